@@ -1,0 +1,149 @@
+"""Moves work from the queue through the sessions: the asynchronous shell around `WorkQueue`'s decisions.
+
+One task per session takes a batch whenever its session is free and the queue holds work; it never waits on purpose. The
+session runs in a thread of its own, where the runtime releases the GIL. A batch that fails is run again group by group,
+so that only the group at fault gets the error.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+
+from kwise.engine.conversation import EncodedSequence
+from kwise.engine.errors import ModelFailed, Overloaded
+from kwise.engine.queue import Finished, Work, WorkQueue
+from kwise.engine.session import Session
+from kwise.engine.types import Priority
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """What the engine has done since it started; monotonic. See `Counters` in reward.proto."""
+
+    model_passes: int = 0
+    sequences: int = 0
+    rows: int = 0
+    unshared_rows: int = 0
+    cache_hits: int = 0
+    joined: int = 0
+    rejected_groups: int = 0
+    abandoned: int = 0
+
+
+class Batcher:
+    """Runs submitted sequences through `sessions`, oldest first. Used from one event loop, between `start` and `stop`.
+
+    max_queue_tokens: tokens that may wait; a submission beyond it is refused, unless nothing waits at all, so that a
+    group larger than the limit still has its turn.
+    """
+
+    def __init__(
+        self, sessions: Sequence[Session], queue: WorkQueue, *, max_queue_tokens: int, counters: Counters
+    ) -> None:
+        self._sessions = sessions
+        self._queue = queue
+        self._max_queue_tokens = max_queue_tokens
+        self._counters = counters
+        self._group_numbers = itertools.count()
+        self._work_arrived = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._busy_s = 0.0
+
+    def start(self) -> None:
+        """Start one task per session, in the running event loop."""
+        self._tasks = [asyncio.create_task(self._serve(session), name="kwise batcher") for session in self._sessions]
+
+    async def stop(self) -> None:
+        """Stop at once; work that still waits is cancelled. Drain before where it should not be."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while batch := self._queue.take():
+            for work in batch:
+                work.future.cancel()
+
+    def check_room(self, num_tokens: int = 0) -> None:
+        """Raises Overloaded where the queue cannot take `num_tokens` more."""
+        queued = self._queue.num_tokens
+        if queued and queued + num_tokens > self._max_queue_tokens:
+            self._counters.rejected_groups += 1
+            raise Overloaded(queued, self._max_queue_tokens, self._seconds_to_clear(queued))
+
+    def submit(self, sequences: Sequence[EncodedSequence], priority: Priority) -> "list[asyncio.Future[Finished]]":
+        """One future per sequence of a group. Cancel a future to take its sequence out of the queue.
+
+        The future raises ModelFailed where the runtime failed on this group.
+
+        Raises:
+            Overloaded: the queue is full; nothing was submitted.
+        """
+        self.check_room(sum(len(sequence.token_ids) for sequence in sequences))
+        loop = asyncio.get_running_loop()
+        group = next(self._group_numbers)
+        futures: list[asyncio.Future[Finished]] = []
+        for sequence in sequences:
+            future: asyncio.Future[Finished] = loop.create_future()
+            futures.append(future)
+            self._queue.add(
+                Work(sequence=sequence, group=group, priority=priority, arrival_s=loop.time(), future=future)
+            )
+        self._work_arrived.set()
+        return futures
+
+    async def _serve(self, session: Session) -> None:
+        with ThreadPoolExecutor(1, thread_name_prefix="kwise-session") as thread:
+            while True:
+                batch = self._queue.take()
+                self._counters.abandoned = self._queue.num_abandoned
+                if batch:
+                    await self._run(session, thread, batch)
+                else:
+                    self._work_arrived.clear()
+                    await self._work_arrived.wait()
+
+    async def _run(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work]) -> None:
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        try:
+            rewards, num_rows = await loop.run_in_executor(thread, session.run, [work.sequence for work in batch])
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the fault of some group in the batch
+            await self._run_apart(session, thread, batch, error)
+            return
+        model_s = loop.time() - started_s
+        self._busy_s += model_s
+        self._counters.model_passes += 1
+        self._counters.sequences += len(batch)
+        self._counters.rows += num_rows
+        self._counters.unshared_rows += sum(len(work.sequence.token_ids) for work in batch)
+        for work, raw in zip(batch, rewards, strict=True):
+            if not work.future.done():
+                queue_s = started_s - work.arrival_s
+                work.future.set_result(Finished(raw=float(raw), queue_s=queue_s, model_s=model_s))
+
+    async def _run_apart(
+        self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work], error: Exception
+    ) -> None:
+        groups = [list(members) for _, members in groupby(sorted(batch, key=_group), key=_group)]
+        if len(groups) > 1:
+            _LOG.warning("a batch of %d groups failed and is run group by group: %s", len(groups), error)
+            for group in groups:
+                await self._run(session, thread, group)
+            return
+        _LOG.error("the model failed on a group of %d sequences", len(batch), exc_info=error)
+        for work in batch:
+            if not work.future.done():
+                work.future.set_exception(ModelFailed())
+
+    def _seconds_to_clear(self, num_tokens: int) -> float:
+        rate = self._counters.unshared_rows / self._busy_s if self._busy_s else 1000.0
+        return max(0.05, num_tokens / rate / len(self._sessions))
+
+
+def _group(work: Work) -> int:
+    return work.group

@@ -1,0 +1,38 @@
+"""How an engine runs, apart from what it serves."""
+
+import os
+from dataclasses import dataclass
+
+from kwise.engine.conversation import ControlTokens, Overlong
+from kwise.engine.options import check_bounds, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Limits and resources of one engine. Raises ConfigError, naming the option and its bound."""
+
+    device: str = option("cpu", "cpu, cuda or cuda:N")
+    threads: int = option(0, "threads of the runtime; 0 for one per core this process may use", minimum=0)
+    max_tokens: int = option(0, "longest conversation in tokens; 0 for the model's own limit", minimum=0)
+    max_batch_tokens: int = option(
+        2048,
+        "token rows of one batch, shared prefixes counted once; CPUs do best at 1,500 to 2,000, GPUs at more. A longer "
+        "conversation runs by itself",
+        minimum=16,
+    )
+    max_queue_tokens: int = option(
+        262_144, "tokens that may wait; beyond it requests get RESOURCE_EXHAUSTED", minimum=16
+    )
+    cache_bytes: int = option(256 << 20, "memory for cached rewards, 400 bytes each; 0 for no cache", minimum=0)
+    overlong: Overlong = option(Overlong.REJECT, "conversations over the limit: refuse, or drop the oldest turns")
+    control_tokens: ControlTokens = option(
+        ControlTokens.ACCEPT, "special tokens spelled out in texts: tokenise as in training and count, or refuse"
+    )
+    tokenizer_threads: int = option(2, "threads that render and tokenise", minimum=1, maximum=64)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    @property
+    def runtime_threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
