@@ -43,9 +43,7 @@ class Batcher:
     group larger than the limit still has its turn.
     """
 
-    def __init__(
-        self, sessions: Sequence[Session], queue: WorkQueue, *, max_queue_tokens: int, counters: Counters
-    ) -> None:
+    def __init__(self, sessions: Sequence[Session], queue: WorkQueue, *, max_queue_tokens: int, counters: Counters) -> None:
         self._sessions = sessions
         self._queue = queue
         self._max_queue_tokens = max_queue_tokens
@@ -90,9 +88,7 @@ class Batcher:
         for sequence in sequences:
             future: asyncio.Future[Finished] = loop.create_future()
             futures.append(future)
-            self._queue.add(
-                Work(sequence=sequence, group=group, priority=priority, arrival_s=loop.time(), future=future)
-            )
+            self._queue.add(Work(sequence=sequence, group=group, priority=priority, arrival_s=loop.time(), future=future))
         self._work_arrived.set()
         return futures
 
@@ -126,9 +122,7 @@ class Batcher:
                 queue_s = started_s - work.arrival_s
                 work.future.set_result(Finished(raw=float(raw), queue_s=queue_s, model_s=model_s))
 
-    async def _run_apart(
-        self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work], error: Exception
-    ) -> None:
+    async def _run_apart(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work], error: Exception) -> None:
         groups = [list(members) for _, members in groupby(sorted(batch, key=_group), key=_group)]
         if len(groups) > 1:
             _LOG.warning("a batch of %d groups failed and is run group by group: %s", len(groups), error)

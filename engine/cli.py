@@ -41,17 +41,20 @@ def main(argv: list[str] | None = None) -> int:
             except ModuleNotFoundError as missing:
                 if missing.name is None or missing.name.split(".")[0] == "kwise":
                     raise
-                print(f"kwise {name} needs the package {missing.name}: pip install 'kwise[{command.extra}]'", file=sys.stderr)  # noqa: T201
+                print(
+                    f"kwise {name} needs the package {missing.name}: pip install 'kwise[{command.extra}]'",
+                    file=sys.stderr,
+                )
                 return 1
             module.add_arguments(subparser)
     arguments = parser.parse_args(argv)
     try:
         return int(module.run(arguments))
     except ConfigError as error:
-        print(f"kwise {arguments.command}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"kwise {arguments.command}: {error}", file=sys.stderr)
         return 2
     except (ArtifactError, KwiseError, OSError) as error:
-        print(f"kwise {arguments.command}: {error}", file=sys.stderr)  # noqa: T201
+        print(f"kwise {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

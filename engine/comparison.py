@@ -24,15 +24,13 @@ def win_probability(margin: float) -> float:
     return exp(margin) / (1 + exp(margin))
 
 
-def compare(
-    rewards: Sequence[Reward | KwiseError], pairs: Sequence[tuple[int, int]] | None = None
-) -> list[Comparison]:
+def compare(rewards: Sequence[Reward | KwiseError], pairs: Sequence[tuple[int, int]] | None = None) -> list[Comparison]:
     """One comparison per pair of indices, in order; no pairs given means all C(K,2), (0,1), (0,2), …
 
     Raises:
         InvalidRequest: a pair names a response that is not there.
     """
-    checked = list(combinations(range(len(rewards)), 2)) if not pairs else pairs
+    checked = pairs or list(combinations(range(len(rewards)), 2))
     comparisons = []
     for number, (first, second) in enumerate(checked):
         if not (0 <= first < len(rewards) and 0 <= second < len(rewards)):

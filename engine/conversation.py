@@ -123,9 +123,7 @@ class ConversationEncoder:
 
     # Token ids
 
-    def _encode_token_ids(
-        self, prompt: TokenIds, responses: Sequence[TokenIds]
-    ) -> list[EncodedSequence | InvalidRequest]:
+    def _encode_token_ids(self, prompt: TokenIds, responses: Sequence[TokenIds]) -> list[EncodedSequence | InvalidRequest]:
         prompt_ids = self._checked_ids("prompt.token_ids", prompt)
         if len(prompt_ids) >= self._limits.max_tokens and any(responses):
             self._raise_prompt_too_long(len(prompt_ids))
@@ -149,9 +147,7 @@ class ConversationEncoder:
 
     # Texts
 
-    def _encode_texts(
-        self, prompt: Conversation, responses: Sequence[str]
-    ) -> list[EncodedSequence | InvalidRequest]:
+    def _encode_texts(self, prompt: Conversation, responses: Sequence[str]) -> list[EncodedSequence | InvalidRequest]:
         refuse = self._limits.control_tokens is ControlTokens.REJECT
         if refuse and (count := sum(self._count_control(message.content) for message in prompt)):
             raise InvalidRequest("prompt", f"its text spells out {count} control tokens, which this server refuses")

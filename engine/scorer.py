@@ -86,9 +86,7 @@ class Scorer:
     async def __aenter__(self) -> "Scorer":
         manifest = self.artifact.manifest
         queue = WorkQueue(layout=manifest.layout, max_batch_tokens=self.config.max_batch_tokens)
-        self._batcher = Batcher(
-            self._sessions, queue, max_queue_tokens=self.config.max_queue_tokens, counters=self.counters
-        )
+        self._batcher = Batcher(self._sessions, queue, max_queue_tokens=self.config.max_queue_tokens, counters=self.counters)
         self._batcher.start()
         return self
 
@@ -107,6 +105,8 @@ class Scorer:
             Overloaded: the queue is full.
             ModelFailed: the runtime failed on this group.
         """
+        if not group.responses:
+            raise InvalidRequest("responses", "there are none; give at least one")
         keys = reward_keys(self._namespace, group)
         lookup = self._look_up(keys, group)
         try:
@@ -149,7 +149,7 @@ class Scorer:
             lookup.awaited[key] = self._pending[key]
             self._pending[key].waiters += 1
         self.counters.cache_hits += len(lookup.cached)
-        if new or not keys:
+        if new:
             task = asyncio.create_task(self._compute(group, new), name="kwise group")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -218,9 +218,7 @@ class Scorer:
                 control_tokens=sequence.control_tokens,
             )
             self._cache.put(key, stored)
-            timing = Timing(
-                tokenizer_ms=tokenizer_ms, queue_ms=finished.queue_s * 1000, model_ms=finished.model_s * 1000
-            )
+            timing = Timing(tokenizer_ms=tokenizer_ms, queue_ms=finished.queue_s * 1000, model_ms=finished.model_s * 1000)
             self._resolve(key, pending, stored, timing)
 
     def _resolve(self, key: bytes, pending: _Pending, outcome: StoredReward | InvalidRequest, timing: Timing) -> None:

@@ -1,0 +1,1 @@
+"""The engine's protocols: thin, one file each. gRPC and protobuf stay here."""

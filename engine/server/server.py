@@ -1,0 +1,104 @@
+"""A gRPC server around one scorer: reward service, health, reflection, and an orderly end.
+
+The port is bound before the model is loaded, so that a taken port is reported at once; calls that arrive meanwhile wait in
+the connection's handshake. Health says SERVING only while requests are answered.
+"""
+
+import asyncio
+import logging
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from kwise.engine.config import EngineConfig
+from kwise.engine.errors import ConfigError
+from kwise.engine.options import check_bounds, option
+from kwise.engine.scorer import Scorer
+from kwise.engine.server.service import RewardService
+from kwise.protos.kwise.v1 import reward_pb2, reward_pb2_grpc
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where the server listens and how it ends. Raises ConfigError, naming the option and its bound."""
+
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for every network this machine is on")
+    port: int = option(50051, "TCP port; 0 takes a free one and prints it", minimum=0, maximum=65535)
+    max_message_bytes: int = option(64 << 20, "largest request and reply", minimum=1 << 10, maximum=(1 << 31) - 1)
+    grace_s: float = option(30.0, "seconds that running requests get to finish after SIGTERM", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    @property
+    def grpc_options(self) -> list[tuple[str, int]]:
+        return [
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the calls
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+
+
+async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain: refuse what is new, finish what runs, at most `grace_s` long.
+
+    Raises:
+        ArtifactError: the artifact is damaged or fails its golden check.
+        ConfigError: the port is taken, or an option does not suit the artifact.
+    """
+    server = grpc.aio.server(options=config.grpc_options)
+    try:
+        port = server.add_insecure_port(f"{config.host}:{config.port}")
+    except RuntimeError as error:
+        raise ConfigError(f"--host {config.host} --port {config.port}: cannot listen there: {error}") from None
+    async with Scorer.load(artifact, engine) as scorer:
+        service = RewardService(scorer)
+        health_service = _add_services(server, service)
+        await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+        await health_service.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        stopping = _on_signals()
+        await server.start()
+        manifest = scorer.artifact.manifest
+        _LOG.info(
+            "serving %s (%s layout, %s, %s) on %s:%d",
+            manifest.name,
+            manifest.layout,
+            manifest.dtype,
+            scorer.runtime,
+            config.host,
+            port,
+        )
+        await stopping.wait()
+        _LOG.info("draining: running requests get %.0f s to finish", config.grace_s)
+        await health_service.enter_graceful_shutdown()
+        service.drain()
+        await server.stop(config.grace_s)
+    _LOG.info("stopped")
+
+
+_SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
+
+
+def _add_services(server: grpc.aio.Server, service: RewardService) -> health.HealthServicer:
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(service, server)
+    health_service = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    names = (_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return health_service
+
+
+def _on_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    return stopping
