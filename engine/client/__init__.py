@@ -1,0 +1,29 @@
+"""The client of kwise.v1. Needs grpcio and protobuf alone: no runtime, no tokenizer, no numpy.
+
+with RewardClient("localhost:50051") as client:
+    scored = client.score("What is 2 + 2?", ["4", "5"])
+"""
+
+from kwise.engine.client.aio import AsyncRewardClient
+from kwise.engine.client.results import ComparedGroup, Counters, ModelInfo, RankedGroup, RewardServiceError
+from kwise.engine.client.sync import RewardClient
+from kwise.engine.errors import KwiseError
+from kwise.engine.types import Comparison, Group, Message, Priority, Reward, ScoredGroup, Timing
+
+__all__ = [
+    "AsyncRewardClient",
+    "ComparedGroup",
+    "Comparison",
+    "Counters",
+    "Group",
+    "KwiseError",
+    "Message",
+    "ModelInfo",
+    "Priority",
+    "RankedGroup",
+    "Reward",
+    "RewardClient",
+    "RewardServiceError",
+    "ScoredGroup",
+    "Timing",
+]

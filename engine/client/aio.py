@@ -1,0 +1,147 @@
+"""The asyncio client: `RewardClient` with `await`. What they share is in messages.py and flight.py."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from kwise.engine.client import messages
+from kwise.engine.client.channel import CHANNEL_OPTIONS, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from kwise.engine.client.flight import Flight, is_break
+from kwise.engine.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
+from kwise.engine.client.results import ComparedGroup, ModelInfo, RankedGroup, RewardServiceError
+from kwise.engine.errors import KwiseError
+from kwise.engine.types import Priority, ScoredGroup
+from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.protos.kwise.v1 import reward_pb2_grpc
+
+
+class AsyncRewardClient:
+    """As `RewardClient`, whose methods say what each one takes, answers and raises. Make it where a loop runs."""
+
+    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = DEFAULT_TIMEOUT_S, model: str = "") -> None:
+        self._target = target
+        self._timeout_s = timeout_s
+        self._model = model
+        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._stub: Any = reward_pb2_grpc.RewardServiceStub(self._channel)  # the generated stub's types are the blocking ones
+
+    async def __aenter__(self) -> "AsyncRewardClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def wait_until_ready(self, timeout_s: float = 5.0) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            raise RewardServiceError("UNAVAILABLE", f"no server is ready at {self._target}") from None
+
+    async def score(
+        self,
+        prompt: PromptLike,
+        responses: ResponsesLike,
+        *,
+        priority: PriorityLike = Priority.INTERACTIVE,
+        timeout_s: float | None = None,
+    ) -> ScoredGroup:
+        request = messages.score_request(self._model, prompt, responses, priority)
+        return messages.scored_group(await self._call(self._stub.Score, request, timeout_s))
+
+    async def rank(
+        self,
+        prompt: PromptLike,
+        responses: ResponsesLike,
+        *,
+        priority: PriorityLike = Priority.INTERACTIVE,
+        timeout_s: float | None = None,
+    ) -> RankedGroup:
+        request = messages.rank_request(self._model, prompt, responses, priority)
+        return messages.ranked_group(await self._call(self._stub.Rank, request, timeout_s))
+
+    async def compare(
+        self,
+        prompt: PromptLike,
+        responses: ResponsesLike,
+        pairs: Sequence[tuple[int, int]] | None = None,
+        *,
+        priority: PriorityLike = Priority.INTERACTIVE,
+        timeout_s: float | None = None,
+    ) -> ComparedGroup:
+        request = messages.compare_request(self._model, prompt, responses, pairs, priority)
+        return messages.compared_group(await self._call(self._stub.Compare, request, timeout_s))
+
+    async def get_model(self, *, timeout_s: float | None = None) -> ModelInfo:
+        request = pb.GetModelRequest(model=self._model)
+        return messages.model_info(await self._call(self._stub.GetModel, request, timeout_s))
+
+    async def score_many(
+        self,
+        groups: Iterable[GroupLike],
+        *,
+        priority: PriorityLike = Priority.INTERACTIVE,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[ScoredGroup | KwiseError]:
+        """As `RewardClient.score_many`. `groups` is drawn from on the event loop, so it must not block."""
+        requests = (messages.group_request(self._model, group, priority) for group in groups)
+        flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                async with aclosing(self._stream(flight)) as results:
+                    async for result in results:
+                        yield result
+            except grpc.RpcError as error:
+                failure = messages.call_error(error)
+                if not is_break(failure):
+                    raise failure from error
+            if flight.done:
+                return
+            await asyncio.sleep(flight.pause_s())
+
+    async def _stream(self, flight: Flight) -> AsyncGenerator[ScoredGroup | KwiseError, None]:
+        """The flight on one stream, until it is done or stranded. Raises grpc.RpcError when the stream breaks."""
+        to_send: asyncio.Queue[pb.ScoreStreamRequest] = asyncio.Queue()
+
+        async def sent() -> AsyncIterator[pb.ScoreStreamRequest]:
+            while True:
+                yield await to_send.get()
+
+        call = self._stub.ScoreStream(sent())
+        try:
+            for request in flight.start():
+                to_send.put_nowait(request)
+            while True:
+                for request in flight.send():
+                    to_send.put_nowait(request)
+                if (result := flight.pop()) is not None:
+                    yield result
+                    flight.resume()
+                    continue
+                if flight.stranded:
+                    return
+                try:
+                    async with asyncio.timeout(max(flight.remaining_s, 0)):
+                        reply = await call.read()
+                except TimeoutError:
+                    raise flight.out_of_time() from None
+                if reply is grpc.aio.EOF:
+                    return  # the server closed the stream; what it owed goes on the next
+                flight.accept(reply)
+        finally:
+            call.cancel()
+
+    async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+        try:
+            return await method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
+        except grpc.RpcError as error:
+            raise messages.call_error(error) from error

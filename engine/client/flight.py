@@ -1,0 +1,131 @@
+"""The groups that `score_many` has in flight: what to send, what is owed, what comes next, how long to wait.
+
+Decides and does nothing: no gRPC calls, threads or tasks, so that the blocking client and the asyncio client only move its
+messages. One stream after another carries a flight:
+
+    start      all that is unanswered goes on the new stream
+    send       new groups, while the window has room and the server has refused nothing
+    accept     one reply; UNAVAILABLE and RESOURCE_EXHAUSTED leave the group unanswered
+    pop        the next result in input order
+    stranded   the stream owes nothing more, and what it refused must go on another one, after `pause_s`
+
+Results come in input order. The window counts groups taken from the source and not yet handed out, so one slow group
+holds at most a window of results in memory.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from random import uniform
+from time import monotonic
+
+from kwise.engine.client import messages
+from kwise.engine.client.results import RewardServiceError
+from kwise.engine.errors import KwiseError
+from kwise.engine.types import ScoredGroup
+from kwise.protos.kwise.v1 import reward_pb2 as pb
+
+# Below the 256 groups of a stream that the server works on at once: it always reads what we send.
+WINDOW_GROUPS = 128
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_REFUSALS = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
+# A server whose grace has ended cancels its streams; our own cancellation is never read back.
+_BREAKS = {"UNAVAILABLE", "CANCELLED"}
+
+
+def is_break(error: RewardServiceError) -> bool:
+    """Whether a stream that ended like this may be followed by another."""
+    return error.code in _BREAKS
+
+
+class Flight:
+    """`requests` is drawn from as the window allows; `timeout_s` is the longest wait without a result."""
+
+    def __init__(
+        self,
+        requests: Iterator[pb.ScoreRequest],
+        timeout_s: float,
+        window_groups: int = WINDOW_GROUPS,
+        now: Callable[[], float] = monotonic,
+    ) -> None:
+        self._requests = requests
+        self._timeout_s = timeout_s
+        self._window_groups = window_groups
+        self._now = now
+        self._exhausted = False
+        self._taken = 0
+        self._popped = 0
+        self._unanswered: dict[str, pb.ScoreStreamRequest] = {}
+        self._owed: set[str] = set()  # ids that the present stream is still to answer
+        self._results: dict[str, ScoredGroup | KwiseError] = {}
+        self._pauses = 0
+        self._progress_at = now()
+
+    @property
+    def done(self) -> bool:
+        return self._exhausted and not self._unanswered and not self._results
+
+    @property
+    def stranded(self) -> bool:
+        return not self._owed
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until there has been no result for `timeout_s`; the time that the caller takes is not counted."""
+        return self._progress_at + self._timeout_s - self._now()
+
+    def start(self) -> list[pb.ScoreStreamRequest]:
+        self._owed = set(self._unanswered)
+        return list(self._unanswered.values())
+
+    def send(self) -> list[pb.ScoreStreamRequest]:
+        if self._exhausted or len(self._owed) < len(self._unanswered):
+            return []
+        room = self._window_groups - (self._taken - self._popped)
+        new = []
+        for request in islice(self._requests, room):
+            message = pb.ScoreStreamRequest(id=str(self._taken), request=request)
+            self._unanswered[message.id] = message
+            self._owed.add(message.id)
+            self._taken += 1
+            new.append(message)
+        self._exhausted = len(new) < room
+        if new:
+            self._progress_at = self._now()
+        return new
+
+    def accept(self, reply: pb.ScoreStreamResponse) -> None:
+        self._owed.discard(reply.id)
+        if reply.WhichOneof("result") == "error" and reply.error.code in _REFUSALS:
+            return
+        if self._unanswered.pop(reply.id, None) is None:
+            return  # answered already
+        failed = reply.WhichOneof("result") == "error"
+        self._results[reply.id] = messages.response_error(reply.error) if failed else messages.scored_group(reply.response)
+        self._pauses = 0
+        self._progress_at = self._now()
+
+    def pop(self) -> ScoredGroup | KwiseError | None:
+        """The next result in input order, or None while it is not there."""
+        if (result := self._results.pop(str(self._popped), None)) is not None:
+            self._popped += 1
+        return result
+
+    def resume(self) -> None:
+        """The caller is back from what it did with a result."""
+        self._progress_at = self._now()
+
+    def pause_s(self) -> float:
+        """How long to wait before the next stream.
+
+        Raises:
+            RewardServiceError: DEADLINE_EXCEEDED, no result for `timeout_s`.
+        """
+        if self.remaining_s <= 0:
+            raise self.out_of_time()
+        longest_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._pauses)
+        self._pauses += 1
+        return min(uniform(longest_s / 2, longest_s), max(self.remaining_s, 0))
+
+    def out_of_time(self) -> RewardServiceError:
+        problem = f"no group was answered for {self._timeout_s:g} s; {len(self._unanswered)} are unanswered"
+        return RewardServiceError("DEADLINE_EXCEEDED", problem)

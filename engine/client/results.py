@@ -1,0 +1,77 @@
+"""What the client answers with, beside the types that it shares with the engine.
+
+Dimensions: K responses in a group.
+"""
+
+from dataclasses import dataclass, field
+
+from kwise.engine.errors import KwiseError
+from kwise.engine.types import Comparison, Reward, Timing
+
+
+class RewardServiceError(KwiseError):
+    """A call, a group or a response that the server did not score.
+
+    `code` is the name of a gRPC status ("INVALID_ARGUMENT"), which may be one that gRPC itself sets
+    ("DEADLINE_EXCEEDED"): hence no class per status here. `retry_after_s` is the server's advice when overloaded.
+    """
+
+    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedGroup:
+    """`ranks[k]` belongs to response k: 1 the best, equal rewards share one, None where the reward is an error."""
+
+    ranks: tuple[int | None, ...]
+    rewards: tuple[Reward | KwiseError, ...]
+    model: str
+    fingerprint: str
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedGroup:
+    """One comparison per pair that was asked for, and the K rewards that they follow from."""
+
+    comparisons: tuple[Comparison, ...]
+    rewards: tuple[Reward | KwiseError, ...]
+    model: str
+    fingerprint: str
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What the engine has done since it started; reward.proto says what each one counts."""
+
+    model_passes: int
+    sequences: int
+    rows: int
+    unshared_rows: int
+    cache_hits: int
+    joined: int
+    rejected_groups: int
+    abandoned: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What is served, with its limits; reward.proto describes the fields."""
+
+    model: str
+    fingerprint: str
+    layout: str
+    dtype: str
+    runtime: str
+    max_tokens: int
+    max_batch_tokens: int
+    overlong: str
+    control_tokens: str
+    reward_mean: float
+    reward_std: float
+    counters: Counters

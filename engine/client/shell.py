@@ -1,0 +1,204 @@
+"""What `kwise score`, `rank` and `compare` share: groups from files or the command line, all in flight together, and JSON
+lines out, or tables where a person reads them.
+
+Each command is the columns that it adds to a line (`Report`). Ranks and comparisons follow from the rewards without the
+server, by the functions that the server itself uses, so all three commands send one kind of request.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kwise.engine.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from kwise.engine.client.messages import compare_request
+from kwise.engine.client.results import RewardServiceError
+from kwise.engine.client.sync import RewardClient
+from kwise.engine.client.table import table, terminal_columns
+from kwise.engine.errors import KwiseError
+from kwise.engine.types import Group, Priority, Reward, ScoredGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One group of the input. `where` is FILE:LINE; `fields` is the JSON object as it came."""
+
+    where: str
+    fields: dict[str, Any]
+    responses: list[Any]
+    pairs: list[tuple[int, int]] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How one command tells a result: keys added to the JSON object, and rows of a table with their header."""
+
+    fields: Callable[[Line, ScoredGroup], dict[str, Any]]
+    header: tuple[str, ...]
+    rows: Callable[[Line, ScoredGroup], list[tuple[str, ...]]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help='JSON lines {"prompt": text, messages or token ids, "responses": [text, {"text": text} or token ids, ...]}; '
+        "other keys are kept; '-' or none: standard input",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="score one group given on the command line")
+    parser.add_argument("--response", metavar="TEXT", action="append", help="a response to --prompt; once per response")
+    parser.add_argument("--server", metavar="HOST:PORT", default=DEFAULT_TARGET, help=f"the server (default: {DEFAULT_TARGET})")
+    parser.add_argument(
+        "--timeout-s",
+        metavar="SECONDS",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        help=f"longest wait without any result (default: {DEFAULT_TIMEOUT_S:g})",
+    )
+    parser.add_argument("--model", metavar="NAME", default="", help="the model that must answer (default: any)")
+    parser.add_argument(
+        "--priority",
+        choices=[priority.value for priority in Priority],
+        default=Priority.INTERACTIVE.value,
+        help="bulk waits behind interactive work (default: interactive)",
+    )
+    parser.add_argument("--json", action="store_true", help="JSON lines even where the output is a terminal")
+
+
+def run(arguments: argparse.Namespace, report: Report) -> int:
+    """Answer every line of the input. 0; 1 if a line is bad or was not scored; 2 for a wrong command line."""
+    if problem := _problem(arguments):
+        print(f"kwise {arguments.command}: {problem}", file=sys.stderr)
+        return 2
+    try:
+        code = _run(arguments, report)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (`| head`). What Python flushes at exit must have somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _problem(arguments: argparse.Namespace) -> str | None:
+    if arguments.prompt is None:
+        return "--response needs --prompt" if arguments.response else None
+    if arguments.files:
+        return "give either files or --prompt, not both"
+    return None if arguments.response else "--prompt needs at least one --response"
+
+
+def _run(arguments: argparse.Namespace, report: Report) -> int:
+    failures: list[str] = []
+
+    def failed(where: str, problem: object) -> None:
+        failures.append(where)
+        print(f"{where}: {problem}", file=sys.stderr)
+
+    in_flight: deque[Line] = deque()
+
+    def groups() -> Iterator[Group]:
+        for where, text in _texts(arguments):
+            try:
+                line, group = read_line(where, text, Priority(arguments.priority))
+            except (TypeError, ValueError) as error:
+                failed(where, error)
+                continue
+            in_flight.append(line)
+            yield group
+
+    with RewardClient(arguments.server, timeout_s=arguments.timeout_s, model=arguments.model) as client:
+        client.wait_until_ready(min(5.0, arguments.timeout_s))
+        show = _show_table if sys.stdout.isatty() and not arguments.json else _show_json
+        for result in client.score_many(groups()):
+            line = in_flight.popleft()
+            if isinstance(result, KwiseError):
+                failed(line.where, result)
+            show(line, result, report)
+    return 1 if failures else 0
+
+
+def read_line(where: str, text: str, priority: Priority) -> tuple[Line, Group]:
+    """The group that one line of JSON describes.
+
+    Raises:
+        TypeError, ValueError: it describes none; the message says why.
+    """
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"a JSON object is expected, not {type(fields).__name__}")
+    if missing := [key for key in ("prompt", "responses") if key not in fields]:
+        raise ValueError(f"no {' and no '.join(map(repr, missing))}")
+    if not isinstance(fields["responses"], list) or not fields["responses"]:
+        raise ValueError("'responses' must be a list of at least one")
+    responses = [_response_of(number, response) for number, response in enumerate(fields["responses"])]
+    pairs = fields.get("pairs")
+    # Checked here, where the line's number is known, and with the client's own words.
+    for number, pair in enumerate(compare_request("", fields["prompt"], responses, pairs, priority).pairs):
+        if max(pair.first, pair.second) >= len(responses):
+            raise ValueError(f"pairs[{number}] is ({pair.first}, {pair.second}) with {len(responses)} responses")
+    line = Line(where=where, fields=fields, responses=responses, pairs=pairs and [(a, b) for a, b in pairs])
+    return line, Group(prompt=fields["prompt"], responses=tuple(responses), priority=priority)
+
+
+def reward_fields(outcome: Reward | KwiseError) -> dict[str, Any]:
+    return {"error": error_fields(outcome)} if isinstance(outcome, KwiseError) else asdict(outcome)
+
+
+def error_fields(error: KwiseError) -> dict[str, str]:
+    if isinstance(error, RewardServiceError):
+        return {"code": error.code, "message": error.message}
+    return {"code": error.status.name, "message": str(error)}
+
+
+def _response_of(number: int, response: Any) -> Any:
+    if not isinstance(response, dict):
+        return response
+    if "text" not in response:
+        raise ValueError(f"responses[{number}] has no 'text'")
+    return response["text"]
+
+
+def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """(FILE:LINE, text) of every line that is not blank."""
+    if arguments.prompt is not None:
+        yield "--prompt", json.dumps({"prompt": arguments.prompt, "responses": arguments.response})
+        return
+    for name in arguments.files or ["-"]:
+        shown = "<stdin>" if name == "-" else name
+        # Bytes that are not UTF-8 become lone surrogates, which fail their own line and no other.
+        opened = (
+            nullcontext(io.TextIOWrapper(sys.stdin.buffer, "utf-8", "surrogateescape"))
+            if name == "-"
+            else open(name, encoding="utf-8", errors="surrogateescape")  # noqa: PTH123, SIM115 - entered just below
+        )
+        with opened as lines:
+            for number, text in enumerate(lines, start=1):
+                if text.strip():
+                    yield f"{shown}:{number}", text
+
+
+def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> None:
+    if isinstance(result, KwiseError):
+        added: dict[str, Any] = {"error": error_fields(result)}
+    else:
+        added = {**report.fields(line, result), "model": result.model, "fingerprint": result.fingerprint}
+    # Escaped where it is not ASCII only if the terminal's encoding cannot spell it.
+    text = json.dumps({**line.fields, **added}, ensure_ascii=(sys.stdout.encoding or "").lower() != "utf-8")
+    print(text)
+
+
+def _show_table(line: Line, result: ScoredGroup | KwiseError, report: Report) -> None:
+    if isinstance(result, KwiseError):
+        return  # it has been told on standard error
+    print("\n".join(table(report.header, report.rows(line, result), terminal_columns())), end="\n\n")

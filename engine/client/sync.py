@@ -1,0 +1,170 @@
+"""The blocking client."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import sleep
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+
+from kwise.engine.client import messages
+from kwise.engine.client.channel import CHANNEL_OPTIONS, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from kwise.engine.client.flight import Flight, is_break
+from kwise.engine.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
+from kwise.engine.client.results import ComparedGroup, ModelInfo, RankedGroup, RewardServiceError
+from kwise.engine.errors import KwiseError
+from kwise.engine.types import Priority, ScoredGroup
+from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.protos.kwise.v1 import reward_pb2_grpc
+
+_T = TypeVar("_T")
+
+
+class RewardClient:
+    """Rewards from the server at `target` ("host:port").
+
+    `timeout_s` bounds each call, retries and the wait for a server that restarts included; `model` names the model that
+    must answer, "" for whichever is served. Safe to share between threads. Every method raises `RewardServiceError` for
+    a failed call and TypeError or ValueError for arguments that are no request.
+    """
+
+    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = DEFAULT_TIMEOUT_S, model: str = "") -> None:
+        self._target = target
+        self._timeout_s = timeout_s
+        self._model = model
+        self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
+
+    def __enter__(self) -> "RewardClient":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def wait_until_ready(self, timeout_s: float = 5.0) -> None:
+        """Raises `RewardServiceError` (UNAVAILABLE) if no server is ready at the target within `timeout_s`."""
+        ready = grpc.channel_ready_future(self._channel)
+        try:
+            ready.result(timeout=timeout_s)
+        except grpc.FutureTimeoutError:
+            ready.cancel()
+            raise RewardServiceError("UNAVAILABLE", f"no server is ready at {self._target}") from None
+
+    def score(
+        self,
+        prompt: PromptLike,
+        responses: ResponsesLike,
+        *,
+        priority: PriorityLike = Priority.INTERACTIVE,
+        timeout_s: float | None = None,
+    ) -> ScoredGroup:
+        """One reward per response, in order; a response that could not be scored has its error in its place."""
+        request = messages.score_request(self._model, prompt, responses, priority)
+        return messages.scored_group(self._call(self._stub.Score, request, timeout_s))
+
+    def rank(
+        self,
+        prompt: PromptLike,
+        responses: ResponsesLike,
+        *,
+        priority: PriorityLike = Priority.INTERACTIVE,
+        timeout_s: float | None = None,
+    ) -> RankedGroup:
+        """The responses' ranks, 1 the best."""
+        request = messages.rank_request(self._model, prompt, responses, priority)
+        return messages.ranked_group(self._call(self._stub.Rank, request, timeout_s))
+
+    def compare(
+        self,
+        prompt: PromptLike,
+        responses: ResponsesLike,
+        pairs: Sequence[tuple[int, int]] | None = None,
+        *,
+        priority: PriorityLike = Priority.INTERACTIVE,
+        timeout_s: float | None = None,
+    ) -> ComparedGroup:
+        """Margin and win probability of each pair of indices; None means all C(K,2)."""
+        request = messages.compare_request(self._model, prompt, responses, pairs, priority)
+        return messages.compared_group(self._call(self._stub.Compare, request, timeout_s))
+
+    def get_model(self, *, timeout_s: float | None = None) -> ModelInfo:
+        return messages.model_info(self._call(self._stub.GetModel, pb.GetModelRequest(model=self._model), timeout_s))
+
+    def score_many(
+        self,
+        groups: Iterable[GroupLike],
+        *,
+        priority: PriorityLike = Priority.INTERACTIVE,
+        timeout_s: float | None = None,
+    ) -> Iterator[ScoredGroup | KwiseError]:
+        """One result per group, in input order; a group that failed yields its error.
+
+        Up to 128 groups are drawn ahead of the results handed out. Groups are `Group`s or pairs (prompt, responses);
+        the pairs take `priority`. A broken stream is opened again for what is unanswered; `timeout_s` is the longest
+        wait without any result, after which the iterator raises `RewardServiceError`.
+        """
+        requests = (messages.group_request(self._model, group, priority) for group in groups)
+        flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                yield from self._stream(flight)
+            except grpc.RpcError as error:
+                failure = messages.call_error(error)
+                if not is_break(failure):
+                    raise failure from error
+            if flight.done:
+                return
+            sleep(flight.pause_s())
+
+    def _stream(self, flight: Flight) -> Iterator[ScoredGroup | KwiseError]:
+        """The flight on one stream, until it is done or stranded. Raises grpc.RpcError when the stream breaks."""
+        to_send: SimpleQueue[pb.ScoreStreamRequest | None] = SimpleQueue()
+        call = self._stub.ScoreStream(iter(to_send.get, None))
+        replies: SimpleQueue[pb.ScoreStreamResponse | grpc.RpcError | None] = SimpleQueue()
+        # gRPC's blocking iterator has no time-out of its own, a queue has.
+        Thread(target=_read, args=(call, replies), name="kwise-score-many", daemon=True).start()
+        try:
+            for request in flight.start():
+                to_send.put(request)
+            while True:
+                for request in flight.send():
+                    to_send.put(request)
+                if (result := flight.pop()) is not None:
+                    yield result
+                    flight.resume()
+                    continue
+                if flight.stranded:
+                    return
+                try:
+                    reply = replies.get(timeout=max(flight.remaining_s, 0))
+                except Empty:
+                    raise flight.out_of_time() from None
+                if reply is None:
+                    return  # the server closed the stream; what it owed goes on the next
+                if isinstance(reply, grpc.RpcError):
+                    raise reply
+                flight.accept(reply)
+        finally:
+            to_send.put(None)  # ends gRPC's thread that reads the queue
+            call.cancel()
+
+    def _call(self, method: Callable[..., _T], request: Any, timeout_s: float | None) -> _T:
+        try:
+            return method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
+        except grpc.RpcError as error:
+            raise messages.call_error(error) from error
+
+
+def _read(call: Iterable[pb.ScoreStreamResponse], replies: "SimpleQueue[Any]") -> None:
+    """Every reply, then None or the error that the stream ended with."""
+    try:
+        for reply in call:
+            replies.put(reply)
+        replies.put(None)
+    except grpc.RpcError as error:
+        replies.put(error)

