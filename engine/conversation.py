@@ -118,8 +118,8 @@ class ConversationEncoder:
         if not group.prompt:
             raise InvalidRequest("prompt", "it is empty")
         if isinstance(group.prompt[0], Message):
-            return self._encode_texts(cast(Conversation, group.prompt), cast(tuple[str, ...], group.responses))
-        return self._encode_token_ids(cast(TokenIds, group.prompt), cast(tuple[TokenIds, ...], group.responses))
+            return self._encode_texts(group.prompt, cast(tuple[str, ...], group.responses))
+        return self._encode_token_ids(group.prompt, cast(tuple[TokenIds, ...], group.responses))
 
     # Token ids
 

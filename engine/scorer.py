@@ -113,7 +113,7 @@ class Scorer:
             computed = {key: await asyncio.shield(pending.future) for key, pending in lookup.awaited.items()}
         finally:
             self._leave(lookup.awaited)
-        rewards = []
+        rewards: list[Reward | KwiseError] = []
         for index, key in enumerate(keys):
             if (stored := lookup.cached.get(key)) is not None:
                 rewards.append(self._reward(stored, cached=True))

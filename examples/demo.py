@@ -23,18 +23,18 @@ ROOT = Path(__file__).resolve().parent.parent
 RANKINGS = ROOT / "examples" / "rankings.jsonl"
 
 # A prompt that the rankings do not have, with nine responses from good to bad, in no order.
-PROMPT = "Why do we have seasons on Earth?"
+PROMPT = "Why does the Moon seem to change its shape over a month?"
 RESPONSES = [
-    "Because the Earth's axis is tilted by about 23 degrees. As the Earth goes around the Sun, each hemisphere leans towards it "
-    "for half of the year, with longer days and steeper sunlight, and away from it for the other half.",
-    "Seasons seasons seasons because seasons are the seasons of the seasons and the seasons.",
-    "The Earth is tilted, so sunlight falls more directly on each half of the globe at different times of the year.",
+    "The Sun always lights half of the Moon. As the Moon goes around the Earth in about a month, we see that lit half from "
+    "changing angles: all of it at full moon, a part at a crescent, none at new moon.",
+    "The Moon the Moon changes because the Moon is changing the shape of the Moon and the Moon.",
+    "As it orbits us, we see more or less of its sunlit side, from new moon to full moon and back.",
     "That is a silly question. Look it up yourself.",
-    "It is mainly because the Earth is much closer to the Sun in summer and further away in winter.",
-    "There are many reasons for seasons. It depends on various factors and can be different in different places.",
+    "Because the shadow of the Earth falls on the Moon and covers a different part of it every night.",
+    "There are many reasons for this. It depends on various factors and can be different in different places.",
     "To bake a good sponge cake, beat the eggs and the sugar until they are pale, then fold in the flour.",
-    "The tilt of the Earth's axis makes the Sun's rays arrive at a different angle during the",
-    "Seasons come from the tilt of the Earth's axis, not from its distance to the Sun.",
+    "It is a matter of the angle between the Sun, the Moon and the",
+    "We see the part of the Moon that the Sun lights, and that part changes as the Moon moves around the Earth.",
 ]
 
 
@@ -118,8 +118,8 @@ def show(address: str) -> None:
         text = RESPONSES[index] if len(RESPONSES[index]) <= 84 else RESPONSES[index][:83] + "…"
         print(f"  {ranked.ranks[index]:>4}  {reward.value:+7.3f}  {wins[index] / (len(RESPONSES) - 1):4.0%}   {text}")
     print(
-        f"\n  {len(RESPONSES)} rewards in {seconds:.2f} s; ranks and all {len(compared.comparisons)} win probabilities from the "
-        f"cache: {passes} pass of the model in all.\n  wins: mean probability of being preferred to each of the other eight."
+        f"\n  {len(RESPONSES)} rewards in {seconds:.2f} s; ranks and {len(compared.comparisons)} win probabilities from the cache: "
+        f"{passes} pass of the model in all.\n  wins: mean probability of being preferred to each of the other eight."
     )
 
 

@@ -27,7 +27,7 @@ class AsyncRewardClient:
         self._timeout_s = timeout_s
         self._model = model
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        self._stub: Any = reward_pb2_grpc.RewardServiceStub(self._channel)  # the generated stub's types are the blocking ones
+        self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
 
     async def __aenter__(self) -> "AsyncRewardClient":
         return self
@@ -134,7 +134,7 @@ class AsyncRewardClient:
                         reply = await call.read()
                 except TimeoutError:
                     raise flight.out_of_time() from None
-                if reply is grpc.aio.EOF:
+                if not isinstance(reply, pb.ScoreStreamResponse):  # grpc.aio.EOF
                     return  # the server closed the stream; what it owed goes on the next
                 flight.accept(reply)
         finally:

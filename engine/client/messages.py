@@ -9,8 +9,6 @@ from dataclasses import fields
 from operator import index
 from typing import Any, TypeAlias
 
-import grpc
-
 from kwise.engine.client.results import ComparedGroup, Counters, ModelInfo, RankedGroup, RewardServiceError
 from kwise.engine.errors import KwiseError
 from kwise.engine.types import Comparison, Group, Message, Priority, Reward, ScoredGroup, Timing
@@ -55,9 +53,11 @@ def group_request(model: str, group: GroupLike, priority: PriorityLike) -> pb.Sc
     """A `Group` keeps its own priority; a pair (prompt, responses) takes the one given."""
     if isinstance(group, Group):
         return score_request(model, group.prompt, group.responses, group.priority)
-    if not isinstance(group, tuple) or len(group) != 2:
-        raise TypeError(f"a group must be a Group or a pair (prompt, responses), not {_kind(group)}")
-    return score_request(model, *group, priority)
+    expected = "a group must be a Group or a pair (prompt, responses)"
+    pair = _items(expected, group)
+    if len(pair) != 2 or isinstance(group, str):
+        raise ValueError(f"{expected}; this {_kind(group)} has {len(pair)} items")
+    return score_request(model, pair[0], pair[1], priority)
 
 
 def scored_group(response: pb.ScoreResponse) -> ScoredGroup:
@@ -99,9 +99,12 @@ def response_error(error: pb.ResponseError) -> RewardServiceError:
     return RewardServiceError(error.code, error.message)
 
 
-def call_error(error: grpc.RpcError) -> RewardServiceError:
-    """The end of a failed call, from either of gRPC's two kinds of client; raise it `from error`."""
-    code, details, trailers = error.code(), error.details(), error.trailing_metadata()  # type: ignore[attr-defined]
+def call_error(error: Any) -> RewardServiceError:
+    """The end of a failed call; raise it `from error`.
+
+    `error` is a grpc.RpcError of a blocking or an asyncio call, whose common methods that class does not declare.
+    """
+    code, details, trailers = error.code(), error.details(), error.trailing_metadata()
     pushback_ms = next((value for key, value in trailers or () if key == "grpc-retry-pushback-ms"), None)
     retry_after_s = None if pushback_ms is None else float(pushback_ms) / 1000
     return RewardServiceError(code.name, details or "no details", retry_after_s=retry_after_s)

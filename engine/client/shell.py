@@ -12,8 +12,8 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from kwise.engine.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
@@ -104,8 +104,8 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
 
     in_flight: deque[Line] = deque()
 
-    def groups() -> Iterator[Group]:
-        for where, text in _texts(arguments):
+    def groups_of(name: str) -> Iterator[Group]:
+        for where, text in _texts(name):
             try:
                 line, group = read_line(where, text, Priority(arguments.priority))
             except (TypeError, ValueError) as error:
@@ -113,6 +113,19 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
                 continue
             in_flight.append(line)
             yield group
+
+    def groups() -> Iterator[Group]:
+        if arguments.prompt is not None:
+            text = json.dumps({"prompt": arguments.prompt, "responses": arguments.response})
+            line, group = read_line("--prompt", text, Priority(arguments.priority))
+            in_flight.append(line)
+            yield group
+            return
+        for name in arguments.files or ["-"]:
+            try:
+                yield from groups_of(name)
+            except OSError as error:
+                failed(name, error.strerror or error)
 
     with RewardClient(arguments.server, timeout_s=arguments.timeout_s, model=arguments.model) as client:
         client.wait_until_ready(min(5.0, arguments.timeout_s))
@@ -169,23 +182,15 @@ def _response_of(number: int, response: Any) -> Any:
     return response["text"]
 
 
-def _texts(arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+def _texts(name: str) -> Iterator[tuple[str, str]]:
     """(FILE:LINE, text) of every line that is not blank."""
-    if arguments.prompt is not None:
-        yield "--prompt", json.dumps({"prompt": arguments.prompt, "responses": arguments.response})
-        return
-    for name in arguments.files or ["-"]:
-        shown = "<stdin>" if name == "-" else name
-        # Bytes that are not UTF-8 become lone surrogates, which fail their own line and no other.
-        opened = (
-            nullcontext(io.TextIOWrapper(sys.stdin.buffer, "utf-8", "surrogateescape"))
-            if name == "-"
-            else open(name, encoding="utf-8", errors="surrogateescape")  # noqa: PTH123, SIM115 - entered just below
-        )
-        with opened as lines:
-            for number, text in enumerate(lines, start=1):
-                if text.strip():
-                    yield f"{shown}:{number}", text
+    # Bytes that are not UTF-8 become lone surrogates, which fail their own line and no other.
+    opened = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115 - the wrapper closes it
+    shown = "<stdin>" if name == "-" else name
+    with io.TextIOWrapper(opened, encoding="utf-8", errors="surrogateescape") as lines:
+        for number, text in enumerate(lines, start=1):
+            if text.strip():
+                yield f"{shown}:{number}", text
 
 
 def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> None:
@@ -193,8 +198,12 @@ def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> 
         added: dict[str, Any] = {"error": error_fields(result)}
     else:
         added = {**report.fields(line, result), "model": result.model, "fingerprint": result.fingerprint}
-    # Escaped where it is not ASCII only if the terminal's encoding cannot spell it.
-    text = json.dumps({**line.fields, **added}, ensure_ascii=(sys.stdout.encoding or "").lower() != "utf-8")
+    fields = {**line.fields, **added}
+    text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:  # another locale, or a lone surrogate in a key that we only echo
+        text = json.dumps(fields)
     print(text)
 
 

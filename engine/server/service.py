@@ -7,7 +7,7 @@ answered in one place (`_answer`).
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 
@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 # Groups of one stream that are worked on at once; a client that sends more waits at gRPC's flow control.
 _MAX_STREAM_GROUPS = 256
 
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RewardService(reward_pb2_grpc.RewardServiceServicer):
@@ -36,20 +36,20 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
     def drain(self) -> None:
         self._draining = True
 
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # type: ignore[override]
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         return messages.to_score_response(await _answer(self._scored(request), context))
 
-    async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:  # type: ignore[override]
+    async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:
         return messages.to_rank_response(await _answer(self._scored(request), context))
 
-    async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:  # type: ignore[override]
+    async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
         scored = await _answer(self._scored(request), context)
         return messages.to_compare_response(scored, [(pair.first, pair.second) for pair in request.pairs])
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # type: ignore[override]
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         return await _answer(self._model(request), context)
 
-    async def ScoreStream(  # type: ignore[override]
+    async def ScoreStream(
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
         """Replies as groups finish. A client that goes away cancels what it alone waited for."""

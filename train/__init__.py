@@ -1,0 +1,1 @@
+"""Training: rankings in, a plain Hugging Face `…ForSequenceClassification(num_labels=1)` checkpoint out."""

@@ -1,0 +1,253 @@
+"""Rankings: K responses to one prompt, ordered by preference. The schema of the training data, its reader and its split.
+
+One JSON object a line (JSON Lines, UTF-8, `.gz` or not):
+
+    {"prompt": "Why is the sky blue?",
+     "responses": [{"text": "Air scatters blue light more than red.", "rank": 1},
+                   {"text": "It reflects the oceans.", "rank": 2},
+                   {"text": "It is painted.", "rank": 2}]}
+
+- `prompt`: a text, or messages `[{"role": "system", "content": …}, {"role": "user", "content": …}]` that end with the user.
+- `responses`: at least two. Each has a `rank` (1 is the best; equal ranks are a tie; gaps mean nothing), or each has a
+  `score` (a finite number, higher is better), which is a convenience: only the order of scores is used.
+- `id`, `source` and `metadata` are allowed on the ranking and on each response, and ignored. Every other key is an error:
+  a misspelt or unsupported key must not train a model silently.
+
+Standard library only, so that tools which only look at data start at once.
+"""
+
+import gzip
+import hashlib
+import json
+import math
+import sys
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kwise.engine.types import Conversation, Message
+
+MAX_PROBLEMS = 20
+"""So many bad lines are told at once: enough to see the pattern, few enough to read."""
+
+_IGNORED_KEYS = frozenset({"id", "source", "metadata"})
+
+
+class RankingsError(ValueError):
+    """The data is not usable. One line per problem, "FILE:LINE: field: problem", never with the texts themselves."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """K responses to one prompt; `ranks[i]` is the rank of `responses[i]`, dense from 1 (the best), ties equal.
+
+    `origin` ("FILE:LINE") is for messages and is no part of the ranking's identity.
+    """
+
+    prompt: Conversation
+    responses: tuple[str, ...]
+    ranks: tuple[int, ...]
+    origin: str = field(default="", compare=False)
+
+    def conversations(self) -> list[Conversation]:
+        """The K conversations, each the prompt and one response."""
+        return [(*self.prompt, Message(role="assistant", content=text)) for text in self.responses]
+
+    def num_pairs(self) -> int:
+        """How many of the C(K,2) pairs have a preferred side."""
+        return sum(self.ranks[i] != self.ranks[j] for i in range(len(self.ranks)) for j in range(i))
+
+
+def read_rankings(path: str | Path) -> list[Ranking]:
+    """The rankings of a JSON Lines file, of a gzipped one (`.gz`), or of standard input (`-`). Blank lines are skipped.
+
+    Raises:
+        RankingsError: up to `MAX_PROBLEMS` bad lines, one problem of each; or there is no ranking.
+        OSError: the file cannot be read.
+    """
+    name = "<stdin>" if str(path) == "-" else str(path)
+    rankings: list[Ranking] = []
+    problems: list[str] = []
+    with _open_lines(str(path)) as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    rankings.append(parse_ranking(line, origin=f"{name}:{number}"))
+                except RankingsError as error:
+                    problems += error.problems
+                if len(problems) == MAX_PROBLEMS:
+                    problems.append(f"{name}: stopped after {MAX_PROBLEMS} problems")
+                    break
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            problems.append(f"{name}: not a complete gzip file ({error})")
+    if not rankings and not problems:
+        problems.append(f"{name}: no rankings")
+    if problems:
+        raise RankingsError(problems)
+    return rankings
+
+
+def parse_ranking(line: bytes, *, origin: str) -> Ranking:
+    """The ranking that one line describes.
+
+    Raises:
+        RankingsError: its first problem, as "ORIGIN: field: problem".
+    """
+    try:
+        return _ranking(_json(line), origin)
+    except _Problem as problem:
+        raise RankingsError([f"{origin}: {problem}"]) from None
+
+
+def split_by_prompt(
+    rankings: Sequence[Ranking], fraction: float, seed: int
+) -> tuple[list[Ranking], list[Ranking]]:
+    """(training, validation), each in the given order.
+
+    Rankings of one prompt stay on one side: a model that has trained on a prompt knows more about its other responses
+    than about the world. Distinct prompts are ordered by a hash of their content and the seed, and the first
+    round(fraction · n) of them, at least 1 and at most n − 1, are the validation side: the split depends neither on the
+    order of the file nor on the machine. A fraction of 0 leaves all for training.
+
+    Raises:
+        RankingsError: a fraction above 0 and fewer than two distinct prompts.
+    """
+    if fraction == 0:
+        return list(rankings), []
+    prompts = sorted({ranking.prompt for ranking in rankings}, key=lambda prompt: _prompt_hash(prompt, seed))
+    if len(prompts) < 2:
+        raise RankingsError([f"a validation split needs at least 2 distinct prompts; there is {len(prompts)}"])
+    held_out = set(prompts[: min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)])
+    training = [ranking for ranking in rankings if ranking.prompt not in held_out]
+    validation = [ranking for ranking in rankings if ranking.prompt in held_out]
+    return training, validation
+
+
+def _prompt_hash(prompt: Conversation, seed: int) -> bytes:
+    turns = [[message.role, message.content] for message in prompt]
+    return hashlib.sha256(json.dumps([seed, turns]).encode()).digest()
+
+
+def _open_lines(path: str) -> Any:
+    """A context manager whose value iterates over lines of bytes."""
+    if path == "-":
+        return nullcontext(sys.stdin.buffer)
+    return gzip.open(path, "rb") if path.endswith(".gz") else Path(path).open("rb")
+
+
+class _Problem(Exception):
+    """`field: problem` of the line at hand; `parse_ranking` adds where the line is."""
+
+
+def _refuse(field_name: str, problem: str) -> NoReturn:
+    raise _Problem(f"{field_name}: {problem}")
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        _refuse("line", f"not UTF-8 at byte {error.start}")
+    except json.JSONDecodeError as error:
+        _refuse("line", f"not JSON: {error.msg} at column {error.colno}")
+    except (ValueError, RecursionError):
+        _refuse("line", "not JSON that can be read: too deep, or a number of thousands of digits")
+
+
+def _ranking(value: Any, origin: str) -> Ranking:
+    _check_object(value, "ranking", required=("prompt", "responses"))
+    prompt = _prompt(value["prompt"])
+    responses = value["responses"]
+    if not isinstance(responses, list):
+        _refuse("responses", f"must be a list, not {_kind(responses)}")
+    if len(responses) < 2:
+        _refuse("responses", f"has {len(responses)}; a ranking needs at least 2")
+    texts, judgements = [], []
+    for index, response in enumerate(responses):
+        at = f"responses[{index}]"
+        _check_object(response, at, required=("text",), optional=("rank", "score"))
+        texts.append(_text(response["text"], f"{at}.text"))
+        if ("rank" in response) == ("score" in response):
+            _refuse(at, "must have a rank or a score, and not both")
+        if ("rank" in response) != ("rank" in responses[0]):
+            _refuse(at, "ranks and scores are mixed in one ranking")
+        judgements.append(_rank(response["rank"], at) if "rank" in response else -_score(response["score"], at))
+    order = sorted(set(judgements))
+    if len(order) == 1:
+        _refuse("responses", f"all {len(responses)} are tied: there is no pair to learn from")
+    place = {judgement: rank for rank, judgement in enumerate(order, start=1)}
+    return Ranking(prompt=prompt, responses=tuple(texts), ranks=tuple(place[j] for j in judgements), origin=origin)
+
+
+def _prompt(value: Any) -> Conversation:
+    if isinstance(value, str):
+        return (Message(role="user", content=_text(value, "prompt")),)
+    if not isinstance(value, list) or not value:
+        _refuse("prompt", "must be a text or a list of messages, and not empty")
+    messages = []
+    for index, message in enumerate(value):
+        at = f"prompt[{index}]"
+        _check_object(message, at, required=("role", "content"), ignored=())
+        role, content = _text(message["role"], f"{at}.role"), _text(message["content"], f"{at}.content")
+        if not role:
+            _refuse(f"{at}.role", "must not be empty")
+        messages.append(Message(role=role, content=content))
+    if messages[-1].role != "user":
+        _refuse(f"prompt[{len(messages) - 1}].role", "the last message must be the user's: the response answers it")
+    return tuple(messages)
+
+
+def _check_object(
+    value: Any,
+    at: str,
+    *,
+    required: Iterable[str],
+    optional: Iterable[str] = (),
+    ignored: Iterable[str] = _IGNORED_KEYS,
+) -> None:
+    if not isinstance(value, dict):
+        _refuse(at, f"must be an object, not {_kind(value)}")
+    required, known = set(required), {*required, *optional}
+    if missing := sorted(required - value.keys()):
+        _refuse(at, f"has no {missing[0]!r}")
+    if unknown := sorted(value.keys() - known - set(ignored)):
+        _refuse(at, f"unknown key {ascii(unknown[0][:40])}; known are {', '.join(sorted({*known, *ignored}))}")
+
+
+def _text(value: Any, at: str) -> str:
+    if not isinstance(value, str):
+        _refuse(at, f"must be a text, not {_kind(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        _refuse(at, f"has half of a surrogate pair at character {error.start}")
+    return value
+
+
+def _rank(value: Any, at: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        _refuse(f"{at}.rank", "must be a whole number from 1 (the best) on")
+    return value
+
+
+def _score(value: Any, at: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        _refuse(f"{at}.score", f"must be a number, not {_kind(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        _refuse(f"{at}.score", "must be finite")
+    return value
+
+
+def _kind(value: Any) -> str:
+    """JSON's name for the type of `value`."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null")
