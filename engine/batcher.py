@@ -8,6 +8,7 @@ so that only the group at fault gets the error.
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -108,6 +109,12 @@ class Batcher:
         started_s = loop.time()
         try:
             rewards, num_rows = await loop.run_in_executor(thread, session.run, [work.sequence for work in batch])
+            if len(rewards) != len(batch):
+                raise RuntimeError(f"the session answered {len(batch)} sequences with {len(rewards)} rewards")
+        except asyncio.CancelledError:
+            for work in batch:
+                work.future.cancel()
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the fault of some group in the batch
             await self._run_apart(session, thread, batch, error)
             return
@@ -118,21 +125,26 @@ class Batcher:
         self._counters.rows += num_rows
         self._counters.unshared_rows += sum(len(work.sequence.token_ids) for work in batch)
         for work, raw in zip(batch, rewards, strict=True):
-            if not work.future.done():
-                queue_s = started_s - work.arrival_s
-                work.future.set_result(Finished(raw=float(raw), queue_s=queue_s, model_s=model_s))
+            if work.future.done():
+                continue
+            if not math.isfinite(raw):
+                _LOG.error("the model gave %s for a sequence of %d tokens", raw, len(work.sequence.token_ids))
+                work.future.set_exception(ModelFailed())
+                continue
+            queue_s = started_s - work.arrival_s
+            work.future.set_result(Finished(raw=float(raw), queue_s=queue_s, model_s=model_s))
 
     async def _run_apart(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work], error: Exception) -> None:
-        groups = [list(members) for _, members in groupby(sorted(batch, key=_group), key=_group)]
+        wanted = [work for work in batch if not work.future.done()]
+        groups = [list(members) for _, members in groupby(sorted(wanted, key=_group), key=_group)]
         if len(groups) > 1:
             _LOG.warning("a batch of %d groups failed and is run group by group: %s", len(groups), error)
             for group in groups:
                 await self._run(session, thread, group)
             return
         _LOG.error("the model failed on a group of %d sequences", len(batch), exc_info=error)
-        for work in batch:
-            if not work.future.done():
-                work.future.set_exception(ModelFailed())
+        for work in wanted:
+            work.future.set_exception(ModelFailed())
 
     def _seconds_to_clear(self, num_tokens: int) -> float:
         rate = self._counters.unshared_rows / self._busy_s if self._busy_s else 1000.0

@@ -107,16 +107,31 @@ class ConversationEncoder:
         self._cuttable = {token.content for token in cuttable}
         self._control = _any_of([token.content for token in added if token.special])
 
+    def check(self, group: Group) -> None:
+        """What makes a group malformed as a whole and can be told without tokenising.
+
+        The scorer calls this with the whole group, so that an error names a response by its place in the request, and before
+        other requests can wait for a part of it.
+
+        Raises:
+            InvalidRequest: no prompt, no responses, or a token id outside the vocabulary.
+        """
+        if not group.responses:
+            raise InvalidRequest("responses", "there are none; give at least one")
+        if not group.prompt:
+            raise InvalidRequest("prompt", "it is empty")
+        if not isinstance(group.prompt[0], Message):
+            self._check_ids("prompt.token_ids", cast(TokenIds, group.prompt))
+            for index, response in enumerate(cast(tuple[TokenIds, ...], group.responses)):
+                self._check_ids(f"responses[{index}].token_ids", response)
+
     def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
         """One outcome per response, in order.
 
         Raises:
             InvalidRequest: the group as a whole is malformed, or its prompt too long by itself.
         """
-        if not group.responses:
-            raise InvalidRequest("responses", "there are none; give at least one")
-        if not group.prompt:
-            raise InvalidRequest("prompt", "it is empty")
+        self.check(group)
         if isinstance(group.prompt[0], Message):
             return self._encode_texts(group.prompt, cast(tuple[str, ...], group.responses))
         return self._encode_token_ids(group.prompt, cast(tuple[TokenIds, ...], group.responses))
@@ -124,32 +139,28 @@ class ConversationEncoder:
     # Token ids
 
     def _encode_token_ids(self, prompt: TokenIds, responses: Sequence[TokenIds]) -> list[EncodedSequence | InvalidRequest]:
-        prompt_ids = self._checked_ids("prompt.token_ids", prompt)
-        if len(prompt_ids) >= self._limits.max_tokens and any(responses):
-            self._raise_prompt_too_long(len(prompt_ids))
         outcomes: list[EncodedSequence | InvalidRequest] = []
         for index, response in enumerate(responses):
-            response_ids = self._checked_ids(f"responses[{index}].token_ids", response)
-            token_ids = np.concatenate([prompt_ids, response_ids])
+            token_ids = np.array(prompt + response, np.int64)
             if len(token_ids) > self._limits.max_tokens:
                 outcomes.append(self._too_long(index, len(token_ids)))
             else:
                 outcomes.append(self._sequence(token_ids, None))
+        if len(prompt) >= self._limits.max_tokens and all(isinstance(outcome, InvalidRequest) for outcome in outcomes):
+            self._raise_prompt_too_long(len(prompt))
         return outcomes
 
-    def _checked_ids(self, field: str, ids: TokenIds) -> Int64:
-        array = np.array(ids, np.int64)
-        outside = (array < 0) | (array >= self._limits.vocab_size)
-        if outside.any():
-            at = int(outside.argmax())
-            raise InvalidRequest(f"{field}[{at}]", f"{array[at]} is outside the vocabulary of {self._limits.vocab_size}")
-        return array
+    def _check_ids(self, field: str, ids: TokenIds) -> None:
+        for index, token_id in enumerate(ids):
+            if not 0 <= token_id < self._limits.vocab_size:
+                problem = f"{token_id} is outside the vocabulary of {self._limits.vocab_size}"
+                raise InvalidRequest(f"{field}[{index}]", problem)
 
     # Texts
 
     def _encode_texts(self, prompt: Conversation, responses: Sequence[str]) -> list[EncodedSequence | InvalidRequest]:
         refuse = self._limits.control_tokens is ControlTokens.REJECT
-        if refuse and (count := sum(self._count_control(message.content) for message in prompt)):
+        if refuse and (count := sum(self._count_control(m.role) + self._count_control(m.content) for m in prompt)):
             raise InvalidRequest("prompt", f"its text spells out {count} control tokens, which this server refuses")
         control = [self._count_control(response) for response in responses]
         outcomes: list[EncodedSequence | InvalidRequest] = []
@@ -168,7 +179,7 @@ class ConversationEncoder:
         """(token ids, type ids) of each whole conversation, of whatever length."""
         if self._template is None:
             pairs = [(_only_user_turn(prompt), response) for response in responses]
-            return [(_ids(e), np.array(e.type_ids)) for e in self._tokenizer.encode_batch_fast(pairs)]
+            return [(_ids(e), np.array(e.type_ids)) for e in self._tokenizer.encode_batch(pairs)]  # _fast loses type ids
         texts = [self._render((*prompt, Message(role="assistant", content=response))) for response in responses]
         cut = self._cut(commonprefix([min(texts), max(texts)]))
         head, *tails = self._tokenizer.encode_batch_fast(

@@ -45,12 +45,12 @@ def check_bounds(config: Any) -> None:
         value, bounds = getattr(config, field.name), field.metadata
         if value is None or not isinstance(value, int | float):
             continue
-        flag = _flag(field.name)
-        if (low := bounds.get("minimum")) is not None and value < low:
+        flag = _flag(field.name)  # comparisons are negated so that NaN, which is within no bounds, fails them
+        if (low := bounds.get("minimum")) is not None and not value >= low:
             raise ConfigError(f"{flag} is {value}; it must be at least {low}")
-        if (high := bounds.get("maximum")) is not None and value > high:
+        if (high := bounds.get("maximum")) is not None and not value <= high:
             raise ConfigError(f"{flag} is {value}; it must be at most {high}")
-        if (low := bounds.get("exclusive_minimum")) is not None and value <= low:
+        if (low := bounds.get("exclusive_minimum")) is not None and not value > low:
             raise ConfigError(f"{flag} is {value}; it must be greater than {low}")
 
 

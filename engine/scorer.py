@@ -105,8 +105,7 @@ class Scorer:
             Overloaded: the queue is full.
             ModelFailed: the runtime failed on this group.
         """
-        if not group.responses:
-            raise InvalidRequest("responses", "there are none; give at least one")
+        self._encoder.check(group)
         keys = reward_keys(self._namespace, group)
         lookup = self._look_up(keys, group)
         try:

@@ -6,6 +6,9 @@ there the placeholder for Attention becomes ONNX's own operator of opset 23, whi
 """
 
 import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,19 +56,31 @@ def supports_trie(model: PreTrainedModel) -> bool:
 def export_trie(model: PreTrainedModel, directory: Path) -> None:
     """Write `model.onnx` and `model.onnx.data`: inputs as `kwise.engine.packing.pack` makes them, output `rewards` [B]."""
     config = _TrieOnnxConfig(model.config, task="text-classification")
-    optimum_export(_TrieRewards(model), config, directory / MODEL, opset=_TRACED_OPSET)
+    with _without_tracer_warnings():
+        optimum_export(_TrieRewards(model), config, directory / MODEL, opset=_TRACED_OPSET)
     for leftover in directory.glob(f"{MODEL}_data*"):
         leftover.unlink()
 
 
 def export_padded(model: PreTrainedModel, directory: Path) -> None:
     """Write `model.onnx` and `model.onnx.data`: inputs int64[B, length], output `logits` [B, 1]."""
-    onnx_export_from_model(model, directory, task="text-classification", do_validation=False)
+    with _without_tracer_warnings():
+        onnx_export_from_model(model, directory, task="text-classification", do_validation=False)
     graph = onnx.load(directory / MODEL)
     _save(graph, directory / MODEL)
     for leftover in directory.iterdir():
         if leftover.name not in (MODEL, f"{MODEL}.data"):
             leftover.unlink()
+
+
+@contextmanager
+def _without_tracer_warnings() -> Iterator[None]:
+    """torch warns of every Python value in transformers' code that tracing fixes; parity is what tells whether one matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", module="torch\\.onnx")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
 
 
 class _TrieRewards(torch.nn.Module):

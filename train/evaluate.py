@@ -31,10 +31,8 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
     """Score `rankings`, one call of `rewards` with the K conversations of each.
 
     Raises:
-        ValueError: there are no rankings, or `rewards` returned another number of rewards than it got conversations.
+        ValueError: there is no pair to judge, or `rewards` returned another number of rewards than it got conversations.
     """
-    if not rankings:
-        raise ValueError("there are no rankings to evaluate on")
     num_right, num_pairs, losses = 0.0, 0, []
     for ranking in rankings:
         # float64: an evaluation adds no rounding of its own to the rewards that it judges.
@@ -47,9 +45,11 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
         num_right += ((margins > 0).sum() + (margins == 0).sum() / 2).item()
         num_pairs += len(margins)
         losses.append(kwise_loss(rewards_K, ranks_K).item())
+    if not num_pairs:
+        raise ValueError(f"{len(rankings)} rankings without a pair: there is nothing to evaluate on")
     return Evaluation(
         num_rankings=len(rankings),
         num_pairs=num_pairs,
-        accuracy=num_right / num_pairs if num_pairs else 0.5,
+        accuracy=num_right / num_pairs,
         loss=sum(losses) / len(losses),
     )

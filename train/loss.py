@@ -38,9 +38,7 @@ def kwise_loss(rewards_K: Tensor, ranks_K: Tensor) -> Tensor:
     return -terms_KK.sum() / is_pair_KK.sum().clamp(min=1)
 
 
-def mean_loss(
-    rewards_S: Tensor, ranks_S: Tensor, group_sizes: list[int], objective: Objective = kwise_loss
-) -> Tensor:
+def mean_loss(rewards_S: Tensor, ranks_S: Tensor, group_sizes: list[int], objective: Objective = kwise_loss) -> Tensor:
     """The mean of `objective` over the B rankings whose rewards lie one after another; `group_sizes[b]` is the K of b."""
     groups = zip(rewards_S.split(group_sizes), ranks_S.split(group_sizes), strict=True)
     return torch.stack([objective(rewards_K, ranks_K) for rewards_K, ranks_K in groups]).mean()

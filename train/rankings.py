@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation, Message
 
 MAX_PROBLEMS = 20
@@ -36,7 +37,7 @@ MAX_PROBLEMS = 20
 _IGNORED_KEYS = frozenset({"id", "source", "metadata"})
 
 
-class RankingsError(ValueError):
+class RankingsError(ConfigError):
     """The data is not usable. One line per problem, "FILE:LINE: field: problem", never with the texts themselves."""
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -108,9 +109,7 @@ def parse_ranking(line: bytes, *, origin: str) -> Ranking:
         raise RankingsError([f"{origin}: {problem}"]) from None
 
 
-def split_by_prompt(
-    rankings: Sequence[Ranking], fraction: float, seed: int
-) -> tuple[list[Ranking], list[Ranking]]:
+def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int) -> tuple[list[Ranking], list[Ranking]]:
     """(training, validation), each in the given order.
 
     Rankings of one prompt stay on one side: a model that has trained on a prompt knows more about its other responses
@@ -220,7 +219,7 @@ def _check_object(
     if missing := sorted(required - value.keys()):
         _refuse(at, f"has no {missing[0]!r}")
     if unknown := sorted(value.keys() - known - set(ignored)):
-        _refuse(at, f"unknown key {ascii(unknown[0][:40])}; known are {', '.join(sorted({*known, *ignored}))}")
+        _refuse(at, f"unknown key {unknown[0][:40]!a}; known are {', '.join(sorted({*known, *ignored}))}")
 
 
 def _text(value: Any, at: str) -> str:

@@ -110,11 +110,11 @@ class AsyncRewardClient:
 
     async def _stream(self, flight: Flight) -> AsyncGenerator[ScoredGroup | KwiseError, None]:
         """The flight on one stream, until it is done or stranded. Raises grpc.RpcError when the stream breaks."""
-        to_send: asyncio.Queue[pb.ScoreStreamRequest] = asyncio.Queue()
+        to_send: asyncio.Queue[pb.ScoreStreamRequest | None] = asyncio.Queue()
 
         async def sent() -> AsyncIterator[pb.ScoreStreamRequest]:
-            while True:
-                yield await to_send.get()
+            while (request := await to_send.get()) is not None:
+                yield request
 
         call = self._stub.ScoreStream(sent())
         try:
@@ -138,6 +138,7 @@ class AsyncRewardClient:
                     return  # the server closed the stream; what it owed goes on the next
                 flight.accept(reply)
         finally:
+            to_send.put_nowait(None)  # ends gRPC's task that reads the queue
             call.cancel()
 
     async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:

@@ -11,7 +11,7 @@ from kwise.engine.types import Comparison, ScoredGroup
 __all__ = ["add_arguments", "run"]
 
 _HEADER = ("first", "second", "margin", "P(first)", "responses")
-_PREVIEW_CHARACTERS = 30
+_PREVIEW_CHARACTERS = 20
 
 
 def run(arguments: argparse.Namespace) -> int:

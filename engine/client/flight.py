@@ -30,11 +30,13 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 _REFUSALS = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
 # A server whose grace has ended cancels its streams; our own cancellation is never read back.
 _BREAKS = {"UNAVAILABLE", "CANCELLED"}
+# What grpc.aio reports, in place of the server's status, when the stream ended while a message was being written.
+_BROKEN_WRITE = ("INTERNAL", "Internal error from Core")
 
 
 def is_break(error: RewardServiceError) -> bool:
     """Whether a stream that ended like this may be followed by another."""
-    return error.code in _BREAKS
+    return error.code in _BREAKS or (error.code, error.message) == _BROKEN_WRITE
 
 
 class Flight:

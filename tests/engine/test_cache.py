@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from kwise.engine.cache import ENTRY_BYTES, RewardCache, StoredReward, reward_keys
 from kwise.engine.types import Group, Message, Priority
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.engine.client import AsyncRewardClient, ModelInfo, RewardClient, RewardServiceError, messages
-from kwise.engine.client.flight import Flight
+from kwise.engine.client.flight import Flight, is_break
 from kwise.engine.client.shell import read_line
 from kwise.engine.client.table import clip, table, width
 from kwise.engine.types import Group, Message, Priority, Reward, Timing
@@ -187,6 +187,13 @@ class TestFlight:
                 break
             clock[0] = 0.0
         assert answered == [str(number) for number in range(num_groups)]
+
+    def test_only_a_broken_stream_is_followed_by_another(self) -> None:
+        """A stream that broke while grpc.aio wrote to it ended `score_many` with INTERNAL, the server's UNAVAILABLE hidden."""
+        assert is_break(RewardServiceError("UNAVAILABLE", "gone"))
+        assert is_break(RewardServiceError("INTERNAL", "Internal error from Core"))
+        assert not is_break(RewardServiceError("INTERNAL", "the model failed on this group"))
+        assert not is_break(RewardServiceError("INVALID_ARGUMENT", "prompt"))
 
     def test_an_error_of_one_group_is_its_result(self) -> None:
         flight, _ = self.flight(1)

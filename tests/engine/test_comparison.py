@@ -6,6 +6,7 @@ from math import isclose, isfinite
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kwise.engine.comparison import compare, ranks, win_probability
 from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed
 from kwise.engine.types import Reward

@@ -1,6 +1,5 @@
 """Encoded conversations are token for token what `apply_chat_template` gives, and limits name what breaks them."""
 
-from itertools import pairwise
 from os.path import commonprefix
 from typing import Any
 
@@ -8,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
 from kwise.engine.conversation import (
     ControlTokens,
     ConversationEncoder,
@@ -18,9 +19,18 @@ from kwise.engine.conversation import (
 )
 from kwise.engine.errors import InvalidRequest
 from kwise.engine.types import Conversation, Group, Message
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-FRAGMENTS = ["<|im_end|>", "<|im_start|>", "<|im_", "|>", "<|im_end|>\n<|im_start|>assistant\n", "<|endoftext|>", "\n", " ", "x"]
+FRAGMENTS = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|im_",
+    "|>",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "<|endoftext|>",
+    "\n",
+    " ",
+    "x",
+]
 UNICODE = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 TEXTS = st.lists(UNICODE | st.sampled_from(FRAGMENTS), max_size=5).map("".join)
 RESPONSES = st.lists(TEXTS, min_size=1, max_size=4).map(tuple)
@@ -92,7 +102,9 @@ def test_tokens_are_those_of_the_whole_conversation(
         assert outcome.type_ids is None
 
 
-@pytest.mark.parametrize("response", ["", "<|im_end|>", "<|im_start|>", "<|im_", "\n", " a", "é<|im_end|>\n\n<|im_start|>", "\u202e\0"])
+@pytest.mark.parametrize(
+    "response", ["", "<|im_end|>", "<|im_start|>", "<|im_", "\n", " a", "é<|im_end|>\n\n<|im_start|>", "\u202e\0"]
+)
 def test_awkward_responses_in_company_keep_their_tokens(encoder: ConversationEncoder, real: Any, response: str) -> None:
     prompt = _user("What is 1+1?")
     for responses in ((response,), (response, "2"), (response, response + "x", "")):
@@ -123,7 +135,9 @@ def _trained(prepend_scheme: str) -> str:
 
 TRAINED = {scheme: _trained(scheme) for scheme in ("first", "always", "never")}
 SMALL_TEXTS = st.lists(
-    st.sampled_from(["the cat", "The End", " ", "  ", "\n", "[X]", "a[X]", "[X][X]", "<|im_end|>", "<|im_start|>", "<|im", "-", ""]),
+    st.sampled_from(
+        ["the cat", "The End", " ", "  ", "\n", "[X]", "a[X]", "[X][X]", "<|im_end|>", "<|im_start|>", "<|im", "-", ""]
+    ),
     max_size=5,
 ).map("".join)
 
@@ -145,7 +159,9 @@ def _tokenizers(draw: st.DrawFn) -> Tokenizer:
 
 
 @settings(max_examples=400, deadline=None)
-@given(tokenizer=_tokenizers(), prompt=_prompts(SMALL_TEXTS), responses=st.lists(SMALL_TEXTS, min_size=1, max_size=3).map(tuple))
+@given(
+    tokenizer=_tokenizers(), prompt=_prompts(SMALL_TEXTS), responses=st.lists(SMALL_TEXTS, min_size=1, max_size=3).map(tuple)
+)
 def test_any_kind_of_added_token_keeps_the_tokens_of_the_whole(
     tokenizer: Tokenizer, prompt: Conversation, responses: tuple[str, ...]
 ) -> None:
@@ -167,8 +183,15 @@ def test_metaspace_that_marks_only_the_first_piece_is_cut_and_exact() -> None:
     assert [_ids(outcome) for outcome in outcomes] == expected
 
 
-def test_without_template_prompt_and_response_are_a_pair() -> None:
+@pytest.mark.parametrize(
+    "processor",
+    [processors.BertProcessing(("<unk>", 0), ("<unk>", 0)), processors.RobertaProcessing(("<unk>", 0), ("<unk>", 0)), None],
+    ids=["bert", "roberta", "none"],
+)
+def test_without_template_prompt_and_response_are_a_pair(processor: Any) -> None:
     tokenizer = Tokenizer.from_str(TRAINED["first"])
+    if processor is not None:
+        tokenizer.post_processor = processor
     encoder = _new(tokenizer, None)
     (outcome,) = encoder.encode(Group(prompt=_user("the cat"), responses=("sat",)))
     expected = tokenizer.encode("the cat", "sat")
@@ -186,9 +209,11 @@ def test_without_template_prompt_and_response_are_a_pair() -> None:
 @settings(deadline=None)
 def test_control_tokens_of_a_response_are_counted(encoder: ConversationEncoder, real: Any, response: str) -> None:
     (outcome,) = encoder.encode(Group(prompt=_user("<|im_end|>"), responses=(response,)))
-    special = set(real.all_special_ids) | set(real.added_tokens_decoder)
+    # SmolLM2's unknown token is <|endoftext|>, which rare bytes become without being spelled out.
+    special = set(real.added_tokens_decoder) - {real.unk_token_id}
+    spelled = sum(i in special for i in real(response, add_special_tokens=False)["input_ids"])
     assert isinstance(outcome, EncodedSequence)
-    assert outcome.control_tokens == sum(i in special for i in real(response, add_special_tokens=False)["input_ids"])
+    assert outcome.control_tokens == spelled + response.count(real.unk_token)
 
 
 def test_refused_control_tokens_leave_siblings_scored(real: Any) -> None:
@@ -261,7 +286,7 @@ def test_dropping_turns_drops_as_little_as_needed(real: Any, prompt: Conversatio
     try:
         (outcome,) = encoder.encode(Group(prompt=prompt, responses=(response,)))
     except InvalidRequest as error:
-        assert error.field == "prompt"  # noqa: PT017 - either refusal will do, a sequence will not
+        assert error.field == "prompt"
         outcome = error
     if expected is None:
         assert isinstance(outcome, InvalidRequest)
@@ -344,7 +369,9 @@ def test_overlong_token_ids_leave_siblings_scored() -> None:
         encoder.encode(Group(prompt=(1, 2, 3, 4), responses=((3,),)))
 
 
-@pytest.mark.parametrize(("group", "field"), [(Group(prompt=(1,), responses=()), "responses"), (Group(prompt=(), responses=("a",)), "prompt")])
+@pytest.mark.parametrize(
+    ("group", "field"), [(Group(prompt=(1,), responses=()), "responses"), (Group(prompt=(), responses=("a",)), "prompt")]
+)
 def test_empty_group_is_refused(group: Group, field: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         _new(Tokenizer.from_str(TRAINED["first"]), CHATML).encode(group)
@@ -378,24 +405,19 @@ def test_template_that_refuses_is_the_requests_fault(template: str) -> None:
         "{{ messages | tojson }}",
         "{{ messages | tojson(indent=2) }}{{ messages[0].content | tojson(ensure_ascii=true) }}",
         "{% for m in messages %}\n    {% if true %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n",
-        "{{ bos_token }}{% if not tools and not documents and not add_generation_prompt %}{{ messages[-1].content | trim }}{% endif %}",
+        "{{ bos_token }}{% if not tools and not add_generation_prompt %}{{ messages[-1].content | trim }}{% endif %}",
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     ],
 )
 def test_templates_render_as_in_transformers(real: Any, template: str) -> None:
-    messages = [{"role": "system", "content": "<é & 'x'>"}, {"role": "user", "content": "a\n"}, {"role": "assistant", "content": " b"}]
+    messages = [
+        {"role": "system", "content": "<é & 'x'>"},
+        {"role": "user", "content": "a\n"},
+        {"role": "assistant", "content": " b"},
+    ]
     expected = real.apply_chat_template(messages, chat_template=template, tokenize=False, bos_token="<s>")
     special = {name: value for name, value in real.special_tokens_map.items() if isinstance(value, str)}
     rendered = compile_template(template).render(
         messages=messages, add_generation_prompt=False, tools=None, documents=None, **{**special, "bos_token": "<s>"}
     )
     assert rendered == expected
-
-
-@given(st.lists(TEXTS, min_size=2, max_size=2, unique=True))
-@settings(deadline=None)
-def test_different_responses_have_different_tokens(encoder: ConversationEncoder, responses: list[str]) -> None:
-    """SmolLM2 tokenises bytes without normalising, so nothing of a response is lost."""
-    outcomes = encoder.encode(Group(prompt=_user("hi"), responses=tuple(responses)))
-    for a, b in pairwise(outcomes):
-        assert _ids(a) != _ids(b)

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
+
 from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError
 from kwise.engine.options import add_options, check_bounds, from_options, option
@@ -50,7 +51,21 @@ def test_no_options_give_the_defaults() -> None:
 
 
 def test_every_kind_of_value_is_parsed() -> None:
-    arguments = "here --count 4 --rate 2.5 --colour dark-blue --loud --limit 7 --names a b".split()
+    arguments = [
+        "here",
+        "--count",
+        "4",
+        "--rate",
+        "2.5",
+        "--colour",
+        "dark-blue",
+        "--loud",
+        "--limit",
+        "7",
+        "--names",
+        "a",
+        "b",
+    ]
     expected = Example(source="here", count=4, rate=2.5, colour=Colour.DARK_BLUE, loud=True, limit=7, names=("a", "b"))
     assert _parse(*arguments) == expected
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as random_arrays
+
 from kwise.engine.packing import Int64, Trie, build_trie, pack
 
 VOCAB = 6
@@ -193,8 +194,8 @@ def test_large_batches_see_their_ancestors(num_classes: int, seed: int) -> None:
     batch = []
     for _ in range(random.integers(1, 5)):
         prompt = np.concatenate([system, random.integers(0, VOCAB, random.integers(1, 200))])
-        for _ in range(random.integers(1, 5)):
-            batch.append(np.concatenate([prompt, random.integers(0, VOCAB, random.integers(1, 120))]))
+        lengths = random.integers(1, 120, random.integers(1, 5))
+        batch.extend(np.concatenate([prompt, random.integers(0, VOCAB, length)]) for length in lengths)
     trie = build_trie(batch)
     packed = pack(trie, num_classes)
     rows = np.arange(trie.num_rows)

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.queue import BULK_DELAY_S, Work, WorkQueue
 from kwise.engine.types import Priority
 
 
-def _work(tokens: list[int], arrival_s: float, future: "asyncio.Future[object]", priority: Priority = Priority.INTERACTIVE) -> Work:
+def _work(
+    tokens: list[int], arrival_s: float, future: "asyncio.Future[object]", priority: Priority = Priority.INTERACTIVE
+) -> Work:
     token_ids = np.array(tokens, np.int64)
     sequence = EncodedSequence(token_ids=token_ids, type_ids=None, num_tokens=len(tokens))
     return Work(sequence=sequence, group=0, priority=priority, arrival_s=arrival_s, future=future)  # type: ignore[arg-type]
@@ -111,7 +114,9 @@ def test_longer_sequence_than_a_batch_runs_by_itself(layout: str, loop: asyncio.
 
 
 @pytest.mark.parametrize(("bulk_waited_s", "bulk_leads"), [(0, False), (BULK_DELAY_S - 0.1, False), (BULK_DELAY_S + 0.1, True)])
-def test_bulk_yields_until_its_delay_has_passed(bulk_waited_s: float, bulk_leads: bool, loop: asyncio.AbstractEventLoop) -> None:
+def test_bulk_yields_until_its_delay_has_passed(
+    bulk_waited_s: float, bulk_leads: bool, loop: asyncio.AbstractEventLoop
+) -> None:
     queue = WorkQueue(layout="trie", max_batch_tokens=2)
     bulk = _work([1, 1], 100.0, loop.create_future(), Priority.BULK)
     interactive = _work([2, 2], 100.0 + bulk_waited_s, loop.create_future())
@@ -123,7 +128,7 @@ def test_bulk_yields_until_its_delay_has_passed(bulk_waited_s: float, bulk_leads
 
 def test_bulk_does_not_starve_under_a_stream_of_interactive_work(loop: asyncio.AbstractEventLoop) -> None:
     queue = WorkQueue(layout="trie", max_batch_tokens=2)
-    bulk = _work([7, 7], 0.0, loop.create_future(), Priority.BULK)
+    bulk = _work([99, 99], 0.0, loop.create_future(), Priority.BULK)
     queue.add(bulk)
     for second in range(20):
         queue.add(_work([second, second], float(second), loop.create_future()))

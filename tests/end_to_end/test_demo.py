@@ -1,0 +1,82 @@
+"""`make demo`'s program, whole; then its model against plain transformers on real text."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Server, read_examples, running_server
+from kwise.engine.client import RewardClient
+from kwise.engine.types import Reward
+
+# Real rankings of nine responses, where the machine has them; they are not part of this project.
+REAL_RANKINGS = Path(os.environ.get("KWISE_REAL_RANKINGS", ROOT.parent / "shared" / "data" / "rankings_k9.jsonl.gz"))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(where the demo wrote, what it printed)."""
+    build = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--build", str(build)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=480)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    return build, finished.stdout
+
+
+@pytest.fixture(scope="module")
+def demo_server(demo: tuple[Path, str]) -> Iterator[Server]:
+    with running_server(demo[0] / "artifact") as server:
+        yield server
+
+
+def score(client: RewardClient, messages: list[dict[str, str]], responses: list[str]) -> list[float]:
+    rewards = client.score(messages, responses).rewards
+    return [reward.raw for reward in rewards if isinstance(reward, Reward)]
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Path, str]) -> None:
+    build, output = demo
+    report = json.loads((build / "checkpoint" / "training_report.json").read_text())
+    assert report["accuracy_after"] > 0.65 > 0.5
+    assert report["accuracy_after"] > report["accuracy_before"]
+    assert "1 pass of the model in all" in output
+    running = subprocess.run(["pgrep", "-f", str(build)], capture_output=True, text=True, check=False).stdout.split()
+    assert running == []
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_model_serves_what_transformers_computes_on_every_example(
+    demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]
+) -> None:
+    with RewardClient(demo_server.address) as client:
+        for number, (messages, responses) in enumerate(read_examples()):
+            served = score(client, messages, responses)
+            # Plain transformers pays for the prompt again with every response: two of each group, in turn.
+            chosen = [number % len(responses), (number + 2) % len(responses)]
+            expected = plain_rewards(demo[0] / "checkpoint", messages, [responses[index] for index in chosen])
+            assert [served[index] for index in chosen] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not REAL_RANKINGS.exists(), reason="no real rankings on this machine")
+def test_the_demo_model_serves_what_transformers_computes_on_real_groups(
+    demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]
+) -> None:
+    with gzip.open(REAL_RANKINGS, "rt", encoding="utf-8") as lines:
+        rankings: list[dict[str, Any]] = [json.loads(line) for _, line in zip(range(50), lines, strict=False)]
+    with RewardClient(demo_server.address) as client:
+        for number, ranking in enumerate(rankings):
+            messages = [{"role": "user", "content": ranking["prompt"]}]
+            responses = [response["text"] for response in ranking["responses"]]
+            served = score(client, messages, responses)
+            assert len(served) == len(responses)
+            index = number % len(responses)
+            assert [served[index]] == pytest.approx(
+                plain_rewards(demo[0] / "checkpoint", messages, [responses[index]]), abs=1e-4
+            )

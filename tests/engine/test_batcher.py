@@ -1,0 +1,292 @@
+"""Every submitted sequence gets its own reward or its own error, whatever happens to its company."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from kwise.engine.batcher import Batcher, Counters
+from kwise.engine.conversation import EncodedSequence
+from kwise.engine.errors import ModelFailed, Overloaded
+from kwise.engine.queue import WorkQueue
+from kwise.engine.types import Priority
+
+POISON = 999
+PATIENCE_S = 3  # of waits that would otherwise hang a failing test
+
+
+def _sequence(*tokens: int) -> EncodedSequence:
+    return EncodedSequence(token_ids=np.array(tokens, np.int64), type_ids=None, num_tokens=len(tokens))
+
+
+def _reward(sequence: EncodedSequence) -> float:
+    """Depends on every token and its place; small integers, exact in float32."""
+    return float(sum((place + 1) * int(token) for place, token in enumerate(sequence.token_ids)))
+
+
+class FaultySession:
+    """A session that raises on `POISON`, can be held at `gate`, and can answer with `missing` rewards too few."""
+
+    runtime = "test"
+
+    def __init__(self, *, missing: int = 0) -> None:
+        self.missing = missing
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[list[tuple[int, ...]]] = []
+        self.entered = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+
+    def run(self, batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+        self.batches.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
+        self.loop.call_soon_threadsafe(self.entered.set)
+        assert self.gate.wait(PATIENCE_S)
+        if any(POISON in sequence.token_ids for sequence in batch):
+            raise RuntimeError("poisoned")
+        rewards = np.array([_reward(sequence) for sequence in batch], np.float32)
+        return rewards[: len(rewards) - self.missing], sum(len(sequence.token_ids) for sequence in batch)
+
+
+class Running:
+    """A started batcher with what a test looks at."""
+
+    def __init__(self, session: FaultySession, max_batch_tokens: int, max_queue_tokens: int) -> None:
+        self.session = session
+        self.counters = Counters()
+        self.queue = WorkQueue(layout="padded", max_batch_tokens=max_batch_tokens)
+        self.batcher = Batcher([session], self.queue, max_queue_tokens=max_queue_tokens, counters=self.counters)
+
+    def submit(self, *sequences: tuple[int, ...]) -> "list[asyncio.Future[Any]]":
+        return self.batcher.submit([_sequence(*tokens) for tokens in sequences], Priority.INTERACTIVE)
+
+    async def hold(self) -> "asyncio.Future[Any]":
+        """Keep the session busy with a sequence of one token, so that what comes next waits."""
+        self.session.gate.clear()
+        (future,) = self.submit((5,))
+        await asyncio.wait_for(self.session.entered.wait(), PATIENCE_S)
+        return future
+
+    async def settle(self, *futures: "asyncio.Future[Any]") -> list[Any]:
+        """What became of each: its raw reward, or its error."""
+        _, pending = await asyncio.wait(futures, timeout=PATIENCE_S)
+        assert not pending
+        return [
+            "cancelled" if f.cancelled() else f.exception() if f.exception() is not None else f.result().raw for f in futures
+        ]
+
+
+@asynccontextmanager
+async def _running(*, missing: int = 0, max_batch_tokens: int = 64, max_queue_tokens: int = 1000) -> AsyncIterator[Running]:
+    running = Running(FaultySession(missing=missing), max_batch_tokens, max_queue_tokens)
+    running.batcher.start()
+    try:
+        yield running
+    finally:
+        running.session.gate.set()
+        await running.batcher.stop()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.lists(
+        st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9).map(tuple), min_size=1, max_size=4),
+        min_size=1,
+        max_size=6,
+    ),
+    poisoned=st.sets(st.integers(0, 5)),
+    max_batch_tokens=st.integers(1, 80),
+)
+def test_each_future_gets_its_own_reward_or_its_groups_error(
+    groups: list[list[tuple[int, ...]]], poisoned: set[int], max_batch_tokens: int
+) -> None:
+    async def scenario() -> None:
+        async with _running(max_batch_tokens=max_batch_tokens, max_queue_tokens=10_000) as running:
+            sent = [
+                [(*tokens, POISON) for tokens in group] if index in poisoned else group for index, group in enumerate(groups)
+            ]
+            futures = [running.submit(*group) for group in sent]
+            for group, group_futures in zip(sent, futures, strict=True):
+                for tokens, outcome in zip(group, await running.settle(*group_futures), strict=True):
+                    if POISON in tokens:
+                        assert isinstance(outcome, ModelFailed)
+                    else:
+                        assert outcome == _reward(_sequence(*tokens))
+            assert len(running.queue) == running.queue.num_tokens == 0
+
+    asyncio.run(scenario())
+
+
+async def test_failing_group_leaves_its_neighbours_unharmed() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        futures = [*running.submit((1, 2), (3,)), *running.submit((4,), (POISON,)), *running.submit((6, 7))]
+        running.session.gate.set()
+        assert await running.settle(held) == [5]
+        first, second, third, fourth, fifth = await running.settle(*futures)
+        assert (first, second, fifth) == (5, 3, 20)
+        assert isinstance(third, ModelFailed)
+        assert isinstance(fourth, ModelFailed)
+        assert running.counters.model_passes == 3
+        assert await running.settle(*running.submit((8,))) == [8]
+
+
+async def test_error_tells_nothing_of_the_runtime() -> None:
+    async with _running() as running:
+        (error,) = await running.settle(*running.submit((POISON,)))
+        assert "poisoned" not in str(error)
+
+
+async def test_full_queue_refuses_and_says_when_to_try_again() -> None:
+    async with _running(max_queue_tokens=4) as running:
+        held = await running.hold()
+        waiting = running.submit((1, 1, 1))
+        with pytest.raises(Overloaded) as raised:
+            running.submit((2,), (3,))
+        assert raised.value.retry_after_s >= 0.05
+        assert running.counters.rejected_groups == 1
+        assert running.queue.num_tokens == 3
+        fits = running.submit((2,))
+        running.session.gate.set()
+        assert await running.settle(held, *waiting, *fits) == [5, 6, 2]
+        assert running.counters.sequences == 3
+
+
+async def test_group_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
+    async with _running(max_queue_tokens=4) as running:
+        held = await running.hold()
+        large = running.submit((1,) * 3, (2,) * 3)
+        with pytest.raises(Overloaded):
+            running.submit((1,))
+        running.session.gate.set()
+        assert await running.settle(held, *large) == [5, 6, 12]
+
+
+async def test_retry_time_grows_with_the_queue() -> None:
+    async with _running(max_queue_tokens=1, max_batch_tokens=1) as running:
+        held = await running.hold()
+        waiting = running.submit((1,) * 100_000)
+        with pytest.raises(Overloaded) as raised:
+            running.submit((1,))
+        assert raised.value.retry_after_s == pytest.approx(100, rel=1e-3)  # 1,000 tokens a second until a pass was timed
+        waiting[0].cancel()
+        running.session.gate.set()
+        await running.settle(held)
+
+
+async def test_cancelled_sequences_never_reach_the_session() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        gone, kept = running.submit((1,), (2,))
+        gone.cancel()
+        running.session.gate.set()
+        assert await running.settle(held, gone, kept) == [5, "cancelled", 2]
+        assert running.session.batches == [[(5,)], [(2,)]]
+        assert running.counters.abandoned == 1
+
+
+async def test_cancelling_what_runs_harms_nobody() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        held.cancel()
+        (after,) = running.submit((3,))
+        running.session.gate.set()
+        assert await running.settle(held, after) == ["cancelled", 3]
+
+
+async def test_counters_tell_what_was_run() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        futures = running.submit((1, 2, 3), (4, 5))
+        running.session.gate.set()
+        await running.settle(held, *futures)
+        counters = running.counters
+        assert (counters.model_passes, counters.sequences, counters.unshared_rows, counters.rows) == (2, 3, 6, 6)
+        assert counters.rejected_groups == counters.abandoned == 0
+
+
+async def test_times_are_told_and_not_negative() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        (waited,) = running.submit((1,))
+        running.session.gate.set()
+        await running.settle(held, waited)
+        assert held.result().model_s > 0
+        assert held.result().queue_s >= 0
+        assert waited.result().queue_s > 0
+
+
+async def test_too_few_rewards_fail_the_batch_and_misassign_none() -> None:
+    """The engine goes on with the next batch; nobody waits for ever and nobody has another's reward."""
+    async with _running(missing=1) as running:
+        outcomes = await running.settle(*running.submit((1,), (2,)))
+        assert all(isinstance(outcome, ModelFailed) for outcome in outcomes)
+        running.session.missing = 0
+        assert await running.settle(*running.submit((3,))) == [3]
+
+
+async def test_session_runs_on_without_a_pause_while_work_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch follows the one before directly: the batcher sets no timer and leaves nothing behind."""
+    async with _running(max_batch_tokens=2) as running:
+        held = await running.hold()
+        futures = [future for n in range(8) for future in running.submit((n, n))]
+        timers: list[Any] = []
+        loop = asyncio.get_running_loop()
+        schedule = loop.call_at
+        monkeypatch.setattr(loop, "call_at", lambda *a, **k: (timers.append(a), schedule(*a, **k))[1])
+        running.session.gate.set()
+        assert await asyncio.gather(held, *futures)
+        assert timers == []
+        assert running.session.batches == [[(5,)], *([(n, n)] for n in range(8))]
+        # The next starts when the last ends: what one waited longer than the other is the other's own time.
+        for earlier, later in pairwise(future.result() for future in futures):
+            assert later.queue_s >= earlier.queue_s
+
+
+async def test_work_that_arrives_while_the_session_runs_shares_the_next_batch() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        futures = [future for n in range(4) for future in running.submit((n,))]
+        running.session.gate.set()
+        await running.settle(held, *futures)
+        assert running.session.batches == [[(5,)], [(0,), (1,), (2,), (3,)]]
+
+
+async def test_stop_leaves_no_future_undecided() -> None:
+    """Neither of what waits nor of what runs: whoever awaits it would wait for ever."""
+    async with _running() as running:
+        held = await running.hold()
+        (waiting,) = running.submit((1,))
+        running.session.gate.set()
+        await running.batcher.stop()
+        assert waiting.cancelled()
+        assert held.done()
+
+
+async def test_two_sessions_share_the_queue() -> None:
+    first, second = FaultySession(), FaultySession()
+    first.gate.clear()
+    second.gate.clear()
+    queue = WorkQueue(layout="padded", max_batch_tokens=1)
+    batcher = Batcher([first, second], queue, max_queue_tokens=100, counters=Counters())
+    batcher.start()
+    try:
+        futures = batcher.submit([_sequence(1), _sequence(2)], Priority.INTERACTIVE)
+        async with asyncio.timeout(PATIENCE_S):
+            await first.entered.wait()
+            await second.entered.wait()
+            first.gate.set()
+            second.gate.set()
+            assert [finished.raw for finished in await asyncio.gather(*futures)] == [1, 2]
+        assert sorted(first.batches + second.batches) == [[(1,)], [(2,)]]
+    finally:
+        first.gate.set()
+        second.gate.set()
+        await batcher.stop()

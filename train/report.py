@@ -1,0 +1,95 @@
+"""What a training run says about itself: training_report.json for machines, a few lines for people."""
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kwise.train.config import TrainConfig
+from kwise.train.evaluate import Evaluation
+from kwise.train.rankings import Ranking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedLoss:
+    """`loss` is the mean over the steps since the line before, in training mode and precision."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingReport:
+    """One run. `before` and `after` are None without a validation split; both are measured in float32.
+
+    `histogram_K[k]` is how many of all rankings, training and validation, have k responses. `training_s` is the time in
+    this process: of a resumed run, only since it was resumed.
+    """
+
+    data: str
+    config: dict[str, Any]
+    num_training: int
+    num_validation: int
+    num_skipped: int
+    num_training_pairs: int
+    histogram_K: dict[int, int]
+    num_parameters: int
+    num_steps: int
+    precision: str
+    losses: tuple[LoggedLoss, ...]
+    before: Evaluation | None
+    after: Evaluation | None
+    training_s: float
+    total_s: float
+    versions: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """As JSON; whole or not at all."""
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    def text(self) -> str:
+        """The run in a few lines."""
+        lines = [
+            f"trained on {self.num_training} rankings ({self.num_training_pairs} pairs), {self.num_steps} steps in "
+            f"{self.precision}, {self.training_s:.0f} s of {self.total_s:.0f} s"
+        ]
+        if self.num_skipped:
+            lines.append(f"skipped {self.num_skipped} rankings with a conversation over the limit")
+        if self.before and self.after:
+            lines += [
+                f"validation on {self.after.num_rankings} rankings ({self.after.num_pairs} pairs):",
+                "            loss    pairwise accuracy",
+                *(f"  {name:<8}{e.loss:6.3f}   {e.accuracy:6.1%}" for name, e in self._evaluations()),
+            ]
+        return "\n".join(lines)
+
+    def _evaluations(self) -> list[tuple[str, Evaluation]]:
+        return [(name, e) for name, e in (("before", self.before), ("after", self.after)) if e is not None]
+
+
+def histogram_K(rankings: Sequence[Ranking]) -> dict[int, int]:
+    """How many rankings have K responses, by K."""
+    return dict(sorted(Counter(len(ranking.responses) for ranking in rankings).items()))
+
+
+def plain_config(config: TrainConfig) -> dict[str, Any]:
+    """`config` in JSON's types. Of the data only the name: a report may travel where the path means nothing."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    plain = {
+        name: value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+    }
+    return plain | {"data": Path(config.data).name}
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    packages = ("kwise", "torch", "transformers", "accelerate", "tokenizers")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
