@@ -151,6 +151,7 @@ def _write(config: ExportConfig, model: PreTrainedModel, tokenizer: PreTrainedTo
         tokenizer,
         new_encoder(artifact, EngineConfig()),
         OnnxSession(artifact),
+        layout=manifest.layout,
         max_tokens=manifest.max_tokens,
         tolerance=config.tolerance,
     )

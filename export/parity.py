@@ -16,12 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.errors import InvalidRequest
+from kwise.engine.filling import new_filling
 from kwise.engine.packing import Int64
 from kwise.engine.session import Session
 from kwise.engine.types import Conversation, Group, Message
 
 # Conversations are read up to this length: attention's longest classes are exercised, and a CPU needs seconds.
 _LONGEST = 3072
+_MAX_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,7 @@ def check_parity(
     encoder: ConversationEncoder,
     session: Session,
     *,
+    layout: str,
     max_tokens: int,
     tolerance: float,
 ) -> tuple[ParityReport, list[ParityCase]]:
@@ -128,17 +131,31 @@ def check_parity(
             assert isinstance(encoded, EncodedSequence)
             expected.append(plain_reward(model, batch[0].token_ids[:length]))
             batch.append(encoded)
-    return _report(session, batch, np.array(expected), tolerance), cases
+    return _report(session, batch, np.array(expected), layout, tolerance), cases
+
+
+def _batches(sequences: Sequence[EncodedSequence], layout: str) -> list[list[EncodedSequence]]:
+    """The sequences in order, in batches of up to `_MAX_ROWS` rows: all padded to the longest would need gigabytes."""
+    batches: list[list[EncodedSequence]] = []
+    filling = new_filling(layout)
+    for sequence in sequences:
+        if not batches or filling.rows_with(sequence.token_ids) > _MAX_ROWS:
+            batches.append([])
+            filling = new_filling(layout)
+        filling.add(sequence.token_ids)
+        batches[-1].append(sequence)
+    return batches
 
 
 def _report(
     session: Session,
     batch: Sequence[EncodedSequence],
     expected: "np.ndarray[Any, np.dtype[np.float64]]",
+    layout: str,
     tolerance: float,
 ) -> ParityReport:
     alone = np.array([float(session.run([sequence])[0][0]) for sequence in batch])
-    together = session.run(batch)[0].astype(np.float64)
+    together = np.concatenate([session.run(part)[0] for part in _batches(batch, layout)]).astype(np.float64)
     differences = np.abs(alone - expected)
     report = ParityReport(
         num_sequences=len(batch),

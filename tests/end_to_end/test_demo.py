@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, Server, read_examples, running_server
+
 from kwise.engine.client import RewardClient
 from kwise.engine.types import Reward
 
@@ -23,7 +24,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(where the demo wrote, what it printed)."""
     build = tmp_path_factory.mktemp("demo")
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--build", str(build)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=480)
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     return build, finished.stdout
 
@@ -39,18 +40,18 @@ def score(client: RewardClient, messages: list[dict[str, str]], responses: list[
     return [reward.raw for reward in rewards if isinstance(reward, Reward)]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Path, str]) -> None:
     build, output = demo
     report = json.loads((build / "checkpoint" / "training_report.json").read_text())
-    assert report["accuracy_after"] > 0.65 > 0.5
-    assert report["accuracy_after"] > report["accuracy_before"]
+    assert report["after"]["accuracy"] > 0.65
+    assert report["after"]["accuracy"] > report["before"]["accuracy"]
     assert "1 pass of the model in all" in output
     running = subprocess.run(["pgrep", "-f", str(build)], capture_output=True, text=True, check=False).stdout.split()
     assert running == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_demo_model_serves_what_transformers_computes_on_every_example(
     demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]
 ) -> None:
@@ -63,7 +64,7 @@ def test_the_demo_model_serves_what_transformers_computes_on_every_example(
             assert [served[index] for index in chosen] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not REAL_RANKINGS.exists(), reason="no real rankings on this machine")
 def test_the_demo_model_serves_what_transformers_computes_on_real_groups(
     demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]

@@ -1,0 +1,91 @@
+"""The data schema: what is read, what is refused and where, and how prompts are split."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kwise.engine.types import Message
+from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, read_rankings, split_by_prompt
+
+GOOD = {"prompt": "Why?", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
+SHARED = Path("/work/shared/data/rankings_k9.jsonl.gz")
+
+
+def written(path: Path, *lines: Any) -> Path:
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines), encoding="utf-8")
+    return path
+
+
+def responses(*items: dict[str, Any]) -> dict[str, Any]:
+    return {"prompt": "p", "responses": list(items)}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "line: not JSON"),
+        ({"responses": GOOD["responses"]}, "ranking: has no 'prompt'"),
+        (responses({"text": "a", "rank": 1}), "responses: has 1; a ranking needs at least 2"),
+        (responses({"text": "a", "rank": 1}, {"text": "b", "rank": 1}), "responses: all 2 are tied"),
+        (responses({"text": "a", "rank": 1}, {"text": "b", "score": 1}), "responses[1]: ranks and scores are mixed"),
+        (
+            responses({"text": "a", "rank": 1, "score": 2}, {"text": "b", "rank": 2}),
+            "responses[0]: must have a rank or a score",
+        ),
+        (responses({"text": "a"}, {"text": "b", "rank": 2}), "responses[0]: must have a rank or a score"),
+        (responses({"text": "a", "rank": 0}, {"text": "b", "rank": 2}), "responses[0].rank: must be a whole number"),
+        (responses({"text": "a", "rank": True}, {"text": "b", "rank": 2}), "responses[0].rank: must be a whole number"),
+        (responses({"text": 3, "rank": 1}, {"text": "b", "rank": 2}), "responses[0].text: must be a text"),
+        (responses({"text": "\ud800", "rank": 1}, {"text": "b", "rank": 2}), "responses[0].text: has half of a surrogate"),
+        ({**GOOD, "prompt": [{"role": "assistant", "content": "x"}]}, "prompt[0].role: the last message must be the user's"),
+        ({**GOOD, "prompt": [{"role": "user"}]}, "prompt[0]: has no 'content'"),
+        ({**GOOD, "promt": 1}, "ranking: unknown key 'promt'"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number_and_field(tmp_path: Path, line: Any, problem: str) -> None:
+    path = written(tmp_path / "data.jsonl", GOOD, line)
+    with pytest.raises(RankingsError) as raised:
+        read_rankings(path)
+    assert str(raised.value).startswith(f"{path}:2: {problem}")
+
+
+def test_all_bad_lines_are_told_at_once_up_to_a_limit(tmp_path: Path) -> None:
+    with pytest.raises(RankingsError) as raised:
+        read_rankings(written(tmp_path / "data.jsonl", *["{"] * 30))
+    assert len(raised.value.problems) == MAX_PROBLEMS + 1
+
+
+def test_scores_become_ranks_with_the_highest_first_and_ties_kept(tmp_path: Path) -> None:
+    items = [{"text": t, "score": s} for t, s in (("a", 0.5), ("b", 2), ("c", 0.5), ("d", -1))]
+    path = tmp_path / "data.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(responses(*items)).encode()))
+    [ranking] = read_rankings(path)
+    assert ranking.ranks == (2, 1, 2, 3)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="a file of the authors' machines")
+def test_nine_responses_a_prompt_with_scores_are_read() -> None:
+    assert {len(ranking.responses) for ranking in read_rankings(SHARED)} == {9}
+
+
+PROMPTS = st.lists(st.text(alphabet="abc", max_size=2), min_size=2, max_size=30).filter(lambda p: len(set(p)) > 1)
+
+
+@given(PROMPTS, st.floats(0.01, 0.9), st.integers(0, 100), st.randoms(use_true_random=False))
+def test_a_prompt_is_on_one_side_of_the_split_whatever_the_order(
+    prompts: list[str], fraction: float, seed: int, random: Any
+) -> None:
+    rankings = [
+        Ranking(prompt=(Message(role="user", content=p),), responses=("x", str(i)), ranks=(1, 2)) for i, p in enumerate(prompts)
+    ]
+    training, validation = split_by_prompt(rankings, fraction, seed)
+    held_out = {ranking.prompt for ranking in validation}
+    assert training and validation and len(training) + len(validation) == len(rankings)
+    assert held_out.isdisjoint(ranking.prompt for ranking in training)
+    random.shuffle(rankings)
+    assert {ranking.prompt for ranking in split_by_prompt(rankings, fraction, seed)[1]} == held_out

@@ -1,0 +1,125 @@
+"""A run from rankings to checkpoint, with a tiny model of random weights and SmolLM2's real tokenizer."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from kwise.engine.errors import ConfigError
+from kwise.engine.types import Message
+from kwise.train.config import Overlong, Precision, TrainConfig
+from kwise.train.model import load_reward_model
+from kwise.train.rankings import RankingsError
+from kwise.train.training import train
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.*")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty prompts; the better a response, the more often it says "yes"."""
+    path = tmp_path_factory.mktemp("data") / "rankings.jsonl"
+    lines = []
+    for number in range(30):
+        texts = [" ".join(["yes"] * good + ["no"] * (4 - good)) for good in range(5)]
+        items = [{"text": text, "rank": 5 - good} for good, text in enumerate(texts)]
+        lines.append(json.dumps({"prompt": f"Question {number}?", "responses": items}))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def options(data: Path, model: Path, output: Path, **changed: Any) -> dict[str, Any]:
+    base = {"epochs": 4.0, "learning_rate": 1e-3, "rankings_per_step": 2, "precision": Precision.FP32, "save_every": 5}
+    return {"data": str(data), "model": str(model), "output": output, **base, **changed}
+
+
+def command(settings: dict[str, Any]) -> list[str]:
+    named = {name: value for name, value in settings.items() if name != "data"}
+    flags = [f"--{name.replace('_', '-')}={getattr(value, 'value', value)}" for name, value in named.items()]
+    return [sys.executable, "-m", "kwise.engine.cli", "train", settings["data"], *flags]
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    output = tmp_path_factory.mktemp("trained") / "checkpoint"
+    return train(TrainConfig(**options(data, tiny_checkpoint, output))), output
+
+
+def test_training_ranks_prompts_that_it_has_not_seen(trained: Any) -> None:
+    report, _ = trained
+    assert report.after.accuracy > 0.9 and report.after.loss < report.before.loss
+
+
+def test_the_checkpoint_loads_with_plain_transformers_and_gives_the_same_reward(trained: Any) -> None:
+    _, output = trained
+    conversation = (Message(role="user", content="Question 1?"), Message(role="assistant", content="yes no"))
+    ours = load_reward_model(str(output), chat_template=None, seed=1).rewards([conversation])[0]
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(output), AutoTokenizer.from_pretrained(output)
+    messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
+    with torch.inference_mode():
+        plain = model(torch.tensor([tokenizer.apply_chat_template(messages)])).logits.item()
+    # float32, two layers: the two differ by the mask alone.
+    assert ours == pytest.approx(plain, abs=1e-5)
+    assert tokenizer.is_fast and (output / "chat_template.jinja").is_file()
+
+
+def test_nothing_but_the_checkpoint_and_its_report_is_left(trained: Any) -> None:
+    _, output = trained
+    assert not (output / "steps").exists() and (output / "training_report.json").is_file()
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
+    trained: Any, data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    _, uninterrupted = trained
+    settings = options(data, tiny_checkpoint, tmp_path / "killed")
+    process = subprocess.Popen(command(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not list(settings["output"].glob("steps/checkpoint-*/complete")):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (settings["output"] / "steps").is_dir(), "it had finished when it was killed"
+    train(TrainConfig(**settings, resume=True))
+    resumed, whole = (load_file(path / "model.safetensors") for path in (settings["output"], uninterrupted))
+    assert resumed.keys() == whole.keys()
+    for name, weights in whole.items():
+        # Threads may sum in another order in another process; a lost or repeated step differs by 1e-3.
+        torch.testing.assert_close(resumed[name], weights, rtol=0, atol=2e-5, msg=name)
+
+
+def test_a_half_written_step_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    from kwise.train.steps import StepsDir
+
+    for name in ("checkpoint-5", "checkpoint-10"):
+        (tmp_path / "steps" / name).mkdir(parents=True)
+    (tmp_path / "steps" / "checkpoint-5" / "complete").touch()
+    assert StepsDir(tmp_path).newest_complete() == tmp_path / "steps" / "checkpoint-5"
+
+
+def test_a_directory_with_something_in_it_is_refused(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        train(TrainConfig(**options(data, tiny_checkpoint, tmp_path)))
+    with pytest.raises(ConfigError, match="was not written by kwise train"):
+        train(TrainConfig(**options(data, tiny_checkpoint, tmp_path, overwrite=True)))
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_conversation_over_the_limit_is_refused_by_line(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = options(data, tiny_checkpoint, tmp_path / "out", max_tokens=10)
+    with pytest.raises(RankingsError, match=r"rankings\.jsonl:1: responses\[0\]: \d+ tokens; the limit is 10"):
+        train(TrainConfig(**settings))
+    with pytest.raises(RankingsError):
+        train(TrainConfig(**settings, overlong=Overlong.SKIP))
