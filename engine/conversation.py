@@ -121,7 +121,7 @@ class ConversationEncoder:
         if not group.prompt:
             raise InvalidRequest("prompt", "it is empty")
         if not isinstance(group.prompt[0], Message):
-            self._check_ids("prompt.token_ids", cast(TokenIds, group.prompt))
+            self._check_ids("prompt.token_ids", group.prompt)
             for index, response in enumerate(cast(tuple[TokenIds, ...], group.responses)):
                 self._check_ids(f"responses[{index}].token_ids", response)
 

@@ -17,7 +17,7 @@ from kwise.train.model import RewardModel, rewards_of
 from kwise.train.steps import MarkComplete
 
 
-class KwiseTrainer(Trainer):  # type: ignore[misc]
+class KwiseTrainer(Trainer):
     """The loss of a step is the mean of `kwise_loss` over its rankings."""
 
     def compute_loss(
@@ -70,7 +70,7 @@ def make_trainer(
     return trainer
 
 
-class _TellLoss(TrainerCallback):  # type: ignore[misc]
+class _TellLoss(TrainerCallback):
     def __init__(self, progress: Callable[[str], None]) -> None:
         self.progress = progress
 
@@ -79,7 +79,7 @@ class _TellLoss(TrainerCallback):  # type: ignore[misc]
             self.progress(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}")
 
 
-class _NoSaveAtTheEnd(TrainerCallback):  # type: ignore[misc]
+class _NoSaveAtTheEnd(TrainerCallback):
     """Trainer would write a step checkpoint after the last step, a moment before the final checkpoint is written."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
