@@ -1,11 +1,9 @@
 """`kwise train`: the command line of `training.train`."""
 
 import argparse
-import sys
 
 from kwise.engine.options import add_options, from_options
 from kwise.train.config import TrainConfig
-from kwise.train.rankings import RankingsError
 
 _EPILOG = """\
 Each line of DATA is a prompt (a text, or messages that end with the user's) and K >= 2 responses, each with a rank
@@ -27,16 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, and print the validation before and after. 0, or 1 where the data is not usable."""
+    """Train, and print the validation before and after."""
     config = from_options(TrainConfig, arguments)
     # Here, because torch and transformers take seconds to import: --help and a wrong option answer before.
     from kwise.train.training import train
 
-    try:
-        report = train(config)
-    except RankingsError as error:
-        print(error, file=sys.stderr)
-        return 1
+    report = train(config)
     print(report.text())
     print(f"checkpoint: {config.output}")
     return 0

@@ -1,5 +1,6 @@
-"""How a reward model is trained."""
+"""The options of `kwise train`."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -9,7 +10,7 @@ from kwise.engine.options import check_bounds, option
 
 
 class Precision(Enum):
-    """What the backbone's matrix products run in. Weights, gradients, optimizer and the reward head stay in float32."""
+    """Of the backbone's matrix products; weights, optimizer state, residual stream, head and loss are float32 always."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -17,7 +18,7 @@ class Precision(Enum):
 
 
 class Overlong(Enum):
-    """What happens to a ranking with a conversation over the limit of tokens."""
+    """What to do with a ranking that has a conversation over the limit."""
 
     ERROR = "error"
     SKIP = "skip"
@@ -25,32 +26,55 @@ class Overlong(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One training run. Raises ConfigError, naming the option and its bound."""
+    """One training run.
 
-    data: str = option(help="rankings as JSON Lines, .gz too; - for standard input")
-    model: str = option(None, "required: a Hugging Face directory, a name on the hub, or a .gguf file to start from")
-    output: Path = option(None, "required: directory for the checkpoint")
-    epochs: float = option(1.0, "passes over the training rankings", exclusive_minimum=0)
-    learning_rate: float = option(5e-5, "peak learning rate of AdamW; falls to 0 linearly", exclusive_minimum=0)
-    rankings_per_step: int = option(4, "rankings, each with all its pairs, of one forward and backward pass", minimum=1)
-    gradient_accumulation: int = option(1, "passes per optimizer step: a larger batch in the same memory", minimum=1)
-    warmup_ratio: float = option(0.1, "part of all steps in which the learning rate rises from 0", minimum=0, maximum=1)
-    weight_decay: float = option(0.0, "decoupled weight decay of AdamW", minimum=0)
-    validation_fraction: float = option(0.15, "part of the prompts to hold out; 0 for no validation", minimum=0, maximum=0.9)
-    seed: int = option(0, "seed of the reward head, of the split and of the order of rankings", minimum=0, maximum=2**32 - 1)
-    precision: Precision = option(Precision.AUTO, "auto takes bf16 where the hardware multiplies bf16 matrices")
-    max_tokens: int | None = option(None, "longest conversation in tokens (default: the model's own limit)", minimum=1)
-    overlong: Overlong = option(Overlong.ERROR, "rankings with a longer conversation: refuse to start, or leave them out")
-    chat_template: Path | None = option(None, "file with a Jinja chat template (default: the tokenizer's, else a plain one)")
-    resume: bool = option(False, "go on from the newest complete step checkpoint of a run that was stopped")
-    overwrite: bool = option(False, "replace what an earlier run wrote to the output directory")
-    save_every: int = option(100, "optimizer steps between step checkpoints, three times the weights each", minimum=1)
-    log_every: int = option(5, "optimizer steps between lines with the training loss", minimum=1)
+    Raises:
+        ConfigError: an option is missing or out of range.
+    """
+
+    data: str = option(help="rankings as JSON Lines, .gz or not; - reads standard input")
+    model: str = option(None, "required: the model to start from, a Hugging Face directory, a hub name or a .gguf file")
+    output: Path = option(None, "required: directory for the checkpoint, training_report.json and, meanwhile, steps/")
+    chat_template: Path | None = option(None, "Jinja file to use in place of the model's own chat template")
+    epochs: float = option(1.0, "passes over the rankings; more overfit soon", exclusive_minimum=0)
+    learning_rate: float = option(3e-5, "peak of the cosine schedule; larger models take less", exclusive_minimum=0)
+    rankings_per_step: int = option(4, "rankings of an optimizer step; published runs take 64 of 33,000", minimum=1)
+    rankings_per_pass: int = option(
+        1, "rankings computed at a time, by memory: the result is the same; must divide --rankings-per-step", minimum=1
+    )
+    warmup_ratio: float = option(0.1, "part of the steps over which the learning rate rises", minimum=0, maximum=1)
+    weight_decay: float = option(0.0, "of AdamW", minimum=0)
+    max_gradient_norm: float = option(1.0, "gradients are scaled down to this norm; 0 for never", minimum=0)
+    validation_fraction: float = option(
+        0.15, "part of the distinct prompts, held out and measured before and after; 0 for none", minimum=0, maximum=0.9
+    )
+    seed: int = option(0, "of the split, the head's first weights and the order", minimum=0, maximum=2**32 - 1)
+    precision: Precision = option(Precision.AUTO, "of matrix products; auto is bf16 where the device is fast at it")
+    max_tokens: int | None = option(None, "longest conversation in tokens; unset takes the model's limit", minimum=2)
+    overlong: Overlong = option(Overlong.ERROR, "a ranking with a longer conversation is an error, or skipped whole")
+    save_every: int = option(100, "steps between checkpoints to resume from (3x the weights); 0 for none", minimum=0)
+    log_every: int = option(2, "steps between lines of progress", minimum=1)
+    resume: bool = option(False, "go on with the run in --output from its newest complete step checkpoint")
+    overwrite: bool = option(False, "replace what an earlier kwise train wrote to --output")
 
     def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("--model is required")
+        if not self.output:
+            raise ConfigError("--output is required")
         check_bounds(self)
-        for name in ("model", "output"):
-            if getattr(self, name) is None:
-                raise ConfigError(f"--{name} is missing")
+        if self.rankings_per_step % self.rankings_per_pass:
+            raise ConfigError(
+                f"--rankings-per-pass is {self.rankings_per_pass}; it must divide --rankings-per-step, {self.rankings_per_step}"
+            )
         if self.resume and self.overwrite:
             raise ConfigError("--resume and --overwrite exclude each other")
+
+    @property
+    def passes_per_step(self) -> int:
+        """How many passes' gradients make one optimizer step."""
+        return self.rankings_per_step // self.rankings_per_pass
+
+    def num_steps(self, num_rankings: int) -> int:
+        """Optimizer steps of the whole run over `num_rankings`; the last step of an epoch may have fewer rankings."""
+        return math.ceil(self.epochs * math.ceil(num_rankings / self.rankings_per_step))

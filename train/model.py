@@ -1,18 +1,22 @@
-"""A language model becomes a reward model: its LM head gives way to a scalar linear head. Any family of transformers'
-`AutoModelForSequenceClassification` will do. What its tokenizer needs is in `tokenizer.py`.
+"""A reward model: a language model whose LM head is replaced by one linear layer, so that a conversation gives one scalar.
 
-Dimensions: K conversations; T tokens of the longest.
+It stays a plain `AutoModelForSequenceClassification(num_labels=1)`; what decides is in named functions: how the head
+starts, which weights may be missing, where dropout goes, what runs in bfloat16.
+
+Dimensions: S sequences, T tokens of the longest of them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation
@@ -22,7 +26,7 @@ from kwise.train.tokenizer import choose_pad_token, load_tokenizer, token_ids
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
-    """A model with float32 weights, and the tokenizer that goes with it."""
+    """A model with its tokenizer, which agree on the padding token."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -30,117 +34,165 @@ class RewardModel:
     @property
     def max_tokens(self) -> int | None:
         """The longest conversation that the model has positions for; None where it states no limit."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        limits = [getattr(self.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length]
+        # A tokenizer without a limit says 10^30. RoBERTa's positions start behind the padding index, which only its
+        # tokenizer's limit accounts for.
+        return min((limit for limit in limits if limit is not None and 0 < limit < 10**9), default=None)
 
+    @torch.no_grad()
     def rewards(self, conversations: Sequence[Conversation]) -> list[float]:
-        """The rewards of K conversations, one pass, in evaluation mode. Leaves the model in the mode that it was in."""
+        """The rewards of `conversations` in one padded pass, in the precision of the weights."""
         sequences = [token_ids(self.tokenizer, conversation) for conversation in conversations]
-        input_ids_KT, mask_KT = pad(sequences, self.model.config.pad_token_id)
-        was_training = self.model.training
+        input_ids, attention_mask = pad(sequences, self.model.config.pad_token_id)
         self.model.eval()
-        with torch.inference_mode():
-            rewards_K = rewards_of(self.model, input_ids_KT.to(self.model.device), mask_KT.to(self.model.device))
-        self.model.train(was_training)
-        return [float(reward) for reward in rewards_K]
+        device = self.model.device
+        return rewards_of(self.model, input_ids.to(device), attention_mask.to(device)).tolist()
 
     def save(self, directory: Path) -> None:
-        """Write what `AutoModelForSequenceClassification` and `AutoTokenizer` load: safetensors, tokenizer.json and
-        chat_template.jinja."""
+        """Write what `from_pretrained` of a model and of a tokenizer read, chat template included."""
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
 
 
 def rewards_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """float32[S]: the reward of each of S right-padded sequences. Training and validation both come through here.
+    """The reward of each sequence, float32[S]: the one place where training and evaluation run the model.
 
-    Prompts are computed once per response: a pass over a trie of the sequences would take this function's place.
+    The prompt of a ranking is computed K times here; a pass over the trie of the sequences would take this function's place.
+
+    Args:
+        input_ids: int64[S, T], padded on the right with `config.pad_token_id`, which no sequence ends with.
+        attention_mask: int64[S, T], 0 on padding.
     """
-    return model(input_ids=input_ids, attention_mask=attention_mask).logits.float().squeeze(-1)
+    logits_S1 = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    return logits_S1[:, 0].float()
 
 
-def load_reward_model(model: str, *, chat_template: Path | None, seed: int) -> RewardModel:
-    """The reward model that training starts from; `seed` draws its head where the checkpoint has none.
+def load_reward_model(model: str, *, chat_template: Path | None = None, seed: int = 0) -> RewardModel:
+    """Read MODEL, an SFT language model or a reward model, in float32.
+
+    Args:
+        model: a Hugging Face directory, a hub name, or a `.gguf` file (its weights are dequantised).
+        chat_template: a Jinja file to use in place of the model's own template.
+        seed: of the head's first weights, where the checkpoint has no head.
 
     Raises:
-        ConfigError: the checkpoint has a head of other than one label, no fast tokenizer, or no token to pad with.
-        OSError: there is no such model or file.
+        ConfigError: the checkpoint lacks weights of the language model, or has a head for several labels; or the
+            tokenizer cannot be made ready, see `load_tokenizer` and `choose_pad_token`.
+        OSError: there is no such model.
     """
-    tokenizer = load_tokenizer(model, chat_template)
-    if not tokenizer.is_fast:
-        raise ConfigError(f"--model {model}: has no fast tokenizer (tokenizer.json), which the engine needs")
     path = Path(model)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": model}
-    if path.suffix == ".gguf":
-        source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
-    try:
-        loaded, loading = AutoModelForSequenceClassification.from_pretrained(
-            **source, num_labels=1, dtype=torch.float32, output_loading_info=True
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"--model {model}: cannot be loaded as a model with one label: {error}") from error
-    # Left behind by quantised sources; with it, a later from_pretrained would look for quantised weights.
+    if path.suffix == ".gguf" and not path.is_file():
+        raise ConfigError(f"--model {model}: there is no such file")
+    place = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+    with _quiet_transformers():
+        tokenizer = load_tokenizer(model, chat_template)
+        torch.manual_seed(seed)  # layers between backbone and head, where an architecture has them, start at random
+        try:
+            loaded, loading = AutoModelForSequenceClassification.from_pretrained(
+                path.parent if place else model, num_labels=1, dtype=torch.float32, output_loading_info=True, **place
+            )
+        except (ValueError, RuntimeError) as error:  # an unknown architecture; a head for several labels
+            raise ConfigError(f"--model {model}: cannot be loaded as a model with one label: {error}") from error
+    # Left behind by quantised sources; a later from_pretrained would look for quantised weights.
     if hasattr(loaded.config, "quantization_config"):
         del loaded.config.quantization_config
-    name, head = find_head(loaded)
+    _check_backbone(loaded, loading["missing_keys"], model)
+    name, head = reward_head(loaded)
     if f"{name}.weight" in loading["missing_keys"]:
-        initialise_head(head, seed)
-    loaded.config.pad_token_id = choose_pad_token(tokenizer, loaded.config.pad_token_id)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(loaded.config.pad_token_id)
+        init_head(head, seed)
+    pad_token_id = choose_pad_token(tokenizer, configured=loaded.config.pad_token_id)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
+    loaded.config.pad_token_id = pad_token_id
+    loaded.config.use_cache = False  # a reward is one pass: keys and values would be kept for nothing
+    disable_dropout(loaded)
     return RewardModel(model=loaded, tokenizer=tokenizer)
 
 
-def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
-    """(name, layer) of the scalar head: `score` of decoders, `classifier` or its `out_proj` of encoders.
+def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """(name, layer) of the linear layer with one output: `score` of decoders, `classifier` or its `out_proj` of encoders.
 
     Raises:
-        ConfigError: there is not exactly one linear layer of one output.
+        ConfigError: the architecture has no such layer.
     """
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     heads = [(name, module) for name, module in linear if module.out_features == 1]
-    if len(heads) != 1:
-        raise ConfigError(f"--model: {type(model).__name__} has {len(heads)} linear layers of one output; a head is one")
-    return heads[0]
+    if not heads:
+        raise ConfigError(f"--model: {type(model).__name__} has no linear head with one output")
+    return heads[-1]
 
 
-def initialise_head(head: nn.Linear, seed: int) -> None:
-    """Weights from N(0, 1/√(d+1)), that is their standard deviation, and bias 0; d is the hidden size.
+@torch.no_grad()
+def init_head(head: nn.Linear, seed: int) -> None:
+    """Weights from N(0, 1/(d+1)), that is a standard deviation of 1/√(d+1) for d inputs; a bias of 0.
 
-    Stiennon et al. 2020, "Learning to summarize from human feedback"; Huang et al. 2024, "The N+ implementation details of
-    RLHF with PPO" (vwxyzjn/summarize_from_feedback_details, reward.py).
+    Stiennon et al. 2020, "Learning to summarize from human feedback", as vwxyzjn/summarize_from_feedback_details (reward.py)
+    reproduces it.
     """
-    std = (head.in_features + 1) ** -0.5
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed)) * std)
-        if head.bias is not None:
-            head.bias.zero_()
+    generator = torch.Generator().manual_seed(seed)
+    std = 1 / math.sqrt(head.in_features + 1)
+    head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * std)
+    if head.bias is not None:
+        head.bias.zero_()
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Train without dropout, so that the K rewards of a ranking come from one function and differ for one reason.
+
+    As vwxyzjn/summarize_from_feedback_details (`configure_dropout`) and TRL's `RewardConfig.disable_dropout` do. The
+    config keeps its figures.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        # Attention functions and layer drop read a plain number instead: `attention_dropout`, `layerdrop`.
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 @contextmanager
 def bf16_backbone(model: PreTrainedModel) -> Iterator[None]:
-    """Within, all of `model` but its head runs under bfloat16 autocast.
+    """Within it the backbone's matrix products run in bfloat16; weights, residual stream and head stay float32.
 
-    The head stays out: bfloat16 has 8 significant bits, so that rewards near 4 would come in steps of 1/32 and close
-    responses would tie. `Trainer`'s own bf16 option would take the head in.
+    Autocast over the whole model, as `TrainingArguments(bf16=True)` does it, also rounds the rewards to bfloat16: with 8
+    significant bits, rewards near 4 are 1/32 apart, coarser than the margins that are learnt from.
     """
     backbone = model.base_model
-    forward = backbone.forward
-
-    def forward_in_bf16(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
-            output = forward(*args, **kwargs)
-        output.last_hidden_state = output.last_hidden_state.float()
-        return output
-
-    backbone.forward = forward_in_bf16
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16)
+    # The head does not run under autocast, so whatever it reads, a pooler's output for instance, has to be float32.
+    backbone.forward = convert_outputs_to_fp32(autocast(backbone.forward))
     try:
         yield
     finally:
-        del backbone.forward  # the instance's attribute; the class's method is seen again
+        del backbone.forward  # the class's own method again
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether there are instructions for bfloat16 products (AVX512-BF16, AMX, CUDA from Ampere on); elsewhere it is emulated
-    and slower than float32."""
+    """Whether bfloat16 matrix products are faster than float32 ones on `device`.
+
+    On a CPU that takes AVX512-BF16 or AMX (SmolLM2-135M, 6 sequences of 110 tokens, forward and backward, 2 cores with AMX:
+    1.1 s against 1.95 s in float32); without them PyTorch emulates bfloat16, slower than float32.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def _check_backbone(model: PreTrainedModel, missing: Sequence[str], name: str) -> None:
+    """Refuse a checkpoint whose language model would silently start at random: only what lies behind it may be missing,
+    the head, and a pooler between the two."""
+    prefix = f"{model.base_model_prefix}."
+    lost = sorted(key for key in missing if key.startswith(prefix) and "pooler" not in key)
+    if lost:
+        raise ConfigError(f"--model {name}: the checkpoint lacks {len(lost)} weights of the language model, {lost[0]} first")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without warnings that a new head "should probably be trained", which is what we are about to do."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)

@@ -38,7 +38,8 @@ _IGNORED_KEYS = frozenset({"id", "source", "metadata"})
 
 
 class RankingsError(ConfigError):
-    """The data is not usable. One line per problem, "FILE:LINE: field: problem", never with the texts themselves."""
+    """The data is not usable. One line per problem, "FILE:LINE: field: problem", never with the texts themselves; a
+    `ConfigError`, because the data is named on the command line."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))

@@ -27,7 +27,7 @@ class LoggedLoss:
 class TrainingReport:
     """One run. `before` and `after` are None without a validation split; both are measured in float32.
 
-    `histogram_K[k]` is how many of all rankings, training and validation, have k responses. `training_s` is the time in
+    `rankings_by_size[K]` is how many of all rankings, training and validation, have K responses. `training_s` is the time in
     this process: of a resumed run, only since it was resumed.
     """
 
@@ -37,7 +37,7 @@ class TrainingReport:
     num_validation: int
     num_skipped: int
     num_training_pairs: int
-    histogram_K: dict[int, int]
+    rankings_by_size: dict[int, int]
     num_parameters: int
     num_steps: int
     precision: str
@@ -74,7 +74,7 @@ class TrainingReport:
         return [(name, e) for name, e in (("before", self.before), ("after", self.after)) if e is not None]
 
 
-def histogram_K(rankings: Sequence[Ranking]) -> dict[int, int]:
+def rankings_by_size(rankings: Sequence[Ranking]) -> dict[int, int]:
     """How many rankings have K responses, by K."""
     return dict(sorted(Counter(len(ranking.responses) for ranking in rankings).items()))
 

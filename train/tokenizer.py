@@ -24,10 +24,12 @@ def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenize
     Its chat template is that of the file `chat_template` if given, else its own, else `plain_template`.
 
     Raises:
-        ConfigError: the chat template cannot render a user's and an assistant's turn.
+        ConfigError: there is no fast tokenizer, or the chat template cannot render a user's and an assistant's turn.
         OSError: there is no such model or file.
     """
     tokenizer = _from_gguf(Path(model)) if model.endswith(".gguf") else AutoTokenizer.from_pretrained(model)
+    if not tokenizer.is_fast:
+        raise ConfigError(f"--model {model}: has no fast tokenizer (tokenizer.json), which the engine needs")
     tokenizer.padding_side = "right"
     if chat_template is not None:
         tokenizer.chat_template = chat_template.read_text(encoding="utf-8")

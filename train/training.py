@@ -16,8 +16,8 @@ from kwise.train.batch import TokenizedRanking, tokenize_rankings
 from kwise.train.config import Overlong, Precision, TrainConfig
 from kwise.train.evaluate import Evaluation, evaluate
 from kwise.train.model import RewardModel, bf16_backbone, has_fast_bf16, load_reward_model
-from kwise.train.rankings import Ranking, read_rankings, split_by_prompt
-from kwise.train.report import LoggedLoss, TrainingReport, histogram_K, plain_config, versions
+from kwise.train.rankings import Ranking, RankingsError, read_rankings, split_by_prompt
+from kwise.train.report import LoggedLoss, TrainingReport, plain_config, rankings_by_size, versions
 from kwise.train.steps import REPORT_NAME, StepsDir
 from kwise.train.trainer import make_trainer
 
@@ -79,7 +79,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         num_validation=len(validation),
         num_skipped=len(rankings) - len(tokenized),
         num_training_pairs=sum(ranking.num_pairs() for ranking in training),
-        histogram_K=histogram_K(fitting),
+        rankings_by_size=rankings_by_size(fitting),
         num_parameters=reward_model.model.num_parameters(),
         num_steps=trainer.state.global_step,
         precision=precision.value,
@@ -99,12 +99,15 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
 
 def _tokenize(rankings: Sequence[Ranking], reward_model: RewardModel, config: TrainConfig) -> list[TokenizedRanking]:
     limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
-    return tokenize_rankings(
+    tokenized = tokenize_rankings(
         rankings,
         reward_model.tokenizer,
         max_tokens=min(limits, default=None),
         skip_overlong=config.overlong is Overlong.SKIP,
     )
+    if not tokenized:
+        raise RankingsError([f"{config.data}: all {len(rankings)} rankings have a conversation over the limit of tokens"])
+    return tokenized
 
 
 def _validate(

@@ -13,7 +13,7 @@ from kwise.train.loss import kwise_loss, mean_loss
 
 
 def pairs_of(ranks: list[int]) -> list[tuple[int, int]]:
-    return [(w, l) for w, l in product(range(len(ranks)), repeat=2) if ranks[w] < ranks[l]]  # noqa: E741
+    return [(w, l) for w, l in product(range(len(ranks)), repeat=2) if ranks[w] < ranks[l]]
 
 
 def explicit_loss(rewards: Tensor, ranks: list[int]) -> Tensor:
