@@ -20,7 +20,11 @@ from kwise.train.model import load_reward_model
 from kwise.train.rankings import RankingsError
 from kwise.train.training import train
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch.*")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:torch.*"),
+    # Trainer, where tiny step checkpoints follow one another within a second; it then orders them by number, as it should.
+    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")
