@@ -31,7 +31,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Encoding, Tokenizer
 
 from kwise.engine.errors import InvalidRequest
-from kwise.engine.packing import Int64
+from kwise.engine.trie import Int64
 from kwise.engine.types import Conversation, Group, Message, TokenIds
 
 
@@ -60,6 +60,7 @@ class EncodedSequence:
     token_ids: Int64
     type_ids: Int64 | None
     num_tokens: int
+    prompt_tokens: int = 0
     dropped_tokens: int = 0
     control_tokens: int = 0
 

@@ -7,7 +7,7 @@ the batch does not have yet; in the padded layout every sequence costs as much a
 from bisect import bisect_left, insort
 from typing import Protocol
 
-from kwise.engine.packing import Int64, common_prefix, sort_key
+from kwise.engine.trie import Int64, common_prefix, sort_key
 
 # A shared prefix shorter than this is a template's opening, which all conversations share.
 _RELATED_TOKENS = 32

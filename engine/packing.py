@@ -1,179 +1,145 @@
-"""Token sequences → their trie → the flat arrays that the trie graph reads.
+"""A trie → the flat arrays that the trie graph reads.
 
-Every distinct prefix of the batch is one row, whichever caller sent it: a prompt common to K responses, a system prompt
-common to different prompts, the earlier turns of a conversation. Sorting the sequences makes this a matter of comparing
-neighbours: each sequence adds rows only past its longest common prefix with the one before it, and rows are numbered
-depth first. Then
+Nodes whose keys and values are known already (`past`) are not computed: they are entries of the key table only. The others
+are the rows of the batch, in depth-first order. Attention runs in tiles: a tile is a range of rows, and its keys are the
+ancestors of its first node and every node from there to its last one, since an ancestor of a later row that lies before
+the tile is an ancestor of its first row too. Where a range jumps to another branch it inherits keys that most of it cannot
+see, so tiles are cut by dynamic programming over a model of their cost, then divided by length of keys into C classes,
+each one call of ONNX's Attention, so that padding wastes the least.
 
-* row k is an ancestor of row q exactly if k <= q < ends[k], so a mask needs one integer per row;
-* a tile of attention is any contiguous range of rows [a, b): all its keys are the ancestors of row a and the range
-  itself, since an ancestor of a later row that lies before a is an ancestor of a too.
+Packing knows nodes and rows; of prompts, groups and models it knows nothing. It takes some 2 ms for a batch of 2,048 rows,
+a thousandth of SmolLM2's pass on two cores.
 
-Tiles are cut to like sizes, sorted by number of keys and divided into C classes, each one call of ONNX's Attention; the
-division wastes the least padding (dynamic programming). Packing knows tokens and rows; of prompts, groups and models
-it knows nothing. It takes under 1 % of the time of the pass that it prepares.
-
-Dimensions: B sequences, T rows, C classes, N tiles in a class, S queries in a tile, L keys of a tile.
+Dimensions: N nodes; T rows; P past nodes; C classes; n tiles of a class, S queries of a tile, L keys of a tile.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Int64 = NDArray[np.int64]
+from kwise.engine.trie import Int64, Trie
 
-# Queries a tile, to choose from. Fewer waste less on masked keys, more copy fewer keys and make better matrix products.
-_TILE_SIZES = (32, 64, 96, 128)
-# What copying one key and its value into a tile costs, in units of one (query, key) score. From timings of SmolLM2's
-# shape on two AVX-512 cores; the choice is flat around the optimum, so other shapes lose little.
-_KEY_COPY_COST = 24
+# A tile is cut where a branch begins or at a multiple of this, and spans at most so many rows.
+_CUT_STEP, _MAX_TILE = 16, 160
+# The cost of a tile of S queries and L keys, in units of one (query, key) score: S·L + _KEY_COST·L + _TILE_COST. A key is
+# copied and packed for the matrix product whatever S is. From timings of SmolLM2's heads on two AVX-512 cores: rates of a
+# call at S = 16, 32, 64 and 128 relate as 0.69, 0.83, 0.95 and 1; the optimum is flat, so other shapes lose little.
+_KEY_COST, _TILE_COST = 14, 2000
+# And of one more call: its nodes' start, and threads that wait for one another where its heads do not divide evenly.
+_CALL_COST = 4000
+NOT_PAST = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trie:
-    """The rows of a batch, numbered depth first.
+class Packed:
+    """The graph's index inputs, and where each node went.
 
-    input_ids, positions, ends: int64[T]; `positions` is the row's depth, rows below row r are r+1 … ends[r]-1.
-    last_rows: int64[B], the row of each sequence's last token, in the order in which the sequences were given.
+    arrays: `input_ids` int64[T]; `positions`, `orders`, `ends` int64[T+P] of every entry of the key table, rows first;
+    `last_rows` int64[B]; for each class c `queries.c` int64[n, S], rows, the tile's last row repeated as padding, and
+    `keys.c` int64[n, L], entries of the key table, padded with -1; `outputs` int64[T], where each row's attention lies in
+    the classes' outputs laid end to end.
+    entries: int64[N], the entry of the key table that holds each node; below T it is the node's row.
     """
 
-    input_ids: Int64
-    positions: Int64
-    ends: Int64
-    last_rows: Int64
-    _starts: Int64  # int64[sequences with rows of their own], each one's first row
-    _paths: list[Int64]  # beside it: the rows from the root to the sequence's last token
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.input_ids)
-
-    def ancestors(self, row: int) -> Int64:
-        """The rows above `row`, from the root down: int64[positions[row]]."""
-        owner = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._paths[owner][: self.positions[row]]
+    arrays: dict[str, Int64]
+    entries: Int64
+    num_rows: int
 
 
-def sort_key(token_ids: Int64) -> bytes:
-    """Bytes that order as the token ids do (big-endian, four bytes a token), for sorting and for common prefixes."""
-    return token_ids.astype(">u4").tobytes()
+def pack(trie: Trie, num_classes: int, past: Int64 | None = None, num_past: int = 0) -> Packed:
+    """Lay out the trie's nodes.
 
-
-def common_prefix(a: bytes, b: bytes) -> int:
-    """Tokens that two sort keys have in common from the start."""
-    x, y = (np.frombuffer(key, ">u4", count=min(len(a), len(b)) // 4) for key in (a, b))
-    differ = x != y
-    return int(differ.argmax()) if differ.any() else len(x)
-
-
-def build_trie(sequences: Sequence[Int64]) -> Trie:
-    """One row per distinct prefix of the sequences (each int64[length >= 1])."""
-    keys = [sort_key(sequence) for sequence in sequences]
-    last_rows = np.empty(len(sequences), np.int64)
-    input_ids: list[Int64] = []
-    positions: list[Int64] = []
-    starts: list[int] = []
-    paths: list[Int64] = []
-    ends = np.empty(sum(map(len, sequences)), np.int64)
-    path: Int64 = np.empty(0, np.int64)
-    previous, num_rows = b"", 0
-    for index in sorted(range(len(sequences)), key=keys.__getitem__):
-        tokens = sequences[index]
-        shared = common_prefix(previous, keys[index])
-        if shared < len(tokens):
-            ends[path[shared:]] = num_rows  # the branch that ends here has all its rows
-            new_rows = np.arange(num_rows, num_rows + len(tokens) - shared)
-            path = np.concatenate([path[:shared], new_rows])
-            input_ids.append(tokens[shared:])
-            positions.append(np.arange(shared, len(tokens)))
-            starts.append(num_rows)
-            paths.append(path)
-            num_rows += len(new_rows)
-            previous = keys[index]
-        last_rows[index] = path[len(tokens) - 1]
-    ends[path] = num_rows
-    return Trie(
-        input_ids=np.concatenate(input_ids),
-        positions=np.concatenate(positions),
-        ends=ends[:num_rows].copy(),
-        last_rows=last_rows,
-        _starts=np.array(starts),
-        _paths=paths,
-    )
-
-
-def pack(trie: Trie, num_classes: int) -> dict[str, Int64]:
-    """The graph's inputs.
-
-    input_ids, positions, ends: int64[T]; last_rows: int64[B]; for each class c: `queries_c` int64[N, S], rows, the tile's
-    last row repeated as padding; `keys_c` int64[N, L], rows, padded with -1; and `outputs` int64[T], where each row's
-    attention lies in the classes' outputs laid end to end.
+    past: int64[N] or None, for each node its place among the `num_past` entries whose keys and values are given, or
+    NOT_PAST. The last node of a sequence is never past: its hidden state is what the head reads.
     """
-    bounds = _tile_bounds(trie)
-    begins, stops = bounds[:-1], bounds[1:]
-    num_keys = trie.positions[begins] + stops - begins
-    order = np.argsort(num_keys, kind="stable")
-    arrays = {
-        "input_ids": trie.input_ids,
-        "positions": trie.positions,
-        "ends": trie.ends,
-        "last_rows": trie.last_rows,
-    }
-    outputs = np.empty(trie.num_rows, np.int64)
+    past = np.full(trie.num_nodes, NOT_PAST) if past is None else past
+    nodes = np.flatnonzero(past == NOT_PAST)
+    num_rows = len(nodes)
+    entries = np.where(past == NOT_PAST, np.cumsum(past == NOT_PAST) - 1, past + num_rows)
+    arrays = {"input_ids": trie.token_ids[nodes], "last_rows": entries[trie.last_nodes]}
+    # Entries that no node stands for (a prefix kept twice) stay zero: nothing refers to them.
+    for name, values in (("positions", trie.depths), ("orders", np.arange(trie.num_nodes)), ("ends", trie.ends)):
+        arrays[name] = np.zeros(num_rows + num_past, np.int64)
+        arrays[name][entries] = values
+
+    tiles = _tiles(trie, nodes)
+    outputs = np.empty(num_rows, np.int64)
     offset = 0
-    for c, members in enumerate(_classes(order, (stops - begins)[order], num_keys[order], num_classes)):
-        width = int((stops - begins)[members].max())
-        queries = np.minimum(begins[members, None] + np.arange(width), stops[members, None] - 1)
-        keys = np.full((len(members), int(num_keys[members].max())), -1)
+    for c, members in enumerate(_classes(tiles, num_classes)):
+        width = max((tiles.num_queries[tile] for tile in members), default=1)
+        queries = np.zeros((max(len(members), 1), width), np.int64)
+        keys = np.full((len(queries), max((tiles.num_keys[tile] for tile in members), default=1)), -1)
+        if not len(members):
+            keys[:] = 0  # a class without tiles: one score, which nobody reads
         for n, tile in enumerate(members):
-            begin, stop = int(begins[tile]), int(stops[tile])
-            ancestors = trie.ancestors(begin)
-            keys[n, : len(ancestors)] = ancestors
-            keys[n, len(ancestors) : num_keys[tile]] = np.arange(begin, stop)
+            begin, stop = tiles.bounds[tile], tiles.bounds[tile + 1]
+            queries[n] = np.minimum(begin + np.arange(width), stop - 1)
+            ancestors = trie.path(int(nodes[begin]))[:-1]
+            keys[n, : len(ancestors)] = entries[ancestors]
+            keys[n, len(ancestors) : tiles.num_keys[tile]] = entries[nodes[begin] : nodes[stop - 1] + 1]
             outputs[begin:stop] = np.arange(offset + n * width, offset + n * width + stop - begin)
         offset += queries.size
-        arrays[f"queries_{c}"], arrays[f"keys_{c}"] = queries, keys
+        arrays[f"queries.{c}"], arrays[f"keys.{c}"] = queries, keys
     arrays["outputs"] = outputs
-    return arrays
+    return Packed(arrays=arrays, entries=entries, num_rows=num_rows)
 
 
-def _tile_bounds(trie: Trie) -> Int64:
-    """int64[tiles + 1]: the rows in tiles of like sizes, of the size that a simple cost model likes best."""
-    best, best_cost = np.array([0, trie.num_rows]), np.inf
-    for size in _TILE_SIZES:
-        num_tiles = -(-trie.num_rows // size)
-        bounds = np.arange(num_tiles + 1) * trie.num_rows // num_tiles
-        queries = np.diff(bounds)
-        keys = trie.positions[bounds[:-1]] + queries
-        cost = float((keys * (queries + _KEY_COPY_COST)).sum())
-        if cost < best_cost:
-            best, best_cost = bounds, cost
-    return best
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tiles:
+    """Tile i is rows bounds[i] … bounds[i+1]-1, with so many queries and keys."""
+
+    bounds: Int64
+    num_queries: Int64
+    num_keys: Int64
 
 
-def _classes(order: Int64, num_queries: Int64, num_keys: Int64, num_classes: int) -> list[Int64]:
-    """Cut tiles sorted by keys into exactly `num_classes` runs whose padded sizes add up to the least.
+def _tiles(trie: Trie, nodes: Int64) -> _Tiles:
+    """Cut the rows (`nodes` int64[T], the node of each) where the cost model finds it cheapest."""
+    num_rows = len(nodes)
+    begins = np.searchsorted(nodes, trie.branches)
+    cuts = np.unique(np.concatenate([np.arange(0, num_rows, _CUT_STEP), begins[begins < num_rows], [num_rows]]))
+    firsts = np.searchsorted(cuts, cuts - _MAX_TILE)
+    begin_nodes = nodes[cuts[:-1]]
+    # Keys of a tile from cut i to cut j: ancestors of its first node, and nodes from there to the last.
+    key_bases = trie.depths[begin_nodes] - begin_nodes
+    costs = np.zeros(len(cuts))
+    choices = np.zeros(len(cuts), np.int64)
+    for j in range(1, len(cuts)):
+        i = slice(int(firsts[j]), j)
+        num_queries = cuts[j] - cuts[i]
+        num_keys = key_bases[i] + nodes[cuts[j] - 1] + 1
+        totals = costs[i] + (num_queries + _KEY_COST) * num_keys + _TILE_COST
+        choice = int(totals.argmin())
+        costs[j], choices[j] = totals[choice], firsts[j] + choice
+    chosen = [len(cuts) - 1]
+    while chosen[-1]:
+        chosen.append(int(choices[chosen[-1]]))
+    bounds = cuts[chosen[::-1]]
+    num_keys = trie.depths[nodes[bounds[:-1]]] + nodes[bounds[1:] - 1] - nodes[bounds[:-1]] + 1
+    return _Tiles(bounds=bounds, num_queries=np.diff(bounds), num_keys=num_keys)
 
-    A graph has a fixed number of calls. With fewer tiles than classes, a class repeats the first tile; its output is
-    not read.
-    """
-    tiles = len(order)
-    cost = np.full((tiles + 1, tiles + 1), np.inf)
-    for i in range(tiles):
-        widths = np.maximum.accumulate(num_queries[i:])
-        cost[i, i + 1 :] = np.arange(1, tiles - i + 1) * widths * num_keys[i:]
-    best = np.full(tiles + 1, np.inf)
+
+def _classes(tiles: _Tiles, num_classes: int) -> list[Int64]:
+    """The tiles, sorted by keys, in at most `num_classes` runs that cost the least; the remaining runs are empty."""
+    order = np.argsort(tiles.num_keys, kind="stable")
+    num_keys, num_queries = tiles.num_keys[order], tiles.num_queries[order]
+    num_tiles = len(order)
+    # cost[i, j]: tiles i … j-1 as one call, padded to the most queries and the most keys among them.
+    cost = np.full((num_tiles + 1, num_tiles + 1), np.inf)
+    for i in range(num_tiles):
+        widths = np.maximum.accumulate(num_queries[i:]) + _KEY_COST
+        cost[i, i + 1 :] = np.arange(1, num_tiles - i + 1) * widths * num_keys[i:] + _CALL_COST
+    best = np.full(num_tiles + 1, np.inf)
     best[0] = 0
-    choices = []
-    for _ in range(min(num_classes, tiles)):
-        totals = best[:, None] + cost
-        choices.append(totals.argmin(0))
-        best = totals.min(0)
+    totals, choices = [], []
+    for _ in range(min(num_classes, num_tiles)):
+        sums = best[:, None] + cost
+        best = sums.min(0)
+        totals.append(best[-1])
+        choices.append(sums.argmin(0))
     runs: list[Int64] = []
-    end = tiles
-    for choice in reversed(choices):
+    end = num_tiles
+    for choice in reversed(choices[: int(np.argmin(totals)) + 1]):
         runs.insert(0, order[choice[end] : end])
         end = int(choice[end])
-    return runs + [order[:1]] * (num_classes - len(runs))
+    return runs + [order[:0]] * (num_classes - len(runs))

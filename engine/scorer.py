@@ -291,7 +291,7 @@ def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Sess
         (encoded,) = encoder.encode(Group(prompt=golden.prompt, responses=(golden.response,)))
         if isinstance(encoded, InvalidRequest):
             raise ArtifactError(f"{artifact.path}/golden.jsonl:{number}: {encoded}")
-        (raw,), _ = session.run([encoded])
+        (raw,) = session.run([encoded]).rewards
         difference = abs(float(raw) - golden.reward)
         if not difference <= artifact.manifest.golden_tolerance:  # also where it is not a number
             raise ArtifactError(

@@ -5,6 +5,7 @@ in what a batch costs.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,47 +15,72 @@ from numpy.typing import NDArray
 from kwise.engine.artifact import Artifact
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.errors import ConfigError
-from kwise.engine.packing import build_trie, pack
+from kwise.engine.packing import pack
+from kwise.engine.prompt_cache import PromptCache
+from kwise.engine.reuse import keep, plan_reuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """rewards: raw, float32[B], in the batch's order; num_rows: token rows computed; num_reused: token rows whose keys and
+    values came from the prompt cache."""
+
+    rewards: NDArray[np.float32]
+    num_rows: int
+    num_reused: int = 0
 
 
 class Session(Protocol):
     """What the batcher runs."""
 
     runtime: str  # for people: runtime, version, device
+    prompt_cache: PromptCache
 
-    def run(self, batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
-        """Raw rewards float32[B] of the batch's sequences, in order, and the number of token rows computed."""
+    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+        """The batch's raw rewards."""
 
 
 class OnnxSession:
     """ONNX Runtime on CPU or CUDA.
 
-    threads: intra-op threads, 0 for one per core. device: "cpu", "cuda" or "cuda:N".
+    threads: intra-op threads, 0 for one per core. device: "cpu", "cuda" or "cuda:N". prompt_cache_bytes: memory for keys and
+    values of recent prompts, see `PromptCache`; the padded layout has no use for it.
 
     Raises:
         ConfigError: the device is unknown, or this build of ONNX Runtime has no provider for it.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int = 0, device: str = "cpu") -> None:
+    def __init__(self, artifact: Artifact, *, threads: int = 0, device: str = "cpu", prompt_cache_bytes: int = 0) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         self._session = ort.InferenceSession(artifact.model_path, options, providers=_providers(device))
         self._manifest = artifact.manifest
         self._input_names = {node.name for node in self._session.get_inputs()}
+        self._states = {node.name: int(node.shape[1]) for node in self._session.get_inputs() if node.name.startswith("past.")}
+        self.prompt_cache = PromptCache(prompt_cache_bytes)
         self.runtime = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
 
-    def run(self, batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
-        inputs, num_rows = self._trie_inputs(batch) if self._manifest.layout == "trie" else self._padded_inputs(batch)
-        (rewards,) = self._session.run(None, inputs)
-        rewards = np.asarray(rewards, np.float32).reshape(-1)
-        if len(rewards) != len(batch):
-            raise RuntimeError(f"the graph answered {len(batch)} sequences with {len(rewards)} rewards")
-        return rewards, num_rows
+    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+        passed = self._run_trie(batch) if self._manifest.layout == "trie" else self._run_padded(batch)
+        if len(passed.rewards) != len(batch):
+            raise RuntimeError(f"the graph answered {len(batch)} sequences with {len(passed.rewards)} rewards")
+        return passed
 
-    def _trie_inputs(self, batch: Sequence[EncodedSequence]) -> tuple[dict[str, NDArray[np.int64]], int]:
-        trie = build_trie([sequence.token_ids for sequence in batch])
-        return pack(trie, self._manifest.num_classes), trie.num_rows
+    def _run_trie(self, batch: Sequence[EncodedSequence]) -> Pass:
+        reuse = plan_reuse(batch, self.prompt_cache, list(self._states.values()))
+        packed = pack(reuse.trie, self._manifest.num_classes, reuse.past, reuse.num_past)
+        states = dict(zip(self._states, reuse.states, strict=True))
+        rewards, *present = self._session.run(None, packed.arrays | states | {"kept": packed.entries[reuse.kept]})
+        keep(reuse, present, self.prompt_cache)
+        return Pass(
+            rewards=rewards, num_rows=packed.num_rows, num_reused=reuse.trie.num_nodes - packed.num_rows
+        )
+
+    def _run_padded(self, batch: Sequence[EncodedSequence]) -> Pass:
+        inputs, num_rows = self._padded_inputs(batch)
+        (logits,) = self._session.run(None, inputs)
+        return Pass(rewards=np.asarray(logits, np.float32).reshape(-1), num_rows=num_rows)
 
     def _padded_inputs(self, batch: Sequence[EncodedSequence]) -> tuple[dict[str, NDArray[np.int64]], int]:
         """input_ids, attention_mask, token_type_ids: int64[B, longest], padded on the right."""

@@ -2,15 +2,18 @@
 
 Every architecture whose attention goes through transformers' `AttentionInterface` calls this function instead of its own.
 Position-wise layers run on T rows, one per distinct prefix; here each tile of queries gathers its keys and runs ONNX's own
-`Attention` (opset 23, grouped heads, 3-D inputs: no transposes, no expanded heads). One set of index arrays, and one mask
-a class and window size, serve all layers. `kwise.engine.packing` makes the arrays and says what they mean.
+`Attention` (opset 23, grouped heads, 3-D inputs: no transposes, no expanded heads). The table that keys are gathered from
+has the batch's rows first, then P entries that earlier batches computed. One set of index arrays, and one mask a class and
+window size, serve all layers. `kwise.engine.packing` makes the arrays and says what they mean.
 
-Dimensions: T rows, N tiles of a class, S queries in a tile, L keys of a tile, H query heads, G key/value heads, D head size.
+Dimensions: T rows, P past entries, N tiles of a class, S queries in a tile, L keys of a tile, H query heads, G key/value
+heads, D head size.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,37 +27,62 @@ PLACEHOLDER_DOMAIN = "kwise"
 _MASKED = -1e9
 
 
-class TrieBatch:
-    """The graph's index inputs while a model runs on them, and the masks that follow from them."""
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each [entries, G·D]."""
 
-    def __init__(self, arrays: Mapping[str, Tensor], num_classes: int) -> None:
-        self.arrays = arrays
-        self.num_classes = num_classes
-        self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+@dataclass(slots=True, kw_only=True)
+class TrieBatch:
+    """The graph's index inputs while a model runs on them, and what follows from them.
+
+    positions, orders, ends: int64[T+P]; queries, keys: one int64[N, S] and int64[N, L] a class; outputs: int64[T]; past: a
+    layer's keys and values each [P, G·D], empty for none; kept: int64[rows], whose keys and values each layer adds to
+    `present`.
+    """
+
+    positions: Tensor
+    orders: Tensor
+    ends: Tensor
+    queries: Sequence[Tensor]
+    keys: Sequence[Tensor]
+    outputs: Tensor
+    past: Sequence[KeyValue] = ()
+    kept: Tensor | None = None
+    present: list[KeyValue] = field(default_factory=list)
+    _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def mask(self, c: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[N, 1, S, L] in `dtype`: 0 where key row k is query row q or above it (k <= q < ends[k]), else −1e9.
+        """[N, 1, S, L] in `dtype`: 0 where key k is query q or its ancestor, else −1e9.
 
         With a window, also only the `window` nearest positions, the query's own included.
         """
         if (c, window) not in self._masks:
-            queries, keys = self.arrays[f"queries_{c}"][:, :, None], self.arrays[f"keys_{c}"][:, None, :]
-            ends, positions = self.arrays["ends"], self.arrays["positions"]
-            visible = (keys >= 0) & (keys <= queries) & (queries < ends[keys])
+            queries, keys = self.queries[c][:, :, None], self.keys[c][:, None, :]
+            order = self.orders[queries]
+            visible = (keys >= 0) & (self.orders[keys] <= order) & (order < self.ends[keys])
             if window is not None:
-                visible = visible & (positions[queries] - positions[keys] < window)
+                visible = visible & (self.positions[queries] - self.positions[keys] < window)
             masked = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, _MASKED)
             self._masks[c, window] = masked[:, None]
         return self._masks[c, window]
+
+    def table(self, key: Tensor, value: Tensor) -> KeyValue:
+        """What the next layer's tiles gather from: the rows' keys and values, [T, G·D], and behind them the past's."""
+        layer = len(self.present)
+        self.present.append((key, value) if self.kept is None else (key[self.kept], value[self.kept]))
+        if not self.past:
+            return key, value
+        past_key, past_value = self.past[layer]
+        return torch.cat([key, past_key]), torch.cat([value, past_value])
 
 
 _running: ContextVar[TrieBatch] = ContextVar("trie batch")
 
 
 @contextmanager
-def on_trie(model: torch.nn.Module, arrays: Mapping[str, Tensor], num_classes: int) -> Iterator[None]:
-    """Within, `model` attends over the trie that `arrays` describe."""
-    token = _running.set(TrieBatch(arrays, num_classes))
+def on_trie(model: torch.nn.Module, batch: TrieBatch) -> Iterator[None]:
+    """Within, one pass of `model` attends over the trie that `batch` describes."""
+    token = _running.set(batch)
     previous = model.config._attn_implementation
     model.config._attn_implementation = IMPLEMENTATION
     try:
@@ -120,14 +148,14 @@ def trie_attention(
     heads, kv_heads, dim = int(query.shape[1]), int(key.shape[1]), int(query.shape[3])
     scale = float(scaling if scaling is not None else dim**-0.5)
     q, k, v = (x.transpose(1, 2).flatten(2)[0] for x in (query, key, value))
+    k, v = batch.table(k, v)
     outputs = []
-    for c in range(batch.num_classes):
-        queries, keys = batch.arrays[f"queries_{c}"], batch.arrays[f"keys_{c}"]
+    for c, (queries, keys) in enumerate(zip(batch.queries, batch.keys, strict=True)):
         mask = batch.mask(c, sliding_window, q.dtype)
         tile = _TileAttention.apply(q[queries], k[keys], v[keys], mask, scale, float(softcap or 0.0), heads, kv_heads)
-        outputs.append(tile.reshape(-1, heads * dim))
-    rows = torch.cat(outputs)[batch.arrays["outputs"]]
-    return rows.view(1, -1, heads, dim), None
+        outputs.append(tile.reshape(-1, tile.shape[2]))
+    rows = torch.cat(outputs)[batch.outputs]
+    return rows.unflatten(-1, (heads, -1))[None], None
 
 
 # What models pass along that does not change what attention computes here: positions are in `positions` already.

@@ -7,7 +7,7 @@ there the placeholder for Attention becomes ONNX's own operator of opset 23, whi
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,11 +23,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kwise.engine.artifact import MODEL
-from kwise.engine.packing import build_trie, pack
-from kwise.export.attention import PLACEHOLDER_DOMAIN, on_trie
+from kwise.engine.packing import NOT_PAST, pack
+from kwise.engine.trie import build_trie
+from kwise.export.attention import PLACEHOLDER_DOMAIN, TrieBatch, on_trie
+from kwise.export.rotary import patching_specs
 
 # Calls of Attention a layer. More fit tiles' key lengths closer, and cost the start of a kernel each.
-NUM_CLASSES = 4
+NUM_CLASSES = 8
 _TRACED_OPSET, _ATTENTION_OPSET = 18, 23
 
 
@@ -55,9 +57,8 @@ def supports_trie(model: PreTrainedModel) -> bool:
 
 def export_trie(model: PreTrainedModel, directory: Path) -> None:
     """Write `model.onnx` and `model.onnx.data`: inputs as `kwise.engine.packing.pack` makes them, output `rewards` [B]."""
-    config = _TrieOnnxConfig(model.config, task="text-classification")
     with _without_tracer_warnings():
-        optimum_export(_TrieRewards(model), config, directory / MODEL, opset=_TRACED_OPSET)
+        optimum_export(_TrieRewards(model), _TrieOnnxConfig(model), directory / MODEL, opset=_TRACED_OPSET)
     for leftover in directory.glob(f"{MODEL}_data*"):
         leftover.unlink()
 
@@ -94,41 +95,61 @@ class _TrieRewards(torch.nn.Module):
         self,
         input_ids: Tensor,
         positions: Tensor,
+        orders: Tensor,
         ends: Tensor,
         last_rows: Tensor,
+        kept: Tensor,
         outputs: Tensor,
-        queries_0: Tensor,
-        keys_0: Tensor,
-        queries_1: Tensor,
-        keys_1: Tensor,
-        queries_2: Tensor,
-        keys_2: Tensor,
-        queries_3: Tensor,
-        keys_3: Tensor,
+        queries: list[Tensor],
+        keys: list[Tensor],
+        past: list[tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
-        arrays = {name: value for name, value in locals().items() if isinstance(value, Tensor)}
-        with on_trie(self.model, arrays, NUM_CLASSES):
+        batch = TrieBatch(
+            positions=positions,
+            orders=orders,
+            ends=ends,
+            queries=queries,
+            keys=keys,
+            outputs=outputs,
+            past=past,
+            kept=kept,
+        )
+        with on_trie(self.model, batch):
             states = self.model.base_model(
-                input_ids=input_ids[None], position_ids=positions[None], use_cache=False
+                input_ids=input_ids[None], position_ids=positions[: input_ids.shape[0]][None], use_cache=False
             ).last_hidden_state[0]
-        return {"rewards": self.model.score(states[last_rows])[:, 0]}
+        rewards = {"rewards": self.model.score(states[last_rows])[:, 0]}
+        return rewards | {f"present.{layer}.{name}": t for layer, name, t in _named(batch.present)}
 
 
 class _TrieOnnxConfig(OnnxConfig):
+    """Inputs as `pack` makes them, `kept` and `past.LAYER.key|value`; outputs `rewards` and `present.LAYER.key|value`."""
+
     NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
     DEFAULT_ONNX_OPSET = _TRACED_OPSET
     DUMMY_INPUT_GENERATOR_CLASSES: ClassVar[tuple[Any, ...]] = ()
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model.config, task="text-classification")
+        self.PATCHING_SPECS = patching_specs(model)
+        self._example = _example(_layer_widths(model))
+
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
-        return {name: {i: f"{name}_{i}" for i in range(array.ndim)} for name, array in _EXAMPLE.items()}
+        past = {f"past.{layer}.{name}": {0: "num_past"} for layer, name, _ in _named(self._example["past"])}
+        arrays = {name: array for name, array in self._example.items() if isinstance(array, Tensor)}
+        lists = {
+            f"{name}.{c}": array for name in ("queries", "keys") for c, array in enumerate(self._example[name])
+        }
+        return {name: {i: f"{name}_{i}" for i in range(array.ndim)} for name, array in (arrays | lists).items()} | past
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        return {"rewards": {0: "num_sequences"}}
+        present = {f"present.{layer}.{name}": {0: "num_kept"} for layer, name, _ in _named(self._example["past"])}
+        return {"rewards": {0: "num_sequences"}} | present
 
-    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(array) for name, array in _EXAMPLE.items()}
+    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
+        return self._example
 
     def fix_dynamic_axes(self, model_path: Path, **_: Any) -> None:
         graph = onnx.load(model_path)
@@ -156,11 +177,40 @@ def _save(graph: onnx.ModelProto, path: Path) -> None:
     )
 
 
-def _example() -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-    """A small batch to trace with: two prompts of several responses, tiles of unlike sizes in every class."""
+def _named(layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, str, Tensor]]:
+    return [(layer, name, t) for layer, pair in enumerate(layers) for name, t in zip(("key", "value"), pair, strict=True)]
+
+
+def _example(widths: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """A small batch to trace with: two prompts of several responses, one of them known, tiles of unlike sizes in classes."""
     prompts = np.arange(3, 23), np.arange(3, 100)
     sequences = [np.concatenate([prompt, np.full(length, 5 + length)]) for prompt in prompts for length in (12, 40, 71)]
-    return pack(build_trie([sequence % 32 for sequence in sequences]), NUM_CLASSES)
+    trie = build_trie([sequence % 32 for sequence in sequences])
+    past = np.full(trie.num_nodes, NOT_PAST)
+    past[:10] = np.arange(10)
+    packed = pack(trie, NUM_CLASSES, past, 10)
+    tensors = {name: torch.from_numpy(array) for name, array in packed.arrays.items()}
+    flat = {name: tensor for name, tensor in tensors.items() if "." not in name}
+    return flat | {
+        "kept": torch.arange(5),
+        "queries": [tensors[f"queries.{c}"] for c in range(NUM_CLASSES)],
+        "keys": [tensors[f"keys.{c}"] for c in range(NUM_CLASSES)],
+        "past": [(torch.zeros(10, key), torch.zeros(10, value)) for key, value in widths],
+    }
 
 
-_EXAMPLE = _example()
+def _layer_widths(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """The width of each layer's keys and values (heads times head size), measured by a pass over one token."""
+    packed = pack(build_trie([np.array([3])]), 1).arrays
+    tensors = {name: torch.from_numpy(array) for name, array in packed.items()}
+    batch = TrieBatch(
+        positions=tensors["positions"],
+        orders=tensors["orders"],
+        ends=tensors["ends"],
+        queries=[tensors["queries.0"]],
+        keys=[tensors["keys.0"]],
+        outputs=tensors["outputs"],
+    )
+    with torch.inference_mode(), on_trie(model, batch):
+        model.base_model(input_ids=tensors["input_ids"][None], position_ids=tensors["positions"][None], use_cache=False)
+    return [(key.shape[1], value.shape[1]) for key, value in batch.present]

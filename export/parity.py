@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.errors import InvalidRequest
 from kwise.engine.filling import new_filling
-from kwise.engine.packing import Int64
+from kwise.engine.trie import Int64
 from kwise.engine.session import Session
 from kwise.engine.types import Conversation, Group, Message
 
@@ -154,8 +154,8 @@ def _report(
     layout: str,
     tolerance: float,
 ) -> ParityReport:
-    alone = np.array([float(session.run([sequence])[0][0]) for sequence in batch])
-    together = np.concatenate([session.run(part)[0] for part in _batches(batch, layout)]).astype(np.float64)
+    alone = np.array([float(session.run([sequence]).rewards[0]) for sequence in batch])
+    together = np.concatenate([session.run(part).rewards for part in _batches(batch, layout)]).astype(np.float64)
     differences = np.abs(alone - expected)
     report = ParityReport(
         num_sequences=len(batch),
