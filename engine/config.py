@@ -20,7 +20,12 @@ class EngineConfig:
         "conversation runs by itself",
         minimum=16,
     )
-    max_queue_tokens: int = option(262_144, "tokens that may wait; beyond it requests get RESOURCE_EXHAUSTED", minimum=16)
+    max_queue_tokens: int = option(
+        262_144,
+        "tokens that may wait, text that is not tokenised yet counted at four characters a token; beyond it requests get "
+        "RESOURCE_EXHAUSTED",
+        minimum=16,
+    )
     cache_bytes: int = option(256 << 20, "memory for cached rewards, 400 bytes each; 0 for no cache", minimum=0)
     overlong: Overlong = option(Overlong.REJECT, "conversations over the limit: refuse, or drop the oldest turns")
     control_tokens: ControlTokens = option(

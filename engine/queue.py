@@ -7,7 +7,7 @@ whose future is done (nobody waits for it any more) is skipped before it costs a
 
 from asyncio import Future
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
@@ -81,6 +81,16 @@ class WorkQueue:
         taken = set(map(id, batch))
         self._keep(lambda work: id(work) not in taken)
         return batch
+
+    def promote(self, futures: "Iterable[Future[Finished]]") -> None:
+        """Give bulk work the turn that it would have as interactive work, from its own arrival on."""
+        bulk, interactive = self._lines[Priority.BULK], self._lines[Priority.INTERACTIVE]
+        wanted = set(futures)
+        promoted = [work for work in bulk if work.future in wanted]
+        for work in promoted:
+            work.priority = Priority.INTERACTIVE
+        self._lines[Priority.BULK] = deque(work for work in bulk if work.priority is Priority.BULK)
+        self._lines[Priority.INTERACTIVE] = deque(merge(interactive, promoted, key=lambda work: work.turn_s))
 
     def _drop_abandoned(self) -> None:
         before = len(self)
