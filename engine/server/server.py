@@ -88,8 +88,9 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
 
 async def _drain(server: grpc.aio.Server, service: RewardService, scorer: Scorer, grace_s: float) -> None:
     """Wait for the service's own calls alone: others, such as a watch of the server's health, may never end."""
+    await _until_quiet(service)  # what was sent before the signal is served
     service.drain()
-    await _until_quiet(service)
+    await _until_quiet(service)  # what was sent after it is refused with a status that clients retry
     refusing = asyncio.create_task(server.stop(grace_s + 2 * _LAST_REPLIES_S))
     try:
         await asyncio.wait_for(service.idle(), grace_s)
@@ -103,8 +104,8 @@ async def _drain(server: grpc.aio.Server, service: RewardService, scorer: Scorer
 
 
 async def _until_quiet(service: RewardService) -> None:
-    """Until no call arrives, or half a second. A server that stops ends with CANCELLED, which no client retries, the calls
-    that gRPC has received and not handed over yet; handed over, they get UNAVAILABLE."""
+    """Until no call arrives, or half a second: a server that stops ends with CANCELLED, which no client retries, the calls
+    that gRPC has received and not handed over yet."""
     for _ in range(10):
         num_calls = service.num_calls
         await asyncio.sleep(0.05)
