@@ -2,26 +2,31 @@
 
     manifest.json, model.onnx, model.onnx.data, tokenizer.json, chat_template.jinja (if any), golden.jsonl
 
-Reading it checks the schema version, every file's size and SHA-256, and the fingerprint, so that a damaged, half-written
-or edited artifact is refused by the name of its file and never served. `kwise.export` writes artifacts through the same
-`Manifest`.
+Reading it checks the schema version, the type of every field, every file's size and SHA-256, and the fingerprint, so that a
+damaged, half-written or edited artifact is refused by the name of its file and never served. `kwise.export` writes artifacts
+through the same `Manifest`.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from itertools import starmap
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from kwise.engine.errors import ArtifactError
 from kwise.engine.types import Message
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+MODEL_DATA = "model.onnx.data"  # weights, which the graph refers to by this name; small models have them inside
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 GOLDEN = "golden.jsonl"
+_LAYOUTS = ("trie", "padded")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +107,8 @@ def read_artifact(path: Path) -> Artifact:
     manifest = _read_manifest(path / MANIFEST)
     for name, expected in manifest.files.items():
         verify_file(path / name, expected)
+    if MODEL_DATA not in manifest.files and (path / MODEL_DATA).exists():
+        raise ArtifactError(f"{path / MODEL_DATA}: the manifest does not list it, so these weights are nobody's")
     if manifest.computed_fingerprint() != manifest.fingerprint:
         raise ArtifactError(f"{path / MANIFEST}: its fingerprint does not match its content; export the checkpoint again")
     return Artifact(path=path, manifest=manifest, golden=_read_golden(path / GOLDEN))
@@ -137,13 +144,68 @@ def _read_manifest(path: Path) -> Manifest:
     if (unknown := content.keys() - names) or (missing := names - content.keys()):
         wrong = f"unknown fields {sorted(unknown)}" if unknown else f"missing fields {sorted(missing)}"
         raise ArtifactError(f"{path}: {wrong}")
+    for name, (expected, is_valid) in _FIELDS.items():
+        if not is_valid(content[name]):
+            raise ArtifactError(f"{path}: {name} must be {expected}")
+    for name in (MODEL, TOKENIZER, GOLDEN):
+        if name not in content["files"]:
+            raise ArtifactError(f"{path}: files does not list {name}, without which nothing can be served")
     return Manifest(**content)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_file(name: str, value: Any) -> bool:
+    """A file of the artifact itself: a name that leads elsewhere would have another file verified and served."""
+    described = isinstance(value, dict) and value.keys() == {"sha256", "bytes"}
+    return described and _is_text(value["sha256"]) and _is_count(value["bytes"]) and name == Path(name).name
+
+
+# What a field's value must be, in words and as a check. Fields that only people read may be any object.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("a text", lambda value: _is_text(value) and bool(value)),
+    "layout": ("one of trie and padded", lambda value: value in _LAYOUTS),
+    "dtype": ("a text", _is_text),
+    "num_classes": ("a count", _is_count),
+    "max_tokens": ("a count of at least 1", lambda value: _is_count(value) and value > 0),
+    "vocab_size": ("a count of at least 1", lambda value: _is_count(value) and value > 0),
+    "pad_token_id": ("a count or null", lambda value: value is None or _is_count(value)),
+    "causal": ("true or false", lambda value: isinstance(value, bool)),
+    "special_tokens": ("texts by name", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))),
+    "golden_tolerance": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
+    "files": ("sha256 and bytes by name", lambda value: isinstance(value, dict) and all(starmap(_is_file, value.items()))),
+    "reward_mean": ("a number", _is_number),
+    "reward_std": ("a number greater than 0", lambda value: _is_number(value) and value > 0),
+    "parity": ("an object", lambda value: isinstance(value, dict)),
+    "provenance": ("an object", lambda value: isinstance(value, dict)),
+    "fingerprint": ("a text", _is_text),
+}
 
 
 def _read_golden(path: Path) -> tuple[Golden, ...]:
     golden = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        prompt = tuple(Message(**message) for message in entry["prompt"])
-        golden.append(Golden(prompt=prompt, response=entry["response"], reward=entry["reward"]))
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            golden.append(_golden(json.loads(line)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(f"{path}:{number}: no conversation with a reward: {error!r}") from None
     return tuple(golden)
+
+
+def _golden(entry: Any) -> Golden:
+    """Raises ValueError, TypeError or KeyError where the entry is none."""
+    prompt = tuple(Message(**message) for message in entry["prompt"])
+    texts = [text for message in prompt for text in (message.role, message.content)]
+    if not prompt or not all(map(_is_text, [*texts, entry["response"]])) or not _is_number(entry["reward"]):
+        raise TypeError("prompt must be messages, response a text and reward a number")
+    return Golden(prompt=prompt, response=entry["response"], reward=entry["reward"])

@@ -2,25 +2,27 @@
 
 One task per session takes a batch whenever its session is free and the queue holds work; it never waits on purpose. The
 session runs in a thread of its own, where the runtime releases the GIL. A batch that fails is run again group by group,
-so that only the group at fault gets the error.
+and a group that fails sequence by sequence, so that only the sequence at fault gets the error.
 """
 
 import asyncio
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
 from kwise.engine.conversation import EncodedSequence
-from kwise.engine.errors import ModelFailed, Overloaded
+from kwise.engine.errors import KwiseError, ModelFailed, Overloaded, Unavailable
 from kwise.engine.queue import Finished, Work, WorkQueue
 from kwise.engine.session import Session
 from kwise.engine.types import Priority
 
 _LOG = logging.getLogger(__name__)
+SESSION_THREADS = "kwise-session"  # what the names of threads that run the model begin with
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class Counters:
     sequences: int = 0
     rows: int = 0
     unshared_rows: int = 0
+    reused_rows: int = 0
     cache_hits: int = 0
     joined: int = 0
     rejected_groups: int = 0
@@ -40,8 +43,8 @@ class Counters:
 class Batcher:
     """Runs submitted sequences through `sessions`, oldest first. Used from one event loop, between `start` and `stop`.
 
-    max_queue_tokens: tokens that may wait; a submission beyond it is refused, unless nothing waits at all, so that a
-    group larger than the limit still has its turn.
+    max_queue_tokens: tokens that may wait, in the queue or in a reservation; more is refused, unless nothing waits at all, so
+    that a group larger than the limit still has its turn.
     """
 
     def __init__(self, sessions: Sequence[Session], queue: WorkQueue, *, max_queue_tokens: int, counters: Counters) -> None:
@@ -53,36 +56,50 @@ class Batcher:
         self._work_arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._busy_s = 0.0
+        self._reserved_tokens = 0
+        self._stopped = False
 
     def start(self) -> None:
         """Start one task per session, in the running event loop."""
         self._tasks = [asyncio.create_task(self._serve(session), name="kwise batcher") for session in self._sessions]
 
     async def stop(self) -> None:
-        """Stop at once; work that still waits is cancelled. Drain before where it should not be."""
+        """Stop at once: what waits, what runs and whatever comes later gets Unavailable. Drain before where it should not.
+
+        A pass of the model cannot be interrupted: one that runs goes on in its thread, and nobody waits for it.
+        """
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         while batch := self._queue.take():
-            for work in batch:
-                work.future.cancel()
+            _fail(batch, Unavailable.leaving)
 
-    def check_room(self, num_tokens: int = 0) -> None:
-        """Raises Overloaded where the queue cannot take `num_tokens` more."""
-        queued = self._queue.num_tokens
-        if queued and queued + num_tokens > self._max_queue_tokens:
-            self._counters.rejected_groups += 1
-            raise Overloaded(queued, self._max_queue_tokens, self._seconds_to_clear(queued))
+    @contextmanager
+    def reserve(self, num_tokens: int) -> Iterator[None]:
+        """Count about `num_tokens` as waiting: a group on its way to `submit`, whose tokens are not known yet.
+
+        Raises:
+            Overloaded: the queue is full.
+            Unavailable: the batcher has stopped.
+        """
+        self._check_room(num_tokens)
+        self._reserved_tokens += num_tokens
+        try:
+            yield
+        finally:
+            self._reserved_tokens -= num_tokens
 
     def submit(self, sequences: Sequence[EncodedSequence], priority: Priority) -> "list[asyncio.Future[Finished]]":
         """One future per sequence of a group. Cancel a future to take its sequence out of the queue.
 
-        The future raises ModelFailed where the runtime failed on this group.
+        The future raises ModelFailed where the runtime failed on this sequence, Unavailable where the batcher stopped first.
 
         Raises:
             Overloaded: the queue is full; nothing was submitted.
+            Unavailable: the batcher has stopped.
         """
-        self.check_room(sum(len(sequence.token_ids) for sequence in sequences))
+        self._check_room(sum(len(sequence.token_ids) for sequence in sequences))
         loop = asyncio.get_running_loop()
         group = next(self._group_numbers)
         futures: list[asyncio.Future[Finished]] = []
@@ -93,62 +110,91 @@ class Batcher:
         self._work_arrived.set()
         return futures
 
+    def promote(self, futures: "Iterable[asyncio.Future[Finished]]") -> None:
+        """Bulk work that an interactive request waits for too takes an interactive turn."""
+        self._queue.promote(futures)
+
+    def _check_room(self, num_tokens: int) -> None:
+        if self._stopped:
+            raise Unavailable.leaving()
+        queued = self._queue.num_tokens + self._reserved_tokens
+        if queued and queued + num_tokens > self._max_queue_tokens:
+            self._counters.rejected_groups += 1
+            raise Overloaded(queued, self._max_queue_tokens, self._seconds_to_clear(queued))
+
     async def _serve(self, session: Session) -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix="kwise-session") as thread:
+        thread = ThreadPoolExecutor(1, thread_name_prefix=SESSION_THREADS)
+        try:
             while True:
-                batch = self._queue.take()
+                batch = self._queue.take(session.prompt_cache.prefixes)
                 self._counters.abandoned = self._queue.num_abandoned
                 if batch:
-                    await self._run(session, thread, batch)
+                    await self._answer(session, thread, batch)
                 else:
                     self._work_arrived.clear()
                     await self._work_arrived.wait()
+        finally:
+            thread.shutdown(wait=False)  # waiting would stop the event loop for as long as the pass takes
+
+    async def _answer(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work]) -> None:
+        """Run the batch; no future of it is left undecided, whatever happens."""
+        try:
+            await self._run(session, thread, batch)
+        finally:
+            _fail(batch, Unavailable.leaving)
 
     async def _run(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work]) -> None:
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         try:
-            rewards, num_rows = await loop.run_in_executor(thread, session.run, [work.sequence for work in batch])
-            if len(rewards) != len(batch):
-                raise RuntimeError(f"the session answered {len(batch)} sequences with {len(rewards)} rewards")
-        except asyncio.CancelledError:
-            for work in batch:
-                work.future.cancel()
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the fault of some group in the batch
+            passed = await loop.run_in_executor(thread, session.run, [work.sequence for work in batch])
+            if len(passed.rewards) != len(batch):
+                raise RuntimeError(f"the session answered {len(batch)} sequences with {len(passed.rewards)} rewards")
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the fault of some sequence in the batch
             await self._run_apart(session, thread, batch, error)
             return
         model_s = loop.time() - started_s
         self._busy_s += model_s
         self._counters.model_passes += 1
         self._counters.sequences += len(batch)
-        self._counters.rows += num_rows
+        self._counters.rows += passed.num_rows
+        self._counters.reused_rows += passed.num_reused
         self._counters.unshared_rows += sum(len(work.sequence.token_ids) for work in batch)
-        for work, raw in zip(batch, rewards, strict=True):
+        for work, raw in zip(batch, passed.rewards, strict=True):
             if work.future.done():
                 continue
             if not math.isfinite(raw):
                 _LOG.error("the model gave %s for a sequence of %d tokens", raw, len(work.sequence.token_ids))
-                work.future.set_exception(ModelFailed())
+                _fail([work], ModelFailed)
                 continue
             queue_s = started_s - work.arrival_s
             work.future.set_result(Finished(raw=float(raw), queue_s=queue_s, model_s=model_s))
 
     async def _run_apart(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work], error: Exception) -> None:
         wanted = [work for work in batch if not work.future.done()]
-        groups = [list(members) for _, members in groupby(sorted(wanted, key=_group), key=_group)]
-        if len(groups) > 1:
-            _LOG.warning("a batch of %d groups failed and is run group by group: %s", len(groups), error)
-            for group in groups:
-                await self._run(session, thread, group)
+        parts = [list(members) for _, members in groupby(sorted(wanted, key=_group), key=_group)]
+        if len(parts) == 1:
+            parts = [[work] for work in wanted]
+        if len(batch) > 1:
+            _LOG.warning("a batch of %d sequences failed and is run in %d parts: %s", len(batch), len(parts), error)
+            for part in parts:
+                if still_wanted := [work for work in part if not work.future.done()]:
+                    await self._run(session, thread, still_wanted)
             return
-        _LOG.error("the model failed on a group of %d sequences", len(batch), exc_info=error)
-        for work in wanted:
-            work.future.set_exception(ModelFailed())
+        _LOG.error("the model failed on a sequence of %d tokens", len(batch[0].sequence.token_ids), exc_info=error)
+        _fail(wanted, ModelFailed)
 
     def _seconds_to_clear(self, num_tokens: int) -> float:
         rate = self._counters.unshared_rows / self._busy_s if self._busy_s else 1000.0
         return max(0.05, num_tokens / rate / len(self._sessions))
+
+
+def _fail(batch: Sequence[Work], error: Callable[[], KwiseError]) -> None:
+    """Answer what has no answer yet, each with an error of its own."""
+    for work in batch:
+        if not work.future.done():
+            work.future.set_exception(error())
+            work.future.exception()  # whoever waited may have left: then nobody retrieves it, which is not a fault
 
 
 def _group(work: Work) -> int:

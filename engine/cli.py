@@ -27,12 +27,33 @@ _COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `kwise ARGV`. Exit code 0, 1 for an error of the work itself, 2 for a wrong command line, 130 for Ctrl-C."""
+    """Run `kwise ARGV` and return its exit code, by one rule for all commands:
+
+    0    done, all of it
+    1    the work failed, or a part of it: bad data, a damaged artifact, no server, a response that was not scored
+    2    a wrong command line: an option missing, out of range, or not fitting the model or the directory that it names
+    130  Ctrl-C
+    """
     argv = sys.argv[1:] if argv is None else argv
+    chosen = next((word for word in argv if word in _COMMANDS), "")
+    try:
+        return _run(argv, chosen)
+    except ConfigError as error:
+        print(f"kwise {chosen}: {error}", file=sys.stderr)
+        return 2
+    except (ArtifactError, KwiseError, OSError) as error:
+        print(f"kwise {chosen}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: list[str], chosen: str) -> int:
+    """Parse and run; of the commands' modules only that of `chosen` is imported. Raises what the command raises."""
     parser = argparse.ArgumentParser(prog="kwise", description="Train, export and serve reward models.")
     parser.add_argument("--version", action="version", version=f"kwise {version('kwise')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((word for word in argv if not word.startswith("-")), None)
+    run = None
     for name, command in _COMMANDS.items():
         subparser = commands.add_parser(name, help=command.summary, description=command.summary.capitalize() + ".")
         if name == chosen:
@@ -41,23 +62,13 @@ def main(argv: list[str] | None = None) -> int:
             except ModuleNotFoundError as missing:
                 if missing.name is None or missing.name.split(".")[0] == "kwise":
                     raise
-                print(
-                    f"kwise {name} needs the package {missing.name}: pip install 'kwise[{command.extra}]'",
-                    file=sys.stderr,
-                )
+                print(f"kwise {name} needs the package {missing.name}: pip install 'kwise[{command.extra}]'", file=sys.stderr)
                 return 1
             module.add_arguments(subparser)
+            run = module.run
     arguments = parser.parse_args(argv)
-    try:
-        return int(module.run(arguments))
-    except ConfigError as error:
-        print(f"kwise {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except (ArtifactError, KwiseError, OSError) as error:
-        print(f"kwise {arguments.command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    assert run is not None, "argparse has refused any other command"
+    return int(run(arguments))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,16 @@ class EngineConfig:
         "conversation runs by itself",
         minimum=16,
     )
-    max_queue_tokens: int = option(262_144, "tokens that may wait; beyond it requests get RESOURCE_EXHAUSTED", minimum=16)
+    max_queue_tokens: int = option(
+        262_144,
+        "tokens that may wait, text that is not tokenised yet counted at four characters a token; beyond it requests get "
+        "RESOURCE_EXHAUSTED",
+        minimum=16,
+    )
     cache_bytes: int = option(256 << 20, "memory for cached rewards, 400 bytes each; 0 for no cache", minimum=0)
+    prompt_cache_bytes: int = option(
+        128 << 20, "memory a device for keys and values of recent prompts; 0 for none. SmolLM2 takes 46 KB a token", minimum=0
+    )
     overlong: Overlong = option(Overlong.REJECT, "conversations over the limit: refuse, or drop the oldest turns")
     control_tokens: ControlTokens = option(
         ControlTokens.ACCEPT, "special tokens spelled out in texts: tokenise as in training and count, or refuse"

@@ -6,7 +6,10 @@ it. So the K conversations are rendered whole, the text that they share is cut b
 is tokenised once. Cutting before the token, not after it, keeps a tail from being its text's first piece, which some
 tokenizers treat differently (Metaspace's `prepend_scheme="first"`).
 
-Models without a chat template (cross-encoders) read prompt and response as a pair of texts.
+Models without a chat template (cross-encoders) read prompt and response as a pair of texts, told apart by type ids.
+
+What is wrong with one response is an `InvalidRequest` in its place. The group as a whole is refused only where no response
+could be scored: whoever shares a reward with another group's responses must not share their fate.
 
 Knows templates, tokens and limits; nothing of batches, caches or rewards. Thread-safe: nothing is written after
 construction.
@@ -18,20 +21,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import takewhile
-from json import dumps
 from os.path import commonprefix
-from typing import Any, NoReturn, cast
+from typing import NamedTuple, cast
 
 import numpy as np
-from jinja2 import Template, TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 from tokenizers import Encoding, Tokenizer
 
 from kwise.engine.errors import InvalidRequest
 from kwise.engine.trie import Int64
+from kwise.engine.template import compile_template
 from kwise.engine.types import Conversation, Group, Message, TokenIds
 
 
@@ -54,7 +53,8 @@ class EncodedSequence:
     """One conversation as the model reads it.
 
     token_ids: int64[length]; type_ids: int64[length] or None, the segment (0 prompt, 1 response) for models that want it.
-    num_tokens: tokens of the conversation, which exceeds `length` where unread padding at the end was cut.
+    num_tokens: tokens of the conversation, which exceeds `length` where unread padding at the end was cut. prompt_tokens: how
+    many of them, from the start, other responses to the prompt have too; 0 where that is not known.
     """
 
     token_ids: Int64
@@ -63,6 +63,14 @@ class EncodedSequence:
     prompt_tokens: int = 0
     dropped_tokens: int = 0
     control_tokens: int = 0
+
+
+class Tokens(NamedTuple):
+    """int64[length] each: ids, and type ids for models that want them; `num_shared` as `EncodedSequence.prompt_tokens`."""
+
+    ids: Int64
+    type_ids: Int64 | None = None
+    num_shared: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,30 +115,38 @@ class ConversationEncoder:
         cuttable = [] if any(t.single_word for t in raw) else [t for t in raw if not (t.lstrip or t.rstrip)]
         self._cuttable = {token.content for token in cuttable}
         self._control = _any_of([token.content for token in added if token.special])
+        # 1 for BERT and its kin, 0 for RoBERTa's, whose table of types has one row.
+        self._second_type = max(self._tokenizer.encode("a", "b").type_ids, default=1) if template is None else 0
 
     def check(self, group: Group) -> None:
         """What makes a group malformed as a whole and can be told without tokenising.
 
         The scorer calls this with the whole group, so that an error names a response by its place in the request, and before
-        other requests can wait for a part of it.
+        other requests can wait for a part of it. Takes no time in Python per token id: it runs on the event loop.
 
         Raises:
-            InvalidRequest: no prompt, no responses, or a token id outside the vocabulary.
+            InvalidRequest: no prompt, no responses, more ids in the prompt than a conversation may have, or a token id
+                outside the vocabulary.
         """
         if not group.responses:
             raise InvalidRequest("responses", "there are none; give at least one")
         if not group.prompt:
             raise InvalidRequest("prompt", "it is empty")
-        if not isinstance(group.prompt[0], Message):
-            self._check_ids("prompt.token_ids", group.prompt)
-            for index, response in enumerate(cast(tuple[TokenIds, ...], group.responses)):
+        if isinstance(group.prompt[0], Message):
+            return
+        if len(group.prompt) > self._limits.max_tokens:
+            raise self._prompt_too_long(len(group.prompt))
+        self._check_ids("prompt.token_ids", group.prompt)
+        for index, response in enumerate(cast(tuple[TokenIds, ...], group.responses)):
+            if len(group.prompt) + len(response) <= self._limits.max_tokens:  # the others are refused for their length
                 self._check_ids(f"responses[{index}].token_ids", response)
 
     def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
         """One outcome per response, in order.
 
         Raises:
-            InvalidRequest: the group as a whole is malformed, or its prompt too long by itself.
+            InvalidRequest: the group as a whole is malformed, or its prompt leaves no room even for an empty response, or the
+                chat template refuses it with every response.
         """
         self.check(group)
         if isinstance(group.prompt[0], Message):
@@ -142,20 +158,27 @@ class ConversationEncoder:
     def _encode_token_ids(self, prompt: TokenIds, responses: Sequence[TokenIds]) -> list[EncodedSequence | InvalidRequest]:
         outcomes: list[EncodedSequence | InvalidRequest] = []
         for index, response in enumerate(responses):
-            token_ids = np.array(prompt + response, np.int64)
-            if len(token_ids) > self._limits.max_tokens:
-                outcomes.append(self._too_long(index, len(token_ids)))
+            num_tokens = len(prompt) + len(response)
+            if num_tokens > self._limits.max_tokens:
+                outcomes.append(self._too_long(index, num_tokens))
             else:
-                outcomes.append(self._sequence(token_ids, None))
-        if len(prompt) >= self._limits.max_tokens and all(isinstance(outcome, InvalidRequest) for outcome in outcomes):
-            self._raise_prompt_too_long(len(prompt))
+                ids, types = np.array(prompt + response, np.int64), self._types_of_ids(len(prompt), len(response))
+                tokens = Tokens(ids, types, num_shared=len(prompt))
+                outcomes.append(self._outcome(index, tokens))
         return outcomes
 
+    def _types_of_ids(self, prompt_length: int, response_length: int) -> Int64 | None:
+        """int64[length], 0 for the prompt's ids and the second text's type for the response's; None under a template."""
+        if self._template is not None:
+            return None
+        return np.repeat(np.array([0, self._second_type], np.int64), [prompt_length, response_length])
+
     def _check_ids(self, field: str, ids: TokenIds) -> None:
-        for index, token_id in enumerate(ids):
-            if not 0 <= token_id < self._limits.vocab_size:
-                problem = f"{token_id} is outside the vocabulary of {self._limits.vocab_size}"
-                raise InvalidRequest(f"{field}[{index}]", problem)
+        if not ids or (min(ids) >= 0 and max(ids) < self._limits.vocab_size):
+            return
+        index, token_id = next((i, id_) for i, id_ in enumerate(ids) if not 0 <= id_ < self._limits.vocab_size)
+        problem = f"{token_id} is outside the vocabulary of {self._limits.vocab_size}"
+        raise InvalidRequest(f"{field}[{index}]", problem)
 
     # Texts
 
@@ -165,29 +188,60 @@ class ConversationEncoder:
             raise InvalidRequest("prompt", f"its text spells out {count} control tokens, which this server refuses")
         control = [self._count_control(response) for response in responses]
         outcomes: list[EncodedSequence | InvalidRequest] = []
-        encodings = self._tokenise(prompt, responses)
-        for index, (response, encoding) in enumerate(zip(responses, encodings, strict=True)):
+        for index, tokens in enumerate(self._tokenise(prompt, responses)):
             if refuse and control[index]:
                 problem = f"its text spells out {control[index]} control tokens, which this server refuses"
                 outcomes.append(InvalidRequest(f"responses[{index}].text", problem))
-            elif len(encoding[0]) > self._limits.max_tokens:
-                outcomes.append(self._shortened(prompt, response, index, len(encoding[0]), control[index]))
+            elif isinstance(tokens, InvalidRequest):
+                outcomes.append(tokens)
+            elif len(tokens.ids) > self._limits.max_tokens:
+                outcomes.append(self._shortened(prompt, responses[index], index, len(tokens.ids), control[index]))
             else:
-                outcomes.append(self._sequence(*encoding, control_tokens=control[index]))
+                outcomes.append(self._outcome(index, tokens, control_tokens=control[index]))
+        self._raise_for_group(prompt, outcomes)
         return outcomes
 
-    def _tokenise(self, prompt: Conversation, responses: Sequence[str]) -> list[tuple[Int64, Int64 | None]]:
-        """(token ids, type ids) of each whole conversation, of whatever length."""
+    def _raise_for_group(self, prompt: Conversation, outcomes: Sequence[EncodedSequence | InvalidRequest]) -> None:
+        """Where no response can be scored, and the prompt is why, say so once instead of K times."""
+        errors = [outcome for outcome in outcomes if isinstance(outcome, InvalidRequest)]
+        if len(errors) < len(outcomes):
+            return
+        if all(error.field.startswith("prompt") for error in errors):
+            raise errors[0]
+        if (least := self._least_length(prompt)) is not None and least > self._limits.max_tokens:
+            raise self._prompt_too_long(least)
+
+    def _least_length(self, prompt: Conversation) -> int | None:
+        """Tokens of the conversation with an empty response, after the length policy; None where the template refuses it."""
+        if self._limits.overlong is Overlong.DROP_TURNS and (shorter := _without_oldest_turns(prompt)):
+            prompt = shorter[-1]
+        (tokens,) = self._tokenise(prompt, [""])
+        return None if isinstance(tokens, InvalidRequest) else len(tokens.ids)
+
+    def _tokenise(self, prompt: Conversation, responses: Sequence[str]) -> list[Tokens | InvalidRequest]:
+        """The tokens of each whole conversation, of whatever length, or why the template refuses it."""
         if self._template is None:
             pairs = [(_only_user_turn(prompt), response) for response in responses]
-            return [(_ids(e), np.array(e.type_ids)) for e in self._tokenizer.encode_batch(pairs)]  # _fast loses type ids
-        texts = [self._render((*prompt, Message(role="assistant", content=response))) for response in responses]
-        cut = self._cut(commonprefix([min(texts), max(texts)]))
+            return [Tokens(_ids(e), np.array(e.type_ids, np.int64)) for e in self._tokenizer.encode_batch(pairs)]
+        rendered = [self._render((*prompt, Message(role="assistant", content=response))) for response in responses]
+        texts = [text for text in rendered if isinstance(text, str)]
+        if not texts:
+            return [text for text in rendered if isinstance(text, InvalidRequest)]
+        cut = self._cut(self._shared_text(prompt, texts))
         head, *tails = self._tokenizer.encode_batch_fast(
             [texts[0][:cut], *(text[cut:] for text in texts)], add_special_tokens=False
         )
-        head_ids = _ids(head)
-        return [(np.concatenate([head_ids, _ids(tail)]), None) for tail in tails]
+        head_ids, tail_ids = _ids(head), map(_ids, tails)
+        return [
+            text if isinstance(text, InvalidRequest) else Tokens(np.concatenate([head_ids, next(tail_ids)]), num_shared=len(head))
+            for text in rendered
+        ]
+
+    def _shared_text(self, prompt: Conversation, texts: Sequence[str]) -> str:
+        """What the conversations have in common from the start; with one response, what it has with an empty one."""
+        if min(texts) == max(texts) and isinstance(empty := self._render((*prompt, Message(role="assistant", content=""))), str):
+            texts = [*texts, empty]
+        return commonprefix([min(texts), max(texts)])
 
     def _cut(self, shared_text: str) -> int:
         """Where the last special token of the shared text starts, or 0.
@@ -202,60 +256,56 @@ class ConversationEncoder:
         )
         return max(starts, default=0)
 
-    def _render(self, messages: Conversation, *, add_generation_prompt: bool = False) -> str:
+    def _render(self, messages: Conversation) -> str | InvalidRequest:
         assert self._template is not None
         try:
             return self._template.render(
                 messages=[{"role": message.role, "content": message.content} for message in messages],
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=False,
                 tools=None,
                 documents=None,
                 **self._special_tokens,
             )
         except (TemplateError, TypeError, ValueError) as error:
-            raise InvalidRequest("prompt.messages", f"the chat template refuses the conversation: {error}") from None
+            return InvalidRequest("prompt.messages", f"the chat template refuses the conversation: {error}")
 
     def _shortened(
         self, prompt: Conversation, response: str, index: int, full_length: int, control_tokens: int
     ) -> EncodedSequence | InvalidRequest:
         """The conversation without as many of its oldest turns as it takes, or why it cannot be scored."""
         shorter = _without_oldest_turns(prompt) if self._limits.overlong is Overlong.DROP_TURNS else []
-        lengths: dict[int, tuple[Int64, Int64 | None]] = {}
+        tried: dict[int, Tokens | InvalidRequest] = {}
 
-        def fits(turns: int) -> bool:
-            lengths[turns] = self._tokenise(shorter[turns], [response])[0]
-            return len(lengths[turns][0]) <= self._limits.max_tokens
+        def ends_search(turns: int) -> bool:
+            (tokens,) = self._tokenise(shorter[turns], [response])
+            tried[turns] = tokens
+            return isinstance(tokens, InvalidRequest) or len(tokens.ids) <= self._limits.max_tokens
 
-        dropped_turns = bisect_left(range(len(shorter)), True, key=fits)
-        if dropped_turns < len(shorter):
-            token_ids, type_ids = lengths[dropped_turns]
-            dropped = full_length - len(token_ids)
-            return self._sequence(token_ids, type_ids, dropped_tokens=dropped, control_tokens=control_tokens)
-        shortest = shorter[-1] if shorter else prompt
-        if (alone := self._prompt_length(shortest)) >= self._limits.max_tokens:
-            self._raise_prompt_too_long(alone)
-        return self._too_long(index, full_length)
-
-    def _prompt_length(self, prompt: Conversation) -> int:
-        """Tokens of a prompt up to where the response begins."""
-        if self._template is None:
-            return len(self._tokenise(prompt, [""])[0][0])
-        text = self._render(prompt, add_generation_prompt=True)
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+        dropped_turns = bisect_left(range(len(shorter)), True, key=ends_search)
+        if dropped_turns == len(shorter):
+            return self._too_long(index, full_length)
+        tokens = tried[dropped_turns]
+        if isinstance(tokens, InvalidRequest):
+            return tokens
+        dropped = full_length - len(tokens.ids)
+        return self._outcome(index, tokens, dropped_tokens=dropped, control_tokens=control_tokens)
 
     # Both
 
-    def _sequence(
-        self, token_ids: Int64, type_ids: Int64 | None, *, dropped_tokens: int = 0, control_tokens: int = 0
-    ) -> EncodedSequence:
-        num_tokens, length = len(token_ids), len(token_ids)
+    def _outcome(
+        self, index: int, tokens: Tokens, *, dropped_tokens: int = 0, control_tokens: int = 0
+    ) -> EncodedSequence | InvalidRequest:
+        num_tokens = length = len(tokens.ids)
+        if not num_tokens:
+            return InvalidRequest(f"responses[{index}]", "the conversation has no tokens: there is nothing to score")
         if self._trailing_pad_id is not None:
-            read = np.flatnonzero(token_ids != self._trailing_pad_id)
+            read = np.flatnonzero(tokens.ids != self._trailing_pad_id)
             length = int(read[-1]) + 1 if len(read) else 1
         return EncodedSequence(
-            token_ids=token_ids[:length],
-            type_ids=None if type_ids is None else type_ids[:length],
+            token_ids=tokens.ids[:length],
+            type_ids=None if tokens.type_ids is None else tokens.type_ids[:length],
             num_tokens=num_tokens,
+            prompt_tokens=tokens.num_shared,
             dropped_tokens=dropped_tokens,
             control_tokens=control_tokens,
         )
@@ -269,44 +319,11 @@ class ConversationEncoder:
             f"the conversation has {num_tokens} tokens and the limit is {self._limits.max_tokens}",
         )
 
-    def _raise_prompt_too_long(self, num_tokens: int) -> NoReturn:
-        raise InvalidRequest(
-            "prompt", f"it alone has {num_tokens} tokens and the limit of a conversation is {self._limits.max_tokens}"
+    def _prompt_too_long(self, num_tokens: int) -> InvalidRequest:
+        return InvalidRequest(
+            "prompt",
+            f"it has {num_tokens} tokens with an empty response, and the limit of a conversation is {self._limits.max_tokens}",
         )
-
-
-def compile_template(source: str) -> Template:
-    """The chat template in Jinja's immutable sandbox, with what transformers gives its templates
-    (transformers.utils.chat_template_utils), except for today's date: a reward must not change overnight.
-
-    Raises:
-        jinja2.TemplateSyntaxError: the template is malformed.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_template_error
-    return environment.from_string(source)
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks text by the assistant; rendering passes it through."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    # Jinja's own filter escapes HTML, which would change the tokens.
-    return dumps(value, ensure_ascii=options.pop("ensure_ascii", False), **options)
-
-
-def _raise_template_error(message: str) -> NoReturn:
-    raise TemplateError(message)
 
 
 def _only_user_turn(prompt: Conversation) -> str:

@@ -5,7 +5,7 @@
     ├── UnknownModel      NOT_FOUND
     ├── Overloaded        RESOURCE_EXHAUSTED  the queue is full; carries a time after which to try again
     ├── Unavailable       UNAVAILABLE         draining, or not ready yet; the same request may succeed elsewhere or later
-    └── ModelFailed       INTERNAL            the runtime failed on this group; details are in the server's log
+    └── ModelFailed       INTERNAL            the runtime failed on this response; details are in the server's log
 
 `ArtifactError` and `ConfigError` are met at start-up, before there are requests. This module knows the names of the
 statuses and nothing of gRPC: each protocol maps them in one place.
@@ -70,14 +70,18 @@ class Unavailable(KwiseError):
 
     status = Status.UNAVAILABLE
 
+    @classmethod
+    def leaving(cls) -> "Unavailable":
+        return cls("the server is shutting down; send the request again")
+
 
 class ModelFailed(KwiseError):
-    """The runtime raised on this group, alone as well as in company."""
+    """The runtime raised on this response, alone as well as in company, or its reward is not a number."""
 
     status = Status.INTERNAL
 
     def __init__(self) -> None:
-        super().__init__("the model failed on this group; the server's log has the details")
+        super().__init__("the model failed on this response; the server's log has the details")
 
 
 class ArtifactError(Exception):

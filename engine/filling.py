@@ -5,6 +5,7 @@ the batch does not have yet; in the padded layout every sequence costs as much a
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from typing import Protocol
 
 from kwise.engine.trie import Int64, common_prefix, sort_key
@@ -29,11 +30,11 @@ class Filling(Protocol):
 
 
 class TrieFilling:
-    """Prefers what shares a prefix with the first sequence."""
+    """Prefers what shares a prefix with the first sequence. `cached`: sort keys, ascending, of prefixes that cost nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, cached: Sequence[bytes] = ()) -> None:
         self.rows = 0
-        self._keys: list[bytes] = []
+        self._keys = list(cached)
         self._first = b""
 
     def rows_with(self, token_ids: Int64) -> int:
@@ -76,5 +77,5 @@ class PaddedFilling:
         return abs(self._first - len(token_ids))
 
 
-def new_filling(layout: str) -> Filling:
-    return TrieFilling() if layout == "trie" else PaddedFilling()
+def new_filling(layout: str, cached: Sequence[bytes] = ()) -> Filling:
+    return TrieFilling(cached) if layout == "trie" else PaddedFilling()

@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser, config_type: type) -> None:
             parser.add_argument(field.name, **arguments)
             continue
         shown = field.default.value if isinstance(field.default, Enum) else field.default
-        if shown not in (None, ()):
+        if shown not in (None, (), ""):
             arguments["help"] += f" (default: {shown})"
         parser.add_argument(_flag(field.name), default=field.default, **arguments)
 

@@ -7,7 +7,7 @@ whose future is done (nobody waits for it any more) is skipped before it costs a
 
 from asyncio import Future
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Iterable
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
@@ -63,8 +63,10 @@ class WorkQueue:
         self._lines[work.priority].append(work)
         self.num_tokens += len(work.sequence.token_ids)
 
-    def take(self) -> list[Work]:
+    def take(self, cached: Sequence[bytes] = ()) -> list[Work]:
         """The next batch, removed from the queue; empty where nothing is left to do.
+
+        `cached`: sort keys, ascending, of prefixes that the session knows already and that cost it no rows.
 
         A sequence longer than `max_batch_tokens` runs by itself.
         """
@@ -72,7 +74,7 @@ class WorkQueue:
         waiting = list(islice(merge(*self._lines.values(), key=lambda work: work.turn_s), _WINDOW))
         if not waiting:
             return []
-        filling, batch = new_filling(self._layout), [waiting[0]]
+        filling, batch = new_filling(self._layout, cached), [waiting[0]]
         filling.add(waiting[0].sequence.token_ids)
         for work in sorted(waiting[1:], key=lambda work: filling.distance(work.sequence.token_ids)):
             if filling.rows_with(work.sequence.token_ids) <= self._max_batch_tokens:
@@ -81,6 +83,16 @@ class WorkQueue:
         taken = set(map(id, batch))
         self._keep(lambda work: id(work) not in taken)
         return batch
+
+    def promote(self, futures: "Iterable[Future[Finished]]") -> None:
+        """Give bulk work the turn that it would have as interactive work, from its own arrival on."""
+        bulk, interactive = self._lines[Priority.BULK], self._lines[Priority.INTERACTIVE]
+        wanted = set(futures)
+        promoted = [work for work in bulk if work.future in wanted]
+        for work in promoted:
+            work.priority = Priority.INTERACTIVE
+        self._lines[Priority.BULK] = deque(work for work in bulk if work.priority is Priority.BULK)
+        self._lines[Priority.INTERACTIVE] = deque(merge(interactive, promoted, key=lambda work: work.turn_s))
 
     def _drop_abandoned(self) -> None:
         before = len(self)

@@ -11,24 +11,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-from tokenizers import Tokenizer
-
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.batcher import Batcher, Counters
 from kwise.engine.cache import RewardCache, StoredReward, reward_keys
 from kwise.engine.config import EngineConfig
-from kwise.engine.conversation import ConversationEncoder, EncodedSequence, EncoderLimits
-from kwise.engine.errors import ArtifactError, ConfigError, InvalidRequest, KwiseError
+from kwise.engine.conversation import ConversationEncoder, EncodedSequence
+from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Unavailable
+from kwise.engine.loading import check_golden, effective_max_tokens
+from kwise.engine.loading import new_encoder as new_encoder  # export imports it from here
 from kwise.engine.queue import Finished, WorkQueue
 from kwise.engine.session import OnnxSession, Session
-from kwise.engine.types import Group, Reward, ScoredGroup, Timing
+from kwise.engine.types import Group, Message, Priority, Reward, ScoredGroup, Timing
+
+# English has about four characters a token. Only admission counts with it, before the tokens are known.
+_CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Pending:
-    """A reward being computed, and how many requests wait for it; the last to leave cancels it."""
+    """A reward being computed, and how many requests wait for it; the last to leave cancels it.
+
+    priority: the highest of those that wait. work: its place in the batcher, once it is there.
+    """
 
     future: "asyncio.Future[tuple[StoredReward | InvalidRequest, Timing]]"
+    priority: Priority
+    work: "asyncio.Future[Finished] | None" = None
     waiters: int = 0
 
 
@@ -78,7 +86,7 @@ class Scorer:
         """
         config = config or EngineConfig()
         artifact = read_artifact(path)
-        session = OnnxSession(artifact, threads=config.runtime_threads, device=config.device)
+        session = OnnxSession(artifact, threads=config.runtime_threads, device=config.device, prompt_cache_bytes=config.prompt_cache_bytes)
         encoder = new_encoder(artifact, config)
         check_golden(artifact, new_encoder(artifact, EngineConfig()), session)
         return cls(artifact, config, encoder, [session])
@@ -91,25 +99,34 @@ class Scorer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._batcher.stop()
+        await self.stop()
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def stop(self) -> None:
+        """Answer all that waits, and whatever comes later, with Unavailable."""
+        await self._batcher.stop()
+        for key, pending in list(self._pending.items()):
+            self._fail(key, pending, Unavailable.leaving())
 
     async def score(self, group: Group) -> ScoredGroup:
-        """One outcome per response, in order.
+        """One outcome per response, in order; what is wrong with one response is in its place.
 
         Cancelling the call drops what nobody else waits for.
 
         Raises:
-            InvalidRequest: the group as a whole is malformed.
+            InvalidRequest: the group as a whole is malformed, or none of its responses leaves its prompt scorable.
             Overloaded: the queue is full.
-            ModelFailed: the runtime failed on this group.
+            Unavailable: the scorer stops.
+            ModelFailed: the runtime failed on every response.
         """
         self._encoder.check(group)
         keys = reward_keys(self._namespace, group)
         lookup = self._look_up(keys, group)
         try:
-            computed = {key: await asyncio.shield(pending.future) for key, pending in lookup.awaited.items()}
+            computed = {key: await _outcome(pending) for key, pending in lookup.awaited.items()}
         finally:
             self._leave(lookup.awaited)
         rewards: list[Reward | KwiseError] = []
@@ -118,10 +135,11 @@ class Scorer:
                 rewards.append(self._reward(stored, cached=True))
                 continue
             outcome = computed[key][0]
-            if isinstance(outcome, InvalidRequest):
+            if isinstance(outcome, KwiseError):
                 rewards.append(_at_index(outcome, index))
             else:
                 rewards.append(self._reward(outcome, cached=keys.index(key) < index))
+        _raise_for_group(rewards)
         manifest = self.artifact.manifest
         return ScoredGroup(
             rewards=tuple(rewards),
@@ -140,10 +158,11 @@ class Scorer:
             if (stored := self._cache.get(key)) is not None:
                 lookup.cached[key] = stored
                 continue
-            if key in self._pending:
+            if (pending := self._pending.get(key)) is not None:
                 self.counters.joined += 1
+                self._raise_priority(pending, group.priority)
             else:
-                self._pending[key] = _Pending(future=asyncio.get_running_loop().create_future())
+                self._pending[key] = _Pending(future=asyncio.get_running_loop().create_future(), priority=group.priority)
                 new[key] = index
             lookup.awaited[key] = self._pending[key]
             self._pending[key].waiters += 1
@@ -153,6 +172,13 @@ class Scorer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return lookup
+
+    def _raise_priority(self, pending: _Pending, priority: Priority) -> None:
+        """An interactive request must not wait for a bulk turn because a bulk request asked first."""
+        if priority is Priority.INTERACTIVE and pending.priority is Priority.BULK:
+            pending.priority = priority
+            if pending.work is not None:
+                self._batcher.promote([pending.work])
 
     def _leave(self, awaited: dict[bytes, _Pending]) -> None:
         for key, pending in awaited.items():
@@ -165,16 +191,15 @@ class Scorer:
     async def _compute(self, group: Group, new: dict[bytes, int]) -> None:
         """Compute the rewards of the responses that `new` names by index, and answer all who wait for them."""
         waiting = {key: self._pending[key] for key in new}
+        part = Group(
+            prompt=group.prompt,
+            responses=tuple(group.responses[index] for index in new.values()),  # type: ignore[arg-type]
+            priority=group.priority,
+        )
         try:
-            self._batcher.check_room()
             started_s = perf_counter()
-            part = Group(
-                prompt=group.prompt,
-                responses=tuple(group.responses[index] for index in new.values()),  # type: ignore[arg-type]
-                priority=group.priority,
-            )
-            encode = functools.partial(self._encoder.encode, part)
-            outcomes = await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+            with self._batcher.reserve(_estimated_tokens(part, self.max_tokens)):
+                outcomes = await self._encode(part, list(waiting.values()))
             tokenizer_ms = (perf_counter() - started_s) * 1000
             scorable: dict[bytes, EncodedSequence] = {}
             for key, outcome in zip(new, outcomes, strict=True):
@@ -182,18 +207,47 @@ class Scorer:
                     self._resolve(key, waiting[key], outcome, Timing(tokenizer_ms=tokenizer_ms))
                 elif not waiting[key].future.done():
                     scorable[key] = outcome
-            futures = self._batcher.submit(list(scorable.values()), group.priority)
-            for (key, sequence), future in zip(scorable.items(), futures, strict=True):
-                pending = waiting[key]
-                pending.future.add_done_callback(functools.partial(_cancel_with, future))
-                future.add_done_callback(functools.partial(self._finish, key, pending, sequence, tokenizer_ms))
-        except KwiseError as error:
+            self._submit(scorable, waiting, group.priority, tokenizer_ms)
+        except asyncio.CancelledError:
+            for key, pending in waiting.items():
+                self._fail(key, pending, asyncio.CancelledError())
+            raise
+        except Exception as error:  # noqa: BLE001 - it is raised again in every request that waits
             for key, pending in waiting.items():
                 self._fail(key, pending, error)
-        except BaseException as error:
-            for key, pending in waiting.items():
-                self._fail(key, pending, error if isinstance(error, Exception) else asyncio.CancelledError())
-            raise
+
+    async def _encode(self, group: Group, waiting: Sequence[_Pending]) -> list[EncodedSequence | InvalidRequest]:
+        """`ConversationEncoder.encode` in a tokenizer thread, unless everybody left before it was the group's turn."""
+
+        def encode() -> list[EncodedSequence | InvalidRequest]:
+            if all(pending.future.done() for pending in waiting):
+                raise Unavailable("nobody waits for this group any more")
+            try:
+                return self._encoder.encode(group)
+            except Exception:
+                raise
+            except BaseException as panic:  # tokenizers' panics are no Exceptions, and nobody expects less
+                raise RuntimeError("the tokenizer panicked") from panic
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+
+    def _submit(
+        self,
+        scorable: dict[bytes, EncodedSequence],
+        waiting: dict[bytes, _Pending],
+        priority: Priority,
+        tokenizer_ms: float,
+    ) -> None:
+        """Hand a group's sequences to the batcher, each with the turn of the most urgent request that waits for it."""
+        futures = self._batcher.submit(list(scorable.values()), priority)
+        for (key, sequence), future in zip(scorable.items(), futures, strict=True):
+            pending = waiting[key]
+            pending.work = future
+            pending.future.add_done_callback(functools.partial(_cancel_with, future))
+            future.add_done_callback(functools.partial(self._finish, key, pending, sequence, tokenizer_ms))
+        if priority is Priority.BULK:
+            urgent = [waiting[key] for key in scorable if waiting[key].priority is Priority.INTERACTIVE]
+            self._batcher.promote([pending.work for pending in urgent if pending.work is not None])
 
     def _finish(
         self,
@@ -251,64 +305,45 @@ class Scorer:
         )
 
 
-def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:
-    """The longest conversation in tokens: the option where given, else the model's limit.
-
-    Raises:
-        ConfigError: the option exceeds the model's limit.
-    """
-    limit = artifact.manifest.max_tokens
-    if config.max_tokens > limit:
-        raise ConfigError(f"--max-tokens is {config.max_tokens}; it must be at most {limit}, the model's own limit")
-    return config.max_tokens or limit
-
-
-def new_encoder(artifact: Artifact, config: EngineConfig) -> ConversationEncoder:
-    """The artifact's tokenizer and template with the config's limits."""
-    manifest = artifact.manifest
-    return ConversationEncoder(
-        Tokenizer.from_file(str(artifact.tokenizer_path)),
-        template=artifact.chat_template,
-        special_tokens=manifest.special_tokens,
-        limits=EncoderLimits(
-            max_tokens=effective_max_tokens(artifact, config),
-            vocab_size=manifest.vocab_size,
-            overlong=config.overlong,
-            control_tokens=config.control_tokens,
-        ),
-        trailing_pad_id=manifest.pad_token_id if manifest.causal else None,
-    )
-
-
-def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Session) -> None:
-    """Score the artifact's golden conversations, each by itself, as this server would.
-
-    Raises:
-        ArtifactError: a reward is further from its golden value than the manifest tolerates (a lost head, a wrong
-            provider or a wrong pooling shows here, not in a ruined RL run).
-    """
-    for number, golden in enumerate(artifact.golden, start=1):
-        (encoded,) = encoder.encode(Group(prompt=golden.prompt, responses=(golden.response,)))
-        if isinstance(encoded, InvalidRequest):
-            raise ArtifactError(f"{artifact.path}/golden.jsonl:{number}: {encoded}")
-        (raw,) = session.run([encoded]).rewards
-        difference = abs(float(raw) - golden.reward)
-        if not difference <= artifact.manifest.golden_tolerance:  # also where it is not a number
-            raise ArtifactError(
-                f"{artifact.path}/golden.jsonl:{number}: {session.runtime} gives {raw:.6f} where the checkpoint gave "
-                f"{golden.reward:.6f}; the tolerance is {artifact.manifest.golden_tolerance}"
-            )
-
-
 def _cancel_with(future: "asyncio.Future[Finished]", pending: "asyncio.Future[object]") -> None:
     if pending.cancelled():
         future.cancel()
 
 
-def _at_index(error: InvalidRequest, index: int) -> InvalidRequest:
+async def _outcome(pending: _Pending) -> "tuple[StoredReward | KwiseError, Timing]":
+    """What came of one response. Errors that are the whole group's, or the server's, are raised."""
+    try:
+        return await asyncio.shield(pending.future)
+    except (InvalidRequest, ModelFailed) as error:
+        return error, Timing()
+
+
+def _raise_for_group(rewards: Sequence[Reward | KwiseError]) -> None:
+    """Where nothing was scored and no response is at fault by itself, the call fails instead of saying so K times."""
+    errors = [reward for reward in rewards if isinstance(reward, KwiseError)]
+    if len(errors) == len(rewards) and not any(_is_of_response(error) for error in errors):
+        raise errors[0]
+
+
+def _is_of_response(error: KwiseError) -> bool:
+    return isinstance(error, InvalidRequest) and error.field.startswith("responses")
+
+
+def _at_index(error: KwiseError, index: int) -> KwiseError:
     """The same error naming the response's place in this request, which may not be where it was first met."""
+    if not isinstance(error, InvalidRequest) or not _is_of_response(error):
+        return error
     _, _, rest = error.field.partition("]")
     return InvalidRequest(f"responses[{index}]{rest}", error.problem)
+
+
+def _estimated_tokens(group: Group, max_tokens: int) -> int:
+    """About how many tokens the group's conversations have, from lengths alone; token ids over the limit cost nothing."""
+    if isinstance(group.prompt[0], Message):
+        prompt_length = sum(len(message.content) for message in group.prompt)
+        return sum(prompt_length + len(response) for response in group.responses) // _CHARACTERS_PER_TOKEN + 1
+    lengths = [len(group.prompt) + len(response) for response in group.responses]
+    return sum(length for length in lengths if length <= max_tokens)
 
 
 def _slowest(timings: Sequence[Timing]) -> Timing:

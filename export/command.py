@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{artifact.path}: layout {manifest.layout}, {manifest.dtype}, up to {manifest.max_tokens} tokens\n"
         f"  parity with the checkpoint over {parity['num_sequences']} conversations of {parity['shortest_tokens']} to "
         f"{parity['longest_tokens']} tokens: largest difference {parity['max_difference']:.1e}, "
-        f"with company {parity['max_change_with_company']:.1e}\n"
+        f"with company {parity['max_change_with_company']:.1e}, allowed {parity['tolerance']:.1e}\n"
         f"  fingerprint {manifest.fingerprint}"
     )
     return 0

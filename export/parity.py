@@ -1,12 +1,13 @@
 """Is the artifact the checkpoint? Rewards of plain transformers against those of the engine's own code, on real text.
 
-The reference is what any reader would write: `apply_chat_template` of the whole conversation, one conversation a call, fp32.
-The artifact side is what serves: `ConversationEncoder` and `OnnxSession`, each conversation alone and all in one batch.
+The reference is what any reader would write: `apply_chat_template` of the whole conversation, one conversation a call, fp32,
+computed before anything touches the model. The artifact side is what serves: `ConversationEncoder` and `OnnxSession`, each
+conversation alone and all in batches.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
-from kwise.engine.errors import InvalidRequest
+from kwise.engine.errors import ConfigError, InvalidRequest
 from kwise.engine.filling import new_filling
 from kwise.engine.trie import Int64
 from kwise.engine.session import Session
-from kwise.engine.types import Conversation, Group, Message
+from kwise.engine.types import Conversation, Group, Message, TokenIds
 
 # Conversations are read up to this length: attention's longest classes are exercised, and a CPU needs seconds.
 _LONGEST = 3072
@@ -28,17 +29,20 @@ _MAX_ROWS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityCase:
-    """One conversation with the checkpoint's reward for it."""
+    """One conversation, as texts or as token ids, with transformers' token and type ids and the checkpoint's reward for it."""
 
-    prompt: Conversation
-    response: str
+    prompt: Conversation | TokenIds
+    response: str | TokenIds
+    token_ids: Int64
+    type_ids: Int64 | None
     reward: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
     """Largest and mean absolute difference between checkpoint and artifact, each conversation scored alone, and the
-    largest change of a reward when all share a batch. Units of the raw reward; `reward_std` is its spread over them."""
+    largest change of a reward when all share a batch. Units of the raw reward; `reward_std` is its spread over them, and
+    `tolerance` the largest difference that was allowed, see `allowed_difference`."""
 
     num_sequences: int
     shortest_tokens: int
@@ -47,16 +51,83 @@ class ParityReport:
     mean_difference: float
     max_change_with_company: float
     reward_std: float
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+    tolerance: float
 
 
 class ParityError(Exception):
     """Checkpoint and artifact disagree; nothing is written."""
 
 
-def conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation, str]]:
+def allowed_difference(tolerance: float, rewards: Sequence[float]) -> float:
+    """The largest difference from the checkpoint's reward, in units of the raw reward: `tolerance`, times the standard
+    deviation of `rewards` where that is above 1. Rounding grows with the rewards, and what ranks responses is their spread.
+
+    This one rule is the export's, the golden check's at the start of a server, and the tests'.
+    """
+    return tolerance * max(1.0, float(np.std(rewards)))
+
+
+def reference_cases(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[ParityCase]:
+    """The checkpoint's rewards of conversations of many lengths up to `max_tokens`, texts first, then token ids.
+
+    Raises:
+        ConfigError: not even the shortest conversation fits into `max_tokens`.
+    """
+    cases, lengths = [], []
+    for prompt, response in _conversations(max_tokens, multi_turn=tokenizer.chat_template is not None):
+        token_ids, type_ids = _reference_tokens(tokenizer, prompt, response)
+        lengths.append(len(token_ids))
+        if len(token_ids) <= max_tokens:
+            reward = _plain_reward(model, token_ids, type_ids)
+            cases.append(ParityCase(prompt=prompt, response=response, token_ids=token_ids, type_ids=type_ids, reward=reward))
+    if not cases:
+        raise ConfigError(
+            f"--max-tokens: the limit of {max_tokens} leaves nothing to check parity with; it must be at least "
+            f"{min(lengths)}, the tokens of the shortest conversation"
+        )
+    if tokenizer.chat_template is not None:
+        longest = max((case.token_ids for case in cases), key=len)
+        for length in (1, 2, 3, 5, 17):  # token-id requests may be as short as one token
+            token_ids = longest[: min(length, max_tokens)]
+            prompt_ids, reward = tuple(token_ids.tolist()), _plain_reward(model, token_ids)
+            cases.append(ParityCase(prompt=prompt_ids, response=(), token_ids=token_ids, type_ids=None, reward=reward))
+    return cases
+
+
+def check_parity(
+    cases: Sequence[ParityCase], encoder: ConversationEncoder, session: Session, *, layout: str, tolerance: float
+) -> ParityReport:
+    """Compare the engine's rewards with the checkpoint's.
+
+    Raises:
+        ParityError: tokens differ, or a reward differs by more than `allowed_difference`, or is not a number.
+    """
+    sequences = [_encoded(encoder, case) for case in cases]
+    expected = np.array([case.reward for case in cases])
+    alone = np.array([float(session.run([sequence]).rewards[0]) for sequence in sequences])
+    together = np.concatenate([session.run(part).rewards for part in _batches(sequences, layout)]).astype(np.float64)
+    differences = np.abs(alone - expected)
+    report = ParityReport(
+        num_sequences=len(sequences),
+        shortest_tokens=min(len(sequence.token_ids) for sequence in sequences),
+        longest_tokens=max(len(sequence.token_ids) for sequence in sequences),
+        max_difference=float(differences.max()),
+        mean_difference=float(differences.mean()),
+        max_change_with_company=float(np.abs(together - alone).max()),
+        reward_std=float(expected.std()),
+        tolerance=allowed_difference(tolerance, expected.tolist()),
+    )
+    if not max(report.max_difference, report.max_change_with_company) <= report.tolerance:  # also where it is not a number
+        at = len(sequences[int(differences.argmax())].token_ids)
+        raise ParityError(
+            f"rewards differ from the checkpoint's by up to {report.max_difference:.2e} (at {at} tokens) and change with "
+            f"company by up to {report.max_change_with_company:.2e}; {report.tolerance:.1e} is allowed, for their standard "
+            f"deviation is {report.reward_std:.2g}"
+        )
+    return report
+
+
+def _conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation, str]]:
     """The shipped conversations, and longer ones made of their turns; short ones alone for models of single turns."""
     lines = Path(__file__).with_name("conversations.jsonl").read_text(encoding="utf-8").splitlines()
     pairs = [(entry["prompt"], entry["response"]) for entry in map(json.loads, lines)]
@@ -77,16 +148,7 @@ def conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation,
     return cases
 
 
-def plain_reward(model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | None = None) -> float:
-    """transformers' own forward on one unpadded conversation."""
-    inputs = {"input_ids": torch.from_numpy(token_ids)[None]}
-    if type_ids is not None and getattr(model.config, "type_vocab_size", 0) > 1:
-        inputs["token_type_ids"] = torch.from_numpy(type_ids)[None]
-    with torch.inference_mode():
-        return float(model(**inputs).logits[0, 0])
-
-
-def reference_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, response: str) -> tuple[Int64, Int64 | None]:
+def _reference_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, response: str) -> tuple[Int64, Int64 | None]:
     """(token ids, type ids) as transformers makes them of the whole conversation."""
     if tokenizer.chat_template is None:
         pair = tokenizer(prompt[0].content, response, return_token_type_ids=True)
@@ -95,43 +157,25 @@ def reference_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, r
     return np.array(tokenizer.apply_chat_template(messages, tokenize=True), np.int64), None
 
 
-def check_parity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    encoder: ConversationEncoder,
-    session: Session,
-    *,
-    layout: str,
-    max_tokens: int,
-    tolerance: float,
-) -> tuple[ParityReport, list[ParityCase]]:
-    """Compare, and return the report with the shipped conversations' rewards by the checkpoint.
+def _plain_reward(model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | None = None) -> float:
+    """transformers' own forward on one unpadded conversation."""
+    inputs = {"input_ids": torch.from_numpy(token_ids)[None]}
+    if type_ids is not None and getattr(model.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = torch.from_numpy(type_ids)[None]
+    with torch.inference_mode():
+        return float(model(**inputs).logits[0, 0])
 
-    Raises:
-        ParityError: tokens differ, or a reward differs by more than `tolerance`, or is not a number.
-    """
-    cases: list[ParityCase] = []
-    batch: list[EncodedSequence] = []
-    expected: list[float] = []
-    for prompt, response in conversations(max_tokens, multi_turn=tokenizer.chat_template is not None):
-        token_ids, type_ids = reference_tokens(tokenizer, prompt, response)
-        if len(token_ids) > max_tokens:
-            continue
-        (encoded,) = encoder.encode(Group(prompt=prompt, responses=(response,)))
-        if isinstance(encoded, InvalidRequest):
-            raise ParityError(f"the engine refuses a conversation that the checkpoint takes: {encoded}")
-        if encoded.num_tokens != len(token_ids) or (encoded.token_ids != token_ids[: len(encoded.token_ids)]).any():
-            raise ParityError("the engine and transformers tokenise a conversation differently")
-        cases.append(ParityCase(prompt=prompt, response=response, reward=plain_reward(model, token_ids, type_ids)))
-        batch.append(encoded)
-        expected.append(cases[-1].reward)
-    if tokenizer.chat_template is not None:
-        for length in (1, 2, 3, 5, 17):  # token-id requests may be as short as one token
-            (encoded,) = encoder.encode(Group(prompt=tuple(batch[0].token_ids[:length].tolist()), responses=((),)))
-            assert isinstance(encoded, EncodedSequence)
-            expected.append(plain_reward(model, batch[0].token_ids[:length]))
-            batch.append(encoded)
-    return _report(session, batch, np.array(expected), layout, tolerance), cases
+
+def _encoded(encoder: ConversationEncoder, case: ParityCase) -> EncodedSequence:
+    """The case as the engine reads it. Raises ParityError where that is not what transformers reads."""
+    group: Any = Group(prompt=case.prompt, responses=(case.response,))  # type: ignore[arg-type]
+    (encoded,) = encoder.encode(group)
+    if isinstance(encoded, InvalidRequest):
+        raise ParityError(f"the engine refuses a conversation that the checkpoint takes: {encoded}")
+    read = encoded.token_ids
+    if encoded.num_tokens != len(case.token_ids) or (read != case.token_ids[: len(read)]).any():
+        raise ParityError("the engine and transformers tokenise a conversation differently")
+    return encoded
 
 
 def _batches(sequences: Sequence[EncodedSequence], layout: str) -> list[list[EncodedSequence]]:
@@ -145,32 +189,3 @@ def _batches(sequences: Sequence[EncodedSequence], layout: str) -> list[list[Enc
         filling.add(sequence.token_ids)
         batches[-1].append(sequence)
     return batches
-
-
-def _report(
-    session: Session,
-    batch: Sequence[EncodedSequence],
-    expected: "np.ndarray[Any, np.dtype[np.float64]]",
-    layout: str,
-    tolerance: float,
-) -> ParityReport:
-    alone = np.array([float(session.run([sequence]).rewards[0]) for sequence in batch])
-    together = np.concatenate([session.run(part).rewards for part in _batches(batch, layout)]).astype(np.float64)
-    differences = np.abs(alone - expected)
-    report = ParityReport(
-        num_sequences=len(batch),
-        shortest_tokens=min(len(sequence.token_ids) for sequence in batch),
-        longest_tokens=max(len(sequence.token_ids) for sequence in batch),
-        max_difference=float(differences.max()),
-        mean_difference=float(differences.mean()),
-        max_change_with_company=float(np.abs(together - alone).max()),
-        reward_std=float(expected.std()),
-    )
-    worst = max(report.max_difference, report.max_change_with_company)
-    if not worst <= tolerance:
-        at = len(batch[int(differences.argmax())].token_ids)
-        raise ParityError(
-            f"rewards differ from the checkpoint's by up to {report.max_difference:.2e} (at {at} tokens) and change with "
-            f"company by up to {report.max_change_with_company:.2e}; the tolerance is {tolerance:.0e}"
-        )
-    return report

@@ -4,6 +4,7 @@ protoc writes `from kwise.v1 import reward_pb2`, the proto package's path. Our m
 `kwise.protos.kwise.v1`, so that one import becomes a relative one; nothing else is touched.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def generate(out: Path) -> None:
     Raises:
         RuntimeError: protoc refused a file; its message is on stderr.
     """
+    # protoc looks for its plugins on the PATH, and a virtual environment need not be activated to run this.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     includes = [f"-I{ROOT}", f"-I{Path(protoc.__file__).parent / '_proto'}"]
     outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python", "mypy_grpc")]
     if protoc.main(["protoc", *includes, *outputs, *PROTOS]) != 0:

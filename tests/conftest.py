@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,16 +115,13 @@ def running_server(artifact: Path, *options: str) -> Iterator["Server"]:
     """`kwise serve` as a process of its own on a free port; stopped at the end and proved stopped."""
     command = [sys.executable, "-m", "kwise.engine.cli", "serve", str(artifact), "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=artifact)
-    log: list[str] = []
+    log, ports = Log(), queue.SimpleQueue[int | None]()
+    reader = threading.Thread(target=log.read, args=(process, ports.put))
+    reader.start()
     try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            log.append(line)
-            if match := re.search(r"serving .* on \S+:(\d+)$", line.strip()):
-                break
-        else:
-            raise AssertionError(f"the server ended at start-up: {''.join(log)}")
-        yield Server(process, int(match.group(1)))
+        if (port := ports.get()) is None:
+            raise AssertionError(f"the server ended at start-up: {log.text}")
+        yield Server(process, port, log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -130,16 +129,32 @@ def running_server(artifact: Path, *options: str) -> Iterator["Server"]:
             assert process.wait(20) is not None
         finally:
             process.kill()
-            assert process.stderr is not None
-            process.stderr.close()
+            reader.join()
+
+
+class Log:
+    """What a server's process writes on standard error; read all the while, or a full pipe would stop it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def read(self, process: "subprocess.Popen[str]", tell_port: Callable[[int | None], None]) -> None:
+        assert process.stderr is not None
+        with process.stderr as lines:
+            for line in lines:
+                self.text += line
+                if match := re.search(r"serving .* on \S+:(\d+)$", line.strip()):
+                    tell_port(int(match.group(1)))
+        tell_port(None)
 
 
 class Server:
-    """A running server: its process, its address, and a stub to talk to it with."""
+    """A running server: its process, its address, its log, and a stub to talk to it with."""
 
-    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
+    def __init__(self, process: "subprocess.Popen[str]", port: int, log: Log) -> None:
         self.process = process
         self.address = f"localhost:{port}"
+        self.log = log
 
     @contextmanager
     def stub(self) -> Iterator[Any]:

@@ -16,11 +16,12 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation
 from kwise.train.batch import pad
+from kwise.train.limits import model_max_tokens
+from kwise.train.pretrained import reading
 from kwise.train.tokenizer import choose_pad_token, load_tokenizer, token_ids
 
 
@@ -33,11 +34,8 @@ class RewardModel:
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest conversation that the model has positions for; None where it states no limit."""
-        limits = [getattr(self.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length]
-        # A tokenizer without a limit says 10^30. RoBERTa's positions start behind the padding index, which only its
-        # tokenizer's limit accounts for.
-        return min((limit for limit in limits if limit is not None and 0 < limit < 10**9), default=None)
+        """The longest conversation that the model can read; None where it states no limit."""
+        return model_max_tokens(self.model, self.tokenizer)
 
     @torch.no_grad()
     def rewards(self, conversations: Sequence[Conversation]) -> list[float]:
@@ -76,23 +74,20 @@ def load_reward_model(model: str, *, chat_template: Path | None = None, seed: in
         seed: of the head's first weights, where the checkpoint has no head.
 
     Raises:
-        ConfigError: the checkpoint lacks weights of the language model, or has a head for several labels; or the
-            tokenizer cannot be made ready, see `load_tokenizer` and `choose_pad_token`.
-        OSError: there is no such model.
+        ConfigError: there is no such model; the checkpoint lacks weights of the language model, or has a head for several
+            labels; or the tokenizer cannot be made ready, see `load_tokenizer` and `choose_pad_token`.
+        OSError: there is no such chat template.
     """
     path = Path(model)
     if path.suffix == ".gguf" and not path.is_file():
         raise ConfigError(f"--model {model}: there is no such file")
     place = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    with _quiet_transformers():
-        tokenizer = load_tokenizer(model, chat_template)
-        torch.manual_seed(seed)  # layers between backbone and head, where an architecture has them, start at random
-        try:
-            loaded, loading = AutoModelForSequenceClassification.from_pretrained(
-                path.parent if place else model, num_labels=1, dtype=torch.float32, output_loading_info=True, **place
-            )
-        except (ValueError, RuntimeError) as error:  # an unknown architecture; a head for several labels
-            raise ConfigError(f"--model {model}: cannot be loaded as a model with one label: {error}") from error
+    tokenizer = load_tokenizer(model, chat_template)
+    torch.manual_seed(seed)  # layers between backbone and head, where an architecture has them, start at random
+    with reading("--model", model):
+        loaded, loading = AutoModelForSequenceClassification.from_pretrained(
+            path.parent if place else model, num_labels=1, dtype=torch.float32, output_loading_info=True, **place
+        )
     # Left behind by quantised sources; a later from_pretrained would look for quantised weights.
     if hasattr(loaded.config, "quantization_config"):
         del loaded.config.quantization_config
@@ -185,14 +180,3 @@ def _check_backbone(model: PreTrainedModel, missing: Sequence[str], name: str) -
     lost = sorted(key for key in missing if key.startswith(prefix) and "pooler" not in key)
     if lost:
         raise ConfigError(f"--model {name}: the checkpoint lacks {len(lost)} weights of the language model, {lost[0]} first")
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without warnings that a new head "should probably be trained", which is what we are about to do."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)

@@ -7,9 +7,11 @@ One JSON object a line (JSON Lines, UTF-8, `.gz` or not):
                    {"text": "It reflects the oceans.", "rank": 2},
                    {"text": "It is painted.", "rank": 2}]}
 
-- `prompt`: a text, or messages `[{"role": "system", "content": …}, {"role": "user", "content": …}]` that end with the user.
+- `prompt`: a text, or messages `[{"role": "system", "content": …}, {"role": "user", "content": …}]`. The last one may be of any
+  role that the chat template takes but the assistant's, for the response is the assistant's turn.
 - `responses`: at least two. Each has a `rank` (1 is the best; equal ranks are a tie; gaps mean nothing), or each has a
-  `score` (a finite number, higher is better), which is a convenience: only the order of scores is used.
+  `score` (a finite number, higher is better), which is a convenience: only the order of scores is used. A text may occur twice
+  with equal ranks, a tie; with different ones the ranking contradicts itself and is an error.
 - `id`, `source` and `metadata` are allowed on the ranking and on each response, and ignored. Every other key is an error:
   a misspelt or unsupported key must not train a model silently.
 
@@ -28,7 +30,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation, Message
 
 MAX_PROBLEMS = 20
@@ -37,9 +38,8 @@ MAX_PROBLEMS = 20
 _IGNORED_KEYS = frozenset({"id", "source", "metadata"})
 
 
-class RankingsError(ConfigError):
-    """The data is not usable. One line per problem, "FILE:LINE: field: problem", never with the texts themselves; a
-    `ConfigError`, because the data is named on the command line."""
+class RankingsError(ValueError):
+    """The data is not usable. One line per problem, "FILE:LINE: field: problem", never with the texts themselves."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -184,8 +184,20 @@ def _ranking(value: Any, origin: str) -> Ranking:
     order = sorted(set(judgements))
     if len(order) == 1:
         _refuse("responses", f"all {len(responses)} are tied: there is no pair to learn from")
+    _check_twins(texts, judgements)
     place = {judgement: rank for rank, judgement in enumerate(order, start=1)}
     return Ranking(prompt=prompt, responses=tuple(texts), ranks=tuple(place[j] for j in judgements), origin=origin)
+
+
+def _check_twins(texts: Sequence[str], judgements: Sequence[float]) -> None:
+    """Refuse one text with two ranks: its pairs would pull the same reward both ways."""
+    first: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        twin = first.setdefault(text, index)
+        if judgements[twin] != judgements[index]:
+            _refuse(
+                "responses", f"[{twin}] and [{index}] are the same text with different ranks; the ranking contradicts itself"
+            )
 
 
 def _prompt(value: Any) -> Conversation:
@@ -201,8 +213,9 @@ def _prompt(value: Any) -> Conversation:
         if not role:
             _refuse(f"{at}.role", "must not be empty")
         messages.append(Message(role=role, content=content))
-    if messages[-1].role != "user":
-        _refuse(f"prompt[{len(messages) - 1}].role", "the last message must be the user's: the response answers it")
+    if messages[-1].role == "assistant":
+        at = f"prompt[{len(messages) - 1}].role"
+        _refuse(at, "the last message must not be the assistant's: the response is the assistant's turn")
     return tuple(messages)
 
 

@@ -28,7 +28,7 @@ class TrainingReport:
     """One run. `before` and `after` are None without a validation split; both are measured in float32.
 
     `rankings_by_size[K]` is how many of all rankings, training and validation, have K responses. `training_s` is the time in
-    this process: of a resumed run, only since it was resumed.
+    this process: of a resumed run, only since it was resumed. `files` are the checkpoint's, beside the report.
     """
 
     data: str
@@ -47,12 +47,11 @@ class TrainingReport:
     training_s: float
     total_s: float
     versions: dict[str, str]
+    files: tuple[str, ...]
 
     def write(self, path: Path) -> None:
-        """As JSON; whole or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        """As JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     def text(self) -> str:
         """The run in a few lines."""

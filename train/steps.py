@@ -7,6 +7,9 @@
 A SIGKILL may leave the newest checkpoint half written. `Trainer` writes several files and then deletes older checkpoints,
 so none of its files tells that all are there; the marker that we add when it is done does. Two checkpoints are kept: the
 one before the one being written is always marked and whole. (This withstands the death of the process, not of the power.)
+
+--overwrite deletes what kwise train wrote and nothing else: training_report.json lists the files of the checkpoint beside
+it, run.json marks steps/. An earlier checkpoint stays, and works, until the new one is whole and takes its place.
 """
 
 import json
@@ -36,23 +39,45 @@ class StepsDir:
         self.output = output
         self.path = output / "steps"
 
-    def open(self, *, resume: bool, overwrite: bool) -> None:
-        """Make sure that the run may write to the output directory.
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Whether the run may write to the output directory; changes nothing.
 
         Raises:
             ConfigError: it is not empty and neither option allows what would have to be done with it.
         """
-        if self.output.exists() and any(self.output.iterdir()):
-            is_ours = self.path.is_dir() or (self.output / REPORT_NAME).is_file()
-            if overwrite and is_ours:
-                shutil.rmtree(self.output)
-            elif overwrite:
-                raise ConfigError(f"--overwrite: {self.output} was not written by kwise train")
-            elif resume and not self.path.is_dir():
-                raise ConfigError(f"--resume: {self.output} has no unfinished run")
-            elif not resume:
-                raise ConfigError(f"--output: {self.output} is not empty; choose --resume or --overwrite")
+        if self.output.exists() and not self.output.is_dir():
+            raise ConfigError(f"--output: {self.output} is no directory")
+        if not self.output.exists() or not any(self.output.iterdir()):
+            return
+        if overwrite:
+            self._check_ours()
+        elif resume and not self.path.is_dir():
+            raise ConfigError(f"--resume: {self.output} has no unfinished run")
+        elif not resume:
+            raise ConfigError(f"--output: {self.output} is not empty; choose --resume or --overwrite")
+
+    def open(self, *, overwrite: bool) -> None:
+        """Make the directory, after `check` and once the run is sure to begin. An unfinished run that is overwritten is
+        deleted here, a finished checkpoint by `publish`."""
+        if overwrite:
+            shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
+
+    def _check_ours(self) -> None:
+        """Raises ConfigError where anything in the output directory is not known to be written by kwise train."""
+        ours = set(self._published())
+        if self.path.is_dir() and (self.read_run() is not None or not any(self.path.iterdir())):
+            ours.add(self.path.name)
+        if foreign := sorted(path.name for path in self.output.iterdir() if path.name not in ours):
+            raise ConfigError(f"--overwrite: {self.output} has {foreign[0]}, which kwise train is not known to have written")
+
+    def _published(self) -> list[str]:
+        """The files of the checkpoint in the output directory, by its report and with it; none without a report of ours."""
+        report = _read_object(self.output / REPORT_NAME)
+        if report is None or not {"files", "rankings_by_size", "versions"} <= report.keys():
+            return []
+        files = [name for name in report["files"] if isinstance(name, str) and Path(name).name == name]
+        return [name for name in (*files, REPORT_NAME) if (self.output / name).is_file()]
 
     def newest_complete(self) -> Path | None:
         """The checkpoint to resume from, if there is one."""
@@ -61,8 +86,8 @@ class StepsDir:
 
     def read_run(self) -> dict[str, Any] | None:
         """What `write_run` wrote, or None if the run was interrupted before that."""
-        path = self.path / "run.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        run = _read_object(self.path / "run.json")
+        return run if run is not None and {"config", "rankings_sha256"} <= run.keys() else None
 
     def write_run(self, run: dict[str, Any]) -> None:
         """Note which run this is; whole or not at all."""
@@ -71,10 +96,24 @@ class StepsDir:
         partial.replace(self.path / "run.json")
 
     def publish(self, final: Path) -> None:
-        """Move the files of the finished checkpoint from `final` to the output directory."""
-        for file in final.iterdir():
-            file.replace(self.output / file.name)
+        """Move the files of the finished checkpoint from `final` to the output directory, the report last, and delete those
+        of an earlier checkpoint that are not among them. `--resume` repeats what a kill in between leaves undone."""
+        new = sorted(path.name for path in final.iterdir())
+        old = self._published()
+        for name in (*(name for name in new if name != REPORT_NAME), *(name for name in new if name == REPORT_NAME)):
+            (final / name).replace(self.output / name)
+        for name in set(old) - set(new):
+            (self.output / name).unlink()
 
     def close(self) -> None:
         """The run is finished: there is nothing to resume any more."""
         shutil.rmtree(self.path)
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no such file, or something else in it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation, Message
+from kwise.train.pretrained import reading
 
 
 def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenizerBase:
@@ -24,10 +25,12 @@ def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenize
     Its chat template is that of the file `chat_template` if given, else its own, else `plain_template`.
 
     Raises:
-        ConfigError: there is no fast tokenizer, or the chat template cannot render a user's and an assistant's turn.
-        OSError: there is no such model or file.
+        ConfigError: there is no such model, or no fast tokenizer, or the chat template cannot render a user's and an
+            assistant's turn.
+        OSError: there is no such chat template.
     """
-    tokenizer = _from_gguf(Path(model)) if model.endswith(".gguf") else AutoTokenizer.from_pretrained(model)
+    with reading("--model", model):
+        tokenizer = _from_gguf(Path(model)) if model.endswith(".gguf") else AutoTokenizer.from_pretrained(model)
     if not tokenizer.is_fast:
         raise ConfigError(f"--model {model}: has no fast tokenizer (tokenizer.json), which the engine needs")
     tokenizer.padding_side = "right"

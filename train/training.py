@@ -36,11 +36,13 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     The same config, data and machine give the same weights, also where the run was killed and resumed in between.
 
     Raises:
-        ConfigError: the options do not fit the output directory, the model, or the run to resume.
+        ConfigError: the options do not fit the output directory, the model, or the run to resume; there is no such model.
         RankingsError: the data is not usable; one line per problem.
-        OSError: a file cannot be read or written, or there is no such model.
+        OSError: a file cannot be read or written.
     """
     started_s = time.perf_counter()
+    steps = StepsDir(config.output)
+    steps.check(resume=config.resume, overwrite=config.overwrite)
     rankings = read_rankings(config.data)
     progress(f"read {len(rankings)} rankings; loading {config.model}")
     reward_model = load_reward_model(config.model, chat_template=config.chat_template, seed=config.seed)
@@ -49,18 +51,19 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     training, validation = split_by_prompt(fitting, config.validation_fraction, config.seed)
     training_set = set(training)
 
-    steps = StepsDir(config.output)
-    steps.open(resume=config.resume, overwrite=config.overwrite)
+    steps.open(overwrite=config.overwrite)
     run = _describe(config, rankings)
     noted = steps.read_run()
     if noted is not None:
         _check_same_run(run, noted)
+    else:
+        steps.write_run(run)  # at once: it also tells whose directory this is
     set_seed(config.seed)
     trainer = make_trainer(
         reward_model, [item for item in tokenized if item.ranking in training_set], config, steps.path, progress
     )
     before = _evaluation_of(noted) or _validate(reward_model, validation, "before", progress)
-    if noted is None:
+    if noted is None or "before" not in noted:
         steps.write_run(run | {"before": asdict(before) if before else None})
 
     precision = _precision(config.precision, reward_model.model.device)
@@ -72,6 +75,8 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     training_s = time.perf_counter() - training_started_s
     after = _validate(reward_model, validation, "after", progress)
 
+    final = steps.path / "final"
+    reward_model.save(final)
     report = TrainingReport(
         data=run["config"]["data"],
         config=run["config"],
@@ -89,10 +94,10 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         training_s=training_s,
         total_s=time.perf_counter() - started_s,
         versions=versions(),
+        files=tuple(sorted(path.name for path in final.iterdir() if path.name != REPORT_NAME)),
     )
-    reward_model.save(steps.path / "final")
-    steps.publish(steps.path / "final")
-    report.write(config.output / REPORT_NAME)
+    report.write(final / REPORT_NAME)
+    steps.publish(final)
     steps.close()
     return report
 
@@ -142,4 +147,4 @@ def _check_same_run(run: dict[str, Any], noted: dict[str, Any]) -> None:
 
 
 def _evaluation_of(noted: dict[str, Any] | None) -> Evaluation | None:
-    return Evaluation(**noted["before"]) if noted and noted["before"] else None
+    return Evaluation(**noted["before"]) if noted and noted.get("before") else None

@@ -3,16 +3,17 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
 import grpc
 
 from kwise.engine.client import messages
-from kwise.engine.client.channel import CHANNEL_OPTIONS, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from kwise.engine.client.channel import CHANNEL_OPTIONS, DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
 from kwise.engine.client.flight import Flight, is_break
 from kwise.engine.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
-from kwise.engine.client.results import ComparedGroup, ModelInfo, RankedGroup, RewardServiceError
+from kwise.engine.client.results import ComparedGroup, ModelInfo, RankedGroup
 from kwise.engine.errors import KwiseError
 from kwise.engine.types import Priority, ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
@@ -22,9 +23,18 @@ from kwise.protos.kwise.v1 import reward_pb2_grpc
 class AsyncRewardClient:
     """As `RewardClient`, whose methods say what each one takes, answers and raises. Make it where a loop runs."""
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = DEFAULT_TIMEOUT_S, model: str = "") -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
+        model: str = "",
+    ) -> None:
         self._target = target
         self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._reached = False
         self._model = model
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
@@ -45,7 +55,8 @@ class AsyncRewardClient:
             async with asyncio.timeout(timeout_s):
                 await self._channel.channel_ready()
         except TimeoutError:
-            raise RewardServiceError("UNAVAILABLE", f"no server is ready at {self._target}") from None
+            raise messages.no_server(self._target, timeout_s) from None
+        self._reached = True
 
     async def score(
         self,
@@ -94,16 +105,18 @@ class AsyncRewardClient:
     ) -> AsyncIterator[ScoredGroup | KwiseError]:
         """As `RewardClient.score_many`. `groups` is drawn from on the event loop, so it must not block."""
         requests = (messages.group_request(self._model, group, priority) for group in groups)
-        flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s)
+        await self._time_left(timeout_s)  # for the first connection; then the flight keeps its own time
+        flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target)
         while True:
             try:
                 async with aclosing(self._stream(flight)) as results:
                     async for result in results:
                         yield result
             except grpc.RpcError as error:
-                failure = messages.call_error(error)
+                failure = messages.call_error(error, self._target)
                 if not is_break(failure):
                     raise failure from error
+                flight.refused(failure)
             if flight.done:
                 return
             await asyncio.sleep(flight.pause_s())
@@ -141,8 +154,16 @@ class AsyncRewardClient:
             to_send.put_nowait(None)  # ends gRPC's task that reads the queue
             call.cancel()
 
+    async def _time_left(self, timeout_s: float | None) -> float:
+        left_s = self._timeout_s if timeout_s is None else timeout_s
+        if not self._reached:
+            started_s = monotonic()
+            await self.wait_until_ready(min(self._connect_timeout_s, left_s))
+            left_s -= monotonic() - started_s
+        return left_s
+
     async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
         try:
-            return await method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
+            return await method(request, timeout=await self._time_left(timeout_s))
         except grpc.RpcError as error:
-            raise messages.call_error(error) from error
+            raise messages.call_error(error, self._target) from error

@@ -8,7 +8,9 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": "kwise.v1.RewardService"}],
-            "waitForReady": True,  # a restarting server is waited for, until the call's deadline
+            # A restarting server is waited for, until the call's deadline. One that never answered is not there: the clients
+            # wait for the first connection themselves, and for less.
+            "waitForReady": True,
             "retryPolicy": {
                 "maxAttempts": 5,  # gRPC's own upper limit
                 "initialBackoff": "0.2s",
@@ -32,3 +34,4 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
 ]
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 300.0
+DEFAULT_CONNECT_TIMEOUT_S = 30.0

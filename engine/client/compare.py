@@ -15,7 +15,7 @@ _PREVIEW_CHARACTERS = 20
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return run_report(arguments, Report(fields=_fields, header=_HEADER, rows=_rows))
+    return run_report(arguments, Report(fields=_fields, header=_HEADER, rows=_rows, min_responses=2))
 
 
 def _rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:

@@ -40,7 +40,8 @@ def is_break(error: RewardServiceError) -> bool:
 
 
 class Flight:
-    """`requests` is drawn from as the window allows; `timeout_s` is the longest wait without a result."""
+    """`requests` is drawn from as the window allows; `timeout_s` is the longest wait without a result; `target` is for
+    messages."""
 
     def __init__(
         self,
@@ -48,11 +49,14 @@ class Flight:
         timeout_s: float,
         window_groups: int = WINDOW_GROUPS,
         now: Callable[[], float] = monotonic,
+        target: str = "",
     ) -> None:
         self._requests = requests
         self._timeout_s = timeout_s
         self._window_groups = window_groups
         self._now = now
+        self._target = target
+        self._refusal: RewardServiceError | None = None  # the last since there was a result
         self._exhausted = False
         self._taken = 0
         self._popped = 0
@@ -98,13 +102,19 @@ class Flight:
     def accept(self, reply: pb.ScoreStreamResponse) -> None:
         self._owed.discard(reply.id)
         if reply.WhichOneof("result") == "error" and reply.error.code in _REFUSALS:
+            self.refused(messages.response_error(reply.error))
             return
         if self._unanswered.pop(reply.id, None) is None:
             return  # answered already
         failed = reply.WhichOneof("result") == "error"
         self._results[reply.id] = messages.response_error(reply.error) if failed else messages.scored_group(reply.response)
         self._pauses = 0
+        self._refusal = None
         self._progress_at = self._now()
+
+    def refused(self, error: RewardServiceError) -> None:
+        """Remember why there is no result, for the time that there may never be one."""
+        self._refusal = error
 
     def pop(self) -> ScoredGroup | KwiseError | None:
         """The next result in input order, or None while it is not there."""
@@ -130,4 +140,6 @@ class Flight:
 
     def out_of_time(self) -> RewardServiceError:
         problem = f"no group was answered for {self._timeout_s:g} s; {len(self._unanswered)} are unanswered"
-        return RewardServiceError("DEADLINE_EXCEEDED", problem)
+        if self._refusal is not None:
+            problem += f"; the last refusal was {self._refusal.code}: {self._refusal.message}"
+        return RewardServiceError("DEADLINE_EXCEEDED", problem, target=self._target)

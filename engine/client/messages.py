@@ -99,15 +99,19 @@ def response_error(error: pb.ResponseError) -> RewardServiceError:
     return RewardServiceError(error.code, error.message)
 
 
-def call_error(error: Any) -> RewardServiceError:
-    """The end of a failed call; raise it `from error`.
+def no_server(target: str, waited_s: float) -> RewardServiceError:
+    return RewardServiceError("UNAVAILABLE", f"no server was ready within {waited_s:g} s", target=target)
+
+
+def call_error(error: Any, target: str) -> RewardServiceError:
+    """The end of a failed call to the server at `target`; raise it `from error`.
 
     `error` is a grpc.RpcError of a blocking or an asyncio call, whose common methods that class does not declare.
     """
     code, details, trailers = error.code(), error.details(), error.trailing_metadata()
     pushback_ms = next((value for key, value in trailers or () if key == "grpc-retry-pushback-ms"), None)
     retry_after_s = None if pushback_ms is None else float(pushback_ms) / 1000
-    return RewardServiceError(code.name, details or "no details", retry_after_s=retry_after_s)
+    return RewardServiceError(code.name, details or "no details", target=target, retry_after_s=retry_after_s)
 
 
 def _prompt(prompt: Any) -> pb.Prompt:

@@ -13,13 +13,15 @@ class RewardServiceError(KwiseError):
     """A call, a group or a response that the server did not score.
 
     `code` is the name of a gRPC status ("INVALID_ARGUMENT"), which may be one that gRPC itself sets
-    ("DEADLINE_EXCEEDED"): hence no class per status here. `retry_after_s` is the server's advice when overloaded.
+    ("DEADLINE_EXCEEDED"): hence no class per status here. `target` is the server's address where a whole call failed, ""
+    where a group or a response did. `retry_after_s` is the server's advice when overloaded.
     """
 
-    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(f"{code}: {message}")
+    def __init__(self, code: str, message: str, *, target: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(f"{code} at {target}: {message}" if target else f"{code}: {message}")
         self.code = code
         self.message = message
+        self.target = target
         self.retry_after_s = retry_after_s
 
 
@@ -53,6 +55,7 @@ class Counters:
     sequences: int
     rows: int
     unshared_rows: int
+    reused_rows: int
     cache_hits: int
     joined: int
     rejected_groups: int

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Report:
     fields: Callable[[Line, ScoredGroup], dict[str, Any]]
     header: tuple[str, ...]
     rows: Callable[[Line, ScoredGroup], list[tuple[str, ...]]]
+    min_responses: int = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, report: Report) -> int:
-    """Answer every line of the input. 0; 1 if a line is bad or was not scored; 2 for a wrong command line."""
-    if problem := _problem(arguments):
+    """Answer every line of the input. 0; 1 if a line is bad, or a response of it was not scored; 2 for a wrong command line."""
+    if problem := _problem(arguments, report):
         print(f"kwise {arguments.command}: {problem}", file=sys.stderr)
         return 2
     try:
@@ -87,12 +88,19 @@ def run(arguments: argparse.Namespace, report: Report) -> int:
     return code
 
 
-def _problem(arguments: argparse.Namespace) -> str | None:
+def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
     if arguments.prompt is None:
         return "--response needs --prompt" if arguments.response else None
     if arguments.files:
         return "give either files or --prompt, not both"
-    return None if arguments.response else "--prompt needs at least one --response"
+    return _too_few(arguments.response or [], report.min_responses)
+
+
+def _too_few(responses: Sequence[Any], min_responses: int) -> str | None:
+    """In the server's words where it would refuse them too."""
+    if len(responses) >= min_responses:
+        return None
+    return "there must be at least one response" if min_responses == 1 else "a comparison needs at least two responses"
 
 
 def _run(arguments: argparse.Namespace, report: Report) -> int:
@@ -104,10 +112,10 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
 
     in_flight: deque[Line] = deque()
 
-    def groups_of(name: str) -> Iterator[Group]:
-        for where, text in _texts(name):
+    def groups_of(lines: Iterable[tuple[str, str]]) -> Iterator[Group]:
+        for where, text in lines:
             try:
-                line, group = read_line(where, text, Priority(arguments.priority))
+                line, group = read_line(where, text, Priority(arguments.priority), report.min_responses)
             except (TypeError, ValueError) as error:
                 failed(where, error)
                 continue
@@ -116,14 +124,12 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
 
     def groups() -> Iterator[Group]:
         if arguments.prompt is not None:
-            text = json.dumps({"prompt": arguments.prompt, "responses": arguments.response})
-            line, group = read_line("--prompt", text, Priority(arguments.priority))
-            in_flight.append(line)
-            yield group
+            given = {"prompt": arguments.prompt, "responses": arguments.response}
+            yield from groups_of([("--prompt", json.dumps(given))])
             return
         for name in arguments.files or ["-"]:
             try:
-                yield from groups_of(name)
+                yield from groups_of(_texts(name))
             except OSError as error:
                 failed(name, error.strerror or error)
 
@@ -132,13 +138,24 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
         show = _show_table if sys.stdout.isatty() and not arguments.json else _show_json
         for result in client.score_many(groups()):
             line = in_flight.popleft()
-            if isinstance(result, KwiseError):
-                failed(line.where, result)
+            for problem in _problems(result):
+                failed(line.where, problem)
             show(line, result, report)
     return 1 if failures else 0
 
 
-def read_line(where: str, text: str, priority: Priority) -> tuple[Line, Group]:
+def _problems(result: ScoredGroup | KwiseError) -> Iterator[str]:
+    """Why a group, or each response of it that has no reward, was not scored."""
+    if isinstance(result, KwiseError):
+        yield str(result)
+        return
+    for index, outcome in enumerate(result.rewards):
+        if isinstance(outcome, KwiseError):
+            message = error_fields(outcome)["message"]
+            yield message if message.startswith(f"responses[{index}]") else f"responses[{index}]: {message}"
+
+
+def read_line(where: str, text: str, priority: Priority, min_responses: int = 1) -> tuple[Line, Group]:
     """The group that one line of JSON describes.
 
     Raises:
@@ -152,8 +169,10 @@ def read_line(where: str, text: str, priority: Priority) -> tuple[Line, Group]:
         raise ValueError(f"a JSON object is expected, not {type(fields).__name__}")
     if missing := [key for key in ("prompt", "responses") if key not in fields]:
         raise ValueError(f"no {' and no '.join(map(repr, missing))}")
-    if not isinstance(fields["responses"], list) or not fields["responses"]:
-        raise ValueError("'responses' must be a list of at least one")
+    if not isinstance(fields["responses"], list):
+        raise ValueError("'responses' must be a list")
+    if problem := _too_few(fields["responses"], min_responses):
+        raise ValueError(problem)
     responses = [_response_of(number, response) for number, response in enumerate(fields["responses"])]
     pairs = fields.get("pairs")
     # Checked here, where the line's number is known, and with the client's own words.

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
-from time import sleep
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
 
 from kwise.engine.client import messages
-from kwise.engine.client.channel import CHANNEL_OPTIONS, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from kwise.engine.client.channel import CHANNEL_OPTIONS, DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
 from kwise.engine.client.flight import Flight, is_break
 from kwise.engine.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
-from kwise.engine.client.results import ComparedGroup, ModelInfo, RankedGroup, RewardServiceError
+from kwise.engine.client.results import ComparedGroup, ModelInfo, RankedGroup
 from kwise.engine.errors import KwiseError
 from kwise.engine.types import Priority, ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
@@ -25,14 +25,24 @@ _T = TypeVar("_T")
 class RewardClient:
     """Rewards from the server at `target` ("host:port").
 
-    `timeout_s` bounds each call, retries and the wait for a server that restarts included; `model` names the model that
-    must answer, "" for whichever is served. Safe to share between threads. Every method raises `RewardServiceError` for
-    a failed call and TypeError or ValueError for arguments that are no request.
+    `timeout_s` bounds each call, retries and the wait for a server that restarts included; `connect_timeout_s` the wait for
+    a server that was never reached yet. `model` names the model that must answer, "" for whichever is served. Safe to share
+    between threads. Every method raises `RewardServiceError` for a failed call and TypeError or ValueError for arguments
+    that are no request.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = DEFAULT_TIMEOUT_S, model: str = "") -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
+        model: str = "",
+    ) -> None:
         self._target = target
         self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._reached = False
         self._model = model
         self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
@@ -44,6 +54,7 @@ class RewardClient:
         self.close()
 
     def close(self) -> None:
+        self._reached = True  # so that a later call is refused at once, by gRPC
         self._channel.close()
 
     def wait_until_ready(self, timeout_s: float = 5.0) -> None:
@@ -53,7 +64,8 @@ class RewardClient:
             ready.result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
             ready.cancel()
-            raise RewardServiceError("UNAVAILABLE", f"no server is ready at {self._target}") from None
+            raise messages.no_server(self._target, timeout_s) from None
+        self._reached = True
 
     def score(
         self,
@@ -109,14 +121,16 @@ class RewardClient:
         wait without any result, after which the iterator raises `RewardServiceError`.
         """
         requests = (messages.group_request(self._model, group, priority) for group in groups)
-        flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s)
+        self._time_left(timeout_s)  # for the first connection; then the flight keeps its own time
+        flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target)
         while True:
             try:
                 yield from self._stream(flight)
             except grpc.RpcError as error:
-                failure = messages.call_error(error)
+                failure = messages.call_error(error, self._target)
                 if not is_break(failure):
                     raise failure from error
+                flight.refused(failure)
             if flight.done:
                 return
             sleep(flight.pause_s())
@@ -153,11 +167,20 @@ class RewardClient:
             to_send.put(None)  # ends gRPC's thread that reads the queue
             call.cancel()
 
+    def _time_left(self, timeout_s: float | None) -> float:
+        """Seconds that a call has, after the wait for the first connection. Raises `RewardServiceError` as that does."""
+        left_s = self._timeout_s if timeout_s is None else timeout_s
+        if not self._reached:
+            started_s = monotonic()
+            self.wait_until_ready(min(self._connect_timeout_s, left_s))
+            left_s -= monotonic() - started_s
+        return left_s
+
     def _call(self, method: Callable[..., _T], request: Any, timeout_s: float | None) -> _T:
         try:
-            return method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
+            return method(request, timeout=self._time_left(timeout_s))
         except grpc.RpcError as error:
-            raise messages.call_error(error) from error
+            raise messages.call_error(error, self._target) from error
 
 
 def _read(call: Iterable[pb.ScoreStreamResponse], replies: "SimpleQueue[Any]") -> None:

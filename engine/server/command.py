@@ -3,8 +3,11 @@
 import argparse
 import asyncio
 import logging
+import os
+import threading
 from pathlib import Path
 
+from kwise.engine.batcher import SESSION_THREADS
 from kwise.engine.config import EngineConfig
 from kwise.engine.options import add_options, from_options
 from kwise.engine.server.server import ServerConfig, serve
@@ -20,4 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     engine, server = from_options(EngineConfig, arguments), from_options(ServerConfig, arguments)
     asyncio.run(serve(arguments.artifact, engine, server))
+    if any(thread.name.startswith(SESSION_THREADS) for thread in threading.enumerate()):
+        # Python's own exit waits for threads, and a pass of a large model that nobody waits for takes its time.
+        logging.shutdown()
+        os._exit(0)
     return 0

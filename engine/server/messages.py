@@ -140,6 +140,7 @@ def to_model_response(scorer: Scorer) -> pb.GetModelResponse:
             sequences=counters.sequences,
             rows=counters.rows,
             unshared_rows=counters.unshared_rows,
+            reused_rows=counters.reused_rows,
             cache_hits=counters.cache_hits,
             joined=counters.joined,
             rejected_groups=counters.rejected_groups,

@@ -7,6 +7,7 @@ the connection's handshake. Health says SERVING only while requests are answered
 import asyncio
 import logging
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,8 @@ class ServerConfig:
 
 
 async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: refuse what is new, finish what runs, at most `grace_s` long.
+    """Serve until SIGTERM or SIGINT, then drain: refuse what is new, finish what runs, at most `grace_s` long; what is left
+    then gets UNAVAILABLE.
 
     Raises:
         ArtifactError: the artifact is damaged or fails its golden check.
@@ -78,13 +80,41 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
             port,
         )
         await stopping.wait()
-        _LOG.info("draining: running requests get %.0f s to finish", config.grace_s)
+        _LOG.info("draining: running requests get %g s to finish", config.grace_s)
         await health_service.enter_graceful_shutdown()
-        service.drain()
-        await server.stop(config.grace_s)
+        await _drain(server, service, scorer, config.grace_s)
     _LOG.info("stopped")
 
 
+async def _drain(server: grpc.aio.Server, service: RewardService, scorer: Scorer, grace_s: float) -> None:
+    """Wait for the service's own calls alone: others, such as a watch of the server's health, may never end."""
+    await _until_quiet(service)  # what was sent before the signal is served
+    service.drain()
+    await _until_quiet(service)  # what was sent after it is refused with a status that clients retry
+    refusing = asyncio.create_task(server.stop(grace_s + 2 * _LAST_REPLIES_S))
+    try:
+        await asyncio.wait_for(service.idle(), grace_s)
+    except TimeoutError:
+        _LOG.warning("after %g s requests still run: they get UNAVAILABLE", grace_s)
+        await scorer.stop()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(service.idle(), _LAST_REPLIES_S)
+    await server.stop(_LAST_REPLIES_S)
+    await refusing
+
+
+async def _until_quiet(service: RewardService) -> None:
+    """Until no call arrives, or half a second: a server that stops ends with CANCELLED, which no client retries, the calls
+    that gRPC has received and not handed over yet."""
+    for _ in range(10):
+        num_calls = service.num_calls
+        await asyncio.sleep(0.05)
+        if service.num_calls == num_calls:
+            return
+
+
+# What a client gets to take a reply that is on its way.
+_LAST_REPLIES_S = 1.0
 _SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
 
 

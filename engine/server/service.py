@@ -1,76 +1,83 @@
 """`kwise.v1.RewardService` over one scorer: every rpc is admit, score, reply.
 
 A request is admitted in one place (`_scored`), where the model's name and the server's state are checked, and an error is
-answered in one place (`_answer`).
+answered in one place (`_answer`). `_running` counts calls, so that the server knows when it may leave.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, NoReturn, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
 
 import grpc
 
 from kwise.engine.errors import KwiseError, Overloaded, Unavailable, UnknownModel
 from kwise.engine.scorer import Scorer
 from kwise.engine.server import messages
+from kwise.engine.server.stream import Context, GroupStream
 from kwise.engine.types import ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
-# Groups of one stream that are worked on at once; a client that sends more waits at gRPC's flow control.
-_MAX_STREAM_GROUPS = 256
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RewardService(reward_pb2_grpc.RewardServiceServicer):
-    """Serves `scorer`. After `drain`, new requests get UNAVAILABLE and running ones finish."""
+    """Serves `scorer`. After `drain`, new requests get UNAVAILABLE, running ones finish, and streams end once they have
+    answered what they have read. `num_calls`: how many have arrived."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
-        self._draining = False
+        self._draining = asyncio.Event()
+        self.num_calls = 0
+        self._num_running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def drain(self) -> None:
-        self._draining = True
+        self._draining.set()
+
+    async def idle(self) -> None:
+        """Until no call runs."""
+        await self._idle.wait()
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
-        return messages.to_score_response(await _answer(self._scored(request), context))
+        with self._running():
+            return messages.to_score_response(await _answer(self._scored(request), context))
 
     async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:
-        return messages.to_rank_response(await _answer(self._scored(request), context))
+        with self._running():
+            return messages.to_rank_response(await _answer(self._scored(request), context))
 
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
-        scored = await _answer(self._scored(request), context)
-        return messages.to_compare_response(scored, [(pair.first, pair.second) for pair in request.pairs])
+        with self._running():
+            scored = await _answer(self._scored(request), context)
+            return messages.to_compare_response(scored, [(pair.first, pair.second) for pair in request.pairs])
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        return await _answer(self._model(request), context)
+        with self._running():
+            return await _answer(self._model(request), context)
 
-    async def ScoreStream(
+    async def ScoreStream(  # type: ignore[override]  # the generated stub knows only handlers that are iterators
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
-    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+    ) -> None:
         """Replies as groups finish. A client that goes away cancels what it alone waited for."""
-        finished: asyncio.Queue[pb.ScoreStreamResponse | None] = asyncio.Queue()
-        room = asyncio.Semaphore(_MAX_STREAM_GROUPS)
-        async with asyncio.TaskGroup() as tasks:
+        with self._running():
+            await _answer(GroupStream(context, self._stream_response, self._draining).run(), context)
 
-            async def answer(request: pb.ScoreStreamRequest) -> None:
-                finished.put_nowait(await self._stream_response(request))
-
-            async def read() -> None:
-                async with asyncio.TaskGroup() as groups:
-                    async for request in request_iterator:
-                        await room.acquire()
-                        groups.create_task(answer(request))
-                finished.put_nowait(None)
-
-            tasks.create_task(read())
-            while (response := await finished.get()) is not None:
-                yield response
-                room.release()  # only once it is written: a slow reader holds its own groups back
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        self.num_calls += 1
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._idle.set()
 
     async def _stream_response(self, request: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:
         try:
@@ -94,8 +101,8 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
         return messages.to_model_response(self._scorer)
 
     def _admit(self, model: str) -> None:
-        if self._draining:
-            raise Unavailable("the server is shutting down; send the request again")
+        if self._draining.is_set():
+            raise Unavailable.leaving()
         served = self._scorer.artifact.manifest.name
         if model and model != served:
             raise UnknownModel(model, served)

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -39,6 +40,46 @@ def stub(tiny_server: Server) -> Iterator[Any]:
 
 def counters(stub: Any) -> pb.Counters:
     return stub.GetModel(pb.GetModelRequest()).counters
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Polls, for what another process does cannot be awaited."""
+    give_up_at = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.005)
+
+
+def stop(server: Server) -> float:
+    """SIGTERM; seconds that the process then takes to end. Its log must tell of no error."""
+    started = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) == 0
+    return time.monotonic() - started
+
+
+def assert_nothing_went_wrong(server: Server) -> None:
+    """Nothing in the log but what a good run says."""
+    assert server.process.poll() == 0
+    lines = [line for line in server.log.text.splitlines() if " INFO " not in line]
+    assert lines == []
+
+
+class OpenStream:
+    """A `ScoreStream` that the client holds open: it sends what `send` gets, and ends when told."""
+
+    def __init__(self, stub: Any) -> None:
+        self._requests: SimpleQueue[pb.ScoreStreamRequest | None] = SimpleQueue()
+        self.replies = stub.ScoreStream(iter(self._requests.get, None))
+        self._num_sent = 0
+
+    def send(self, request: pb.ScoreRequest, times: int = 1) -> None:
+        for _ in range(times):
+            self._requests.put(pb.ScoreStreamRequest(id=str(self._num_sent), request=request))
+            self._num_sent += 1
+
+    def close(self) -> None:
+        self._requests.put(None)
 
 
 # Rewards
@@ -340,16 +381,43 @@ def test_a_stream_answers_every_group_by_its_id_and_survives_a_bad_one(stub: Any
         assert streamed.fingerprint == unary.fingerprint
 
 
-def test_a_client_that_leaves_a_stream_does_not_harm_the_server(stub: Any) -> None:
-    def requests() -> Iterator[pb.ScoreStreamRequest]:
-        for n in range(500):
-            group = pb.ScoreRequest(prompt=pb.Prompt(text=f"stream {n} " * 40), responses=texts("a", "b"))
-            yield pb.ScoreStreamRequest(id=str(n), request=group)
+def test_a_client_that_leaves_a_stream_takes_its_groups_out_of_the_queue(tiny_artifact: Path) -> None:
+    with running_server(tiny_artifact, "--max-batch-tokens", "64", "--threads", "1") as server, server.stub() as stub:
+        stream = OpenStream(stub)
+        for n in range(200):
+            stream.send(pb.ScoreRequest(prompt=pb.Prompt(text=f"stream {n} " * 40), responses=texts("a", "b")))
+        next(stream.replies)
+        stream.replies.cancel()
+        assert stub.Score(pb.ScoreRequest(prompt=pb.Prompt(text="still there?"), responses=texts("yes"))).rewards
+        done = counters(stub)
+        assert done.abandoned > 0
+        assert done.sequences + done.abandoned <= 401
+        stream.close()
+        stop(server)
+    assert_nothing_went_wrong(server)
 
-    stream = stub.ScoreStream(requests())
-    next(stream)
-    stream.cancel()
-    assert stub.Score(pb.ScoreRequest(prompt=pb.Prompt(text="still there?"), responses=texts("yes"))).rewards
+
+def test_a_stream_whose_client_does_not_read_holds_its_own_groups_back_and_can_be_left(tiny_artifact: Path) -> None:
+    """Closed at its `yield`, a stream once left "unhandled errors in a TaskGroup" in the log, and its groups running."""
+    group = pb.ScoreRequest(prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[1])), responses=ids(*([n] for n in range(2, 202))))
+    with running_server(tiny_artifact) as server, server.stub() as stub:
+        stub.Score(group)
+        stream = OpenStream(stub)
+        stream.send(group, times=2000)
+        worked_on = [0]
+
+        def stands_still() -> bool:
+            worked_on.append(counters(stub).cache_hits // 200)
+            return worked_on[-1] == worked_on[-20:][0] > 0
+
+        wait_until(stands_still)
+        assert worked_on[-1] < 2000
+        assert stub.Score(group).rewards[0].cached
+        stream.replies.cancel()
+        stream.close()
+        assert stub.Score(group).rewards[0].cached
+        stop(server)
+    assert_nothing_went_wrong(server)
 
 
 # The server's life
@@ -380,3 +448,75 @@ def test_sigterm_finishes_what_runs_refuses_what_is_new_and_ends(tiny_artifact: 
         with pytest.raises(grpc.RpcError) as failed:
             stub.Score(pb.ScoreRequest(prompt=pb.Prompt(text="new"), responses=texts("a")), timeout=5)
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_sigterm_ends_what_is_idle_at_once(tiny_artifact: Path) -> None:
+    """A stream that its client holds open, and a watch of the server's health, once took the whole grace of 30 s."""
+    with running_server(tiny_artifact) as server, server.stub() as stub, grpc.insecure_channel(server.address) as channel:
+        stream = OpenStream(stub)
+        stream.send(pb.ScoreRequest(prompt=pb.Prompt(text="Hello"), responses=texts("a")))
+        assert next(stream.replies).response.rewards
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        assert stop(server) < 5
+        with pytest.raises(grpc.RpcError) as ended:
+            next(stream.replies)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "shutting down" in ended.value.details()
+        stream.close()
+    assert_nothing_went_wrong(server)
+
+
+def test_sigterm_answers_what_a_stream_has_read_before_it_ends_it(tiny_artifact: Path) -> None:
+    with running_server(tiny_artifact, "--max-batch-tokens", "64", "--threads", "1") as server, server.stub() as stub:
+        stream = OpenStream(stub)
+        for n in range(100):
+            stream.send(pb.ScoreRequest(prompt=pb.Prompt(text=f"{n} " * 300), responses=texts("a", "b")))
+        first = next(stream.replies)
+        wait_until(lambda: counters(stub).model_passes > 3)
+        server.process.send_signal(signal.SIGTERM)
+        replies = [first]
+        with pytest.raises(grpc.RpcError) as ended:
+            replies.extend(stream.replies)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert all(reply.response.rewards for reply in replies if reply.WhichOneof("result") == "response")
+        assert {reply.error.code for reply in replies if reply.WhichOneof("result") == "error"} <= {"UNAVAILABLE"}
+        assert sum(reply.WhichOneof("result") == "response" for reply in replies) > 4
+        assert server.process.wait(20) == 0
+        stream.close()
+    assert_nothing_went_wrong(server)
+
+
+def test_what_is_not_finished_at_the_end_of_the_grace_gets_unavailable(tiny_artifact: Path) -> None:
+    """A long queue once drained on for as long as it took, or was cut off with CANCELLED."""
+    options = ("--grace-s", "0.3", "--threads", "1", "--max-batch-tokens", "16", "--max-queue-tokens", "10000000")
+    with running_server(tiny_artifact, *options) as server, server.stub() as stub:
+        stream = OpenStream(stub)
+        for n in range(100):
+            stream.send(pb.ScoreRequest(prompt=pb.Prompt(text=f"stream {n} " * 300), responses=texts("a")))
+        calls = [
+            stub.Score.future(pb.ScoreRequest(prompt=pb.Prompt(text=f"{n} " * 600), responses=texts("a", "b")))
+            for n in range(100)
+        ]
+        wait_until(lambda: counters(stub).model_passes > 0)
+        assert stop(server) < 5
+        codes = {call.code() for call in calls}
+        assert grpc.StatusCode.UNAVAILABLE in codes
+        assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+        assert "shutting down" in next(call.details() for call in calls if call.code() is grpc.StatusCode.UNAVAILABLE)
+        replies = []
+        with pytest.raises(grpc.RpcError) as ended:
+            replies.extend(stream.replies)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert {reply.error.code for reply in replies if reply.WhichOneof("result") == "error"} == {"UNAVAILABLE"}
+        stream.close()
+    assert "Traceback" not in server.log.text
+
+
+def test_a_limit_below_the_golden_conversations_still_serves(tiny_artifact: Path) -> None:
+    """Golden conversations are scored within the artifact's own limits, whatever this server's are."""
+    with running_server(tiny_artifact, "--max-tokens", "16") as server, server.stub() as stub:
+        prompt = pb.Prompt(token_ids=pb.TokenIds(ids=[1]))
+        refused, scored = stub.Score(pb.ScoreRequest(prompt=prompt, responses=ids([2] * 16, [2] * 15))).rewards
+        assert "limit is 16" in refused.error.message
+        assert scored.tokens == 16

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kwise.engine.batcher import Batcher, Counters
 from kwise.engine.conversation import EncodedSequence
-from kwise.engine.errors import ModelFailed, Overloaded
+from kwise.engine.errors import ModelFailed, Overloaded, Unavailable
 from kwise.engine.queue import WorkQueue
 from kwise.engine.types import Priority
 
@@ -64,8 +64,8 @@ class Running:
         self.queue = WorkQueue(layout="padded", max_batch_tokens=max_batch_tokens)
         self.batcher = Batcher([session], self.queue, max_queue_tokens=max_queue_tokens, counters=self.counters)
 
-    def submit(self, *sequences: tuple[int, ...]) -> "list[asyncio.Future[Any]]":
-        return self.batcher.submit([_sequence(*tokens) for tokens in sequences], Priority.INTERACTIVE)
+    def submit(self, *sequences: tuple[int, ...], priority: Priority = Priority.INTERACTIVE) -> "list[asyncio.Future[Any]]":
+        return self.batcher.submit([_sequence(*tokens) for tokens in sequences], priority)
 
     async def hold(self) -> "asyncio.Future[Any]":
         """Keep the session busy with a sequence of one token, so that what comes next waits."""
@@ -101,16 +101,17 @@ async def _running(*, missing: int = 0, max_batch_tokens: int = 64, max_queue_to
         min_size=1,
         max_size=6,
     ),
-    poisoned=st.sets(st.integers(0, 5)),
+    poisoned=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 3))),
     max_batch_tokens=st.integers(1, 80),
 )
-def test_each_future_gets_its_own_reward_or_its_groups_error(
-    groups: list[list[tuple[int, ...]]], poisoned: set[int], max_batch_tokens: int
+def test_each_future_gets_its_own_reward_or_its_own_error(
+    groups: list[list[tuple[int, ...]]], poisoned: set[tuple[int, int]], max_batch_tokens: int
 ) -> None:
     async def scenario() -> None:
         async with _running(max_batch_tokens=max_batch_tokens, max_queue_tokens=10_000) as running:
             sent = [
-                [(*tokens, POISON) for tokens in group] if index in poisoned else group for index, group in enumerate(groups)
+                [(*tokens, POISON) if (group, place) in poisoned else tokens for place, tokens in enumerate(members)]
+                for group, members in enumerate(groups)
             ]
             futures = [running.submit(*group) for group in sent]
             for group, group_futures in zip(sent, futures, strict=True):
@@ -124,18 +125,38 @@ def test_each_future_gets_its_own_reward_or_its_groups_error(
     asyncio.run(scenario())
 
 
-async def test_failing_group_leaves_its_neighbours_unharmed() -> None:
+async def test_failing_sequence_leaves_its_neighbours_and_its_siblings_unharmed() -> None:
+    """Its siblings once shared its error, and so did whoever had joined one of them."""
     async with _running() as running:
         held = await running.hold()
         futures = [*running.submit((1, 2), (3,)), *running.submit((4,), (POISON,)), *running.submit((6, 7))]
         running.session.gate.set()
         assert await running.settle(held) == [5]
         first, second, third, fourth, fifth = await running.settle(*futures)
-        assert (first, second, fifth) == (5, 3, 20)
-        assert isinstance(third, ModelFailed)
+        assert (first, second, third, fifth) == (5, 3, 4, 20)
         assert isinstance(fourth, ModelFailed)
-        assert running.counters.model_passes == 3
+        group_by_group = [[(1, 2), (3,)], [(4,), (POISON,)], [(4,)], [(POISON,)], [(6, 7)]]
+        assert running.session.batches[2:] == group_by_group
+        assert running.counters.model_passes == 4
         assert await running.settle(*running.submit((8,))) == [8]
+
+
+async def test_a_failed_batch_is_not_run_again_for_those_who_left() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        (gone,), (poisoned,) = running.submit((1,)), running.submit((POISON,))
+        loop = asyncio.get_running_loop()
+
+        def leave_during_the_pass(batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+            loop.call_soon_threadsafe(gone.cancel)  # handled before the pass's own end
+            return FaultySession.run(running.session, batch)
+
+        running.session.run = leave_during_the_pass  # type: ignore[method-assign]
+        running.session.gate.set()
+        assert await running.settle(held) == [5]
+        assert await running.settle(gone) == ["cancelled"]
+        assert isinstance((await running.settle(poisoned))[0], ModelFailed)
+        assert [(1,)] not in running.session.batches
 
 
 async def test_error_tells_nothing_of_the_runtime() -> None:
@@ -261,13 +282,73 @@ async def test_work_that_arrives_while_the_session_runs_shares_the_next_batch() 
 
 async def test_stop_leaves_no_future_undecided() -> None:
     """Neither of what waits nor of what runs: whoever awaits it would wait for ever."""
+    async with _running(max_batch_tokens=1) as running:
+        held = await running.hold()
+        waiting = running.submit((1,), (2,))
+        await running.batcher.stop()  # the session is still held: stopping waits for no pass
+        for outcome in await running.settle(held, *waiting):
+            assert isinstance(outcome, Unavailable)
+            assert "shutting down" in str(outcome)
+
+
+async def test_stop_while_a_failed_batch_is_run_apart_leaves_no_future_undecided() -> None:
+    """The groups that had not had their turn were forgotten."""
     async with _running() as running:
         held = await running.hold()
-        (waiting,) = running.submit((1,))
+        futures = [*running.submit((POISON,)), *running.submit((1,)), *running.submit((2,), (3,))]
+        apart = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def hold_what_runs_apart(batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+            if 1 in batch[0].token_ids and len(batch) == 1:
+                running.session.gate.clear()
+                loop.call_soon_threadsafe(apart.set)
+            return FaultySession.run(running.session, batch)
+
+        running.session.run = hold_what_runs_apart  # type: ignore[method-assign]
         running.session.gate.set()
+        await running.settle(held)
+        await asyncio.wait_for(apart.wait(), PATIENCE_S)
         await running.batcher.stop()
-        assert waiting.cancelled()
-        assert held.done()
+        failed, *left = await running.settle(*futures)
+        assert isinstance(failed, ModelFailed)
+        assert all(isinstance(outcome, Unavailable) for outcome in left)
+
+
+async def test_submitting_after_stop_is_refused() -> None:
+    """It once waited for ever."""
+    async with _running() as running:
+        await running.batcher.stop()
+        with pytest.raises(Unavailable):
+            running.submit((1,))
+        with pytest.raises(Unavailable), running.batcher.reserve(1):
+            pass
+
+
+# What is on its way to the queue
+
+
+async def test_reserved_tokens_count_as_waiting_until_they_are_given_back() -> None:
+    async with _running(max_queue_tokens=4) as running:
+        with running.batcher.reserve(3):
+            with pytest.raises(Overloaded) as raised, running.batcher.reserve(2):
+                pass
+            assert raised.value.retry_after_s >= 0.05
+            with pytest.raises(Overloaded):
+                running.submit((1, 1))
+            assert running.counters.rejected_groups == 2
+        assert await running.settle(*running.submit((1, 1))) == [3]
+
+
+async def test_promoted_work_takes_the_turn_of_its_arrival() -> None:
+    async with _running(max_batch_tokens=1) as running:
+        held = await running.hold()
+        first, second = running.submit((1,), priority=Priority.BULK), running.submit((2,), priority=Priority.BULK)
+        third = running.submit((3,))
+        running.batcher.promote(second)
+        running.session.gate.set()
+        await running.settle(held, *first, *second, *third)
+        assert running.session.batches == [[(5,)], [(2,)], [(3,)], [(1,)]]
 
 
 async def test_two_sessions_share_the_queue() -> None:

@@ -147,8 +147,9 @@ class TestResults:
         failed = SimpleNamespace(
             code=lambda: grpc.StatusCode.RESOURCE_EXHAUSTED, details=lambda: "full", trailing_metadata=lambda: trailers
         )
-        error = messages.call_error(failed)
+        error = messages.call_error(failed, "host:7")
         assert (error.code, error.message, error.retry_after_s) == ("RESOURCE_EXHAUSTED", "full", 0.25)
+        assert str(error) == "RESOURCE_EXHAUSTED at host:7: full"
 
     def test_both_clients_have_the_same_methods(self) -> None:
         methods = [{n for n in vars(client) if not n.startswith("_")} for client in (RewardClient, AsyncRewardClient)]
@@ -159,7 +160,7 @@ class TestFlight:
     def flight(self, num_groups: int, window_groups: int = 4) -> tuple[Flight, list[float]]:
         clock = [0.0]
         requests = (messages.score_request("", str(number), ["a"], "bulk") for number in range(num_groups))
-        return Flight(requests, 10.0, window_groups, now=lambda: clock[0]), clock
+        return Flight(requests, 10.0, window_groups, now=lambda: clock[0], target="host:7"), clock
 
     @given(num_groups=st.integers(0, 20), choices=st.randoms(use_true_random=False))
     def test_every_group_is_answered_once_and_in_order_whatever_the_server_does(self, num_groups: int, choices: Any) -> None:
@@ -214,8 +215,12 @@ class TestFlight:
             assert flight.start() == [request]
         assert pauses[0] <= 0.2 < pauses[3]
         clock[0] = 10.0
-        with pytest.raises(RewardServiceError, match="DEADLINE_EXCEEDED: no group was answered for 10 s; 1 are"):
+        with pytest.raises(RewardServiceError) as raised:
             flight.pause_s()
+        assert str(raised.value) == (
+            "DEADLINE_EXCEEDED at host:7: no group was answered for 10 s; 1 are unanswered; "
+            "the last refusal was UNAVAILABLE: draining"
+        )
 
 
 class TestShell:
@@ -232,7 +237,7 @@ class TestShell:
             ("{", "not JSON"),
             ("[]", "a JSON object is expected, not list"),
             ('{"prompt": "p"}', "no 'responses'"),
-            ('{"prompt": "p", "responses": []}', "at least one"),
+            ('{"prompt": "p", "responses": []}', "at least one response"),
             ('{"prompt": "p", "responses": [{"txt": "a"}]}', "responses[0] has no 'text'"),
             ('{"prompt": "p", "responses": ["a", "b"], "pairs": [[0, 2]]}', "pairs[0] is (0, 2) with 2 responses"),
             ('{"prompt": "\\ud800", "responses": ["a"]}', "lone surrogate"),

@@ -15,9 +15,9 @@ from kwise.engine.conversation import (
     EncodedSequence,
     EncoderLimits,
     Overlong,
-    compile_template,
 )
 from kwise.engine.errors import InvalidRequest
+from kwise.engine.template import compile_template
 from kwise.engine.types import Conversation, Group, Message
 
 FRAGMENTS = [
@@ -165,11 +165,22 @@ def _tokenizers(draw: st.DrawFn) -> Tokenizer:
 def test_any_kind_of_added_token_keeps_the_tokens_of_the_whole(
     tokenizer: Tokenizer, prompt: Conversation, responses: tuple[str, ...]
 ) -> None:
-    outcomes = _new(tokenizer, CHATML).encode(Group(prompt=prompt, responses=responses))
-    for outcome, response in zip(outcomes, responses, strict=True):
+    expected = []
+    for response in responses:
         messages = (*prompt, Message(role="assistant", content=response))
-        text = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages)
-        assert _ids(outcome) == tokenizer.encode(text, add_special_tokens=False).ids
+        expected.append(_whole(tokenizer, "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages)))
+    outcomes = _new(tokenizer, CHATML).encode(Group(prompt=prompt, responses=responses))
+    assert [_ids(outcome) for outcome in outcomes] == expected
+
+
+def _whole(tokenizer: Tokenizer, text: str) -> list[int]:
+    """tokenizers 0.22 panics on some texts where stripping tokens overlap: what it cannot do at all is no example."""
+    try:
+        token_ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except BaseException as error:
+        assume(type(error).__name__ != "PanicException")
+        raise
+    return token_ids
 
 
 def test_metaspace_that_marks_only_the_first_piece_is_cut_and_exact() -> None:
@@ -200,6 +211,35 @@ def test_without_template_prompt_and_response_are_a_pair(processor: Any) -> None
     assert outcome.type_ids.tolist() == expected.type_ids
     with pytest.raises(InvalidRequest, match="one user turn"):
         encoder.encode(Group(prompt=(Message(role="system", content="x"), *_user("y")), responses=("z",)))
+
+
+def _bert_like() -> Tokenizer:
+    tokenizer = Tokenizer.from_str(TRAINED["first"])
+    tokenizer.post_processor = processors.BertProcessing(("<unk>", 0), ("<unk>", 0))
+    return tokenizer
+
+
+def test_token_ids_of_a_pair_get_the_types_of_the_texts_that_they_spell() -> None:
+    """Once they had none, so that a cross-encoder read the response as a part of the prompt: another reward."""
+    encoder = _new(_bert_like(), None)
+    (by_text,) = encoder.encode(Group(prompt=_user("the cat"), responses=("sat on",)))
+    assert isinstance(by_text, EncodedSequence) and by_text.type_ids is not None
+    whole = tuple(by_text.token_ids.tolist())
+    second = by_text.type_ids.tolist().index(1)
+    (by_ids,) = encoder.encode(Group(prompt=whole[:second], responses=(whole[second:],)))
+    assert _ids(by_ids) == list(whole)
+    assert isinstance(by_ids, EncodedSequence) and by_ids.type_ids is not None
+    assert by_ids.type_ids.dtype == np.int64
+    assert by_ids.type_ids.tolist() == by_text.type_ids.tolist()
+
+
+def test_models_of_one_type_get_no_second_one_for_token_ids() -> None:
+    """RoBERTa's table of types has one row: 1 would be outside it."""
+    tokenizer = Tokenizer.from_str(TRAINED["first"])
+    tokenizer.post_processor = processors.RobertaProcessing(("<unk>", 0), ("<unk>", 0))
+    (outcome,) = _new(tokenizer, None).encode(Group(prompt=(1, 2), responses=((3,),)))
+    assert isinstance(outcome, EncodedSequence) and outcome.type_ids is not None
+    assert outcome.type_ids.tolist() == [0, 0, 0]
 
 
 # Control tokens
@@ -311,6 +351,57 @@ def test_each_response_drops_only_what_it_needs(real: Any) -> None:
     assert _ids(shortened) == _reference(real, (prompt[0], prompt[3]), "a b c")
 
 
+# One response's own fault
+
+
+@pytest.mark.parametrize("overlong", list(Overlong))
+def test_a_response_that_fits_is_scored_however_long_its_prompt_looks(real: Any, overlong: Overlong) -> None:
+    """The prompt alone, with the template's opening of the next turn, once counted for the group: it can be longer than
+    the whole conversation of a template that closes turns more briefly than it opens them."""
+    template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}" + "<|im_start|>" * 9 + "{% endif %}"
+    )
+    encoder = _new(real.backend_tokenizer, template, max_tokens=6, overlong=overlong)
+    fits, refused = encoder.encode(Group(prompt=_user("a b c"), responses=(" d", " d e f g h i j")))
+    assert isinstance(fits, EncodedSequence)
+    assert isinstance(refused, InvalidRequest)
+    assert refused.field == "responses[1]"
+    (alone,) = encoder.encode(Group(prompt=_user("a b c"), responses=(" d e f g h i j",)))
+    assert isinstance(alone, InvalidRequest)
+    assert alone.field == "responses[0]"
+
+
+def test_a_prompt_that_fills_the_limit_leaves_room_for_an_empty_response() -> None:
+    encoder = _new(Tokenizer.from_str(TRAINED["first"]), CHATML, vocab_size=VOCAB, max_tokens=3)
+    empty, refused = encoder.encode(Group(prompt=(1, 2, 3), responses=((), (4,))))
+    assert _ids(empty) == [1, 2, 3]
+    assert isinstance(refused, InvalidRequest)
+    assert refused.field == "responses[1]"
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[-1].content if messages[-1].content != 'none' }}", None], ids=["template", "pair"]
+)
+def test_a_conversation_without_tokens_is_refused_and_its_siblings_are_scored(template: str | None) -> None:
+    """Nothing could be packed, and the whole batch failed."""
+    tokenizer = Tokenizer.from_str(TRAINED["never"])
+    prompt = _user("the" if template else "")
+    empty, scored = _new(tokenizer, template).encode(Group(prompt=prompt, responses=("none" if template else "", "the cat")))
+    assert isinstance(empty, InvalidRequest)
+    assert empty.field == "responses[0]"
+    assert "no tokens" in empty.problem
+    assert _ids(scored)
+
+
+def test_a_response_that_the_template_refuses_leaves_its_siblings_scored(real: Any) -> None:
+    template = "{% if messages[-1].content == 'bad' %}{{ raise_exception('no') }}{% endif %}{{ messages[-1].content }}"
+    good, bad, last = _new(real.backend_tokenizer, template).encode(Group(prompt=_user("a"), responses=("b", "bad", "c d")))
+    assert _ids(good) == real("b", add_special_tokens=False)["input_ids"]
+    assert _ids(last) == real("c d", add_special_tokens=False)["input_ids"]
+    assert isinstance(bad, InvalidRequest)
+    assert bad.field == "prompt.messages"
+
+
 # Token ids
 
 VOCAB = 10
@@ -365,8 +456,24 @@ def test_overlong_token_ids_leave_siblings_scored() -> None:
     assert isinstance(refused, InvalidRequest)
     assert refused.field == "responses[1]"
     assert "5 tokens and the limit is 4" in refused.problem
-    with pytest.raises(InvalidRequest, match="it alone has 4 tokens"):
-        encoder.encode(Group(prompt=(1, 2, 3, 4), responses=((3,),)))
+    with pytest.raises(InvalidRequest, match="it has 5 tokens with an empty response"):
+        encoder.encode(Group(prompt=(1, 2, 3, 4, 5), responses=((3,),)))
+
+
+class Counted(tuple[int, ...]):
+    """Token ids that tell whether anyone looked at them one by one."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Any:
+        raise AssertionError("looked at before its length was checked")
+
+
+def test_the_number_of_ids_is_checked_before_the_ids() -> None:
+    encoder = _new(Tokenizer.from_str(TRAINED["first"]), CHATML, vocab_size=VOCAB, max_tokens=4)
+    with pytest.raises(InvalidRequest, match="limit of a conversation is 4"):
+        encoder.check(Group(prompt=Counted((1,) * 5), responses=((1,),)))
+    encoder.check(Group(prompt=(1, 2), responses=((3,), Counted((3, 4, 5)))))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """What one request does wrong is told to it alone, by the place in its own request."""
 
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
@@ -12,45 +15,90 @@ from tokenizers import Tokenizer, models
 from kwise.engine.artifact import Artifact, Manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence, EncoderLimits
-from kwise.engine.errors import InvalidRequest
+from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
 from kwise.engine.scorer import Scorer
-from kwise.engine.types import Group, Reward
+from kwise.engine.session import OnnxSession
+from kwise.engine.types import Group, Message, Priority, Reward
 
 VOCAB = 10
+POISON = 9
+PATIENCE_S = 5  # of waits that would otherwise hang a failing test
+MANIFEST = Manifest(
+    name="sum",
+    layout="padded",
+    dtype="fp32",
+    num_classes=0,
+    max_tokens=64,
+    vocab_size=VOCAB,
+    pad_token_id=None,
+    causal=True,
+    special_tokens={},
+    golden_tolerance=0,
+    files={},
+)
 
 
 class SumSession:
-    """Rewards are sums of token ids."""
+    """Rewards are sums of token ids; fails on `POISON`. While `gate` is shut a pass goes on; `entered` tells of the first."""
 
     runtime = "test"
 
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.batches: list[list[tuple[int, ...]]] = []
+
     def run(self, batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+        self.batches.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
+        self.entered.set()
+        assert self.gate.wait(PATIENCE_S)
+        if any(POISON in sequence.token_ids for sequence in batch):
+            raise RuntimeError("poisoned")
         return np.array([sequence.token_ids.sum() for sequence in batch], np.float32), len(batch)
 
 
-def _scorer() -> Scorer:
-    manifest = Manifest(
-        name="sum",
-        layout="padded",
-        dtype="fp32",
-        num_classes=0,
-        max_tokens=64,
-        vocab_size=VOCAB,
-        pad_token_id=None,
-        causal=True,
-        special_tokens={},
-        golden_tolerance=0,
-        files={},
-    )
-    encoder = ConversationEncoder(
+class HeldEncoder(ConversationEncoder):
+    """Tokenises while `gate` is open, and calls `before` each time."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.before: Callable[[], None] = lambda: None
+
+    def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
+        assert self.gate.wait(PATIENCE_S)
+        self.before()
+        return super().encode(group)
+
+
+def _encoder() -> HeldEncoder:
+    return HeldEncoder(
         Tokenizer(models.BPE()),
         template=None,
         special_tokens={},
         limits=EncoderLimits(max_tokens=64, vocab_size=VOCAB),
         trailing_pad_id=None,
     )
-    artifact = Artifact(path=Path(), manifest=manifest, golden=())
-    return Scorer(artifact, EngineConfig(), encoder, [SumSession()])
+
+
+def _scorer(session: Any = None, encoder: ConversationEncoder | None = None, **options: Any) -> Scorer:
+    artifact = Artifact(path=Path(), manifest=MANIFEST, golden=())
+    return Scorer(artifact, EngineConfig(**options), encoder or _encoder(), [session or SumSession()])
+
+
+async def _entered(session: SumSession) -> None:
+    assert await asyncio.to_thread(session.entered.wait, PATIENCE_S)
+
+
+def _ids(prompt: int, *responses: int, priority: Priority = Priority.INTERACTIVE) -> Group:
+    return Group(prompt=(prompt,), responses=tuple((response,) for response in responses), priority=priority)
+
+
+def _raw(outcome: Reward | KwiseError) -> float:
+    assert isinstance(outcome, Reward), outcome
+    return outcome.raw
 
 
 async def test_bad_sibling_of_a_joined_response_harms_no_other_request() -> None:
@@ -80,3 +128,216 @@ async def test_equal_responses_are_computed_once(responses: tuple[tuple[int, ...
         scored = await scorer.score(Group(prompt=(1,), responses=responses))
         assert [r.raw for r in scored.rewards if isinstance(r, Reward)] == [1.0 + sum(r) for r in responses]
         assert scorer.counters.sequences == len(set(responses))
+
+
+# What fails
+
+
+async def test_a_response_that_the_model_fails_on_leaves_its_siblings_scored() -> None:
+    async with _scorer() as scorer:
+        first, failed, last = (await scorer.score(_ids(1, 2, POISON, 3))).rewards
+        assert (_raw(first), _raw(last)) == (3, 4)
+        assert isinstance(failed, ModelFailed)
+
+
+async def test_a_call_fails_where_the_model_fails_on_every_response() -> None:
+    async with _scorer() as scorer:
+        with pytest.raises(ModelFailed):
+            await scorer.score(Group(prompt=(1,), responses=((POISON,), (2, POISON))))
+        assert _raw((await scorer.score(_ids(1, 2))).rewards[0]) == 3
+
+
+async def test_whoever_joined_a_response_does_not_share_the_failure_of_its_siblings() -> None:
+    """The joined reward once had the error of the group that asked for it first, which would not have met the joiner."""
+    session = SumSession()
+    async with _scorer(session) as scorer:
+        session.gate.clear()
+        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
+        await _entered(session)
+        first = asyncio.create_task(scorer.score(_ids(1, 2, POISON)))
+        joined = asyncio.create_task(scorer.score(_ids(1, 2)))
+        session.gate.set()
+        async with asyncio.timeout(PATIENCE_S):
+            _, _, scored = await asyncio.gather(busy, first, joined)
+        assert _raw(scored.rewards[0]) == 3
+        assert scorer.counters.joined == 1
+
+
+async def test_a_group_without_room_for_any_response_fails_as_a_whole_even_where_it_was_joined() -> None:
+    async with _scorer() as scorer:
+        template = Group(prompt=(Message(role="system", content="x"),), responses=("a", "b"))
+        calls = [scorer.score(template), scorer.score(template)]
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(outcome, InvalidRequest)
+            assert outcome.field == "prompt.messages"
+
+
+async def test_a_tokenizer_that_panics_fails_its_own_request_alone() -> None:
+    """Panics are no Exceptions; the caller once got a cancellation that nobody had asked for."""
+    encoder = _encoder()
+    async with _scorer(encoder=encoder) as scorer:
+
+        class Panic(BaseException):
+            pass
+
+        def panic() -> None:
+            raise Panic
+
+        encoder.before = panic
+        with pytest.raises(RuntimeError, match="tokenizer panicked"):
+            await scorer.score(_ids(1, 2))
+        encoder.before = lambda: None
+        assert _raw((await scorer.score(_ids(1, 2))).rewards[0]) == 3
+
+
+def _padded_artifact(path: Path) -> Artifact:
+    """A graph as Optimum exports it, whose reward is the sum of a table's rows; the table ends before the vocabulary."""
+    helper, ids = onnx.helper, ["input_ids", "attention_mask"]
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "length"]) for name in ids]
+    output = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch"])
+    table = onnx.numpy_helper.from_array(np.arange(POISON, dtype=np.float32), "table")
+    axes = onnx.numpy_helper.from_array(np.array([1], np.int64), "axes")
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["rows", "mask"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "axes"], ["logits"], keepdims=0),
+    ]
+    graph = helper.make_graph(nodes, "sum", inputs, [output], [table, axes])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path / "model.onnx")
+    return Artifact(path=path, manifest=MANIFEST, golden=())
+
+
+async def test_a_padded_batch_that_fails_as_a_whole_fails_one_response(tmp_path: Path) -> None:
+    """On the real runtime: an id outside the table ends the run for every sequence of the batch."""
+    inner = OnnxSession(_padded_artifact(tmp_path), threads=1)
+    session = SumSession()
+    session.run, held = inner.run, session.run  # type: ignore[method-assign]
+    batches: list[int] = []
+
+    def run(batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+        batches.append(len(batch))
+        if len(batches) == 1:
+            held(batch)  # so that what follows is one batch
+        return inner.run(batch)
+
+    session.run = run  # type: ignore[method-assign]
+    session.gate.clear()
+    async with _scorer(session) as scorer:
+        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
+        await _entered(session)
+        groups = [_ids(1, 2, 3), _ids(2, 4, POISON, 5), Group(prompt=(3,), responses=((1, 1, 1, 1), (2,)))]
+        calls = [asyncio.create_task(scorer.score(group)) for group in groups]
+        while scorer._batcher._queue.num_tokens < 17:
+            await asyncio.sleep(0)
+        session.gate.set()
+        async with asyncio.timeout(PATIENCE_S):
+            before, poisoned, after = await asyncio.gather(*calls)
+            await busy
+        assert [_raw(reward) for reward in before.rewards] == [3, 4]
+        assert [_raw(reward) for reward in after.rewards] == [7, 5]
+        assert isinstance(poisoned.rewards[1], ModelFailed)
+        assert [_raw(poisoned.rewards[0]), _raw(poisoned.rewards[2])] == [6, 7]
+        assert batches == [1, 7, 2, 3, 1, 1, 1, 2]
+
+
+# What waits
+
+
+async def test_groups_that_wait_for_a_tokenizer_thread_are_refused_beyond_the_limit() -> None:
+    """Only the queue behind the tokenizer was bounded: a flood of text piled up before it."""
+    encoder = _encoder()
+    encoder.gate.clear()
+    async with _scorer(encoder=encoder, max_queue_tokens=100, tokenizer_threads=1) as scorer:
+        calls = [asyncio.create_task(scorer.score(_text(f"{number:03}" + "x" * 97))) for number in range(10)]
+        done, waiting = await asyncio.wait(calls, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        while len(done) < 7:  # 26 tokens each by the estimate: three fit
+            done, waiting = await asyncio.wait(calls, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+        assert len(waiting) == 3
+        assert all(isinstance(call.exception(), Overloaded) for call in done)
+        assert scorer.counters.rejected_groups == 7
+        encoder.gate.set()
+        await asyncio.wait(waiting, timeout=PATIENCE_S)
+        assert scorer._batcher._reserved_tokens == 0
+
+
+def _text(prompt: str) -> Group:
+    return Group(prompt=(Message(role="user", content=prompt),), responses=("y",))
+
+
+async def test_what_everybody_left_is_not_tokenised() -> None:
+    encoder = _encoder()
+    encoder.gate.clear()
+    async with _scorer(encoder=encoder, tokenizer_threads=1) as scorer:
+        first, gone = asyncio.create_task(scorer.score(_ids(1, 2))), asyncio.create_task(scorer.score(_ids(1, 3)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        encoded: list[None] = []
+        encoder.before = lambda: encoded.append(None)
+        encoder.gate.set()
+        await first
+        await scorer.score(_ids(1, 4))
+        assert len(encoded) == 2
+
+
+async def test_an_interactive_request_does_not_wait_for_the_bulk_turn_of_what_it_joins() -> None:
+    session = SumSession()
+    async with _scorer(session, max_batch_tokens=16) as scorer:
+        session.gate.clear()
+        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
+        await _entered(session)
+        long = [Group(prompt=(1,), responses=((number,) * 15,), priority=Priority.BULK) for number in (2, 3, 4)]
+        bulk = [asyncio.create_task(scorer.score(group)) for group in long]
+        while scorer._batcher._queue.num_tokens < 3 * 16:
+            await asyncio.sleep(0)
+        joined = asyncio.create_task(scorer.score(Group(prompt=(1,), responses=((4,) * 15,))))
+        await asyncio.sleep(0)
+        session.gate.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(busy, joined, *bulk)
+        assert [batch[0][-1] for batch in session.batches] == [1, 4, 2, 3]
+
+
+async def test_a_reward_joined_before_it_was_tokenised_has_the_joiners_turn_too() -> None:
+    session, encoder = SumSession(), _encoder()
+    async with _scorer(session, encoder, max_batch_tokens=16, tokenizer_threads=1) as scorer:
+        session.gate.clear()
+        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
+        await _entered(session)
+        encoder.gate.clear()
+        long = [Group(prompt=(1,), responses=((number,) * 15,), priority=Priority.BULK) for number in (2, 3)]
+        bulk = [asyncio.create_task(scorer.score(group)) for group in long]
+        await asyncio.sleep(0)
+        joined = asyncio.create_task(scorer.score(Group(prompt=(1,), responses=((3,) * 15,))))
+        await asyncio.sleep(0)
+        encoder.gate.set()
+        while scorer._batcher._queue.num_tokens < 2 * 16:
+            await asyncio.sleep(0)
+        session.gate.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(busy, joined, *bulk)
+        assert [batch[0][-1] for batch in session.batches] == [1, 3, 2]
+
+
+# The end
+
+
+async def test_stopping_answers_what_is_tokenised_waits_or_runs() -> None:
+    session, encoder = SumSession(), _encoder()
+    async with _scorer(session, encoder, max_batch_tokens=16, tokenizer_threads=1) as scorer:
+        session.gate.clear()
+        running, waiting = (asyncio.create_task(scorer.score(_ids(7, response))) for response in (1, 2))
+        await _entered(session)
+        encoder.gate.clear()
+        tokenised = asyncio.create_task(scorer.score(_ids(7, 3)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await scorer.stop()
+        async with asyncio.timeout(PATIENCE_S):
+            outcomes = await asyncio.gather(running, waiting, tokenised, scorer.score(_ids(7, 4)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Unavailable] * 4
+        encoder.gate.set()
+        session.gate.set()

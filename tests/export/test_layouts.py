@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from conftest import export_quietly, read_examples
+from tiny_models import GROUPED, SMALL, tiny_model
 
 from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig
@@ -19,9 +20,8 @@ from kwise.engine.conversation import EncodedSequence
 from kwise.engine.scorer import new_encoder
 from kwise.engine.session import OnnxSession
 from kwise.engine.types import Group, Message
+from kwise.export.parity import allowed_difference
 
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512}
 TRIE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", GROUPED),
     "qwen2": ("Qwen2", GROUPED),
@@ -52,21 +52,6 @@ PADDED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny_model(family: str, options: dict[str, Any], tokenizer: Any, path: Path) -> Path:
-    """A random model of the family with a real tokenizer, as a checkpoint."""
-    torch.manual_seed(1)
-    ids = {"pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
-    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), num_labels=1, **ids, **options)
-    model = getattr(transformers, f"{family}ForSequenceClassification")(config)
-    with torch.no_grad():  # larger than the usual initialisation, so that a wrong attention moves the reward
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.2)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
 def assert_parity(checkpoint: Path, artifact: Path, layout: str) -> None:
     verified = read_artifact(artifact)
     assert verified.manifest.layout == layout
@@ -89,11 +74,12 @@ def assert_parity(checkpoint: Path, artifact: Path, layout: str) -> None:
                 inputs = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=True, return_tensors="pt")
             with torch.inference_mode():
                 expected.append(float(model(**inputs).logits))
-    alone = [float(session.run([sequence])[0][0]) for sequence in batch]
-    together = session.run(batch)[0]
+    alone = [float(session.run([sequence]).rewards[0]) for sequence in batch]
+    together = session.run(batch).rewards
     assert np.std(expected) > 1e-2, "rewards so alike would hide a wrong graph"
-    np.testing.assert_allclose(alone, expected, atol=2e-4)
-    np.testing.assert_allclose(together, alone, atol=2e-4)
+    allowed = allowed_difference(1e-4, expected)
+    np.testing.assert_allclose(alone, expected, rtol=0, atol=allowed)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("family", TRIE)

@@ -42,7 +42,15 @@ def responses(*items: dict[str, Any]) -> dict[str, Any]:
         (responses({"text": "a", "rank": True}, {"text": "b", "rank": 2}), "responses[0].rank: must be a whole number"),
         (responses({"text": 3, "rank": 1}, {"text": "b", "rank": 2}), "responses[0].text: must be a text"),
         (responses({"text": "\ud800", "rank": 1}, {"text": "b", "rank": 2}), "responses[0].text: has half of a surrogate"),
-        ({**GOOD, "prompt": [{"role": "assistant", "content": "x"}]}, "prompt[0].role: the last message must be the user's"),
+        (
+            {**GOOD, "prompt": [{"role": "assistant", "content": "x"}]},
+            "prompt[0].role: the last message must not be the assistant",
+        ),
+        (
+            responses({"text": "a", "rank": 1}, {"text": "b", "rank": 2}, {"text": "a", "rank": 2}),
+            "responses: [0] and [2] are the same text with different ranks",
+        ),
+        (responses({"text": "a", "score": 1}, {"text": "a", "score": 2}), "responses: [0] and [1] are the same text"),
         ({**GOOD, "prompt": [{"role": "user"}]}, "prompt[0]: has no 'content'"),
         ({**GOOD, "promt": 1}, "ranking: unknown key 'promt'"),
     ],
@@ -66,6 +74,20 @@ def test_scores_become_ranks_with_the_highest_first_and_ties_kept(tmp_path: Path
     path.write_bytes(gzip.compress(json.dumps(responses(*items)).encode()))
     [ranking] = read_rankings(path)
     assert ranking.ranks == (2, 1, 2, 3)
+
+
+def test_one_text_twice_with_equal_ranks_is_a_tie(tmp_path: Path) -> None:
+    items = [{"text": text, "rank": rank} for text, rank in (("a", 1), ("b", 2), ("b", 2))]
+    [ranking] = read_rankings(written(tmp_path / "data.jsonl", responses(*items)))
+    assert ranking.ranks == (1, 2, 2) and ranking.num_pairs() == 2
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+def test_a_prompt_may_end_with_any_turn_but_the_assistants(tmp_path: Path, role: str) -> None:
+    """Only the user's was taken, where the engine scores what the template renders."""
+    prompt = [{"role": "user", "content": "2 + 2?"}, {"role": role, "content": "4"}]
+    [ranking] = read_rankings(written(tmp_path / "data.jsonl", {**GOOD, "prompt": prompt}))
+    assert ranking.prompt[-1].role == role
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="a file of the authors' machines")

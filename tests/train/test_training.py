@@ -18,6 +18,7 @@ from kwise.engine.types import Message
 from kwise.train.config import Overlong, Precision, TrainConfig
 from kwise.train.model import load_reward_model
 from kwise.train.rankings import RankingsError
+from kwise.train.steps import StepsDir
 from kwise.train.training import train
 
 pytestmark = [
@@ -103,9 +104,38 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
         torch.testing.assert_close(resumed[name], weights, rtol=0, atol=2e-5, msg=name)
 
 
-def test_a_half_written_step_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    from kwise.train.steps import StepsDir
+@pytest.mark.timeout(120)
+def test_ctrl_c_exits_with_130_and_leaves_a_run_to_resume(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings = options(data, tiny_checkpoint, tmp_path / "stopped", epochs=400.0)
+    with subprocess.Popen(command(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
+        try:
+            while not StepsDir(settings["output"]).newest_complete():
+                assert process.poll() is None, "it ended before it could be stopped"
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, output) == (130, "")
+    assert "Traceback" not in errors
+    assert StepsDir(settings["output"]).newest_complete() and StepsDir(settings["output"]).read_run()
 
+
+def test_an_earlier_checkpoint_survives_a_run_that_does_not_begin(trained: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """--overwrite deleted it before the options, the data and the model were looked at."""
+    _, output = trained
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{", encoding="utf-8")
+    with pytest.raises(RankingsError):
+        train(TrainConfig(**options(bad, tiny_checkpoint, output, overwrite=True)))
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+
+
+def test_a_half_written_step_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     for name in ("checkpoint-5", "checkpoint-10"):
         (tmp_path / "steps" / name).mkdir(parents=True)
     (tmp_path / "steps" / "checkpoint-5" / "complete").touch()
@@ -116,7 +146,7 @@ def test_a_directory_with_something_in_it_is_refused(data: Path, tiny_checkpoint
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ConfigError, match="is not empty"):
         train(TrainConfig(**options(data, tiny_checkpoint, tmp_path)))
-    with pytest.raises(ConfigError, match="was not written by kwise train"):
+    with pytest.raises(ConfigError, match=r"mine\.txt, which kwise train is not known to have written"):
         train(TrainConfig(**options(data, tiny_checkpoint, tmp_path, overwrite=True)))
     assert (tmp_path / "mine.txt").exists()
 

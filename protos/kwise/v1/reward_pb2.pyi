@@ -247,7 +247,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ...) -> None: ...
 
 class Counters(_message.Message):
-    __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned")
+    __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows")
     MODEL_PASSES_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +256,7 @@ class Counters(_message.Message):
     JOINED_FIELD_NUMBER: _ClassVar[int]
     REJECTED_GROUPS_FIELD_NUMBER: _ClassVar[int]
     ABANDONED_FIELD_NUMBER: _ClassVar[int]
+    REUSED_ROWS_FIELD_NUMBER: _ClassVar[int]
     model_passes: int
     sequences: int
     rows: int
@@ -264,4 +265,5 @@ class Counters(_message.Message):
     joined: int
     rejected_groups: int
     abandoned: int
-    def __init__(self, model_passes: _Optional[int] = ..., sequences: _Optional[int] = ..., rows: _Optional[int] = ..., unshared_rows: _Optional[int] = ..., cache_hits: _Optional[int] = ..., joined: _Optional[int] = ..., rejected_groups: _Optional[int] = ..., abandoned: _Optional[int] = ...) -> None: ...
+    reused_rows: int
+    def __init__(self, model_passes: _Optional[int] = ..., sequences: _Optional[int] = ..., rows: _Optional[int] = ..., unshared_rows: _Optional[int] = ..., cache_hits: _Optional[int] = ..., joined: _Optional[int] = ..., rejected_groups: _Optional[int] = ..., abandoned: _Optional[int] = ..., reused_rows: _Optional[int] = ...) -> None: ...

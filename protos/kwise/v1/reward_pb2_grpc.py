@@ -34,9 +34,9 @@ class RewardServiceStub(object):
     Statuses common to the unary rpcs:
     INVALID_ARGUMENT    a malformed request; the message names the field and the limit
     NOT_FOUND           no model of that name is served
-    RESOURCE_EXHAUSTED  the queue holds its limit of tokens
+    RESOURCE_EXHAUSTED  the queue holds its limit of tokens, those of text not tokenised yet estimated
     UNAVAILABLE         the server drains, or is not ready yet
-    INTERNAL            the model failed on this group, and on it alone
+    INTERNAL            the model failed on every response
     """
 
     def __init__(self, channel):
@@ -81,14 +81,15 @@ class RewardServiceServicer(object):
     Statuses common to the unary rpcs:
     INVALID_ARGUMENT    a malformed request; the message names the field and the limit
     NOT_FOUND           no model of that name is served
-    RESOURCE_EXHAUSTED  the queue holds its limit of tokens
+    RESOURCE_EXHAUSTED  the queue holds its limit of tokens, those of text not tokenised yet estimated
     UNAVAILABLE         the server drains, or is not ready yet
-    INTERNAL            the model failed on this group, and on it alone
+    INTERNAL            the model failed on every response
     """
 
     def Score(self, request, context):
         """One reward per response, in the request's order. A response that cannot be scored (too long, refused control
-        tokens) carries its own error; its siblings are scored.
+        tokens, the model fails on it) carries its own error; its siblings are scored. Where none is scored, and no response
+        is at fault by itself, the call fails.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,7 +112,8 @@ class RewardServiceServicer(object):
 
     def ScoreStream(self, request_iterator, context):
         """Many groups in flight on one stream. Replies come as groups finish, not in the order of the requests; match them
-        by `id`. A group that fails answers with its own error and leaves the stream open.
+        by `id`. A group that fails answers with its own error and leaves the stream open. A server that drains answers what
+        it has read and ends the stream with UNAVAILABLE: send the rest on another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,9 +171,9 @@ class RewardService(object):
     Statuses common to the unary rpcs:
     INVALID_ARGUMENT    a malformed request; the message names the field and the limit
     NOT_FOUND           no model of that name is served
-    RESOURCE_EXHAUSTED  the queue holds its limit of tokens
+    RESOURCE_EXHAUSTED  the queue holds its limit of tokens, those of text not tokenised yet estimated
     UNAVAILABLE         the server drains, or is not ready yet
-    INTERNAL            the model failed on this group, and on it alone
+    INTERNAL            the model failed on every response
     """
 
     @staticmethod

@@ -114,9 +114,9 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
     Statuses common to the unary rpcs:
       INVALID_ARGUMENT    a malformed request; the message names the field and the limit
       NOT_FOUND           no model of that name is served
-      RESOURCE_EXHAUSTED  the queue holds its limit of tokens
+      RESOURCE_EXHAUSTED  the queue holds its limit of tokens, those of text not tokenised yet estimated
       UNAVAILABLE         the server drains, or is not ready yet
-      INTERNAL            the model failed on this group, and on it alone
+      INTERNAL            the model failed on every response
     """
 
     @typing.overload
@@ -169,7 +169,8 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
 
     Score: _RewardServiceScoreType
     """One reward per response, in the request's order. A response that cannot be scored (too long, refused control
-    tokens) carries its own error; its siblings are scored.
+    tokens, the model fails on it) carries its own error; its siblings are scored. Where none is scored, and no response
+    is at fault by itself, the call fails.
     """
 
     Rank: _RewardServiceRankType
@@ -182,7 +183,8 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
 
     ScoreStream: _RewardServiceScoreStreamType
     """Many groups in flight on one stream. Replies come as groups finish, not in the order of the requests; match them
-    by `id`. A group that fails answers with its own error and leaves the stream open.
+    by `id`. A group that fails answers with its own error and leaves the stream open. A server that drains answers what
+    it has read and ends the stream with UNAVAILABLE: send the rest on another one.
     """
 
     GetModel: _RewardServiceGetModelType
@@ -220,9 +222,9 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
     Statuses common to the unary rpcs:
       INVALID_ARGUMENT    a malformed request; the message names the field and the limit
       NOT_FOUND           no model of that name is served
-      RESOURCE_EXHAUSTED  the queue holds its limit of tokens
+      RESOURCE_EXHAUSTED  the queue holds its limit of tokens, those of text not tokenised yet estimated
       UNAVAILABLE         the server drains, or is not ready yet
-      INTERNAL            the model failed on this group, and on it alone
+      INTERNAL            the model failed on every response
     """
 
     @abc.abstractmethod
@@ -232,7 +234,8 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[reward_pb2.ScoreResponse, collections.abc.Awaitable[reward_pb2.ScoreResponse]]:
         """One reward per response, in the request's order. A response that cannot be scored (too long, refused control
-        tokens) carries its own error; its siblings are scored.
+        tokens, the model fails on it) carries its own error; its siblings are scored. Where none is scored, and no response
+        is at fault by itself, the call fails.
         """
 
     @abc.abstractmethod
@@ -260,7 +263,8 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[reward_pb2.ScoreStreamResponse], collections.abc.AsyncIterator[reward_pb2.ScoreStreamResponse]]:
         """Many groups in flight on one stream. Replies come as groups finish, not in the order of the requests; match them
-        by `id`. A group that fails answers with its own error and leaves the stream open.
+        by `id`. A group that fails answers with its own error and leaves the stream open. A server that drains answers what
+        it has read and ends the stream with UNAVAILABLE: send the rest on another one.
         """
 
     @abc.abstractmethod

@@ -1,0 +1,59 @@
+"""From an artifact on disk to what scores with it: the encoder with its limits, and the golden check."""
+
+from tokenizers import Tokenizer
+
+from kwise.engine.artifact import Artifact
+from kwise.engine.config import EngineConfig
+from kwise.engine.conversation import ConversationEncoder, EncoderLimits
+from kwise.engine.errors import ArtifactError, ConfigError, InvalidRequest
+from kwise.engine.session import Session
+from kwise.engine.types import Group
+
+
+def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:
+    """The longest conversation in tokens: the option where given, else the model's limit.
+
+    Raises:
+        ConfigError: the option exceeds the model's limit.
+    """
+    limit = artifact.manifest.max_tokens
+    if config.max_tokens > limit:
+        raise ConfigError(f"--max-tokens is {config.max_tokens}; it must be at most {limit}, the model's own limit")
+    return config.max_tokens or limit
+
+
+def new_encoder(artifact: Artifact, config: EngineConfig) -> ConversationEncoder:
+    """The artifact's tokenizer and template with the config's limits."""
+    manifest = artifact.manifest
+    return ConversationEncoder(
+        Tokenizer.from_file(str(artifact.tokenizer_path)),
+        template=artifact.chat_template,
+        special_tokens=manifest.special_tokens,
+        limits=EncoderLimits(
+            max_tokens=effective_max_tokens(artifact, config),
+            vocab_size=manifest.vocab_size,
+            overlong=config.overlong,
+            control_tokens=config.control_tokens,
+        ),
+        trailing_pad_id=manifest.pad_token_id if manifest.causal else None,
+    )
+
+
+def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Session) -> None:
+    """Score the artifact's golden conversations, each by itself, as this server would.
+
+    Raises:
+        ArtifactError: a reward is further from its golden value than the manifest tolerates (a lost head, a wrong
+            provider or a wrong pooling shows here, not in a ruined RL run).
+    """
+    for number, golden in enumerate(artifact.golden, start=1):
+        (encoded,) = encoder.encode(Group(prompt=golden.prompt, responses=(golden.response,)))
+        if isinstance(encoded, InvalidRequest):
+            raise ArtifactError(f"{artifact.path}/golden.jsonl:{number}: {encoded}")
+        (raw,) = session.run([encoded]).rewards
+        difference = abs(float(raw) - golden.reward)
+        if not difference <= artifact.manifest.golden_tolerance:  # also where it is not a number
+            raise ArtifactError(
+                f"{artifact.path}/golden.jsonl:{number}: {session.runtime} gives {raw:.6f} where the checkpoint gave "
+                f"{golden.reward:.6f}; the tolerance is {artifact.manifest.golden_tolerance}"
+            )

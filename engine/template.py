@@ -1,0 +1,47 @@
+"""Chat templates: Jinja in its immutable sandbox, with what transformers gives its templates.
+
+Knows nothing of tokens; what a conversation is made of stays in conversation.py.
+"""
+
+from json import dumps
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+def compile_template(source: str) -> Template:
+    """The chat template in Jinja's immutable sandbox, with what transformers gives its templates
+    (transformers.utils.chat_template_utils), except for today's date: a reward must not change overnight.
+
+    Raises:
+        jinja2.TemplateSyntaxError: the template is malformed.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_template_error
+    return environment.from_string(source)
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}…{% endgeneration %}` marks text by the assistant; rendering passes it through."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    # Jinja's own filter escapes HTML, which would change the tokens.
+    return dumps(value, ensure_ascii=options.pop("ensure_ascii", False), **options)
+
+
+def _raise_template_error(message: str) -> NoReturn:
+    raise TemplateError(message)

@@ -1,0 +1,184 @@
+"""The clients and their commands over a real socket, against a server whose answers a test chooses."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from kwise.engine.cli import main
+from kwise.engine.client import AsyncRewardClient, RewardClient, RewardServiceError
+from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.protos.kwise.v1 import reward_pb2_grpc
+
+DRAINING = "the server is shutting down; send the request again"
+
+
+class Service(reward_pb2_grpc.RewardServiceServicer):
+    """Rewards are lengths; a response "bad" has an error. `draining` refuses everything, as a server that shuts down does."""
+
+    def __init__(self) -> None:
+        self.draining = False
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        if self.draining:
+            context.abort(grpc.StatusCode.UNAVAILABLE, DRAINING)
+        return pb.ScoreResponse(rewards=map(reward, request.responses), model="m", fingerprint="f")
+
+    def ScoreStream(self, request_iterator: Any, context: Any) -> Iterator[pb.ScoreStreamResponse]:
+        for item in request_iterator:
+            if self.draining:
+                error = pb.ResponseError(code="UNAVAILABLE", message=DRAINING)
+                yield pb.ScoreStreamResponse(id=item.id, error=error)
+            else:
+                yield pb.ScoreStreamResponse(id=item.id, response=self.Score(item.request, context))
+
+
+def reward(response: pb.Response) -> pb.Reward:
+    if response.text == "bad":
+        return pb.Reward(error=pb.ResponseError(code="INVALID_ARGUMENT", message="the conversation is too long"))
+    return pb.Reward(value=len(response.text), raw=len(response.text), tokens=1)
+
+
+@contextmanager
+def serving(port: int = 0, service: Service | None = None) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(service or Service(), server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def blocking(target: str, call: str, timeout_s: float, **options: Any) -> Any:
+    with RewardClient(target, timeout_s=timeout_s, **options) as client:
+        return client.score("p", ["a"]) if call == "score" else list(client.score_many([("p", ["a"])]))
+
+
+def awaited(target: str, call: str, timeout_s: float, **options: Any) -> Any:
+    async def run() -> Any:
+        async with AsyncRewardClient(target, timeout_s=timeout_s, **options) as client:
+            if call == "score":
+                return await client.score("p", ["a"])
+            return [result async for result in client.score_many([("p", ["a"])])]
+
+    return asyncio.run(run())
+
+
+BOTH = pytest.mark.parametrize("client", [blocking, awaited])
+CALLS = pytest.mark.parametrize("call", ["score", "score_many"])
+
+
+@BOTH
+@CALLS
+def test_a_server_that_was_never_reached_is_named_soon(nowhere: str, client: Callable[..., Any], call: str) -> None:
+    """It took the whole time-out of 300 s, and the error said "Deadline Exceeded" and no address."""
+    started_s = time.monotonic()
+    with pytest.raises(RewardServiceError) as raised:
+        client(nowhere, call, 300.0, connect_timeout_s=0.2)
+    assert time.monotonic() - started_s < 5
+    assert str(raised.value) == f"UNAVAILABLE at {nowhere}: no server was ready within 0.2 s"
+    assert (raised.value.code, raised.value.target) == ("UNAVAILABLE", nowhere)
+
+
+@BOTH
+@CALLS
+def test_a_short_timeout_bounds_the_first_connection_too(nowhere: str, client: Callable[..., Any], call: str) -> None:
+    with pytest.raises(RewardServiceError, match=r"within 0\.1 s"):
+        client(nowhere, call, 0.1)
+
+
+def test_a_restarting_server_is_waited_for_longer_than_a_first_connection(nowhere: str) -> None:
+    port = int(nowhere.rsplit(":", 1)[1])
+    with RewardClient(nowhere, timeout_s=30, connect_timeout_s=0.5) as client:
+        with serving(port):
+            assert client.score("p", ["a"]).model == "m"
+        with pytest.raises(RewardServiceError) as raised:
+            client.score("p", ["a"], timeout_s=0.3)
+        assert raised.value.target == nowhere
+
+        def restart() -> None:
+            time.sleep(0.8)  # longer than a first connection may take
+            with serving(port):
+                answered.wait(20)
+
+        answered = threading.Event()
+        thread = threading.Thread(target=restart)
+        thread.start()
+        try:
+            assert client.score("p", ["a"]).model == "m"
+        finally:
+            answered.set()
+            thread.join()
+
+
+@BOTH
+@pytest.mark.parametrize(("call", "timeout_s"), [("score", 30.0), ("score_many", 1.0)])
+def test_the_last_word_of_a_server_that_shuts_down_is_told(client: Callable[..., Any], call: str, timeout_s: float) -> None:
+    """score_many said only that nothing was answered."""
+    service = Service()
+    service.draining = True
+    with serving(service=service) as target, pytest.raises(RewardServiceError, match=f"at {target}: .*{DRAINING}$"):
+        client(target, call, timeout_s)
+
+
+def run_command(command: str, target: str, path: Path, *lines: dict[str, Any]) -> int:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return main([command, str(path), "--server", target])
+
+
+@pytest.mark.parametrize("command", ["score", "rank", "compare"])
+def test_a_response_that_failed_is_told_by_line_and_place_and_exits_with_1(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command said nothing and exited with 0."""
+    path = tmp_path / "groups.jsonl"
+    good, half = {"prompt": "p", "responses": ["a", "bc"]}, {"prompt": "p", "responses": ["a", "bad"]}
+    with serving() as target:
+        assert run_command(command, target, path, good) == 0
+        assert capsys.readouterr().err == ""
+        assert run_command(command, target, path, good, half, good) == 1
+    output = capsys.readouterr()
+    assert output.err == f"{path}:2: responses[1]: the conversation is too long\n"
+    assert len(output.out.splitlines()) == 3
+
+
+def test_comparing_one_response_is_refused_as_the_server_refuses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "groups.jsonl"
+    with serving() as target:
+        assert run_command("compare", target, path, {"prompt": "p", "responses": ["a"]}) == 1
+        output = capsys.readouterr()
+        assert output.err == f"{path}:1: a comparison needs at least two responses\n"
+        assert output.out == ""
+        assert run_command("score", target, path, {"prompt": "p", "responses": ["a"]}) == 0
+
+
+def test_a_command_without_a_server_names_the_address(nowhere: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["score", "--prompt", "p", "--response", "a", "--server", nowhere, "--timeout-s", "0.2"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"kwise score: UNAVAILABLE at {nowhere}: no server was ready within 0.2 s\n"
+
+
+def test_a_closed_client_refuses_calls_at_once(nowhere: str) -> None:
+    client = RewardClient(nowhere)
+    client.close()
+    with pytest.raises(ValueError, match="closed channel"):
+        client.score("p", ["a"])

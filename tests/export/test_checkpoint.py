@@ -1,0 +1,142 @@
+"""What parity cannot see is refused before: padding without a padding token, positions that change with length, no limit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import export_quietly
+from tiny_models import GROUPED, SMALL, tiny_model
+
+from kwise.engine.artifact import read_artifact
+from kwise.engine.config import EngineConfig
+from kwise.engine.conversation import EncodedSequence
+from kwise.engine.errors import ConfigError
+from kwise.engine.scorer import new_encoder
+from kwise.engine.session import OnnxSession
+from kwise.engine.types import Group
+from kwise.export.checkpoint import rope_limit
+from kwise.export.exporter import Layout
+from kwise.export.parity import allowed_difference
+
+LIMIT = 384
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+PHI3 = {**GROUPED, "max_position_embeddings": 4 * LIMIT, "original_max_position_embeddings": LIMIT, "rope_scaling": LONGROPE}
+STATIC: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    },
+}
+
+
+def llama(kind: str, tokenizer: Any, path: Path, **scaling: Any) -> Path:
+    options = {**GROUPED, "max_position_embeddings": LIMIT, "rope_scaling": {"rope_type": kind, **scaling}}
+    return tiny_model("Llama", options, tokenizer, path)
+
+
+def edit_config(checkpoint: Path, **changes: Any) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def assert_right_up_to_the_limit(checkpoint: Path, artifact: Path, limit: int) -> None:
+    """Token ids, so that lengths are exact: short, and as long as the artifact takes."""
+    verified = read_artifact(artifact)
+    assert verified.manifest.max_tokens == limit
+    session, encoder = OnnxSession(verified), new_encoder(verified, EngineConfig())
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    whole = np.random.default_rng(0).integers(100, 40_000, limit)
+    served, expected = [], []
+    for length in (3, limit // 2, limit - 1, limit):
+        (encoded,) = encoder.encode(Group(prompt=tuple(whole[:length].tolist()), responses=((),)))
+        assert isinstance(encoded, EncodedSequence)
+        served.append(float(session.run([encoded]).rewards[0]))
+        with torch.inference_mode():
+            expected.append(float(model(torch.from_numpy(whole[:length])[None]).logits))
+    np.testing.assert_allclose(served, expected, rtol=0, atol=allowed_difference(1e-4, expected))
+
+
+@pytest.mark.parametrize("kind", STATIC)
+def test_rotary_embeddings_that_are_the_same_at_every_length_are_right_up_to_the_models_limit(
+    kind: str, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    checkpoint = llama(kind, smollm2_tokenizer, tmp_path / "checkpoint", **STATIC[kind])
+    assert_right_up_to_the_limit(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), LIMIT)
+
+
+@pytest.mark.parametrize("layout", [Layout.TRIE, Layout.PADDED])
+def test_dynamic_rotary_embeddings_are_right_up_to_the_length_of_pretraining(
+    layout: Layout, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    checkpoint = llama("dynamic", smollm2_tokenizer, tmp_path / "checkpoint", factor=4.0)
+    assert_right_up_to_the_limit(checkpoint, export_quietly(checkpoint, tmp_path / "artifact", layout=layout), LIMIT)
+
+
+def test_longrope_is_served_up_to_the_length_of_pretraining_where_its_factors_change(
+    smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    """The graph has the short factors; up to 4 x LIMIT tokens it served rewards of another model, past parity's longest."""
+    checkpoint = tiny_model("Phi3", PHI3, smollm2_tokenizer, tmp_path / "checkpoint")
+    assert_right_up_to_the_limit(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), LIMIT)
+    with pytest.raises(
+        ConfigError, match=f"--max-tokens is {LIMIT + 1}; it must be at most {LIMIT}, for beyond it the model's"
+    ):
+        export_quietly(checkpoint, tmp_path / "longer", max_tokens=LIMIT + 1)
+
+
+def test_an_unknown_scaling_of_rotary_embeddings_is_refused() -> None:
+    model = torch.nn.Module()
+    model.rotary = torch.nn.Module()
+    model.rotary.rope_type = "by-the-moon"
+    with pytest.raises(ConfigError, match="'by-the-moon'; known are default, dynamic"):
+        rope_limit(model)
+
+
+def test_padded_batches_of_a_causal_model_without_a_padding_token_are_refused(
+    tiny_checkpoint: Path, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    """transformers reads its very last token; an id guessed here was skipped, or padding read, and parity saw neither."""
+    checkpoint = tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path / "checkpoint")
+    edit_config(checkpoint, pad_token_id=None)
+    with pytest.raises(ConfigError, match="a causal model without a pad_token_id; use --layout trie"):
+        export_quietly(checkpoint, tmp_path / "artifact", layout=Layout.PADDED)
+    manifest = read_artifact(export_quietly(checkpoint, tmp_path / "artifact")).manifest
+    assert (manifest.layout, manifest.pad_token_id) == ("trie", None)
+
+
+def test_a_model_without_a_limit_needs_one_on_the_command_line(smollm2_tokenizer: Any, tmp_path: Path) -> None:
+    """Its tokenizer's 10^30 went into the manifest, and GetModel failed."""
+    options = {"hidden_size": 64, "n_layer": 1, "n_head": 4}
+    checkpoint = tiny_model("Bloom", options, smollm2_tokenizer, tmp_path / "checkpoint")
+    tokenizer_config = checkpoint / "tokenizer_config.json"
+    tokenizer_config.write_text(json.dumps({**json.loads(tokenizer_config.read_text()), "model_max_length": int(1e30)}))
+    with pytest.raises(ConfigError, match="states no longest conversation: give one as --max-tokens"):
+        export_quietly(checkpoint, tmp_path / "artifact")
+
+
+def test_roberta_reads_two_tokens_less_than_it_has_positions(smollm2_tokenizer: Any, tmp_path: Path) -> None:
+    checkpoint = tiny_model(
+        "Roberta", {**SMALL, "max_position_embeddings": 130}, smollm2_tokenizer, tmp_path / "checkpoint", pad_token_id=1
+    )
+    assert_right_up_to_the_limit(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), 128)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 16])
+def test_a_limit_that_no_conversation_fits_into_is_refused_with_the_least_that_does(
+    tiny_checkpoint: Path, tmp_path: Path, max_tokens: int
+) -> None:
+    """It ended in a traceback."""
+    with pytest.raises(ConfigError, match=f"limit of {max_tokens} leaves nothing to check parity with") as raised:
+        export_quietly(tiny_checkpoint, tmp_path / "artifact", max_tokens=max_tokens)
+    least = int(str(raised.value).split("at least ")[1].split(",")[0])
+    manifest = read_artifact(export_quietly(tiny_checkpoint, tmp_path / "artifact", max_tokens=least)).manifest
+    assert manifest.max_tokens == manifest.parity["longest_tokens"] == least
+    assert not list(tmp_path.glob(".*"))

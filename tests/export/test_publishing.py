@@ -1,0 +1,100 @@
+"""Replacing an artifact loses nothing: only artifacts are replaced, and only by a whole one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import export_quietly
+
+from kwise.engine.artifact import MANIFEST, read_artifact
+from kwise.engine.errors import ConfigError
+from kwise.export.parity import ParityError, allowed_difference
+from kwise.export.publishing import check_destination, publish
+
+
+@pytest.fixture
+def artifact(tiny_artifact: Path, tmp_path: Path) -> Path:
+    """A copy by hard links, which tests may change."""
+    path = tmp_path / "artifact"
+    path.mkdir()
+    for file in tiny_artifact.iterdir():
+        if file.name == MANIFEST:
+            (path / MANIFEST).write_text(file.read_text())
+        else:
+            (path / file.name).hardlink_to(file)
+    return path
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def test_an_artifact_may_be_replaced_even_a_damaged_one(artifact: Path) -> None:
+    check_destination(artifact, overwrite=True)
+    (artifact / "model.onnx").unlink()
+    check_destination(artifact, overwrite=True)
+    with pytest.raises(ConfigError, match="exists; choose another directory"):
+        check_destination(artifact, overwrite=False)
+
+
+def test_any_other_directory_is_refused_with_the_reason(artifact: Path, tmp_path: Path) -> None:
+    """A browser extension has a manifest.json too; its directory was deleted whole."""
+    (tmp_path / "extension").mkdir()
+    for content in ('{"name": "extension", "manifest_version": 3}', "[]", "not JSON"):
+        (tmp_path / "extension" / MANIFEST).write_text(content)
+        with pytest.raises(ConfigError, match=r"it has no readable manifest\.json"):
+            check_destination(tmp_path / "extension", overwrite=True)
+    (artifact / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"it has thesis\.tex"):
+        check_destination(artifact, overwrite=True)
+    (artifact / "thesis.tex").unlink()
+    edited = {**json.loads((artifact / MANIFEST).read_text()), "name": "other"}
+    (artifact / MANIFEST).write_text(json.dumps(edited))
+    with pytest.raises(ConfigError, match="the fingerprint in"):
+        check_destination(artifact, overwrite=True)
+
+
+def test_a_failure_while_replacing_leaves_the_old_artifact(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path / "nothing", artifact)
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "new").touch()
+    real = Path.rename
+
+    def fail_for_work(self: Path, target: Path) -> Path:
+        if self == work:
+            raise OSError("no space left")
+        return real(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", fail_for_work)
+        with pytest.raises(OSError, match="no space left"):
+            publish(work, artifact)
+    read_artifact(artifact)
+    publish(work, artifact)
+    assert names(artifact) == {"new"}
+    assert names(tmp_path) == {"artifact"}
+
+
+def test_an_export_whose_parity_fails_leaves_the_old_artifact(artifact: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    before = read_artifact(artifact).manifest.fingerprint
+    with pytest.raises(ParityError, match="is allowed"):
+        export_quietly(tiny_checkpoint, artifact, overwrite=True, tolerance=1e-12)
+    assert read_artifact(artifact).manifest.fingerprint == before
+    assert names(tmp_path) == {"artifact"}
+    export_quietly(tiny_checkpoint, artifact, overwrite=True, name="new")
+    assert read_artifact(artifact).manifest.name == "new"
+    assert names(tmp_path) == {"artifact"}
+
+
+def test_the_tolerance_is_in_units_of_the_reward_or_of_their_spread_where_that_is_larger(tiny_artifact: Path) -> None:
+    assert allowed_difference(1e-4, [0.1, 0.2]) == 1e-4
+    assert allowed_difference(1e-4, [-30.0, 30.0]) == pytest.approx(3e-3)
+    manifest = read_artifact(tiny_artifact).manifest
+    assert manifest.golden_tolerance == manifest.parity["tolerance"] == 1e-4 * max(1.0, manifest.parity["reward_std"])
+
+
+def test_no_tolerance_above_1e3_can_be_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--tolerance is 0\.002; it must be at most 0\.001"):
+        export_quietly(tmp_path, tmp_path, tolerance=2e-3)

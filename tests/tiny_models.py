@@ -1,0 +1,25 @@
+"""Models of random weights with real tokenizers, small enough for tests."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512}
+
+
+def tiny_model(family: str, options: dict[str, Any], tokenizer: Any, path: Path, pad_token_id: int = 2) -> Path:
+    """A random model of the family with a real tokenizer, as a checkpoint."""
+    torch.manual_seed(1)
+    ids = {"pad_token_id": pad_token_id, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), num_labels=1, **ids, **options)
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config)
+    with torch.no_grad():  # larger than the usual initialisation, so that a wrong attention moves the reward
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

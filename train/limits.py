@@ -1,0 +1,26 @@
+"""How long a conversation a model can read, for training and export alike."""
+
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# transformers writes 10^30 for a tokenizer without a limit; what a model reads at all is far below this.
+_NO_LIMIT = 10**9
+
+
+def model_max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The longest conversation, in tokens: what positions and the tokenizer's configuration allow. None where neither
+    states a limit (ALiBi, recurrent models)."""
+    stated = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length, *_position_rows(model)]
+    return min((int(limit) for limit in stated if limit is not None and 0 < limit < _NO_LIMIT), default=None)
+
+
+def _position_rows(model: PreTrainedModel) -> Iterator[int]:
+    """Rows that tables of positions have for tokens, where padding has a row of its own.
+
+    RoBERTa and its kin give the first token the position `padding_idx` + 1: of 514 rows, 512 are for tokens.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            yield module.num_embeddings - module.padding_idx - 1
