@@ -101,12 +101,12 @@ class Batcher:
         """
         self._check_room(sum(len(sequence.token_ids) for sequence in sequences))
         loop = asyncio.get_running_loop()
-        group = next(self._group_numbers)
+        group, arrival_s = next(self._group_numbers), loop.time()
         futures: list[asyncio.Future[Finished]] = []
         for sequence in sequences:
             future: asyncio.Future[Finished] = loop.create_future()
             futures.append(future)
-            self._queue.add(Work(sequence=sequence, group=group, priority=priority, arrival_s=loop.time(), future=future))
+            self._queue.add(Work(sequence=sequence, group=group, priority=priority, arrival_s=arrival_s, future=future))
         self._work_arrived.set()
         return futures
 

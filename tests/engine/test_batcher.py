@@ -257,7 +257,7 @@ async def test_session_runs_on_without_a_pause_while_work_waits(monkeypatch: pyt
     """Each batch follows the one before directly: the batcher sets no timer and leaves nothing behind."""
     async with _running(max_batch_tokens=2) as running:
         held = await running.hold()
-        futures = [future for n in range(8) for future in running.submit((n, n))]
+        futures = running.submit(*((n, n) for n in range(8)))
         timers: list[Any] = []
         loop = asyncio.get_running_loop()
         schedule = loop.call_at
@@ -266,7 +266,7 @@ async def test_session_runs_on_without_a_pause_while_work_waits(monkeypatch: pyt
         assert await asyncio.gather(held, *futures)
         assert timers == []
         assert running.session.batches == [[(5,)], *([(n, n)] for n in range(8))]
-        # The next starts when the last ends: what one waited longer than the other is the other's own time.
+        # All arrived at once, and the next starts when the last ends: what one waited longer is the other's own time.
         for earlier, later in pairwise(future.result() for future in futures):
             assert later.queue_s >= earlier.queue_s
 
