@@ -29,8 +29,8 @@ from jinja2 import TemplateError
 from tokenizers import Encoding, Tokenizer
 
 from kwise.engine.errors import InvalidRequest
-from kwise.engine.trie import Int64
 from kwise.engine.template import compile_template
+from kwise.engine.trie import Int64
 from kwise.engine.types import Conversation, Group, Message, TokenIds
 
 
@@ -233,13 +233,17 @@ class ConversationEncoder:
         )
         head_ids, tail_ids = _ids(head), map(_ids, tails)
         return [
-            text if isinstance(text, InvalidRequest) else Tokens(np.concatenate([head_ids, next(tail_ids)]), num_shared=len(head))
+            text
+            if isinstance(text, InvalidRequest)
+            else Tokens(np.concatenate([head_ids, next(tail_ids)]), num_shared=len(head))
             for text in rendered
         ]
 
     def _shared_text(self, prompt: Conversation, texts: Sequence[str]) -> str:
         """What the conversations have in common from the start; with one response, what it has with an empty one."""
-        if min(texts) == max(texts) and isinstance(empty := self._render((*prompt, Message(role="assistant", content=""))), str):
+        if min(texts) == max(texts) and isinstance(
+            empty := self._render((*prompt, Message(role="assistant", content=""))), str
+        ):
             texts = [*texts, empty]
         return commonprefix([min(texts), max(texts)])
 

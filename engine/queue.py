@@ -7,7 +7,7 @@ whose future is done (nobody waits for it any more) is skipped before it costs a
 
 from asyncio import Future
 from collections import deque
-from collections.abc import Callable, Sequence, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from heapq import merge
 from itertools import islice

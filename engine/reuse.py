@@ -81,8 +81,8 @@ def _gather(found: Sequence[tuple[Int64, Segment, int]], widths: Sequence[int]) 
             stop = part.start
     lengths = [stop - part.start for part, stop in stops.values()]
     offsets = dict(zip(stops, np.cumsum([0, *lengths]).tolist(), strict=False))
-    parts = [[part.states[i][:length] for (part, _), length in zip(stops.values(), lengths, strict=True)] for i in range(len(widths))]
-    empty = [np.zeros((0, width), np.float32) for width in widths]
-    # One segment alone is passed on without a copy.
-    states = [p[0] if len(p) == 1 else np.concatenate([none, *p]) for p, none in zip(parts, empty, strict=True)]
+    used = [[state[:length] for state in part.states] for (part, _), length in zip(stops.values(), lengths, strict=True)]
+    if len(used) == 1:  # passed on without a copy
+        return offsets, used[0]
+    states = [np.concatenate([np.empty((0, width), np.float32), *rows]) for width, *rows in zip(widths, *used, strict=True)]
     return offsets, states

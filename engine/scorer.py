@@ -86,7 +86,12 @@ class Scorer:
         """
         config = config or EngineConfig()
         artifact = read_artifact(path)
-        session = OnnxSession(artifact, threads=config.runtime_threads, device=config.device, prompt_cache_bytes=config.prompt_cache_bytes)
+        session = OnnxSession(
+            artifact,
+            threads=config.runtime_threads,
+            device=config.device,
+            prompt_cache_bytes=config.prompt_cache_bytes,
+        )
         encoder = new_encoder(artifact, config)
         check_golden(artifact, new_encoder(artifact, EngineConfig()), session)
         return cls(artifact, config, encoder, [session])

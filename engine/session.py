@@ -70,9 +70,7 @@ class OnnxSession:
         states = dict(zip(self._states, reuse.states, strict=True))
         rewards, *present = self._session.run(None, packed.arrays | states | {"kept": packed.entries[reuse.kept]})
         keep(reuse, present, self.prompt_cache)
-        return Pass(
-            rewards=rewards, num_rows=packed.num_rows, num_reused=reuse.trie.num_nodes - packed.num_rows
-        )
+        return Pass(rewards=rewards, num_rows=packed.num_rows, num_reused=reuse.trie.num_nodes - packed.num_rows)
 
     def _run_padded(self, batch: Sequence[EncodedSequence]) -> Pass:
         inputs, num_rows = self._padded_inputs(batch)

@@ -138,9 +138,7 @@ class _TrieOnnxConfig(OnnxConfig):
     def inputs(self) -> dict[str, dict[int, str]]:
         past = {f"past.{layer}.{name}": {0: "num_past"} for layer, name, _ in _named(self._example["past"])}
         arrays = {name: array for name, array in self._example.items() if isinstance(array, Tensor)}
-        lists = {
-            f"{name}.{c}": array for name in ("queries", "keys") for c, array in enumerate(self._example[name])
-        }
+        lists = {f"{name}.{c}": array for name in ("queries", "keys") for c, array in enumerate(self._example[name])}
         return {name: {i: f"{name}_{i}" for i in range(array.ndim)} for name, array in (arrays | lists).items()} | past
 
     @property

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.errors import ConfigError, InvalidRequest
 from kwise.engine.filling import new_filling
-from kwise.engine.trie import Int64
 from kwise.engine.session import Session
+from kwise.engine.trie import Int64
 from kwise.engine.types import Conversation, Group, Message, TokenIds
 
 # Conversations are read up to this length: attention's longest classes are exercised, and a CPU needs seconds.
