@@ -4,6 +4,7 @@ What is refused here is what parity would not see: it compares conversations up 
 they are.
 """
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.engine.errors import ConfigError
-from kwise.export.graph import is_causal, supports_trie
 from kwise.train.limits import model_max_tokens
 from kwise.train.pretrained import reading
 
@@ -54,6 +54,28 @@ def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
     )
     _check_template(checkpoint)
     return checkpoint
+
+
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether a later token leaves earlier hidden states as they are: measured, not looked up by name."""
+    input_ids = torch.arange(3, 11)[None] % model.get_input_embeddings().num_embeddings
+    changed = input_ids.clone()
+    changed[0, -1] = 1
+    with torch.inference_mode():
+        states, states_changed = (model.base_model(input_ids=ids).last_hidden_state for ids in (input_ids, changed))
+    return bool(torch.allclose(states[:, :-1], states_changed[:, :-1], atol=1e-5))
+
+
+def supports_trie(model: PreTrainedModel) -> bool:
+    """Whether the model is causal, sends its attention through `AttentionInterface`, takes positions and has a plain head."""
+    forward = inspect.signature(model.base_model.forward).parameters
+    return (
+        bool(getattr(model, "_supports_attention_backend", False))
+        and "position_ids" in forward
+        and isinstance(getattr(model, "score", None), torch.nn.Module)
+        and not model.config.is_encoder_decoder
+        and is_causal(model)
+    )
 
 
 def _check_template(checkpoint: Checkpoint) -> None:

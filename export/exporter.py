@@ -4,6 +4,7 @@ Everything is written to a temporary directory beside the destination and rename
 whole artifact whose parity was checked, or what it held before.
 """
 
+import gc
 import json
 import shutil
 import tempfile
@@ -23,9 +24,10 @@ from kwise.engine.scorer import new_encoder
 from kwise.engine.session import OnnxSession
 from kwise.engine.types import Message
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
-from kwise.export.graph import NUM_CLASSES, export_padded, export_trie
+from kwise.export.padded_graph import export_padded
 from kwise.export.parity import ParityCase, check_parity, reference_cases
 from kwise.export.publishing import check_destination, publish
+from kwise.export.trie_graph import NUM_CLASSES, export_trie
 
 # Golden conversations are scored at every start of a server: short ones, and few.
 _NUM_GOLDEN, _GOLDEN_CHARACTERS = 4, 1500
@@ -81,7 +83,11 @@ def export(config: ExportConfig) -> Artifact:
     destination.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
-        manifest = _write(manifest, checkpoint, cases, config.tolerance, work)
+        _write(checkpoint, layout, work)
+        # The weights need not be in memory beside those of the session that reads the artifact; tracing leaves cycles.
+        del checkpoint
+        gc.collect()
+        manifest = _prove(manifest, cases, config.tolerance, work)
         publish(work, destination)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -124,17 +130,17 @@ def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> M
     )
 
 
-def _write(manifest: Manifest, checkpoint: Checkpoint, cases: Sequence[ParityCase], tolerance: float, work: Path) -> Manifest:
-    """Fill the directory `work` with a whole artifact, and prove that it gives the rewards of `cases`."""
+def _write(checkpoint: Checkpoint, layout: Layout, work: Path) -> None:
+    """Graph, weights, tokenizer and template into the directory `work`."""
     tokenizer = checkpoint.tokenizer
-    if manifest.layout == Layout.TRIE.value:
-        export_trie(checkpoint.model, work)
-    else:
-        export_padded(checkpoint.model, work)
+    (export_trie if layout is Layout.TRIE else export_padded)(checkpoint.model, work)
     tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
     if tokenizer.chat_template is not None:
         (work / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
 
+
+def _prove(manifest: Manifest, cases: Sequence[ParityCase], tolerance: float, work: Path) -> Manifest:
+    """Check that what `work` holds gives the rewards of `cases`, and make it an artifact: golden rewards, manifest."""
     manifest = replace(manifest, files=_files(work))
     artifact = Artifact(path=work, manifest=manifest, golden=())
     encoder, session = new_encoder(artifact, EngineConfig()), OnnxSession(artifact)

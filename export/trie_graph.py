@@ -1,14 +1,12 @@
-"""A checkpoint → model.onnx, through Optimum's own export functions.
+"""A checkpoint → the trie graph, through Optimum's own export function.
 
-`trie`: an `OnnxConfig` of ours given to `optimum.exporters.onnx.export`. Optimum calls `fix_dynamic_axes` on the written file;
-there the placeholder for Attention becomes ONNX's own operator of opset 23, which the TorchScript exporter cannot name.
-`padded`: Optimum's stock text-classification export, for bidirectional models and those with an attention of their own.
+An `OnnxConfig` of ours is given to `optimum.exporters.onnx.export`: it names the inputs and outputs, puts our rotary embedding
+in the model's place (`PATCHING_SPECS`), and finishes the written file (`fix_dynamic_axes`): there the placeholders for
+Attention and RotaryEmbedding become ONNX's own operators of opset 23, which the TorchScript exporter cannot name, and the
+weights join the graph.
 """
 
-import inspect
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +14,6 @@ import numpy as np
 import onnx
 import torch
 from optimum.exporters.onnx import export as optimum_export
-from optimum.exporters.onnx import onnx_export_from_model
 from optimum.exporters.onnx.base import OnnxConfig
 from optimum.utils import NormalizedTextConfig
 from torch import Tensor
@@ -27,61 +24,19 @@ from kwise.engine.packing import NOT_PAST, pack
 from kwise.engine.trie import build_trie
 from kwise.export.attention import PLACEHOLDER_DOMAIN, TrieBatch, on_trie
 from kwise.export.rotary import patching_specs
+from kwise.export.tracing import ParametersAsInputs, attach_weights, without_tracer_warnings
 
-# Calls of Attention a layer. More fit tiles' key lengths closer, and cost the start of a kernel each.
+# Calls of Attention a layer. More fit tiles' key lengths closer, and cost the start of some kernels each.
 NUM_CLASSES = 8
 _TRACED_OPSET, _ATTENTION_OPSET = 18, 23
 
 
-def is_causal(model: PreTrainedModel) -> bool:
-    """Whether a later token leaves earlier hidden states as they are: measured, not looked up by name."""
-    input_ids = torch.arange(3, 11)[None] % model.get_input_embeddings().num_embeddings
-    changed = input_ids.clone()
-    changed[0, -1] = 1
-    with torch.inference_mode():
-        states, states_changed = (model.base_model(input_ids=ids).last_hidden_state for ids in (input_ids, changed))
-    return bool(torch.allclose(states[:, :-1], states_changed[:, :-1], atol=1e-5))
-
-
-def supports_trie(model: PreTrainedModel) -> bool:
-    """Whether the model is causal, sends its attention through `AttentionInterface`, takes positions and has a plain head."""
-    forward = inspect.signature(model.base_model.forward).parameters
-    return (
-        bool(getattr(model, "_supports_attention_backend", False))
-        and "position_ids" in forward
-        and isinstance(getattr(model, "score", None), torch.nn.Module)
-        and not model.config.is_encoder_decoder
-        and is_causal(model)
-    )
-
-
 def export_trie(model: PreTrainedModel, directory: Path) -> None:
-    """Write `model.onnx` and `model.onnx.data`: inputs as `kwise.engine.packing.pack` makes them, output `rewards` [B]."""
-    with _without_tracer_warnings():
-        optimum_export(_TrieRewards(model), _TrieOnnxConfig(model), directory / MODEL, opset=_TRACED_OPSET)
-    for leftover in directory.glob(f"{MODEL}_data*"):
-        leftover.unlink()
-
-
-def export_padded(model: PreTrainedModel, directory: Path) -> None:
-    """Write `model.onnx` and `model.onnx.data`: inputs int64[B, length], output `logits` [B, 1]."""
-    with _without_tracer_warnings():
-        onnx_export_from_model(model, directory, task="text-classification", do_validation=False)
-    graph = onnx.load(directory / MODEL)
-    _save(graph, directory / MODEL)
-    for leftover in directory.iterdir():
-        if leftover.name not in (MODEL, f"{MODEL}.data"):
-            leftover.unlink()
-
-
-@contextmanager
-def _without_tracer_warnings() -> Iterator[None]:
-    """torch warns of every Python value in transformers' code that tracing fixes; parity is what tells whether one matters."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", module="torch\\.onnx")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        yield
+    """Write `model.onnx` and `model.onnx.data`: inputs as `kwise.engine.packing.pack` makes them, `kept` and
+    `past.LAYER.key|value`; outputs `rewards` float32[B] and `present.LAYER.key|value`."""
+    traced = _Traced(model)
+    with without_tracer_warnings():
+        optimum_export(traced, _TrieOnnxConfig(model, traced), directory / MODEL, opset=_TRACED_OPSET)
 
 
 class _TrieRewards(torch.nn.Module):
@@ -89,7 +44,7 @@ class _TrieRewards(torch.nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model, self.config = model, model.config
+        self.model = model
 
     def forward(
         self,
@@ -122,6 +77,30 @@ class _TrieRewards(torch.nn.Module):
         return rewards | {f"present.{layer}.{name}": t for layer, name, t in _named(batch.present)}
 
 
+class _Traced(ParametersAsInputs):
+    """What Optimum exports: `_TrieRewards` with the names of the graph's inputs, its weights first among them."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(_TrieRewards(model))
+        self.config = model.config
+
+    def forward(
+        self,
+        weights: list[Tensor],
+        input_ids: Tensor,
+        positions: Tensor,
+        orders: Tensor,
+        ends: Tensor,
+        last_rows: Tensor,
+        kept: Tensor,
+        outputs: Tensor,
+        queries: list[Tensor],
+        keys: list[Tensor],
+        past: list[tuple[Tensor, Tensor]],
+    ) -> Any:
+        return self.call(weights, input_ids, positions, orders, ends, last_rows, kept, outputs, queries, keys, past)
+
+
 class _TrieOnnxConfig(OnnxConfig):
     """Inputs as `pack` makes them, `kept` and `past.LAYER.key|value`; outputs `rewards` and `present.LAYER.key|value`."""
 
@@ -129,9 +108,10 @@ class _TrieOnnxConfig(OnnxConfig):
     DEFAULT_ONNX_OPSET = _TRACED_OPSET
     DUMMY_INPUT_GENERATOR_CLASSES: ClassVar[tuple[Any, ...]] = ()
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, traced: ParametersAsInputs) -> None:
         super().__init__(model.config, task="text-classification")
         self.PATCHING_SPECS = patching_specs(model)
+        self._traced = traced
         self._example = _example(_layer_widths(model))
 
     @property
@@ -139,7 +119,12 @@ class _TrieOnnxConfig(OnnxConfig):
         past = {f"past.{layer}.{name}": {0: "num_past"} for layer, name, _ in _named(self._example["past"])}
         arrays = {name: array for name, array in self._example.items() if isinstance(array, Tensor)}
         lists = {f"{name}.{c}": array for name in ("queries", "keys") for c, array in enumerate(self._example[name])}
-        return {name: {i: f"{name}_{i}" for i in range(array.ndim)} for name, array in (arrays | lists).items()} | past
+        dynamic = {name: {i: f"{name}_{i}" for i in range(array.ndim)} for name, array in (arrays | lists).items()}
+        return {name: {} for name in self._weight_inputs} | dynamic | past
+
+    @property
+    def _weight_inputs(self) -> list[str]:
+        return [f"weights.{i}" for i in range(len(self._traced.names))]
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
@@ -147,7 +132,7 @@ class _TrieOnnxConfig(OnnxConfig):
         return {"rewards": {0: "num_sequences"}} | present
 
     def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
-        return self._example
+        return {"weights": self._traced.weights} | self._example
 
     def fix_dynamic_axes(self, model_path: Path, **_: Any) -> None:
         graph = onnx.load(model_path)
@@ -160,19 +145,10 @@ class _TrieOnnxConfig(OnnxConfig):
                 opset.version = _ATTENTION_OPSET
         del graph.opset_import[:]
         graph.opset_import.extend(opsets)
-        _save(graph, Path(model_path))
-
-
-def _save(graph: onnx.ModelProto, path: Path) -> None:
-    """Weights beside the graph, where runtimes can map them and no 2 GB limit holds."""
-    onnx.save(
-        graph,
-        path,
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-        size_threshold=1024,
-    )
+        path = Path(model_path)
+        data = path.with_name(f"{path.name}.data")
+        attach_weights(graph.graph, self._weight_inputs, self._traced.names, self._traced.weights, data)
+        onnx.save(graph, path)
 
 
 def _named(layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, str, Tensor]]:
