@@ -155,7 +155,7 @@ def trie_attention(
         tile = _TileAttention.apply(q[queries], k[keys], v[keys], mask, scale, float(softcap or 0.0), heads, kv_heads)
         outputs.append(tile.reshape(-1, tile.shape[2]))
     rows = torch.cat(outputs)[batch.outputs]
-    return rows.unflatten(-1, (heads, -1))[None], None
+    return rows.view(1, -1, heads, int(value.shape[3])), None
 
 
 # What models pass along that does not change what attention computes here: positions are in `positions` already.

@@ -47,7 +47,7 @@ def rotary(
     def rotated(x: Tensor) -> Tensor:
         heads = int(x.shape[1])
         flat = _Rotary.apply(x.transpose(1, 2).flatten(2), cos, sin, heads, 2 * half)
-        return flat.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return flat.view(1, -1, heads, int(x.shape[3])).transpose(1, 2)
 
     return rotated(q), rotated(k)
 

@@ -174,8 +174,9 @@ def _example(widths: Sequence[tuple[int, int]]) -> dict[str, Any]:
 
 
 def _layer_widths(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """The width of each layer's keys and values (heads times head size), measured by a pass over one token."""
-    packed = pack(build_trie([np.array([3])]), 1).arrays
+    """The width of each layer's keys and values (heads times head size), measured by a pass over two tokens: GPT-2 takes one
+    for a query that needs no causal mask."""
+    packed = pack(build_trie([np.array([3, 4])]), 1).arrays
     tensors = {name: torch.from_numpy(array) for name, array in packed.items()}
     batch = TrieBatch(
         positions=tensors["positions"],
