@@ -27,6 +27,8 @@ _CUT_STEP, _MAX_TILE = 16, 160
 _KEY_COST, _TILE_COST = 14, 2000
 # And of one more call: its nodes' start, and threads that wait for one another where its heads do not divide evenly.
 _CALL_COST = 4000
+# A call writes all its scores before it reads them: beyond so many (19 MB for SmolLM2's nine heads) another call is better.
+_MANY_SCORES, _EXCESS_COST = 1 << 19, 0.02
 NOT_PAST = -1
 
 
@@ -127,8 +129,9 @@ def _classes(tiles: _Tiles, num_classes: int) -> list[Int64]:
     # cost[i, j]: tiles i … j-1 as one call, padded to the most queries and the most keys among them.
     cost = np.full((num_tiles + 1, num_tiles + 1), np.inf)
     for i in range(num_tiles):
-        widths = np.maximum.accumulate(num_queries[i:]) + _KEY_COST
-        cost[i, i + 1 :] = np.arange(1, num_tiles - i + 1) * widths * num_keys[i:] + _CALL_COST
+        widths, counts = np.maximum.accumulate(num_queries[i:]), np.arange(1, num_tiles - i + 1)
+        excess = np.maximum(counts * widths * num_keys[i:] - _MANY_SCORES, 0)
+        cost[i, i + 1 :] = counts * (widths + _KEY_COST) * num_keys[i:] + _CALL_COST + _EXCESS_COST * excess
     best = np.full(num_tiles + 1, np.inf)
     best[0] = 0
     totals, choices = [], []

@@ -68,7 +68,8 @@ def keep(reuse: Reuse, present: States, cache: PromptCache) -> None:
         _, start = cache.longest(key)
         rows = np.searchsorted(reuse.kept, nodes[start:])
         if start < len(nodes) and np.isin(nodes[start:], reuse.kept).all():
-            cache.put(key, start, [state[rows] for state in present])
+            whole = len(rows) == len(reuse.kept)  # the only prompt: no copy
+            cache.put(key, start, present if whole else [state[rows] for state in present])
 
 
 def _gather(found: Sequence[tuple[Int64, Segment, int]], widths: Sequence[int]) -> tuple[dict[bytes, int], States]:
