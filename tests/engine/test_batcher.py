@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from kwise.engine.batcher import Batcher, Counters
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.errors import ModelFailed, Overloaded, Unavailable
+from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.queue import WorkQueue
+from kwise.engine.session import Pass
 from kwise.engine.types import Priority
 
 POISON = 999
@@ -36,6 +37,7 @@ class FaultySession:
     """A session that raises on `POISON`, can be held at `gate`, and can answer with `missing` rewards too few."""
 
     runtime = "test"
+    prompt_cache = PromptCache(0)
 
     def __init__(self, *, missing: int = 0) -> None:
         self.missing = missing
@@ -45,14 +47,15 @@ class FaultySession:
         self.entered = asyncio.Event()
         self.loop = asyncio.get_running_loop()
 
-    def run(self, batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         self.batches.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
         self.loop.call_soon_threadsafe(self.entered.set)
         assert self.gate.wait(PATIENCE_S)
         if any(POISON in sequence.token_ids for sequence in batch):
             raise RuntimeError("poisoned")
         rewards = np.array([_reward(sequence) for sequence in batch], np.float32)
-        return rewards[: len(rewards) - self.missing], sum(len(sequence.token_ids) for sequence in batch)
+        num_rows = sum(len(sequence.token_ids) for sequence in batch)
+        return Pass(rewards=rewards[: len(rewards) - self.missing], num_rows=num_rows)
 
 
 class Running:
@@ -147,7 +150,7 @@ async def test_a_failed_batch_is_not_run_again_for_those_who_left() -> None:
         (gone,), (poisoned,) = running.submit((1,)), running.submit((POISON,))
         loop = asyncio.get_running_loop()
 
-        def leave_during_the_pass(batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+        def leave_during_the_pass(batch: Sequence[EncodedSequence]) -> Pass:
             loop.call_soon_threadsafe(gone.cancel)  # handled before the pass's own end
             return FaultySession.run(running.session, batch)
 
@@ -299,7 +302,7 @@ async def test_stop_while_a_failed_batch_is_run_apart_leaves_no_future_undecided
         apart = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def hold_what_runs_apart(batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+        def hold_what_runs_apart(batch: Sequence[EncodedSequence]) -> Pass:
             if 1 in batch[0].token_ids and len(batch) == 1:
                 running.session.gate.clear()
                 loop.call_soon_threadsafe(apart.set)

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 
 from kwise.engine.artifact import Artifact, Manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence, EncoderLimits
 from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
+from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.scorer import Scorer
-from kwise.engine.session import OnnxSession
+from kwise.engine.session import OnnxSession, Pass
 from kwise.engine.types import Group, Message, Priority, Reward
 
 VOCAB = 10
@@ -42,6 +42,7 @@ class SumSession:
     """Rewards are sums of token ids; fails on `POISON`. While `gate` is shut a pass goes on; `entered` tells of the first."""
 
     runtime = "test"
+    prompt_cache = PromptCache(0)
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -49,13 +50,14 @@ class SumSession:
         self.entered = threading.Event()
         self.batches: list[list[tuple[int, ...]]] = []
 
-    def run(self, batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         self.batches.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
         self.entered.set()
         assert self.gate.wait(PATIENCE_S)
         if any(POISON in sequence.token_ids for sequence in batch):
             raise RuntimeError("poisoned")
-        return np.array([sequence.token_ids.sum() for sequence in batch], np.float32), len(batch)
+        rewards = np.array([sequence.token_ids.sum() for sequence in batch], np.float32)
+        return Pass(rewards=rewards, num_rows=len(batch))
 
 
 class HeldEncoder(ConversationEncoder):
@@ -215,7 +217,7 @@ async def test_a_padded_batch_that_fails_as_a_whole_fails_one_response(tmp_path:
     session.run, held = inner.run, session.run  # type: ignore[method-assign]
     batches: list[int] = []
 
-    def run(batch: Sequence[EncodedSequence]) -> tuple[NDArray[np.float32], int]:
+    def run(batch: Sequence[EncodedSequence]) -> Pass:
         batches.append(len(batch))
         if len(batches) == 1:
             held(batch)  # so that what follows is one batch
