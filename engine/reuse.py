@@ -56,9 +56,11 @@ def plan_reuse(batch: Sequence[EncodedSequence], cache: PromptCache, widths: Seq
         for part in segment.chain():
             past[path[part.start : stop]] = offsets[part.key] + np.arange(stop - part.start)
             stop = part.start
-    past[trie.last_nodes] = NOT_PAST
     # A prompt's last token may be known and computed all the same, as the last of some sequence: it is not kept again.
+    past[trie.last_nodes] = NOT_PAST
     kept = np.unique(np.concatenate([np.empty(0, np.int64), *new]))
+    # Of a prompt that shares too few tokens with any entry to be found, these are known where another sequence found them.
+    past[kept] = NOT_PAST
     return Reuse(trie=trie, past=past, states=states, prompts=prompts, kept=kept)
 
 
