@@ -199,6 +199,8 @@ def _read_golden(path: Path) -> tuple[Golden, ...]:
             golden.append(_golden(json.loads(line)))
         except (ValueError, TypeError, KeyError) as error:
             raise ArtifactError(f"{path}:{number}: no conversation with a reward: {error!r}") from None
+    if not golden:
+        raise ArtifactError(f"{path}: it holds no conversation, so that nothing would tell a wrong reward")
     return tuple(golden)
 
 

@@ -12,6 +12,7 @@ from kwise.engine.artifact import _FIELDS, GOLDEN, MANIFEST, MODEL, TOKENIZER, M
 from kwise.engine.errors import ArtifactError
 
 GOLDEN_LINE = {"prompt": [{"role": "user", "content": "Hi"}], "response": "Hello.", "reward": 0.5}
+GOLDEN_LINES = (json.dumps(GOLDEN_LINE) + "\n").encode() * 2
 MANIFEST_FIELDS = Manifest(
     name="tiny",
     layout="padded",
@@ -27,9 +28,9 @@ MANIFEST_FIELDS = Manifest(
 )
 
 
-def _write(path: Path, *, golden: bytes | None = None, without: str = "", **changed: Any) -> Path:
+def _write(path: Path, *, golden: bytes = GOLDEN_LINES, without: str = "", **changed: Any) -> Path:
     """An artifact of the right form, whose manifest has the `changed` fields and lists all files but one."""
-    files = {MODEL: b"model", TOKENIZER: b"{}", GOLDEN: golden or (json.dumps(GOLDEN_LINE) + "\n").encode() * 2}
+    files = {MODEL: b"model", TOKENIZER: b"{}", GOLDEN: golden}
     for name, content in files.items():
         (path / name).write_bytes(content)
     listed = {name: describe_file(path / name) for name in files if name != without}
@@ -127,6 +128,12 @@ def test_a_malformed_golden_line_is_named(tmp_path: Path, line: bytes) -> None:
     good = json.dumps(GOLDEN_LINE).encode()
     with pytest.raises(ArtifactError, match=rf"{GOLDEN}:2: "):
         read_artifact(_write(tmp_path, golden=b"\n".join((good, line, good)) + b"\n"))
+
+
+def test_golden_rewards_of_no_conversation_are_refused(tmp_path: Path) -> None:
+    """The server would have started on any model."""
+    with pytest.raises(ArtifactError, match=f"{GOLDEN}: it holds no conversation"):
+        read_artifact(_write(tmp_path, golden=b""))
 
 
 def _cut(path: Path) -> None:
