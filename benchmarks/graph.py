@@ -1,100 +1,165 @@
-"""How much faster is the trie graph than Optimum's stock padded graph, on the same ONNX Runtime in the same run?
+"""How near is the model pass to what the machine can do, and how far from the stock padded graph?
 
-Physics: a group of K responses of R tokens to a prompt of P tokens costs K·(P+R) rows padded and P+K·R rows as a trie; the rest
-is how well each graph uses the machine. Both are exported from the same checkpoint, run in turns, and compared by the median
-of several runs each; rewards of both must agree. Random token ids: the model does not mind, and cells are exact.
-
-    python benchmarks/graph.py CHECKPOINT [--repeats 3] [--json OUT]
+Physics: a group of K responses of R tokens to a prompt of P tokens is K·(P+R) rows padded and P + K·R rows as a trie; a row
+costs two operations a weight, and each visible pair of tokens 4·H·D in every layer. Both graphs come from one checkpoint and run
+on one ONNX Runtime in turns, after a warm-up; each figure is a median over repeats, each ratio the median of ratios within
+a repeat, with the peak measured beside. Every repeat has a new prompt, so nothing is left in the prompt cache from the one
+before. Where the padded graph's attention would need many GB, it runs one sequence of the group, times K, marked "~".
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
+import sys
 import tempfile
-import time
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kwise.engine.artifact import read_artifact
-from kwise.engine.conversation import EncodedSequence
+from kwise.benchmarks import machine, memory, reuse
+from kwise.benchmarks.workload import Cell, real_groups, run_queued
+from kwise.benchmarks.yardstick import Peak, cost_of_graph
+from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.config import EngineConfig
+from kwise.engine.errors import ConfigError
+from kwise.engine.options import check_bounds, option
 from kwise.engine.session import OnnxSession
-from kwise.export.exporter import ExportConfig, Layout, export
 
-# (P, R, K)
-CELLS = [(64, 64, 9), (256, 128, 9), (1024, 128, 9)]
+# Beyond so many rows a padded batch is measured by one of its sequences.
+_MOST_PADDED_ROWS = 12_000
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        sessions = {}
-        for layout in (Layout.PADDED, Layout.TRIE):
-            path = Path(directory) / layout.value
-            export(ExportConfig(checkpoint=arguments.checkpoint, artifact=str(path), layout=layout))
-            sessions[layout.value] = OnnxSession(read_artifact(path))
-        rows = [measure(sessions, cell, arguments.repeats) for cell in CELLS]
-    print("    P     R   K    padded      trie   ratio   largest difference")
-    for row in rows:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphBenchConfig:
+    """What to measure. Raises ConfigError, naming the option and its bound."""
+
+    artifact: str = option(help="an artifact of the trie layout")
+    checkpoint: str = option("", "its checkpoint, to export the stock padded graph from and to measure an export's memory")
+    cells: str = option("64/64/9,256/128/9,1024/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses")
+    rankings: str = option("", "real groups: a JSON Lines file of rankings, .gz or not")
+    num_groups: int = option(24, "how many of the real groups", minimum=1)
+    repeats: int = option(5, "runs of each cell", minimum=1)
+    threads: int = option(0, "threads of the runtime; 0 for one per core", minimum=0)
+    max_batch_tokens: int = option(EngineConfig().max_batch_tokens, "as in `kwise serve`", minimum=16)
+    prompt_reuse: bool = option(True, "also measure calls that share a prompt, in a row and from several connections")
+    memory: bool = option(True, "also measure peak memory and the time to start")
+    json: str = option("", "file for all figures, with the machine")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        self.parsed_cells()
+
+    def parsed_cells(self) -> list[Cell]:
+        try:
+            return [Cell(P=int(p), R=int(r), K=int(k)) for p, r, k in (cell.split("/") for cell in self.cells.split(","))]
+        except ValueError:
+            raise ConfigError(f"--cells is {self.cells!r}; it must be P/R/K,P/R/K,… in whole numbers") from None
+
+    def session(self, artifact: Artifact) -> OnnxSession:
+        config = EngineConfig(threads=self.threads)
+        return OnnxSession(artifact, threads=config.runtime_threads, prompt_cache_bytes=config.prompt_cache_bytes)
+
+
+def run(config: GraphBenchConfig) -> None:
+    """Print the tables, and write the figures where --json says."""
+    artifact = read_artifact(Path(config.artifact))
+    if artifact.manifest.layout != "trie":
+        raise ConfigError(f"{config.artifact}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's")
+    results: dict[str, Any] = {"artifact": artifact.manifest.name, "options": asdict(config)}
+    bench = _Bench(config, artifact)
+    print("     P     R     K   seconds    rows   tokens/s  of peak   stock graph   ratio   largest difference")
+    results["cells"] = [_shown(bench.cell(cell)) for cell in config.parsed_cells()]
+    if config.rankings:
+        results["real_groups"] = bench.real(Path(config.rankings))
         print(
-            f"{row['P']:>5} {row['R']:>5} {row['K']:>3} {row['padded_s']:>8.3f}s {row['trie_s']:>8.3f}s {row['ratio']:>6.2f}x"
-            f"   {row['max_difference']:.1e}"
+            "real groups: {groups} in {seconds:.2f} s, {tokens_per_s:,.0f} tokens/s, {share_of_peak:.3f} of peak".format(
+                **results["real_groups"]
+            )
         )
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({**environment(arguments), "cells": rows}, indent=2) + "\n")
+    if config.prompt_reuse:
+        results["reuse"] = reuse.run(bench.session, artifact, config.parsed_cells(), config.repeats)
+    del bench
+    if config.memory:
+        results["memory"] = memory.run(artifact, config.checkpoint)
+    if config.json:
+        machine.write(Path(config.json), results)
 
 
-def measure(sessions: dict[str, OnnxSession], cell: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    """Medians of `repeats` runs of one group, padded and trie in turns after a warm-up of each."""
-    P, R, K = cell
-    rng = np.random.default_rng(0)
-    prompt = rng.integers(20, 40000, P)
-    batch = []
-    for _ in range(K):
-        token_ids = np.concatenate([prompt, rng.integers(20, 40000, R)])
-        batch.append(EncodedSequence(token_ids=token_ids, type_ids=None, num_tokens=P + R))
-    rewards = {name: session.run(batch)[0] for name, session in sessions.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(repeats):
-        for name, session in sessions.items():
-            started = time.perf_counter()
-            session.run(batch)
-            seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ratios = [padded / trie for padded, trie in zip(seconds["padded"], seconds["trie"], strict=True)]
-    return {
-        "P": P,
-        "R": R,
-        "K": K,
-        "padded_s": medians["padded"],
-        "trie_s": medians["trie"],
-        "ratio": statistics.median(ratios),
-        "max_difference": float(np.abs(rewards["padded"] - rewards["trie"]).max()),
-    }
+class _Bench:
+    """Sessions of both graphs and the yardsticks."""
+
+    def __init__(self, config: GraphBenchConfig, artifact: Artifact) -> None:
+        self.config, self.artifact = config, artifact
+        self.session = config.session(artifact)
+        self.stock = _stock_session(config) if config.checkpoint else None
+        self.cost = cost_of_graph(artifact.model_path, artifact.manifest.num_classes)
+        self.peak = Peak(EngineConfig(threads=config.threads).runtime_threads)
+
+    def cell(self, cell: Cell) -> dict[str, Any]:
+        """One group at a time, as the engine's queue batches it."""
+        single = cell.K * (cell.P + cell.R) > _MOST_PADDED_ROWS
+        seconds, peaks, stock_seconds, differences = [], [], [], []
+        for repeat in range(-1, self.config.repeats):  # the first is the warm-up
+            group = cell.group(self.artifact.manifest.vocab_size, repeat + 1)
+            took, rewards = run_queued(self.session, "trie", [group], self.config.max_batch_tokens)
+            if repeat >= 0:
+                seconds.append(took)
+                peaks.append(self.peak())
+            if self.stock is not None and (repeat >= 0 or not single):
+                part = group[:1] if single else group
+                stock_took, expected = run_queued(self.stock, "padded", [part], sys.maxsize)
+                differences.append(float(np.abs(rewards[: len(part)] - expected).max()))
+                if repeat >= 0:
+                    stock_seconds.append(stock_took * len(group) / len(part))
+        operations = self.cost.of([sequence.token_ids for sequence in group])
+        rows = cell.P + cell.K * cell.R
+        return {
+            **asdict(cell),
+            "rows": rows,
+            "seconds": statistics.median(seconds),
+            "tokens_per_s": rows / statistics.median(seconds),
+            "share_of_peak": statistics.median(operations / s / p for s, p in zip(seconds, peaks, strict=True)),
+            "peak_flops": statistics.median(peaks),
+            "stock_seconds": statistics.median(stock_seconds) if stock_seconds else None,
+            "stock_by_one_sequence": single,
+            "ratio": statistics.median(b / a for a, b in zip(seconds, stock_seconds, strict=False)) if stock_seconds else None,
+            "max_difference": max(differences, default=None),
+        }
+
+    def real(self, path: Path) -> dict[str, Any]:
+        """All groups waiting at once, as in a busy server; a session of its own each time, so that no prompt is cached."""
+        groups = real_groups(self.artifact, path, self.config.num_groups)
+        sequences = [sequence.token_ids for group in groups for sequence in group]
+        operations, seconds, peaks = self.cost.of(sequences), [], []
+        for _ in range(min(self.config.repeats, 3)):
+            session = self.config.session(self.artifact)
+            run_queued(session, "trie", [Cell(P=64, R=64, K=2).group(self.artifact.manifest.vocab_size, 0)], 4096)
+            seconds.append(run_queued(session, "trie", groups, self.config.max_batch_tokens)[0])
+            peaks.append(self.peak())
+        return {
+            "groups": len(groups),
+            "seconds": statistics.median(seconds),
+            "tokens_per_s": sum(map(len, sequences)) / statistics.median(seconds),
+            "share_of_peak": statistics.median(operations / s / p for s, p in zip(seconds, peaks, strict=True)),
+        }
 
 
-def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    cpu_lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in cpu_lines if line.startswith("model name")), "")
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "checkpoint": Path(arguments.checkpoint).name,
-        "repeats": arguments.repeats,
-        "cpu": model or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": {name: version(name) for name in ("kwise", "onnxruntime", "torch", "transformers", "optimum-onnx")},
-    }
+def _stock_session(config: GraphBenchConfig) -> OnnxSession:
+    from kwise.export.exporter import ExportConfig, Layout, export
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "stock"
+        export(ExportConfig(checkpoint=config.checkpoint, artifact=str(path), layout=Layout.PADDED))
+        return OnnxSession(read_artifact(path), threads=EngineConfig(threads=config.threads).runtime_threads)
 
 
-if __name__ == "__main__":
-    main()
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    stock = f"{'~' if row['stock_by_one_sequence'] else ''}{row['stock_seconds']:.3f} s" if row["stock_seconds"] else "-"
+    ratio = f"{row['ratio']:.2f}" if row["ratio"] else "-"
+    difference = f"{row['max_difference']:.1e}" if row["max_difference"] is not None else "-"
+    print(
+        f"{row['P']:>6} {row['R']:>5} {row['K']:>5} {row['seconds']:>9.3f} {row['rows']:>7} {row['tokens_per_s']:>10,.0f} "
+        f"{row['share_of_peak']:>8.3f} {stock:>13} {ratio:>7} {difference:>20}",
+        flush=True,
+    )
+    return row

@@ -82,6 +82,7 @@ class _Traced(ParametersAsInputs):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(_TrieRewards(model))
+        self.names = [name.removeprefix("model.") for name in self.names]  # as in the checkpoint
         self.config = model.config
 
     def forward(

@@ -1,0 +1,1 @@
+"""Benchmarks of kwise, as `kwise bench` runs them: each with its question and its physics in its docstring."""

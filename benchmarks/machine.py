@@ -1,0 +1,41 @@
+"""Where and with what a benchmark ran, and its results on disk."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_FLAGS = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}
+_PACKAGES = ("kwise", "onnxruntime", "onnx", "torch", "transformers", "optimum-onnx", "numpy")
+
+
+def describe() -> dict[str, Any]:
+    """Date, processor, cores, memory in bytes, versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = [flag for flag in fields.get("flags", "").split() if flag in _FLAGS]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": fields.get("model name") or platform.processor(),
+        "flags": flags,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """The results with the machine, as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": describe()} | results, indent=2) + "\n", encoding="utf-8")

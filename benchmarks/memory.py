@@ -1,0 +1,81 @@
+"""How much memory do serving and exporting take at their peak, and how soon is a server ready?
+
+A server holds the weights once, the runtime's packed copy of them, beside Python, gRPC and the tokenizer; activations come on top,
+in proportion to --max-batch-tokens, and the prompt cache. Peak is the kernel's high-water mark of the process's resident
+memory (VmHWM; ru_maxrss of a finished child), after batches of several shapes, each filled to the limit, on a real server.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from kwise.benchmarks.reuse import serving
+from kwise.benchmarks.workload import Cell
+from kwise.engine.artifact import MODEL, Artifact
+from kwise.engine.client import RewardClient
+
+_MAX_BATCH_TOKENS = 4096
+# Each fills a batch: many short sequences, a few long ones, one that is nearly all prompt.
+_SHAPES = [Cell(P=64, R=64, K=62), Cell(P=1024, R=128, K=23), Cell(P=3900, R=20, K=9)]
+_IMPORTS = {"engine": "kwise.engine.server.server", "client": "kwise.engine.client"}
+
+
+def run(artifact: Artifact, checkpoint: str) -> dict[str, Any]:
+    """Print and return the figures."""
+    weights = artifact.manifest.files[f"{MODEL}.data"]["bytes"]
+    results: dict[str, Any] = {"weights_bytes": weights, "serving": _serving(artifact)}
+    served = results["serving"]["peak_bytes"]
+    allowed = 1.2 * weights + 400e6
+    print(f"weights {weights / 1e6:.0f} MB; ready {results['serving']['ready_s']:.2f} s after the start")
+    print(
+        f"serving peak {served / 1e6:.0f} MB at --max-batch-tokens {_MAX_BATCH_TOKENS} (1.2x weights + 400 MB: {allowed / 1e6:.0f})"
+    )
+    if checkpoint:
+        results["export_peak_bytes"] = peak = _export_peak(checkpoint)
+        print(f"exporting peak {peak / 1e6:.0f} MB, {peak / weights:.2f}x the weights")
+    results["import_s"] = {name: _import_s(module) for name, module in _IMPORTS.items()}
+    print("import: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in results["import_s"].items()))
+    return results
+
+
+def _serving(artifact: Artifact) -> dict[str, float]:
+    started = time.perf_counter()
+    with serving(artifact, "--max-batch-tokens", str(_MAX_BATCH_TOKENS), "--cache-bytes", "0") as (process, address):
+        ready_s = time.perf_counter() - started
+        with RewardClient(address) as client:
+            for seed, cell in enumerate(_SHAPES):
+                group = cell.group(artifact.manifest.vocab_size, seed)
+                prompt = group[0].token_ids[: cell.P].tolist()
+                client.score(prompt, [sequence.token_ids[cell.P :].tolist() for sequence in group])
+        return {"ready_s": ready_s, "peak_bytes": _high_water(process.pid)}
+
+
+def _high_water(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _export_peak(checkpoint: str) -> int:
+    """Of a whole `kwise export`, its parity check included."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "kwise.engine.cli", "export", checkpoint, str(Path(directory) / "artifact")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise RuntimeError(f"kwise export {checkpoint} failed")
+        return usage.ru_maxrss * 1024
+
+
+def _import_s(module: str) -> float:
+    """The best of three, of a fresh interpreter that imports it; an import of torch there is an error."""
+    program = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", program], check=True)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

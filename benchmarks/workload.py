@@ -1,0 +1,82 @@
+"""What is measured: groups of token ids, and how the engine would run them.
+
+Random ids make exact sizes, and the model does not mind; real groups come from a file of rankings.
+"""
+
+import gzip
+import itertools
+import json
+import time
+from asyncio import Future, new_event_loop
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kwise.engine.artifact import Artifact
+from kwise.engine.config import EngineConfig
+from kwise.engine.conversation import EncodedSequence
+from kwise.engine.loading import new_encoder
+from kwise.engine.queue import Work, WorkQueue
+from kwise.engine.session import Session
+from kwise.engine.types import Group, Message, Priority
+
+# Below the first hundred ids lie special tokens, in most vocabularies.
+_FIRST_ID = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Groups of K responses of R tokens to prompts of P tokens."""
+
+    P: int
+    R: int
+    K: int
+
+    def group(self, vocab_size: int, seed: int) -> list[EncodedSequence]:
+        """One group of random ids; another seed gives another prompt."""
+        rng = np.random.default_rng((seed, self.P, self.R, self.K))
+        prompt = rng.integers(_FIRST_ID, vocab_size, self.P)
+        return [encoded(prompt, rng.integers(_FIRST_ID, vocab_size, self.R)) for _ in range(self.K)]
+
+
+def encoded(prompt: NDArray[np.int64], response: NDArray[np.int64]) -> EncodedSequence:
+    ids = np.concatenate([prompt, response])
+    return EncodedSequence(token_ids=ids, type_ids=None, num_tokens=len(ids), prompt_tokens=len(prompt))
+
+
+def real_groups(artifact: Artifact, path: Path, count: int) -> list[list[EncodedSequence]]:
+    """The first `count` rankings of a JSON Lines file (.gz or not) as the engine encodes them; ranks do not matter here."""
+    encoder = new_encoder(artifact, EngineConfig())
+    groups = []
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
+        for entry in map(json.loads, itertools.islice(lines, count)):
+            prompt = entry["prompt"] if isinstance(entry["prompt"], list) else [{"role": "user", "content": entry["prompt"]}]
+            responses = tuple(response["text"] for response in entry["responses"])
+            outcomes = encoder.encode(Group(prompt=tuple(Message(**turn) for turn in prompt), responses=responses))
+            groups.append([outcome for outcome in outcomes if isinstance(outcome, EncodedSequence)])
+    return groups
+
+
+def run_queued(
+    session: Session, layout: str, groups: Sequence[Sequence[EncodedSequence]], max_batch_tokens: int
+) -> tuple[float, NDArray[np.float32]]:
+    """(seconds, rewards in order) of groups that wait together, batched by the engine's own queue, in this thread."""
+    loop = new_event_loop()
+    queue = WorkQueue(layout=layout, max_batch_tokens=max_batch_tokens)
+    place: dict[int, int] = {}
+    started = time.perf_counter()
+    for number, group in enumerate(groups):
+        for sequence in group:
+            future: Future[object] = loop.create_future()
+            work = Work(sequence=sequence, group=number, priority=Priority.BULK, arrival_s=0.0, future=future)  # type: ignore[arg-type]
+            place[id(work)] = len(place)
+            queue.add(work)
+    rewards = np.empty(len(place), np.float32)
+    while batch := queue.take(session.prompt_cache.prefixes):
+        rewards[[place[id(work)] for work in batch]] = session.run([work.sequence for work in batch]).rewards
+    seconds = time.perf_counter() - started
+    loop.close()
+    return seconds, rewards
