@@ -1,7 +1,7 @@
 """The queue gives every sequence that somebody waits for to exactly one batch, the oldest first."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.queue import BULK_DELAY_S, Work, WorkQueue
+from kwise.engine.trie import sort_key
 from kwise.engine.types import Priority
 
 
@@ -25,11 +26,19 @@ def _tokens(work: Work) -> tuple[int, ...]:
     return tuple(work.sequence.token_ids.tolist())
 
 
-def _rows(layout: str, batch: list[Work]) -> int:
+def _prefixes(sequences: Iterable[tuple[int, ...]]) -> set[tuple[int, ...]]:
+    return {sequence[: n + 1] for sequence in sequences for n in range(len(sequence))}
+
+
+def _rows(layout: str, batch: list[Work], cached: Iterable[tuple[int, ...]] = ()) -> int:
     sequences = [_tokens(work) for work in batch]
     if layout == "padded":
         return len(sequences) * max(map(len, sequences))
-    return len({sequence[: n + 1] for sequence in sequences for n in range(len(sequence))})
+    return len(_prefixes(sequences) - _prefixes(cached))
+
+
+def _keys(cached: Iterable[tuple[int, ...]]) -> list[bytes]:
+    return sorted(sort_key(np.array(tokens, np.int64)) for tokens in cached)
 
 
 class QueueKeepsItsPromises(RuleBasedStateMachine):
@@ -42,6 +51,7 @@ class QueueKeepsItsPromises(RuleBasedStateMachine):
         self.queue = WorkQueue(layout=layout, max_batch_tokens=max_batch_tokens)
         self.now = 0.0
         self.waiting: list[Work] = []
+        self.promoted: set[int] = set()
         self.abandoned = 0
 
     def teardown(self) -> None:
@@ -65,19 +75,31 @@ class QueueKeepsItsPromises(RuleBasedStateMachine):
         if self.waiting:
             data.draw(st.sampled_from(self.waiting)).future.cancel()
 
-    @rule()
-    def take(self) -> None:
+    @rule(data=st.data())
+    def promote(self, data: st.DataObject) -> None:
+        if self.waiting:
+            works = data.draw(st.lists(st.sampled_from(self.waiting)))
+            stranger = self.loop.create_future()
+            bulk = [work for work in works if work.priority is Priority.BULK]
+            self.queue.promote([stranger, *(work.future for work in works)])
+            assert all(work.priority is Priority.INTERACTIVE and work.turn_s == work.arrival_s for work in works)
+            self.promoted |= set(map(id, bulk))
+
+    @rule(cached=st.lists(st.sampled_from([(9,) * 31, (9,) * 40, (9,) * 32 + (0, 1), (0, 0), (1, 2, 0)]), unique=True))
+    def take(self, cached: list[tuple[int, ...]]) -> None:
         alive = [work for work in self.waiting if not work.future.done()]
         self.abandoned += len(self.waiting) - len(alive)
-        batch = self.queue.take()
+        batch = self.queue.take(_keys(cached))
         assert bool(batch) == bool(alive)
         assert len(set(map(id, batch))) == len(batch)
         assert set(map(id, batch)) <= set(map(id, alive))
         if batch:
             first = min(work.turn_s for work in alive)
             assert batch[0].turn_s == first
-            assert batch[0] is next(w for w in alive if w.turn_s == first and w.priority is batch[0].priority)
-            assert len(batch) == 1 or _rows(self.layout, batch) <= self.max_batch_tokens
+            if id(batch[0]) not in self.promoted:
+                like = [work for work in alive if work.priority is batch[0].priority and id(work) not in self.promoted]
+                assert batch[0] is next(work for work in like if work.turn_s == first)
+            assert len(batch) == 1 or _rows(self.layout, batch, cached) <= self.max_batch_tokens
         self.waiting = [work for work in alive if all(work is not taken for taken in batch)]
         if not self.waiting:
             assert self.queue.num_tokens == 0
@@ -176,3 +198,49 @@ def test_abandoned_work_is_skipped_and_counted(loop: asyncio.AbstractEventLoop) 
     assert queue.take() == [works[1], works[3]]
     assert queue.num_abandoned == 2
     assert queue.take() == []
+
+
+# What another request waits for too
+
+
+def test_promoted_work_takes_the_turn_of_its_own_arrival(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue(layout="trie", max_batch_tokens=1)
+    early, late = (_work([n], n, loop.create_future()) for n in (1, 3))
+    bulk = [_work([10 + n], n, loop.create_future(), Priority.BULK) for n in (0, 2, 4)]
+    for work in (early, late, *bulk):
+        queue.add(work)
+    queue.promote([bulk[1].future, bulk[2].future])
+    assert [queue.take() for _ in range(5)] == [[early], [bulk[1]], [late], [bulk[2]], [bulk[0]]]
+
+
+def test_promoting_what_is_gone_or_interactive_already_changes_nothing(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue(layout="trie", max_batch_tokens=1)
+    works = [_work([n], n, loop.create_future()) for n in range(3)]
+    for work in works:
+        queue.add(work)
+    assert queue.take() == [works[0]]
+    queue.promote([work.future for work in works])
+    assert [queue.take() for _ in range(3)] == [[works[1]], [works[2]], []]
+
+
+# What the session knows
+
+
+def test_cached_prefixes_leave_room_for_more(loop: asyncio.AbstractEventLoop) -> None:
+    prompt = tuple(range(40))
+    for cached, num_taken in (((), 1), ((prompt[:35],), 2), ((prompt,), 4)):
+        queue = WorkQueue(layout="trie", max_batch_tokens=16)
+        works = [_work([*prompt, 50 + n, 60, 61, 62], n, loop.create_future()) for n in range(6)]
+        for work in works:
+            queue.add(work)
+        taken = queue.take(_keys(cached))
+        assert taken == works[:num_taken]
+        assert len(taken) == 1 or _rows("trie", taken, cached) <= 16
+
+
+def test_a_batch_of_padded_sequences_knows_no_prefixes(loop: asyncio.AbstractEventLoop) -> None:
+    queue = WorkQueue(layout="padded", max_batch_tokens=12)
+    works = [_work([1, 2, 3, 4, n], n, loop.create_future()) for n in range(3)]
+    for work in works:
+        queue.add(work)
+    assert queue.take(_keys([(1, 2, 3, 4)])) == works[:2]
