@@ -18,6 +18,7 @@ from kwise.engine.errors import ModelFailed, Overloaded, Unavailable
 from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.queue import WorkQueue
 from kwise.engine.session import Pass
+from kwise.engine.trie import sort_key
 from kwise.engine.types import Priority
 
 POISON = 999
@@ -233,6 +234,7 @@ async def test_counters_tell_what_was_run() -> None:
         await running.settle(held, *futures)
         counters = running.counters
         assert (counters.model_passes, counters.sequences, counters.unshared_rows, counters.rows) == (2, 3, 6, 6)
+        assert counters.reused_rows == 0
         assert counters.rejected_groups == counters.abandoned == 0
 
 
@@ -374,3 +376,33 @@ async def test_two_sessions_share_the_queue() -> None:
         first.gate.set()
         second.gate.set()
         await batcher.stop()
+
+
+class KnowingSession(FaultySession):
+    """One that has the states of `PROMPT`, and computes only the tokens behind it."""
+
+    PROMPT = tuple(range(20))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompt_cache = PromptCache(1 << 10)
+        self.prompt_cache.put(sort_key(np.array(self.PROMPT)), 0, [np.zeros((len(self.PROMPT), 1), np.float32)])
+
+    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+        passed = super().run(batch)
+        num_reused = len(self.PROMPT) * len(batch)
+        return Pass(rewards=passed.rewards, num_rows=passed.num_rows - num_reused, num_reused=num_reused)
+
+
+async def test_what_the_session_knows_costs_no_rows_and_is_counted() -> None:
+    session, counters = KnowingSession(), Counters()
+    queue = WorkQueue(layout="trie", max_batch_tokens=16)
+    batcher = Batcher([session], queue, max_queue_tokens=1000, counters=counters)
+    batcher.start()
+    try:
+        futures = batcher.submit([_sequence(*session.PROMPT, n, 60, 61, 62) for n in range(30, 36)], Priority.INTERACTIVE)
+        await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
+    finally:
+        await batcher.stop()
+    assert [len(batch) for batch in session.batches] == [4, 2]
+    assert (counters.rows, counters.reused_rows, counters.unshared_rows) == (6 * 4, 6 * 20, 6 * 24)

@@ -1,5 +1,6 @@
 """Encoded conversations are token for token what `apply_chat_template` gives, and limits name what breaks them."""
 
+from collections.abc import Sequence
 from os.path import commonprefix
 from typing import Any
 
@@ -240,6 +241,74 @@ def test_models_of_one_type_get_no_second_one_for_token_ids() -> None:
     (outcome,) = _new(tokenizer, None).encode(Group(prompt=(1, 2), responses=((3,),)))
     assert isinstance(outcome, EncodedSequence) and outcome.type_ids is not None
     assert outcome.type_ids.tolist() == [0, 0, 0]
+
+
+# Tokens that other responses have too
+
+
+def _num_shared(outcomes: Sequence[EncodedSequence | InvalidRequest]) -> list[int]:
+    assert all(isinstance(outcome, EncodedSequence) for outcome in outcomes)
+    return [outcome.prompt_tokens for outcome in outcomes if isinstance(outcome, EncodedSequence)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(prompt=_prompts(), responses=RESPONSES)
+def test_prompt_tokens_begin_every_response_of_the_group(
+    encoder: ConversationEncoder, prompt: Conversation, responses: tuple[str, ...]
+) -> None:
+    outcomes = encoder.encode(Group(prompt=prompt, responses=responses))
+    (num_shared,) = set(_num_shared(outcomes))
+    assert num_shared > 0
+    assert len({tuple(_ids(outcome)[:num_shared]) for outcome in outcomes}) == 1
+    assert all(num_shared <= len(_ids(outcome)) for outcome in outcomes)
+
+
+PLAIN = st.lists(UNICODE | st.sampled_from(["<|im_", "|>", "\n", " ", "x"]), max_size=5).map("".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(prompt=_prompts(), responses=st.lists(PLAIN, min_size=2, max_size=9, unique=True).map(tuple))
+def test_prompt_tokens_are_the_same_whoever_else_is_in_the_group(
+    encoder: ConversationEncoder, real: Any, prompt: Conversation, responses: tuple[str, ...]
+) -> None:
+    """One response a call or all at once: what one call computed, the next one finds. They are all tokens before the turn
+    of the response."""
+    (num_shared,) = set(_num_shared(encoder.encode(Group(prompt=prompt, responses=responses))))
+    for response in responses:
+        (alone,) = encoder.encode(Group(prompt=prompt, responses=(response,)))
+        assert _num_shared([alone]) == [num_shared]
+    messages = [{"role": message.role, "content": message.content} for message in prompt]
+    assert _ids(alone)[:num_shared] == real.apply_chat_template(messages, tokenize=True)
+
+
+def test_one_prompt_is_as_long_for_one_response_as_for_nine(encoder: ConversationEncoder) -> None:
+    prompt, responses = _user("Name a river."), tuple(f"The {name}." for name in "ABCDEFGHI")
+    together = _num_shared(encoder.encode(Group(prompt=prompt, responses=responses)))
+    alone = [_num_shared(encoder.encode(Group(prompt=prompt, responses=(response,)))) for response in responses]
+    assert alone == [[number] for number in together]
+    assert len(set(together)) == 1
+
+
+@given(
+    prompt=st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple),
+    responses=st.lists(st.lists(st.integers(0, 9), max_size=6).map(tuple), min_size=1, max_size=4).map(tuple),
+)
+def test_prompt_tokens_of_token_ids_are_the_prompts(prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...]) -> None:
+    encoder = _new(Tokenizer.from_str(TRAINED["first"]), CHATML, vocab_size=10)
+    assert _num_shared(encoder.encode(Group(prompt=prompt, responses=responses))) == [len(prompt)] * len(responses)
+
+
+def test_prompt_tokens_of_a_shortened_conversation_are_those_of_what_is_left_of_it(real: Any) -> None:
+    prompt = (*_user("one " * 20), Message(role="assistant", content="two"), *_user("three"))
+    whole = _limited(real).encode(Group(prompt=_user("three"), responses=("a",)))
+    encoder = _limited(real, max_tokens=len(_ids(whole[0])), overlong=Overlong.DROP_TURNS)
+    shortened = encoder.encode(Group(prompt=prompt, responses=("a",)))
+    assert _ids(shortened[0]) == _ids(whole[0])
+    assert _num_shared(shortened) == _num_shared(whole)
+
+
+def test_a_pair_of_texts_has_no_known_prompt_tokens() -> None:
+    assert _num_shared(_new(_bert_like(), None).encode(Group(prompt=_user("the cat"), responses=("sat", "on")))) == [0, 0]
 
 
 # Control tokens
