@@ -9,7 +9,7 @@ help:
 	@echo "make demo    install into .venv, train, export, serve and score (8 minutes on 2 cores)"
 	@echo "make serve   serve the demo's artifact on port 50051 until Ctrl-C"
 	@echo "make test    install into .venv and run every check: lint, types, tests"
-	@echo "make bench   time the exported graph against the stock padded one"
+	@echo "make bench   measure the model pass: share of peak, prompt reuse, memory, against the stock padded graph"
 	@echo "make protos  generate the Python modules of protos/ again"
 	@echo "make clean   remove build/ and .venv/"
 
@@ -54,7 +54,7 @@ unit: .venv/dev
 
 bench: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
-	$(BIN)/python benchmarks/graph.py build/demo/checkpoint
+	$(BIN)/kwise bench graph build/demo/artifact --checkpoint build/demo/checkpoint
 
 protos: .venv/dev
 	$(BIN)/python protos/generate.py

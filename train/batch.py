@@ -1,11 +1,10 @@
 """Rankings as tokens, and batches of them. The unit is the ranking: a batch has all K responses of a prompt or none.
 
-Dimensions: B rankings; K responses of a ranking; S = ΣK sequences; T tokens of the longest sequence.
+Dimensions: B rankings; K responses of a ranking; S = ΣK sequences.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from jinja2 import TemplateError
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kwise.engine.types import TokenIds
+from kwise.train.layout import TrainLayout, lay_out
 from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError
 from kwise.train.tokenizer import token_ids
 
@@ -25,13 +25,8 @@ class TokenizedRanking:
     input_ids: tuple[TokenIds, ...]
 
 
-class Batch(TypedDict):
-    """What a step reads; a dict because Hugging Face's `Trainer` moves dicts of tensors between devices."""
-
-    input_ids: Tensor  # int64[S, T], padded on the right
-    attention_mask: Tensor  # int64[S, T], 0 on padding
-    ranks: Tensor  # int64[S]
-    group_sizes: Tensor  # int64[B], the K of each ranking
+Batch = dict[str, Tensor]
+"""What a step reads: `lay_out` of its sequences, ranks int64[S], and group_sizes int64[B], the K of each ranking."""
 
 
 def tokenize_rankings(
@@ -69,22 +64,9 @@ def tokenize_rankings(
     return tokenized
 
 
-def pad(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """(input_ids int64[S, T], attention_mask int64[S, T]) of `sequences`, padded on the right."""
-    rows = [torch.tensor(sequence) for sequence in sequences]
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
-    lengths_S = torch.tensor([len(sequence) for sequence in sequences])
-    # From the lengths, not from the ids: the padding token may occur inside a conversation.
-    attention_mask = (torch.arange(input_ids.shape[1]) < lengths_S[:, None]).long()
-    return input_ids, attention_mask
-
-
-def collate(rankings: Sequence[TokenizedRanking], pad_token_id: int) -> Batch:
+def collate(rankings: Sequence[TokenizedRanking], layout: TrainLayout, pad_token_id: int) -> Batch:
     """One batch of B rankings, their S sequences one after another."""
-    input_ids, attention_mask = pad([ids for ranking in rankings for ids in ranking.input_ids], pad_token_id)
-    return Batch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        ranks=torch.tensor([rank for tokenized in rankings for rank in tokenized.ranking.ranks]),
-        group_sizes=torch.tensor([len(tokenized.input_ids) for tokenized in rankings]),
-    )
+    sequences = [ids for ranking in rankings for ids in ranking.input_ids]
+    ranks = torch.tensor([rank for tokenized in rankings for rank in tokenized.ranking.ranks])
+    group_sizes = torch.tensor([len(tokenized.input_ids) for tokenized in rankings])
+    return lay_out(sequences, layout, pad_token_id) | {"ranks": ranks, "group_sizes": group_sizes}

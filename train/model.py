@@ -2,8 +2,6 @@
 
 It stays a plain `AutoModelForSequenceClassification(num_labels=1)`; what decides is in named functions: how the head
 starts, which weights may be missing, where dropout goes, what runs in bfloat16.
-
-Dimensions: S sequences, T tokens of the longest of them.
 """
 
 import math
@@ -14,12 +12,12 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation
-from kwise.train.batch import pad
+from kwise.train.layout import TrainLayout, best_layout, lay_out, rewards_of
 from kwise.train.limits import model_max_tokens
 from kwise.train.pretrained import reading
 from kwise.train.tokenizer import choose_pad_token, load_tokenizer, token_ids
@@ -31,6 +29,7 @@ class RewardModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    layout: TrainLayout
 
     @property
     def max_tokens(self) -> int | None:
@@ -39,30 +38,16 @@ class RewardModel:
 
     @torch.no_grad()
     def rewards(self, conversations: Sequence[Conversation]) -> list[float]:
-        """The rewards of `conversations` in one padded pass, in the precision of the weights."""
+        """The rewards of `conversations` in one pass, in the precision of the weights."""
         sequences = [token_ids(self.tokenizer, conversation) for conversation in conversations]
-        input_ids, attention_mask = pad(sequences, self.model.config.pad_token_id)
+        tensors = lay_out(sequences, self.layout, self.model.config.pad_token_id)
         self.model.eval()
-        device = self.model.device
-        return rewards_of(self.model, input_ids.to(device), attention_mask.to(device)).tolist()
+        return rewards_of(self.model, {name: tensor.to(self.model.device) for name, tensor in tensors.items()}).tolist()
 
     def save(self, directory: Path) -> None:
         """Write what `from_pretrained` of a model and of a tokenizer read, chat template included."""
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-
-
-def rewards_of(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """The reward of each sequence, float32[S]: the one place where training and evaluation run the model.
-
-    The prompt of a ranking is computed K times here; a pass over the trie of the sequences would take this function's place.
-
-    Args:
-        input_ids: int64[S, T], padded on the right with `config.pad_token_id`, which no sequence ends with.
-        attention_mask: int64[S, T], 0 on padding.
-    """
-    logits_S1 = model(input_ids=input_ids, attention_mask=attention_mask).logits
-    return logits_S1[:, 0].float()
 
 
 def load_reward_model(model: str, *, chat_template: Path | None = None, seed: int = 0) -> RewardModel:
@@ -100,7 +85,7 @@ def load_reward_model(model: str, *, chat_template: Path | None = None, seed: in
     loaded.config.pad_token_id = pad_token_id
     loaded.config.use_cache = False  # a reward is one pass: keys and values would be kept for nothing
     disable_dropout(loaded)
-    return RewardModel(model=loaded, tokenizer=tokenizer)
+    return RewardModel(model=loaded, tokenizer=tokenizer, layout=best_layout(loaded))
 
 
 def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.training_args import ParallelMode
 
 from kwise.train.batch import Batch, TokenizedRanking, collate
 from kwise.train.config import TrainConfig
+from kwise.train.layout import TrainLayout, rewards_of
 from kwise.train.loss import mean_loss
-from kwise.train.model import RewardModel, rewards_of
+from kwise.train.model import RewardModel
 from kwise.train.steps import MarkComplete
 
 
@@ -28,13 +30,13 @@ class RankingTrainer(Trainer):
 
     def compute_loss(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
     ) -> Tensor:
         """This pass's part of the mean over the step's rankings, of which there are `num_items_in_batch`."""
-        rewards_S = rewards_of(model, inputs["input_ids"], inputs["attention_mask"])
+        rewards_S = rewards_of(model, inputs)
         group_sizes = inputs["group_sizes"].tolist()
         part = len(group_sizes) / (num_items_in_batch or len(group_sizes))
         return part * mean_loss(rewards_S, inputs["ranks"], group_sizes)
@@ -54,11 +56,14 @@ def make_trainer(
     progress: Callable[[str], None],
 ) -> RankingTrainer:
     """A trainer that is ready to `train()`, with the model on its device."""
+    arguments = training_arguments(config, num_rankings=len(rankings), steps_dir=steps_dir)
+    # A pass over the trie calls the backbone itself, past the wrapper that joins the gradients of several devices.
+    layout = reward_model.layout if arguments.parallel_mode is ParallelMode.NOT_PARALLEL else TrainLayout.PADDED
     trainer = RankingTrainer(
         model=reward_model.model,
-        args=training_arguments(config, num_rankings=len(rankings), steps_dir=steps_dir),
+        args=arguments,
         train_dataset=list(rankings),
-        data_collator=partial(collate, pad_token_id=reward_model.model.config.pad_token_id),
+        data_collator=partial(collate, layout=layout, pad_token_id=reward_model.model.config.pad_token_id),
         processing_class=reward_model.tokenizer,
         callbacks=[MarkComplete(), ProgressLines(progress)],
     )
