@@ -45,7 +45,7 @@ lint: .venv/dev
 
 # Against the installed wheel: type checkers cannot see the folders that an editable install maps to `kwise.*`.
 types: .venv/dev
-	@rm -rf build/typed
+	@rm -rf build/typed build/lib
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p kwise
 

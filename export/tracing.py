@@ -55,7 +55,7 @@ class ParametersAsInputs(nn.Module):
         own = [part._parameters[name] for part, name, _ in self._places]
         try:
             for part, name, number in self._places:
-                part._parameters[name] = weights[number]  # type: ignore[assignment]
+                part._parameters[name] = weights[number]
             return self._module[0](*arguments)
         finally:
             for (part, name, _), parameter in zip(self._places, own, strict=True):
