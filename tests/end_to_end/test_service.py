@@ -1,8 +1,11 @@
 """The service over a real socket: `kwise serve` as a process, a gRPC client, real text."""
 
+import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -36,6 +39,22 @@ def conversation(messages: list[dict[str, str]]) -> pb.Prompt:
 def stub(tiny_server: Server) -> Iterator[Any]:
     with tiny_server.stub() as stub:
         yield stub
+
+
+def whole_conversations(tokenizer: Any, prompt: str, responses: list[str]) -> list[list[int]]:
+    """The tokens of each (prompt, response), as any reader would make them."""
+    turn = {"role": "user", "content": prompt}
+    conversations = [[turn, {"role": "assistant", "content": response}] for response in responses]
+    return [tokenizer.apply_chat_template(messages, tokenize=True) for messages in conversations]
+
+
+def prefixes(sequences: list[list[int]]) -> set[tuple[int, ...]]:
+    return {tuple(sequence[: length + 1]) for sequence in sequences for length in range(len(sequence))}
+
+
+def shared_tokens(sequences: list[list[int]]) -> int:
+    """How many tokens all have in common from the start."""
+    return len(os.path.commonprefix(sequences))
 
 
 def counters(stub: Any) -> pb.Counters:
@@ -190,19 +209,49 @@ def test_36_comparisons_after_a_score_of_9_run_the_model_zero_times(stub: Any) -
 
 def test_a_group_costs_one_prompt_pass_and_one_pass_a_response(stub: Any, smollm2_tokenizer: Any) -> None:
     prompt, responses = "A prompt that no other test sends: " + "why? " * 50, [f"{n} is my answer." for n in "ABCDEFGHI"]
-    whole = [
-        smollm2_tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}], tokenize=True
-        )
-        for response in responses
-    ]
-    nodes = {tuple(sequence[: length + 1]) for sequence in whole for length in range(len(sequence))}
+    whole = whole_conversations(smollm2_tokenizer, prompt, responses)
     before = counters(stub)
     stub.Score(pb.ScoreRequest(prompt=pb.Prompt(text=prompt), responses=texts(*responses)))
     after = counters(stub)
     assert after.sequences - before.sequences == 9
-    assert after.rows - before.rows == len(nodes)
     assert after.unshared_rows - before.unshared_rows == sum(map(len, whole))
+    # The tokens with which the template opens every conversation may be known from an earlier one.
+    num_reused = after.reused_rows - before.reused_rows
+    assert after.rows - before.rows + num_reused == len(prefixes(whole))
+    assert num_reused < shared_tokens(whole_conversations(smollm2_tokenizer, prompt, ["", "x"]))
+
+
+@pytest.mark.parametrize("options", [(), ("--prompt-cache-bytes", "0")], ids=["prompt cache", "no prompt cache"])
+def test_nine_calls_of_one_response_compute_the_prompt_once_where_it_is_kept(
+    tiny_artifact: Path, smollm2_tokenizer: Any, tiny_server: Server, options: tuple[str, ...]
+) -> None:
+    """As RL clients send them. The rewards are those of one call with all nine."""
+    prompt, responses = "Nine calls, one prompt. " * 20, [f"{n} is my answer." for n in "ABCDEFGHI"]
+    whole = whole_conversations(smollm2_tokenizer, prompt, responses)
+    request = pb.ScoreRequest(prompt=pb.Prompt(text=prompt), responses=texts(*responses))
+    with tiny_server.stub() as stub:
+        together = [reward.raw for reward in stub.Score(request).rewards]
+    with running_server(tiny_artifact, "--cache-bytes", "0", *options) as server, server.stub() as stub:
+        counted = [counters(stub)]
+        alone = []
+        for response in request.responses:
+            alone.append(stub.Score(pb.ScoreRequest(prompt=request.prompt, responses=[response])).rewards[0].raw)
+            counted.append(counters(stub))
+    assert alone == pytest.approx(together, abs=EXACT)
+    calls = [(after.rows - before.rows, after.reused_rows - before.reused_rows) for before, after in pairwise(counted)]
+    assert [rows + reused for rows, reused in calls] == [len(sequence) for sequence in whole]
+    # The template opens the response's turn with a special token, and what comes before it is kept.
+    im_start = smollm2_tokenizer.convert_tokens_to_ids("<|im_start|>")
+    prompt_tokens = max(n for n, token in enumerate(whole[0]) if token == im_start)
+    if options:
+        assert [reused for _, reused in calls] == [0] * 9
+    else:
+        # The first finds the opening that it shares with one of the conversations that were checked at the start.
+        golden = [json.loads(line)["prompt"] for line in (tiny_artifact / "golden.jsonl").read_text().splitlines()]
+        kept = [smollm2_tokenizer.apply_chat_template(messages, tokenize=True) for messages in golden]
+        opening = max(shared_tokens([whole[0], tokens]) for tokens in kept)
+        assert 16 <= opening < prompt_tokens
+        assert [reused for _, reused in calls] == [opening] + [prompt_tokens] * 8
 
 
 def test_identical_requests_in_flight_are_computed_once(tiny_artifact: Path) -> None:
