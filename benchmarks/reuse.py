@@ -29,7 +29,7 @@ def run(session: OnnxSession, artifact: Artifact, cells: Sequence[Cell], repeats
     with serving(artifact, "--cache-bytes", "0") as (_, address):
         print("     P     R     K   in a row   at once   cached group / its rows' share     (1.00: one call with all K)")
         for cell in cells:
-            rounds = [_round(session, artifact, cell, 3 * repeat) for repeat in range(repeats)]
+            rounds = [_round(session, artifact, cell, 10_000 + 3 * repeat) for repeat in range(repeats)]
             connections = [asyncio.run(_connections(address, artifact, cell, 1000 + 2 * repeat)) for repeat in range(repeats)]
             row = {
                 "P": cell.P,

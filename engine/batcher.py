@@ -150,6 +150,8 @@ class Batcher:
             passed = await loop.run_in_executor(thread, session.run, [work.sequence for work in batch])
             if len(passed.rewards) != len(batch):
                 raise RuntimeError(f"the session answered {len(batch)} sequences with {len(passed.rewards)} rewards")
+            if len(batch) > 1 and not all(map(math.isfinite, passed.rewards)):
+                raise RuntimeError("rewards that are not numbers, which may have come from one sequence to its company")
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the fault of some sequence in the batch
             await self._run_apart(session, thread, batch, error)
             return

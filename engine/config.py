@@ -28,7 +28,10 @@ class EngineConfig:
     )
     cache_bytes: int = option(256 << 20, "memory for cached rewards, 400 bytes each; 0 for no cache", minimum=0)
     prompt_cache_bytes: int = option(
-        64 << 20, "memory a device for keys and values of recent prompts; 0 for none. SmolLM2 takes 46 KB a token", minimum=0
+        64 << 20,
+        "memory a device for keys and values of recent prompts, up to twice that while a batch runs; 0 for none. SmolLM2 takes "
+        "46 KB a token, and a prompt that does not fit is not kept",
+        minimum=0,
     )
     overlong: Overlong = option(Overlong.REJECT, "conversations over the limit: refuse, or drop the oldest turns")
     control_tokens: ControlTokens = option(

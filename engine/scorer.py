@@ -17,8 +17,7 @@ from kwise.engine.cache import RewardCache, StoredReward, reward_keys
 from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Unavailable
-from kwise.engine.loading import check_golden, effective_max_tokens
-from kwise.engine.loading import new_encoder as new_encoder  # export imports it from here
+from kwise.engine.loading import check_golden, effective_max_tokens, new_encoder
 from kwise.engine.queue import Finished, WorkQueue
 from kwise.engine.session import OnnxSession, Session
 from kwise.engine.types import Group, Message, Priority, Reward, ScoredGroup, Timing

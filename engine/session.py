@@ -72,7 +72,8 @@ class OnnxSession:
         packed = pack(reuse.trie, self._manifest.num_classes, reuse.past, reuse.num_past)
         states = dict(zip(self._states, reuse.states, strict=True))
         rewards, *present = self._session.run(None, packed.arrays | states | {"kept": packed.entries[reuse.kept]})
-        keep(reuse, present, self.prompt_cache)
+        if np.isfinite(rewards).all():  # a sequence that overflows must not leave its states to others
+            keep(reuse, present, self.prompt_cache)
         return Pass(rewards=rewards, num_rows=packed.num_rows, num_reused=reuse.trie.num_nodes - packed.num_rows)
 
     def _run_padded(self, batch: Sequence[EncodedSequence]) -> Pass:

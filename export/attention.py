@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 IMPLEMENTATION = "kwise_trie"
-# The TorchScript exporter stops at opset 20, so the operator travels under a domain of ours; `graph.py` renames it.
+# The TorchScript exporter stops at opset 20, so the operator travels under a domain of ours; `trie_graph.py` renames it.
 PLACEHOLDER_DOMAIN = "kwise"
 # Finite, as ONNX Runtime's softmax expects; far below any score, yet exact when added to one.
 _MASKED = -1e9

@@ -19,8 +19,8 @@ from typing import Any
 from kwise.engine.artifact import CHAT_TEMPLATE, GOLDEN, MANIFEST, TOKENIZER, Artifact, Manifest, describe_file
 from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError
+from kwise.engine.loading import new_encoder
 from kwise.engine.options import check_bounds, option
-from kwise.engine.scorer import new_encoder
 from kwise.engine.session import OnnxSession
 from kwise.engine.types import Message
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint

@@ -22,7 +22,7 @@ _FUNCTION = "apply_rotary_pos_emb"
 
 
 class _Rotary(torch.autograd.Function):
-    """x [1, T, H·D], cos and sin [1, T, R/2] → [1, T, H·D]; one node in ONNX, under the placeholder domain (see graph.py)."""
+    """x [1, T, H·D], cos and sin [1, T, R/2] → [1, T, H·D]; one node in ONNX, under the placeholder domain (see trie_graph.py)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int, rotated: int) -> Tensor:

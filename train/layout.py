@@ -3,7 +3,8 @@
 The K conversations of a ranking share their prompt. Over the trie each distinct prefix is one row, so a pass computes
 P + ΣR rows instead of K·(P + longest R), forward and backward; on the example rankings that is 2.65 times fewer. A mask
 that shows each row its ancestors goes to transformers' own attention as it is, and positions are depths. Where a model does
-not read such a mask as it stands, or has windows of its own, its sequences are padded.
+not read such a mask as it stands, or has windows of its own, its sequences are padded. The mask is N², over all rankings of a
+pass: several long rankings a pass with short prompts pay more for it than they save.
 
 Dimensions: S sequences, T tokens of the longest of them, N nodes of their trie.
 """
@@ -54,36 +55,40 @@ def rewards_of(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Tensor:
     if "last_nodes" not in tensors:
         logits_S1 = model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"]).logits
         return logits_S1[:, 0].float()
+    return model.score(_states(model, tensors))[:, 0].float()
+
+
+@torch.no_grad()
+def best_layout(model: PreTrainedModel) -> TrainLayout:
+    """TRIE where the backbone's hidden states over a trie are those of whole sequences: measured, not looked up by name, and
+    not by rewards, which a small head would make alike."""
+    windows = getattr(model.config, "sliding_window", None) or set(getattr(model.config, "layer_types", None) or ()) - {
+        "full_attention"
+    }
+    takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+    if windows or not takes_positions or not isinstance(getattr(model, "score", None), torch.nn.Module):
+        return TrainLayout.PADDED
+    sequences = [[3, 4, 5, 6, 7], [3, 4, 5, 8], [3, 4, 5, 9, 10, 11]]
+    tensors = {name: tensor.to(model.device) for name, tensor in lay_out(sequences, TrainLayout.TRIE, 0).items()}
+    was_training = model.training
+    model.eval()
+    try:
+        over_trie = _states(model, tensors)
+        whole = [model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1] for ids in sequences]
+    except Exception:  # noqa: BLE001 - whatever a model raises that does not read such a mask or such ids
+        return TrainLayout.PADDED
+    finally:
+        model.train(was_training)
+    expected = torch.stack(whole)
+    alike = torch.allclose(over_trie, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    return TrainLayout.TRIE if alike else TrainLayout.PADDED
+
+
+def _states(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Tensor:
+    """[S, hidden size]: the hidden state of each sequence's last token, over the trie."""
     rows = torch.arange(tensors["input_ids"].shape[1], device=tensors["input_ids"].device)
     visible_NN = (rows[None, :] <= rows[:, None]) & (rows[:, None] < tensors["ends"][None, :])
     states = model.base_model(
         input_ids=tensors["input_ids"], position_ids=tensors["position_ids"], attention_mask=visible_NN[None, None]
     ).last_hidden_state
-    return model.score(states[0, tensors["last_nodes"]])[:, 0].float()
-
-
-@torch.no_grad()
-def best_layout(model: PreTrainedModel) -> TrainLayout:
-    """TRIE where the model's rewards over a trie are those of padded sequences: measured, not looked up by name."""
-    config = model.config
-    windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
-    if windows or not takes_positions or not isinstance(getattr(model, "score", None), torch.nn.Module):
-        return TrainLayout.PADDED
-    random = np.random.default_rng(0)
-    ids = [i for i in range(min(512, config.get_text_config().vocab_size)) if i != config.pad_token_id]
-    prompt = random.choice(ids, 20).tolist()
-    sequences = [prompt + random.choice(ids, length).tolist() for length in (5, 1, 9)]
-    was_training = model.training
-    model.eval()
-    try:
-        over_trie, padded = (
-            rewards_of(model, {n: t.to(model.device) for n, t in lay_out(sequences, layout, config.pad_token_id).items()})
-            for layout in TrainLayout
-        )
-    except (RuntimeError, TypeError, ValueError):
-        return TrainLayout.PADDED
-    finally:
-        model.train(was_training)
-    alike = torch.allclose(over_trie, padded, atol=1e-4 * max(1.0, float(padded.std())))
-    return TrainLayout.TRIE if alike else TrainLayout.PADDED
+    return states[0, tensors["last_nodes"]]

@@ -17,7 +17,7 @@ from tiny_models import GROUPED, SMALL, tiny_model
 from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import EncodedSequence
-from kwise.engine.scorer import new_encoder
+from kwise.engine.loading import new_encoder
 from kwise.engine.session import OnnxSession
 from kwise.engine.types import Group, Message
 from kwise.export.parity import allowed_difference
