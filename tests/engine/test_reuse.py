@@ -82,7 +82,7 @@ def _assert_sound(cache: PromptCache) -> None:
             np.testing.assert_array_equal(state, right)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(_batches(), st.sampled_from([0, 16, 30, 50, 80, 120, LARGE]))
 def test_past_states_are_those_of_their_nodes_and_kept_ones_are_computed(
     batches: list[list[EncodedSequence]], max_tokens: int
@@ -93,7 +93,7 @@ def test_past_states_are_those_of_their_nodes_and_kept_ones_are_computed(
         _assert_sound(cache)
 
 
-@settings(deadline=None, max_examples=2000)
+@settings(deadline=None)
 @given(_batches())
 def test_what_a_large_cache_was_told_is_a_prompt_is_computed_once(batches: list[list[EncodedSequence]]) -> None:
     cache = PromptCache(LARGE)
