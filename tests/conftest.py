@@ -16,7 +16,11 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import HealthCheck, settings
 
+# Tests say what is right, not how fast the machine is.
+settings.register_profile("kwise", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kwise")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
