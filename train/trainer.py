@@ -84,7 +84,8 @@ def training_arguments(config: TrainConfig, *, num_rankings: int, steps_dir: Pat
         gradient_accumulation_steps=config.passes_per_step,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_ratio=config.warmup_ratio,
+        # Rounded down: the first step of a warm-up has a rate of 0, and must not be the only step of a run.
+        warmup_steps=int(config.warmup_ratio * config.num_steps(num_rankings)),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_gradient_norm,
         optim="adamw_torch_fused",
