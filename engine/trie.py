@@ -55,7 +55,7 @@ def key_length(key: bytes) -> int:
 
 def common_prefix(a: bytes, b: bytes) -> int:
     """Tokens that two sort keys have in common from the start."""
-    x, y = (np.frombuffer(key, ">u4", count=min(len(a), len(b)) // 4) for key in (a, b))
+    x, y = (np.frombuffer(key, ">u4", count=min(key_length(a), key_length(b))) for key in (a, b))
     differ = x != y
     return int(differ.argmax()) if differ.any() else len(x)
 

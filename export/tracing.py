@@ -33,7 +33,7 @@ def without_tracer_warnings() -> Iterator[None]:
 
 
 class ParametersAsInputs(nn.Module):
-    """`module`, called with its weights as a list, and then its own arguments.
+    """A module around `module` that is called with the weights as a list among its arguments, and holds them while it runs.
 
     names, weights: of its parameters, tied ones once, in the order of the list.
     """
@@ -51,12 +51,14 @@ class ParametersAsInputs(nn.Module):
             for name, parameter in part.named_parameters(recurse=False)
         ]
 
-    def call(self, weights: Sequence[Tensor], *arguments: Any) -> Any:
+    @contextmanager
+    def holding(self, weights: Sequence[Tensor]) -> Iterator[Any]:
+        """Within, the module has these weights in the place of its parameters."""
         own = [part._parameters[name] for part, name, _ in self._places]
         try:
             for part, name, number in self._places:
                 part._parameters[name] = weights[number]
-            return self._module[0](*arguments)
+            yield self._module[0]
         finally:
             for (part, name, _), parameter in zip(self._places, own, strict=True):
                 part._parameters[name] = parameter

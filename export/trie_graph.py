@@ -34,20 +34,21 @@ _TRACED_OPSET, _ATTENTION_OPSET = 18, 23
 def export_trie(model: PreTrainedModel, directory: Path) -> None:
     """Write `model.onnx` and `model.onnx.data`: inputs as `kwise.engine.packing.pack` makes them, `kept` and
     `past.LAYER.key|value`; outputs `rewards` float32[B] and `present.LAYER.key|value`."""
-    traced = _Traced(model)
+    traced = _TrieRewards(model)
     with without_tracer_warnings():
         optimum_export(traced, _TrieOnnxConfig(model, traced), directory / MODEL, opset=_TRACED_OPSET)
 
 
-class _TrieRewards(torch.nn.Module):
-    """The backbone on the trie's rows, then the head on each sequence's last row."""
+class _TrieRewards(ParametersAsInputs):
+    """The backbone on the trie's rows, then the head on each sequence's last row. Arguments are the graph's inputs."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
+        self.config = model.config
 
     def forward(
         self,
+        weights: list[Tensor],
         input_ids: Tensor,
         positions: Tensor,
         orders: Tensor,
@@ -69,37 +70,12 @@ class _TrieRewards(torch.nn.Module):
             past=past,
             kept=kept,
         )
-        with on_trie(self.model, batch):
-            states = self.model.base_model(
+        with self.holding(weights) as model, on_trie(model, batch):
+            states = model.base_model(
                 input_ids=input_ids[None], position_ids=positions[: input_ids.shape[0]][None], use_cache=False
             ).last_hidden_state[0]
-        rewards = {"rewards": self.model.score(states[last_rows])[:, 0]}
+            rewards = {"rewards": model.score(states[last_rows])[:, 0]}
         return rewards | {f"present.{layer}.{name}": t for layer, name, t in _named(batch.present)}
-
-
-class _Traced(ParametersAsInputs):
-    """What Optimum exports: `_TrieRewards` with the names of the graph's inputs, its weights first among them."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(_TrieRewards(model))
-        self.names = [name.removeprefix("model.") for name in self.names]  # as in the checkpoint
-        self.config = model.config
-
-    def forward(
-        self,
-        weights: list[Tensor],
-        input_ids: Tensor,
-        positions: Tensor,
-        orders: Tensor,
-        ends: Tensor,
-        last_rows: Tensor,
-        kept: Tensor,
-        outputs: Tensor,
-        queries: list[Tensor],
-        keys: list[Tensor],
-        past: list[tuple[Tensor, Tensor]],
-    ) -> Any:
-        return self.call(weights, input_ids, positions, orders, ends, last_rows, kept, outputs, queries, keys, past)
 
 
 class _TrieOnnxConfig(OnnxConfig):
