@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ class GraphBenchConfig:
     cells: str = option("64/64/9,256/128/9,1024/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses")
     rankings: str = option("", "real groups: a JSON Lines file of rankings, .gz or not")
     num_groups: int = option(24, "how many of the real groups", minimum=1)
-    repeats: int = option(5, "runs of each cell", minimum=1)
+    repeats: int = option(5, "runs of each cell, after one to warm up", minimum=1)
+    max_seconds: float = option(120.0, "no more runs of a cell once it has taken so long; it has one at least", minimum=0)
     threads: int = option(0, "threads of the runtime; 0 for one per core", minimum=0)
     max_batch_tokens: int = option(EngineConfig().max_batch_tokens, "as in `kwise serve`", minimum=16)
     prompt_reuse: bool = option(True, "also measure calls that share a prompt, in a row and from several connections")
@@ -99,23 +101,27 @@ class _Bench:
         """One group at a time, as the engine's queue batches it."""
         single = cell.K * (cell.P + cell.R) > _MOST_PADDED_ROWS
         seconds, peaks, stock_seconds, differences = [], [], [], []
-        for repeat in range(-1, self.config.repeats):  # the first is the warm-up
-            group = cell.group(self.artifact.manifest.vocab_size, repeat + 1)
+        give_up_at = perf_counter() + self.config.max_seconds
+        for repeat in range(self.config.repeats + 1):
+            group = cell.group(self.artifact.manifest.vocab_size, repeat)
             took, rewards = run_queued(self.session, "trie", [group], self.config.max_batch_tokens)
-            if repeat >= 0:
-                seconds.append(took)
-                peaks.append(self.peak())
-            if self.stock is not None and (repeat >= 0 or not single):
+            seconds.append(took)
+            peaks.append(self.peak())
+            if self.stock is not None:
                 part = group[:1] if single else group
                 stock_took, expected = run_queued(self.stock, "padded", [part], sys.maxsize)
+                stock_seconds.append(stock_took * len(group) / len(part))
                 differences.append(float(np.abs(rewards[: len(part)] - expected).max()))
-                if repeat >= 0:
-                    stock_seconds.append(stock_took * len(group) / len(part))
+            if perf_counter() > give_up_at:
+                break
+        if len(seconds) > 1:
+            seconds, peaks, stock_seconds = seconds[1:], peaks[1:], stock_seconds[1:]  # without the warm-up
         operations = self.cost.of([sequence.token_ids for sequence in group])
         rows = cell.P + cell.K * cell.R
         return {
             **asdict(cell),
             "rows": rows,
+            "runs": len(seconds),
             "seconds": statistics.median(seconds),
             "tokens_per_s": rows / statistics.median(seconds),
             "share_of_peak": statistics.median(operations / s / p for s, p in zip(seconds, peaks, strict=True)),

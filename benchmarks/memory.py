@@ -2,10 +2,9 @@
 
 A server holds the weights once, the runtime's packed copy of them, beside Python, gRPC and the tokenizer; activations come on top,
 in proportion to --max-batch-tokens, and the prompt cache. Peak is the kernel's high-water mark of the process's resident
-memory (VmHWM; ru_maxrss of a finished child), after batches of several shapes, each filled to the limit, on a real server.
+memory (VmHWM; ru_maxrss of a finished process), after batches of several shapes, each filled to the limit, on a real server.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -59,15 +58,17 @@ def _high_water(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+# A child starts with its parent's high-water mark (Linux, exec(2)), and this process has had two models: a small one in between.
+_PEAK_OF = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); \
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+
+
 def _export_peak(checkpoint: str) -> int:
     """Of a whole `kwise export`, its parity check included."""
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-m", "kwise.engine.cli", "export", checkpoint, str(Path(directory) / "artifact")]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise RuntimeError(f"kwise export {checkpoint} failed")
-        return usage.ru_maxrss * 1024
+        export = [sys.executable, "-m", "kwise.engine.cli", "export", checkpoint, str(Path(directory) / "artifact")]
+        command = [sys.executable, "-c", _PEAK_OF, *export]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
 
 
 def _import_s(module: str) -> float:

@@ -22,11 +22,11 @@ def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:
     return config.max_tokens or limit
 
 
-def new_encoder(artifact: Artifact, config: EngineConfig) -> ConversationEncoder:
-    """The artifact's tokenizer and template with the config's limits."""
+def new_encoder(artifact: Artifact, config: EngineConfig, tokenizer: Tokenizer | None = None) -> ConversationEncoder:
+    """The artifact's tokenizer (`tokenizer`, where it is loaded: SmolLM2's takes 23 MB) and template, with the config's limits."""
     manifest = artifact.manifest
     return ConversationEncoder(
-        Tokenizer.from_file(str(artifact.tokenizer_path)),
+        tokenizer or load_tokenizer(artifact),
         template=artifact.chat_template,
         special_tokens=manifest.special_tokens,
         limits=EncoderLimits(
@@ -37,6 +37,10 @@ def new_encoder(artifact: Artifact, config: EngineConfig) -> ConversationEncoder
         ),
         trailing_pad_id=manifest.pad_token_id if manifest.causal else None,
     )
+
+
+def load_tokenizer(artifact: Artifact) -> Tokenizer:
+    return Tokenizer.from_file(str(artifact.tokenizer_path))
 
 
 def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Session) -> None:

@@ -28,7 +28,7 @@ _KEY_COST, _TILE_COST = 14, 2000
 # And of one more call: its nodes' start, and threads that wait for one another where its heads do not divide evenly.
 _CALL_COST = 4000
 # A call writes all its scores before it reads them: beyond so many (19 MB for SmolLM2's nine heads) another call is better.
-_MANY_SCORES, _EXCESS_COST = 1 << 19, 0.02
+_MANY_SCORES, _EXCESS_COST = 1 << 19, 0.3
 NOT_PAST = -1
 
 

@@ -17,7 +17,7 @@ from kwise.engine.cache import RewardCache, StoredReward, reward_keys
 from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Unavailable
-from kwise.engine.loading import check_golden, effective_max_tokens, new_encoder
+from kwise.engine.loading import check_golden, effective_max_tokens, load_tokenizer, new_encoder
 from kwise.engine.queue import Finished, WorkQueue
 from kwise.engine.session import OnnxSession, Session
 from kwise.engine.types import Group, Message, Priority, Reward, ScoredGroup, Timing
@@ -91,8 +91,9 @@ class Scorer:
             device=config.device,
             prompt_cache_bytes=config.prompt_cache_bytes,
         )
-        encoder = new_encoder(artifact, config)
-        check_golden(artifact, new_encoder(artifact, EngineConfig()), session)
+        tokenizer = load_tokenizer(artifact)
+        encoder = new_encoder(artifact, config, tokenizer)
+        check_golden(artifact, new_encoder(artifact, EngineConfig(), tokenizer), session)
         return cls(artifact, config, encoder, [session])
 
     async def __aenter__(self) -> "Scorer":

@@ -74,10 +74,10 @@ def test_the_demo_model_serves_what_transformers_computes_on_real_groups(
     with RewardClient(demo_server.address) as client:
         for number, ranking in enumerate(rankings):
             messages = [{"role": "user", "content": ranking["prompt"]}]
-            responses = [response["text"] for response in ranking["responses"]]
+            # Three of the nine, for time; plain transformers computes one of them, in turn.
+            responses = [ranking["responses"][(number + offset) % 9]["text"] for offset in range(3)]
             served = score(client, messages, responses)
-            assert len(served) == len(responses)
-            index = number % len(responses)
-            assert [served[index]] == pytest.approx(
-                plain_rewards(demo[0] / "checkpoint", messages, [responses[index]]), abs=1e-4
-            )
+            assert len(served) == 3
+            index = number % 3
+            expected = plain_rewards(demo[0] / "checkpoint", messages, [responses[index]])
+            assert [served[index]] == pytest.approx(expected, abs=1e-4)
