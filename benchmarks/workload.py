@@ -68,10 +68,10 @@ def run_queued(
     queue = WorkQueue(layout=layout, max_batch_tokens=max_batch_tokens)
     place: dict[int, int] = {}
     started = time.perf_counter()
-    for number, group in enumerate(groups):
+    for group in groups:
         for sequence in group:
             future: Future[object] = loop.create_future()
-            work = Work(sequence=sequence, group=number, priority=Priority.BULK, arrival_s=0.0, future=future)  # type: ignore[arg-type]
+            work = Work(sequence=sequence, priority=Priority.BULK, client="", arrival_s=0.0, future=future)  # type: ignore[arg-type]
             place[id(work)] = len(place)
             queue.add(work)
     rewards = np.empty(len(place), np.float32)

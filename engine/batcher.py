@@ -1,19 +1,18 @@
 """Moves work from the queue through the sessions: the asynchronous shell around `WorkQueue`'s decisions.
 
 One task per session takes a batch whenever its session is free and the queue holds work; it never waits on purpose. The
-session runs in a thread of its own, where the runtime releases the GIL. A batch that fails is run again group by group,
-and a group that fails sequence by sequence, so that only the sequence at fault gets the error.
+session runs in a thread of its own, where the runtime releases the GIL. A batch that fails, for want of memory or for one
+sequence's fault, is run again in halves, and these in halves, so that only what cannot be run by itself gets the error.
 """
 
 import asyncio
-import itertools
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.errors import KwiseError, ModelFailed, Overloaded, Unavailable
@@ -38,13 +37,16 @@ class Counters:
     joined: int = 0
     rejected_groups: int = 0
     abandoned: int = 0
+    busy_s: float = 0.0
+    idle_with_work_s: float = 0.0
 
 
 class Batcher:
-    """Runs submitted sequences through `sessions`, oldest first. Used from one event loop, between `start` and `stop`.
+    """Runs submitted sequences through `sessions`. Used from one event loop, between `start` and `stop`.
 
-    max_queue_tokens: tokens that may wait, in the queue or in a reservation; more is refused, unless nothing waits at all, so
-    that a group larger than the limit still has its turn.
+    max_queue_tokens: tokens that may wait, in the queue or in a reservation. A client may have as many waiting as are left free
+    (Choudhury and Hahne's dynamic threshold, 1998): one alone fills half of the limit, and there is always room for another.
+    More is refused, unless nothing waits at all, so that a group larger than the limit still has its turn.
     """
 
     def __init__(self, sessions: Sequence[Session], queue: WorkQueue, *, max_queue_tokens: int, counters: Counters) -> None:
@@ -52,11 +54,10 @@ class Batcher:
         self._queue = queue
         self._max_queue_tokens = max_queue_tokens
         self._counters = counters
-        self._group_numbers = itertools.count()
         self._work_arrived = asyncio.Event()
+        self._arrival_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
-        self._busy_s = 0.0
-        self._reserved_tokens = 0
+        self._reserved_of: Counter[str] = Counter()
         self._stopped = False
 
     def start(self) -> None:
@@ -72,25 +73,28 @@ class Batcher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        while batch := self._queue.take():
-            _fail(batch, Unavailable.leaving)
+        _fail(self._queue.clear(), Unavailable.leaving)
 
     @contextmanager
-    def reserve(self, num_tokens: int) -> Iterator[None]:
+    def reserve(self, num_tokens: int, client: str = "") -> Iterator[None]:
         """Count about `num_tokens` as waiting: a group on its way to `submit`, whose tokens are not known yet.
 
         Raises:
             Overloaded: the queue is full.
             Unavailable: the batcher has stopped.
         """
-        self._check_room(num_tokens)
-        self._reserved_tokens += num_tokens
+        self._check_room(num_tokens, client)
+        self._reserved_of[client] += num_tokens
         try:
             yield
         finally:
-            self._reserved_tokens -= num_tokens
+            self._reserved_of[client] -= num_tokens
+            if not self._reserved_of[client]:
+                del self._reserved_of[client]
 
-    def submit(self, sequences: Sequence[EncodedSequence], priority: Priority) -> "list[asyncio.Future[Finished]]":
+    def submit(
+        self, sequences: Sequence[EncodedSequence], priority: Priority, client: str = ""
+    ) -> "list[asyncio.Future[Finished]]":
         """One future per sequence of a group. Cancel a future to take its sequence out of the queue.
 
         The future raises ModelFailed where the runtime failed on this sequence, Unavailable where the batcher stopped first.
@@ -99,42 +103,59 @@ class Batcher:
             Overloaded: the queue is full; nothing was submitted.
             Unavailable: the batcher has stopped.
         """
-        self._check_room(sum(len(sequence.token_ids) for sequence in sequences))
+        self._check_room(sum(len(sequence.token_ids) for sequence in sequences), client)
         loop = asyncio.get_running_loop()
-        group, arrival_s = next(self._group_numbers), loop.time()
         futures: list[asyncio.Future[Finished]] = []
         for sequence in sequences:
             future: asyncio.Future[Finished] = loop.create_future()
+            future.add_done_callback(self._queue.abandon)
             futures.append(future)
-            self._queue.add(Work(sequence=sequence, group=group, priority=priority, arrival_s=arrival_s, future=future))
-        self._work_arrived.set()
+            self._queue.add(Work(sequence=sequence, priority=priority, client=client, arrival_s=loop.time(), future=future))
+        if futures and not self._work_arrived.is_set():
+            self._arrival_s = loop.time()
+            self._work_arrived.set()
         return futures
 
     def promote(self, futures: "Iterable[asyncio.Future[Finished]]") -> None:
         """Bulk work that an interactive request waits for too takes an interactive turn."""
         self._queue.promote(futures)
 
-    def _check_room(self, num_tokens: int) -> None:
+    def _check_room(self, num_tokens: int, client: str) -> None:
         if self._stopped:
             raise Unavailable.leaving()
-        queued = self._queue.num_tokens + self._reserved_tokens
-        if queued and queued + num_tokens > self._max_queue_tokens:
+        queued = self._queue.num_tokens + self._reserved_of.total()
+        own = self._queue.num_tokens_of(client) + self._reserved_of[client]
+        excess = queued + own + num_tokens - self._max_queue_tokens
+        if queued and excess > 0:
             self._counters.rejected_groups += 1
-            raise Overloaded(queued, self._max_queue_tokens, self._seconds_to_clear(queued))
+            raise Overloaded(queued, own, self._max_queue_tokens, self._seconds_for(min(excess, queued)))
 
     async def _serve(self, session: Session) -> None:
+        loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, thread_name_prefix=SESSION_THREADS)
+        free_since_s = loop.time()
         try:
             while True:
-                batch = self._queue.take(session.prompt_cache.prefixes)
+                batch = self._take(session)
                 self._counters.abandoned = self._queue.num_abandoned
                 if batch:
+                    self._counters.idle_with_work_s += loop.time() - free_since_s
                     await self._answer(session, thread, batch)
+                    free_since_s = loop.time()
                 else:
                     self._work_arrived.clear()
                     await self._work_arrived.wait()
+                    free_since_s = self._arrival_s
         finally:
             thread.shutdown(wait=False)  # waiting would stop the event loop for as long as the pass takes
+
+    def _take(self, session: Session) -> list[Work]:
+        try:
+            return self._queue.take(session.prompt_cache.prefixes)
+        except Exception:  # noqa: BLE001 - a fault of ours, and no reason to leave everybody waiting for ever
+            _LOG.exception("no batch could be made: all that waits fails")
+            _fail(self._queue.clear(), ModelFailed)
+            return []
 
     async def _answer(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work]) -> None:
         """Run the batch; no future of it is left undecided, whatever happens."""
@@ -153,10 +174,10 @@ class Batcher:
             if len(batch) > 1 and not all(map(math.isfinite, passed.rewards)):
                 raise RuntimeError("rewards that are not numbers, which may have come from one sequence to its company")
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the fault of some sequence in the batch
-            await self._run_apart(session, thread, batch, error)
+            await self._run_in_halves(session, thread, batch, error)
             return
         model_s = loop.time() - started_s
-        self._busy_s += model_s
+        self._counters.busy_s += model_s
         self._counters.model_passes += 1
         self._counters.sequences += len(batch)
         self._counters.rows += passed.num_rows
@@ -172,22 +193,21 @@ class Batcher:
             queue_s = started_s - work.arrival_s
             work.future.set_result(Finished(raw=float(raw), queue_s=queue_s, model_s=model_s))
 
-    async def _run_apart(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work], error: Exception) -> None:
-        wanted = [work for work in batch if not work.future.done()]
-        parts = [list(members) for _, members in groupby(sorted(wanted, key=_group), key=_group)]
-        if len(parts) == 1:
-            parts = [[work] for work in wanted]
-        if len(batch) > 1:
-            _LOG.warning("a batch of %d sequences failed and is run in %d parts: %s", len(batch), len(parts), error)
-            for part in parts:
-                if still_wanted := [work for work in part if not work.future.done()]:
-                    await self._run(session, thread, still_wanted)
+    async def _run_in_halves(
+        self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work], error: Exception
+    ) -> None:
+        if len(batch) == 1:
+            _LOG.error("the model failed on a sequence of %d tokens", batch[0].cost, exc_info=error)
+            _fail(batch, ModelFailed)
             return
-        _LOG.error("the model failed on a sequence of %d tokens", len(batch[0].sequence.token_ids), exc_info=error)
-        _fail(wanted, ModelFailed)
+        _LOG.warning("a batch of %d sequences failed and is run in halves: %s", len(batch), error)
+        for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+            if wanted := [work for work in half if not work.future.done()]:
+                await self._run(session, thread, wanted)
 
-    def _seconds_to_clear(self, num_tokens: int) -> float:
-        rate = self._counters.unshared_rows / self._busy_s if self._busy_s else 1000.0
+    def _seconds_for(self, num_tokens: int) -> float:
+        """How long the sessions take for so many, at the rate they have had; at least 0.05."""
+        rate = self._counters.unshared_rows / self._counters.busy_s if self._counters.busy_s else 1000.0
         return max(0.05, num_tokens / rate / len(self._sessions))
 
 
@@ -197,7 +217,3 @@ def _fail(batch: Sequence[Work], error: Callable[[], KwiseError]) -> None:
         if not work.future.done():
             work.future.set_exception(error())
             work.future.exception()  # whoever waited may have left: then nobody retrieves it, which is not a fault
-
-
-def _group(work: Work) -> int:
-    return work.group

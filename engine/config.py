@@ -17,13 +17,13 @@ class EngineConfig:
     max_batch_tokens: int = option(
         2048,
         "token rows of one batch, shared prefixes counted once; CPUs do best at 1,500 to 2,000, GPUs at more. A longer "
-        "conversation runs by itself",
+        "conversation runs all the same, and up to as many rows again of such as share most of it",
         minimum=16,
     )
     max_queue_tokens: int = option(
-        262_144,
-        "tokens that may wait, text that is not tokenised yet counted at four characters a token; beyond it requests get "
-        "RESOURCE_EXHAUSTED",
+        524_288,
+        "tokens that may wait, text that is not tokenised yet counted at four characters a token. A client may have as many as "
+        "are left free; beyond that its requests get RESOURCE_EXHAUSTED and a time to try again",
         minimum=16,
     )
     cache_bytes: int = option(256 << 20, "memory for cached rewards, 400 bytes each; 0 for no cache", minimum=0)

@@ -52,15 +52,15 @@ class UnknownModel(KwiseError):
 
 
 class Overloaded(KwiseError):
-    """The queue holds its limit of tokens. `retry_after_s` (seconds) is how long the queue takes to clear at the
-    present rate, at least 0.05."""
+    """The client has as many tokens in the queue as are left free. `retry_after_s` (seconds) is when there should be room, at
+    the present rate; at least 0.05."""
 
     status = Status.RESOURCE_EXHAUSTED
 
-    def __init__(self, queued_tokens: int, max_queue_tokens: int, retry_after_s: float) -> None:
+    def __init__(self, queued_tokens: int, own_tokens: int, max_queue_tokens: int, retry_after_s: float) -> None:
         super().__init__(
-            f"the queue holds {queued_tokens} tokens and its limit is {max_queue_tokens} (--max-queue-tokens): "
-            f"try again in {retry_after_s:.2f} s"
+            f"the queue holds {queued_tokens} tokens, {own_tokens} of them this client's, and its limit is {max_queue_tokens} "
+            f"(--max-queue-tokens); a client may have as many as are left free: try again in {retry_after_s:.2f} s"
         )
         self.retry_after_s = retry_after_s
 

@@ -1,22 +1,21 @@
 """What waits for the model, and which of it runs next: a plain synchronous policy, without clock, tasks or runtime.
 
-A batch starts with the oldest work and is filled, up to `max_batch_tokens` rows, with what suits it among the next in
-line. Bulk work counts as if it had arrived `BULK_DELAY_S` later, so it yields to interactive work and cannot starve. Work
-whose future is done (nobody waits for it any more) is skipped before it costs anything.
+A batch starts with whose turn it is (see turns.py) and is filled, up to `max_batch_tokens` rows, with what suits it among
+the next in line, its own priority first. Work whose future is done (nobody waits for it any more) costs nothing.
 """
 
 from asyncio import Future
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from heapq import merge
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.filling import new_filling
+from kwise.engine.trie import key_length, sort_key
+from kwise.engine.turns import Turns
 from kwise.engine.types import Priority
 
-BULK_DELAY_S = 5.0
 # How far down the line a batch looks for company: bounds the policy's own time.
 _WINDOW = 512
 
@@ -32,74 +31,106 @@ class Finished:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Work:
-    """One sequence that waits. `group` tells which submission it came with, `arrival_s` when, on the batcher's clock."""
+    """One sequence that waits, for `client`. `arrival_s`: when it came, on the batcher's clock. `key`: its sort key."""
 
     sequence: EncodedSequence
-    group: int
     priority: Priority
+    client: str
     arrival_s: float
     future: "Future[Finished]"
+    key: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = sort_key(self.sequence.token_ids)
 
     @property
-    def turn_s(self) -> float:
-        return self.arrival_s + (BULK_DELAY_S if self.priority is Priority.BULK else 0.0)
+    def cost(self) -> int:
+        """Tokens, a shared prefix included: what a client sends, whoever else sends the same."""
+        return key_length(self.key)
 
 
 class WorkQueue:
     """Sequences in the order of their turns. `num_tokens` counts the tokens that wait, shared prefixes as often as they
-    are sent; `num_abandoned` the sequences that were skipped because nobody waited any more."""
+    are sent; `num_abandoned` the sequences that left before their turn."""
 
     def __init__(self, *, layout: str, max_batch_tokens: int) -> None:
         self._layout = layout
         self._max_batch_tokens = max_batch_tokens
-        self._lines: dict[Priority, deque[Work]] = {priority: deque() for priority in Priority}
+        self._turns: Turns[Work] = Turns()
+        self._work_of: dict[Future[Finished], Work] = {}
+        self._tokens_of: Counter[str] = Counter()
         self.num_tokens = 0
         self.num_abandoned = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
+        return len(self._work_of)
+
+    def num_tokens_of(self, client: str) -> int:
+        return self._tokens_of[client]
 
     def add(self, work: Work) -> None:
-        self._lines[work.priority].append(work)
-        self.num_tokens += len(work.sequence.token_ids)
+        self._turns.add(work)
+        self._work_of[work.future] = work
+        self._tokens_of[work.client] += work.cost
+        self.num_tokens += work.cost
+
+    def abandon(self, future: "Future[Finished]") -> None:
+        """Nobody waits for it any more. Does nothing where it has had its turn."""
+        if (work := self._work_of.get(future)) is not None:
+            self._turns.discard(work)
+            self._forget(work)
+            self.num_abandoned += 1
 
     def take(self, cached: Sequence[bytes] = ()) -> list[Work]:
         """The next batch, removed from the queue; empty where nothing is left to do.
 
         `cached`: sort keys, ascending, of prefixes that the session knows already and that cost it no rows.
 
-        A sequence longer than `max_batch_tokens` runs by itself.
+        A sequence longer than `max_batch_tokens` runs all the same, with such as share most of it.
         """
-        self._drop_abandoned()
-        waiting = list(islice(merge(*self._lines.values(), key=lambda work: work.turn_s), _WINDOW))
+        waiting = self._next_in_line()
         if not waiting:
             return []
-        filling, batch = new_filling(self._layout, cached), [waiting[0]]
-        filling.add(waiting[0].sequence.token_ids)
-        for work in sorted(waiting[1:], key=lambda work: filling.distance(work.sequence.token_ids)):
-            if filling.rows_with(work.sequence.token_ids) <= self._max_batch_tokens:
-                filling.add(work.sequence.token_ids)
+        first, *others = waiting
+        filling, batch = new_filling(self._layout, cached), [first]
+        filling.add(first.key)
+        others.sort(key=lambda work: (work.priority is not first.priority, filling.distance(work.key)))
+        for work in others:
+            if filling.fits(work.key, self._max_batch_tokens):
+                filling.add(work.key)
                 batch.append(work)
-        taken = set(map(id, batch))
-        self._keep(lambda work: id(work) not in taken)
+        self._turns.take(batch)
+        for work in batch:
+            self._forget(work)
         return batch
 
     def promote(self, futures: "Iterable[Future[Finished]]") -> None:
-        """Give bulk work the turn that it would have as interactive work, from its own arrival on."""
-        bulk, interactive = self._lines[Priority.BULK], self._lines[Priority.INTERACTIVE]
-        wanted = set(futures)
-        promoted = [work for work in bulk if work.future in wanted]
-        for work in promoted:
-            work.priority = Priority.INTERACTIVE
-        self._lines[Priority.BULK] = deque(work for work in bulk if work.priority is Priority.BULK)
-        self._lines[Priority.INTERACTIVE] = deque(merge(interactive, promoted, key=lambda work: work.turn_s))
+        """Give bulk work that interactive work waits for an interactive turn."""
+        for future in futures:
+            if (work := self._work_of.get(future)) is not None:
+                self._turns.promote(work)
 
-    def _drop_abandoned(self) -> None:
-        before = len(self)
-        self._keep(lambda work: not work.future.done())
-        self.num_abandoned += before - len(self)
+    def clear(self) -> list[Work]:
+        """Take out all that waits."""
+        works = list(self._work_of.values())
+        for work in works:
+            self._turns.discard(work)
+            self._forget(work)
+        return works
 
-    def _keep(self, wanted: Callable[[Work], bool]) -> None:
-        for priority, line in self._lines.items():
-            self._lines[priority] = deque(work for work in line if wanted(work))
-        self.num_tokens = sum(len(work.sequence.token_ids) for line in self._lines.values() for work in line)
+    def _next_in_line(self) -> list[Work]:
+        """The next `_WINDOW` that somebody waits for."""
+        while True:
+            window = list(islice(self._turns.in_order(), _WINDOW))
+            gone = [work for work in window if work.future.done()]
+            if not gone:
+                return window
+            for work in gone:
+                self.abandon(work.future)
+
+    def _forget(self, work: Work) -> None:
+        del self._work_of[work.future]
+        self.num_tokens -= work.cost
+        self._tokens_of[work.client] -= work.cost
+        if not self._tokens_of[work.client]:
+            del self._tokens_of[work.client]

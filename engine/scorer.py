@@ -20,6 +20,7 @@ from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Unavail
 from kwise.engine.loading import check_golden, effective_max_tokens, load_tokenizer, new_encoder
 from kwise.engine.queue import Finished, WorkQueue
 from kwise.engine.session import OnnxSession, Session
+from kwise.engine.slots import Slots
 from kwise.engine.types import Group, Message, Priority, Reward, ScoredGroup, Timing
 
 # English has about four characters a token. Only admission counts with it, before the tokens are known.
@@ -73,6 +74,7 @@ class Scorer:
         self._pending: dict[bytes, _Pending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="kwise-tokenizer")
+        self._tokenizer_slots = Slots(config.tokenizer_threads)
         self._batcher: Batcher
 
     @classmethod
@@ -200,19 +202,22 @@ class Scorer:
             prompt=group.prompt,
             responses=tuple(group.responses[index] for index in new.values()),  # type: ignore[arg-type]
             priority=group.priority,
+            client=group.client,
         )
         try:
-            started_s = perf_counter()
-            with self._batcher.reserve(_estimated_tokens(part, self.max_tokens)):
-                outcomes = await self._encode(part, list(waiting.values()))
-            tokenizer_ms = (perf_counter() - started_s) * 1000
+            estimated = _estimated_tokens(part, self.max_tokens)
+            with self._batcher.reserve(estimated, group.client):
+                async with self._tokenizer_slots.turn(group.priority, group.client, estimated):
+                    started_s = perf_counter()
+                    outcomes = await self._encode(part, list(waiting.values()))
+                    tokenizer_ms = (perf_counter() - started_s) * 1000
             scorable: dict[bytes, EncodedSequence] = {}
             for key, outcome in zip(new, outcomes, strict=True):
                 if isinstance(outcome, InvalidRequest):
                     self._resolve(key, waiting[key], outcome, Timing(tokenizer_ms=tokenizer_ms))
                 elif not waiting[key].future.done():
                     scorable[key] = outcome
-            self._submit(scorable, waiting, group.priority, tokenizer_ms)
+            self._submit(scorable, waiting, group, tokenizer_ms)
         except asyncio.CancelledError:
             for key, pending in waiting.items():
                 self._fail(key, pending, asyncio.CancelledError())
@@ -240,17 +245,17 @@ class Scorer:
         self,
         scorable: dict[bytes, EncodedSequence],
         waiting: dict[bytes, _Pending],
-        priority: Priority,
+        group: Group,
         tokenizer_ms: float,
     ) -> None:
         """Hand a group's sequences to the batcher, each with the turn of the most urgent request that waits for it."""
-        futures = self._batcher.submit(list(scorable.values()), priority)
+        futures = self._batcher.submit(list(scorable.values()), group.priority, group.client)
         for (key, sequence), future in zip(scorable.items(), futures, strict=True):
             pending = waiting[key]
             pending.work = future
             pending.future.add_done_callback(functools.partial(_cancel_with, future))
             future.add_done_callback(functools.partial(self._finish, key, pending, sequence, tokenizer_ms))
-        if priority is Priority.BULK:
+        if group.priority is Priority.BULK:
             urgent = [waiting[key] for key in scorable if waiting[key].priority is Priority.INTERACTIVE]
             self._batcher.promote([pending.work for pending in urgent if pending.work is not None])
 

@@ -23,7 +23,7 @@ TokenIds = tuple[int, ...]
 
 
 class Priority(Enum):
-    """Which queue a group waits in. Bulk work yields to interactive work for a bounded time."""
+    """Which line a group waits in. Bulk work yields to interactive work, but for a small share."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
@@ -34,12 +34,13 @@ class Group:
     """K responses to one prompt.
 
     A prompt is a conversation or token ids (chat template applied); the responses are then texts or token ids
-    respectively. `InvalidRequest` from the engine names a field by these names.
+    respectively. `InvalidRequest` from the engine names a field by these names. `client`: who asks; clients take turns.
     """
 
     prompt: Conversation | TokenIds
     responses: tuple[str, ...] | tuple[TokenIds, ...]
     priority: Priority = Priority.INTERACTIVE
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.errors import ConfigError, InvalidRequest
 from kwise.engine.filling import new_filling
 from kwise.engine.session import Session
-from kwise.engine.trie import Int64
+from kwise.engine.trie import Int64, sort_key
 from kwise.engine.types import Conversation, Group, Message, TokenIds
 
 # Conversations are read up to this length: attention's longest classes are exercised, and a CPU needs seconds.
@@ -183,9 +183,10 @@ def _batches(sequences: Sequence[EncodedSequence], layout: str) -> list[list[Enc
     batches: list[list[EncodedSequence]] = []
     filling = new_filling(layout)
     for sequence in sequences:
-        if not batches or filling.rows_with(sequence.token_ids) > _MAX_ROWS:
+        key = sort_key(sequence.token_ids)
+        if not batches or filling.rows_with(key) > _MAX_ROWS:
             batches.append([])
             filling = new_filling(layout)
-        filling.add(sequence.token_ids)
+        filling.add(key)
         batches[-1].append(sequence)
     return batches

@@ -10,10 +10,17 @@ from typing import Any
 import grpc
 
 from kwise.engine.client import messages
-from kwise.engine.client.channel import CHANNEL_OPTIONS, DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from kwise.engine.client.channel import (
+    CHANNEL_OPTIONS,
+    DEFAULT_CONNECT_TIMEOUT_S,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_S,
+    client_metadata,
+)
 from kwise.engine.client.flight import Flight, is_break
 from kwise.engine.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
 from kwise.engine.client.results import ComparedGroup, ModelInfo, RankedGroup
+from kwise.engine.client.retry import Attempts
 from kwise.engine.errors import KwiseError
 from kwise.engine.types import Priority, ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
@@ -30,12 +37,14 @@ class AsyncRewardClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
         model: str = "",
+        client: str = "",
     ) -> None:
         self._target = target
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._reached = False
         self._model = model
+        self._metadata = client_metadata(client)
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
 
@@ -129,7 +138,7 @@ class AsyncRewardClient:
             while (request := await to_send.get()) is not None:
                 yield request
 
-        call = self._stub.ScoreStream(sent())
+        call = self._stub.ScoreStream(sent(), metadata=self._metadata)
         try:
             for request in flight.start():
                 to_send.put_nowait(request)
@@ -163,7 +172,10 @@ class AsyncRewardClient:
         return left_s
 
     async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
-        try:
-            return await method(request, timeout=await self._time_left(timeout_s))
-        except grpc.RpcError as error:
-            raise messages.call_error(error, self._target) from error
+        attempts = Attempts(await self._time_left(timeout_s))
+        while True:
+            try:
+                return await method(request, timeout=attempts.left_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                failure = messages.call_error(error, self._target)
+                await asyncio.sleep(attempts.pause_s(failure))

@@ -8,16 +8,9 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": "kwise.v1.RewardService"}],
-            # A restarting server is waited for, until the call's deadline. One that never answered is not there: the clients
-            # wait for the first connection themselves, and for less.
+            # A restarting server is waited for, until the call's deadline; retry.py sends again what it lost. One that never
+            # answered is not there: the clients wait for the first connection themselves, and for less.
             "waitForReady": True,
-            "retryPolicy": {
-                "maxAttempts": 5,  # gRPC's own upper limit
-                "initialBackoff": "0.2s",
-                "maxBackoff": "5s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-            },
         }
     ]
 }
@@ -26,8 +19,6 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.service_config", dumps(_SERVICE_CONFIG)),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    # A request that does not fit this buffer is never sent again; gRPC's default is 256 KiB.
-    ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE_BYTES),
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.keepalive_time_ms", 60_000),  # a dead peer is noticed in 80 s; the server permits pings every 30 s
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -35,3 +26,10 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_CONNECT_TIMEOUT_S = 30.0
+
+
+def client_metadata(client: str) -> tuple[tuple[str, str], ...]:
+    """What names the client of a call, see reward.proto. Raises ValueError for what no HTTP header can hold."""
+    if not (client.isascii() and client.isprintable()):
+        raise ValueError(f"client must be printable ASCII, not {client!r}")
+    return (("kwise-client", client),) if client else ()

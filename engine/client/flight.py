@@ -5,7 +5,7 @@ messages. One stream after another carries a flight:
 
     start      all that is unanswered goes on the new stream
     send       new groups, while the window has room and the server has refused nothing
-    accept     one reply; UNAVAILABLE and RESOURCE_EXHAUSTED leave the group unanswered
+    accept     one reply; a refusal (see retry.py) leaves the group unanswered
     pop        the next result in input order
     stranded   the stream owes nothing more, and what it refused must go on another one, after `pause_s`
 
@@ -15,28 +15,24 @@ holds at most a window of results in memory.
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from random import uniform
 from time import monotonic
 
 from kwise.engine.client import messages
 from kwise.engine.client.results import RewardServiceError
+from kwise.engine.client.retry import RETRIED, Backoff
 from kwise.engine.errors import KwiseError
 from kwise.engine.types import ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
 # Below the 256 groups of a stream that the server works on at once: it always reads what we send.
 WINDOW_GROUPS = 128
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-_REFUSALS = {"UNAVAILABLE", "RESOURCE_EXHAUSTED"}
-# A server whose grace has ended cancels its streams; our own cancellation is never read back.
-_BREAKS = {"UNAVAILABLE", "CANCELLED"}
 # What grpc.aio reports, in place of the server's status, when the stream ended while a message was being written.
 _BROKEN_WRITE = ("INTERNAL", "Internal error from Core")
 
 
 def is_break(error: RewardServiceError) -> bool:
     """Whether a stream that ended like this may be followed by another."""
-    return error.code in _BREAKS or (error.code, error.message) == _BROKEN_WRITE
+    return error.code in RETRIED or (error.code, error.message) == _BROKEN_WRITE
 
 
 class Flight:
@@ -63,7 +59,7 @@ class Flight:
         self._unanswered: dict[str, pb.ScoreStreamRequest] = {}
         self._owed: set[str] = set()  # ids that the present stream is still to answer
         self._results: dict[str, ScoredGroup | KwiseError] = {}
-        self._pauses = 0
+        self._backoff = Backoff()
         self._progress_at = now()
 
     @property
@@ -101,14 +97,14 @@ class Flight:
 
     def accept(self, reply: pb.ScoreStreamResponse) -> None:
         self._owed.discard(reply.id)
-        if reply.WhichOneof("result") == "error" and reply.error.code in _REFUSALS:
+        if reply.WhichOneof("result") == "error" and reply.error.code in RETRIED:
             self.refused(messages.response_error(reply.error))
             return
         if self._unanswered.pop(reply.id, None) is None:
             return  # answered already
         failed = reply.WhichOneof("result") == "error"
         self._results[reply.id] = messages.response_error(reply.error) if failed else messages.scored_group(reply.response)
-        self._pauses = 0
+        self._backoff.reset()
         self._refusal = None
         self._progress_at = self._now()
 
@@ -134,9 +130,8 @@ class Flight:
         """
         if self.remaining_s <= 0:
             raise self.out_of_time()
-        longest_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._pauses)
-        self._pauses += 1
-        return min(uniform(longest_s / 2, longest_s), max(self.remaining_s, 0))
+        advice_s = self._refusal.retry_after_s if self._refusal else None
+        return min(self._backoff.pause_s(advice_s), max(self.remaining_s, 0))
 
     def out_of_time(self) -> RewardServiceError:
         problem = f"no group was answered for {self._timeout_s:g} s; {len(self._unanswered)} are unanswered"

@@ -96,7 +96,7 @@ def model_info(response: pb.GetModelResponse) -> ModelInfo:
 
 
 def response_error(error: pb.ResponseError) -> RewardServiceError:
-    return RewardServiceError(error.code, error.message)
+    return RewardServiceError(error.code, error.message, retry_after_s=error.retry_after_ms / 1000 or None)
 
 
 def no_server(target: str, waited_s: float) -> RewardServiceError:

@@ -60,6 +60,8 @@ class Counters:
     joined: int
     rejected_groups: int
     abandoned: int
+    busy_s: float
+    idle_with_work_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

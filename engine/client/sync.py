@@ -10,10 +10,17 @@ from typing import Any, TypeVar
 import grpc
 
 from kwise.engine.client import messages
-from kwise.engine.client.channel import CHANNEL_OPTIONS, DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from kwise.engine.client.channel import (
+    CHANNEL_OPTIONS,
+    DEFAULT_CONNECT_TIMEOUT_S,
+    DEFAULT_TARGET,
+    DEFAULT_TIMEOUT_S,
+    client_metadata,
+)
 from kwise.engine.client.flight import Flight, is_break
 from kwise.engine.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
 from kwise.engine.client.results import ComparedGroup, ModelInfo, RankedGroup
+from kwise.engine.client.retry import Attempts
 from kwise.engine.errors import KwiseError
 from kwise.engine.types import Priority, ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
@@ -26,9 +33,10 @@ class RewardClient:
     """Rewards from the server at `target` ("host:port").
 
     `timeout_s` bounds each call, retries and the wait for a server that restarts included; `connect_timeout_s` the wait for
-    a server that was never reached yet. `model` names the model that must answer, "" for whichever is served. Safe to share
-    between threads. Every method raises `RewardServiceError` for a failed call and TypeError or ValueError for arguments
-    that are no request.
+    a server that was never reached yet. `model` names the model that must answer, "" for whichever is served. `client` names
+    whose turn the calls take at a busy server, "" each connection its own; say so where many come through one proxy, or one
+    job has many connections. What a restart or a full queue cost is sent again. Safe to share between threads.
+    Every method raises `RewardServiceError` for a failed call and TypeError or ValueError for arguments that are no request.
     """
 
     def __init__(
@@ -38,12 +46,14 @@ class RewardClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
         model: str = "",
+        client: str = "",
     ) -> None:
         self._target = target
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._reached = False
         self._model = model
+        self._metadata = client_metadata(client)
         self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
 
@@ -138,7 +148,7 @@ class RewardClient:
     def _stream(self, flight: Flight) -> Iterator[ScoredGroup | KwiseError]:
         """The flight on one stream, until it is done or stranded. Raises grpc.RpcError when the stream breaks."""
         to_send: SimpleQueue[pb.ScoreStreamRequest | None] = SimpleQueue()
-        call = self._stub.ScoreStream(iter(to_send.get, None))
+        call = self._stub.ScoreStream(iter(to_send.get, None), metadata=self._metadata)
         replies: SimpleQueue[pb.ScoreStreamResponse | grpc.RpcError | None] = SimpleQueue()
         # gRPC's blocking iterator has no time-out of its own, a queue has.
         Thread(target=_read, args=(call, replies), name="kwise-score-many", daemon=True).start()
@@ -177,10 +187,13 @@ class RewardClient:
         return left_s
 
     def _call(self, method: Callable[..., _T], request: Any, timeout_s: float | None) -> _T:
-        try:
-            return method(request, timeout=self._time_left(timeout_s))
-        except grpc.RpcError as error:
-            raise messages.call_error(error, self._target) from error
+        attempts = Attempts(self._time_left(timeout_s))
+        while True:
+            try:
+                return method(request, timeout=attempts.left_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                failure = messages.call_error(error, self._target)
+                sleep(attempts.pause_s(failure))
 
 
 def _read(call: Iterable[pb.ScoreStreamResponse], replies: "SimpleQueue[Any]") -> None:

@@ -3,7 +3,7 @@
 import grpc
 
 from kwise.engine.comparison import compare, ranks
-from kwise.engine.errors import InvalidRequest, KwiseError
+from kwise.engine.errors import InvalidRequest, KwiseError, Overloaded
 from kwise.engine.scorer import Scorer
 from kwise.engine.types import Comparison, Conversation, Group, Message, Priority, Reward, ScoredGroup, Timing, TokenIds
 from kwise.protos.kwise.v1 import reward_pb2 as pb
@@ -20,8 +20,8 @@ def status_code(error: KwiseError) -> grpc.StatusCode:
     return grpc.StatusCode[error.status.name]
 
 
-def to_group(request: "pb.ScoreRequest | pb.RankRequest | pb.CompareRequest") -> Group:
-    """The group that a request asks about.
+def to_group(request: "pb.ScoreRequest | pb.RankRequest | pb.CompareRequest", client: str = "") -> Group:
+    """The group that a request of `client` asks about.
 
     Raises:
         InvalidRequest: a field is missing, or prompt and responses are of unlike kinds.
@@ -38,8 +38,9 @@ def to_group(request: "pb.ScoreRequest | pb.RankRequest | pb.CompareRequest") ->
             raise InvalidRequest(f"responses[{index}]", f"{problem}; this prompt needs {wanted}")
     if wanted == "token_ids":
         ids = tuple(tuple(response.token_ids.ids) for response in request.responses)
-        return Group(prompt=prompt, responses=ids, priority=priority)
-    return Group(prompt=prompt, responses=tuple(response.text for response in request.responses), priority=priority)
+        return Group(prompt=prompt, responses=ids, priority=priority, client=client)
+    texts = tuple(response.text for response in request.responses)
+    return Group(prompt=prompt, responses=texts, priority=priority, client=client)
 
 
 def _prompt(prompt: pb.Prompt) -> Conversation | TokenIds:
@@ -118,7 +119,11 @@ def to_reward(reward: Reward | KwiseError) -> pb.Reward:
 
 
 def to_response_error(error: KwiseError) -> pb.ResponseError:
-    return pb.ResponseError(code=error.status.name, message=str(error))
+    return pb.ResponseError(code=error.status.name, message=str(error), retry_after_ms=retry_after_ms(error))
+
+
+def retry_after_ms(error: KwiseError) -> int:
+    return round(error.retry_after_s * 1000) if isinstance(error, Overloaded) else 0
 
 
 def to_model_response(scorer: Scorer) -> pb.GetModelResponse:
@@ -145,6 +150,8 @@ def to_model_response(scorer: Scorer) -> pb.GetModelResponse:
             joined=counters.joined,
             rejected_groups=counters.rejected_groups,
             abandoned=counters.abandoned,
+            busy_s=counters.busy_s,
+            idle_with_work_s=counters.idle_with_work_s,
         ),
     )
 

@@ -5,6 +5,7 @@ answered in one place (`_answer`). `_running` counts calls, so that the server k
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from kwise.engine.types import ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
 
+# Metadata of a call: the name of the client that it is for.
+CLIENT_KEY = "kwise-client"
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -45,15 +48,15 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         with self._running():
-            return messages.to_score_response(await _answer(self._scored(request), context))
+            return messages.to_score_response(await _answer(self._scored(request, client_of(context)), context))
 
     async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:
         with self._running():
-            return messages.to_rank_response(await _answer(self._scored(request), context))
+            return messages.to_rank_response(await _answer(self._scored(request, client_of(context)), context))
 
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
         with self._running():
-            scored = await _answer(self._scored(request), context)
+            scored = await _answer(self._scored(request, client_of(context)), context)
             return messages.to_compare_response(scored, [(pair.first, pair.second) for pair in request.pairs])
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
@@ -65,7 +68,8 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
     ) -> None:
         """Replies as groups finish. A client that goes away cancels what it alone waited for."""
         with self._running():
-            await _answer(GroupStream(context, self._stream_response, self._draining).run(), context)
+            respond = functools.partial(self._stream_response, client_of(context))
+            await _answer(GroupStream(context, respond, self._draining).run(), context)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -79,9 +83,9 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
             if not self._num_running:
                 self._idle.set()
 
-    async def _stream_response(self, request: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:
+    async def _stream_response(self, client: str, request: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:
         try:
-            scored = await self._scored(request.request)
+            scored = await self._scored(request.request, client)
         except KwiseError as error:
             return pb.ScoreStreamResponse(id=request.id, error=messages.to_response_error(error))
         except Exception:  # noqa: BLE001 - the stream's other groups must go on
@@ -90,11 +94,11 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
             return pb.ScoreStreamResponse(id=request.id, error=error_message)
         return pb.ScoreStreamResponse(id=request.id, response=messages.to_score_response(scored))
 
-    async def _scored(self, request: pb.ScoreRequest | pb.RankRequest | pb.CompareRequest) -> ScoredGroup:
+    async def _scored(self, request: pb.ScoreRequest | pb.RankRequest | pb.CompareRequest, client: str) -> ScoredGroup:
         self._admit(request.model)
         if isinstance(request, pb.CompareRequest):
             messages.check_pairs(request)
-        return await self._scorer.score(messages.to_group(request))
+        return await self._scorer.score(messages.to_group(request, client))
 
     async def _model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         self._admit(request.model)
@@ -108,13 +112,19 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
             raise UnknownModel(model, served)
 
 
+def client_of(context: Context) -> str:
+    """Whose turn a call takes: the client that it names, as behind a proxy, or else its connection."""
+    named = (value for key, value in context.invocation_metadata() or () if key == CLIENT_KEY)
+    return str(next(named, "")) or context.peer()
+
+
 async def _answer(work: Awaitable[_T], context: Context) -> _T:
     """The result, or the end of the call with the error's status."""
     try:
         return await work
     except Overloaded as error:
         # gRPC's retry policy obeys this trailer (gRFC A6, "pushback").
-        pushback = (("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))),)
+        pushback = (("grpc-retry-pushback-ms", str(messages.retry_after_ms(error))),)
         await _abort(context, error, pushback)
     except KwiseError as error:
         await _abort(context, error, ())

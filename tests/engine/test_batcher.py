@@ -68,8 +68,10 @@ class Running:
         self.queue = WorkQueue(layout="padded", max_batch_tokens=max_batch_tokens)
         self.batcher = Batcher([session], self.queue, max_queue_tokens=max_queue_tokens, counters=self.counters)
 
-    def submit(self, *sequences: tuple[int, ...], priority: Priority = Priority.INTERACTIVE) -> "list[asyncio.Future[Any]]":
-        return self.batcher.submit([_sequence(*tokens) for tokens in sequences], priority)
+    def submit(
+        self, *sequences: tuple[int, ...], priority: Priority = Priority.INTERACTIVE, client: str = ""
+    ) -> "list[asyncio.Future[Any]]":
+        return self.batcher.submit([_sequence(*tokens) for tokens in sequences], priority, client)
 
     async def hold(self) -> "asyncio.Future[Any]":
         """Keep the session busy with a sequence of one token, so that what comes next waits."""
@@ -139,8 +141,9 @@ async def test_failing_sequence_leaves_its_neighbours_and_its_siblings_unharmed(
         first, second, third, fourth, fifth = await running.settle(*futures)
         assert (first, second, third, fifth) == (5, 3, 4, 20)
         assert isinstance(fourth, ModelFailed)
-        group_by_group = [[(1, 2), (3,)], [(4,), (POISON,)], [(4,)], [(POISON,)], [(6, 7)]]
-        assert running.session.batches[2:] == group_by_group
+        whole = [(1, 2), (6, 7), (3,), (4,), (POISON,)]
+        halves = [whole[:2], whole[2:], whole[2:3], whole[3:], whole[3:4], whole[4:]]
+        assert running.session.batches[1:] == [whole, *halves]
         assert running.counters.model_passes == 4
         assert await running.settle(*running.submit((8,))) == [8]
 
@@ -170,7 +173,7 @@ async def test_error_tells_nothing_of_the_runtime() -> None:
 
 
 async def test_full_queue_refuses_and_says_when_to_try_again() -> None:
-    async with _running(max_queue_tokens=4) as running:
+    async with _running(max_queue_tokens=7) as running:
         held = await running.hold()
         waiting = running.submit((1, 1, 1))
         with pytest.raises(Overloaded) as raised:
@@ -182,6 +185,42 @@ async def test_full_queue_refuses_and_says_when_to_try_again() -> None:
         running.session.gate.set()
         assert await running.settle(held, *waiting, *fits) == [5, 6, 2]
         assert running.counters.sequences == 3
+
+
+async def test_a_client_may_have_as_many_waiting_as_are_left_free() -> None:
+    """One that fills the queue would otherwise have everybody else refused."""
+    async with _running(max_queue_tokens=12) as running:
+        held = await running.hold()
+        futures = [future for _ in range(6) for future in running.submit((1,), client="greedy")]
+        with pytest.raises(Overloaded, match="6 tokens, 6 of them this client's, and its limit is 12"):
+            running.submit((1,), client="greedy")
+        for client in ("first", "second"):
+            futures += running.submit((1,), (1,), client=client)
+        running.session.gate.set()
+        assert await running.settle(held, *futures) == [5, *[1] * 10]
+
+
+async def test_a_fault_of_the_queue_fails_what_waits_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batcher's task ended, and everybody waited for ever."""
+    async with _running() as running:
+        held = await running.hold()
+        waiting = running.submit((1,), (2,))
+        with monkeypatch.context() as patch:
+            patch.setattr("kwise.engine.queue.new_filling", lambda *_: 1 / 0)
+            running.session.gate.set()
+            first, *others = await running.settle(held, *waiting)
+        assert first == 5 and all(isinstance(error, ModelFailed) for error in others)
+        assert await running.settle(*running.submit((3,))) == [3]
+
+
+async def test_time_without_a_pass_counts_only_while_work_waits() -> None:
+    async with _running(max_batch_tokens=2) as running:
+        await asyncio.sleep(0.2)
+        await running.settle(*running.submit((1,)))
+        await asyncio.sleep(0.2)
+        await running.settle(*running.submit(*((n, n) for n in range(8))))
+        assert 0 < running.counters.idle_with_work_s < 0.1
+        assert running.counters.busy_s > 0
 
 
 async def test_group_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
@@ -342,6 +381,7 @@ async def test_reserved_tokens_count_as_waiting_until_they_are_given_back() -> N
             with pytest.raises(Overloaded):
                 running.submit((1, 1))
             assert running.counters.rejected_groups == 2
+            assert len(running.submit((1,), client="another")) == 1
         assert await running.settle(*running.submit((1, 1))) == [3]
 
 

@@ -28,8 +28,8 @@ def test_a_trie_costs_its_distinct_prefixes_but_for_the_cached_ones(batch: list[
     filling = TrieFilling(_keys(cached))
     for taken, sequence in enumerate(batch, start=1):
         expected = len(_prefixes(batch[:taken]) - _prefixes(cached))
-        assert filling.rows_with(sequence) == expected
-        filling.add(sequence)
+        assert filling.rows_with(sort_key(sequence)) == expected
+        filling.add(sort_key(sequence))
         assert filling.rows == expected
 
 
@@ -38,8 +38,8 @@ def test_padded_sequences_cost_as_much_as_the_longest(batch: list[Int64]) -> Non
     filling = PaddedFilling()
     for taken, sequence in enumerate(batch, start=1):
         expected = taken * max(len(other) for other in batch[:taken])
-        assert filling.rows_with(sequence) == expected
-        filling.add(sequence)
+        assert filling.rows_with(sort_key(sequence)) == expected
+        filling.add(sort_key(sequence))
         assert filling.rows == expected
 
 
@@ -47,12 +47,23 @@ def test_cached_prefixes_are_no_company() -> None:
     """What suits a batch is what its first sequence shares, not what the session happens to know."""
     prompt, other = np.arange(40), np.arange(100, 140)
     filling = new_filling("trie", _keys([other]))
-    filling.add(prompt)
-    assert filling.distance(np.append(prompt, 1)) < filling.distance(np.append(other, 1))
+    filling.add(sort_key(prompt))
+    assert filling.distance(sort_key(np.append(prompt, 1))) < filling.distance(sort_key(np.append(other, 1)))
 
 
 def test_the_cached_prefixes_are_not_changed() -> None:
     cached = _keys([np.arange(40)])
     filling = TrieFilling(cached)
-    filling.add(np.arange(50))
+    filling.add(sort_key(np.arange(50)))
     assert cached == _keys([np.arange(40)])
+
+
+def test_a_long_prompt_is_worth_a_batch_of_twice_its_length() -> None:
+    """Nine responses to a prompt longer than a batch ran one by one, each with the prompt again."""
+    prompt = np.arange(100)
+    filling = TrieFilling()
+    filling.add(sort_key(np.append(prompt, 1000)))
+    relative, stranger = sort_key(np.append(prompt, np.arange(2000, 2060))), sort_key(np.arange(500, 560))
+    assert filling.fits(relative, max_rows=50) and not filling.fits(stranger, max_rows=50)
+    filling.add(relative)
+    assert not filling.fits(sort_key(np.append(prompt, np.arange(3000, 3060))), max_rows=50)

@@ -97,12 +97,14 @@ class Reward(_message.Message):
     def __init__(self, value: _Optional[float] = ..., raw: _Optional[float] = ..., tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., control_tokens: _Optional[int] = ..., cached: bool = ..., error: _Optional[_Union[ResponseError, _Mapping]] = ...) -> None: ...
 
 class ResponseError(_message.Message):
-    __slots__ = ("code", "message")
+    __slots__ = ("code", "message", "retry_after_ms")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("tokenizer_ms", "queue_ms", "model_ms")
@@ -247,7 +249,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ...) -> None: ...
 
 class Counters(_message.Message):
-    __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows")
+    __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows", "busy_s", "idle_with_work_s")
     MODEL_PASSES_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -257,6 +259,8 @@ class Counters(_message.Message):
     REJECTED_GROUPS_FIELD_NUMBER: _ClassVar[int]
     ABANDONED_FIELD_NUMBER: _ClassVar[int]
     REUSED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    IDLE_WITH_WORK_S_FIELD_NUMBER: _ClassVar[int]
     model_passes: int
     sequences: int
     rows: int
@@ -266,4 +270,6 @@ class Counters(_message.Message):
     rejected_groups: int
     abandoned: int
     reused_rows: int
-    def __init__(self, model_passes: _Optional[int] = ..., sequences: _Optional[int] = ..., rows: _Optional[int] = ..., unshared_rows: _Optional[int] = ..., cache_hits: _Optional[int] = ..., joined: _Optional[int] = ..., rejected_groups: _Optional[int] = ..., abandoned: _Optional[int] = ..., reused_rows: _Optional[int] = ...) -> None: ...
+    busy_s: float
+    idle_with_work_s: float
+    def __init__(self, model_passes: _Optional[int] = ..., sequences: _Optional[int] = ..., rows: _Optional[int] = ..., unshared_rows: _Optional[int] = ..., cache_hits: _Optional[int] = ..., joined: _Optional[int] = ..., rejected_groups: _Optional[int] = ..., abandoned: _Optional[int] = ..., reused_rows: _Optional[int] = ..., busy_s: _Optional[float] = ..., idle_with_work_s: _Optional[float] = ...) -> None: ...

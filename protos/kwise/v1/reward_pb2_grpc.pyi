@@ -111,10 +111,12 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
     which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
     cancels, leaves the queue before it costs a pass of the model.
 
+    Clients take turns. A client is a connection, or what the metadata `kwise-client` of its calls names.
+
     Statuses common to the unary rpcs:
       INVALID_ARGUMENT    a malformed request; the message names the field and the limit
       NOT_FOUND           no model of that name is served
-      RESOURCE_EXHAUSTED  the queue holds its limit of tokens, those of text not tokenised yet estimated
+      RESOURCE_EXHAUSTED  the client has as many tokens in the queue as are left free, text not tokenised yet estimated
       UNAVAILABLE         the server drains, or is not ready yet
       INTERNAL            the model failed on every response
     """
@@ -219,10 +221,12 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
     which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
     cancels, leaves the queue before it costs a pass of the model.
 
+    Clients take turns. A client is a connection, or what the metadata `kwise-client` of its calls names.
+
     Statuses common to the unary rpcs:
       INVALID_ARGUMENT    a malformed request; the message names the field and the limit
       NOT_FOUND           no model of that name is served
-      RESOURCE_EXHAUSTED  the queue holds its limit of tokens, those of text not tokenised yet estimated
+      RESOURCE_EXHAUSTED  the client has as many tokens in the queue as are left free, text not tokenised yet estimated
       UNAVAILABLE         the server drains, or is not ready yet
       INTERNAL            the model failed on every response
     """
