@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo serve test check lint types unit protos bench clean
+.PHONY: help demo serve test check lint types unit protos bench bench-load soak clean
 
 help:
 	@echo "make demo    install into .venv, train, export, serve and score (8 minutes on 2 cores)"
 	@echo "make serve   serve the demo's artifact on port 50051 until Ctrl-C"
 	@echo "make test    install into .venv and run every check: lint, types, tests"
 	@echo "make bench   measure the model pass: share of peak, prompt reuse, memory, against the stock padded graph"
+	@echo "make bench-load  measure serving: cost beside the model, cached groups a second, latency"
+	@echo "make soak    load a server for 10 minutes in every way and report the slope of its memory"
 	@echo "make protos  generate the Python modules of protos/ again"
 	@echo "make clean   remove build/ and .venv/"
 
@@ -55,6 +57,14 @@ unit: .venv/dev
 bench: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
 	$(BIN)/kwise bench graph build/demo/artifact --checkpoint build/demo/checkpoint
+
+bench-load: .venv/demo
+	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+	$(BIN)/kwise bench load build/demo/artifact
+
+soak: .venv/demo
+	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+	$(BIN)/kwise bench soak build/demo/artifact
 
 protos: .venv/dev
 	$(BIN)/python protos/generate.py

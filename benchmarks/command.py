@@ -1,17 +1,33 @@
 """`kwise bench WHAT …`."""
 
 import argparse
+from typing import Any
 
-from kwise.benchmarks import graph
+from kwise.benchmarks import graph, load, soak
 from kwise.engine.options import add_options, from_options
+
+_BENCHES: dict[str, tuple[Any, type, str]] = {
+    "graph": (
+        graph.run,
+        graph.GraphBenchConfig,
+        "the model pass: share of the machine's peak, prompt reuse, memory, against Optimum's stock padded graph",
+    ),
+    "load": (
+        load.run,
+        load.LoadBenchConfig,
+        "serving: cost beside the model, cached groups a second, latency, waiting at 80 % load",
+    ),
+    "soak": (soak.run, soak.SoakConfig, "memory of a server under every kind of load, for minutes"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    summary = "the model pass: share of the machine's peak, prompt reuse, memory, against Optimum's stock padded graph"
-    add_options(what.add_parser("graph", help=summary, description=summary.capitalize() + "."), graph.GraphBenchConfig)
+    for name, (_, config, summary) in _BENCHES.items():
+        add_options(what.add_parser(name, help=summary, description=summary.capitalize() + "."), config)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    graph.run(from_options(graph.GraphBenchConfig, arguments))
+    start, config, _ = _BENCHES[arguments.what]
+    start(from_options(config, arguments))
     return 0

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kwise.benchmarks.reuse import serving
+from kwise.benchmarks.serving import serving
 from kwise.benchmarks.workload import Cell
 from kwise.engine.artifact import MODEL, Artifact
 from kwise.engine.client import RewardClient

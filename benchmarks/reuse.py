@@ -6,16 +6,12 @@ at once from K connections against one call with K; and a group whose prompt is 
 """
 
 import asyncio
-import re
-import signal
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
+from kwise.benchmarks.serving import serving
 from kwise.benchmarks.workload import Cell
 from kwise.engine.artifact import Artifact
 from kwise.engine.client import AsyncRewardClient
@@ -89,20 +85,3 @@ async def _connections(address: str, artifact: Artifact, cell: Cell, seed: int) 
         return seconds[1] / seconds[0]
     finally:
         await asyncio.gather(*(client.close() for client in clients))
-
-
-@contextmanager
-def serving(artifact: Artifact, *options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """(process, address) of `kwise serve` on a free port, stopped at the end."""
-    command = [sys.executable, "-m", "kwise.engine.cli", "serve", str(artifact.path), "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if match := re.search(r"serving .* on (\S+:\d+)$", line.strip()):
-                yield process, match.group(1)
-                return
-        raise RuntimeError("the server ended at start-up")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)

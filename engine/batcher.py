@@ -108,7 +108,7 @@ class Batcher:
         futures: list[asyncio.Future[Finished]] = []
         for sequence in sequences:
             future: asyncio.Future[Finished] = loop.create_future()
-            future.add_done_callback(self._queue.abandon)
+            future.add_done_callback(self._abandon)
             futures.append(future)
             self._queue.add(Work(sequence=sequence, priority=priority, client=client, arrival_s=loop.time(), future=future))
         if futures and not self._work_arrived.is_set():
@@ -119,6 +119,11 @@ class Batcher:
     def promote(self, futures: "Iterable[asyncio.Future[Finished]]") -> None:
         """Bulk work that an interactive request waits for too takes an interactive turn."""
         self._queue.promote(futures)
+
+    def _abandon(self, future: "asyncio.Future[Finished]") -> None:
+        """A future is done, perhaps before its turn."""
+        if self._queue.abandon(future):
+            self._counters.abandoned += 1
 
     def _check_room(self, num_tokens: int, client: str) -> None:
         if self._stopped:
@@ -137,7 +142,6 @@ class Batcher:
         try:
             while True:
                 batch = self._take(session)
-                self._counters.abandoned = self._queue.num_abandoned
                 if batch:
                     self._counters.idle_with_work_s += loop.time() - free_since_s
                     await self._answer(session, thread, batch)

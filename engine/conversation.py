@@ -125,14 +125,17 @@ class ConversationEncoder:
         other requests can wait for a part of it. Takes no time in Python per token id: it runs on the event loop.
 
         Raises:
-            InvalidRequest: no prompt, no responses, more ids in the prompt than a conversation may have, or a token id
-                outside the vocabulary.
+            InvalidRequest: no prompt, one that ends with an assistant's turn, no responses, more ids in the prompt than a
+                conversation may have, or a token id outside the vocabulary.
         """
         if not group.responses:
             raise InvalidRequest("responses", "there are none; give at least one")
         if not group.prompt:
             raise InvalidRequest("prompt", "it is empty")
-        if isinstance(group.prompt[0], Message):
+        if isinstance(last := group.prompt[-1], Message):
+            if last.role == "assistant":
+                problem = "an assistant's turn ends the prompt, and the response is one; training refuses such rankings too"
+                raise InvalidRequest(f"prompt.messages[{len(group.prompt) - 1}].role", problem)
             return
         if len(group.prompt) > self._limits.max_tokens:
             raise self._prompt_too_long(len(group.prompt))

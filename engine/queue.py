@@ -51,7 +51,7 @@ class Work:
 
 class WorkQueue:
     """Sequences in the order of their turns. `num_tokens` counts the tokens that wait, shared prefixes as often as they
-    are sent; `num_abandoned` the sequences that left before their turn."""
+    are sent."""
 
     def __init__(self, *, layout: str, max_batch_tokens: int) -> None:
         self._layout = layout
@@ -60,7 +60,6 @@ class WorkQueue:
         self._work_of: dict[Future[Finished], Work] = {}
         self._tokens_of: Counter[str] = Counter()
         self.num_tokens = 0
-        self.num_abandoned = 0
 
     def __len__(self) -> int:
         return len(self._work_of)
@@ -74,12 +73,13 @@ class WorkQueue:
         self._tokens_of[work.client] += work.cost
         self.num_tokens += work.cost
 
-    def abandon(self, future: "Future[Finished]") -> None:
-        """Nobody waits for it any more. Does nothing where it has had its turn."""
-        if (work := self._work_of.get(future)) is not None:
-            self._turns.discard(work)
-            self._forget(work)
-            self.num_abandoned += 1
+    def abandon(self, future: "Future[Finished]") -> bool:
+        """Nobody waits for it any more. Says whether it was still in line."""
+        if (work := self._work_of.get(future)) is None:
+            return False
+        self._turns.discard(work)
+        self._forget(work)
+        return True
 
     def take(self, cached: Sequence[bytes] = ()) -> list[Work]:
         """The next batch, removed from the queue; empty where nothing is left to do.
@@ -119,14 +119,9 @@ class WorkQueue:
         return works
 
     def _next_in_line(self) -> list[Work]:
-        """The next `_WINDOW` that somebody waits for."""
-        while True:
-            window = list(islice(self._turns.in_order(), _WINDOW))
-            gone = [work for work in window if work.future.done()]
-            if not gone:
-                return window
-            for work in gone:
-                self.abandon(work.future)
+        """The next `_WINDOW`, without those that nobody waits for: `abandon` will be told of them in a moment."""
+        alive = (work for work in self._turns.in_order() if not work.future.done())
+        return list(islice(alive, _WINDOW))
 
     def _forget(self, work: Work) -> None:
         del self._work_of[work.future]

@@ -52,11 +52,16 @@ class Scorer:
     """Scores groups with one artifact. `async with Scorer.load(path, config) as scorer: await scorer.score(group)`."""
 
     def __init__(
-        self, artifact: Artifact, config: EngineConfig, encoder: ConversationEncoder, sessions: Sequence[Session]
+        self,
+        artifact: Artifact,
+        config: EngineConfig,
+        encoder: ConversationEncoder,
+        sessions: Sequence[Session],
+        counters: Counters | None = None,
     ) -> None:
         self.artifact = artifact
         self.config = config
-        self.counters = Counters()
+        self.counters = counters or Counters()
         self.runtime = sessions[0].runtime
         self.max_tokens = effective_max_tokens(artifact, config)
         self._encoder = encoder
@@ -78,8 +83,9 @@ class Scorer:
         self._batcher: Batcher
 
     @classmethod
-    def load(cls, path: Path, config: EngineConfig | None = None) -> "Scorer":
-        """Read and verify the artifact, load it on the device, and score its golden conversations there.
+    def load(cls, path: Path, config: EngineConfig | None = None, counters: Counters | None = None) -> "Scorer":
+        """Read and verify the artifact, load it on the device, and score its golden conversations there. `counters`: those of
+        the scorer that this one takes over from.
 
         Raises:
             ArtifactError: damaged, or a golden reward comes out wrong on this runtime and device.
@@ -96,16 +102,35 @@ class Scorer:
         tokenizer = load_tokenizer(artifact)
         encoder = new_encoder(artifact, config, tokenizer)
         check_golden(artifact, new_encoder(artifact, EngineConfig(), tokenizer), session)
-        return cls(artifact, config, encoder, [session])
+        return cls(artifact, config, encoder, [session], counters)
 
     async def __aenter__(self) -> "Scorer":
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def description(self) -> str:
+        """What is served, for the log."""
+        manifest = self.artifact.manifest
+        return f"{manifest.name} {manifest.fingerprint[:12]} ({manifest.layout} layout, {manifest.dtype}, {self.runtime})"
+
+    def start(self) -> None:
+        """Begin to serve, in the running event loop."""
         manifest = self.artifact.manifest
         queue = WorkQueue(layout=manifest.layout, max_batch_tokens=self.config.max_batch_tokens)
         self._batcher = Batcher(self._sessions, queue, max_queue_tokens=self.config.max_queue_tokens, counters=self.counters)
         self._batcher.start()
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def idle(self) -> None:
+        """Until nothing is being computed. What is asked for meanwhile is waited for too."""
+        while self._pending:
+            await asyncio.wait([pending.future for pending in self._pending.values()])
+
+    async def close(self) -> None:
+        """Stop, and let go of threads and model."""
         await self.stop()
         for task in self._tasks:
             task.cancel()

@@ -47,6 +47,8 @@ class RewardModel:
     def save(self, directory: Path) -> None:
         """Write what `from_pretrained` of a model and of a tokenizer read, chat template included."""
         self.model.save_pretrained(directory)
+        for weights in directory.glob("*.safetensors"):  # which safetensors makes readable to their owner alone
+            weights.chmod((directory / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(directory)
 
 

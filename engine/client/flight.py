@@ -19,7 +19,7 @@ from time import monotonic
 
 from kwise.engine.client import messages
 from kwise.engine.client.results import RewardServiceError
-from kwise.engine.client.retry import RETRIED, Backoff
+from kwise.engine.client.retry import Backoff, is_retried
 from kwise.engine.errors import KwiseError
 from kwise.engine.types import ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
@@ -32,7 +32,7 @@ _BROKEN_WRITE = ("INTERNAL", "Internal error from Core")
 
 def is_break(error: RewardServiceError) -> bool:
     """Whether a stream that ended like this may be followed by another."""
-    return error.code in RETRIED or (error.code, error.message) == _BROKEN_WRITE
+    return is_retried(error) or (error.code, error.message) == _BROKEN_WRITE
 
 
 class Flight:
@@ -97,13 +97,13 @@ class Flight:
 
     def accept(self, reply: pb.ScoreStreamResponse) -> None:
         self._owed.discard(reply.id)
-        if reply.WhichOneof("result") == "error" and reply.error.code in RETRIED:
-            self.refused(messages.response_error(reply.error))
+        failure = messages.response_error(reply.error) if reply.WhichOneof("result") == "error" else None
+        if failure is not None and is_retried(failure):
+            self.refused(failure)
             return
         if self._unanswered.pop(reply.id, None) is None:
             return  # answered already
-        failed = reply.WhichOneof("result") == "error"
-        self._results[reply.id] = messages.response_error(reply.error) if failed else messages.scored_group(reply.response)
+        self._results[reply.id] = failure or messages.scored_group(reply.response)
         self._backoff.reset()
         self._refusal = None
         self._progress_at = self._now()

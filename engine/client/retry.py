@@ -10,9 +10,15 @@ from time import monotonic
 
 from kwise.engine.client.results import RewardServiceError
 
-# A server whose grace has ended cancels its calls; our own cancellation is never read back.
-RETRIED = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "CANCELLED"}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+
+
+def is_retried(failure: RewardServiceError) -> bool:
+    """Whether the same request may succeed later. A message over gRPC's limit is RESOURCE_EXHAUSTED too, without advice."""
+    if failure.code == "RESOURCE_EXHAUSTED":
+        return failure.retry_after_s is not None
+    # A server whose grace has ended cancels its calls; our own cancellation is never read back.
+    return failure.code in {"UNAVAILABLE", "CANCELLED"}
 
 
 class Backoff:
@@ -49,6 +55,6 @@ class Attempts:
     def pause_s(self, failure: RewardServiceError) -> float:
         """Seconds to wait before the next attempt. Raises `failure` where another would not help, or there is no time for it."""
         pause_s = self._backoff.pause_s(failure.retry_after_s)
-        if failure.code not in RETRIED or pause_s >= self.left_s:
+        if not is_retried(failure) or pause_s >= self.left_s:
             raise failure
         return pause_s

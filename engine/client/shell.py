@@ -89,6 +89,11 @@ def run(arguments: argparse.Namespace, report: Report) -> int:
 
 
 def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
+    if arguments.timeout_s <= 0:
+        return f"--timeout-s is {arguments.timeout_s:g}; it must be greater than 0"
+    # Before the server is looked for: a name mistyped is told at once.
+    if missing := [name for name in arguments.files or [] if name != "-" and not Path(name).exists()]:
+        return f"{missing[0]}: no such file"
     if arguments.prompt is None:
         return "--response needs --prompt" if arguments.response else None
     if arguments.files:

@@ -20,6 +20,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError
 from kwise.engine.options import check_bounds, option
 from kwise.engine.scorer import Scorer
+from kwise.engine.server.reload import Reloader
 from kwise.engine.server.service import RewardService
 from kwise.protos.kwise.v1 import reward_pb2, reward_pb2_grpc
 
@@ -46,12 +47,15 @@ class ServerConfig:
             ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the calls
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
+            # A client whose machine has gone without a word is noticed in 80 s, and what it waited for leaves the queue.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
         ]
 
 
 async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: refuse what is new, finish what runs, at most `grace_s` long; what is left
-    then gets UNAVAILABLE.
+    """Serve until SIGTERM or SIGINT, reloading the artifact at SIGHUP. Then drain: refuse what is new, finish what runs, at
+    most `grace_s` long; what is left then gets UNAVAILABLE.
 
     Raises:
         ArtifactError: the artifact is damaged or fails its golden check.
@@ -62,31 +66,28 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
         port = server.add_insecure_port(f"{config.host}:{config.port}")
     except RuntimeError as error:
         raise ConfigError(f"--host {config.host} --port {config.port}: cannot listen there: {error}") from None
-    async with Scorer.load(artifact, engine) as scorer:
-        service = RewardService(scorer)
+    service = RewardService(Scorer.load(artifact, engine))
+    service.scorer.start()
+    try:
         health_service = _add_services(server, service)
         await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
         await health_service.set(_SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        stopping = _on_signals()
+        reloader = Reloader(service, artifact, engine)
+        reloading = asyncio.create_task(reloader.run(), name="kwise reload")
+        stopping = _on_signals(reloader)
         await server.start()
-        manifest = scorer.artifact.manifest
-        _LOG.info(
-            "serving %s (%s layout, %s, %s) on %s:%d",
-            manifest.name,
-            manifest.layout,
-            manifest.dtype,
-            scorer.runtime,
-            config.host,
-            port,
-        )
+        _LOG.info("serving %s on %s:%d", service.scorer.description, config.host, port)
         await stopping.wait()
         _LOG.info("draining: running requests get %g s to finish", config.grace_s)
+        reloading.cancel()
         await health_service.enter_graceful_shutdown()
-        await _drain(server, service, scorer, config.grace_s)
+        await _drain(server, service, config.grace_s)
+    finally:
+        await service.scorer.close()
     _LOG.info("stopped")
 
 
-async def _drain(server: grpc.aio.Server, service: RewardService, scorer: Scorer, grace_s: float) -> None:
+async def _drain(server: grpc.aio.Server, service: RewardService, grace_s: float) -> None:
     """Wait for the service's own calls alone: others, such as a watch of the server's health, may never end."""
     await _until_quiet(service)  # what was sent before the signal is served
     service.drain()
@@ -96,7 +97,7 @@ async def _drain(server: grpc.aio.Server, service: RewardService, scorer: Scorer
         await asyncio.wait_for(service.idle(), grace_s)
     except TimeoutError:
         _LOG.warning("after %g s requests still run: they get UNAVAILABLE", grace_s)
-        await scorer.stop()
+        await service.scorer.stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(service.idle(), _LAST_REPLIES_S)
     await server.stop(_LAST_REPLIES_S)
@@ -127,8 +128,9 @@ def _add_services(server: grpc.aio.Server, service: RewardService) -> health.Hea
     return health_service
 
 
-def _on_signals() -> asyncio.Event:
+def _on_signals(reloader: Reloader) -> asyncio.Event:
     stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     return stopping

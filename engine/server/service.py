@@ -28,11 +28,12 @@ _T = TypeVar("_T")
 
 
 class RewardService(reward_pb2_grpc.RewardServiceServicer):
-    """Serves `scorer`. After `drain`, new requests get UNAVAILABLE, running ones finish, and streams end once they have
-    answered what they have read. `num_calls`: how many have arrived."""
+    """Serves `scorer`, which may be replaced: a request is answered by the one that it met. After `drain`, new requests get
+    UNAVAILABLE, running ones finish, and streams end once they have answered what they have read. `num_calls`: how many have
+    arrived."""
 
     def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
+        self.scorer = scorer
         self._draining = asyncio.Event()
         self.num_calls = 0
         self._num_running = 0
@@ -98,16 +99,16 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
         self._admit(request.model)
         if isinstance(request, pb.CompareRequest):
             messages.check_pairs(request)
-        return await self._scorer.score(messages.to_group(request, client))
+        return await self.scorer.score(messages.to_group(request, client))
 
     async def _model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
         self._admit(request.model)
-        return messages.to_model_response(self._scorer)
+        return messages.to_model_response(self.scorer)
 
     def _admit(self, model: str) -> None:
         if self._draining.is_set():
             raise Unavailable.leaving()
-        served = self._scorer.artifact.manifest.name
+        served = self.scorer.artifact.manifest.name
         if model and model != served:
             raise UnknownModel(model, served)
 

@@ -597,3 +597,10 @@ def test_templates_render_as_in_transformers(real: Any, template: str) -> None:
         messages=messages, add_generation_prompt=False, tools=None, documents=None, **{**special, "bos_token": "<s>"}
     )
     assert rendered == expected
+
+
+def test_a_prompt_that_ends_with_an_assistants_turn_is_refused_as_in_training(encoder: ConversationEncoder) -> None:
+    """It was scored, as a conversation that no model was trained on."""
+    prompt = (Message(role="user", content="one"), Message(role="assistant", content="two"))
+    with pytest.raises(InvalidRequest, match=r"prompt\.messages\[1\]\.role: an assistant's turn ends the prompt"):
+        encoder.encode(Group(prompt=prompt, responses=("three",)))

@@ -1,0 +1,232 @@
+"""What does serving cost beside the model, and how long does a request wait?
+
+Four questions, each a ratio within one run, on one machine with client and server:
+    saturation   groups a second over gRPC, to the same groups through a session in this process, in turns
+    from cache   groups of K whose rewards are known, a second, from processes that keep streams full
+    latency      a cached call to an empty one (gRPC's health check) on the same server, one after the other
+    queueing     p99 to p50 of calls that arrive at random (Poisson) at 80 % of the capacity found at saturation
+"""
+
+import asyncio
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from kwise.benchmarks import machine
+from kwise.benchmarks.serving import serving
+from kwise.benchmarks.workload import Cell, run_queued
+from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.client import AsyncRewardClient, RewardClient
+from kwise.engine.client.messages import score_request
+from kwise.engine.config import EngineConfig
+from kwise.engine.errors import ConfigError, KwiseError
+from kwise.engine.options import check_bounds, option
+from kwise.engine.session import OnnxSession
+from kwise.engine.types import Priority
+from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.protos.kwise.v1 import reward_pb2_grpc
+
+_Group = tuple[list[int], list[list[int]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadBenchConfig:
+    """What to measure. Raises ConfigError, naming the option and its bound."""
+
+    artifact: str = option(help="an artifact")
+    cell: str = option("256/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses")
+    groups: int = option(16, "groups of a saturating round", minimum=1)
+    repeats: int = option(3, "rounds", minimum=1)
+    clients: int = option(1, "processes that ask for cached groups", minimum=1)
+    calls: int = option(2000, "calls of the latency round", minimum=10)
+    poisson_calls: int = option(200, "calls of the queueing round; 0 leaves it out", minimum=0)
+    json: str = option("", "file for all figures, with the machine")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        self.parsed_cell()
+
+    def parsed_cell(self) -> Cell:
+        try:
+            return Cell(**dict(zip("PRK", map(int, self.cell.split("/")), strict=True)))
+        except ValueError:
+            raise ConfigError(f"--cell is {self.cell!r}; it must be P/R/K in whole numbers") from None
+
+
+def run(config: LoadBenchConfig) -> None:
+    """Print the figures, and write them where --json says."""
+    artifact, cell = read_artifact(Path(config.artifact)), config.parsed_cell()
+    with serving(artifact, "--cache-bytes", "0") as (_, address):
+        saturation = _saturation(artifact, config, cell, address)
+        print(
+            "saturation: {served_per_s:.3f} groups/s over gRPC, {direct_per_s:.3f} direct, ratio {ratio:.3f}".format(
+                **saturation
+            )
+        )
+        print(f"            the model was idle with work waiting {saturation['idle_with_work']:.2%} of the time")
+        queueing = (
+            _queueing(artifact, config, cell, address, 0.8 * saturation["served_per_s"]) if config.poisson_calls else None
+        )
+    if queueing:
+        print(
+            "queueing:   p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms, ratio {ratio:.2f} at {load:.0%} of capacity".format(
+                **queueing
+            )
+        )
+    with serving(artifact) as (_, address):
+        cached = [_from_cache(config.clients, address) for _ in range(config.repeats)]
+        print(f"from cache: {statistics.median(cached):,.0f} groups of 9 a second, from {config.clients} process(es)")
+        latency = asyncio.run(_latency(address, config.calls))
+        print(
+            "latency:    cached call p50 {cached_ms:.3f} ms, empty call p50 {empty_ms:.3f} ms, ratio {ratio:.2f}".format(
+                **latency
+            )
+        )
+    if config.json:
+        options = asdict(config) | {"artifact": Path(config.artifact).name, "json": Path(config.json).name}
+        results = {"saturation": saturation, "queueing": queueing, "from_cache_per_s": cached, "latency": latency}
+        machine.write(Path(config.json), {"artifact": artifact.manifest.name, "options": options} | results)
+
+
+def _groups(artifact: Artifact, cell: Cell, seed: int, count: int) -> list[_Group]:
+    groups = []
+    for number in range(count):
+        group = cell.group(artifact.manifest.vocab_size, seed + number)
+        groups.append((group[0].token_ids[: cell.P].tolist(), [sequence.token_ids[cell.P :].tolist() for sequence in group]))
+    return groups
+
+
+def _saturation(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str) -> dict[str, Any]:
+    engine = EngineConfig()
+    session = OnnxSession(artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes)
+    vocab_size, layout = artifact.manifest.vocab_size, artifact.manifest.layout
+    served, direct, idle = [], [], []
+    with RewardClient(address) as client:
+        for repeat in range(-1, config.repeats):  # the first is the warm-up
+            seed = 1000 * (repeat + 2)
+            sequences = [cell.group(vocab_size, seed + number) for number in range(config.groups)]
+            direct_s, _ = run_queued(session, layout, sequences, engine.max_batch_tokens)
+            groups, before = _groups(artifact, cell, seed, config.groups), client.get_model().counters
+            started = time.perf_counter()
+            for result in client.score_many(groups):
+                if isinstance(result, KwiseError):
+                    raise result
+            served_s = time.perf_counter() - started
+            after = client.get_model().counters
+            if repeat >= 0:
+                served.append(served_s)
+                direct.append(direct_s)
+                idle.append((after.idle_with_work_s - before.idle_with_work_s) / served_s)
+    return {
+        "served_per_s": config.groups / statistics.median(served),
+        "direct_per_s": config.groups / statistics.median(direct),
+        "ratio": statistics.median(d / s for d, s in zip(direct, served, strict=True)),
+        "ratios": [d / s for d, s in zip(direct, served, strict=True)],
+        "idle_with_work": statistics.median(idle),
+    }
+
+
+def _queueing(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str, rate_per_s: float) -> dict[str, Any]:
+    """Calls at exponential intervals, whether or not earlier ones are answered."""
+    rng = random.Random(0)
+    groups = _groups(artifact, cell, 50_000, config.poisson_calls)
+
+    async def load() -> list[float]:
+        async with AsyncRewardClient(address) as client:
+            await client.wait_until_ready()
+
+            async def call(group: _Group) -> float:
+                started = time.perf_counter()
+                await client.score(*group)
+                return time.perf_counter() - started
+
+            calls = []
+            for group in groups:
+                calls.append(asyncio.create_task(call(group)))
+                await asyncio.sleep(rng.expovariate(rate_per_s))
+            return await asyncio.gather(*calls)
+
+    seconds = sorted(asyncio.run(load()))
+    p50_ms, p99_ms = (1000 * seconds[min(int(share * len(seconds)), len(seconds) - 1)] for share in (0.5, 0.99))
+    return {"load": 0.8, "rate_per_s": rate_per_s, "p50_ms": p50_ms, "p99_ms": p99_ms, "ratio": p99_ms / p50_ms}
+
+
+_CACHED = (
+    "Which of these is a prime number, and why is it one? Answer in a sentence.",
+    [
+        f"Number {number} is a prime number, for nothing but 1 and itself divides it."
+        for number in (2, 3, 5, 7, 11, 13, 17, 19, 23)
+    ],
+)
+
+
+def _from_cache(clients: int, address: str) -> float:
+    """Groups a second of `clients` processes, each with a stream of its own."""
+    with RewardClient(address) as client:
+        client.score(*_CACHED)
+    command = [sys.executable, "-m", "kwise.benchmarks.load", address]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)]
+    rates = [float(process.communicate()[0]) for process in processes]
+    if any(process.returncode for process in processes):
+        raise RuntimeError("a client failed")
+    return sum(rates)
+
+
+async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -> float:
+    """Groups a second over one stream with up to `window` unanswered, as fast as this process can send and read."""
+    from grpc import aio
+
+    request = score_request("", *_CACHED, Priority.INTERACTIVE)
+    async with aio.insecure_channel(address) as channel:
+        room, answered = asyncio.Semaphore(window), 0
+        ends_at = time.perf_counter() + seconds
+
+        async def requests() -> Any:
+            number = 0
+            while time.perf_counter() < ends_at:
+                await room.acquire()
+                yield pb.ScoreStreamRequest(id=str(number), request=request)
+                number += 1
+
+        started = time.perf_counter()
+        async for reply in reward_pb2_grpc.RewardServiceStub(channel).ScoreStream(requests()):
+            if not all(reward.cached for reward in reply.response.rewards) or len(reply.response.rewards) != 9:
+                raise RuntimeError(f"not from the cache: {reply}")
+            answered += 1
+            room.release()
+        return answered / (time.perf_counter() - started)
+
+
+async def _latency(address: str, calls: int) -> dict[str, float]:
+    """One call after the other, cached and empty in turns."""
+    from grpc import aio
+
+    request = score_request("", *_CACHED, Priority.INTERACTIVE)
+    async with aio.insecure_channel(address) as channel:
+        score = reward_pb2_grpc.RewardServiceStub(channel).Score
+        check = health_pb2_grpc.HealthStub(channel).Check
+        taken: dict[str, list[float]] = {"cached": [], "empty": []}
+        for number in range(calls + 50):
+            for name, call, message in (("cached", score, request), ("empty", check, health_pb2.HealthCheckRequest())):
+                started = time.perf_counter()
+                await call(message)
+                if number >= 50:  # the first ones warm up
+                    taken[name].append(time.perf_counter() - started)
+    cached_ms, empty_ms = (1000 * statistics.median(taken[name]) for name in ("cached", "empty"))
+    return {"cached_ms": cached_ms, "empty_ms": empty_ms, "ratio": cached_ms / empty_ms}
+
+
+def _main(arguments: Iterator[str]) -> None:
+    print(asyncio.run(_stream_cached(next(arguments))))
+
+
+if __name__ == "__main__":
+    _main(iter(sys.argv[1:]))

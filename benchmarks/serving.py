@@ -1,0 +1,38 @@
+"""`kwise serve` as a process for a benchmark, its log read all the while."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kwise.engine.artifact import Artifact
+
+
+@contextmanager
+def serving(artifact: Artifact, *options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """(process, address) of a server on a free port, stopped at the end. Raises RuntimeError with its log if none starts."""
+    command = [sys.executable, "-m", "kwise.engine.cli", "serve", str(artifact.path), "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    log: deque[str] = deque(maxlen=50)
+    address = ""
+    for line in process.stderr:
+        log.append(line)
+        if match := re.search(r"serving .* on (\S+:\d+)$", line.strip()):
+            address = match.group(1)
+            break
+    reader = threading.Thread(target=log.extend, args=(process.stderr,), daemon=True)
+    reader.start()
+    try:
+        if not address:
+            raise RuntimeError("the server ended at start-up: " + "".join(log))
+        yield process, address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        reader.join()
+        process.stderr.close()

@@ -1,0 +1,57 @@
+"""Another artifact under a running service: SIGHUP loads what lies at the artifact's path now, and no request fails.
+
+The new model is read, verified and checked beside the old one, which goes on serving; for that time both are in memory. New
+requests then go to the new model, and the old one leaves when it has answered what it had taken. Replies name the fingerprint
+of the model that made them. Where the new one is refused, the old one stays.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from kwise.engine.config import EngineConfig
+from kwise.engine.errors import ArtifactError, ConfigError
+from kwise.engine.scorer import Scorer
+from kwise.engine.server.service import RewardService
+
+_LOG = logging.getLogger(__name__)
+
+
+class Reloader:
+    """Reloads one at a time: `ask` from a signal handler, `run` as a task."""
+
+    def __init__(self, service: RewardService, artifact: Path, engine: EngineConfig) -> None:
+        self._service = service
+        self._artifact = artifact
+        self._engine = engine
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        self._asked.set()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            await self._reload()
+
+    async def _reload(self) -> None:
+        old = self._service.scorer
+        serving = old.artifact.manifest
+        try:
+            new = await asyncio.to_thread(Scorer.load, self._artifact, self._engine, old.counters)
+        except (ArtifactError, ConfigError) as error:
+            _LOG.error("reload refused, %s %s goes on serving: %s", serving.name, serving.fingerprint[:12], error)
+            return
+        except Exception:  # noqa: BLE001 - whatever a runtime makes of a bad model, the old one is good
+            _LOG.exception("reload failed, %s %s goes on serving", serving.name, serving.fingerprint[:12])
+            return
+        if new.artifact.manifest.fingerprint == serving.fingerprint:
+            _LOG.info("reload: %s has not changed", self._artifact)
+            return
+        new.start()
+        self._service.scorer = new
+        _LOG.info("serving %s instead of %s %s", new.description, serving.name, serving.fingerprint[:12])
+        await old.idle()
+        await old.close()
