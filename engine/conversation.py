@@ -132,8 +132,8 @@ class ConversationEncoder:
             raise InvalidRequest("responses", "there are none; give at least one")
         if not group.prompt:
             raise InvalidRequest("prompt", "it is empty")
-        if isinstance(last := group.prompt[-1], Message):
-            if last.role == "assistant":
+        if isinstance(group.prompt[0], Message):
+            if group.prompt[-1].role == "assistant":
                 problem = "an assistant's turn ends the prompt, and the response is one; training refuses such rankings too"
                 raise InvalidRequest(f"prompt.messages[{len(group.prompt) - 1}].role", problem)
             return

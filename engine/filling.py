@@ -8,7 +8,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Protocol
 
-from kwise.engine.trie import common_prefix, key_length
+from kwise.engine.trie import KEY_BYTES, common_prefix, key_length
 
 # A shared prefix shorter than this is a template's opening, which all conversations share.
 _RELATED_TOKENS = 32
@@ -56,11 +56,13 @@ class TrieFilling:
 
     def fits(self, key: bytes, max_rows: int) -> bool:
         """A long prompt is worth a larger batch, up to twice the first sequence: in the next one it would be computed again."""
-        rows, is_sibling = self.rows_with(key), 2 * common_prefix(self._first, key) >= key_length(self._first)
-        return rows <= max_rows or (is_sibling and rows <= 2 * self._first_rows)
+        rows = self.rows_with(key)
+        half = KEY_BYTES * ((key_length(self._first) + 1) // 2)
+        return rows <= max_rows or (rows <= 2 * self._first_rows and key[:half] == self._first[:half])
 
     def distance(self, key: bytes) -> int:
-        return 0 if common_prefix(self._first, key) >= _RELATED_TOKENS else 1
+        related = KEY_BYTES * _RELATED_TOKENS
+        return 0 if len(self._first) >= related and key[:related] == self._first[:related] else 1
 
 
 class PaddedFilling:

@@ -18,6 +18,8 @@ from kwise.engine.types import Priority
 
 # How far down the line a batch looks for company: bounds the policy's own time.
 _WINDOW = 512
+# And how many it passes by because they do not fit: it is full then, or nearly so.
+_MISFITS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +97,13 @@ class WorkQueue:
         filling, batch = new_filling(self._layout, cached), [first]
         filling.add(first.key)
         others.sort(key=lambda work: (work.priority is not first.priority, filling.distance(work.key)))
+        misfits = 0
         for work in others:
             if filling.fits(work.key, self._max_batch_tokens):
                 filling.add(work.key)
                 batch.append(work)
+            elif (misfits := misfits + 1) == _MISFITS:
+                break
         self._turns.take(batch)
         for work in batch:
             self._forget(work)

@@ -15,7 +15,7 @@ import numpy as np
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.packing import NOT_PAST
 from kwise.engine.prompt_cache import PromptCache, Segment, States
-from kwise.engine.trie import Int64, Trie, build_trie, sort_key
+from kwise.engine.trie import KEY_BYTES, Int64, Trie, build_trie, sort_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def plan_reuse(batch: Sequence[EncodedSequence], cache: PromptCache, widths: Seq
             found.append((path, segment, known))
         length = min(sequence.prompt_tokens, len(path))
         if known < length and cache.has_room_for(length, 4 * sum(widths)):
-            prompts[key[: 4 * length]] = path[:length]
+            prompts[key[: KEY_BYTES * length]] = path[:length]
             new.append(path[known:length])
     offsets, states = _gather(found, widths)
     for path, segment, known in found:

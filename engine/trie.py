@@ -43,6 +43,10 @@ class Trie:
         return self._paths[owner][: self.depths[node] + 1]
 
 
+# Of one token in a sort key.
+KEY_BYTES = 4
+
+
 def sort_key(token_ids: Int64) -> bytes:
     """Bytes that order as the token ids do (big-endian, four bytes a token), for sorting and for common prefixes."""
     return token_ids.astype(">u4").tobytes()
@@ -50,7 +54,7 @@ def sort_key(token_ids: Int64) -> bytes:
 
 def key_length(key: bytes) -> int:
     """Tokens of a sort key."""
-    return len(key) // 4
+    return len(key) // KEY_BYTES
 
 
 def common_prefix(a: bytes, b: bytes) -> int:

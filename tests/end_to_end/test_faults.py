@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -169,8 +169,8 @@ def changed_head(checkpoint: Path, path: Path) -> Path:
 def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(
     tiny_artifact: Path, groups: list[tuple[Prompt, list[str]]], expected: list[list[float]]
 ) -> None:
-    """A real limit on the process's memory, which a batch of 60,000 rows exceeds and a conversation of 2,000 does not."""
-    responses = ["Many words follow. " * 300 + str(number) for number in range(40)]
+    """A real limit on the process's memory, which a batch of 50,000 rows exceeds and a conversation of 1,200 does not."""
+    responses = [f"{number}. Many words follow. " * 150 for number in range(40)]
     options = (
         "--max-batch-tokens",
         "200000",
@@ -208,7 +208,7 @@ def hardy_server(tiny_artifact: Path) -> Iterator[Server]:
 def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
     hardy_server: Server, groups: list[tuple[Prompt, list[str]]], expected: list[list[float]]
 ) -> None:
-    """Random bytes, and real requests with bytes changed, cut or repeated, on every rpc."""
+    """Random bytes, real requests with bytes changed, cut or repeated, and messages with hostile fields, on every rpc."""
     rng = random.Random(0)
     message = pb.ScoreRequest(
         prompt=pb.Prompt(messages=pb.Conversation(messages=[pb.Message(**turn) for turn in groups[0][0]])),
@@ -225,7 +225,28 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
     ]
     codes: dict[str, int] = {}
 
+    def hostile() -> bytes:
+        """A message that parses, of fields that no client of ours would send."""
+        text = lambda: rng.choice(["", " ", "\0", "<|im_end|>", "é" * 50, "\U0010ffff", "a" * rng.randrange(3000)])  # noqa: E731
+        some_ids = lambda: pb.TokenIds(ids=[rng.randrange(2 ** rng.randrange(33)) for _ in range(rng.randrange(20))])  # noqa: E731
+        prompt = rng.choice([pb.Prompt(), pb.Prompt(text=text()), pb.Prompt(token_ids=some_ids())])
+        if rng.random() < 0.3:
+            turns = [pb.Message(role=rng.choice(["user", "system", "assistant", text()]), content=text()) for _ in range(3)]
+            prompt = pb.Prompt(messages=pb.Conversation(messages=turns[: rng.randrange(4)]))
+        responses = [
+            rng.choice([pb.Response(), pb.Response(text=text()), pb.Response(token_ids=some_ids())])
+            for _ in range(rng.randrange(6))
+        ]
+        return pb.CompareRequest(  # a Score or Rank request too, but for the pairs
+            model=rng.choice(["", "", "", "tiny", text()[:40]]),
+            prompt=prompt,
+            responses=responses,
+            pairs=[pb.Pair(first=rng.randrange(9), second=rng.randrange(2**32)) for _ in range(rng.randrange(2))],
+        ).SerializeToString()
+
     def mutated() -> bytes:
+        if rng.random() < 0.5:
+            return hostile()
         if rng.random() < 0.2:
             return rng.randbytes(rng.randrange(200))
         data = bytearray(rng.choice(seeds))
@@ -267,9 +288,9 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
     before = resident_bytes(hardy_server)
     asyncio.run(fuzz())
     assert sum(codes.values()) == 10_000
-    # A message that is no protobuf is INTERNAL by gRPC's own choice.
-    assert set(codes) <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL"}, codes
-    assert codes["OK"] > 100 and codes["INVALID_ARGUMENT"] > 100 and codes["INTERNAL"] > 100, codes
+    # What is no protobuf gets UNKNOWN or INTERNAL, by gRPC's own choice.
+    assert set(codes) <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNKNOWN", "INTERNAL"}, codes
+    assert all(codes[name] > 100 for name in ("OK", "INVALID_ARGUMENT", "UNKNOWN")), codes
     with RewardClient(hardy_server.address) as client:
         assert raw_rewards(client.score(*groups[1])) == pytest.approx(expected[1], abs=EXACT)
     assert resident_bytes(hardy_server) < before + (200 << 20)
@@ -337,42 +358,32 @@ def test_clients_that_vanish_or_never_speak_leave_nothing_behind(
 # Load
 
 
-def test_the_model_is_never_idle_while_work_waits_and_clients_take_turns(
-    tiny_artifact: Path, groups: list[tuple[Prompt, list[str]]], expected: list[list[float]]
-) -> None:
-    """One client sends 3,000 groups as fast as it may, another sends one after the other."""
-    options = ("--cache-bytes", "0", "--prompt-cache-bytes", "0", "--max-batch-tokens", "1024")
+def test_the_model_is_not_idle_while_work_waits_and_clients_take_turns(tiny_artifact: Path) -> None:
+    """One client keeps 128 groups in line, another sends one after the other. By the engine's own counters."""
+    words = random.Random(0)
+    answers = [" ".join(words.choices(["river", "stone", "seven", "why", "loud", "paper", "of"], k=120)) for _ in range(900)]
+    groups = [(f"Question {number}?", answers[9 * number : 9 * number + 9]) for number in range(100)]
+    options = ("--cache-bytes", "0", "--prompt-cache-bytes", "0", "--max-batch-tokens", "8192")
     with running_server(tiny_artifact, *options) as server, ThreadPoolExecutor(1) as worker:
         stop = threading.Event()
 
         def flood() -> int:
-            def endless() -> Iterator[Any]:
-                number = 0
-                while not stop.is_set():
-                    messages, responses = groups[number % len(groups)]
-                    yield [{**messages[0], "content": f"{number} {messages[0]['content']}"}, *messages[1:]], responses
-                    number += 1
-
+            numbers = takewhile(lambda _: not stop.is_set(), count())
+            endless = ((f"{n} {groups[n % 80][0]}", groups[n % 80][1]) for n in numbers)
             with RewardClient(server.address, client="flood") as client:
-                return sum(len(raw_rewards(result)) > 0 for result in client.score_many(endless()))
+                return sum(len(raw_rewards(result)) == 9 for result in client.score_many(endless))
 
         with RewardClient(server.address, client="modest") as client:
             flooding = worker.submit(flood)
             try:
-                wait_until(lambda: client.get_model().counters.model_passes > 10)
-                before, started_s = client.get_model().counters, time.monotonic()
-                waits = []
-                for number in range(20):
-                    scored = client.score(*groups[number])
-                    assert raw_rewards(scored) == pytest.approx(expected[number], abs=EXACT)
-                    waits.append((scored.timing.queue_ms, scored.timing.model_ms))
-                after, took_s = client.get_model().counters, time.monotonic() - started_s
+                wait_until(lambda: client.get_model().counters.model_passes > 3)
+                before = client.get_model().counters
+                queue_ms = sorted(client.score(*groups[80 + number]).timing.queue_ms for number in range(10))
+                after = client.get_model().counters
             finally:
                 stop.set()
-            assert flooding.result(60) > 20
-    passes = after.model_passes - before.model_passes
-    pass_ms = 1000 * (after.busy_s - before.busy_s) / passes
-    queue_ms = sorted(wait for wait, _ in waits)
-    # What runs, and at most a few passes more: not the 128 groups that the other client keeps in line.
-    assert queue_ms[len(queue_ms) // 2] < 6 * pass_ms, (queue_ms, pass_ms)
-    assert after.idle_with_work_s - before.idle_with_work_s < 0.25 * took_s
+            assert flooding.result(120) >= 100
+    busy_s, passes = after.busy_s - before.busy_s, after.model_passes - before.model_passes
+    # What runs and one more, not the 128 groups of the other client, which take some 40 passes.
+    assert queue_ms[len(queue_ms) // 2] < 4 * 1000 * busy_s / passes
+    assert after.idle_with_work_s - before.idle_with_work_s < 0.1 * busy_s

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kwise.engine.client import AsyncRewardClient, ModelInfo, RewardClient, RewardServiceError, messages
 from kwise.engine.client.flight import Flight, is_break
+from kwise.engine.client.retry import Attempts
 from kwise.engine.client.shell import read_line
 from kwise.engine.client.table import clip, table, width
 from kwise.engine.types import Group, Message, Priority, Reward, Timing
@@ -156,6 +157,36 @@ class TestResults:
         assert methods[0] == methods[1]
 
 
+class TestAttempts:
+    def test_only_what_may_succeed_later_is_tried_again(self) -> None:
+        """A message over gRPC's limit has the status of a full queue, without its advice."""
+        for failure in (
+            RewardServiceError("UNAVAILABLE", "restarting"),
+            RewardServiceError("CANCELLED", "the grace is over"),
+            RewardServiceError("RESOURCE_EXHAUSTED", "full", retry_after_s=0.05),
+        ):
+            assert Attempts(10.0).pause_s(failure) > 0
+        for failure in (
+            RewardServiceError("RESOURCE_EXHAUSTED", "the message is too large"),
+            RewardServiceError("INTERNAL", "the model failed"),
+            RewardServiceError("DEADLINE_EXCEEDED", "too late"),
+        ):
+            with pytest.raises(RewardServiceError) as raised:
+                Attempts(10.0).pause_s(failure)
+            assert raised.value is failure
+
+    def test_the_servers_advice_comes_before_growing_pauses_and_the_deadline_before_both(self) -> None:
+        clock = [0.0]
+        attempts = Attempts(10.0, now=lambda: clock[0])
+        gone, full = RewardServiceError("UNAVAILABLE", "x"), RewardServiceError("RESOURCE_EXHAUSTED", "x", retry_after_s=1.0)
+        assert 0.1 <= attempts.pause_s(gone) <= 0.2 <= attempts.pause_s(gone) <= 0.4
+        assert 1.0 <= attempts.pause_s(full) <= 1.25
+        clock[0] = 9.5
+        assert attempts.left_s == 0.5
+        with pytest.raises(RewardServiceError):
+            attempts.pause_s(full)
+
+
 class TestFlight:
     def flight(self, num_groups: int, window_groups: int = 4) -> tuple[Flight, list[float]]:
         clock = [0.0]
@@ -179,7 +210,7 @@ class TestFlight:
                     break
                 request = owed.pop(choices.randrange(len(owed)))
                 if choices.random() < 0.2:
-                    error = pb.ResponseError(code="RESOURCE_EXHAUSTED", message="full")
+                    error = pb.ResponseError(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=50)
                     flight.accept(pb.ScoreStreamResponse(id=request.id, error=error))
                 else:
                     response = pb.ScoreResponse(fingerprint=request.request.prompt.text)
@@ -202,6 +233,14 @@ class TestFlight:
         flight.accept(pb.ScoreStreamResponse(id=request.id, error=pb.ResponseError(code="INTERNAL", message="x")))
         assert isinstance(flight.pop(), RewardServiceError)
         assert flight.done
+
+    def test_the_servers_advice_is_obeyed(self) -> None:
+        """Streams came back after a fifth of a second, whatever the server said."""
+        flight, _ = self.flight(1)
+        (request,) = flight.send()
+        full = pb.ResponseError(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=3000)
+        flight.accept(pb.ScoreStreamResponse(id=request.id, error=full))
+        assert 3.0 <= flight.pause_s() <= 3.75
 
     def test_refusals_are_no_progress_and_the_pauses_grow_until_time_is_out(self) -> None:
         flight, clock = self.flight(1)
