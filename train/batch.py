@@ -3,6 +3,7 @@
 Dimensions: B rankings; K responses of a ranking; S = ΣK sequences.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,8 @@ class TokenizedRanking:
 
 
 Batch = dict[str, Tensor]
-"""What a step reads: `lay_out` of its sequences, ranks int64[S], and group_sizes int64[B], the K of each ranking."""
+"""What a step reads: `lay_out` of its sequences, ranks int64[S], scores float32[S] (not a number where a ranking has none), and
+group_sizes int64[B], the K of each ranking."""
 
 
 def tokenize_rankings(
@@ -68,5 +70,7 @@ def collate(rankings: Sequence[TokenizedRanking], layout: TrainLayout, pad_token
     """One batch of B rankings, their S sequences one after another."""
     sequences = [ids for ranking in rankings for ids in ranking.input_ids]
     ranks = torch.tensor([rank for tokenized in rankings for rank in tokenized.ranking.ranks])
+    given = [tokenized.ranking.scores or [math.nan] * len(tokenized.input_ids) for tokenized in rankings]
+    scores = torch.tensor([score for group in given for score in group], dtype=torch.float32)
     group_sizes = torch.tensor([len(tokenized.input_ids) for tokenized in rankings])
-    return lay_out(sequences, layout, pad_token_id) | {"ranks": ranks, "group_sizes": group_sizes}
+    return lay_out(sequences, layout, pad_token_id) | {"ranks": ranks, "scores": scores, "group_sizes": group_sizes}

@@ -1,4 +1,4 @@
-"""The options of `kwise train`."""
+"""The options of `kwise train`. Imports no torch: `--help` and a wrong option are answered at once."""
 
 import math
 from dataclasses import dataclass
@@ -24,8 +24,81 @@ class Overlong(Enum):
     SKIP = "skip"
 
 
+class ObjectiveName(Enum):
+    """What a ranking's loss is made of."""
+
+    PAIRS = "pairs"  # −log σ(Δ): Bradley and Terry 1952; Ouyang et al. 2022, eq. 1
+    SIGMOID = "sigmoid"  # −σ(Δ), as some texts print the above: bounded, so that a pair far on the wrong side pulls little
+    PLACKETT_LUCE = "plackett-luce"  # the order as a whole: Plackett 1975; ListMLE, Xia et al. 2008
+    REGRESSION = "regression"  # (r − score)², the baseline that rankings are meant to beat
+
+
+class Ties(Enum):
+    """What a tie tells."""
+
+    IGNORE = "ignore"  # nothing
+    RAO_KUPPER = "rao-kupper"  # Rao and Kupper 1967: P(i > j) = π_i / (π_i + θ π_j), θ ≥ 1
+    DAVIDSON = "davidson"  # Davidson 1970: P(i > j) = π_i / (π_i + π_j + ν √(π_i π_j)), ν ≥ 0
+
+
+class Margin(Enum):
+    """By how much the better reward is to exceed the other: −log σ(Δ − m), Touvron et al. 2023 (Llama 2), eq. 2."""
+
+    NONE = "none"
+    RANKS = "ranks"  # m = scale · (difference of ranks) / (number of ranks − 1)
+    SCORES = "scores"  # m = scale · (difference of scores)
+
+
+class PairWeighting(Enum):
+    """Of a ranking's pairs in its loss."""
+
+    MEAN = "mean"  # a prompt with K = 9 counts as one with K = 4
+    SUM = "sum"  # every pair counts the same: K = 9 outvotes K = 4 by 36 to 6
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
+class ObjectiveConfig:
+    """Which objective. `check_objective` says which options go together."""
+
+    objective: ObjectiveName = option(
+        ObjectiveName.PAIRS, "pairs: −log σ of every pair's difference; the order as a whole; or scores"
+    )
+    pair_weighting: PairWeighting = option(PairWeighting.MEAN, "mean: every prompt counts the same; sum: every pair does")
+    ties: Ties = option(Ties.IGNORE, "what a tie tells: nothing, or that rewards are alike")
+    tie_strength: float = option(1.0, "how common ties are: ν of Davidson; Rao and Kupper's θ − 1", exclusive_minimum=0)
+    margin: Margin = option(Margin.NONE, "by how much the better reward is to be higher: by ranks or scores apart")
+    margin_scale: float = option(1.0, "times the margin", exclusive_minimum=0)
+    label_smoothing: float = option(0.0, "part of the pairs thought to be the wrong way round", minimum=0, maximum=0.49)
+    centring: float = option(0.0, "weight of the mean squared reward, which keeps rewards around 0", minimum=0)
+
+
+def check_objective(config: ObjectiveConfig) -> None:
+    """Raises ConfigError where an option has no meaning beside another: it must not be ignored silently."""
+    name = config.objective.value
+    if config.objective is not ObjectiveName.PAIRS:
+        for flag, is_set in (
+            ("--ties", config.ties is not Ties.IGNORE),
+            ("--margin", config.margin is not Margin.NONE),
+            ("--label-smoothing", config.label_smoothing > 0),
+        ):
+            if is_set:
+                raise ConfigError(f"{flag} is of --objective pairs; --objective is {name}")
+    if config.ties is not Ties.IGNORE and config.label_smoothing:
+        raise ConfigError("--label-smoothing and --ties exclude each other")
+    if config.pair_weighting is PairWeighting.SUM and config.objective in (
+        ObjectiveName.PLACKETT_LUCE,
+        ObjectiveName.REGRESSION,
+    ):
+        raise ConfigError(f"--pair-weighting sum: --objective {name} has no pairs")
+
+
+def needs_scores(config: ObjectiveConfig) -> bool:
+    """Whether rankings must have been given by scores."""
+    return config.objective is ObjectiveName.REGRESSION or config.margin is Margin.SCORES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig(ObjectiveConfig):
     """One training run.
 
     Raises:
@@ -63,6 +136,7 @@ class TrainConfig:
         if not self.output:
             raise ConfigError("--output is required")
         check_bounds(self)
+        check_objective(self)
         if self.rankings_per_step % self.rankings_per_pass:
             raise ConfigError(
                 f"--rankings-per-pass is {self.rankings_per_pass}; it must divide --rankings-per-step, {self.rankings_per_step}"

@@ -1,16 +1,26 @@
-"""Objectives: rewards and ranks of one ranking in, a scalar loss out. Plain functions; one reward each, however many pairs.
+"""The default objective, and a step's loss from those of its rankings. One reward each, however many pairs.
 
 Dimensions: K responses of a ranking; B rankings of a batch; S = ΣK sequences of a batch.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""(rewards_K, ranks_K) → scalar."""
+
+class Judged(NamedTuple):
+    """What people said of K responses: ranks_K int64[K], 1 the best, equal means tied; scores_K float32[K], higher is better,
+    not a number where ranks were given instead."""
+
+    ranks_K: Tensor
+    scores_K: Tensor
+
+
+Objective = Callable[[Tensor, Judged], Tensor]
+"""(rewards_K, judged) → scalar."""
 
 
 def kwise_loss(rewards_K: Tensor, ranks_K: Tensor) -> Tensor:
@@ -38,7 +48,7 @@ def kwise_loss(rewards_K: Tensor, ranks_K: Tensor) -> Tensor:
     return -terms_KK.sum() / is_pair_KK.sum().clamp(min=1)
 
 
-def mean_loss(rewards_S: Tensor, ranks_S: Tensor, group_sizes: list[int], objective: Objective = kwise_loss) -> Tensor:
+def mean_loss(rewards_S: Tensor, judged_S: Judged, group_sizes: list[int], objective: Objective) -> Tensor:
     """The mean of `objective` over the B rankings whose rewards lie one after another; `group_sizes[b]` is the K of b."""
-    groups = zip(rewards_S.split(group_sizes), ranks_S.split(group_sizes), strict=True)
-    return torch.stack([objective(rewards_K, ranks_K) for rewards_K, ranks_K in groups]).mean()
+    groups = zip(rewards_S.split(group_sizes), *(part.split(group_sizes) for part in judged_S), strict=True)
+    return torch.stack([objective(rewards_K, Judged(ranks_K, scores_K)) for rewards_K, ranks_K, scores_K in groups]).mean()

@@ -10,8 +10,8 @@ One JSON object a line (JSON Lines, UTF-8, `.gz` or not):
 - `prompt`: a text, or messages `[{"role": "system", "content": …}, {"role": "user", "content": …}]`. The last one may be of any
   role that the chat template takes but the assistant's, for the response is the assistant's turn.
 - `responses`: at least two. Each has a `rank` (1 is the best; equal ranks are a tie; gaps mean nothing), or each has a
-  `score` (a finite number, higher is better), which is a convenience: only the order of scores is used. A text may occur twice
-  with equal ranks, a tie; with different ones the ranking contradicts itself and is an error.
+  `score` (a finite number, higher is better), of which objectives use the order alone unless they are asked for more. A text may
+  occur twice with equal ranks, a tie; with different ones the ranking contradicts itself and is an error.
 - `id`, `source` and `metadata` are allowed on the ranking and on each response, and ignored. Every other key is an error:
   a misspelt or unsupported key must not train a model silently.
 
@@ -48,7 +48,8 @@ class RankingsError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """K responses to one prompt; `ranks[i]` is the rank of `responses[i]`, dense from 1 (the best), ties equal.
+    """K responses to one prompt; `ranks[i]` is the rank of `responses[i]`, dense from 1 (the best), ties equal. `scores`: where
+    the ranks come from scores, higher better.
 
     `origin` ("FILE:LINE") is for messages and is no part of the ranking's identity.
     """
@@ -56,6 +57,7 @@ class Ranking:
     prompt: Conversation
     responses: tuple[str, ...]
     ranks: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
     origin: str = field(default="", compare=False)
 
     def conversations(self) -> list[Conversation]:
@@ -186,7 +188,9 @@ def _ranking(value: Any, origin: str) -> Ranking:
         _refuse("responses", f"all {len(responses)} are tied: there is no pair to learn from")
     _check_twins(texts, judgements)
     place = {judgement: rank for rank, judgement in enumerate(order, start=1)}
-    return Ranking(prompt=prompt, responses=tuple(texts), ranks=tuple(place[j] for j in judgements), origin=origin)
+    scores = tuple(-judgement for judgement in judgements) if "score" in responses[0] else None
+    ranks = tuple(place[judgement] for judgement in judgements)
+    return Ranking(prompt=prompt, responses=tuple(texts), ranks=ranks, scores=scores, origin=origin)
 
 
 def _check_twins(texts: Sequence[str], judgements: Sequence[float]) -> None:

@@ -20,13 +20,16 @@ from transformers.training_args import ParallelMode
 from kwise.train.batch import Batch, TokenizedRanking, collate
 from kwise.train.config import TrainConfig
 from kwise.train.layout import TrainLayout, rewards_of
-from kwise.train.loss import mean_loss
+from kwise.train.loss import Judged, Objective, mean_loss
 from kwise.train.model import RewardModel
+from kwise.train.objectives import objective_of
 from kwise.train.steps import MarkComplete
 
 
 class RankingTrainer(Trainer):
-    """A `Trainer` whose items are rankings."""
+    """A `Trainer` whose items are rankings, and whose loss is `objective`."""
+
+    objective: Objective
 
     def compute_loss(
         self,
@@ -39,7 +42,7 @@ class RankingTrainer(Trainer):
         rewards_S = rewards_of(model, inputs)
         group_sizes = inputs["group_sizes"].tolist()
         part = len(group_sizes) / (num_items_in_batch or len(group_sizes))
-        return part * mean_loss(rewards_S, inputs["ranks"], group_sizes)
+        return part * mean_loss(rewards_S, Judged(inputs["ranks"], inputs["scores"]), group_sizes, self.objective)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], int]:
         """The passes of the next step, and its rankings counted: `Trainer` counts labels, which we have not. Dividing by
@@ -67,6 +70,7 @@ def make_trainer(
         processing_class=reward_model.tokenizer,
         callbacks=[MarkComplete(), ProgressLines(progress)],
     )
+    trainer.objective = objective_of(config)
     # Trainer's word for "compute_loss has normalised over the whole step": it must not divide by the number of passes.
     trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)

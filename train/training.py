@@ -13,10 +13,10 @@ from transformers import set_seed
 
 from kwise.engine.errors import ConfigError
 from kwise.train.batch import TokenizedRanking, tokenize_rankings
-from kwise.train.config import Overlong, Precision, TrainConfig
+from kwise.train.config import Margin, Overlong, Precision, TrainConfig, needs_scores
 from kwise.train.evaluate import Evaluation, evaluate
 from kwise.train.model import RewardModel, bf16_backbone, has_fast_bf16, load_reward_model
-from kwise.train.rankings import Ranking, RankingsError, read_rankings, split_by_prompt
+from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, read_rankings, split_by_prompt
 from kwise.train.report import LoggedLoss, TrainingReport, plain_config, rankings_by_size, versions
 from kwise.train.steps import REPORT_NAME, StepsDir
 from kwise.train.trainer import make_trainer
@@ -44,6 +44,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     steps = StepsDir(config.output)
     steps.check(resume=config.resume, overwrite=config.overwrite)
     rankings = read_rankings(config.data)
+    _check_scores(rankings, config)
     progress(f"read {len(rankings)} rankings; loading {config.model}")
     reward_model = load_reward_model(config.model, chat_template=config.chat_template, seed=config.seed)
     tokenized = _tokenize(rankings, reward_model, config)
@@ -102,6 +103,16 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     return report
 
 
+def _check_scores(rankings: Sequence[Ranking], config: TrainConfig) -> None:
+    if needs_scores(config):
+        without = [ranking.origin for ranking in rankings if ranking.scores is None]
+        wanted = "--margin scores" if config.margin is Margin.SCORES else "--objective regression"
+        if without:
+            raise RankingsError(
+                [f"{origin}: responses: {wanted} needs scores; these have ranks" for origin in without[:MAX_PROBLEMS]]
+            )
+
+
 def _tokenize(rankings: Sequence[Ranking], reward_model: RewardModel, config: TrainConfig) -> list[TokenizedRanking]:
     limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
     tokenized = tokenize_rankings(
@@ -133,7 +144,7 @@ def _precision(asked: Precision, device: torch.device) -> Precision:
 
 def _describe(config: TrainConfig, rankings: Sequence[Ranking]) -> dict[str, Any]:
     """What a run must have in common with the one that it resumes."""
-    content = "\n".join(repr((ranking.prompt, ranking.responses, ranking.ranks)) for ranking in rankings)
+    content = "\n".join(repr((ranking.prompt, ranking.responses, ranking.ranks, ranking.scores)) for ranking in rankings)
     return {"config": plain_config(config), "rankings_sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from kwise.train.loss import kwise_loss, mean_loss
+from kwise.train.loss import Judged, kwise_loss, mean_loss
 
 
 def pairs_of(ranks: list[int]) -> list[tuple[int, int]]:
@@ -72,7 +72,9 @@ def test_extreme_rewards_give_a_finite_loss_and_gradient() -> None:
 def test_a_step_is_the_mean_over_rankings_however_many_responses_they_have() -> None:
     rewards, ranks = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5]), torch.tensor([1, 2, 3, 1, 2])
     expected = (kwise_loss(rewards[:2], ranks[:2]) + kwise_loss(rewards[2:], ranks[2:])) / 2
-    torch.testing.assert_close(mean_loss(rewards, ranks, [2, 3]), expected)
+    judged = Judged(ranks, torch.full((5,), torch.nan))
+    mean = mean_loss(rewards, judged, [2, 3], lambda rewards_K, judged_K: kwise_loss(rewards_K, judged_K.ranks_K))
+    torch.testing.assert_close(mean, expected)
 
 
 def test_nine_passes_give_the_gradient_of_36_separate_pairs() -> None:
