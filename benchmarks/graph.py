@@ -67,7 +67,7 @@ def run(config: GraphBenchConfig) -> None:
     artifact = read_artifact(Path(config.artifact))
     if artifact.manifest.layout != "trie":
         raise ConfigError(f"{config.artifact}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's")
-    results: dict[str, Any] = {"artifact": artifact.manifest.name, "options": _plain(config)}
+    results: dict[str, Any] = {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config))}
     bench = _Bench(config, artifact)
     print("     P     R     K   seconds    rows   tokens/s  of peak   stock graph   ratio   largest difference")
     results["cells"] = [_shown(bench.cell(cell)) for cell in config.parsed_cells()]
@@ -148,11 +148,6 @@ class _Bench:
             "tokens_per_s": sum(map(len, sequences)) / statistics.median(seconds),
             "share_of_peak": statistics.median(operations / s / p for s, p in zip(seconds, peaks, strict=True)),
         }
-
-
-def _plain(config: GraphBenchConfig) -> dict[str, Any]:
-    """The options, with the names of files instead of their places on this machine."""
-    return {k: Path(v).name if k in ("artifact", "checkpoint", "rankings", "json") else v for k, v in asdict(config).items()}
 
 
 def _stock_session(config: GraphBenchConfig) -> OnnxSession:

@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def run(config: LoadBenchConfig) -> None:
             )
         )
     if config.json:
-        options = asdict(config) | {"artifact": Path(config.artifact).name, "json": Path(config.json).name}
+        options = machine.plain(asdict(config))
         results = {"saturation": saturation, "queueing": queueing, "from_cache_per_s": cached, "latency": latency}
         machine.write(Path(config.json), {"artifact": artifact.manifest.name, "options": options} | results)
 
@@ -174,10 +173,10 @@ def _from_cache(clients: int, address: str) -> float:
         client.score(*_CACHED)
     command = [sys.executable, "-m", "kwise.benchmarks.load", address]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)]
-    rates = [float(process.communicate()[0]) for process in processes]
+    printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise RuntimeError("a client failed")
-    return sum(rates)
+    return sum(map(float, printed))
 
 
 async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -> float:
@@ -228,9 +227,5 @@ async def _latency(address: str, calls: int) -> dict[str, float]:
     return {"cached_ms": cached_ms, "empty_ms": empty_ms, "ratio": cached_ms / empty_ms}
 
 
-def _main(arguments: Iterator[str]) -> None:
-    print(asyncio.run(_stream_cached(next(arguments))))
-
-
 if __name__ == "__main__":
-    _main(iter(sys.argv[1:]))
+    print(asyncio.run(_stream_cached(sys.argv[1])))

@@ -35,6 +35,11 @@ def _version(name: str) -> str | None:
         return None
 
 
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with the names of files instead of their places on this machine."""
+    return {k: Path(v).name if k in ("artifact", "checkpoint", "rankings", "json") else v for k, v in options.items()}
+
+
 def write(path: Path, results: dict[str, Any]) -> None:
     """The results with the machine, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from kwise.benchmarks.serving import serving
 from kwise.engine.artifact import read_artifact
 from kwise.engine.client import AsyncRewardClient, RewardServiceError
 from kwise.engine.options import check_bounds, option
-from kwise.engine.types import ScoredGroup
+from kwise.engine.types import Reward, ScoredGroup
 
 _SMALL_CACHES = ("--cache-bytes", str(1 << 20), "--prompt-cache-bytes", str(8 << 20))
 _WORDS = [
@@ -72,9 +72,11 @@ def run(config: SoakConfig) -> None:
             **results
         )
     )
+    if results["wrong"]:
+        raise RuntimeError(f"{results['wrong']} groups were lost or wrong")
     if config.json:
         machine.write(
-            Path(config.json), {"artifact": artifact.manifest.name, "options": asdict(config) | {"artifact": ""}} | results
+            Path(config.json), {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config))} | results
         )
 
 
@@ -117,7 +119,7 @@ class _Soak:
         ]
 
     def _count(self, group: tuple[str, list[str]], scored: object) -> None:
-        is_right = isinstance(scored, ScoredGroup) and len(scored.rewards) == len(group[1])
+        is_right = isinstance(scored, ScoredGroup) and [type(reward) for reward in scored.rewards] == [Reward] * len(group[1])
         self._counts["scored" if is_right else "wrong"] += 1
 
     async def _stream(self) -> None:
@@ -145,12 +147,17 @@ class _Soak:
         async with AsyncRewardClient(self._address) as client:
             await client.wait_until_ready()
             while time.monotonic() < self._ends_at:
-                calls = [asyncio.create_task(client.score(*self._group())) for _ in range(20)]
+                groups = [self._group() for _ in range(20)]
+                calls = [asyncio.create_task(client.score(*group)) for group in groups]
                 await asyncio.sleep(self._rng.random() / 20)
                 for call in calls:
                     call.cancel()
                 outcomes = await asyncio.gather(*calls, return_exceptions=True)
-                self._counts["cancelled"] += sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+                for group, outcome in zip(groups, outcomes, strict=True):
+                    if isinstance(outcome, asyncio.CancelledError):
+                        self._counts["cancelled"] += 1
+                    else:
+                        self._count(group, outcome)
 
     async def _malformed_calls(self) -> None:
         async with AsyncRewardClient(self._address) as client:

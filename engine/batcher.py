@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,9 +44,9 @@ class Counters:
 class Batcher:
     """Runs submitted sequences through `sessions`. Used from one event loop, between `start` and `stop`.
 
-    max_queue_tokens: tokens that may wait, in the queue or in a reservation. A client may have as many waiting as are left free
-    (Choudhury and Hahne's dynamic threshold, 1998): one alone fills half of the limit, and there is always room for another.
-    More is refused, unless nothing waits at all, so that a group larger than the limit still has its turn.
+    max_queue_tokens: tokens that may wait, in the queue or in a reservation. A client's first group needs only to fit; beyond it a
+    client may have as many waiting as are then left free (Choudhury and Hahne's dynamic threshold, 1998), so that many groups of
+    one fill half of the limit. More is refused, unless nothing waits at all, so that a group larger than the limit has its turn.
     """
 
     def __init__(self, sessions: Sequence[Session], queue: WorkQueue, *, max_queue_tokens: int, counters: Counters) -> None:
@@ -77,13 +77,13 @@ class Batcher:
 
     @contextmanager
     def reserve(self, num_tokens: int, client: str = "") -> Iterator[None]:
-        """Count about `num_tokens` as waiting: a group on its way to `submit`, whose tokens are not known yet.
+        """Admit a group of about `num_tokens`, which is on its way to `submit`, and count it as waiting.
 
         Raises:
             Overloaded: the queue is full.
             Unavailable: the batcher has stopped.
         """
-        self._check_room(num_tokens, client)
+        self._admit(num_tokens, client)
         self._reserved_of[client] += num_tokens
         try:
             yield
@@ -95,15 +95,15 @@ class Batcher:
     def submit(
         self, sequences: Sequence[EncodedSequence], priority: Priority, client: str = ""
     ) -> "list[asyncio.Future[Finished]]":
-        """One future per sequence of a group. Cancel a future to take its sequence out of the queue.
+        """One future per sequence of a group that was admitted. Cancel a future to take its sequence out of the queue.
 
         The future raises ModelFailed where the runtime failed on this sequence, Unavailable where the batcher stopped first.
 
         Raises:
-            Overloaded: the queue is full; nothing was submitted.
             Unavailable: the batcher has stopped.
         """
-        self._check_room(sum(len(sequence.token_ids) for sequence in sequences), client)
+        if self._stopped:
+            raise Unavailable.leaving()
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Finished]] = []
         for sequence in sequences:
@@ -116,21 +116,23 @@ class Batcher:
             self._work_arrived.set()
         return futures
 
-    def promote(self, futures: "Iterable[asyncio.Future[Finished]]") -> None:
-        """Bulk work that an interactive request waits for too takes an interactive turn."""
-        self._queue.promote(futures)
+    def hasten(self, future: "asyncio.Future[Finished]", priority: Priority, client: str) -> None:
+        """`client` waits for it too, with `priority`: it takes the better turn."""
+        self._queue.hasten(future, priority, client)
 
     def _abandon(self, future: "asyncio.Future[Finished]") -> None:
         """A future is done, perhaps before its turn."""
         if self._queue.abandon(future):
             self._counters.abandoned += 1
 
-    def _check_room(self, num_tokens: int, client: str) -> None:
+    def _admit(self, num_tokens: int, client: str) -> None:
         if self._stopped:
             raise Unavailable.leaving()
         queued = self._queue.num_tokens + self._reserved_of.total()
         own = self._queue.num_tokens_of(client) + self._reserved_of[client]
-        excess = queued + own + num_tokens - self._max_queue_tokens
+        excess = queued + num_tokens - self._max_queue_tokens
+        if own:
+            excess += own + num_tokens
         if queued and excess > 0:
             self._counters.rejected_groups += 1
             raise Overloaded(queued, own, self._max_queue_tokens, self._seconds_for(min(excess, queued)))
@@ -210,9 +212,9 @@ class Batcher:
                 await self._run(session, thread, wanted)
 
     def _seconds_for(self, num_tokens: int) -> float:
-        """How long the sessions take for so many, at the rate they have had; at least 0.05."""
+        """How long the sessions take for so many, at the rate they have had; 0.05 to 10, for it is a guess."""
         rate = self._counters.unshared_rows / self._counters.busy_s if self._counters.busy_s else 1000.0
-        return max(0.05, num_tokens / rate / len(self._sessions))
+        return min(max(0.05, num_tokens / rate / len(self._sessions)), 10.0)
 
 
 def _fail(batch: Sequence[Work], error: Callable[[], KwiseError]) -> None:

@@ -17,7 +17,7 @@ class EngineConfig:
     max_batch_tokens: int = option(
         2048,
         "token rows of one batch, shared prefixes counted once; CPUs do best at 1,500 to 2,000, GPUs at more. A longer "
-        "conversation runs all the same, and up to as many rows again of such as share most of it",
+        "conversation runs all the same; responses to a prompt of over half as many make a batch of up to twice their first",
         minimum=16,
     )
     max_queue_tokens: int = option(

@@ -52,8 +52,8 @@ class UnknownModel(KwiseError):
 
 
 class Overloaded(KwiseError):
-    """The client has as many tokens in the queue as are left free. `retry_after_s` (seconds) is when there should be room, at
-    the present rate; at least 0.05."""
+    """The client has as many tokens in the queue as are left free. `retry_after_s`: when there should be room, at the present
+    rate; 0.05 to 10 seconds."""
 
     status = Status.RESOURCE_EXHAUSTED
 

@@ -6,7 +6,7 @@ the next in line, its own priority first. Work whose future is done (nobody wait
 
 from asyncio import Future
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -18,8 +18,8 @@ from kwise.engine.types import Priority
 
 # How far down the line a batch looks for company: bounds the policy's own time.
 _WINDOW = 512
-# And how many it passes by because they do not fit: it is full then, or nearly so.
-_MISFITS = 32
+# And how many it passes by, nearly full, because they do not fit.
+_NEARLY_FULL, _MISFITS = 0.75, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Work:
 
     @property
     def cost(self) -> int:
-        """Tokens, a shared prefix included: what a client sends, whoever else sends the same."""
+        """Tokens, a shared prefix included: what the turn is thought to cost before it is taken."""
         return key_length(self.key)
 
 
@@ -72,8 +72,7 @@ class WorkQueue:
     def add(self, work: Work) -> None:
         self._turns.add(work)
         self._work_of[work.future] = work
-        self._tokens_of[work.client] += work.cost
-        self.num_tokens += work.cost
+        self._count(work, 1)
 
     def abandon(self, future: "Future[Finished]") -> bool:
         """Nobody waits for it any more. Says whether it was still in line."""
@@ -88,7 +87,8 @@ class WorkQueue:
 
         `cached`: sort keys, ascending, of prefixes that the session knows already and that cost it no rows.
 
-        A sequence longer than `max_batch_tokens` runs all the same, with such as share most of it.
+        A sequence longer than `max_batch_tokens` runs all the same, and one over half of that with such as share most of it, up to
+        twice its own rows.
         """
         waiting = self._next_in_line()
         if not waiting:
@@ -96,24 +96,28 @@ class WorkQueue:
         first, *others = waiting
         filling, batch = new_filling(self._layout, cached), [first]
         filling.add(first.key)
+        costs = [filling.rows]
         others.sort(key=lambda work: (work.priority is not first.priority, filling.distance(work.key)))
         misfits = 0
         for work in others:
+            rows = filling.rows
             if filling.fits(work.key, self._max_batch_tokens):
                 filling.add(work.key)
                 batch.append(work)
-            elif (misfits := misfits + 1) == _MISFITS:
+                costs.append(filling.rows - rows)
+            elif rows > _NEARLY_FULL * self._max_batch_tokens and (misfits := misfits + 1) == _MISFITS:
                 break
-        self._turns.take(batch)
+        self._turns.take(batch, costs)
         for work in batch:
             self._forget(work)
         return batch
 
-    def promote(self, futures: "Iterable[Future[Finished]]") -> None:
-        """Give bulk work that interactive work waits for an interactive turn."""
-        for future in futures:
-            if (work := self._work_of.get(future)) is not None:
-                self._turns.promote(work)
+    def hasten(self, future: "Future[Finished]", priority: Priority, client: str) -> None:
+        """`client` waits for it too, with `priority`. See `Turns.hasten`."""
+        if (work := self._work_of.get(future)) is not None:
+            self._count(work, -1)
+            self._turns.hasten(work, priority, client)
+            self._count(work, 1)
 
     def clear(self) -> list[Work]:
         """Take out all that waits."""
@@ -130,7 +134,10 @@ class WorkQueue:
 
     def _forget(self, work: Work) -> None:
         del self._work_of[work.future]
-        self.num_tokens -= work.cost
-        self._tokens_of[work.client] -= work.cost
+        self._count(work, -1)
+
+    def _count(self, work: Work, sign: int) -> None:
+        self.num_tokens += sign * work.cost
+        self._tokens_of[work.client] += sign * work.cost
         if not self._tokens_of[work.client]:
             del self._tokens_of[work.client]

@@ -31,11 +31,12 @@ _CHARACTERS_PER_TOKEN = 4
 class _Pending:
     """A reward being computed, and how many requests wait for it; the last to leave cancels it.
 
-    priority: the highest of those that wait. work: its place in the batcher, once it is there.
+    priority, client: whose turn it takes, the best of those that wait. work: its place in the batcher, once it is there.
     """
 
     future: "asyncio.Future[tuple[StoredReward | InvalidRequest, Timing]]"
     priority: Priority
+    client: str
     work: "asyncio.Future[Finished] | None" = None
     waiters: int = 0
 
@@ -192,9 +193,10 @@ class Scorer:
                 continue
             if (pending := self._pending.get(key)) is not None:
                 self.counters.joined += 1
-                self._raise_priority(pending, group.priority)
+                self._hasten(pending, group)
             else:
-                self._pending[key] = _Pending(future=asyncio.get_running_loop().create_future(), priority=group.priority)
+                future = asyncio.get_running_loop().create_future()
+                self._pending[key] = _Pending(future=future, priority=group.priority, client=group.client)
                 new[key] = index
             lookup.awaited[key] = self._pending[key]
             self._pending[key].waiters += 1
@@ -205,12 +207,12 @@ class Scorer:
             task.add_done_callback(self._tasks.discard)
         return lookup
 
-    def _raise_priority(self, pending: _Pending, priority: Priority) -> None:
-        """An interactive request must not wait for a bulk turn because a bulk request asked first."""
-        if priority is Priority.INTERACTIVE and pending.priority is Priority.BULK:
-            pending.priority = priority
+    def _hasten(self, pending: _Pending, group: Group) -> None:
+        """Who joins must not wait behind a bulk turn, or behind all that another client has in line, for that one asked first."""
+        if (pending.priority, group.priority) != (Priority.INTERACTIVE, Priority.BULK):
+            pending.priority, pending.client = group.priority, group.client
             if pending.work is not None:
-                self._batcher.promote([pending.work])
+                self._batcher.hasten(pending.work, pending.priority, pending.client)
 
     def _leave(self, awaited: dict[bytes, _Pending]) -> None:
         for key, pending in awaited.items():
@@ -280,9 +282,8 @@ class Scorer:
             pending.work = future
             pending.future.add_done_callback(functools.partial(_cancel_with, future))
             future.add_done_callback(functools.partial(self._finish, key, pending, sequence, tokenizer_ms))
-        if group.priority is Priority.BULK:
-            urgent = [waiting[key] for key in scorable if waiting[key].priority is Priority.INTERACTIVE]
-            self._batcher.promote([pending.work for pending in urgent if pending.work is not None])
+            if (pending.priority, pending.client) != (group.priority, group.client):
+                self._batcher.hasten(future, pending.priority, pending.client)
 
     def _finish(
         self,

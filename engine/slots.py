@@ -51,5 +51,5 @@ class Slots:
         if (ticket := next(waiting, None)) is None:
             self._num_free += 1
         else:
-            self._turns.take([ticket])
+            self._turns.take([ticket], [ticket.cost])
             ticket.called.set_result(None)

@@ -1,7 +1,8 @@
 """Who is next: a line for each client and priority, and the order in which they take turns. No clock, tasks or tokens.
 
-Within a priority the next turn is the client's who has been served least since it came (start-time fair queueing, Goyal, Vin
-and Cheng 1996): one that has 10,000 groups in line delays another's one by a turn. Interactive work goes before bulk work, but
+Within a priority the next turn is the client's who has been served least, those who come being counted as served as much as
+everybody would have been, had all been served alike (the virtual time of fair queueing: Demers, Keshav and Shenker 1989). One
+that has 10,000 groups in line delays another's one by a turn. Interactive work goes before bulk work, but
 for every `BULK_EVERY`-th turn, so that neither an endless stream of interactive work nor a backlog of bulk stops the other.
 """
 
@@ -33,7 +34,8 @@ class Turns(Generic[_T]):
 
     def __init__(self) -> None:
         self._lines: dict[Priority, dict[str, OrderedDict[_T, None]]] = {priority: {} for priority in Priority}
-        self._served: dict[str, int] = {}
+        self._served: dict[Priority, dict[str, float]] = {priority: {} for priority in Priority}
+        self._served_alike = dict.fromkeys(Priority, 0.0)
         self._turns_since_bulk = 0
 
     def __len__(self) -> int:
@@ -41,9 +43,11 @@ class Turns(Generic[_T]):
 
     def add(self, item: _T) -> None:
         """To the end of its line."""
-        if item.client not in self._served:
-            self._served[item.client] = min(self._served.values(), default=0)  # time away is no credit
-        self._lines[item.priority].setdefault(item.client, OrderedDict())[item] = None
+        lines = self._lines[item.priority]
+        if item.client not in lines:
+            self._served[item.priority][item.client] = self._served_alike[item.priority]  # time away is no credit
+            lines[item.client] = OrderedDict()
+        lines[item.client][item] = None
 
     def discard(self, item: _T) -> bool:
         """Out of its line, where it may be no more. Says whether it was."""
@@ -53,17 +57,17 @@ class Turns(Generic[_T]):
             return False
         del line[item]
         if not line:
-            del lines[item.client]
-            if not any(item.client in others for others in self._lines.values()):
-                del self._served[item.client]
+            del lines[item.client], self._served[item.priority][item.client]
         return True
 
-    def promote(self, item: _T) -> None:
-        """Bulk that interactive work waits for goes to the front of its client's interactive line."""
-        if item.priority is Priority.BULK and self.discard(item):
-            item.priority = Priority.INTERACTIVE
+    def hasten(self, item: _T, priority: Priority, client: str) -> None:
+        """What `client` waits for too goes to the front of its line, unless it is bulk that would slow it."""
+        if item.priority is Priority.INTERACTIVE and priority is Priority.BULK:
+            return
+        if (item.priority, item.client) != (priority, client) and self.discard(item):
+            item.priority, item.client = priority, client
             self.add(item)
-            self._lines[item.priority][item.client].move_to_end(item, last=False)
+            self._lines[priority][client].move_to_end(item, last=False)
 
     def in_order(self) -> Iterator[_T]:
         """All items, the next one first, as if each took its turn. Lines must not change meanwhile."""
@@ -72,20 +76,22 @@ class Turns(Generic[_T]):
         yield from first
         yield from second
 
-    def take(self, turn: list[_T]) -> None:
-        """These take a turn together, of the first's priority."""
+    def take(self, turn: list[_T], costs: list[int]) -> None:
+        """These take a turn together, of the first's priority, and their clients are charged `costs`."""
         if turn[0].priority is Priority.BULK:
             self._turns_since_bulk = 0
         elif self._lines[Priority.BULK]:
             self._turns_since_bulk += 1
-        for item in turn:
-            self._served[item.client] += item.cost
+        for item, cost in zip(turn, costs, strict=True):
+            self._served[item.priority][item.client] += cost
+            self._served_alike[item.priority] += cost / len(self._lines[item.priority])
         for item in turn:
             self.discard(item)
 
     def _in_order(self, priority: Priority) -> Iterator[_T]:
         lines = self._lines[priority]
-        heap = [(self._served[client], number, iter(line)) for number, (client, line) in enumerate(lines.items())]
+        served_of = self._served[priority]
+        heap = [(served_of[client], number, iter(line)) for number, (client, line) in enumerate(lines.items())]
         heapify(heap)
         while heap:
             served, number, line = heap[0]

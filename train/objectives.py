@@ -48,7 +48,7 @@ def plackett_luce(rewards_K: Tensor, ranks_K: Tensor) -> Tensor:
 
 def _pairs(rewards_K: Tensor, judged: Judged, config: ObjectiveConfig) -> Tensor:
     margins_KK, is_pair_KK = _margins(rewards_K, judged.ranks_K)
-    margins_KK = margins_KK - _wanted(judged, config).to(margins_KK.dtype)
+    margins_KK = margins_KK - _wanted(judged, config, margins_KK.dtype)
     # Each tied pair once, and no response with itself.
     is_tie_KK = torch.triu(judged.ranks_K[:, None] == judged.ranks_K[None, :], diagonal=1)
     match config.ties:
@@ -73,11 +73,12 @@ def _margins(rewards_K: Tensor, ranks_K: Tensor) -> tuple[Tensor, Tensor]:
     return rewards_K[:, None] - rewards_K[None, :], ranks_K[:, None] < ranks_K[None, :]
 
 
-def _wanted(judged: Judged, config: ObjectiveConfig) -> Tensor:
+def _wanted(judged: Judged, config: ObjectiveConfig, dtype: torch.dtype) -> Tensor:
     """[K, K]: the margin wanted of each pair; 0 between tied responses."""
-    ranks_K = judged.ranks_K
     if config.margin is Margin.SCORES:
-        return config.margin_scale * (judged.scores_K[:, None] - judged.scores_K[None, :])
+        scores_K = judged.scores_K.to(dtype)
+        return config.margin_scale * (scores_K[:, None] - scores_K[None, :])
+    ranks_K = judged.ranks_K.to(dtype)
     if config.margin is Margin.RANKS:
         return config.margin_scale * (ranks_K[None, :] - ranks_K[:, None]) / (ranks_K.max() - 1).clamp(min=1)
     return torch.zeros_like(ranks_K)[:, None]

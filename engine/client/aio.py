@@ -42,7 +42,7 @@ class AsyncRewardClient:
         self._target = target
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
-        self._reached = False
+        self._reached = self._closed = False
         self._model = model
         self._metadata = client_metadata(client)
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
@@ -57,6 +57,7 @@ class AsyncRewardClient:
         await self.close()
 
     async def close(self) -> None:
+        self._closed = True
         await self._channel.close()
 
     async def wait_until_ready(self, timeout_s: float = 5.0) -> None:
@@ -123,6 +124,8 @@ class AsyncRewardClient:
                         yield result
             except grpc.RpcError as error:
                 failure = messages.call_error(error, self._target)
+                if self._closed:
+                    raise failure from error
                 if not is_break(failure):
                     raise failure from error
                 flight.refused(failure)
@@ -178,4 +181,6 @@ class AsyncRewardClient:
                 return await method(request, timeout=attempts.left_s, metadata=self._metadata)
             except grpc.RpcError as error:
                 failure = messages.call_error(error, self._target)
+                if self._closed:
+                    raise failure from error
                 await asyncio.sleep(attempts.pause_s(failure))

@@ -17,7 +17,7 @@ def is_retried(failure: RewardServiceError) -> bool:
     """Whether the same request may succeed later. A message over gRPC's limit is RESOURCE_EXHAUSTED too, without advice."""
     if failure.code == "RESOURCE_EXHAUSTED":
         return failure.retry_after_s is not None
-    # A server whose grace has ended cancels its calls; our own cancellation is never read back.
+    # A server whose grace has ended cancels its calls.
     return failure.code in {"UNAVAILABLE", "CANCELLED"}
 
 

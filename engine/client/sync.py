@@ -51,7 +51,7 @@ class RewardClient:
         self._target = target
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
-        self._reached = False
+        self._reached = self._closed = False
         self._model = model
         self._metadata = client_metadata(client)
         self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
@@ -64,7 +64,7 @@ class RewardClient:
         self.close()
 
     def close(self) -> None:
-        self._reached = True  # so that a later call is refused at once, by gRPC
+        self._reached = self._closed = True  # reached, so that a later call is refused at once, by gRPC
         self._channel.close()
 
     def wait_until_ready(self, timeout_s: float = 5.0) -> None:
@@ -138,6 +138,8 @@ class RewardClient:
                 yield from self._stream(flight)
             except grpc.RpcError as error:
                 failure = messages.call_error(error, self._target)
+                if self._closed:
+                    raise failure from error
                 if not is_break(failure):
                     raise failure from error
                 flight.refused(failure)
@@ -193,6 +195,8 @@ class RewardClient:
                 return method(request, timeout=attempts.left_s, metadata=self._metadata)
             except grpc.RpcError as error:
                 failure = messages.call_error(error, self._target)
+                if self._closed:
+                    raise failure from error
                 sleep(attempts.pause_s(failure))
 
 

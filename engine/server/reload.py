@@ -1,8 +1,10 @@
 """Another artifact under a running service: SIGHUP loads what lies at the artifact's path now, and no request fails.
 
-The new model is read, verified and checked beside the old one, which goes on serving; for that time both are in memory. New
-requests then go to the new model, and the old one leaves when it has answered what it had taken. Replies name the fingerprint
-of the model that made them. Where the new one is refused, the old one stays.
+The artifact must be replaced by renaming, as `kwise export --overwrite` does, and never be written over: the runtime maps the
+weights, and the running model would answer from the new ones. The new model is read, verified and checked beside the old one,
+which goes on serving; for that time both are in memory. New requests then go to the new model, and the old one leaves when it
+has answered what it had taken. Replies name the fingerprint of the model that made them. Where the new one is refused, the old
+one stays.
 """
 
 import asyncio
@@ -34,7 +36,10 @@ class Reloader:
         while True:
             await self._asked.wait()
             self._asked.clear()
-            await self._reload()
+            try:
+                await self._reload()
+            except Exception:  # noqa: BLE001 - the next SIGHUP must find somebody
+                _LOG.exception("reload failed, %s goes on serving", self._service.scorer.description)
 
     async def _reload(self) -> None:
         old = self._service.scorer
@@ -44,14 +49,16 @@ class Reloader:
         except (ArtifactError, ConfigError) as error:
             _LOG.error("reload refused, %s %s goes on serving: %s", serving.name, serving.fingerprint[:12], error)
             return
-        except Exception:  # noqa: BLE001 - whatever a runtime makes of a bad model, the old one is good
-            _LOG.exception("reload failed, %s %s goes on serving", serving.name, serving.fingerprint[:12])
+        if new.artifact.manifest.name != serving.name:
+            _LOG.error("reload refused: clients ask for %s, and this artifact is %s", serving.name, new.artifact.manifest.name)
             return
         if new.artifact.manifest.fingerprint == serving.fingerprint:
             _LOG.info("reload: %s has not changed", self._artifact)
             return
         new.start()
         self._service.scorer = new
+        self._service.leaving.add(old)
         _LOG.info("serving %s instead of %s %s", new.description, serving.name, serving.fingerprint[:12])
         await old.idle()
         await old.close()
+        self._service.leaving.discard(old)

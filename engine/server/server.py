@@ -83,7 +83,7 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
         await health_service.enter_graceful_shutdown()
         await _drain(server, service, config.grace_s)
     finally:
-        await service.scorer.close()
+        await service.close()
     _LOG.info("stopped")
 
 
@@ -97,7 +97,7 @@ async def _drain(server: grpc.aio.Server, service: RewardService, grace_s: float
         await asyncio.wait_for(service.idle(), grace_s)
     except TimeoutError:
         _LOG.warning("after %g s requests still run: they get UNAVAILABLE", grace_s)
-        await service.scorer.stop()
+        await service.stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(service.idle(), _LAST_REPLIES_S)
     await server.stop(_LAST_REPLIES_S)
@@ -105,8 +105,8 @@ async def _drain(server: grpc.aio.Server, service: RewardService, grace_s: float
 
 
 async def _until_quiet(service: RewardService) -> None:
-    """Until no call arrives, or half a second: a server that stops ends with CANCELLED, which no client retries, the calls
-    that gRPC has received and not handed over yet."""
+    """Until no call arrives, or half a second: a server that stops ends with CANCELLED, which only our own clients retry,
+    the calls that gRPC has received and not handed over yet."""
     for _ in range(10):
         num_calls = service.num_calls
         await asyncio.sleep(0.05)

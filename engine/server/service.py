@@ -30,10 +30,11 @@ _T = TypeVar("_T")
 class RewardService(reward_pb2_grpc.RewardServiceServicer):
     """Serves `scorer`, which may be replaced: a request is answered by the one that it met. After `drain`, new requests get
     UNAVAILABLE, running ones finish, and streams end once they have answered what they have read. `num_calls`: how many have
-    arrived."""
+    arrived. `leaving`: scorers that were replaced and still answer."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
+        self.leaving: set[Scorer] = set()
         self._draining = asyncio.Event()
         self.num_calls = 0
         self._num_running = 0
@@ -46,6 +47,13 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
     async def idle(self) -> None:
         """Until no call runs."""
         await self._idle.wait()
+
+    async def stop(self) -> None:
+        """Answer all that waits with UNAVAILABLE."""
+        await asyncio.gather(*(scorer.stop() for scorer in (self.scorer, *self.leaving)))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(scorer.close() for scorer in (self.scorer, *self.leaving)))
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         with self._running():

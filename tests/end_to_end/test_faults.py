@@ -106,7 +106,7 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
     tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path, groups: list[tuple[Prompt, list[str]]]
 ) -> None:
     """SIGHUP under load: every reply names the model that made it, and no reply mixes two."""
-    other = export_quietly(changed_head(tiny_checkpoint, tmp_path / "checkpoint"), tmp_path / "other")
+    other = export_quietly(changed_head(tiny_checkpoint, tmp_path / "checkpoint"), tmp_path / "other", name="tiny")
     path = tmp_path / "served"
     shutil.copytree(tiny_artifact, path)
     fingerprints = [read_artifact(artifact).manifest.fingerprint for artifact in (path, other)]
@@ -114,13 +114,14 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
     done = threading.Event()
 
     def load(worker: int, address: str) -> None:
+        rng = random.Random(worker)
         with RewardClient(address) as client:
             while not done.is_set():
-                number = random.Random(worker).randrange(len(groups))
+                number = rng.randrange(len(groups))
                 scored = client.score(*groups[number])
                 seen.append((number, scored.fingerprint, raw_rewards(scored)))
 
-    with running_server(path) as server, ThreadPoolExecutor(4) as workers, server.stub() as stub:
+    with running_server(path, "--cache-bytes", "0") as server, ThreadPoolExecutor(4) as workers, server.stub() as stub:
         model = lambda: stub.GetModel(pb.GetModelRequest())  # noqa: E731
         calls = [workers.submit(load, worker, server.address) for worker in range(4)]
         try:

@@ -2,7 +2,9 @@
 
 import asyncio
 from dataclasses import dataclass
+from itertools import product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -22,7 +24,7 @@ class Item:
 def take_all(turns: "Turns[Item]") -> list[Item]:
     taken = []
     while (item := next(turns.in_order(), None)) is not None:
-        turns.take([item])
+        turns.take([item], [item.cost])
         taken.append(item)
     return taken
 
@@ -32,7 +34,7 @@ def test_a_client_with_ten_thousand_in_line_delays_another_by_one_turn() -> None
     for _ in range(10_000):
         turns.add(Item("greedy"))
     for _ in range(50):
-        turns.take([next(turns.in_order())])
+        turns.take([next(turns.in_order())], [1])
     turns.add(Item("modest"))
     assert "modest" in [item.client for item in take_all(turns)[:2]]
 
@@ -46,17 +48,54 @@ def test_clients_are_served_by_cost_and_not_by_number() -> None:
     assert sum(item.cost for item in first if item.client == "long") == sum(i.cost for i in first if i.client == "short") == 50
 
 
-def test_time_away_is_no_credit() -> None:
-    """Whoever comes back would otherwise hold the model until the others' past was made up for."""
+@pytest.mark.parametrize("with_bulk", [False, True])
+def test_time_away_is_no_credit(with_bulk: bool) -> None:
+    """Whoever comes back would otherwise hold the model until the others' past was made up for: one turn in two of 200, and none
+    where bulk work, which is served less, was waiting too."""
     turns: Turns[Item] = Turns()
-    for _ in range(200):
+    for _ in range(200 if with_bulk else 0):
+        turns.add(Item("trainer", priority=Priority.BULK))
+    for _ in range(400):
         turns.add(Item("steady"))
     for _ in range(100):
-        turns.take([next(turns.in_order())])
-    for _ in range(20):
-        turns.add(Item("returning"))
-    first = [item.client for item in take_all(turns)[:40]]
-    assert first.count("steady") == first.count("returning") == 20
+        turns.take([next(turns.in_order())], [1])
+    counts = dict.fromkeys(("trainer", "steady", "returning"), 0)
+    turns.add(Item("returning"))
+    for _ in range(200):
+        item = next(turns.in_order())
+        turns.take([item], [1])
+        counts[item.client] += 1
+        if item.client == "returning":
+            turns.add(Item("returning"))
+    assert abs(counts["steady"] - counts["returning"]) <= 2
+    assert counts["trainer"] == (200 // BULK_EVERY if with_bulk else 0)
+
+
+def test_clients_that_come_and_go_leave_others_their_turns() -> None:
+    """Every new connection is a new client."""
+    turns: Turns[Item] = Turns()
+    for _ in range(100):
+        turns.add(Item("steady"))
+    for number in range(100):
+        if number % 2:
+            turns.add(Item(f"new {number}"))
+        turns.take([next(turns.in_order())], [1])
+    assert 40 <= sum(item.client == "steady" for item in turns.in_order()) <= 60
+
+
+def test_hastened_work_is_charged_to_who_waits_for_it() -> None:
+    turns: Turns[Item] = Turns()
+    backlog = [Item("greedy") for _ in range(100)]
+    for item in backlog:
+        turns.add(item)
+    turns.hasten(backlog[90], Priority.INTERACTIVE, "modest")
+    assert backlog[90] in take_all(turns)[:2]
+    bulk = Item("trainer", priority=Priority.BULK)
+    turns.add(bulk)
+    turns.hasten(bulk, Priority.INTERACTIVE, "trainer")
+    assert bulk.priority is Priority.INTERACTIVE
+    turns.hasten(bulk, Priority.BULK, "other")
+    assert (bulk.priority, bulk.client) == (Priority.INTERACTIVE, "trainer")
 
 
 @given(st.lists(st.sampled_from(Priority), min_size=1, max_size=200))
@@ -92,23 +131,26 @@ class TurnsKeepTheirPromises(RuleBasedStateMachine):
             assert self.turns.discard(item) and not self.turns.discard(item)
             self.waiting.remove(item)
 
-    @rule(data=st.data())
-    def promote(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), priority=st.sampled_from(Priority), client=st.sampled_from("abc"))
+    def hasten(self, data: st.DataObject, priority: Priority, client: str) -> None:
         if self.waiting:
             item = data.draw(st.sampled_from(self.waiting))
-            was_bulk = item.priority is Priority.BULK
-            self.turns.promote(item)
-            assert item.priority is Priority.INTERACTIVE
-            if was_bulk:
-                same = [i for i in self.turns.in_order() if i.client == item.client and i.priority is item.priority]
-                assert same[0] is item
+            before = (item.priority, item.client)
+            self.turns.hasten(item, priority, client)
+            slower = before[0] is Priority.INTERACTIVE and priority is Priority.BULK
+            assert (item.priority, item.client) == (before if slower else (priority, client))
+            if (item.priority, item.client) != before:
+                line = [i for i in self.turns.in_order() if (i.priority, i.client) == (priority, client)]
+                assert line[0] is item
+                self.waiting.remove(item)
+                self.waiting.insert(0, item)
 
     @rule(data=st.data())
     def take(self, data: st.DataObject) -> None:
         order = list(self.turns.in_order())
         if order:
             company = data.draw(st.lists(st.sampled_from(order[1:]), unique=True)) if len(order) > 1 else []
-            self.turns.take([order[0], *company])
+            self.turns.take([order[0], *company], [item.cost for item in (order[0], *company)])
             for item in (order[0], *company):
                 self.waiting.remove(item)
 
@@ -117,9 +159,9 @@ class TurnsKeepTheirPromises(RuleBasedStateMachine):
         order = list(self.turns.in_order())
         assert len(self.turns) == len(order) == len(self.waiting)
         assert set(map(id, order)) == set(map(id, self.waiting))
-        for client in "abc":  # first come, first served, but for what was promoted
-            arrived = [i for i in self.waiting if i.client == client and i.priority is Priority.BULK]
-            assert [i for i in order if i.client == client and i.priority is Priority.BULK] == arrived
+        for client, priority in product("abc", Priority):  # first come, first served, but for what was hastened
+            arrived = [i for i in self.waiting if (i.client, i.priority) == (client, priority)]
+            assert [i for i in order if (i.client, i.priority) == (client, priority)] == arrived
 
 
 TestTurnsKeepTheirPromises = TurnsKeepTheirPromises.TestCase

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class RewardServiceStub(object):
     """Every rpc is idempotent: a reward is a pure function of (artifact, prompt, response), so a call that failed with
-    UNAVAILABLE can be sent again as it is. RESOURCE_EXHAUSTED comes with the trailing metadata `grpc-retry-pushback-ms`,
+    UNAVAILABLE can be sent again as it is. A full queue's RESOURCE_EXHAUSTED has the trailing metadata `grpc-retry-pushback-ms`,
     which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
     cancels, leaves the queue before it costs a pass of the model.
 
@@ -76,7 +76,7 @@ class RewardServiceStub(object):
 
 class RewardServiceServicer(object):
     """Every rpc is idempotent: a reward is a pure function of (artifact, prompt, response), so a call that failed with
-    UNAVAILABLE can be sent again as it is. RESOURCE_EXHAUSTED comes with the trailing metadata `grpc-retry-pushback-ms`,
+    UNAVAILABLE can be sent again as it is. A full queue's RESOURCE_EXHAUSTED has the trailing metadata `grpc-retry-pushback-ms`,
     which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
     cancels, leaves the queue before it costs a pass of the model.
 
@@ -168,7 +168,7 @@ def add_RewardServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RewardService(object):
     """Every rpc is idempotent: a reward is a pure function of (artifact, prompt, response), so a call that failed with
-    UNAVAILABLE can be sent again as it is. RESOURCE_EXHAUSTED comes with the trailing metadata `grpc-retry-pushback-ms`,
+    UNAVAILABLE can be sent again as it is. A full queue's RESOURCE_EXHAUSTED has the trailing metadata `grpc-retry-pushback-ms`,
     which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
     cancels, leaves the queue before it costs a pass of the model.
 

@@ -107,7 +107,7 @@ _RewardServiceGetModelType = typing_extensions.TypeVar(
 
 class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRankType, _RewardServiceCompareType, _RewardServiceScoreStreamType, _RewardServiceGetModelType]):
     """Every rpc is idempotent: a reward is a pure function of (artifact, prompt, response), so a call that failed with
-    UNAVAILABLE can be sent again as it is. RESOURCE_EXHAUSTED comes with the trailing metadata `grpc-retry-pushback-ms`,
+    UNAVAILABLE can be sent again as it is. A full queue's RESOURCE_EXHAUSTED has the trailing metadata `grpc-retry-pushback-ms`,
     which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
     cancels, leaves the queue before it costs a pass of the model.
 
@@ -217,7 +217,7 @@ RewardServiceAsyncStub: typing_extensions.TypeAlias = RewardServiceStub[
 
 class RewardServiceServicer(metaclass=abc.ABCMeta):
     """Every rpc is idempotent: a reward is a pure function of (artifact, prompt, response), so a call that failed with
-    UNAVAILABLE can be sent again as it is. RESOURCE_EXHAUSTED comes with the trailing metadata `grpc-retry-pushback-ms`,
+    UNAVAILABLE can be sent again as it is. A full queue's RESOURCE_EXHAUSTED has the trailing metadata `grpc-retry-pushback-ms`,
     which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
     cancels, leaves the queue before it costs a pass of the model.
 
