@@ -151,7 +151,7 @@ def test_a_batch_takes_its_own_priority_before_relatives_of_the_other(loop: asyn
 
 def test_one_client_with_a_long_line_leaves_the_next_batch_to_another(loop: asyncio.AbstractEventLoop) -> None:
     queue = WorkQueue(layout="trie", max_batch_tokens=4)
-    for n in range(10_000):
+    for n in range(3000):
         queue.add(_work([n, n], loop.create_future(), client="greedy"))
     queue.take()
     modest = _work([9, 9, 9], loop.create_future(), client="modest")
@@ -242,11 +242,11 @@ def test_a_shared_prompt_is_charged_once(loop: asyncio.AbstractEventLoop) -> Non
     """A client with 32 responses to a prompt had a fourteenth of the model, beside one that shares nothing."""
     queue = WorkQueue(layout="trie", max_batch_tokens=2000)
     rows = {"groups": 0, "singles": 0}
-    for number in range(40):
+    for number in range(12):
         for response in range(32):
             queue.add(_work([number] * 1000 + [2000 + response] * 20, loop.create_future(), client="groups"))
         queue.add(_work([number, *range(100, 1999)], loop.create_future(), client="singles"))
-    for _ in range(40):
+    for _ in range(12):
         batch = queue.take()
         rows[batch[0].client] += _rows("trie", batch)
     assert 0.7 < rows["groups"] / rows["singles"] < 1.4
