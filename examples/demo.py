@@ -41,15 +41,13 @@ RESPONSES = [
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "demo", help="where to write (default: build/demo)")
-    parser.add_argument("--rankings", type=Path, default=RANKINGS, help="what to train on (default: examples/rankings.jsonl)")
-    arguments = parser.parse_args()
-    build: Path = arguments.build
+    build: Path = parser.parse_args().build
     checkpoint, artifact = build / "checkpoint", build / "artifact"
     started = time.monotonic()
     shutil.rmtree(build, ignore_errors=True)
 
-    step(f"1/4  train a reward model on {shown(arguments.rankings)}")
-    kwise("train", arguments.rankings, "--model", weights(), "--output", checkpoint)
+    step("1/4  train a reward model on examples/rankings.jsonl")
+    kwise("train", RANKINGS, "--model", weights(), "--output", checkpoint)
     step("2/4  export it to ONNX, and check the rewards against the checkpoint's")
     kwise("export", checkpoint, artifact, "--name", "smollm2-demo")
     step("3/4  serve it over gRPC")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXAMPLES, ROOT, Server, read_examples, running_server
+from conftest import ROOT, Server, read_examples, running_server
 
 from kwise.engine.client import RewardClient
 from kwise.engine.types import Reward
@@ -22,10 +22,8 @@ REAL_RANKINGS = Path(os.environ.get("KWISE_REAL_RANKINGS", ROOT.parent / "shared
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(where the demo wrote, what it printed)."""
-    build, rankings = tmp_path_factory.mktemp("demo"), tmp_path_factory.mktemp("data") / "rankings.jsonl"
-    # Every second one, of every kind: a minute and a half less.
-    rankings.write_text("".join(EXAMPLES.read_text(encoding="utf-8").splitlines(keepends=True)[::2]), encoding="utf-8")
-    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--build", str(build), "--rankings", str(rankings)]
+    build = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--build", str(build)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     return build, finished.stdout
