@@ -18,8 +18,9 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Tests say what is right, not how fast the machine is.
-settings.register_profile("kwise", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Tests say what is right, not how fast the machine is. More examples: pytest --hypothesis-profile=thorough.
+settings.register_profile("kwise", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kwise")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
