@@ -15,7 +15,7 @@ _BENCHES: dict[str, tuple[Any, type, str]] = {
     "load": (
         load.run,
         load.LoadBenchConfig,
-        "serving: cost beside the model, cached groups a second, latency, waiting at 80 % load",
+        "serving: cost beside the model, cached groups a second, latency, waiting at four fifths of the capacity",
     ),
     "soak": (soak.run, soak.SoakConfig, "memory of a server under every kind of load, for minutes"),
 }
