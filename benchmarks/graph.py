@@ -53,7 +53,7 @@ class GraphBenchConfig:
 
     def parsed_cells(self) -> list[Cell]:
         try:
-            return [Cell(P=int(p), R=int(r), K=int(k)) for p, r, k in (cell.split("/") for cell in self.cells.split(","))]
+            return [Cell.parse(cell) for cell in self.cells.split(",")]
         except ValueError:
             raise ConfigError(f"--cells is {self.cells!r}; it must be P/R/K,P/R/K,… in whole numbers") from None
 

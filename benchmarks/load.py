@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 from grpc_health.v1 import health, health_pb2
 
 from kwise.benchmarks import machine
@@ -32,8 +33,6 @@ from kwise.engine.session import OnnxSession
 from kwise.engine.types import Priority
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
-
-_Group = tuple[list[int], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +54,7 @@ class LoadBenchConfig:
 
     def parsed_cell(self) -> Cell:
         try:
-            return Cell(**dict(zip("PRK", map(int, self.cell.split("/")), strict=True)))
+            return Cell.parse(self.cell)
         except ValueError:
             raise ConfigError(f"--cell is {self.cell!r}; it must be P/R/K in whole numbers") from None
 
@@ -95,14 +94,6 @@ def run(config: LoadBenchConfig) -> None:
         machine.write(Path(config.json), {"artifact": artifact.manifest.name, "options": options} | results)
 
 
-def _groups(artifact: Artifact, cell: Cell, seed: int, count: int) -> list[_Group]:
-    groups = []
-    for number in range(count):
-        group = cell.group(artifact.manifest.vocab_size, seed + number)
-        groups.append((group[0].token_ids[: cell.P].tolist(), [sequence.token_ids[cell.P :].tolist() for sequence in group]))
-    return groups
-
-
 def _saturation(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str) -> dict[str, Any]:
     engine = EngineConfig()
     session = OnnxSession(artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes)
@@ -113,7 +104,8 @@ def _saturation(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address
             seed = 1000 * (repeat + 2)
             sequences = [cell.group(vocab_size, seed + number) for number in range(config.groups)]
             direct_s, _ = run_queued(session, layout, sequences, engine.max_batch_tokens)
-            groups, before = _groups(artifact, cell, seed, config.groups), client.get_model().counters
+            groups = [cell.request(vocab_size, seed + number) for number in range(config.groups)]
+            before = client.get_model().counters
             started = time.perf_counter()
             for result in client.score_many(groups):
                 if isinstance(result, KwiseError):
@@ -136,20 +128,20 @@ def _saturation(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address
 def _queueing(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str, rate_per_s: float) -> dict[str, Any]:
     """Calls at exponential intervals, whether or not earlier ones are answered."""
     rng = random.Random(0)
-    groups = _groups(artifact, cell, 50_000, config.poisson_calls)
+    groups = [cell.request(artifact.manifest.vocab_size, 50_000 + number) for number in range(config.poisson_calls)]
 
     async def load() -> list[float]:
         async with AsyncRewardClient(address) as client:
             await client.wait_until_ready()
 
-            async def call(group: _Group) -> float:
+            async def call(prompt: list[int], responses: list[list[int]]) -> float:
                 started = time.perf_counter()
-                await client.score(*group)
+                await client.score(prompt, responses)
                 return time.perf_counter() - started
 
             calls = []
             for group in groups:
-                calls.append(asyncio.create_task(call(group)))
+                calls.append(asyncio.create_task(call(*group)))
                 await asyncio.sleep(rng.expovariate(rate_per_s))
             return await asyncio.gather(*calls)
 
@@ -181,10 +173,8 @@ def _from_cache(clients: int, address: str) -> float:
 
 async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -> float:
     """Groups a second over one stream with up to `window` unanswered, as fast as this process can send and read."""
-    from grpc import aio
-
     request = score_request("", *_CACHED, Priority.INTERACTIVE)
-    async with aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(address) as channel:
         room, answered = asyncio.Semaphore(window), 0
         ends_at = time.perf_counter() + seconds
 
@@ -206,10 +196,8 @@ async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -
 
 async def _latency(address: str, calls: int) -> dict[str, float]:
     """One call after the other, cached and empty in turns."""
-    from grpc import aio
-
     request = score_request("", *_CACHED, Priority.INTERACTIVE)
-    async with aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(address) as channel:
         score: Any = reward_pb2_grpc.RewardServiceStub(channel).Score
         check = channel.unary_unary(
             f"/{health.SERVICE_NAME}/Check",

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kwise.benchmarks.serving import serving
+from kwise.benchmarks.serving import memory_bytes, serving
 from kwise.benchmarks.workload import Cell
 from kwise.engine.artifact import MODEL, Artifact
 from kwise.engine.client import RewardClient
@@ -47,15 +47,8 @@ def _serving(artifact: Artifact) -> dict[str, float]:
         ready_s = time.perf_counter() - started
         with RewardClient(address) as client:
             for seed, cell in enumerate(_SHAPES):
-                group = cell.group(artifact.manifest.vocab_size, seed)
-                prompt = group[0].token_ids[: cell.P].tolist()
-                client.score(prompt, [sequence.token_ids[cell.P :].tolist() for sequence in group])
-        return {"ready_s": ready_s, "peak_bytes": _high_water(process.pid)}
-
-
-def _high_water(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+                client.score(*cell.request(artifact.manifest.vocab_size, seed))
+        return {"ready_s": ready_s, "peak_bytes": memory_bytes(process.pid, "VmHWM")}
 
 
 # A child starts with its parent's high-water mark (Linux, exec(2)), and this process has had two models: a small one in between.

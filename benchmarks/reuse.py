@@ -75,9 +75,7 @@ async def _connections(address: str, artifact: Artifact, cell: Cell, seed: int) 
             await client.wait_until_ready()
         seconds = []
         for calls in (1, cell.K):
-            group = cell.group(artifact.manifest.vocab_size, seed + (calls > 1))
-            prompt = group[0].token_ids[: cell.P].tolist()
-            responses = [sequence.token_ids[cell.P :].tolist() for sequence in group]
+            prompt, responses = cell.request(artifact.manifest.vocab_size, seed + (calls > 1))
             parts = [responses] if calls == 1 else [[response] for response in responses]
             started = time.perf_counter()
             await asyncio.gather(*(client.score(prompt, part) for client, part in zip(clients, parts, strict=False)))

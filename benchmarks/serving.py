@@ -1,4 +1,4 @@
-"""`kwise serve` as a process for a benchmark, its log read all the while."""
+"""`kwise serve` as a process for a benchmark, its log read all the while, and its memory."""
 
 import re
 import signal
@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from kwise.engine.artifact import Artifact
 
@@ -36,3 +37,9 @@ def serving(artifact: Artifact, *options: str) -> Iterator[tuple["subprocess.Pop
         process.wait(60)
         reader.join()
         process.stderr.close()
+
+
+def memory_bytes(pid: int, field: str) -> int:
+    """One of the kernel's figures for a process: "VmRSS", what is resident now; "VmHWM", the most that ever was."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

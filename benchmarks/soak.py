@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kwise.benchmarks import machine
-from kwise.benchmarks.serving import serving
+from kwise.benchmarks.serving import memory_bytes, serving
 from kwise.engine.artifact import read_artifact
 from kwise.engine.client import AsyncRewardClient, RewardServiceError
 from kwise.engine.options import check_bounds, option
@@ -107,9 +107,7 @@ class _Soak:
 
     async def _sample(self) -> None:
         while time.monotonic() < self._ends_at:
-            lines = Path(f"/proc/{self._pid}/status").read_text().splitlines()
-            size = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
-            self._samples.append((time.monotonic(), size))
+            self._samples.append((time.monotonic(), memory_bytes(self._pid, "VmRSS")))
             await asyncio.sleep(1)
 
     def _group(self) -> tuple[str, list[str]]:

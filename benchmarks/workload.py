@@ -35,6 +35,17 @@ class Cell:
     R: int
     K: int
 
+    @classmethod
+    def parse(cls, text: str) -> "Cell":
+        """Of "P/R/K". Raises ValueError."""
+        P, R, K = map(int, text.split("/"))
+        return cls(P=P, R=R, K=K)
+
+    def request(self, vocab_size: int, seed: int) -> tuple[list[int], list[list[int]]]:
+        """`group` as a client sends it: (ids of the prompt, ids of each response)."""
+        group = self.group(vocab_size, seed)
+        return group[0].token_ids[: self.P].tolist(), [sequence.token_ids[self.P :].tolist() for sequence in group]
+
     def group(self, vocab_size: int, seed: int) -> list[EncodedSequence]:
         """One group of random ids; another seed gives another prompt."""
         rng = np.random.default_rng((seed, self.P, self.R, self.K))

@@ -233,11 +233,11 @@ class Scorer:
         )
         try:
             estimated = _estimated_tokens(part, self.max_tokens)
+            started_s = perf_counter()
             with self._batcher.reserve(estimated, group.client):
                 async with self._tokenizer_slots.turn(group.priority, group.client, estimated):
-                    started_s = perf_counter()
                     outcomes = await self._encode(part, list(waiting.values()))
-                    tokenizer_ms = (perf_counter() - started_s) * 1000
+            tokenizer_ms = (perf_counter() - started_s) * 1000
             scorable: dict[bytes, EncodedSequence] = {}
             for key, outcome in zip(new, outcomes, strict=True):
                 if isinstance(outcome, InvalidRequest):

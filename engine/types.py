@@ -22,6 +22,10 @@ Conversation = tuple[Message, ...]
 TokenIds = tuple[int, ...]
 
 
+# Metadata of a call: the name of the client that it is for.
+CLIENT_KEY = "kwise-client"
+
+
 class Priority(Enum):
     """Which line a group waits in. Bulk work yields to interactive work, but for a small share."""
 

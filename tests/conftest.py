@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,14 @@ def read_examples() -> list[tuple[list[dict[str, str]], list[str]]]:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         groups.append((messages, [response["text"] for response in ranking["responses"]]))
     return groups
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Polls, for what another process does cannot be awaited."""
+    give_up_at = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.005)
 
 
 @contextmanager

@@ -61,7 +61,9 @@ class ObjectiveConfig:
     """Which objective. `check_objective` says which options go together."""
 
     objective: ObjectiveName = option(
-        ObjectiveName.PAIRS, "pairs: −log σ of every pair's difference; the order as a whole; or scores"
+        ObjectiveName.PAIRS,
+        "−log σ of every pair's difference; −σ of it; the order as a whole; the squared error of scores. --ties, --margin and "
+        "--label-smoothing are of pairs",
     )
     pair_weighting: PairWeighting = option(PairWeighting.MEAN, "mean: every prompt counts the same; sum: every pair does")
     ties: Ties = option(Ties.IGNORE, "what a tie tells: nothing, or that rewards are alike")

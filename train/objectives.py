@@ -1,6 +1,7 @@
 """Objectives other than the default of loss.py, each with its source, and the choice among them. All see one ranking.
 
-Write Δ = r_i − r_j for a pair whose first response is ranked better. Every objective but regression depends on Δ alone.
+Write Δ = r_i − r_j for a pair whose first response is ranked better. Regression and centring depend on the rewards themselves, all
+else on Δ alone.
 
 Dimensions: K responses of a ranking.
 """

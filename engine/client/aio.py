@@ -124,9 +124,7 @@ class AsyncRewardClient:
                         yield result
             except grpc.RpcError as error:
                 failure = messages.call_error(error, self._target)
-                if self._closed:
-                    raise failure from error
-                if not is_break(failure):
+                if self._closed or not is_break(failure):
                     raise failure from error
                 flight.refused(failure)
             if flight.done:

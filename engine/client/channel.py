@@ -2,6 +2,8 @@
 
 from json import dumps
 
+from kwise.engine.types import CLIENT_KEY
+
 _MAX_MESSAGE_BYTES = 64 << 20
 
 _SERVICE_CONFIG = {
@@ -32,4 +34,4 @@ def client_metadata(client: str) -> tuple[tuple[str, str], ...]:
     """What names the client of a call, see reward.proto. Raises ValueError for what no HTTP header can hold."""
     if not (client.isascii() and client.isprintable()):
         raise ValueError(f"client must be printable ASCII, not {client!r}")
-    return (("kwise-client", client),) if client else ()
+    return ((CLIENT_KEY, client),) if client else ()

@@ -34,8 +34,9 @@ class RewardClient:
 
     `timeout_s` bounds each call, retries and the wait for a server that restarts included; `connect_timeout_s` the wait for
     a server that was never reached yet. `model` names the model that must answer, "" for whichever is served. `client` names
-    whose turn the calls take at a busy server, "" each connection its own; say so where many come through one proxy, or one
-    job has many connections. What a restart or a full queue cost is sent again. Safe to share between threads.
+    whose turn the calls take at a busy server, "" that of the connection, which the clients of a process share; say so where
+    many come through one proxy, or one job has many connections. What a restart or a full queue cost is sent again. Safe to
+    share between threads.
     Every method raises `RewardServiceError` for a failed call and TypeError or ValueError for arguments that are no request.
     """
 
@@ -138,9 +139,7 @@ class RewardClient:
                 yield from self._stream(flight)
             except grpc.RpcError as error:
                 failure = messages.call_error(error, self._target)
-                if self._closed:
-                    raise failure from error
-                if not is_break(failure):
+                if self._closed or not is_break(failure):
                     raise failure from error
                 flight.refused(failure)
             if flight.done:

@@ -17,12 +17,10 @@ from kwise.engine.errors import KwiseError, Overloaded, Unavailable, UnknownMode
 from kwise.engine.scorer import Scorer
 from kwise.engine.server import messages
 from kwise.engine.server.stream import Context, GroupStream
-from kwise.engine.types import ScoredGroup
+from kwise.engine.types import CLIENT_KEY, ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
 
-# Metadata of a call: the name of the client that it is for.
-CLIENT_KEY = "kwise-client"
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count, takewhile
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import Server, export_quietly, read_examples, running_server
+from conftest import Server, export_quietly, read_examples, running_server, wait_until
 
+from kwise.benchmarks.serving import memory_bytes
 from kwise.engine.artifact import read_artifact
 from kwise.engine.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.engine.types import Reward, ScoredGroup
@@ -51,19 +52,11 @@ def free_port() -> int:
 
 
 def resident_bytes(server: Server) -> int:
-    lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    return memory_bytes(server.process.pid, "VmRSS")
 
 
 def open_files(server: Server) -> int:
     return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.01)
 
 
 # The server goes
@@ -184,9 +177,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(
     )
     with running_server(tiny_artifact, *options) as server, RewardClient(server.address) as client:
         alone = raw_rewards(client.score("Say much.", responses[:1]))
-        status = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
-        in_use = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmSize"))
-        limit = in_use + (96 << 20)
+        limit = memory_bytes(server.process.pid, "VmSize") + (96 << 20)
         resource.prlimit(server.process.pid, resource.RLIMIT_AS, (limit, limit))
         scored = raw_rewards(client.score("Say much.", responses))
         assert scored[0] == pytest.approx(alone[0], abs=EXACT)

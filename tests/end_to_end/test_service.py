@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Server, read_examples, running_server
+from conftest import Server, read_examples, running_server, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import HealthCheck, given, settings
@@ -59,14 +59,6 @@ def shared_tokens(sequences: list[list[int]]) -> int:
 
 def counters(stub: Any) -> pb.Counters:
     return stub.GetModel(pb.GetModelRequest()).counters
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Polls, for what another process does cannot be awaited."""
-    give_up_at = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < give_up_at
-        time.sleep(0.005)
 
 
 def stop(server: Server) -> float:
