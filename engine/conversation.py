@@ -33,6 +33,10 @@ from kwise.engine.template import compile_template
 from kwise.engine.trie import Int64
 from kwise.engine.types import Conversation, Group, Message, TokenIds
 
+# English has about four. What exceeds both is too long in tokens as well, unless it is made of what tokenizers leave out.
+_MAX_CHARACTERS_PER_TOKEN = 64
+_MAX_CHARACTERS = 1_000_000
+
 
 class Overlong(Enum):
     """What becomes of a conversation longer than the limit."""
@@ -82,6 +86,11 @@ class EncoderLimits:
     overlong: Overlong = Overlong.REJECT
     control_tokens: ControlTokens = ControlTokens.ACCEPT
 
+    @property
+    def max_characters(self) -> int:
+        """Of a conversation's texts; what has more is refused without tokenising it, which takes a second a million."""
+        return max(self.max_tokens * _MAX_CHARACTERS_PER_TOKEN, _MAX_CHARACTERS)
+
 
 class ConversationEncoder:
     """Groups to token sequences.
@@ -125,8 +134,8 @@ class ConversationEncoder:
         other requests can wait for a part of it. Takes no time in Python per token id: it runs on the event loop.
 
         Raises:
-            InvalidRequest: no prompt, one that ends with an assistant's turn, no responses, more ids in the prompt than a
-                conversation may have, or a token id outside the vocabulary.
+            InvalidRequest: no prompt, one that ends with an assistant's turn, no responses, more characters or ids in the prompt
+                than a conversation may have, or a token id outside the vocabulary.
         """
         if not group.responses:
             raise InvalidRequest("responses", "there are none; give at least one")
@@ -136,6 +145,8 @@ class ConversationEncoder:
             if group.prompt[-1].role == "assistant":
                 problem = "an assistant's turn ends the prompt, and the response is one; training refuses such rankings too"
                 raise InvalidRequest(f"prompt.messages[{len(group.prompt) - 1}].role", problem)
+            if (length := _characters(group.prompt)) > self._limits.max_characters:
+                raise InvalidRequest("prompt", self._too_many_characters(length))
             return
         if len(group.prompt) > self._limits.max_tokens:
             raise self._prompt_too_long(len(group.prompt))
@@ -189,10 +200,15 @@ class ConversationEncoder:
         refuse = self._limits.control_tokens is ControlTokens.REJECT
         if refuse and (count := sum(self._count_control(m.role) + self._count_control(m.content) for m in prompt)):
             raise InvalidRequest("prompt", f"its text spells out {count} control tokens, which this server refuses")
-        control = [self._count_control(response) for response in responses]
+        room = self._limits.max_characters - _characters(prompt)
+        readable = [response if len(response) <= room else "" for response in responses]
+        control = [self._count_control(response) for response in readable]
         outcomes: list[EncodedSequence | InvalidRequest] = []
-        for index, tokens in enumerate(self._tokenise(prompt, responses)):
-            if refuse and control[index]:
+        for index, tokens in enumerate(self._tokenise(prompt, readable)):
+            if (length := len(responses[index])) > room:
+                problem = self._too_many_characters(_characters(prompt) + length)
+                outcomes.append(InvalidRequest(f"responses[{index}].text", problem))
+            elif refuse and control[index]:
                 problem = f"its text spells out {control[index]} control tokens, which this server refuses"
                 outcomes.append(InvalidRequest(f"responses[{index}].text", problem))
             elif isinstance(tokens, InvalidRequest):
@@ -326,11 +342,18 @@ class ConversationEncoder:
             f"the conversation has {num_tokens} tokens and the limit is {self._limits.max_tokens}",
         )
 
+    def _too_many_characters(self, length: int) -> str:
+        return f"the conversation has {length} characters and the limit is {self._limits.max_characters}"
+
     def _prompt_too_long(self, num_tokens: int) -> InvalidRequest:
         return InvalidRequest(
             "prompt",
             f"it has {num_tokens} tokens with an empty response, and the limit of a conversation is {self._limits.max_tokens}",
         )
+
+
+def _characters(prompt: Conversation) -> int:
+    return sum(len(message.content) for message in prompt)
 
 
 def _only_user_turn(prompt: Conversation) -> str:

@@ -19,6 +19,8 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, settings
 
+from kwise.engine.types import Reward, ScoredGroup
+
 # Tests say what is right, not how fast the machine is. More examples: pytest --hypothesis-profile=thorough.
 settings.register_profile("kwise", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
@@ -45,22 +47,6 @@ def smollm2_tokenizer() -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(smollm2_directory(), gguf_file=SMOLLM2_GGUF)
-
-
-@pytest.fixture(scope="session")
-def smollm2_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct with a scalar head drawn from a fixed seed, as a plain checkpoint."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    path = tmp_path_factory.mktemp("smollm2") / "checkpoint"
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        smollm2_directory(), gguf_file=SMOLLM2_GGUF, num_labels=1, dtype=torch.float32
-    )
-    model.save_pretrained(path)
-    AutoTokenizer.from_pretrained(smollm2_directory(), gguf_file=SMOLLM2_GGUF).save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +89,13 @@ def export_quietly(checkpoint: Path, artifact: Path, **options: Any) -> Path:
         warnings.simplefilter("ignore")
         export(ExportConfig(checkpoint=str(checkpoint), artifact=str(artifact), **options))
     return artifact
+
+
+def raw_rewards(scored: object) -> list[float]:
+    """The K rewards as the model gave them; none may be missing."""
+    assert isinstance(scored, ScoredGroup), scored
+    assert all(isinstance(reward, Reward) for reward in scored.rewards), scored.rewards
+    return [reward.raw for reward in scored.rewards if isinstance(reward, Reward)]
 
 
 def read_examples() -> list[tuple[list[dict[str, str]], list[str]]]:

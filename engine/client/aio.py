@@ -16,6 +16,7 @@ from kwise.engine.client.channel import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
     client_metadata,
+    seconds,
 )
 from kwise.engine.client.flight import Flight, is_break
 from kwise.engine.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
@@ -40,8 +41,8 @@ class AsyncRewardClient:
         client: str = "",
     ) -> None:
         self._target = target
-        self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
+        self._timeout_s = seconds("timeout_s", timeout_s)
+        self._connect_timeout_s = seconds("connect_timeout_s", connect_timeout_s)
         self._reached = self._closed = False
         self._model = model
         self._metadata = client_metadata(client)
@@ -61,6 +62,7 @@ class AsyncRewardClient:
         await self._channel.close()
 
     async def wait_until_ready(self, timeout_s: float = 5.0) -> None:
+        seconds("timeout_s", timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._channel.channel_ready()
@@ -114,7 +116,7 @@ class AsyncRewardClient:
         timeout_s: float | None = None,
     ) -> AsyncIterator[ScoredGroup | KwiseError]:
         """As `RewardClient.score_many`. `groups` is drawn from on the event loop, so it must not block."""
-        requests = (messages.group_request(self._model, group, priority) for group in groups)
+        requests = messages.group_requests(self._model, groups, priority)
         await self._time_left(timeout_s)  # for the first connection; then the flight keeps its own time
         flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target)
         while True:
@@ -165,7 +167,7 @@ class AsyncRewardClient:
             call.cancel()
 
     async def _time_left(self, timeout_s: float | None) -> float:
-        left_s = self._timeout_s if timeout_s is None else timeout_s
+        left_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
         if not self._reached:
             started_s = monotonic()
             await self.wait_until_ready(min(self._connect_timeout_s, left_s))

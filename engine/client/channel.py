@@ -1,6 +1,7 @@
 """How a channel to a kwise server is set up, and what both clients agree on beside the messages."""
 
 from json import dumps
+from typing import Any
 
 from kwise.engine.types import CLIENT_KEY
 
@@ -25,9 +26,20 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.keepalive_time_ms", 60_000),  # a dead peer is noticed in 80 s; the server permits pings every 30 s
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
+# A year: gRPC turns infinity, and much longer times, into deadlines that have passed.
+_LONGEST_WAIT_S = 365 * 86_400
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_CONNECT_TIMEOUT_S = 30.0
+
+
+def seconds(name: str, value: Any) -> float:
+    """A time-out that can be waited for. Raises TypeError or ValueError, naming the argument."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 < value <= _LONGEST_WAIT_S:  # which NaN is not either
+        raise ValueError(f"{name} must be above 0 and at most {_LONGEST_WAIT_S} s, not {value}")
+    return float(value)
 
 
 def client_metadata(client: str) -> tuple[tuple[str, str], ...]:

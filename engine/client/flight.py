@@ -20,7 +20,7 @@ from time import monotonic
 from kwise.engine.client import messages
 from kwise.engine.client.results import RewardServiceError
 from kwise.engine.client.retry import Backoff, is_retried
-from kwise.engine.errors import KwiseError
+from kwise.engine.errors import InvalidRequest, KwiseError
 from kwise.engine.types import ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
@@ -36,12 +36,12 @@ def is_break(error: RewardServiceError) -> bool:
 
 
 class Flight:
-    """`requests` is drawn from as the window allows; `timeout_s` is the longest wait without a result; `target` is for
-    messages."""
+    """`requests` is drawn from as the window allows, an error among them being its own result; `timeout_s` is the longest
+    wait without a result; `target` is for messages."""
 
     def __init__(
         self,
-        requests: Iterator[pb.ScoreRequest],
+        requests: Iterator[pb.ScoreRequest | InvalidRequest],
         timeout_s: float,
         window_groups: int = WINDOW_GROUPS,
         now: Callable[[], float] = monotonic,
@@ -83,14 +83,18 @@ class Flight:
         if self._exhausted or len(self._owed) < len(self._unanswered):
             return []
         room = self._window_groups - (self._taken - self._popped)
-        new = []
+        new, taken_before = [], self._taken
         for request in islice(self._requests, room):
-            message = pb.ScoreStreamRequest(id=str(self._taken), request=request)
-            self._unanswered[message.id] = message
-            self._owed.add(message.id)
+            id_ = str(self._taken)
             self._taken += 1
+            if isinstance(request, InvalidRequest):
+                self._results[id_] = request
+                continue
+            message = pb.ScoreStreamRequest(id=id_, request=request)
+            self._unanswered[id_] = message
+            self._owed.add(id_)
             new.append(message)
-        self._exhausted = len(new) < room
+        self._exhausted = self._taken - taken_before < room
         if new:
             self._progress_at = self._now()
         return new

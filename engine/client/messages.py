@@ -4,13 +4,13 @@ agree on.
 Types are checked here, because protobuf's own complaints name no field. Limits and unlike kinds are the server's to judge.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from operator import index
 from typing import Any, TypeAlias
 
 from kwise.engine.client.results import ComparedGroup, Counters, ModelInfo, RankedGroup, RewardServiceError
-from kwise.engine.errors import KwiseError
+from kwise.engine.errors import InvalidRequest, KwiseError
 from kwise.engine.types import Comparison, Group, Message, Priority, Reward, ScoredGroup, Timing
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
@@ -58,6 +58,20 @@ def group_request(model: str, group: GroupLike, priority: PriorityLike) -> pb.Sc
     if len(pair) != 2 or isinstance(group, str):
         raise ValueError(f"{expected}; this {_kind(group)} has {len(pair)} items")
     return score_request(model, pair[0], pair[1], priority)
+
+
+def group_requests(
+    model: str, groups: Iterable[GroupLike], priority: PriorityLike
+) -> Iterator[pb.ScoreRequest | InvalidRequest]:
+    """One per group, in order; a group that is none has its error in its place. Raises ValueError for a wrong priority."""
+    _priority(priority)
+    for number, group in enumerate(groups):
+        request: pb.ScoreRequest | InvalidRequest
+        try:
+            request = group_request(model, group, priority)
+        except (TypeError, ValueError) as error:
+            request = InvalidRequest(f"groups[{number}]", str(error))
+        yield request
 
 
 def scored_group(response: pb.ScoreResponse) -> ScoredGroup:

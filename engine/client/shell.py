@@ -12,27 +12,29 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kwise.engine.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from kwise.engine.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, seconds
 from kwise.engine.client.messages import compare_request
 from kwise.engine.client.results import RewardServiceError
 from kwise.engine.client.sync import RewardClient
 from kwise.engine.client.table import table, terminal_columns
-from kwise.engine.errors import KwiseError
+from kwise.engine.errors import InvalidRequest, KwiseError
 from kwise.engine.types import Group, Priority, Reward, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One group of the input. `where` is FILE:LINE; `fields` is the JSON object as it came."""
+    """One group of the input. `where` is FILE:LINE; `fields` is the JSON object as it came; `problem`: why it is no group."""
 
     where: str
     fields: dict[str, Any]
-    responses: list[Any]
-    pairs: list[tuple[int, int]] | None
+    responses: list[Any] = field(default_factory=list)
+    pairs: list[tuple[int, int]] | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="*",
         help='JSON lines {"prompt": text, messages or token ids, "responses": [text, {"text": text} or token ids, ...]}; '
-        "other keys are kept; '-' or none: standard input",
+        "other keys are kept, those of the result replaced; '-' or none: standard input",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="score one group given on the command line")
     parser.add_argument("--response", metavar="TEXT", action="append", help="a response to --prompt; once per response")
@@ -89,8 +91,10 @@ def run(arguments: argparse.Namespace, report: Report) -> int:
 
 
 def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
-    if arguments.timeout_s <= 0:
-        return f"--timeout-s is {arguments.timeout_s:g}; it must be greater than 0"
+    try:
+        seconds("--timeout-s", arguments.timeout_s)
+    except ValueError as error:
+        return str(error)
     # Before the server is looked for: a name mistyped is told at once.
     if missing := [name for name in arguments.files or [] if name != "-" and not Path(name).exists()]:
         return f"{missing[0]}: no such file"
@@ -123,6 +127,7 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
                 line, group = read_line(where, text, Priority(arguments.priority), report.min_responses)
             except (TypeError, ValueError) as error:
                 failed(where, error)
+                in_flight.append(Line(where=where, fields=_fields_of_bad_line(text), problem=str(error)))
                 continue
             in_flight.append(line)
             yield group
@@ -141,11 +146,20 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
     with RewardClient(arguments.server, timeout_s=arguments.timeout_s, model=arguments.model) as client:
         client.wait_until_ready(min(5.0, arguments.timeout_s))
         show = _show_table if sys.stdout.isatty() and not arguments.json else _show_json
+
+        def show_bad_lines() -> None:
+            """Those before the next group: each line of the input has one in the output, in order."""
+            while in_flight and in_flight[0].problem is not None:
+                line = in_flight.popleft()
+                show(line, InvalidRequest(line.where, line.problem or ""), report)
+
         for result in client.score_many(groups()):
+            show_bad_lines()
             line = in_flight.popleft()
             for problem in _problems(result):
                 failed(line.where, problem)
             show(line, result, report)
+        show_bad_lines()
     return 1 if failures else 0
 
 
@@ -166,12 +180,7 @@ def read_line(where: str, text: str, priority: Priority, min_responses: int = 1)
     Raises:
         TypeError, ValueError: it describes none; the message says why.
     """
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"a JSON object is expected, not {type(fields).__name__}")
+    fields = _object(text)
     if missing := [key for key in ("prompt", "responses") if key not in fields]:
         raise ValueError(f"no {' and no '.join(map(repr, missing))}")
     if not isinstance(fields["responses"], list):
@@ -186,6 +195,22 @@ def read_line(where: str, text: str, priority: Priority, min_responses: int = 1)
             raise ValueError(f"pairs[{number}] is ({pair.first}, {pair.second}) with {len(responses)} responses")
     line = Line(where=where, fields=fields, responses=responses, pairs=pairs and [(a, b) for a, b in pairs])
     return line, Group(prompt=fields["prompt"], responses=tuple(responses), priority=priority)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"a JSON object is expected, not {type(fields).__name__}")
+    return fields
+
+
+def _fields_of_bad_line(text: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        return _object(text)
+    return {}
 
 
 def reward_fields(outcome: Reward | KwiseError) -> dict[str, Any]:

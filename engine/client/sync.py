@@ -16,6 +16,7 @@ from kwise.engine.client.channel import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
     client_metadata,
+    seconds,
 )
 from kwise.engine.client.flight import Flight, is_break
 from kwise.engine.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
@@ -50,8 +51,8 @@ class RewardClient:
         client: str = "",
     ) -> None:
         self._target = target
-        self._timeout_s = timeout_s
-        self._connect_timeout_s = connect_timeout_s
+        self._timeout_s = seconds("timeout_s", timeout_s)
+        self._connect_timeout_s = seconds("connect_timeout_s", connect_timeout_s)
         self._reached = self._closed = False
         self._model = model
         self._metadata = client_metadata(client)
@@ -70,6 +71,7 @@ class RewardClient:
 
     def wait_until_ready(self, timeout_s: float = 5.0) -> None:
         """Raises `RewardServiceError` (UNAVAILABLE) if no server is ready at the target within `timeout_s`."""
+        seconds("timeout_s", timeout_s)
         ready = grpc.channel_ready_future(self._channel)
         try:
             ready.result(timeout=timeout_s)
@@ -125,13 +127,13 @@ class RewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> Iterator[ScoredGroup | KwiseError]:
-        """One result per group, in input order; a group that failed yields its error.
+        """One result per group, in input order; a group that failed, or is none, yields its error.
 
         Up to 128 groups are drawn ahead of the results handed out. Groups are `Group`s or pairs (prompt, responses);
         the pairs take `priority`. A broken stream is opened again for what is unanswered; `timeout_s` is the longest
         wait without any result, after which the iterator raises `RewardServiceError`.
         """
-        requests = (messages.group_request(self._model, group, priority) for group in groups)
+        requests = messages.group_requests(self._model, groups, priority)
         self._time_left(timeout_s)  # for the first connection; then the flight keeps its own time
         flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target)
         while True:
@@ -180,7 +182,7 @@ class RewardClient:
 
     def _time_left(self, timeout_s: float | None) -> float:
         """Seconds that a call has, after the wait for the first connection. Raises `RewardServiceError` as that does."""
-        left_s = self._timeout_s if timeout_s is None else timeout_s
+        left_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
         if not self._reached:
             started_s = monotonic()
             self.wait_until_ready(min(self._connect_timeout_s, left_s))

@@ -47,10 +47,10 @@ class Reloader:
         try:
             new = await asyncio.to_thread(Scorer.load, self._artifact, self._engine, old.counters)
         except (ArtifactError, ConfigError) as error:
-            _LOG.error("reload refused, %s %s goes on serving: %s", serving.name, serving.fingerprint[:12], error)
+            _LOG.error("reload refused, %s goes on serving: %s", old.description, error)
             return
         if new.artifact.manifest.name != serving.name:
-            _LOG.error("reload refused: clients ask for %s, and this artifact is %s", serving.name, new.artifact.manifest.name)
+            _LOG.error("reload refused, %s goes on serving: this artifact is %s", old.description, new.artifact.manifest.name)
             return
         if new.artifact.manifest.fingerprint == serving.fingerprint:
             _LOG.info("reload: %s has not changed", self._artifact)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Server, read_examples, running_server
+from conftest import ROOT, Server, raw_rewards, read_examples, running_server
 
 from kwise.engine.client import RewardClient
-from kwise.engine.types import Reward
 
 # Real rankings of nine responses, where the machine has them; they are not part of this project.
 REAL_RANKINGS = Path(os.environ.get("KWISE_REAL_RANKINGS", ROOT.parent / "shared" / "data" / "rankings_k9.jsonl.gz"))
@@ -35,11 +34,6 @@ def demo_server(demo: tuple[Path, str]) -> Iterator[Server]:
         yield server
 
 
-def score(client: RewardClient, messages: list[dict[str, str]], responses: list[str]) -> list[float]:
-    rewards = client.score(messages, responses).rewards
-    return [reward.raw for reward in rewards if isinstance(reward, Reward)]
-
-
 @pytest.mark.timeout(1800)
 def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Path, str]) -> None:
     build, output = demo
@@ -55,13 +49,13 @@ def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Pat
 def test_the_demo_model_serves_what_transformers_computes_on_every_example(
     demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]
 ) -> None:
+    # For time two responses of each group, of which plain transformers computes one, in turn.
+    groups = [(messages, responses[:2]) for messages, responses in read_examples()]
     with RewardClient(demo_server.address) as client:
-        for number, (messages, responses) in enumerate(read_examples()):
-            # Up to four of each group, for time; plain transformers, which pays for the prompt each time, computes one, in turn.
-            served = score(client, messages, responses[:4])
-            index = number % len(served)
-            expected = plain_rewards(demo[0] / "checkpoint", messages, [responses[index]])
-            assert [served[index]] == pytest.approx(expected, abs=1e-4)
+        for number, (group, served) in enumerate(zip(groups, client.score_many(groups), strict=True)):
+            index = number % 2
+            expected = plain_rewards(demo[0] / "checkpoint", group[0], [group[1][index]])
+            assert [raw_rewards(served)[index]] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.timeout(1800)
@@ -73,11 +67,10 @@ def test_the_demo_model_serves_what_transformers_computes_on_real_groups(
         rankings: list[dict[str, Any]] = [json.loads(line) for _, line in zip(range(50), lines, strict=False)]
     with RewardClient(demo_server.address) as client:
         for number, ranking in enumerate(rankings):
-            messages = [{"role": "user", "content": ranking["prompt"]}]
             # Three of the nine, for time; plain transformers computes one of them, in turn.
             responses = [ranking["responses"][(number + offset) % 9]["text"] for offset in range(3)]
-            served = score(client, messages, responses)
-            assert len(served) == 3
+            served = raw_rewards(client.score(ranking["prompt"], responses))
             index = number % 3
+            messages = [{"role": "user", "content": ranking["prompt"]}]
             expected = plain_rewards(demo[0] / "checkpoint", messages, [responses[index]])
             assert [served[index]] == pytest.approx(expected, abs=1e-4)

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import Server, export_quietly, read_examples, running_server, wait_until
+from conftest import Server, export_quietly, raw_rewards, read_examples, running_server, wait_until
 
 from kwise.benchmarks.serving import memory_bytes
 from kwise.engine.artifact import read_artifact
 from kwise.engine.client import AsyncRewardClient, RewardClient, RewardServiceError
-from kwise.engine.types import Reward, ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
 EXACT = 1e-4
@@ -37,12 +36,6 @@ def groups() -> list[tuple[Prompt, list[str]]]:
 def expected(tiny_server: Server, groups: list[tuple[Prompt, list[str]]]) -> list[list[float]]:
     with RewardClient(tiny_server.address) as client:
         return [raw_rewards(client.score(messages, responses)) for messages, responses in groups]
-
-
-def raw_rewards(scored: object) -> list[float]:
-    assert isinstance(scored, ScoredGroup), scored
-    assert all(isinstance(reward, Reward) for reward in scored.rewards), scored.rewards
-    return [reward.raw for reward in scored.rewards if isinstance(reward, Reward)]
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 
 from kwise.engine.cli import main
 from kwise.engine.client import AsyncRewardClient, RewardClient, RewardServiceError
+from kwise.engine.types import ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
 
@@ -131,13 +133,44 @@ def test_a_restarting_server_is_waited_for_longer_than_a_first_connection(nowher
 
 
 @BOTH
-@pytest.mark.parametrize(("call", "timeout_s"), [("score", 30.0), ("score_many", 1.0)])
-def test_the_last_word_of_a_server_that_shuts_down_is_told(client: Callable[..., Any], call: str, timeout_s: float) -> None:
+@CALLS
+def test_the_last_word_of_a_server_that_shuts_down_is_told(client: Callable[..., Any], call: str) -> None:
     """score_many said only that nothing was answered."""
     service = Service()
     service.draining = True
     with serving(service=service) as target, pytest.raises(RewardServiceError, match=f"at {target}: .*{DRAINING}$"):
-        client(target, call, timeout_s)
+        client(target, call, 1.0)
+
+
+@BOTH
+@CALLS
+@pytest.mark.parametrize(
+    ("timeout_s", "error"),
+    [(0, ValueError), (-1.0, ValueError), (math.nan, ValueError), (math.inf, ValueError), ("3", TypeError), (True, TypeError)],
+)
+def test_a_timeout_that_is_none_is_named(
+    nowhere: str, client: Callable[..., Any], call: str, timeout_s: Any, error: type[Exception]
+) -> None:
+    """Infinity became a deadline that had passed, and a text failed inside gRPC."""
+    with pytest.raises(error, match=r"^timeout_s must be"):
+        client(nowhere, call, timeout_s)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_group_that_is_none_has_its_error_in_its_place(is_async: bool) -> None:
+    """It ended `score_many`, and the answers to those before it were lost."""
+    groups: Any = [("p", ["a"]), "pair", ("p", [3.5]), ("p", ["bc"]), *[("p", "x")] * 300, ("p", ["def"])]
+
+    async def awaited_results(target: str) -> list[Any]:
+        async with AsyncRewardClient(target) as client:
+            return [result async for result in client.score_many(groups)]
+
+    with serving() as target, RewardClient(target) as blocking_client:
+        results = asyncio.run(awaited_results(target)) if is_async else list(blocking_client.score_many(groups))
+    assert [len(result.rewards) if isinstance(result, ScoredGroup) else result.field for result in results] == [
+        1, "groups[1]", "groups[2]", 1, *[f"groups[{number}]" for number in range(4, 304)], 1,
+    ]  # fmt: skip
+    assert "responses[0] must be" in str(results[2])
 
 
 def run_command(command: str, target: str, path: Path, *lines: dict[str, Any]) -> int:
@@ -161,13 +194,29 @@ def test_a_response_that_failed_is_told_by_line_and_place_and_exits_with_1(
     assert len(output.out.splitlines()) == 3
 
 
+def test_every_line_of_the_input_has_one_in_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the client refused by itself left no line, so that the two files could not be read side by side."""
+    path = tmp_path / "groups.jsonl"
+    good = {"prompt": "p", "responses": ["a", "bc"], "id": 1}
+    path.write_text("\n".join(["not JSON", json.dumps(good), json.dumps({"id": 2}), "", json.dumps(good), "[]"]))
+    with serving() as target:
+        assert main(["score", str(path), "--server", target]) == 1
+    output = capsys.readouterr()
+    lines = [json.loads(line) for line in output.out.splitlines()]
+    assert [line.get("id") for line in lines] == [None, 1, 2, 1, None]
+    assert ["error" in line for line in lines] == [True, False, True, False, True]
+    assert [line.split(": ")[0] for line in output.err.splitlines()] == [f"{path}:{number}" for number in (1, 3, 6)]
+    assert lines[2]["error"]["message"] == f"{path}:3: no 'prompt' and no 'responses'"
+
+
 def test_comparing_one_response_is_refused_as_the_server_refuses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "groups.jsonl"
     with serving() as target:
         assert run_command("compare", target, path, {"prompt": "p", "responses": ["a"]}) == 1
         output = capsys.readouterr()
-        assert output.err == f"{path}:1: a comparison needs at least two responses\n"
-        assert output.out == ""
+        problem = f"{path}:1: a comparison needs at least two responses"
+        assert output.err == f"{problem}\n"
+        assert json.loads(output.out)["error"] == {"code": "INVALID_ARGUMENT", "message": problem}
         assert run_command("score", target, path, {"prompt": "p", "responses": ["a"]}) == 0
 
 

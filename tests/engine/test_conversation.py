@@ -369,6 +369,25 @@ def test_overlong_response_alone_is_refused_with_size_and_limit(real: Any) -> No
     assert _ids(kept) == long
 
 
+def test_a_response_of_too_many_characters_is_refused_unread(real: Any) -> None:
+    encoder = _limited(real, max_tokens=100)
+    fitting, refused = encoder.encode(Group(prompt=_user("Hi"), responses=("short", "a " * 500_000)))
+    assert _ids(fitting) == _reference(real, _user("Hi"), "short")
+    assert isinstance(refused, InvalidRequest)
+    assert refused.field == "responses[1].text"
+    assert refused.problem == "the conversation has 1000002 characters and the limit is 1000000"
+
+
+def test_a_prompt_of_too_many_characters_is_refused_before_anything_is_tokenised(real: Any) -> None:
+    limits = EncoderLimits(max_tokens=20_000, vocab_size=1)
+    assert limits.max_characters == 1_280_000
+    encoder = _limited(real, max_tokens=20_000)
+    prompt = (Message(role="system", content="x"), *_user("a " * 640_000))
+    with pytest.raises(InvalidRequest, match=r"^prompt: the conversation has 1280001 characters and the limit is 1280000$"):
+        encoder.check(Group(prompt=prompt, responses=("short",)))
+    encoder.check(Group(prompt=prompt[1:], responses=("short",)))
+
+
 @pytest.mark.parametrize("overlong", list(Overlong))
 def test_prompt_too_long_by_itself_refuses_the_group(real: Any, overlong: Overlong) -> None:
     prompt = _user("word " * 50)
