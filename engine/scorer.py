@@ -20,7 +20,7 @@ from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Unavail
 from kwise.engine.loading import check_golden, effective_max_tokens, load_tokenizer, new_encoder
 from kwise.engine.queue import Finished, WorkQueue
 from kwise.engine.session import OnnxSession, Session
-from kwise.engine.slots import Slots
+from kwise.engine.slots import Slots, Ticket
 from kwise.engine.types import Group, Message, Priority, Reward, ScoredGroup, Timing
 
 # English has about four characters a token. Only admission counts with it, before the tokens are known.
@@ -31,12 +31,14 @@ _CHARACTERS_PER_TOKEN = 4
 class _Pending:
     """A reward being computed, and how many requests wait for it; the last to leave cancels it.
 
-    priority, client: whose turn it takes, the best of those that wait. work: its place in the batcher, once it is there.
+    priority, client: whose turn it takes, the best of those that wait. ticket: its group's place before the tokenizer. work: its
+    place in the batcher, once it is there.
     """
 
     future: "asyncio.Future[tuple[StoredReward | InvalidRequest, Timing]]"
     priority: Priority
     client: str
+    ticket: Ticket
     work: "asyncio.Future[Finished] | None" = None
     waiters: int = 0
 
@@ -184,6 +186,7 @@ class Scorer:
     def _look_up(self, keys: Sequence[bytes], group: Group) -> _Lookup:
         """Rewards that are cached, being computed, or must be; computing the last starts here."""
         lookup = _Lookup()
+        ticket = Ticket(priority=group.priority, client=group.client)
         new: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             if key in lookup.cached or key in lookup.awaited:
@@ -196,13 +199,13 @@ class Scorer:
                 self._hasten(pending, group)
             else:
                 future = asyncio.get_running_loop().create_future()
-                self._pending[key] = _Pending(future=future, priority=group.priority, client=group.client)
+                self._pending[key] = _Pending(future=future, priority=group.priority, client=group.client, ticket=ticket)
                 new[key] = index
             lookup.awaited[key] = self._pending[key]
             self._pending[key].waiters += 1
         self.counters.cache_hits += len(lookup.cached)
         if new:
-            task = asyncio.create_task(self._compute(group, new), name="kwise group")
+            task = asyncio.create_task(self._compute(group, new, ticket), name="kwise group")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return lookup
@@ -211,7 +214,9 @@ class Scorer:
         """Who joins must not wait behind a bulk turn, or behind all that another client has in line, for that one asked first."""
         if (pending.priority, group.priority) != (Priority.INTERACTIVE, Priority.BULK):
             pending.priority, pending.client = group.priority, group.client
-            if pending.work is not None:
+            if pending.work is None:
+                self._tokenizer_slots.hasten(pending.ticket, pending.priority, pending.client)
+            else:
                 self._batcher.hasten(pending.work, pending.priority, pending.client)
 
     def _leave(self, awaited: dict[bytes, _Pending]) -> None:
@@ -222,7 +227,7 @@ class Scorer:
                 if self._pending.get(key) is pending:
                     del self._pending[key]
 
-    async def _compute(self, group: Group, new: dict[bytes, int]) -> None:
+    async def _compute(self, group: Group, new: dict[bytes, int], ticket: Ticket) -> None:
         """Compute the rewards of the responses that `new` names by index, and answer all who wait for them."""
         waiting = {key: self._pending[key] for key in new}
         part = Group(
@@ -232,10 +237,10 @@ class Scorer:
             client=group.client,
         )
         try:
-            estimated = _estimated_tokens(part, self.max_tokens)
+            ticket.cost = estimated = _estimated_tokens(part, self.max_tokens)
             started_s = perf_counter()
             with self._batcher.reserve(estimated, group.client):
-                async with self._tokenizer_slots.turn(group.priority, group.client, estimated):
+                async with self._tokenizer_slots.turn(ticket):
                     outcomes = await self._encode(part, list(waiting.values()))
             tokenizer_ms = (perf_counter() - started_s) * 1000
             scorable: dict[bytes, EncodedSequence] = {}

@@ -3,18 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kwise.engine.turns import Turns
 from kwise.engine.types import Priority
 
 
-@dataclass(slots=True, eq=False)
-class _Ticket:
+@dataclass(slots=True, kw_only=True, eq=False)
+class Ticket:
+    """A place in line, or one to come."""
+
     priority: Priority
     client: str
-    cost: int
-    called: "asyncio.Future[None]"
+    cost: int = 1
+    called: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Slots:
@@ -22,21 +24,26 @@ class Slots:
 
     def __init__(self, num_slots: int) -> None:
         self._num_free = num_slots
-        self._turns: Turns[_Ticket] = Turns()
+        self._turns: Turns[Ticket] = Turns()
 
     @asynccontextmanager
-    async def turn(self, priority: Priority, client: str, cost: int) -> AsyncIterator[None]:
+    async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
         """Wait for a slot and hold it."""
         if self._num_free:
             self._num_free -= 1
         else:
-            await self._called(_Ticket(priority, client, cost, asyncio.get_running_loop().create_future()))
+            await self._called(ticket)
         try:
             yield
         finally:
             self._pass_on()
 
-    async def _called(self, ticket: _Ticket) -> None:
+    def hasten(self, ticket: Ticket, priority: Priority, client: str) -> None:
+        """`client` waits for it too, with `priority`: it takes that turn, if it has not been called."""
+        self._turns.hasten(ticket, priority, client)
+        ticket.priority, ticket.client = priority, client
+
+    async def _called(self, ticket: Ticket) -> None:
         self._turns.add(ticket)
         try:
             await ticket.called

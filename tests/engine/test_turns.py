@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kwise.engine.slots import Slots
+from kwise.engine.slots import Slots, Ticket
 from kwise.engine.turns import BULK_EVERY, Turns
 from kwise.engine.types import Priority
 
@@ -175,7 +175,7 @@ def test_slots_are_never_more_nor_lost_whoever_gives_up(steps: list[tuple[int, b
 
         async def hold(ticks: int) -> None:
             nonlocal holding
-            async with slots.turn(Priority.INTERACTIVE, str(ticks % 2), 1):
+            async with slots.turn(Ticket(priority=Priority.INTERACTIVE, client=str(ticks % 2))):
                 holding += 1
                 try:
                     assert holding <= num_slots
@@ -196,3 +196,21 @@ def test_slots_are_never_more_nor_lost_whoever_gives_up(steps: list[tuple[int, b
             await asyncio.gather(*(hold(1) for _ in range(num_slots * 2)))
 
     asyncio.run(scenario())
+
+
+async def test_a_ticket_that_somebody_else_waits_for_too_takes_that_turn() -> None:
+    """Before it is in line as well as there; a bulk ticket at the end of a long line once kept an interactive joiner waiting."""
+    slots, called = Slots(1), []
+
+    async def hold(name: str, ticket: Ticket) -> None:
+        async with slots.turn(ticket):
+            called.append(name)
+            await asyncio.sleep(0)
+
+    tickets = {name: Ticket(priority=Priority.BULK, client="greedy") for name in "abcdef"}
+    tasks = [asyncio.create_task(hold(name, ticket)) for name, ticket in tickets.items()]
+    slots.hasten(tickets["f"], Priority.INTERACTIVE, "modest")  # no task has begun
+    await asyncio.sleep(0)
+    slots.hasten(tickets["e"], Priority.INTERACTIVE, "modest")
+    await asyncio.gather(*tasks)
+    assert called == ["a", "e", "f", "b", "c", "d"]
