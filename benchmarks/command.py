@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from kwise.benchmarks import graph, load, soak
+from kwise.benchmarks import graph, load, soak, training
 from kwise.engine.options import add_options, from_options
 
 _BENCHES: dict[str, tuple[Any, type, str]] = {
@@ -17,6 +17,7 @@ _BENCHES: dict[str, tuple[Any, type, str]] = {
         load.LoadBenchConfig,
         "serving: cost beside the model, cached groups a second, latency, waiting at four fifths of the capacity",
     ),
+    "train": (training.run, training.TrainBenchConfig, "training on rankings beside TRL's RewardTrainer on their pairs"),
     "soak": (soak.run, soak.SoakConfig, "memory of a server under every kind of load, for minutes"),
 }
 

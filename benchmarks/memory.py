@@ -52,7 +52,7 @@ def _serving(artifact: Artifact) -> dict[str, float]:
 
 
 # A child starts with its parent's high-water mark (Linux, exec(2)), and this process has had two models: a small one in between.
-_PEAK_OF = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); \
+PEAK_OF = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); \
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
 
 
@@ -60,7 +60,7 @@ def _export_peak(checkpoint: str) -> int:
     """Of a whole `kwise export`, its parity check included."""
     with tempfile.TemporaryDirectory() as directory:
         export = [sys.executable, "-m", "kwise.engine.cli", "export", checkpoint, str(Path(directory) / "artifact")]
-        command = [sys.executable, "-c", _PEAK_OF, *export]
+        command = [sys.executable, "-c", PEAK_OF, *export]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
 
 

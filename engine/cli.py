@@ -17,9 +17,10 @@ class _Command(NamedTuple):
 
 
 _COMMANDS = {
+    "data": _Command("kwise.train.data.command", "convert, check and describe preference data", ""),
     "train": _Command("kwise.train.command", "train a reward model on rankings", "train"),
     "export": _Command("kwise.export.command", "export a checkpoint to an artifact that the engine serves", "export"),
-    "bench": _Command("kwise.benchmarks.command", "measure the model pass on this machine", "export"),
+    "bench": _Command("kwise.benchmarks.command", "measure the model pass, serving or training on this machine", "export"),
     "serve": _Command("kwise.engine.server.command", "serve an artifact over gRPC", "engine"),
     "score": _Command("kwise.engine.client.score", "rewards of responses, from a running server", ""),
     "rank": _Command("kwise.engine.client.rank", "ranks of responses, from a running server", ""),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
@@ -15,26 +16,40 @@ from transformers import PreTrainedTokenizerBase
 from kwise.engine.types import TokenIds
 from kwise.train.layout import TrainLayout, lay_out
 from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError
+from kwise.train.text_regulariser import prompt_length, text_tensors
 from kwise.train.tokenizer import token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedRanking:
-    """A ranking and the token ids of its K conversations, in the order of the responses."""
+    """A ranking and the token ids of its K conversations, in the order of the responses.
+
+    counts: False for a filler, which is computed and adds nothing: where several processes share an epoch, all have to run as
+    many passes. prompt_length: tokens before the responses, where the text of the best one is to be learnt.
+    """
 
     ranking: Ranking
     input_ids: tuple[TokenIds, ...]
+    counts: bool = True
+    prompt_length: int | None = None
 
 
 Batch = dict[str, Tensor]
-"""What a step reads: `lay_out` of its sequences, ranks int64[S], scores float32[S] (not a number where a ranking has none), and
-group_sizes int64[B], the K of each ranking."""
+"""What a step reads: `lay_out` of its sequences, ranks int64[S], scores float32[S] (not a number where a ranking has none),
+group_sizes int64[B], the K of each ranking, and weights float32[B], 0 for a filler and else 1; with the text of
+the best responses also what `text_tensors` returns."""
 
 
 def tokenize_rankings(
-    rankings: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int | None, skip_overlong: bool
+    rankings: Sequence[Ranking],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int | None,
+    skip_overlong: bool,
+    with_text: bool = False,
 ) -> list[TokenizedRanking]:
-    """The rankings whose K conversations all have at most `max_tokens` tokens (None: no limit).
+    """The rankings whose K conversations all have at most `max_tokens` tokens (None: no limit); `with_text` finds where responses
+    begin.
 
     A ranking with a longer one is left out whole if `skip_overlong`: without that response it would be another ranking,
     and a truncated response is not what was ranked.
@@ -55,10 +70,12 @@ def tokenize_rankings(
         if any(ids[-1] == tokenizer.pad_token_id for ids in input_ids):
             problems.append(f"{ranking.origin}: responses: one ends with the padding token {tokenizer.pad_token!r}")
         elif max_tokens is None or len(input_ids[longest]) <= max_tokens:
-            tokenized.append(TokenizedRanking(ranking=ranking, input_ids=input_ids))
+            length = prompt_length(tokenizer, ranking.prompt, input_ids[0]) if with_text else None
+            tokenized.append(TokenizedRanking(ranking=ranking, input_ids=input_ids, prompt_length=length))
         elif not skip_overlong:
-            length = len(input_ids[longest])
-            problems.append(f"{ranking.origin}: responses[{longest}]: {length} tokens; the limit is {max_tokens}")
+            problems.append(
+                f"{ranking.origin}: responses[{longest}]: {len(input_ids[longest])} tokens; the limit is {max_tokens}"
+            )
         if len(problems) == MAX_PROBLEMS:
             break
     if problems:
@@ -73,4 +90,10 @@ def collate(rankings: Sequence[TokenizedRanking], layout: TrainLayout, pad_token
     given = [tokenized.ranking.scores or [math.nan] * len(tokenized.input_ids) for tokenized in rankings]
     scores = torch.tensor([score for group in given for score in group], dtype=torch.float32)
     group_sizes = torch.tensor([len(tokenized.input_ids) for tokenized in rankings])
-    return lay_out(sequences, layout, pad_token_id) | {"ranks": ranks, "scores": scores, "group_sizes": group_sizes}
+    weights = torch.tensor([float(tokenized.counts) for tokenized in rankings])
+    judged = {"ranks": ranks, "scores": scores, "group_sizes": group_sizes, "weights": weights}
+    lengths = [tokenized.prompt_length for tokenized in rankings if tokenized.prompt_length is not None]
+    firsts = np.cumsum([0, *(len(tokenized.input_ids) for tokenized in rankings[:-1])])
+    best = [int(first) + tokenized.ranking.ranks.index(1) for first, tokenized in zip(firsts, rankings, strict=True)]
+    text = text_tensors(sequences, best, lengths) if lengths else {}
+    return lay_out(sequences, layout, pad_token_id) | judged | text

@@ -6,19 +6,28 @@ that shows each row its ancestors goes to transformers' own attention as it is, 
 not read such a mask as it stands, or has windows of its own, its sequences are padded. The mask is N², over all rankings of a
 pass: several long rankings a pass with short prompts pay more for it than they save.
 
+Every pass goes through the model's own `forward`, to which `read_tries` teaches the trie: whatever is wrapped around it, adapters
+of PEFT, DistributedDataParallel, autocast, sees trie and padded passes alike.
+
 Dimensions: S sequences, T tokens of the longest of them, N nodes of their trie.
 """
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from kwise.engine.trie import build_trie
+
+_OF_FORWARD = frozenset({"input_ids", "attention_mask", "position_ids", "ends", "last_nodes", "text_nodes", "text_targets"})
 
 
 class TrainLayout(Enum):
@@ -46,16 +55,50 @@ def lay_out(sequences: Sequence[Sequence[int]], layout: TrainLayout, pad_token_i
     return {"input_ids": input_ids, "attention_mask": (torch.arange(input_ids.shape[1]) < lengths_S[:, None]).long()}
 
 
-def rewards_of(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The reward of each sequence, float32[S]: the one place where training and evaluation run the model.
+@dataclass
+class TrieOutput(ModelOutput):
+    """logits: [S, labels]. text_log_probs: float32[M], of `text_targets`, where they were given (see text_regulariser.py)."""
+
+    logits: Tensor | None = None
+    text_log_probs: Tensor | None = None
+
+
+def rewards_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
+    """`rewards_and_text_of` without the text."""
+    return rewards_and_text_of(model, tensors)[0]
+
+
+def rewards_and_text_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The reward of each sequence, float32[S], and the log-probabilities of `text_targets`, float32[M], if there are any: the one
+    place where training and evaluation run the model.
 
     Args:
+        model: a sequence-classification model, in whatever wrappers; `read_tries` has been called on it if it is to read a trie.
         tensors: of `lay_out`; padded sequences are padded with `config.pad_token_id`, which none of them ends with.
     """
-    if "last_nodes" not in tensors:
-        logits_S1 = model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"]).logits
-        return logits_S1[:, 0].float()
-    return model.score(_states(model, tensors))[:, 0].float()
+    output = model(**{name: tensor for name, tensor in tensors.items() if name in _OF_FORWARD})
+    return output.logits[:, 0].float(), getattr(output, "text_log_probs", None)
+
+
+def read_tries(model: PreTrainedModel) -> None:
+    """Teach `model.forward` to take the tensors of a trie as well: logits [S, labels], a row for each sequence.
+
+    An attribute of this one model, as accelerate's mixed precision does it: class, weights and what is saved stay.
+    """
+    plain = model.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if "last_nodes" not in kwargs:
+            return plain(*args, **kwargs)
+        states_N = _states(model, kwargs)
+        output = TrieOutput(logits=model.score(states_N[kwargs["last_nodes"]]))
+        if "text_nodes" in kwargs:
+            log_probs_MV = model.kwise_text_head(states_N[kwargs["text_nodes"]]).log_softmax(-1)
+            output.text_log_probs = log_probs_MV.gather(1, kwargs["text_targets"][:, None])[:, 0]
+        return output
+
+    model.forward = forward
 
 
 @torch.no_grad()
@@ -73,7 +116,7 @@ def best_layout(model: PreTrainedModel) -> TrainLayout:
     was_training = model.training
     model.eval()
     try:
-        over_trie = _states(model, tensors)
+        over_trie = _states(model, tensors)[tensors["last_nodes"]]
         whole = [model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1] for ids in sequences]
     except Exception:  # noqa: BLE001 - whatever a model raises that does not read such a mask or such ids
         return TrainLayout.PADDED
@@ -85,10 +128,10 @@ def best_layout(model: PreTrainedModel) -> TrainLayout:
 
 
 def _states(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Tensor:
-    """[S, hidden size]: the hidden state of each sequence's last token, over the trie."""
+    """[N, hidden size]: the hidden states of a trie."""
     rows = torch.arange(tensors["input_ids"].shape[1], device=tensors["input_ids"].device)
     visible_NN = (rows[None, :] <= rows[:, None]) & (rows[:, None] < tensors["ends"][None, :])
-    states = model.base_model(
+    states: Tensor = model.base_model(
         input_ids=tensors["input_ids"], position_ids=tensors["position_ids"], attention_mask=visible_NN[None, None]
     ).last_hidden_state
-    return states[0, tensors["last_nodes"]]
+    return states[0]

@@ -1,23 +1,21 @@
 """A reward model: a language model whose LM head is replaced by one linear layer, so that a conversation gives one scalar.
 
 It stays a plain `AutoModelForSequenceClassification(num_labels=1)`; what decides is in named functions: how the head
-starts, which weights may be missing, where dropout goes, what runs in bfloat16.
+starts, which weights may be missing, where dropout goes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation
-from kwise.train.layout import TrainLayout, best_layout, lay_out, rewards_of
+from kwise.train.layout import TrainLayout, best_layout, lay_out, read_tries, rewards_of
 from kwise.train.limits import model_max_tokens
 from kwise.train.pretrained import reading
 from kwise.train.tokenizer import choose_pad_token, load_tokenizer, token_ids
@@ -25,11 +23,15 @@ from kwise.train.tokenizer import choose_pad_token, load_tokenizer, token_ids
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
-    """A model with its tokenizer, which agree on the padding token."""
+    """A model with its tokenizer, which agree on the padding token.
+
+    new_layers: names of the layers that the checkpoint did not have, the head for instance, and that start at random.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layout: TrainLayout
+    new_layers: tuple[str, ...] = ()
 
     @property
     def max_tokens(self) -> int | None:
@@ -87,7 +89,11 @@ def load_reward_model(model: str, *, chat_template: Path | None = None, seed: in
     loaded.config.pad_token_id = pad_token_id
     loaded.config.use_cache = False  # a reward is one pass: keys and values would be kept for nothing
     disable_dropout(loaded)
-    return RewardModel(model=loaded, tokenizer=tokenizer, layout=best_layout(loaded))
+    layout = best_layout(loaded)
+    if layout is TrainLayout.TRIE:
+        read_tries(loaded)
+    new_layers = sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
+    return RewardModel(model=loaded, tokenizer=tokenizer, layout=layout, new_layers=tuple(new_layers))
 
 
 def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
@@ -130,34 +136,6 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-@contextmanager
-def bf16_backbone(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the backbone's matrix products run in bfloat16; weights, residual stream and head stay float32.
-
-    Autocast over the whole model, as `TrainingArguments(bf16=True)` does it, also rounds the rewards to bfloat16: with 8
-    significant bits, rewards near 4 are 1/32 apart, coarser than the margins that are learnt from.
-    """
-    backbone = model.base_model
-    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16)
-    # The head does not run under autocast, so whatever it reads, a pooler's output for instance, has to be float32.
-    backbone.forward = convert_outputs_to_fp32(autocast(backbone.forward))
-    try:
-        yield
-    finally:
-        del backbone.forward  # the class's own method again
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones on `device`.
-
-    On a CPU that takes AVX512-BF16 or AMX (SmolLM2-135M, 6 sequences of 110 tokens, forward and backward, 2 cores with AMX:
-    1.1 s against 1.95 s in float32); without them PyTorch emulates bfloat16, slower than float32.
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def _check_backbone(model: PreTrainedModel, missing: Sequence[str], name: str) -> None:

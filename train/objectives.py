@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kwise.train.config import Margin, ObjectiveConfig, ObjectiveName, PairWeighting, Ties
 from kwise.train.loss import Judged, Objective
+from kwise.train.objective_config import Margin, ObjectiveConfig, ObjectiveName, PairWeighting, Ties
 
 
 def objective_of(config: ObjectiveConfig) -> Objective:

@@ -69,8 +69,10 @@ class Ranking:
         return sum(self.ranks[i] != self.ranks[j] for i in range(len(self.ranks)) for j in range(i))
 
 
-def read_rankings(path: str | Path) -> list[Ranking]:
+def read_rankings(path: str | Path, *, allow_tied: bool = False) -> list[Ranking]:
     """The rankings of a JSON Lines file, of a gzipped one (`.gz`), or of standard input (`-`). Blank lines are skipped.
+
+    allow_tied: whether a ranking may be one tie throughout, which says something to objectives that learn from ties alone.
 
     Raises:
         RankingsError: up to `MAX_PROBLEMS` bad lines, one problem of each; or there is no ranking.
@@ -85,7 +87,7 @@ def read_rankings(path: str | Path) -> list[Ranking]:
                 if not line.strip():
                     continue
                 try:
-                    rankings.append(parse_ranking(line, origin=f"{name}:{number}"))
+                    rankings.append(parse_ranking(line, origin=f"{name}:{number}", allow_tied=allow_tied))
                 except RankingsError as error:
                     problems += error.problems
                 if len(problems) == MAX_PROBLEMS:
@@ -100,14 +102,14 @@ def read_rankings(path: str | Path) -> list[Ranking]:
     return rankings
 
 
-def parse_ranking(line: bytes, *, origin: str) -> Ranking:
-    """The ranking that one line describes.
+def parse_ranking(line: bytes, *, origin: str, allow_tied: bool = False) -> Ranking:
+    """The ranking that one line describes; `allow_tied` as in `read_rankings`.
 
     Raises:
         RankingsError: its first problem, as "ORIGIN: field: problem".
     """
     try:
-        return _ranking(_json(line), origin)
+        return _ranking(_json(line), origin, allow_tied)
     except _Problem as problem:
         raise RankingsError([f"{origin}: {problem}"]) from None
 
@@ -165,7 +167,7 @@ def _json(line: bytes) -> Any:
         _refuse("line", "not JSON that can be read: too deep, or a number of thousands of digits")
 
 
-def _ranking(value: Any, origin: str) -> Ranking:
+def _ranking(value: Any, origin: str, allow_tied: bool) -> Ranking:
     _check_object(value, "ranking", required=("prompt", "responses"))
     prompt = _prompt(value["prompt"])
     responses = value["responses"]
@@ -184,7 +186,7 @@ def _ranking(value: Any, origin: str) -> Ranking:
             _refuse(at, "ranks and scores are mixed in one ranking")
         judgements.append(_rank(response["rank"], at) if "rank" in response else -_score(response["score"], at))
     order = sorted(set(judgements))
-    if len(order) == 1:
+    if len(order) == 1 and not allow_tied:
         _refuse("responses", f"all {len(responses)} are tied: there is no pair to learn from")
     _check_twins(texts, judgements)
     place = {judgement: rank for rank, judgement in enumerate(order, start=1)}

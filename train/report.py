@@ -1,12 +1,10 @@
 """What a training run says about itself: training_report.json for machines, a few lines for people."""
 
 import json
-import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,28 @@ class LoggedLoss:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedEvaluation:
+    """Of the validation split, after `step`."""
+
+    step: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingReport:
     """One run. `before` and `after` are None without a validation split; both are measured in float32.
 
-    `rankings_by_size[K]` is how many of all rankings, training and validation, have K responses. `training_s` is the time in
-    this process: of a resumed run, only since it was resumed. `files` are the checkpoint's, beside the report.
+    `data` is the file's name, for a path may mean nothing elsewhere; `data_sha256` is None for standard input. `evaluations` are
+    those during training, in its precision; `best_step` is whose weights these are, where early stopping chose.
+    `num_trained` of the `num_parameters` were not frozen. `rankings_by_size[K]` is how many of all rankings, training and
+    validation, have K responses. `training_s` is the time in this process: of a resumed run, only since it was resumed. `files`
+    are the checkpoint's, beside the report.
     """
 
     data: str
+    data_sha256: str | None
+    git_revision: str | None
     config: dict[str, Any]
     num_training: int
     num_validation: int
@@ -39,9 +51,13 @@ class TrainingReport:
     num_training_pairs: int
     rankings_by_size: dict[int, int]
     num_parameters: int
+    num_trained: int
+    num_processes: int
     num_steps: int
     precision: str
     losses: tuple[LoggedLoss, ...]
+    evaluations: tuple[LoggedEvaluation, ...]
+    best_step: int | None
     before: Evaluation | None
     after: Evaluation | None
     training_s: float
@@ -59,6 +75,8 @@ class TrainingReport:
             f"trained on {self.num_training} rankings ({self.num_training_pairs} pairs), {self.num_steps} steps in "
             f"{self.precision}, {self.training_s:.0f} s of {self.total_s:.0f} s"
         ]
+        if self.best_step is not None:
+            lines.append(f"the weights are those after step {self.best_step}, which had the best validation loss")
         if self.num_skipped:
             lines.append(f"skipped {self.num_skipped} rankings with a conversation over the limit")
         if self.before and self.after:
@@ -86,9 +104,3 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
         for name, value in values.items()
     }
     return plain | {"data": Path(config.data).name}
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
-    packages = ("kwise", "torch", "transformers", "accelerate", "tokenizers")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

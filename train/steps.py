@@ -20,16 +20,29 @@ from typing import Any
 from transformers import TrainerCallback
 
 from kwise.engine.errors import ConfigError
+from kwise.train.processes import Processes
 
 REPORT_NAME = "training_report.json"
+ADAPTER_NAME, RUNS_NAME = "adapter", "runs"
+"""The directories of a checkpoint, each of files alone: the adapter before it was merged, and a tracker's files."""
 _MARKER = "complete"
 
 
 class MarkComplete(TrainerCallback):
-    """Mark a step checkpoint when all of it is written."""
+    """Mark a step checkpoint when all of it is written, by every process."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARKER).touch()
+        self._processes.wait()
+        if self._processes.is_main:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARKER).touch()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """`Trainer` notes the best checkpoint by its path, which changes when the output directory is moved."""
+        if state.best_global_step:
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
 
 
 class StepsDir:
@@ -68,7 +81,7 @@ class StepsDir:
         ours = set(self._published())
         if self.path.is_dir() and (self.read_run() is not None or not any(self.path.iterdir())):
             ours.add(self.path.name)
-        if foreign := sorted(path.name for path in self.output.iterdir() if path.name not in ours):
+        if foreign := sorted(name for name in _names(self.output) if name.partition("/")[0] not in ours and name not in ours):
             raise ConfigError(f"--overwrite: {self.output} has {foreign[0]}, which kwise train is not known to have written")
 
     def _published(self) -> list[str]:
@@ -76,7 +89,7 @@ class StepsDir:
         report = _read_object(self.output / REPORT_NAME)
         if report is None or not {"files", "rankings_by_size", "versions"} <= report.keys():
             return []
-        files = [name for name in report["files"] if isinstance(name, str) and Path(name).name == name]
+        files = [name for name in report["files"] if isinstance(name, str) and _is_name(name)]
         return [name for name in (*files, REPORT_NAME) if (self.output / name).is_file()]
 
     def newest_complete(self) -> Path | None:
@@ -98,16 +111,38 @@ class StepsDir:
     def publish(self, final: Path) -> None:
         """Move the files of the finished checkpoint from `final` to the output directory, the report last, and delete those
         of an earlier checkpoint that are not among them. `--resume` repeats what a kill in between leaves undone."""
-        new = sorted(path.name for path in final.iterdir())
+        new = sorted(file_names(final))
         old = self._published()
         for name in (*(name for name in new if name != REPORT_NAME), *(name for name in new if name == REPORT_NAME)):
+            (self.output / name).parent.mkdir(exist_ok=True)
             (final / name).replace(self.output / name)
         for name in set(old) - set(new):
             (self.output / name).unlink()
+        for folder in (self.output / ADAPTER_NAME, self.output / RUNS_NAME):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def close(self) -> None:
         """The run is finished: there is nothing to resume any more."""
         shutil.rmtree(self.path)
+
+
+def file_names(directory: Path) -> list[str]:
+    """The files of a checkpoint: "NAME", or "adapter/NAME"."""
+    return [name for name in _names(directory) if (directory / name).is_file()]
+
+
+def _names(directory: Path) -> list[str]:
+    """What is in a directory, and instead of `ADAPTER_NAME` and `RUNS_NAME` what is in those."""
+    paths = list(directory.iterdir())
+    folders = [path for path in paths if path.name in (ADAPTER_NAME, RUNS_NAME) and path.is_dir()]
+    inside = [f"{folder.name}/{path.name}" for folder in folders for path in folder.iterdir()]
+    return [*(path.name for path in paths if path not in folders), *inside]
+
+
+def _is_name(name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    return folder in ("", ADAPTER_NAME, RUNS_NAME) and Path(file).name == file
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

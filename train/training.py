@@ -1,28 +1,32 @@
 """A training run from rankings to checkpoint; `kwise train` and the demo call `train`."""
 
-import hashlib
+import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from kwise.engine.errors import ConfigError
-from kwise.train.batch import TokenizedRanking, tokenize_rankings
-from kwise.train.config import Margin, Overlong, Precision, TrainConfig, needs_scores
-from kwise.train.evaluate import Evaluation, evaluate
-from kwise.train.model import RewardModel, bf16_backbone, has_fast_bf16, load_reward_model
-from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, read_rankings, split_by_prompt
-from kwise.train.report import LoggedLoss, TrainingReport, plain_config, rankings_by_size, versions
-from kwise.train.steps import REPORT_NAME, StepsDir
+from kwise.train.adapter import add_adapter, merge_adapter, save_adapter
+from kwise.train.card import CARD_NAME, model_card
+from kwise.train.config import Precision, TrainConfig
+from kwise.train.evaluate import Evaluation
+from kwise.train.model import load_reward_model
+from kwise.train.precision import bf16_backbone, choose_precision
+from kwise.train.prepared import Prepared, prepare, read_data
+from kwise.train.processes import Processes
+from kwise.train.provenance import git_revision, sha256_of, versions
+from kwise.train.report import LoggedEvaluation, LoggedLoss, TrainingReport, rankings_by_size
+from kwise.train.run import check_same_run, describe_run
+from kwise.train.steps import ADAPTER_NAME, REPORT_NAME, RUNS_NAME, StepsDir, file_names
+from kwise.train.text_regulariser import install_text_head, text_head
 from kwise.train.trainer import make_trainer
-
-# What a resumed run may change: where and how often it writes, not what it computes.
-_FREE_TO_CHANGE = {"output", "save_every", "log_every", "resume", "overwrite"}
+from kwise.train.validation import Validation, evaluation_from
 
 
 def print_progress(line: str) -> None:
@@ -31,9 +35,10 @@ def print_progress(line: str) -> None:
 
 
 def train(config: TrainConfig, progress: Callable[[str], None] = print_progress) -> TrainingReport:
-    """Train a reward model and write it to `config.output`, with training_report.json beside it.
+    """Train a reward model and write it to `config.output`, with training_report.json and a model card beside it.
 
-    The same config, data and machine give the same weights, also where the run was killed and resumed in between.
+    The same config, data and machine give the same weights, also where the run was killed and resumed in between. Launched in
+    several processes, each calls this; one of them writes and tells of the progress, the reports of the others have no `files`.
 
     Raises:
         ConfigError: the options do not fit the output directory, the model, or the run to resume; there is no such model.
@@ -41,121 +46,109 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         OSError: a file cannot be read or written.
     """
     started_s = time.perf_counter()
+    processes = Processes()
+    progress = progress if processes.is_main else _silent
+    if config.data == "-" and processes.count > 1:
+        raise ConfigError("standard input cannot be read by several processes: give DATA as a file")
     steps = StepsDir(config.output)
     steps.check(resume=config.resume, overwrite=config.overwrite)
-    rankings = read_rankings(config.data)
-    _check_scores(rankings, config)
+    rankings = read_data(config)
     progress(f"read {len(rankings)} rankings; loading {config.model}")
     reward_model = load_reward_model(config.model, chat_template=config.chat_template, seed=config.seed)
-    tokenized = _tokenize(rankings, reward_model, config)
-    fitting = [item.ranking for item in tokenized]
-    training, validation = split_by_prompt(fitting, config.validation_fraction, config.seed)
-    training_set = set(training)
-
-    steps.open(overwrite=config.overwrite)
-    run = _describe(config, rankings)
-    noted = steps.read_run()
-    if noted is not None:
-        _check_same_run(run, noted)
-    else:
-        steps.write_run(run)  # at once: it also tells whose directory this is
+    if config.text_regulariser:
+        install_text_head(reward_model.model, text_head(config.model, reward_model))
+    data = prepare(rankings, reward_model, config)
+    validation = Validation(reward_model, data.held_out, processes, progress)
     set_seed(config.seed)
-    trainer = make_trainer(
-        reward_model, [item for item in tokenized if item.ranking in training_set], config, steps.path, progress
-    )
-    before = _evaluation_of(noted) or _validate(reward_model, validation, "before", progress)
-    if noted is None or "before" not in noted:
-        steps.write_run(run | {"before": asdict(before) if before else None})
+    num_parameters = reward_model.model.num_parameters()
+    model = add_adapter(reward_model, config) if config.lora_rank else reward_model.model
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trainer = make_trainer(model, reward_model, data.training, validation, config, processes, steps.path, progress)
 
-    precision = _precision(config.precision, reward_model.model.device)
-    progress(f"training on {len(training)} rankings in {precision.value}")
-    resume_from = steps.newest_complete()
+    run = describe_run(config, rankings)
+    before = _begin(run, steps, config, processes, validation)
+    precision = choose_precision(config.precision, reward_model.model.device)
+    progress(f"training on {len(data.training)} rankings in {precision.value}")
     training_started_s = time.perf_counter()
     with bf16_backbone(reward_model.model) if precision is Precision.BF16 else nullcontext():
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        trainer.train_from(steps.newest_complete())
     training_s = time.perf_counter() - training_started_s
-    after = _validate(reward_model, validation, "after", progress)
 
     final = steps.path / "final"
-    reward_model.save(final)
+    if config.lora_rank:
+        if processes.is_main:
+            save_adapter(model, config.model, final / ADAPTER_NAME)
+        merge_adapter(model)
+    after = validation.tell("after training")
+    if processes.is_main:
+        reward_model.save(final)
+        if (steps.path / RUNS_NAME).is_dir():
+            shutil.copytree(steps.path / RUNS_NAME, final / RUNS_NAME, dirs_exist_ok=True)
+    logged = trainer.state.log_history
     report = TrainingReport(
-        data=run["config"]["data"],
+        **_of_data(config, data),
         config=run["config"],
-        num_training=len(training),
-        num_validation=len(validation),
-        num_skipped=len(rankings) - len(tokenized),
-        num_training_pairs=sum(ranking.num_pairs() for ranking in training),
-        rankings_by_size=rankings_by_size(fitting),
-        num_parameters=reward_model.model.num_parameters(),
+        num_parameters=num_parameters,
+        num_trained=num_trained,
+        num_processes=processes.count,
         num_steps=trainer.state.global_step,
         precision=precision.value,
-        losses=tuple(LoggedLoss(step=e["step"], loss=e["loss"]) for e in trainer.state.log_history if "loss" in e),
+        losses=tuple(LoggedLoss(step=e["step"], loss=e["loss"]) for e in logged if "loss" in e),
+        evaluations=tuple(
+            LoggedEvaluation(step=e["step"], loss=e["eval_loss"], accuracy=e["eval_accuracy"])
+            for e in logged
+            if "eval_loss" in e
+        ),
+        best_step=trainer.state.best_global_step if config.early_stopping_patience else None,
         before=before,
         after=after,
         training_s=training_s,
         total_s=time.perf_counter() - started_s,
         versions=versions(),
-        files=tuple(sorted(path.name for path in final.iterdir() if path.name != REPORT_NAME)),
+        files=tuple(sorted({*file_names(final), CARD_NAME} - {REPORT_NAME})) if processes.is_main else (),
     )
-    report.write(final / REPORT_NAME)
-    steps.publish(final)
-    steps.close()
+    if processes.is_main:
+        model_card(report).save(final / CARD_NAME)
+        report.write(final / REPORT_NAME)
+        steps.publish(final)
+        steps.close()
+    processes.close()
     return report
 
 
-def _check_scores(rankings: Sequence[Ranking], config: TrainConfig) -> None:
-    if needs_scores(config):
-        without = [ranking.origin for ranking in rankings if ranking.scores is None]
-        wanted = "--margin scores" if config.margin is Margin.SCORES else "--objective regression"
-        if without:
-            raise RankingsError(
-                [f"{origin}: responses: {wanted} needs scores; these have ranks" for origin in without[:MAX_PROBLEMS]]
-            )
-
-
-def _tokenize(rankings: Sequence[Ranking], reward_model: RewardModel, config: TrainConfig) -> list[TokenizedRanking]:
-    limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
-    tokenized = tokenize_rankings(
-        rankings,
-        reward_model.tokenizer,
-        max_tokens=min(limits, default=None),
-        skip_overlong=config.overlong is Overlong.SKIP,
-    )
-    if not tokenized:
-        raise RankingsError([f"{config.data}: all {len(rankings)} rankings have a conversation over the limit of tokens"])
-    return tokenized
-
-
-def _validate(
-    reward_model: RewardModel, validation: Sequence[Ranking], when: str, progress: Callable[[str], None]
+def _begin(
+    run: dict[str, Any], steps: StepsDir, config: TrainConfig, processes: Processes, validation: Validation
 ) -> Evaluation | None:
-    if not validation:
-        return None
-    evaluation = evaluate(reward_model.rewards, validation)
-    progress(f"validation {when} training: loss {evaluation.loss:.4f}, pairwise accuracy {evaluation.accuracy:.1%}")
-    return evaluation
+    """Open the directory of steps, note the run in it or check that it is the one to resume, and measure the model as it is."""
+    processes.wait()  # until all have looked at the directory as it was
+    if processes.is_main:
+        steps.open(overwrite=config.overwrite)
+    processes.wait()
+    noted = steps.read_run()
+    processes.wait()  # until all have read what the next line writes
+    if noted is not None:
+        check_same_run(run, noted)
+    elif processes.is_main:
+        steps.write_run(run)  # at once: it also tells whose directory this is
+    before = evaluation_from(noted.get("before") if noted else None) or validation.tell("before training")
+    if processes.is_main and (noted is None or "before" not in noted):
+        steps.write_run(run | {"before": asdict(before) if before else None})
+    return before
 
 
-def _precision(asked: Precision, device: torch.device) -> Precision:
-    if asked is not Precision.AUTO:
-        return asked
-    return Precision.BF16 if has_fast_bf16(device) else Precision.FP32
+def _of_data(config: TrainConfig, data: Prepared) -> dict[str, Any]:
+    """What the report says of the data, and of the code beside it."""
+    return {
+        "data": Path(config.data).name,
+        "data_sha256": sha256_of(config.data),
+        "git_revision": git_revision(),
+        "num_training": len(data.training),
+        "num_validation": len(data.held_out),
+        "num_skipped": data.num_read - len(data.rankings),
+        "num_training_pairs": sum(item.ranking.num_pairs() for item in data.training),
+        "rankings_by_size": rankings_by_size(data.rankings),
+    }
 
 
-def _describe(config: TrainConfig, rankings: Sequence[Ranking]) -> dict[str, Any]:
-    """What a run must have in common with the one that it resumes."""
-    content = "\n".join(repr((ranking.prompt, ranking.responses, ranking.ranks, ranking.scores)) for ranking in rankings)
-    return {"config": plain_config(config), "rankings_sha256": hashlib.sha256(content.encode()).hexdigest()}
-
-
-def _check_same_run(run: dict[str, Any], noted: dict[str, Any]) -> None:
-    if run["rankings_sha256"] != noted["rankings_sha256"]:
-        raise ConfigError("--resume: the rankings are not those that the run began with")
-    for name, value in run["config"].items():
-        if name not in _FREE_TO_CHANGE and value != noted["config"].get(name):
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} was {noted['config'].get(name)} in the run to resume and is {value} now")
-
-
-def _evaluation_of(noted: dict[str, Any] | None) -> Evaluation | None:
-    return Evaluation(**noted["before"]) if noted and noted.get("before") else None
+def _silent(line: str) -> None:
+    """For all processes but one."""

@@ -54,7 +54,7 @@ def test_a_mistake_is_told_in_one_line_with_its_exit_code(
     assert max(map(len, output.err.splitlines())) < 600
 
 
-@pytest.mark.parametrize("command", ["train", "export", "serve", "score", "rank", "compare"])
+@pytest.mark.parametrize("command", ["data", "train", "export", "serve", "score", "rank", "compare"])
 def test_help_of_every_command_shows_no_empty_default(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert kwise(command, "--help") == 0
     assert "(default: )" not in " ".join(capsys.readouterr().out.split())

@@ -11,14 +11,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from training_runs import IGNORED_WARNINGS
+from training_runs import options as run_options
 
 from kwise.engine.errors import ConfigError
-from kwise.train.config import Margin, ObjectiveConfig, ObjectiveName, PairWeighting, Ties, TrainConfig
+from kwise.engine.types import Message
+from kwise.train.config import TrainConfig
+from kwise.train.evaluate import evaluate
 from kwise.train.loss import Judged, kwise_loss
+from kwise.train.objective_config import Margin, ObjectiveConfig, ObjectiveName, PairWeighting, Ties, learns_from_ties
 from kwise.train.objectives import objective_of
-from kwise.train.rankings import RankingsError, parse_ranking
+from kwise.train.rankings import Ranking, RankingsError, parse_ranking
 from kwise.train.training import train
 
+pytestmark = IGNORED_WARNINGS
 Reference = Callable[[list[float], list[int], list[float], ObjectiveConfig], float]
 
 
@@ -153,6 +159,10 @@ def test_far_apart_rewards_have_a_finite_loss_and_gradient(case: str) -> None:
         ({"objective": ObjectiveName.PLACKETT_LUCE, "pair_weighting": PairWeighting.SUM}, "plackett-luce has no pairs"),
         ({"ties": Ties.DAVIDSON, "label_smoothing": 0.1}, "exclude each other"),
         ({"label_smoothing": 0.5}, "--label-smoothing is 0.5; it must be at most 0.49"),
+        ({"margin_scale": 2.0}, "--margin-scale is of --margin ranks and --margin scores; --margin is none"),
+        ({"tie_strength": 2.0}, "--tie-strength is of --ties rao-kupper and --ties davidson; --ties is ignore"),
+        ({"centring": math.inf}, "--centring is inf; it must be at most 1000000.0"),
+        ({"centring": math.nan}, "--centring is nan; it must be at least 0"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(options: dict[str, Any], problem: str) -> None:
@@ -171,3 +181,26 @@ def test_scores_are_kept_and_asked_for_where_they_are_needed(tmp_path: Path) -> 
         config = TrainConfig(data=str(data), model="nowhere", output=tmp_path / "out", **options)
         with pytest.raises(RankingsError, match=r"data\.jsonl:2: responses: --.* needs scores; these have ranks"):
             train(config)
+
+
+def test_a_ranking_that_is_one_tie_is_learnt_from_where_ties_say_something(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """It was refused with --ties too, which is about what ties say."""
+    tied = '{"prompt": "Equal?", "responses": [{"text": "yes no no no", "rank": 1}, {"text": "no no no yes", "rank": 1}]}'
+    path = tmp_path / "data.jsonl"
+    path.write_text(data.read_text(encoding="utf-8") + f"\n{tied}\n", encoding="utf-8")
+    settings = run_options(path, tiny_checkpoint, tmp_path / "out", epochs=0.1)
+    with pytest.raises(RankingsError, match=r"data\.jsonl:31: responses: all 2 are tied: there is no pair to learn from"):
+        train(TrainConfig(**settings))
+    report = train(TrainConfig(**settings, ties=Ties.DAVIDSON))
+    assert report.rankings_by_size == {2: 1, 5: 30}
+    assert learns_from_ties(ObjectiveConfig(objective=ObjectiveName.REGRESSION))
+    assert not learns_from_ties(ObjectiveConfig(objective=ObjectiveName.PLACKETT_LUCE))
+
+
+def test_an_evaluation_leaves_rankings_without_a_pair_out() -> None:
+    prompt = (Message(role="user", content="?"),)
+    pair = Ranking(prompt=prompt, responses=("a", "b"), ranks=(1, 2))
+    evaluation = evaluate(lambda _: [1.0, 0.0], [pair, Ranking(prompt=prompt, responses=("a", "b"), ranks=(1, 1))])
+    assert (evaluation.num_pairs, evaluation.loss) == (1, pytest.approx(-math.log(sigmoid(1.0))))

@@ -78,6 +78,28 @@ def test_an_earlier_checkpoint_stays_until_the_new_one_is_whole(tmp_path: Path) 
     }
 
 
+def test_the_folders_of_a_checkpoint_are_overwritten_file_by_file(tmp_path: Path) -> None:
+    for name in ("adapter/old", "runs/events"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("old")
+    write_checkpoint(tmp_path, "config.json")
+    (tmp_path / REPORT_NAME).write_text(json.dumps({**OURS, "files": ["config.json", "adapter/old", "runs/events"]}))
+    check(tmp_path)
+    (tmp_path / "adapter" / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match=r"has adapter/thesis\.tex, which"):
+        check(tmp_path)
+    (tmp_path / "adapter" / "thesis.tex").unlink()
+    steps = StepsDir(tmp_path)
+    steps.open(overwrite=True)
+    final = steps.path / "final"
+    (final / "adapter").mkdir(parents=True)
+    for name in ("adapter/new", REPORT_NAME):
+        (final / name).write_text("new")
+    steps.publish(final)
+    steps.close()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"adapter", "adapter/new", REPORT_NAME}
+
+
 def test_a_file_for_an_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is no directory"):

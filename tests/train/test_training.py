@@ -1,9 +1,7 @@
 """A run from rankings to checkpoint, with a tiny model of random weights and SmolLM2's real tokenizer."""
 
-import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,51 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_runs import IGNORED_WARNINGS, command, options
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kwise.engine.errors import ConfigError
 from kwise.engine.types import Message
-from kwise.train.config import Overlong, Precision, TrainConfig
+from kwise.train.config import Overlong, TrainConfig
 from kwise.train.model import load_reward_model
 from kwise.train.rankings import RankingsError
 from kwise.train.steps import StepsDir
 from kwise.train.training import train
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::UserWarning:torch.*"),
-    # Trainer, where tiny step checkpoints follow one another within a second; it then orders them by number, as it should.
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
-]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty prompts; the better a response, the more often it says "yes"."""
-    path = tmp_path_factory.mktemp("data") / "rankings.jsonl"
-    lines = []
-    for number in range(30):
-        texts = [" ".join(["yes"] * good + ["no"] * (4 - good)) for good in range(5)]
-        items = [{"text": text, "rank": 5 - good} for good, text in enumerate(texts)]
-        lines.append(json.dumps({"prompt": f"Question {number}?", "responses": items}))
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
-def options(data: Path, model: Path, output: Path, **changed: Any) -> dict[str, Any]:
-    base = {"epochs": 4.0, "learning_rate": 1e-3, "rankings_per_step": 2, "precision": Precision.FP32, "save_every": 5}
-    return {"data": str(data), "model": str(model), "output": output, **base, **changed}
-
-
-def command(settings: dict[str, Any]) -> list[str]:
-    named = {name: value for name, value in settings.items() if name != "data"}
-    flags = [f"--{name.replace('_', '-')}={getattr(value, 'value', value)}" for name, value in named.items()]
-    return [sys.executable, "-m", "kwise.engine.cli", "train", settings["data"], *flags]
-
-
-@pytest.fixture(scope="module")
-def trained(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    output = tmp_path_factory.mktemp("trained") / "checkpoint"
-    return train(TrainConfig(**options(data, tiny_checkpoint, output))), output
+pytestmark = IGNORED_WARNINGS
 
 
 def test_training_ranks_prompts_that_it_has_not_seen(trained: Any) -> None:

@@ -1,0 +1,81 @@
+"""One training run by kwise or by TRL, in a process of its own: `python -m kwise.benchmarks.trainers RUN.json`.
+
+Both go in by their front door: `kwise.train.training.train` with a file of rankings, TRL's `RewardTrainer` with a data set of
+conversations, chosen and rejected, which is what a ranking of K becomes for it: C(K,2) of them.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+
+def train_with_kwise(checkpoint: str, data: str, rankings: int, gradient_checkpointing: bool) -> dict[str, Any]:
+    """{"seconds": a ranking's, "loss": of the first step}. The ranking in `data` is a step, `rankings` times."""
+    from kwise.train.config import Precision, TrainConfig
+    from kwise.train.training import train
+
+    with TemporaryDirectory() as directory:
+        config = TrainConfig(
+            data=data,
+            model=checkpoint,
+            output=Path(directory) / "checkpoint",
+            epochs=rankings,
+            rankings_per_step=1,
+            validation_fraction=0,
+            save_every=0,
+            log_every=1,
+            precision=Precision.FP32,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        report = train(config)
+    return {"seconds": report.training_s / rankings, "loss": report.losses[0].loss}
+
+
+def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int, gradient_checkpointing: bool) -> dict[str, Any]:
+    """The same of TRL, one step of all C(K,2) pairs."""
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from trl import RewardConfig, RewardTrainer
+
+    ranking = json.loads(Path(data).read_text(encoding="utf-8"))
+    ranked = sorted(ranking["responses"], key=lambda response: int(response["rank"]))
+    conversations = [[*ranking["prompt"], {"role": "assistant", "content": response["text"]}] for response in ranked]
+    pairs = [{"chosen": better, "rejected": worse} for better, worse in combinations(conversations, 2)]
+    with TemporaryDirectory() as directory:
+        trainer = RewardTrainer(
+            model=AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1),
+            args=RewardConfig(
+                output_dir=directory,
+                num_train_epochs=1,
+                per_device_train_batch_size=pairs_per_pass,
+                gradient_accumulation_steps=len(pairs) // pairs_per_pass,
+                max_length=None,
+                bf16=False,
+                use_cpu=True,
+                gradient_checkpointing=gradient_checkpointing,
+                optim="adamw_torch_fused",
+                save_strategy="no",
+                report_to="none",
+                logging_steps=1,
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=AutoTokenizer.from_pretrained(checkpoint),
+        )
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "loss": next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)}
+
+
+if __name__ == "__main__":
+    run = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    train_with: dict[str, Callable[..., dict[str, Any]]] = {"kwise": train_with_kwise, "trl": train_with_trl}
+    figures = train_with[run["trainer"]](**run["options"])
+    Path(run["result"]).write_text(json.dumps(figures), encoding="utf-8")

@@ -1,0 +1,31 @@
+"""One data set and one finished run, which the tests of training share."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import options
+
+from kwise.train.config import TrainConfig
+from kwise.train.training import train
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty prompts; the better a response, the more often it says "yes"."""
+    path = tmp_path_factory.mktemp("data") / "rankings.jsonl"
+    lines = []
+    for number in range(30):
+        texts = [" ".join(["yes"] * good + ["no"] * (4 - good)) for good in range(5)]
+        items = [{"text": text, "rank": 5 - good} for good, text in enumerate(texts)]
+        lines.append(json.dumps({"prompt": f"Question {number}?", "responses": items}))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(report, output) of a run of 52 steps."""
+    output = tmp_path_factory.mktemp("trained") / "checkpoint"
+    return train(TrainConfig(**options(data, tiny_checkpoint, output))), output

@@ -1,0 +1,260 @@
+"""`kwise data` as it is typed: what is written, what is told, and the exit codes."""
+
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kwise.engine.cli import main
+from kwise.train.data.convert import ConvertConfig, convert
+from kwise.train.data.formats import FormatName
+from kwise.train.data.tally import Tally
+from kwise.train.rankings import MAX_PROBLEMS, read_rankings
+
+PAIRS = [{"prompt": f"P{index}", "chosen": "good", "rejected": "bad"} for index in range(3)]
+GOOD = {"prompt": "P", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
+
+
+def kwise(*arguments: str | Path) -> int:
+    try:
+        return main(["data", *map(str, arguments)])
+    except SystemExit as ended:  # argparse's own end
+        return int(ended.code or 0)
+
+
+def written(path: Path, *rows: Any) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def files_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def test_pairs_become_rankings_that_train_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out.jsonl"
+    assert kwise("convert", written(tmp_path / "in.jsonl", *PAIRS), "--output", output) == 0
+    assert [(r.prompt[0].content, r.responses, r.ranks) for r in read_rankings(output)] == [
+        (f"P{index}", ("good", "bad"), (1, 2)) for index in range(3)
+    ]
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "trl: 3 rows read, 3 rankings written\n"
+    assert files_in(tmp_path) == {"in.jsonl", "out.jsonl"}
+
+
+def test_several_files_and_a_compressed_output(tmp_path: Path) -> None:
+    parts = [written(tmp_path / f"{index}.jsonl", pair) for index, pair in enumerate(PAIRS)]
+    output = tmp_path / "out.jsonl.gz"
+    assert kwise("convert", *parts, "--output", output) == 0
+    first = output.read_bytes()
+    assert gzip.decompress(first).count(b"\n") == len(read_rankings(output)) == 3
+    assert kwise("convert", *parts, "--output", output, "--overwrite") == 0
+    assert output.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (["{"], "in.jsonl:3: row: not JSON"),
+        (["3"], "in.jsonl:3: row: must be an object"),
+        ([{"prompt": "P", "chosen": 1, "rejected": "b"}], "in.jsonl:3: chosen: must be a text, not a number"),
+    ],
+)
+def test_a_bad_row_leaves_no_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rows: list[Any], problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(Path("in.jsonl"), *PAIRS[:2], *rows, PAIRS[2])
+    for output in ("out.jsonl", "-"):
+        assert kwise("convert", "in.jsonl", "--output", output) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and problem in said.err and "no rankings written" in said.err
+        assert files_in(tmp_path) == {"in.jsonl"}
+    written(Path("in.jsonl"), *rows, *PAIRS)  # the format is that of the first row that can be read
+    problem = problem.replace(":3:", ":1:")
+    assert kwise("convert", "in.jsonl", "--skip-bad") == 0
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 3
+    assert "left out: 1 x row: cannot be read (--skip-bad)" in said.err and problem in said.err
+
+
+def test_problems_are_told_up_to_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert kwise("convert", "--from", "trl", written(tmp_path / "in.jsonl", *["{"] * 50)) == 1
+    assert capsys.readouterr().err.count("not JSON") == MAX_PROBLEMS
+
+
+def test_an_output_that_is_there_is_replaced_on_demand_only_and_by_a_whole_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = written(tmp_path / "out.jsonl", "old")
+    good, bad = written(tmp_path / "in.jsonl", *PAIRS), written(tmp_path / "bad.jsonl", *PAIRS, "{")
+    assert kwise("convert", good, "--output", output) == 2
+    assert "exists; choose another name, or replace it with --overwrite" in capsys.readouterr().err
+    assert kwise("convert", bad, "--output", output, "--overwrite") == 1
+    assert output.read_text() == "old\n"
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(output)
+    assert kwise("convert", good, "--output", link, "--overwrite") == 0
+    assert link.is_symlink() and len(read_rankings(output)) == 3
+    assert files_in(tmp_path) == {"out.jsonl", "in.jsonl", "bad.jsonl", "link.jsonl"}
+
+
+def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None:
+    path = written(tmp_path / "in.jsonl", *PAIRS)
+    assert kwise("convert", path, "--output", path, "--overwrite") == 0
+    assert len(read_rankings(path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ("convert", 2, "the following arguments are required: INPUT"),
+        ("convert none.jsonl", 1, "No such file or directory: 'none.jsonl'"),
+        ("convert .", 1, "Is a directory"),
+        ("convert in.jsonl --output .", 2, "--output . is not a file"),
+        ("convert in.jsonl --output no/where.jsonl", 2, "--output no/where.jsonl: there is no directory"),
+        ("convert in.jsonl --output /dev/null --overwrite", 2, "--output /dev/null is not a file"),
+        ("convert in.jsonl --from csv", 2, "'csv' is not one of kwise, hh-rlhf"),
+        ("convert in.jsonl --score-column x", 2, "--score-column means nothing for the format trl"),
+        ("convert - -", 2, "standard input (-) can be read once"),
+        ("convert strange.jsonl", 2, "strange.jsonl:1: the keys (text, label) are of no format that is known"),
+        ("convert strange.jsonl --from trl", 1, "strange.jsonl:1: row: has no 'chosen'"),
+        ("convert empty.jsonl", 1, "empty.jsonl: no rankings"),
+        ("convert tied.jsonl", 1, "left out: 1 x ranking: all responses are tied (--keep-tied writes them)"),
+        ("convert array.json", 1, "array.json: no rankings"),
+        ("validate none.jsonl", 1, "No such file or directory"),
+        ("validate empty.jsonl", 1, "empty.jsonl: no rankings"),
+        ("validate in.jsonl", 1, "in.jsonl:1: ranking: has no 'responses'"),
+        ("validate in.jsonl --max-problems 0", 2, "--max-problems is 0; it must be at least 1"),
+        ("stats in.jsonl", 1, "see kwise data validate"),
+        ("stats empty.jsonl", 1, "empty.jsonl: no rankings"),
+        ("stats - --against -", 2, "standard input (-) can be read once"),
+        ("", 2, "the following arguments are required: WHAT"),
+    ],
+)
+def test_a_mistake_is_told_with_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, code: int, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(Path("in.jsonl"), *PAIRS)
+    written(Path("strange.jsonl"), {"text": "a", "label": 1})
+    written(Path("empty.jsonl"))
+    written(Path("array.json"), [])
+    written(Path("tied.jsonl"), {"instruction": "P", "completions": [{"response": text, "overall_score": 1} for text in "ab"]})
+    assert kwise(*arguments.split()) == code
+    said = capsys.readouterr()
+    assert says in " ".join(said.err.split()) and said.out == "" and "Traceback" not in said.err
+
+
+def test_validate_checks_every_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert kwise("validate", written(Path("good.jsonl"), GOOD, "", GOOD)) == 0
+    assert capsys.readouterr().out == "good.jsonl: 2 rankings, no problems\n"
+    written(Path("bad.jsonl"), GOOD, {**GOOD, "promt": 1}, "{", GOOD, "x")
+    assert kwise("validate", "bad.jsonl", "--max-problems", "2") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "bad.jsonl:2: ranking: unknown key 'promt'; known are id, metadata, prompt, responses, source",
+        "bad.jsonl:3: line: not JSON: Expecting property name enclosed in double quotes at column 1",
+        "bad.jsonl: 3 of 5 lines are bad (the first 2 above)",
+    ]
+
+
+def test_a_ranking_is_written_before_the_next_row_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(io.RawIOBase):
+        num_rows = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            row = json.dumps(PAIRS[0]).encode() + b"\n"
+            self.num_rows += 1
+            buffer[: len(row)] = row
+            return len(row)
+
+    stream = Endless()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(stream)))
+    lines = convert(ConvertConfig(input=("-",)), Tally())
+    assert sum(1 for _ in islice(lines, 5000)) == 5000
+    assert stream.num_rows < 5010
+
+
+@pytest.mark.parametrize(("begin", "says"), [(b"BZh91AY", "packed by bzip2"), (b"\x28\xb5\x2f\xfd\0", "packed by zstandard")])
+def test_what_has_to_be_unpacked_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], begin: bytes, says: str) -> None:
+    (tmp_path / "in").write_bytes(begin)
+    assert kwise("convert", tmp_path / "in") == 1
+    assert f"{says}; unpack it first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["convert", "validate", "stats"])
+def test_help_shows_no_empty_default_and_every_format(capsys: pytest.CaptureFixture[str], task: str) -> None:
+    assert kwise(task, "--help") == 0
+    shown = capsys.readouterr().out
+    assert "(default: )" not in " ".join(shown.split())
+    assert task != "convert" or all(f"\n  {name.value}" in shown for name in FormatName)
+
+
+def test_ties_throughout_are_kept_and_valid_on_demand(tmp_path: Path) -> None:
+    tied = {"instruction": "P", "completions": [{"response": text, "overall_score": 1} for text in "ab"]}
+    output = tmp_path / "out.jsonl"
+    assert kwise("convert", written(tmp_path / "in.jsonl", tied), "--keep-tied", "--output", output) == 0
+    assert [ranking.ranks for ranking in read_rankings(output, allow_tied=True)] == [(1, 1)]
+    assert (kwise("validate", output), kwise("validate", output, "--allow-tied")) == (1, 0)
+
+
+def process(*arguments: str, pipe_from: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "kwise.engine.cli", "data", *arguments],
+        input=pipe_from,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_commands_are_joined_by_pipes() -> None:
+    rows = "".join(json.dumps(pair) + "\n" for pair in PAIRS).encode()
+    converted = process("convert", "-", pipe_from=gzip.compress(rows))
+    assert converted.returncode == 0, converted.stderr
+    stats = process("stats", "-", "--json", pipe_from=converted.stdout)
+    assert json.loads(stats.stdout)["num_rankings"] == 3
+    assert process("validate", "-", pipe_from=converted.stdout).stdout == b"<stdin>: 3 rankings, no problems\n"
+
+
+def test_a_reader_that_has_seen_enough_costs_no_complaint(tmp_path: Path) -> None:
+    path = written(tmp_path / "in.jsonl", *[{**PAIRS[0], "chosen": "x" * 1000}] * 500)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "wb") as closed:
+        ended = subprocess.run(
+            [sys.executable, "-m", "kwise.engine.cli", "data", "convert", str(path)],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+    assert ended.returncode == 0
+    assert ended.stderr == b"trl: 500 rows read, 500 rankings written\n"
+
+
+def test_no_command_on_data_imports_what_takes_long(tmp_path: Path) -> None:
+    path = written(tmp_path / "in.jsonl", GOOD)
+    program = (
+        "import sys; from kwise.engine.cli import main; main(sys.argv[1:]); "
+        "print(sorted({'torch', 'numpy', 'transformers', 'pyarrow', 'grpc'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    for arguments in (("convert", path), ("validate", path), ("stats", path)):
+        ended = subprocess.run(
+            [sys.executable, "-c", program, "data", *arguments], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert ended.stderr.splitlines()[-1] == "[]", ended.stderr

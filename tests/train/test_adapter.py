@@ -1,0 +1,110 @@
+"""Low-rank adapters: the base stays as it is, trie and padded passes agree, and the merged checkpoint is the adapted model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_models import GROUPED, SMALL, tiny_model
+from training_runs import IGNORED_WARNINGS, interrupted_at, options
+from transformers import AutoModelForSequenceClassification
+
+from kwise.engine.errors import ConfigError
+from kwise.engine.types import Message
+from kwise.train.adapter import add_adapter, merge_adapter
+from kwise.train.config import TrainConfig
+from kwise.train.layout import TrainLayout, lay_out, rewards_of
+from kwise.train.loss import kwise_loss
+from kwise.train.model import load_reward_model
+from kwise.train.training import train
+
+pytestmark = IGNORED_WARNINGS
+SEQUENCES = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 4]]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama": GROUPED,
+    "GPT2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "Bert": {**SMALL, "max_position_embeddings": 512},
+}
+
+
+def config_of(**changed: Any) -> TrainConfig:
+    return TrainConfig(**{"data": "d", "model": "m", "output": Path("o"), "lora_rank": 4, **changed})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_and_head_learn_the_rest_is_frozen_and_merging_changes_no_reward(
+    family: str, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    loaded = load_reward_model(str(tiny_model(family, FAMILIES[family], smollm2_tokenizer, tmp_path)))
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    torch.manual_seed(0)
+    adapted = add_adapter(loaded, config_of()).train()
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    gradients = []
+    for layout in (*{loaded.layout, TrainLayout.PADDED}, *[TrainLayout.PADDED] * 3):
+        optimizer.zero_grad()
+        kwise_loss(rewards_of(adapted, lay_out(SEQUENCES, layout, 2)), torch.tensor([3, 1, 2])).backward()
+        gradients.append({name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None})
+        if len(gradients) > 1:
+            optimizer.step()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert gradients[0].keys() <= trained and all("lora_" in n or "modules_to_save" in n for n in trained)
+    frozen = {name.replace(".base_layer", ""): p for name, p in adapted.named_parameters() if name not in trained}
+    for name, value in frozen.items():
+        plain = name.removeprefix("base_model.model.").replace("original_module.", "")
+        torch.testing.assert_close(value, before[plain], rtol=0, atol=0, msg=name)
+    adapted.eval()
+    tensors = lay_out(SEQUENCES, loaded.layout, 2)
+    with torch.inference_mode():
+        as_adapted = rewards_of(adapted, tensors)
+    merge_adapter(adapted)
+    assert loaded.model.state_dict().keys() == before.keys()
+    with torch.inference_mode():
+        torch.testing.assert_close(rewards_of(loaded.model, tensors), as_adapted, rtol=0, atol=1e-5)
+    changed = {name for name, value in loaded.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and not any("embed" in name or "norm" in name.lower() for name in changed)
+
+
+@pytest.mark.timeout(120)
+def test_a_run_with_adapters_resumes_exactly_and_leaves_the_merged_model_and_the_adapter(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    changed = {"epochs": 1.0, "lora_rank": 4, "lora_dropout": 0.1, "learning_rate": 1e-2, "log_every": 1}
+    whole, parted = (options(data, tiny_checkpoint, tmp_path / name, **changed) for name in ("whole", "parted"))
+    report = train(TrainConfig(**whole))
+    assert 0 < report.num_trained < report.num_parameters / 10
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "model.safetensors"} <= set(report.files)
+    interrupted_at("step 8/", TrainConfig(**parted))
+    sizes = [path.stat().st_size for path in (tmp_path / "parted" / "steps").glob("*/*.safetensors")]
+    assert sizes and max(sizes) < (tmp_path / "whole" / "model.safetensors").stat().st_size / 10
+    resumed = train(TrainConfig(**parted, resume=True))
+    assert [loss.step for loss in resumed.losses] == [loss.step for loss in report.losses]
+    assert [loss.loss for loss in resumed.losses] == pytest.approx([loss.loss for loss in report.losses], abs=2e-4)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parted"))
+    for name, weights in ours.items():
+        torch.testing.assert_close(theirs[name], weights, rtol=0, atol=2e-5, msg=name)
+
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_checkpoint)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "whole" / "adapter").eval()
+    merged = load_reward_model(str(tmp_path / "whole"))
+    conversation = (Message(role="user", content="Question 1?"), Message(role="assistant", content="yes no"))
+    ids = merged.tokenizer.apply_chat_template([{"role": m.role, "content": m.content} for m in conversation])
+    with torch.inference_mode():
+        expected = adapted(input_ids=torch.tensor([ids])).logits.item()
+    assert merged.rewards([conversation])[0] == pytest.approx(expected, abs=1e-5)
+
+    train(TrainConfig(**{**whole, "lora_rank": 0, "lora_dropout": 0.0, "epochs": 0.1}, overwrite=True))
+    assert not (tmp_path / "whole" / "adapter").exists()
+
+
+def test_layers_that_are_not_there_and_options_without_a_rank_are_refused(smollm2_tokenizer: Any, tmp_path: Path) -> None:
+    loaded = load_reward_model(str(tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path)))
+    with pytest.raises(ConfigError, match="--lora-targets query: "):
+        add_adapter(loaded, config_of(lora_targets="query"))
+    for changed in ({"lora_alpha": 8}, {"lora_dropout": 0.1}, {"lora_targets": "q_proj"}):
+        with pytest.raises(ConfigError, match=r"^--lora-\w+ is of --lora-rank"):
+            config_of(lora_rank=0, **changed)

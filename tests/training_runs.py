@@ -1,0 +1,41 @@
+"""Training runs small enough for tests: options, and the command line that they are."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kwise.train.config import Precision, TrainConfig
+from kwise.train.training import train
+
+IGNORED_WARNINGS = [
+    pytest.mark.filterwarnings("ignore::UserWarning:torch.*"),
+    # Trainer, where tiny step checkpoints follow one another within a second; it then orders them by number, as it should.
+    pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
+]
+
+
+def options(data: Path, model: Path, output: Path, **changed: Any) -> dict[str, Any]:
+    base = {"epochs": 4.0, "learning_rate": 1e-3, "rankings_per_step": 2, "precision": Precision.FP32, "save_every": 5}
+    return {"data": str(data), "model": str(model), "output": output, **base, **changed}
+
+
+def command(settings: dict[str, Any]) -> list[str]:
+    named = {name: value for name, value in settings.items() if name != "data"}
+    flags = [f"--{name.replace('_', '-')}={getattr(value, 'value', value)}" for name, value in named.items()]
+    return [sys.executable, "-m", "kwise.engine.cli", "train", settings["data"], *flags]
+
+
+def interrupted_at(line: str, config: TrainConfig) -> None:
+    """Train until progress tells of `line`, and no further: what a SIGKILL leaves, without a process for it."""
+
+    class Interrupted(Exception):
+        pass
+
+    def progress(text: str) -> None:
+        if text.startswith(line):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(config, progress)

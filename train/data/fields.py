@@ -1,0 +1,109 @@
+"""Fields of a row, checked: each function returns what it is asked for or raises `RowProblem` with the field's path.
+
+Datasets come through JSON or through Arrow. There a list of structs is read as a list of dicts, but older Hugging Face
+datasets declare it as `Sequence({…})`, which is stored as one dict of lists of equal length
+(https://huggingface.co/docs/datasets/about_dataset_features): `records` takes both.
+"""
+
+import math
+from typing import Any, NoReturn
+
+from kwise.engine.types import Conversation, Message
+from kwise.train.data.items import Row, RowProblem
+
+
+def refuse(field: str, problem: str) -> NoReturn:
+    raise RowProblem(field, problem)
+
+
+def required(row: Row, key: str, at: str = "row") -> Any:
+    if key not in row or row[key] is None:
+        refuse(at, f"has no {key!r}")
+    return row[key]
+
+
+def text(row: Row, key: str, at: str = "") -> str:
+    value = required(row, key, at or "row")
+    return as_text(value, _join(at, key))
+
+
+def as_text(value: Any, at: str) -> str:
+    if not isinstance(value, str):
+        refuse(at, f"must be a text, not {kind(value)}")
+    return value
+
+
+def number(row: Row, key: str, at: str = "") -> float:
+    """A finite number, or a text that is one: UltraFeedback has scores of both kinds."""
+    value = required(row, key, at or "row")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            refuse(_join(at, key), "is a text that is no number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        refuse(_join(at, key), f"must be a number, not {kind(value)}")
+    try:
+        is_finite = math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        is_finite = False
+    if not is_finite:
+        refuse(_join(at, key), "must be finite")
+    return value
+
+
+def records(value: Any, at: str) -> list[dict[str, Any]]:
+    """A list of objects, or one object of equally long lists."""
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        lengths = {len(column) for column in value.values()}
+        if len(lengths) != 1:
+            refuse(at, "is an object of lists of different lengths")
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    if not isinstance(value, list):
+        refuse(at, f"must be a list, not {kind(value)}")
+    for index, item in enumerate(value):
+        if not isinstance(item, dict):
+            refuse(f"{at}[{index}]", f"must be an object, not {kind(item)}")
+    return value
+
+
+def as_list(value: Any, at: str) -> list[Any]:
+    if not isinstance(value, list):
+        refuse(at, f"must be a list, not {kind(value)}")
+    return value
+
+
+def messages(value: Any, at: str) -> Conversation:
+    """Messages with `role` and `content`; one message may stand without its list. Other keys (num_tokens, …) are ignored,
+    but for tool calls, which a response cannot say."""
+    turns = []
+    for index, item in enumerate([value] if isinstance(value, dict) and "role" in value else records(value, at)):
+        here = f"{at}[{index}]"
+        if item.get("tool_calls"):
+            refuse(here, "has tool_calls, which kwise cannot train on")
+        turns.append(Message(role=text(item, "role", here), content=text(item, "content", here)))
+    if not turns:
+        refuse(at, "must not be empty")
+    return tuple(turns)
+
+
+def is_messages(value: Any) -> bool:
+    """Whether this looks like messages; `messages` says what is wrong with them."""
+    if isinstance(value, dict):
+        return "role" in value and "content" in value
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
+
+
+def user(content: str) -> Conversation:
+    """The prompt that is one text."""
+    return (Message(role="user", content=content),)
+
+
+def kind(value: Any) -> str:
+    """JSON's name for the type of `value`."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def _join(at: str, key: str) -> str:
+    return f"{at}.{key}" if at else key

@@ -1,0 +1,64 @@
+"""`kwise data validate`: every line of a file of rankings, checked as `kwise train` checks it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kwise.engine.options import check_bounds, option
+from kwise.train.data.files import display_name, open_plain
+from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, parse_ranking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateConfig:
+    """Options of `kwise data validate`."""
+
+    file: str = option(help="rankings as JSON Lines, .gz or not; - for stdin")
+    allow_tied: bool = option(False, "a ranking may be one tie throughout, as kwise train takes it with --ties or regression")
+    max_problems: int = option(MAX_PROBLEMS, "problems that are printed; all are counted", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+def run(config: ValidateConfig) -> int:
+    """Print what the file has.
+
+    Raises:
+        RankingsError: there are problems, or there is no ranking.
+        OSError: the file cannot be read.
+    """
+    name = display_name(config.file)
+    num_rankings = num_problems = 0
+    problems: list[str] = []
+    for checked in read_checked(config.file, allow_tied=config.allow_tied):
+        if isinstance(checked, Ranking):
+            num_rankings += 1
+            continue
+        num_problems += 1
+        if len(problems) < config.max_problems:
+            problems.append(checked)
+    if num_problems:
+        more = f" (the first {len(problems)} above)" if num_problems > len(problems) else ""
+        raise RankingsError([*problems, f"{name}: {num_problems} of {num_problems + num_rankings} lines are bad{more}"])
+    if not num_rankings:
+        raise RankingsError([f"{name}: no rankings"])
+    print(f"{name}: {num_rankings} rankings, no problems")
+    return 0
+
+
+def read_checked(path: str, *, allow_tied: bool) -> Iterator[Ranking | str]:
+    """Each line's ranking, or its problem as "FILE:LINE: field: problem"; one line in memory at a time.
+
+    Raises:
+        RankingsError: the file is not a whole gzip file.
+        OSError: the file cannot be read.
+    """
+    name = display_name(path)
+    with open_plain(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield parse_ranking(line, origin=f"{name}:{number}", allow_tied=allow_tied)
+            except RankingsError as error:
+                yield error.problems[0]

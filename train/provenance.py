@@ -1,0 +1,40 @@
+"""Where a checkpoint comes from: the data by content, the code by revision, the libraries by version."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "tokenizers")
+
+
+def sha256_of(data: str) -> str | None:
+    """Of the file's bytes; None for standard input, of which nothing is left."""
+    if data == "-":
+        return None
+    with Path(data).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_revision() -> str | None:
+    """The commit of the working directory, "-dirty" where files that git knows were changed since; None outside of git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # peft is there only with the extra
+            continue
+    return found

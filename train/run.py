@@ -1,0 +1,29 @@
+"""Which run this is: what a resumed one must have in common with the one that it resumes, and what it may change."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from kwise.engine.errors import ConfigError
+from kwise.train.config import TrainConfig
+from kwise.train.rankings import Ranking
+from kwise.train.report import plain_config
+
+# Where and how often it writes, and how much memory it takes, not what it computes.
+_FREE_TO_CHANGE = {"output", "save_every", "log_every", "report_to", "gradient_checkpointing", "resume", "overwrite"}
+
+
+def describe_run(config: TrainConfig, rankings: Sequence[Ranking]) -> dict[str, Any]:
+    """What steps/run.json holds from the beginning."""
+    content = "\n".join(repr((ranking.prompt, ranking.responses, ranking.ranks, ranking.scores)) for ranking in rankings)
+    return {"config": plain_config(config), "rankings_sha256": hashlib.sha256(content.encode()).hexdigest()}
+
+
+def check_same_run(run: dict[str, Any], noted: dict[str, Any]) -> None:
+    """Raises ConfigError where `run` is not the one that was noted."""
+    if run["rankings_sha256"] != noted["rankings_sha256"]:
+        raise ConfigError("--resume: the rankings are not those that the run began with")
+    for name, value in run["config"].items():
+        if name not in _FREE_TO_CHANGE and value != noted["config"].get(name):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} was {noted['config'].get(name)} in the run to resume and is {value} now")
