@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo serve test check lint types unit protos bench bench-load soak clean
+.PHONY: help demo serve test check lint types unit protos bench bench-load bench-train soak clean
 
 help:
 	@echo "make demo    install into .venv, train, export, serve and score (8 minutes on 2 cores)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test    install into .venv and run every check: lint, types, tests"
 	@echo "make bench   measure the model pass: share of peak, prompt reuse, memory, against the stock padded graph"
 	@echo "make bench-load  measure serving: cost beside the model, cached groups a second, latency"
+	@echo "make bench-train  measure training beside TRL's RewardTrainer (half an hour)"
 	@echo "make soak    load a server for 10 minutes in every way and report the slope of its memory"
 	@echo "make protos  generate the Python modules of protos/ again"
 	@echo "make clean   remove build/ and .venv/"
@@ -61,6 +62,11 @@ bench: .venv/demo
 bench-load: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
 	$(BIN)/kwise bench load build/demo/artifact
+
+bench-train: .venv/demo
+	@test -d build/demo/checkpoint || { echo "no build/demo/checkpoint yet: run 'make demo' first"; exit 1; }
+	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[bench]'
+	$(BIN)/kwise bench train build/demo/checkpoint
 
 soak: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }

@@ -57,7 +57,7 @@ class TrainBenchConfig:
 def run(config: TrainBenchConfig) -> None:
     """Print a table, and write the figures where --json says. Raises ConfigError where TRL is not installed."""
     if find_spec("trl") is None:
-        raise ConfigError("kwise bench train compares with TRL: pip install trl")
+        raise ConfigError("kwise bench train compares with TRL: pip install 'kwise[bench]'")
     from kwise.train.model import load_reward_model
 
     results: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from kwise.engine.options import add_options, from_options
 from kwise.train.data import convert, stats, validate
-from kwise.train.data.formats import FORMATS, FormatName
+from kwise.train.data.formats import FORMATS
 from kwise.train.rankings import RankingsError
 
 _TASKS: dict[str, tuple[Any, type, str]] = {
@@ -23,17 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_options(subparser, config)
         if name == "convert":
             formats = (f"  {name.value:22}{form.summary}" for name, form in FORMATS.items())
-            subparser.epilog = "\n".join(("formats, told by the keys of the first row or given by --from:", *formats))
+            subparser.epilog = "\n".join(("formats, told by the keys of the first row or given by --format:", *formats))
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
-            # A field cannot be called `from`, a word of the language.
-            subparser.add_argument(
-                "--from",
-                dest="format",
-                type=_format_name,
-                default=argparse.SUPPRESS,
-                metavar="FORMAT",
-                help="another word for --format",
-            )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,11 +36,3 @@ def run(arguments: argparse.Namespace) -> int:
     except RankingsError as error:
         print(error, file=sys.stderr)
         return 1
-
-
-def _format_name(text: str) -> FormatName:
-    try:
-        return FormatName(text)
-    except ValueError:
-        names = ", ".join(name.value for name in FormatName)
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {names}") from None

@@ -192,7 +192,7 @@ def _detected(origin: str, row: dict[str, Any]) -> FormatName:
         keys = ", ".join(key[:40] for key in list(row)[:12])
         names = ", ".join(name.value for name in FormatName)
         raise ConfigError(
-            f"{origin}: the keys ({keys}) are of no format that is known; if it is one, say which: --from {names}"
+            f"{origin}: the keys ({keys}) are of no format that is known; if it is one, say which: --format {names}"
         )
     return found
 

@@ -87,7 +87,7 @@ def test_a_bad_row_leaves_no_output(
 
 
 def test_problems_are_told_up_to_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kwise("convert", "--from", "trl", written(tmp_path / "in.jsonl", *["{"] * 50)) == 1
+    assert kwise("convert", "--format", "trl", written(tmp_path / "in.jsonl", *["{"] * 50)) == 1
     assert capsys.readouterr().err.count("not JSON") == MAX_PROBLEMS
 
 
@@ -122,11 +122,11 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
         ("convert in.jsonl --output .", 2, "--output . is not a file"),
         ("convert in.jsonl --output no/where.jsonl", 2, "--output no/where.jsonl: there is no directory"),
         ("convert in.jsonl --output /dev/null --overwrite", 2, "--output /dev/null is not a file"),
-        ("convert in.jsonl --from csv", 2, "'csv' is not one of kwise, hh-rlhf"),
+        ("convert in.jsonl --format csv", 2, "'csv' is not one of kwise, hh-rlhf"),
         ("convert in.jsonl --score-column x", 2, "--score-column means nothing for the format trl"),
         ("convert - -", 2, "standard input (-) can be read once"),
         ("convert strange.jsonl", 2, "strange.jsonl:1: the keys (text, label) are of no format that is known"),
-        ("convert strange.jsonl --from trl", 1, "strange.jsonl:1: row: has no 'chosen'"),
+        ("convert strange.jsonl --format trl", 1, "strange.jsonl:1: row: has no 'chosen'"),
         ("convert empty.jsonl", 1, "empty.jsonl: no rankings"),
         ("convert tied.jsonl", 1, "left out: 1 x ranking: all responses are tied (--keep-tied writes them)"),
         ("convert array.json", 1, "array.json: no rankings"),
