@@ -37,7 +37,8 @@ def _version(name: str) -> str | None:
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:
     """The options, with the names of files instead of their places on this machine."""
-    return {k: Path(v).name if k in ("artifact", "checkpoint", "rankings", "json") else v for k, v in options.items()}
+    names = ("artifact", "checkpoint", "model", "text", "rankings", "json")
+    return {k: Path(v).name if k in names and isinstance(v, str | Path) else v for k, v in options.items()}
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

@@ -71,6 +71,7 @@ def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int, gradient_che
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
+        trainer.save_model(directory)  # as kwise does, whose peak of memory has it too
     return {"seconds": seconds, "loss": next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)}
 
 

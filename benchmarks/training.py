@@ -70,7 +70,7 @@ def run(config: TrainBenchConfig) -> None:
             data.write_text(json.dumps(_ranking(reward_model.tokenizer, config.text.read_text("utf-8"), cell)) + "\n", "utf-8")
             results[f"{cell.P}/{cell.R}/{cell.K}"] = _compare(config, cell, checkpoint, data)
     if config.json:
-        machine.write(Path(config.json), {"options": machine.plain(asdict(config) | {"text": config.text.name})} | results)
+        machine.write(Path(config.json), {"options": machine.plain(asdict(config))} | results)
 
 
 def _compare(config: TrainBenchConfig, cell: Cell, checkpoint: Path, data: Path) -> dict[str, Any]:

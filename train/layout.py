@@ -1,10 +1,9 @@
 """The sequences of a pass as tensors, and their rewards: over the trie of all their tokens, or padded.
 
 The K conversations of a ranking share their prompt. Over the trie each distinct prefix is one row, so a pass computes
-P + ΣR rows instead of K·(P + longest R), forward and backward; on the example rankings that is 2.65 times fewer. A mask
-that shows each row its ancestors goes to transformers' own attention as it is, and positions are depths. Where a model does
-not read such a mask as it stands, or has windows of its own, its sequences are padded. The mask is N², over all rankings of a
-pass: several long rankings a pass with short prompts pay more for it than they save.
+P + ΣR rows instead of K·(P + longest R), forward and backward; on the example rankings that is 2.65 times fewer. Each row
+attends to its ancestors (attention.py), and positions are depths. Where a model's attention does not go through transformers'
+`AttentionInterface`, or has windows of its own, its sequences are padded.
 
 Every pass goes through the model's own `forward`, to which `read_tries` teaches the trie: whatever is wrapped around it, adapters
 of PEFT, DistributedDataParallel, autocast, sees trie and padded passes alike.
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from kwise.engine.trie import build_trie
+from kwise.train import attention
 
 _OF_FORWARD = frozenset({"input_ids", "attention_mask", "position_ids", "ends", "last_nodes", "text_nodes", "text_targets"})
 
@@ -104,10 +104,11 @@ def read_tries(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def best_layout(model: PreTrainedModel) -> TrainLayout:
     """TRIE where the backbone's hidden states over a trie are those of whole sequences: measured, not looked up by name, and
-    not by rewards, which a small head would make alike."""
+    not by rewards, which a small head would make alike. The model's attention is ours then, which leaves other masks alone."""
     windows = getattr(model.config, "sliding_window", None) or set(getattr(model.config, "layer_types", None) or ()) - {
         "full_attention"
     }
+    plain = model.config._attn_implementation
     takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
     if windows or not takes_positions or not isinstance(getattr(model, "score", None), torch.nn.Module):
         return TrainLayout.PADDED
@@ -115,23 +116,25 @@ def best_layout(model: PreTrainedModel) -> TrainLayout:
     tensors = {name: tensor.to(model.device) for name, tensor in lay_out(sequences, TrainLayout.TRIE, 0).items()}
     was_training = model.training
     model.eval()
+    model.config._attn_implementation = attention.IMPLEMENTATION
     try:
         over_trie = _states(model, tensors)[tensors["last_nodes"]]
         whole = [model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1] for ids in sequences]
+        expected = torch.stack(whole)
+        alike = torch.allclose(over_trie, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     except Exception:  # noqa: BLE001 - whatever a model raises that does not read such a mask or such ids
-        return TrainLayout.PADDED
+        alike = False
     finally:
         model.train(was_training)
-    expected = torch.stack(whole)
-    alike = torch.allclose(over_trie, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    if not alike:
+        model.config._attn_implementation = plain
     return TrainLayout.TRIE if alike else TrainLayout.PADDED
 
 
 def _states(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Tensor:
     """[N, hidden size]: the hidden states of a trie."""
-    rows = torch.arange(tensors["input_ids"].shape[1], device=tensors["input_ids"].device)
-    visible_NN = (rows[None, :] <= rows[:, None]) & (rows[:, None] < tensors["ends"][None, :])
+    mask = attention.trie_mask(tensors["ends"])
     states: Tensor = model.base_model(
-        input_ids=tensors["input_ids"], position_ids=tensors["position_ids"], attention_mask=visible_NN[None, None]
+        input_ids=tensors["input_ids"], position_ids=tensors["position_ids"], attention_mask=mask
     ).last_hidden_state
     return states[0]

@@ -261,9 +261,13 @@ def _rank(value: Any, at: str) -> int:
 def _score(value: Any, at: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         _refuse(f"{at}.score", f"must be a number, not {_kind(value)}")
-    if isinstance(value, float) and not math.isfinite(value):
+    try:
+        score = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        score = math.inf
+    if not math.isfinite(score):
         _refuse(f"{at}.score", "must be finite")
-    return value
+    return score
 
 
 def _kind(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def responses(*items: dict[str, Any]) -> dict[str, Any]:
             "responses: [0] and [2] are the same text with different ranks",
         ),
         (responses({"text": "a", "score": 1}, {"text": "a", "score": 2}), "responses: [0] and [1] are the same text"),
+        (responses({"text": "a", "score": 1}, {"text": "b", "score": math.nan}), "responses[1].score: must be finite"),
+        (responses({"text": "a", "score": 10**400}, {"text": "b", "score": 1}), "responses[0].score: must be finite"),
         ({**GOOD, "prompt": [{"role": "user"}]}, "prompt[0]: has no 'content'"),
         ({**GOOD, "promt": 1}, "ranking: unknown key 'promt'"),
     ],
