@@ -52,8 +52,9 @@ types: .venv/dev
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p kwise
 
+# Two at a time, by file: the demo's own test trains for minutes, and most others wait for servers.
 unit: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
