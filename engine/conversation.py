@@ -353,7 +353,8 @@ class ConversationEncoder:
 
 
 def _characters(prompt: Conversation) -> int:
-    return sum(len(message.content) for message in prompt)
+    """At least one a message, for each costs the template time."""
+    return sum(1 + len(message.role) + len(message.content) for message in prompt)
 
 
 def _only_user_turn(prompt: Conversation) -> str:

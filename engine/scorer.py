@@ -186,7 +186,7 @@ class Scorer:
     def _look_up(self, keys: Sequence[bytes], group: Group) -> _Lookup:
         """Rewards that are cached, being computed, or must be; computing the last starts here."""
         lookup = _Lookup()
-        ticket = Ticket(priority=group.priority, client=group.client)
+        ticket: Ticket | None = None  # one for all of the group that must be computed
         new: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             if key in lookup.cached or key in lookup.awaited:
@@ -198,13 +198,14 @@ class Scorer:
                 self.counters.joined += 1
                 self._hasten(pending, group)
             else:
+                ticket = ticket or Ticket(priority=group.priority, client=group.client)
                 future = asyncio.get_running_loop().create_future()
                 self._pending[key] = _Pending(future=future, priority=group.priority, client=group.client, ticket=ticket)
                 new[key] = index
             lookup.awaited[key] = self._pending[key]
             self._pending[key].waiters += 1
         self.counters.cache_hits += len(lookup.cached)
-        if new:
+        if ticket is not None:
             task = asyncio.create_task(self._compute(group, new, ticket), name="kwise group")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -202,6 +202,8 @@ def _object(text: str) -> dict[str, Any]:
         fields = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read: too deep") from None
     if not isinstance(fields, dict):
         raise ValueError(f"a JSON object is expected, not {type(fields).__name__}")
     return fields

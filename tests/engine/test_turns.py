@@ -212,5 +212,6 @@ async def test_a_ticket_that_somebody_else_waits_for_too_takes_that_turn() -> No
     slots.hasten(tickets["f"], Priority.INTERACTIVE, "modest")  # no task has begun
     await asyncio.sleep(0)
     slots.hasten(tickets["e"], Priority.INTERACTIVE, "modest")
+    slots.hasten(tickets["e"], Priority.BULK, "greedy")  # a group has one ticket, and others join other responses of it
     await asyncio.gather(*tasks)
     assert called == ["a", "e", "f", "b", "c", "d"]
