@@ -29,7 +29,7 @@ def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
     except ModuleNotFoundError:
         raise ConfigError("--lora-rank needs the package peft: pip install 'kwise[lora]'") from None
     model = reward_model.model
-    targets = config.lora_targets if config.lora_targets == ALL_LINEAR else config.lora_targets.split(",")
+    targets = config.lora_targets if config.lora_targets == ALL_LINEAR else _layers(model, config.lora_targets)
     lora = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=config.lora_rank,
@@ -60,6 +60,16 @@ def merge_adapter(adapted: Any) -> None:
     merged: PreTrainedModel = adapted.merge_and_unload()
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
+
+
+def _layers(model: PreTrainedModel, targets: str) -> list[str]:
+    """The names in `targets`, each of which has to be some layer's: PEFT is content with one that is."""
+    names = [name.strip() for name in targets.split(",")]
+    layers = [name for name, _ in model.named_modules() if name]
+    for name in names:
+        if not any(f".{layer}".endswith(f".{name}") for layer in layers):
+            raise ConfigError(f"--lora-targets {name}: {type(model).__name__} has no layer of this name")
+    return names
 
 
 def _trained_whole(reward_model: RewardModel) -> list[str]:

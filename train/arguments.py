@@ -63,6 +63,8 @@ def training_arguments(
         restore_callback_states_from_checkpoint=True,
         logging_steps=config.log_every,
         logging_first_step=True,
+        # Its filter writes 0 where a loss is not a number.
+        logging_nan_inf_filter=False,
         logging_dir=str(steps_dir / RUNS_NAME),
         report_to=check_tracker(config.report_to),
         disable_tqdm=True,
@@ -71,6 +73,8 @@ def training_arguments(
         label_names=[],
         # What computes over the trie uses all its weights; encoders may have a pooler that they do not use.
         ddp_find_unused_parameters=layout is TrainLayout.PADDED,
+        # Every process reads them from the same file; the text regulariser has a large one.
+        ddp_broadcast_buffers=False,
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )

@@ -56,7 +56,8 @@ def tokenize_rankings(
 
     Raises:
         RankingsError: a conversation is too long and `skip_overlong` is False; ends with the padding token, so that its
-            reward would be read at the wrong place; or has a turn that the chat template refuses.
+            reward would be read at the wrong place; has a turn that the chat template refuses; or, `with_text`, begins with the
+            response, of which nothing would predict the first token.
     """
     tokenized: list[TokenizedRanking] = []
     problems: list[str] = []
@@ -70,7 +71,10 @@ def tokenize_rankings(
         if any(ids[-1] == tokenizer.pad_token_id for ids in input_ids):
             problems.append(f"{ranking.origin}: responses: one ends with the padding token {tokenizer.pad_token!r}")
         elif max_tokens is None or len(input_ids[longest]) <= max_tokens:
-            length = prompt_length(tokenizer, ranking.prompt, input_ids[0]) if with_text else None
+            best = input_ids[ranking.ranks.index(1)]
+            length = prompt_length(tokenizer, ranking.prompt, best) if with_text else None
+            if length == 0:
+                problems.append(f"{ranking.origin}: prompt: --text-regulariser: no token of it stands before the best response")
             tokenized.append(TokenizedRanking(ranking=ranking, input_ids=input_ids, prompt_length=length))
         elif not skip_overlong:
             problems.append(

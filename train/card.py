@@ -27,9 +27,8 @@ def model_card(report: TrainingReport) -> ModelCard:
     sections = [
         "# Reward model",
         f"`{model}` with one linear layer in place of its vocabulary, trained by "
-        "kwise on rankings of K responses to a prompt: a conversation gives one number, and of "
-        "two responses to a prompt people prefer the one with the higher, with probability σ of the difference. Numbers of "
-        "different prompts are not comparable. `AutoModelForSequenceClassification.from_pretrained` loads it.",
+        "kwise on rankings of K responses to a prompt: a conversation gives one number. "
+        f"{_meaning(report.config)} `AutoModelForSequenceClassification.from_pretrained` loads it.",
         "The licence is not stated here: it follows from those of the model, of the data, and from yours.",
         "## Data",
         _table(("what", "value"), _data_rows(report)),
@@ -45,6 +44,23 @@ def model_card(report: TrainingReport) -> ModelCard:
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n")
 
 
+def _meaning(config: dict[str, Any]) -> str:
+    """What the numbers are, by what they were trained for."""
+    if config["objective"] == "regression":
+        return "It estimates the score that people would give."
+    plain = config["ties"] == "ignore" and config["margin"] == "none" and not config["label_smoothing"]
+    if config["objective"] == "plackett-luce":
+        chance = ": they choose one response after another, each with a probability in proportion to exp of its number"
+    elif config["objective"] == "pairs" and plain:
+        chance = ", with probability σ of the difference"
+    elif config["ties"] != "ignore":
+        chance = f", or none, with the probabilities of the model of ties `{config['ties']}`"
+    else:
+        chance = "; by how much is no probability"
+    better = f"Of two responses to a prompt people prefer the one with the higher{chance}."
+    return f"{better} Numbers of different prompts are not comparable."
+
+
 def _options(report: TrainingReport) -> list[tuple[str, Any]]:
     """Those that say what was computed."""
     return [
@@ -56,7 +72,7 @@ def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
     sizes = ", ".join(f"{count} of K = {size}" for size, count in report.rankings_by_size.items())
     return [
         ("file", f"`{report.data}`"),
-        ("sha256", f"`{report.data_sha256}`" if report.data_sha256 else "read from standard input"),
+        ("sha256 of the rankings", f"`{report.rankings_sha256}`"),
         ("rankings", sizes),
         ("trained on", f"{report.num_training} rankings, {report.num_training_pairs} pairs"),
         ("held out", f"{report.num_validation} rankings"),

@@ -53,9 +53,10 @@ def config_of(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, and print the validation before and after. 0, or 1 where the data is not usable."""
+    """Train, and print the validation before and after. 0, or 1 where the data is not usable or a loss is not finite."""
     config = config_of(arguments)
     # Here, because torch and transformers take seconds to import: --help and a wrong option answer before.
+    from kwise.train.loss import NotFinite
     from kwise.train.training import train
 
     try:
@@ -63,6 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     except RankingsError as error:
         print(error, file=sys.stderr)  # each problem begins with FILE:LINE
         print(f"kwise train: {config.data} cannot be trained on", file=sys.stderr)
+        return 1
+    except NotFinite as error:
+        print(f"kwise train: {error}; no checkpoint is written, {config.output}/steps has the run so far", file=sys.stderr)
         return 1
     if report.files:  # of several processes one has written them
         print(report.text())

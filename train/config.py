@@ -102,11 +102,6 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         if self.resume and self.overwrite:
             raise ConfigError("--resume and --overwrite exclude each other")
 
-    @property
-    def passes_per_step(self) -> int:
-        """How many passes' gradients make one optimizer step."""
-        return self.rankings_per_step // self.rankings_per_pass
-
     def num_steps(self, num_rankings: int) -> int:
         """Optimizer steps of the whole run over `num_rankings`; the last step of an epoch may have fewer rankings."""
         return math.ceil(self.epochs * math.ceil(num_rankings / self.rankings_per_step))

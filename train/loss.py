@@ -11,6 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class NotFinite(ArithmeticError):
+    """Training went where float32 ends: a loss or a weight is infinite or not a number. The message says at which step."""
+
+
 class Judged(NamedTuple):
     """What people said of K responses: ranks_K int64[K], 1 the best, equal means tied; scores_K float32[K], higher is better,
     not a number where ranks were given instead."""
@@ -52,8 +56,3 @@ def ranking_losses(rewards_S: Tensor, judged_S: Judged, group_sizes: list[int], 
     """[B]: `objective` of each of the B rankings whose rewards lie one after another; `group_sizes[b]` is the K of b."""
     groups = zip(rewards_S.split(group_sizes), *(part.split(group_sizes) for part in judged_S), strict=True)
     return torch.stack([objective(rewards_K, Judged(ranks_K, scores_K)) for rewards_K, ranks_K, scores_K in groups])
-
-
-def mean_loss(rewards_S: Tensor, judged_S: Judged, group_sizes: list[int], objective: Objective) -> Tensor:
-    """The mean of `ranking_losses`."""
-    return ranking_losses(rewards_S, judged_S, group_sizes, objective).mean()

@@ -17,7 +17,7 @@ from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation
 from kwise.train.layout import TrainLayout, best_layout, lay_out, read_tries, rewards_of
 from kwise.train.limits import model_max_tokens
-from kwise.train.pretrained import reading
+from kwise.train.pretrained import reading, source_of
 from kwise.train.tokenizer import choose_pad_token, load_tokenizer, token_ids
 
 
@@ -67,15 +67,13 @@ def load_reward_model(model: str, *, chat_template: Path | None = None, seed: in
             labels; or the tokenizer cannot be made ready, see `load_tokenizer` and `choose_pad_token`.
         OSError: there is no such chat template.
     """
-    path = Path(model)
-    if path.suffix == ".gguf" and not path.is_file():
+    if model.endswith(".gguf") and not Path(model).is_file():
         raise ConfigError(f"--model {model}: there is no such file")
-    place = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     tokenizer = load_tokenizer(model, chat_template)
     torch.manual_seed(seed)  # layers between backbone and head, where an architecture has them, start at random
     with reading("--model", model):
         loaded, loading = AutoModelForSequenceClassification.from_pretrained(
-            path.parent if place else model, num_labels=1, dtype=torch.float32, output_loading_info=True, **place
+            **source_of(model), num_labels=1, dtype=torch.float32, output_loading_info=True
         )
     # Left behind by quantised sources; a later from_pretrained would look for quantised weights.
     if hasattr(loaded.config, "quantization_config"):

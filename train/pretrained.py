@@ -7,6 +7,7 @@ model on a command line gets that name and the beginning.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
@@ -14,6 +15,14 @@ from transformers.utils import logging as transformers_logging
 from kwise.engine.errors import ConfigError
 
 _MAX_CHARACTERS = 300
+
+
+def source_of(model: str) -> dict[str, Any]:
+    """Where `from_pretrained` finds a Hugging Face directory, a hub name or a `.gguf` file."""
+    path = Path(model)
+    if path.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": model}
 
 
 @contextmanager

@@ -31,10 +31,16 @@ class Processes:
     """The processes of this run; one, where nothing launched several."""
 
     def __init__(self) -> None:
-        """Raises ConfigError where the launcher asks for sharded weights."""
+        """Raises ConfigError where the launcher asks for sharded weights, or for a precision, in which rewards would be."""
         for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true"):
                 raise ConfigError(f"launched with {name}: kwise train needs whole weights in every process; launch it with DDP")
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
+        if precision != "no":
+            raise ConfigError(
+                f"launched with mixed precision {precision}, which rounds rewards: launch with --mixed_precision no, "
+                "and choose by --precision"
+            )
         self._state = PartialState(cpu=not torch.accelerator.is_available())
         if self.count > 1:
             # accelerate calls a process's CPU "cpu:0", Trainer loads the optimizer's state to there, and torch knows "cpu" alone.

@@ -1,20 +1,10 @@
-"""Where a checkpoint comes from: the data by content, the code by revision, the libraries by version."""
+"""Where a checkpoint comes from: the code by revision, the libraries by version. (Its data by content: `run.describe_run`.)"""
 
-import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 _PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "tokenizers")
-
-
-def sha256_of(data: str) -> str | None:
-    """Of the file's bytes; None for standard input, of which nothing is left."""
-    if data == "-":
-        return None
-    with Path(data).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def git_revision() -> str | None:

@@ -1,6 +1,6 @@
 """Rankings: K responses to one prompt, ordered by preference. The schema of the training data, its reader and its split.
 
-One JSON object a line (JSON Lines, UTF-8, `.gz` or not):
+One JSON object a line (JSON Lines, UTF-8, gzipped or not, which the content tells and not the name):
 
     {"prompt": "Why is the sky blue?",
      "responses": [{"text": "Air scatters blue light more than red.", "rank": 1},
@@ -20,12 +20,13 @@ Standard library only, so that tools which only look at data start at once.
 
 import gzip
 import hashlib
+import io
 import json
 import math
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,7 +71,7 @@ class Ranking:
 
 
 def read_rankings(path: str | Path, *, allow_tied: bool = False) -> list[Ranking]:
-    """The rankings of a JSON Lines file, of a gzipped one (`.gz`), or of standard input (`-`). Blank lines are skipped.
+    """The rankings of a JSON Lines file, gzipped or not, or of standard input (`-`). Blank lines are skipped.
 
     allow_tied: whether a ranking may be one tie throughout, which says something to objectives that learn from ties alone.
 
@@ -78,23 +79,23 @@ def read_rankings(path: str | Path, *, allow_tied: bool = False) -> list[Ranking
         RankingsError: up to `MAX_PROBLEMS` bad lines, one problem of each; or there is no ranking.
         OSError: the file cannot be read.
     """
-    name = "<stdin>" if str(path) == "-" else str(path)
+    name = display_name(str(path))
     rankings: list[Ranking] = []
     problems: list[str] = []
-    with _open_lines(str(path)) as lines:
-        try:
+    try:
+        with open_plain(str(path)) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 try:
                     rankings.append(parse_ranking(line, origin=f"{name}:{number}", allow_tied=allow_tied))
                 except RankingsError as error:
+                    if len(problems) == MAX_PROBLEMS:
+                        problems.append(f"{name}: stopped after {MAX_PROBLEMS} problems; there are more")
+                        break
                     problems += error.problems
-                if len(problems) == MAX_PROBLEMS:
-                    problems.append(f"{name}: stopped after {MAX_PROBLEMS} problems")
-                    break
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            problems.append(f"{name}: not a complete gzip file ({error})")
+    except RankingsError as error:
+        problems += error.problems
     if not rankings and not problems:
         problems.append(f"{name}: no rankings")
     if problems:
@@ -109,7 +110,9 @@ def parse_ranking(line: bytes, *, origin: str, allow_tied: bool = False) -> Rank
         RankingsError: its first problem, as "ORIGIN: field: problem".
     """
     try:
-        return _ranking(_json(line), origin, allow_tied)
+        return _ranking(parse_json(line), origin, allow_tied)
+    except JsonError as error:
+        raise RankingsError([f"{origin}: line: {error}"]) from None
     except _Problem as problem:
         raise RankingsError([f"{origin}: {problem}"]) from None
 
@@ -141,11 +144,55 @@ def _prompt_hash(prompt: Conversation, seed: int) -> bytes:
     return hashlib.sha256(json.dumps([seed, turns]).encode()).digest()
 
 
-def _open_lines(path: str) -> Any:
-    """A context manager whose value iterates over lines of bytes."""
-    if path == "-":
-        return nullcontext(sys.stdin.buffer)
-    return gzip.open(path, "rb") if path.endswith(".gz") else Path(path).open("rb")
+def display_name(path: str) -> str:
+    return "<stdin>" if path == "-" else path
+
+
+@contextmanager
+def open_plain(path: str) -> Iterator["io.BufferedReader[Any]"]:
+    """The bytes of `path`, or of standard input (`-`), unpacked where they begin as gzip does, whatever the name.
+
+    Raises:
+        RankingsError: a gzip file that is damaged or cut short, met while reading.
+        OSError: the file cannot be read.
+    """
+    raw = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115 - closed below, but standard input is not
+    try:
+        buffered: io.BufferedReader[Any] = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
+        if buffered.peek(2)[:2] == b"\x1f\x8b":
+            buffered = io.BufferedReader(gzip.GzipFile(fileobj=buffered))
+        yield buffered
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RankingsError([f"{display_name(path)}: not a complete gzip file ({error})"]) from None
+    finally:
+        if path != "-":
+            raw.close()
+
+
+class JsonError(ValueError):
+    """Why bytes are not JSON, in words for people."""
+
+
+def parse_json(content: bytes) -> Any:
+    """The value that `content`, UTF-8, is.
+
+    Raises:
+        JsonError: it is none, or none that Python can hold.
+    """
+    try:
+        return json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise JsonError(f"not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise JsonError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError):
+        raise JsonError("not JSON that can be read: too deep, or a number of thousands of digits") from None
+
+
+def kind(value: Any) -> str:
+    """JSON's name for the type of `value`; Python's where JSON has none, as for dates from Parquet."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null" if value is None else type(value).__name__)
 
 
 class _Problem(Exception):
@@ -156,23 +203,12 @@ def _refuse(field_name: str, problem: str) -> NoReturn:
     raise _Problem(f"{field_name}: {problem}")
 
 
-def _json(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        _refuse("line", f"not UTF-8 at byte {error.start}")
-    except json.JSONDecodeError as error:
-        _refuse("line", f"not JSON: {error.msg} at column {error.colno}")
-    except (ValueError, RecursionError):
-        _refuse("line", "not JSON that can be read: too deep, or a number of thousands of digits")
-
-
 def _ranking(value: Any, origin: str, allow_tied: bool) -> Ranking:
     _check_object(value, "ranking", required=("prompt", "responses"))
     prompt = _prompt(value["prompt"])
     responses = value["responses"]
     if not isinstance(responses, list):
-        _refuse("responses", f"must be a list, not {_kind(responses)}")
+        _refuse("responses", f"must be a list, not {kind(responses)}")
     if len(responses) < 2:
         _refuse("responses", f"has {len(responses)}; a ranking needs at least 2")
     texts, judgements = [], []
@@ -234,7 +270,7 @@ def _check_object(
     ignored: Iterable[str] = _IGNORED_KEYS,
 ) -> None:
     if not isinstance(value, dict):
-        _refuse(at, f"must be an object, not {_kind(value)}")
+        _refuse(at, f"must be an object, not {kind(value)}")
     required, known = set(required), {*required, *optional}
     if missing := sorted(required - value.keys()):
         _refuse(at, f"has no {missing[0]!r}")
@@ -244,7 +280,7 @@ def _check_object(
 
 def _text(value: Any, at: str) -> str:
     if not isinstance(value, str):
-        _refuse(at, f"must be a text, not {_kind(value)}")
+        _refuse(at, f"must be a text, not {kind(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -258,19 +294,16 @@ def _rank(value: Any, at: str) -> int:
     return value
 
 
+_MAX_SCORE = (2 - 2**-23) * 2.0**127  # of float32, in which training has them
+
+
 def _score(value: Any, at: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        _refuse(f"{at}.score", f"must be a number, not {_kind(value)}")
+        _refuse(f"{at}.score", f"must be a number, not {kind(value)}")
     try:
         score = float(value)
     except OverflowError:  # a whole number of hundreds of digits
         score = math.inf
-    if not math.isfinite(score):
-        _refuse(f"{at}.score", "must be finite")
+    if not abs(score) <= _MAX_SCORE:
+        _refuse(f"{at}.score", f"must be finite in float32, from -{_MAX_SCORE:.6e} to {_MAX_SCORE:.6e}")
     return score
-
-
-def _kind(value: Any) -> str:
-    """JSON's name for the type of `value`."""
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
-    return kinds.get(type(value), "null")

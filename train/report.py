@@ -34,15 +34,16 @@ class LoggedEvaluation:
 class TrainingReport:
     """One run. `before` and `after` are None without a validation split; both are measured in float32.
 
-    `data` is the file's name, for a path may mean nothing elsewhere; `data_sha256` is None for standard input. `evaluations` are
-    those during training, in its precision; `best_step` is whose weights these are, where early stopping chose.
+    `data` is the file's name, for a path may mean nothing elsewhere; `rankings_sha256` is of the rankings as they were read (see
+    `run.rankings_sha256`), not of the file's bytes. `evaluations` are those during training, in its precision; `best_step` is
+    whose weights these are, where early stopping chose.
     `num_trained` of the `num_parameters` were not frozen. `rankings_by_size[K]` is how many of all rankings, training and
     validation, have K responses. `training_s` is the time in this process: of a resumed run, only since it was resumed. `files`
     are the checkpoint's, beside the report.
     """
 
     data: str
-    data_sha256: str | None
+    rankings_sha256: str
     git_revision: str | None
     config: dict[str, Any]
     num_training: int

@@ -1,6 +1,7 @@
 """Which run this is: what a resumed one must have in common with the one that it resumes, and what it may change."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,16 @@ _FREE_TO_CHANGE = {"output", "save_every", "log_every", "report_to", "gradient_c
 
 def describe_run(config: TrainConfig, rankings: Sequence[Ranking]) -> dict[str, Any]:
     """What steps/run.json holds from the beginning."""
-    content = "\n".join(repr((ranking.prompt, ranking.responses, ranking.ranks, ranking.scores)) for ranking in rankings)
-    return {"config": plain_config(config), "rankings_sha256": hashlib.sha256(content.encode()).hexdigest()}
+    return {"config": plain_config(config), "rankings_sha256": rankings_sha256(rankings)}
+
+
+def rankings_sha256(rankings: Sequence[Ranking]) -> str:
+    """Of what was read, in its order: a pipe is there only once, and a file may be another when the run ends."""
+    digest = hashlib.sha256()
+    for ranking in rankings:
+        prompt = [[message.role, message.content] for message in ranking.prompt]
+        digest.update(json.dumps([prompt, ranking.responses, ranking.ranks, ranking.scores]).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def check_same_run(run: dict[str, Any], noted: dict[str, Any]) -> None:

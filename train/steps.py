@@ -3,12 +3,13 @@
     steps/run.json            which run this is: options, data, validation before training
     steps/checkpoint-200/     `Trainer`'s own: weights, optimizer, schedule, random states, and last `complete`
     steps/final/              the checkpoint while it is being written; moved to DIR when whole
+    steps/moved               which of its files have been moved, or are about to be: ours, though no report in DIR lists them yet
 
 A SIGKILL may leave the newest checkpoint half written. `Trainer` writes several files and then deletes older checkpoints,
 so none of its files tells that all are there; the marker that we add when it is done does. Two checkpoints are kept: the
 one before the one being written is always marked and whole. (This withstands the death of the process, not of the power.)
 
---overwrite deletes what kwise train wrote and nothing else: training_report.json lists the files of the checkpoint beside
+What kwise train wrote is deleted or replaced, and nothing else: training_report.json lists the files of the checkpoint beside
 it, run.json marks steps/. An earlier checkpoint stays, and works, until the new one is whole and takes its place.
 """
 
@@ -25,7 +26,7 @@ from kwise.train.processes import Processes
 REPORT_NAME = "training_report.json"
 ADAPTER_NAME, RUNS_NAME = "adapter", "runs"
 """The directories of a checkpoint, each of files alone: the adapter before it was merged, and a tracker's files."""
-_MARKER = "complete"
+_MARKER, _MOVED = "complete", "moved"
 
 
 class MarkComplete(TrainerCallback):
@@ -72,15 +73,19 @@ class StepsDir:
     def open(self, *, overwrite: bool) -> None:
         """Make the directory, after `check` and once the run is sure to begin. An unfinished run that is overwritten is
         deleted here, a finished checkpoint by `publish`."""
-        if overwrite:
-            shutil.rmtree(self.path, ignore_errors=True)
+        if overwrite and self.path.is_dir():
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != _MOVED:  # else nobody would know whose files those are
+                    path.unlink()
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _check_ours(self) -> None:
         """Raises ConfigError where anything in the output directory is not known to be written by kwise train."""
         ours = set(self._published())
-        if self.path.is_dir() and (self.read_run() is not None or not any(self.path.iterdir())):
-            ours.add(self.path.name)
+        if self.path.is_dir() and (self.read_run() is not None or {path.name for path in self.path.iterdir()} <= {_MOVED}):
+            ours |= {self.path.name, *self._moved()}
         if foreign := sorted(name for name in _names(self.output) if name.partition("/")[0] not in ours and name not in ours):
             raise ConfigError(f"--overwrite: {self.output} has {foreign[0]}, which kwise train is not known to have written")
 
@@ -91,6 +96,12 @@ class StepsDir:
             return []
         files = [name for name in report["files"] if isinstance(name, str) and _is_name(name)]
         return [name for name in (*files, REPORT_NAME) if (self.output / name).is_file()]
+
+    def _moved(self) -> list[str]:
+        """The files in the output directory that a `publish` which did not end had moved there."""
+        noted = self.path / _MOVED
+        names = noted.read_text(encoding="utf-8").splitlines() if noted.is_file() else []
+        return [name for name in names if _is_name(name) and (self.output / name).is_file()]
 
     def newest_complete(self) -> Path | None:
         """The checkpoint to resume from, if there is one."""
@@ -109,18 +120,40 @@ class StepsDir:
         partial.replace(self.path / "run.json")
 
     def publish(self, final: Path) -> None:
-        """Move the files of the finished checkpoint from `final` to the output directory, the report last, and delete those
-        of an earlier checkpoint that are not among them. `--resume` repeats what a kill in between leaves undone."""
-        new = sorted(file_names(final))
-        old = self._published()
-        for name in (*(name for name in new if name != REPORT_NAME), *(name for name in new if name == REPORT_NAME)):
-            (self.output / name).parent.mkdir(exist_ok=True)
-            (final / name).replace(self.output / name)
-        for name in set(old) - set(new):
+        """Move the files of the finished checkpoint from `final` to the output directory, delete those of an earlier checkpoint
+        that are not among them, and move the report, by whose list alone those are known. `--resume` repeats what a kill in
+        between leaves undone.
+
+        Raises:
+            ConfigError: a file that kwise train is not known to have written is in the way of one; nothing has been moved.
+        """
+        new = sorted(set(file_names(final)) - {REPORT_NAME})
+        ours = {*self._published(), *self._moved()}
+        self._check_free({*new, REPORT_NAME} - ours)
+        for name in new:
+            self._move(final, name)
+        for name in ours - {*new, REPORT_NAME}:
             (self.output / name).unlink()
         for folder in (self.output / ADAPTER_NAME, self.output / RUNS_NAME):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+        self._move(final, REPORT_NAME)
+
+    def _check_free(self, names: set[str]) -> None:
+        for name in sorted(names):
+            target = self.output / name
+            folder_is_a_file = target.parent.exists() and not target.parent.is_dir()
+            if folder_is_a_file or target.exists() or target.is_symlink():
+                raise ConfigError(
+                    f"--output: {target.parent if folder_is_a_file else target} is in the way of the checkpoint, and kwise train "
+                    "is not known to have written it: move it and give --resume"
+                )
+
+    def _move(self, final: Path, name: str) -> None:
+        with (self.path / _MOVED).open("a", encoding="utf-8") as noted:
+            noted.write(name + "\n")
+        (self.output / name).parent.mkdir(exist_ok=True)
+        (final / name).replace(self.output / name)
 
     def close(self) -> None:
         """The run is finished: there is nothing to resume any more."""

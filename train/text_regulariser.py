@@ -9,12 +9,11 @@ Dimensions: B rankings of a batch; M tokens of their best responses, one ranking
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.engine.errors import ConfigError
@@ -22,7 +21,7 @@ from kwise.engine.trie import build_trie
 from kwise.engine.types import Conversation, TokenIds
 from kwise.train.layout import TrainLayout
 from kwise.train.model import RewardModel
-from kwise.train.pretrained import reading
+from kwise.train.pretrained import reading, source_of
 
 _BETA = 0.1
 TextHead = Callable[[Tensor], Tensor]
@@ -41,24 +40,36 @@ def text_head(name: str, reward_model: RewardModel) -> TextHead:
         raise ConfigError(
             f"--text-regulariser: {type(reward_model.model).__name__} is no causal model that is computed over the trie"
         )
-    path = Path(name)
-    place = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     with reading("--text-regulariser: --model", name):
-        source, loading = AutoModelForCausalLM.from_pretrained(
-            path.parent if place else name, dtype=torch.float32, output_loading_info=True, **place
-        )
+        source, loading = AutoModelForCausalLM.from_pretrained(**source_of(name), dtype=torch.float32, output_loading_info=True)
     if loading["missing_keys"]:
         raise ConfigError(f"--text-regulariser: {name} has no LM head: it lacks {sorted(loading['missing_keys'])[0]}")
     model = reward_model.model
-    weight: Tensor = source.get_output_embeddings().weight.detach().clone().to(model.device)
+    weight: Tensor = source.to(model.device).eval().get_output_embeddings().weight.detach()
     tied = source.get_output_embeddings().weight is source.get_input_embeddings().weight
     input_ids = torch.arange(3, 11, device=model.device)[None]
-    expected = source.to(model.device).eval()(input_ids).logits
+    expected = source(input_ids).logits
     states = model.eval().base_model(input_ids).last_hidden_state
     if not torch.allclose(states @ weight.T, expected, rtol=0, atol=1e-4 * float(expected.abs().max())):
         raise ConfigError(f"--text-regulariser: the logits of {type(source).__name__} are more than its head's products")
+    return _tied_head(model) if tied else _FrozenHead(weight)
+
+
+def _tied_head(model: PreTrainedModel) -> TextHead:
+    """Reads the embeddings as they are trained, and keeps nothing: a module with them in it would be saved a second time."""
     embeddings = model.get_input_embeddings()
-    return lambda states: F.linear(states.float(), embeddings.weight if tied else weight)
+    return lambda states: F.linear(states.float(), embeddings.weight)
+
+
+class _FrozenHead(nn.Module):
+    """Goes to the device with the model that has it, and is neither trained nor saved."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return F.linear(states.float(), self.weight)
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, input_ids: TokenIds) -> int:

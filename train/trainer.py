@@ -22,7 +22,7 @@ from kwise.train.arguments import training_arguments
 from kwise.train.batch import Batch, TokenizedRanking, collate
 from kwise.train.config import TrainConfig
 from kwise.train.layout import rewards_and_text_of
-from kwise.train.loss import Judged, Objective, ranking_losses
+from kwise.train.loss import Judged, NotFinite, Objective, ranking_losses
 from kwise.train.model import RewardModel
 from kwise.train.objectives import objective_of
 from kwise.train.order import EpochOrder
@@ -66,6 +66,9 @@ class RankingTrainer(Trainer):
         """This pass's part of the mean over the step's rankings, of which there are `num_items_in_batch` in all processes.
 
         Gradients, and the losses that are logged, are averaged over processes, so each multiplies its part by their number.
+
+        Raises:
+            NotFinite: a loss is infinite or not a number; its gradient would be the end of all weights.
         """
         rewards_S, log_probs_M = rewards_and_text_of(model, inputs)
         judged = Judged(inputs["ranks"], inputs["scores"])
@@ -73,6 +76,8 @@ class RankingTrainer(Trainer):
         if log_probs_M is not None:
             texts_B = text_losses(log_probs_M, inputs["text_sizes"].tolist())
             losses_B = (1 - self.text_weight) * losses_B + self.text_weight * texts_B
+        if not losses_B.isfinite().all():
+            raise NotFinite(f"the loss of step {self.state.global_step + 1} is not finite: {losses_B.tolist()}")
         total = num_items_in_batch or inputs["weights"].sum()
         return (inputs["weights"] * losses_B).sum() * self.args.world_size / total
 
@@ -118,7 +123,7 @@ def make_trainer(
     arguments = training_arguments(
         config, layout=reward_model.layout, num_rankings=len(rankings), num_processes=processes.count, steps_dir=steps_dir
     )
-    callbacks: list[TrainerCallback] = [MarkComplete(processes), ProgressLines(progress)]
+    callbacks: list[TrainerCallback] = [MarkComplete(processes), ProgressLines(progress), HowOften()]
     if config.early_stopping_patience:
         callbacks += [EvaluateTheLast(), EarlyStoppingCallback(config.early_stopping_patience)]
     trainer = RankingTrainer(
@@ -143,6 +148,13 @@ def make_trainer(
 
 def _has_ended(state: TrainerState) -> bool:
     return bool(state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"])
+
+
+class HowOften(TrainerCallback):
+    """--save-every and --log-every of a resumed run, where `Trainer` would read those of the run before from its state."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
 
 
 class EvaluateTheLast(TrainerCallback):

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import set_seed
 
 from kwise.engine.errors import ConfigError
@@ -16,11 +17,12 @@ from kwise.train.adapter import add_adapter, merge_adapter, save_adapter
 from kwise.train.card import CARD_NAME, model_card
 from kwise.train.config import Precision, TrainConfig
 from kwise.train.evaluate import Evaluation
+from kwise.train.loss import NotFinite
 from kwise.train.model import load_reward_model
 from kwise.train.precision import bf16_backbone, choose_precision
 from kwise.train.prepared import Prepared, prepare, read_data
 from kwise.train.processes import Processes
-from kwise.train.provenance import git_revision, sha256_of, versions
+from kwise.train.provenance import git_revision, versions
 from kwise.train.report import LoggedEvaluation, LoggedLoss, TrainingReport, rankings_by_size
 from kwise.train.run import check_same_run, describe_run
 from kwise.train.steps import ADAPTER_NAME, REPORT_NAME, RUNS_NAME, StepsDir, file_names
@@ -43,13 +45,14 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     Raises:
         ConfigError: the options do not fit the output directory, the model, or the run to resume; there is no such model.
         RankingsError: the data is not usable; one line per problem.
+        NotFinite: a loss or a weight; nothing is published, and steps/ stays.
         OSError: a file cannot be read or written.
     """
     started_s = time.perf_counter()
     processes = Processes()
     progress = progress if processes.is_main else _silent
-    if config.data == "-" and processes.count > 1:
-        raise ConfigError("standard input cannot be read by several processes: give DATA as a file")
+    if processes.count > 1 and (config.data == "-" or Path(config.data).is_fifo()):
+        raise ConfigError("standard input or a pipe cannot be read by several processes: give DATA as a file")
     steps = StepsDir(config.output)
     steps.check(resume=config.resume, overwrite=config.overwrite)
     rankings = read_data(config)
@@ -73,6 +76,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     with bf16_backbone(reward_model.model) if precision is Precision.BF16 else nullcontext():
         trainer.train_from(steps.newest_complete())
     training_s = time.perf_counter() - training_started_s
+    _check_finite(model, trainer.state.global_step)
 
     final = steps.path / "final"
     if config.lora_rank:
@@ -87,7 +91,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     logged = trainer.state.log_history
     report = TrainingReport(
         **_of_data(config, data),
-        config=run["config"],
+        **run,
         num_parameters=num_parameters,
         num_trained=num_trained,
         num_processes=processes.count,
@@ -136,11 +140,17 @@ def _begin(
     return before
 
 
+def _check_finite(model: nn.Module, step: int) -> None:
+    """Raises NotFinite. A finite loss may have an infinite gradient, and behind the last step no loss would tell."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise NotFinite(f"after step {step} {name} is not finite")
+
+
 def _of_data(config: TrainConfig, data: Prepared) -> dict[str, Any]:
     """What the report says of the data, and of the code beside it."""
     return {
         "data": Path(config.data).name,
-        "data_sha256": sha256_of(config.data),
         "git_revision": git_revision(),
         "num_training": len(data.training),
         "num_validation": len(data.held_out),

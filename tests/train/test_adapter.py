@@ -101,10 +101,23 @@ def test_a_run_with_adapters_resumes_exactly_and_leaves_the_merged_model_and_the
     assert not (tmp_path / "whole" / "adapter").exists()
 
 
+def test_every_layer_that_is_named_gets_an_adapter_whatever_stands_around_its_name(
+    smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    """The name with a space before it was no layer, and q_proj was trained alone."""
+    loaded = load_reward_model(str(tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path)))
+    adapted = add_adapter(loaded, config_of(lora_targets="q_proj, v_proj"))
+    names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_parameters() if ".lora_A" in name}
+    assert names == {"q_proj", "v_proj"}
+
+
 def test_layers_that_are_not_there_and_options_without_a_rank_are_refused(smollm2_tokenizer: Any, tmp_path: Path) -> None:
     loaded = load_reward_model(str(tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path)))
     with pytest.raises(ConfigError, match="--lora-targets query: "):
         add_adapter(loaded, config_of(lora_targets="query"))
+    for targets in ("q_proj, v_porj", "proj", "q_proj,"):
+        with pytest.raises(ConfigError, match=r"^--lora-targets (v_porj|proj|): LlamaForSequenceClassification has no layer"):
+            add_adapter(loaded, config_of(lora_targets=targets))
     for changed in ({"lora_alpha": 8}, {"lora_dropout": 0.1}, {"lora_targets": "q_proj"}):
         with pytest.raises(ConfigError, match=r"^--lora-\w+ is of --lora-rank"):
             config_of(lora_rank=0, **changed)

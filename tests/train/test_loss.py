@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from kwise.train.loss import Judged, kwise_loss, mean_loss
+from kwise.train.loss import Judged, kwise_loss, ranking_losses
 
 
 def pairs_of(ranks: list[int]) -> list[tuple[int, int]]:
@@ -69,12 +69,12 @@ def test_extreme_rewards_give_a_finite_loss_and_gradient() -> None:
     assert loss.isfinite() and rewards.grad.isfinite().all()
 
 
-def test_a_step_is_the_mean_over_rankings_however_many_responses_they_have() -> None:
+def test_each_ranking_of_a_batch_has_the_loss_that_it_has_alone() -> None:
     rewards, ranks = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5]), torch.tensor([1, 2, 3, 1, 2])
-    expected = (kwise_loss(rewards[:2], ranks[:2]) + kwise_loss(rewards[2:], ranks[2:])) / 2
+    expected = torch.stack([kwise_loss(rewards[:2], ranks[:2]), kwise_loss(rewards[2:], ranks[2:])])
     judged = Judged(ranks, torch.full((5,), torch.nan))
-    mean = mean_loss(rewards, judged, [2, 3], lambda rewards_K, judged_K: kwise_loss(rewards_K, judged_K.ranks_K))
-    torch.testing.assert_close(mean, expected)
+    losses = ranking_losses(rewards, judged, [2, 3], lambda rewards_K, judged_K: kwise_loss(rewards_K, judged_K.ranks_K))
+    torch.testing.assert_close(losses, expected)
 
 
 def test_nine_passes_give_the_gradient_of_36_separate_pairs() -> None:

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from training_runs import IGNORED_WARNINGS, command, options
 
+from kwise.engine.errors import ConfigError
 from kwise.train.config import TrainConfig
 from kwise.train.order import EpochOrder
+from kwise.train.processes import Processes
 from kwise.train.steps import StepsDir
 from kwise.train.training import train
 
@@ -60,6 +62,15 @@ def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
     for name, weights in ours.items():
         torch.testing.assert_close(theirs[name], weights, rtol=0, atol=1e-5, msg=name)
     assert not (tmp_path / "two" / "steps").exists()
+
+
+def test_a_launchers_mixed_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --mixed_precision bf16` rounded the rewards to 8 bits."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ConfigError, match=r"launched with mixed precision bf16, .*--precision$"):
+        Processes()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert Processes().count == 1
 
 
 def test_an_epoch_is_a_permutation_that_several_processes_fill_up() -> None:

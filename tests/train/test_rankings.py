@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kwise.engine.cli import main
 from kwise.engine.types import Message
 from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, read_rankings, split_by_prompt
 
@@ -54,6 +55,7 @@ def responses(*items: dict[str, Any]) -> dict[str, Any]:
         (responses({"text": "a", "score": 1}, {"text": "a", "score": 2}), "responses: [0] and [1] are the same text"),
         (responses({"text": "a", "score": 1}, {"text": "b", "score": math.nan}), "responses[1].score: must be finite"),
         (responses({"text": "a", "score": 10**400}, {"text": "b", "score": 1}), "responses[0].score: must be finite"),
+        (responses({"text": "a", "score": 1}, {"text": "b", "score": -1e39}), "responses[1].score: must be finite in float32"),
         ({**GOOD, "prompt": [{"role": "user"}]}, "prompt[0]: has no 'content'"),
         ({**GOOD, "promt": 1}, "ranking: unknown key 'promt'"),
     ],
@@ -65,10 +67,32 @@ def test_a_bad_line_is_named_with_its_number_and_field(tmp_path: Path, line: Any
     assert str(raised.value).startswith(f"{path}:2: {problem}")
 
 
-def test_all_bad_lines_are_told_at_once_up_to_a_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num_bad", "num_told"), [(MAX_PROBLEMS, MAX_PROBLEMS), (MAX_PROBLEMS + 1, MAX_PROBLEMS + 1)])
+def test_all_bad_lines_are_told_at_once_up_to_a_limit(tmp_path: Path, num_bad: int, num_told: int) -> None:
+    """ "stopped after 20 problems" was said where there were 20 in all."""
     with pytest.raises(RankingsError) as raised:
-        read_rankings(written(tmp_path / "data.jsonl", *["{"] * 30))
-    assert len(raised.value.problems) == MAX_PROBLEMS + 1
+        read_rankings(written(tmp_path / "data.jsonl", *["{"] * num_bad, GOOD))
+    assert len(raised.value.problems) == num_told
+    assert ("there are more" in raised.value.problems[-1]) == (num_bad > MAX_PROBLEMS)
+
+
+@pytest.mark.parametrize(("name", "is_packed"), [("data", True), ("data.gz", False), ("data.gz", True)])
+def test_the_content_tells_a_gzip_file_and_the_name_does_not(tmp_path: Path, name: str, is_packed: bool) -> None:
+    content = json.dumps(GOOD).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if is_packed else content)
+    assert len(read_rankings(tmp_path / name)) == 1
+    assert main(["data", "validate", str(tmp_path / name)]) == 0
+
+
+def test_a_gzip_file_that_is_cut_short_is_told_after_its_bad_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(gzip.compress(b"{\n" + b"\n" * 100_000)[:-9])
+    with pytest.raises(RankingsError) as raised:
+        read_rankings(path)
+    assert [("not JSON" in problem, "not a complete gzip" in problem) for problem in raised.value.problems] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 def test_scores_become_ranks_with_the_highest_first_and_ties_kept(tmp_path: Path) -> None:

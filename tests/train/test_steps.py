@@ -3,6 +3,7 @@ earlier checkpoint stays until the new one is whole."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,3 +105,84 @@ def test_a_file_for_an_output_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is no directory"):
         check(tmp_path / "file")
+
+
+def finished(output: Path, files: dict[str, str]) -> StepsDir:
+    """An unfinished run whose new checkpoint is whole and not yet published."""
+    steps = StepsDir(output)
+    steps.open(overwrite=False)
+    steps.write_run(RUN)
+    write_final(steps, files)
+    return steps
+
+
+def write_final(steps: StepsDir, files: dict[str, str]) -> None:
+    """As a run and one that is resumed do."""
+    (steps.path / "final").mkdir(exist_ok=True)
+    for name, text in files.items():
+        (steps.path / "final" / name).write_text(text)
+    (steps.path / "final" / REPORT_NAME).write_text(json.dumps({**OURS, "files": sorted(files)}))
+
+
+def contents(output: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in output.iterdir() if path.is_file() and path.name != REPORT_NAME}
+
+
+def test_a_file_of_somebody_elses_is_not_replaced_and_nothing_is_moved(tmp_path: Path) -> None:
+    """A README.md written beside steps/ was lost with --resume."""
+    steps = finished(tmp_path, {"README.md": "card", "config.json": "new"})
+    final = steps.path / "final"
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"README\.md is in the way of the checkpoint"):
+        steps.publish(final)
+    assert contents(tmp_path) == {"README.md": "mine"} and (final / "config.json").exists()
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "adapter").write_text("mine")
+    (final / "adapter").mkdir()
+    (final / "adapter" / "weights").touch()
+    with pytest.raises(ConfigError, match="adapter is in the way"):
+        steps.publish(final)
+    (tmp_path / "adapter").unlink()
+    steps.publish(final)
+    assert contents(tmp_path) == {"README.md": "card", "config.json": "new"}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("again", ["resume", "overwrite"])
+def test_publishing_can_be_killed_anywhere_and_leaves_no_file_that_nobody_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, again: str
+) -> None:
+    """A kill between the report and the deletion left the earlier checkpoint's vocab.txt for good."""
+    write_checkpoint(tmp_path, "config.json", "old.txt", "vocab.txt")
+    files = {"config.json": "new", "model.safetensors": "new", "tokenizer.json": "new"}
+    steps = finished(tmp_path, files)
+    changes = 0
+
+    def killed(change: Any) -> Any:
+        def changing(path: Path, *args: Any) -> Any:
+            nonlocal changes
+            if changes == at:
+                raise Killed
+            changes += 1
+            return change(path, *args)
+
+        return changing
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed(Path.replace))
+        patched.setattr(Path, "unlink", killed(Path.unlink))
+        with pytest.raises(Killed):
+            steps.publish(steps.path / "final")
+    steps.check(resume=again == "resume", overwrite=again == "overwrite")
+    steps.open(overwrite=again == "overwrite")
+    check(tmp_path)
+    steps.write_run(RUN)
+    write_final(steps, {name: f"{text} again" for name, text in files.items()})
+    steps.publish(steps.path / "final")
+    steps.close()
+    assert contents(tmp_path) == dict.fromkeys(files, "new again")
+    assert json.loads((tmp_path / REPORT_NAME).read_text())["files"] == sorted(files)

@@ -1,5 +1,6 @@
 """The text loss over the trie is that of the language model on whole conversations, in value and gradient."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file
 from tiny_models import GROUPED, SMALL, tiny_model
 from training_runs import IGNORED_WARNINGS, options
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -18,7 +20,7 @@ from kwise.train.config import TrainConfig
 from kwise.train.layout import TrainLayout, rewards_and_text_of
 from kwise.train.loss import kwise_loss
 from kwise.train.model import load_reward_model
-from kwise.train.rankings import Ranking, read_rankings
+from kwise.train.rankings import Ranking, RankingsError, read_rankings
 from kwise.train.text_regulariser import install_text_head, text_head, text_losses
 from kwise.train.training import train
 
@@ -105,6 +107,42 @@ def test_a_run_with_the_regulariser_keeps_the_text_of_the_best_responses_likelie
         assert log_probs is not None
         likelihoods[weight] = float(log_probs.mean())
     assert likelihoods[0.5] > likelihoods[0.0] + 1
+
+
+def test_an_untied_head_goes_with_the_model_and_is_not_saved_and_a_tied_one_is_kept_once(
+    smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    """It stayed on the CPU when the model moved, and tied models kept a copy that nothing read."""
+    for family in FAMILIES:
+        path = language_model(family, smollm2_tokenizer, tmp_path / family)
+        ours = load_reward_model(str(path))
+        names = set(ours.model.state_dict())
+        install_text_head(ours.model, text_head(str(path), ours))
+        kept = {name for name, _ in ours.model.named_buffers() if "text_head" in name}
+        assert kept == ({"kwise_text_head.weight"} if family == "Llama" else set())
+        assert set(ours.model.state_dict()) == names
+        ours.save(tmp_path / "saved" / family)
+        assert not [name for name in load_file(tmp_path / "saved" / family / "model.safetensors") if "text_head" in name]
+        assert not [name for name, _ in ours.model.named_parameters() if "text_head" in name]
+        ours.model.to("meta")
+        hidden_size = ours.model.config.hidden_size
+        assert ours.model.kwise_text_head(torch.zeros(2, hidden_size, device="meta")).shape == (2, len(smollm2_tokenizer))
+
+
+def test_the_prompts_end_is_looked_for_in_the_best_response(smollm2_tokenizer: Any) -> None:
+    """It was looked for in the first: a tokenizer may join the prompt's last letters with what follows."""
+    smollm2_tokenizer = copy.deepcopy(smollm2_tokenizer)
+    smollm2_tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    prompt = (Message(role="user", content="I am un"),)
+    ranking = Ranking(prompt=prompt, responses=(" x", "der"), ranks=(2, 1))
+    [tokenized] = tokenize_rankings([ranking], smollm2_tokenizer, max_tokens=None, skip_overlong=False, with_text=True)
+    opened = smollm2_tokenizer("I am un", add_special_tokens=False)["input_ids"]
+    first, best = tokenized.input_ids
+    assert list(first[: len(opened)]) == opened and list(best[: len(opened)]) != opened, "the case at hand"
+    assert tokenized.prompt_length == len(opened) - 1
+    smollm2_tokenizer.chat_template = "{% for m in messages|reverse %}{{ m.content }}{% endfor %}"
+    with pytest.raises(RankingsError, match="no token of it stands before the best response"):
+        tokenize_rankings([ranking], smollm2_tokenizer, max_tokens=None, skip_overlong=False, with_text=True)
 
 
 def test_models_without_a_language_models_head_are_refused(

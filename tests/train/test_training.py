@@ -1,7 +1,11 @@
 """A run from rankings to checkpoint, with a tiny model of random weights and SmolLM2's real tokenizer."""
 
+import json
+import math
+import os
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,15 +13,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import IGNORED_WARNINGS, command, options
+from training_runs import IGNORED_WARNINGS, command, interrupted_at, options
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from kwise.engine.cli import main
 from kwise.engine.errors import ConfigError
 from kwise.engine.types import Message
 from kwise.train.config import Overlong, TrainConfig
+from kwise.train.loss import NotFinite
 from kwise.train.model import load_reward_model
-from kwise.train.rankings import RankingsError
+from kwise.train.rankings import RankingsError, read_rankings
+from kwise.train.run import rankings_sha256
 from kwise.train.steps import StepsDir
+from kwise.train.trainer import RankingTrainer
 from kwise.train.training import train
 
 pytestmark = IGNORED_WARNINGS
@@ -87,6 +95,71 @@ def test_ctrl_c_exits_with_130_and_leaves_a_run_to_resume(data: Path, tiny_check
     assert (process.returncode, output) == (130, "")
     assert "Traceback" not in errors
     assert StepsDir(settings["output"]).newest_complete() and StepsDir(settings["output"]).read_run()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_published(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was logged as 0.0000, and weights that are not numbers were published with exit code 0."""
+    path, output = tmp_path / "scores.jsonl", tmp_path / "out"
+    items = [{"text": text, "score": score} for text, score in (("yes", 1e30), ("no", -1e30))]
+    path.write_text(json.dumps({"prompt": "Well?", "responses": items}), encoding="utf-8")
+    arguments = [str(path), "--model", str(tiny_checkpoint), "--output", str(output), "--objective", "regression"]
+    assert main(["train", *arguments, "--validation-fraction", "0"]) == 1
+    error = capsys.readouterr().err
+    assert "the loss of step 1 is not finite: [inf]" in error and "no checkpoint is written" in error
+    assert [path.name for path in output.iterdir()] == ["steps"]
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_not_published(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(trainer: RankingTrainer, checkpoint: Path | None) -> None:
+        with torch.no_grad():
+            trainer.model.score.weight.fill_(math.nan)
+
+    monkeypatch.setattr(RankingTrainer, "train_from", broken)
+    with pytest.raises(NotFinite, match=r"score\.weight is not finite"):
+        train(TrainConfig(**options(data, tiny_checkpoint, tmp_path / "out")))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["steps"]
+
+
+@pytest.mark.timeout(60)
+def test_the_data_is_read_once_so_that_a_pipe_will_do(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """It was read again after training for a hash: a FIFO waited for ever, `<(cat …)` gave the hash of nothing."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(data.read_bytes()), daemon=True)
+    writer.start()
+    report = train(TrainConfig(**options(pipe, tiny_checkpoint, tmp_path / "out", epochs=0.1)))
+    writer.join()
+    assert report.rankings_sha256 == rankings_sha256(read_rankings(data)) != rankings_sha256([])
+
+
+def test_rankings_computed_one_or_four_at_a_time_give_the_same_weights(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """26 rankings: the last step has two."""
+    for size in (1, 4):
+        changed = {"epochs": 1.0, "rankings_per_step": 4, "rankings_per_pass": size}
+        train(TrainConfig(**options(data, tiny_checkpoint, tmp_path / str(size), **changed)))
+    one, four = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "4"))
+    for name, weights in one.items():
+        torch.testing.assert_close(four[name], weights, rtol=0, atol=1e-4, msg=name)
+
+
+def test_how_often_a_resumed_run_saves_and_logs_may_be_changed(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """`Trainer` took both from the state of the run before."""
+    settings = options(data, tiny_checkpoint, tmp_path / "out", epochs=2.0)
+    interrupted_at("step 12/", TrainConfig(**settings))
+    saved: set[str] = set()
+
+    def progress(line: str) -> None:
+        saved.update(path.parent.name for path in (tmp_path / "out").glob("steps/checkpoint-*/complete"))
+
+    report = train(TrainConfig(**{**settings, "resume": True, "save_every": 6, "log_every": 1}), progress)
+    assert [loss.step for loss in report.losses if loss.step > 10] == list(range(11, 27))
+    assert saved - {"checkpoint-5"} == {"checkpoint-10", "checkpoint-12", "checkpoint-18", "checkpoint-24", "checkpoint-26"}
 
 
 def test_an_earlier_checkpoint_survives_a_run_that_does_not_begin(trained: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """What exports of annotation tools leave to be guessed: which field is the prompt, which the response that an option names.
 
-A guess is made only where there is one possibility; everything else is an error that names the option to decide it.
+A guess is made only where there is one possibility; everything else is an error that names the option to decide it. Guesses go
+with the ranking, for `convert.py` to see that rows agree on them: a row alone does not show that another has a second question.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from kwise.engine.types import Conversation
@@ -12,22 +14,34 @@ from kwise.train.data.fields import is_messages, messages, refuse, user
 _USUAL_PROMPTS = ("prompt", "instruction", "question", "input")
 
 
-def choose_prompt(fields: Mapping[str, Any], responses: Collection[str], column: str) -> tuple[str, Conversation]:
-    """(name, prompt): `column`, or the only field that is a text or messages and no response, or the only one of those with a
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenPrompt:
+    """`guesses` and `note` as in `Ranked`."""
+
+    prompt: Conversation
+    guesses: tuple[tuple[str, str], ...]
+    note: str
+
+
+def choose_prompt(fields: Mapping[str, Any], responses: Collection[str], column: str) -> ChosenPrompt:
+    """`column`, or the only field that is a text or messages and no response, or the only one of those with a
     usual name."""
     if column and column not in fields:
         refuse("--prompt-column", f"there is no field {column!r}; there are {_listed(fields)}")
-    possible = [
-        name for name, value in fields.items() if name not in responses and (isinstance(value, str) or is_messages(value))
-    ]
-    if column:
-        possible = [column]
-    elif len(possible) > 1:
+    texts = [name for name, value in fields.items() if name not in responses and (isinstance(value, str) or is_messages(value))]
+    possible = [column] if column else texts
+    if len(possible) > 1:
         possible = [name for name in possible if name.lower() in _USUAL_PROMPTS] or possible
     if len(possible) != 1:
         refuse("fields", f"the prompt may be {_listed(possible) or 'none of them'}; say which with --prompt-column")
-    value = fields[possible[0]]
-    return possible[0], user(value) if isinstance(value, str) else messages(value, possible[0])
+    [chosen] = possible
+    value = fields[chosen]
+    dropped = sorted(name for name in texts if name != chosen)
+    return ChosenPrompt(
+        prompt=user(value) if isinstance(value, str) else messages(value, chosen),
+        guesses=() if column else (("--prompt-column", chosen),),
+        note=f"fields that are neither the prompt nor ranked are not written: {_listed(dropped)}" if dropped else "",
+    )
 
 
 def field_named(option: str, fields: Mapping[str, Any], at: str) -> str:
@@ -42,7 +56,7 @@ def field_named(option: str, fields: Mapping[str, Any], at: str) -> str:
 
 
 def one_question(names: Collection[str], chosen: str) -> str:
-    """The ranking question to read."""
+    """The ranking question to read: `chosen`, or the only one."""
     if chosen and chosen not in names:
         refuse("--question", f"there is no ranking {chosen!r} here; there are {_listed(names)}")
     if not chosen and len(names) > 1:

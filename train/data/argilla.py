@@ -7,12 +7,12 @@ the response fields (`reply-1` for `reply-1`, `reply_1` or "Reply 1"). Exports c
   {QUESTION: {"value": [{"value", "rank"}]}}}]}` (https://docs.argilla.io/en/v1.15.0/guides/llms/practical_guides/create_dataset.html);
 - Argilla 1 on the Hub: a column a field, and `QUESTION: [{"user_id", "value": {"rank": […], "value": […]}, "status"}]`
   (https://huggingface.co/datasets/NextWealth/Python-DPO);
-- Argilla 2, `to_list()`: `{"fields": {…}, "responses": {QUESTION: [{"value": [option, …], "user_id"}]}}`;
+- Argilla 2, `to_list()`: `{"fields": {…}, "responses": {QUESTION: [{"value": [option, …], "user_id"}]}}`, without a status;
 - Argilla 2, `to_list(flatten=True)` and `to_datasets()`: a column a field, and `QUESTION.responses`, `QUESTION.responses.users`,
   `QUESTION.responses.status` (argilla-io/argilla: argilla/src/argilla/records/_io/_generic.py). Argilla 2 gives options in
   order, best first, and no ties.
 
-Answers that are not submitted are left out and counted.
+Answers that are not submitted are left out and counted, where the export says so: of Argilla 2's nested lists all are taken.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +38,9 @@ def is_argilla(row: Row) -> bool:
 def read_argilla(row: Row, options: ReadOptions) -> Iterator[Item]:
     fields, answers = _fields(row), _answers(row)
     rankings = {name: found for name, found in answers.items() if any(_is_ranking(value, fields) for value, _ in found)}
+    if options.question and all(value is None for value, _ in answers.get(options.question, ())):
+        yield Left(what="row", reason="question not answered")
+        return
     if not rankings:
         yield Left(what="row", reason="no annotator's ranking of options that are named like the fields")
         return
@@ -54,9 +57,14 @@ def read_argilla(row: Row, options: ReadOptions) -> Iterator[Item]:
 def _ranking(question: str, value: Any, fields: Mapping[str, Any], options: ReadOptions) -> Ranked:
     ordered = _ordered(value, question)
     names = [field_named(option, fields, f"{question}.value") for option, _ in ordered]
-    _, prompt = choose_prompt(fields, names, options.prompt_column)
-    responses = tuple(as_text(fields[name], name) for name in names)
-    return Ranked(prompt=prompt, responses=responses, ranks=tuple(rank for _, rank in ordered))
+    chosen = choose_prompt(fields, names, options.prompt_column)
+    return Ranked(
+        prompt=chosen.prompt,
+        responses=tuple(as_text(fields[name], name) for name in names),
+        ranks=tuple(rank for _, rank in ordered),
+        note=chosen.note,
+        guesses=chosen.guesses if options.question else (("--question", question), *chosen.guesses),
+    )
 
 
 def _ordered(value: Any, question: str) -> list[tuple[str, int]]:

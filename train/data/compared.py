@@ -5,15 +5,17 @@
   arXiv:2009.01325). The prompt is that of the paper's models, "SUBREDDIT: r/…\\n\\nTITLE: …\\n\\nPOST: …\\n\\nTL;DR:" and for news
   "Article:\\n\\n…\\n\\nTL;DR:" (openai/summarize-from-feedback, summarize_from_feedback/tasks.py), here uncut. The space
   that joins a summary to "TL;DR:" is no part of it.
-- arena, `{"conversation_a", "conversation_b", "winner", "judge", …}`, `winner` one of model_a, model_b, tie, tie (bothbad)
+- arena, `{"conversation_a", "conversation_b", "winner", "judge", "turn", …}`, `winner` one of model_a, model_b, tie, tie (bothbad)
   (https://huggingface.co/datasets/lmsys/chatbot_arena_conversations, lmsys/mt_bench_human_judgments; Zheng et al. 2023,
-  arXiv:2306.05685). Both kinds of tie are ties: neither response is better. Conversations that part before their last turn
-  cannot be said as two responses to one prompt and are left out, which are those of more than one turn.
+  arXiv:2306.05685). Both kinds of tie are ties: neither response is better. `turn`, counted from 1, is the one that was judged:
+  MT-bench's rows have both turns, whichever it was, and what comes after it is cut. Conversations that part before their last
+  turn cannot be said as two responses to one prompt and are left out, which are those of more than one turn.
 """
 
 from collections.abc import Iterator
 
-from kwise.train.data.fields import messages, records, refuse, required, text, user
+from kwise.engine.types import Conversation
+from kwise.train.data.fields import messages, number, records, refuse, required, text, user
 from kwise.train.data.items import Compared, Item, Left, ReadOptions, Row
 from kwise.train.data.pairs import PARTED
 from kwise.train.data.transcript import num_common
@@ -35,7 +37,7 @@ def read_summarize(row: Row, _: ReadOptions) -> Iterator[Item]:
     if sides[0] == sides[1]:
         yield Left(what="row", reason="both responses are the same")
     else:
-        yield Compared(prompt=prompt, better=sides[choice], worse=sides[1 - choice], annotator=worker)
+        yield Compared(prompt=prompt, better=sides[int(choice)], worse=sides[1 - int(choice)], annotator=worker)
 
 
 def _summarize_prompt(post: Row) -> str:
@@ -48,7 +50,7 @@ def _summarize_prompt(post: Row) -> str:
 
 
 def read_arena(row: Row, _: ReadOptions) -> Iterator[Item]:
-    a, b = (messages(required(row, key), key) for key in ("conversation_a", "conversation_b"))
+    a, b = (_judged(messages(required(row, key), key), row) for key in ("conversation_a", "conversation_b"))
     winner = text(row, "winner")
     if winner not in _WINNERS:
         refuse("winner", f"must be one of {', '.join(_WINNERS)}")
@@ -65,3 +67,13 @@ def read_arena(row: Row, _: ReadOptions) -> Iterator[Item]:
         yield Compared(
             prompt=a[:shared], better=better[-1].content, worse=worse[-1].content, tied=winner in _TIES, annotator=judge
         )
+
+
+def _judged(turns: Conversation, row: Row) -> Conversation:
+    """The conversation up to the answer that was judged; a turn is a question and its answer."""
+    if row.get("turn") is None:
+        return turns
+    turn = number(row, "turn")
+    if turn != int(turn) or turn < 1:
+        refuse("turn", "must be a whole number from 1 on")
+    return turns[: 2 * int(turn) + (turns[0].role == "system")]

@@ -10,7 +10,7 @@ left out is counted with its reason, and every line that is written has passed t
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,13 +19,13 @@ from kwise.engine.errors import ConfigError
 from kwise.engine.options import check_bounds, option
 from kwise.engine.types import Conversation
 from kwise.train.data.comparisons import Comparison, merge
-from kwise.train.data.files import display_name, read_rows
+from kwise.train.data.files import read_rows
 from kwise.train.data.formats import FORMATS, FormatName, detect
 from kwise.train.data.items import Compared, Item, Left, Ranked, Rated, ReadOptions, RowProblem
 from kwise.train.data.lines import line, usable
 from kwise.train.data.output import check_output, open_output
 from kwise.train.data.tally import Tally
-from kwise.train.rankings import MAX_PROBLEMS, RankingsError, parse_ranking
+from kwise.train.rankings import MAX_PROBLEMS, RankingsError, display_name, parse_ranking
 
 
 class Merge(Enum):
@@ -33,13 +33,13 @@ class Merge(Enum):
 
     AUTO = "auto"  # annotator for summarize and arena, whose rows are parts of rankings; none for the rest
     NONE = "none"  # each stays a ranking of two
-    ANNOTATOR = "annotator"  # those of one annotator
+    ANNOTATOR = "annotator"  # those of one annotator; rows that name none stay alone, for two of them may differ
     PROMPT = "prompt"  # all: annotators are taken for one
 
 
 CONTRADICTION = "comparison contradicts others: written as a ranking of two, not merged"
 SCORES_MERGED = "comparison merged with others: its scores are not written"
-_PARTS_OF_RANKINGS = (FormatName.SUMMARIZE, FormatName.ARENA)
+_NAME_ANNOTATORS = (FormatName.SUMMARIZE, FormatName.ARENA)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def convert(config: ConvertConfig, tally: Tally) -> Iterator[bytes]:
     """The lines of the output, each with its newline.
 
     Raises:
-        RankingsError: up to `MAX_PROBLEMS` bad rows, one problem of each, at the end of the input or when there are so many.
+        RankingsError: up to `MAX_PROBLEMS` bad rows, one problem of each, at the end of the input or when there are more.
     """
     for origin, ranked in _rankings(config, tally):
         remaining = usable(ranked, tally.left, keep_tied=config.keep_tied)
@@ -132,10 +132,12 @@ def _rankings(config: ConvertConfig, tally: Tally) -> Iterator[tuple[str, Ranked
                 tally.left[item.what, item.reason] += item.num
             case Rated():
                 rated.setdefault(item.prompt, []).append((origin, item))
-            case Compared() if _merge(config.merge, tally.format) is Merge.NONE:
-                yield origin, item.alone()
             case Compared():
-                annotator = None if config.merge is Merge.PROMPT else item.annotator
+                merge_by = _merge(config.merge, tally.format)
+                if merge_by is Merge.NONE or (merge_by is Merge.ANNOTATOR and item.annotator is None):
+                    yield origin, item.alone()
+                    continue
+                annotator = None if merge_by is Merge.PROMPT else item.annotator
                 compared.setdefault((item.prompt, annotator), []).append((origin, item))
     for (prompt, _), comparisons in compared.items():
         yield from ((comparisons[0][0], ranked) for ranked in _merged(prompt, [item for _, item in comparisons], tally))
@@ -147,11 +149,13 @@ def _rankings(config: ConvertConfig, tally: Tally) -> Iterator[tuple[str, Ranked
 def _merge(merge: Merge, format_name: FormatName | None) -> Merge:
     if merge is not Merge.AUTO:
         return merge
-    return Merge.ANNOTATOR if format_name in _PARTS_OF_RANKINGS else Merge.NONE
+    return Merge.ANNOTATOR if format_name in _NAME_ANNOTATORS else Merge.NONE
 
 
-def _merged(prompt: Conversation, items: Iterable[Compared], tally: Tally) -> Iterator[Ranked]:
-    items = list(items)
+def _merged(prompt: Conversation, items: Sequence[Compared], tally: Tally) -> Iterator[Ranked]:
+    if len(items) == 1:
+        yield items[0].alone()
+        return
     if num_scored := sum(item.scores is not None for item in items):
         tally.notes[SCORES_MERGED] += num_scored
     tally.notes.update(item.note for item in items if item.note)
@@ -167,6 +171,7 @@ def _merged(prompt: Conversation, items: Iterable[Compared], tally: Tally) -> It
 def _items(config: ConvertConfig, tally: Tally) -> Iterator[tuple[str, Item]]:
     """(FILE:ROW, item) of every row; bad rows are dealt with here."""
     options = config.read_options()
+    guesses: dict[str, str] = {}
     for path in config.input:
         for number, row in read_rows(path):
             tally.num_rows += 1
@@ -180,11 +185,21 @@ def _items(config: ConvertConfig, tally: Tally) -> Iterator[tuple[str, Item]]:
                     tally.format = config.format or _detected(origin, row)
                     _check_options(config, tally.format)
                 items = list(FORMATS[tally.format].read(row, options))
+                _check_guesses(items, guesses)
             except RowProblem as problem:
                 _bad(f"{origin}: {problem}", config, tally)
                 continue
             for item in items:
                 yield origin, item
+
+
+def _check_guesses(items: Sequence[Item], guesses: dict[str, str]) -> None:
+    """Refuse a row for which another field or question was taken than for the rows before: it would be mixed in silently."""
+    for item in items:
+        for name, guess in item.guesses if isinstance(item, Ranked) else ():
+            if guesses.setdefault(name, guess) != guess:
+                before = guesses[name]
+                raise RowProblem("row", f"{name} would be {guess[:40]!a} here, but {before[:40]!a} in rows before; say which")
 
 
 def _detected(origin: str, row: dict[str, Any]) -> FormatName:
@@ -209,6 +224,8 @@ def _check_options(config: ConvertConfig, format_name: FormatName) -> None:
     for name, is_given in given.items():
         if is_given and name not in FORMATS[format_name].options:
             raise ConfigError(f"{name} means nothing for the format {format_name.value}")
+    if config.merge is Merge.ANNOTATOR and format_name not in _NAME_ANNOTATORS:
+        raise ConfigError(f"--merge annotator means nothing for the format {format_name.value}: it names no annotators")
 
 
 def _bad(problem: str, config: ConvertConfig, tally: Tally) -> None:
@@ -217,6 +234,6 @@ def _bad(problem: str, config: ConvertConfig, tally: Tally) -> None:
         tally.left["row", "cannot be read (--skip-bad)"] += 1
         tally.first_bad = tally.first_bad or problem
         return
-    tally.problems.append(problem)
     if len(tally.problems) == MAX_PROBLEMS:
-        raise RankingsError([*tally.problems, f"stopped after {MAX_PROBLEMS} problems"])
+        raise RankingsError([*tally.problems, f"stopped after {MAX_PROBLEMS} problems; there are more"])
+    tally.problems.append(problem)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from kwise.engine.types import Conversation, Message
 from kwise.train.data.items import Row, RowProblem
+from kwise.train.rankings import kind
 
 
 def refuse(field: str, problem: str) -> NoReturn:
@@ -77,7 +78,8 @@ def messages(value: Any, at: str) -> Conversation:
     """Messages with `role` and `content`; one message may stand without its list. Other keys (num_tokens, …) are ignored,
     but for tool calls, which a response cannot say."""
     turns = []
-    for index, item in enumerate([value] if isinstance(value, dict) and "role" in value else records(value, at)):
+    is_one = isinstance(value, dict) and isinstance(value.get("role"), str)  # else its values are lists: messages by columns
+    for index, item in enumerate([value] if is_one else records(value, at)):
         here = f"{at}[{index}]"
         if item.get("tool_calls"):
             refuse(here, "has tool_calls, which kwise cannot train on")
@@ -97,12 +99,6 @@ def is_messages(value: Any) -> bool:
 def user(content: str) -> Conversation:
     """The prompt that is one text."""
     return (Message(role="user", content=content),)
-
-
-def kind(value: Any) -> str:
-    """JSON's name for the type of `value`."""
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
-    return kinds.get(type(value), "null" if value is None else type(value).__name__)
 
 
 def _join(at: str, key: str) -> str:

@@ -6,19 +6,14 @@ Parquet file: by one batch of a row group, as it is stored by columns).
 
 import codecs
 import gzip
-import io
 import json
 import re
-import sys
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from kwise.engine.errors import ConfigError
 from kwise.train.data.items import RowProblem
-from kwise.train.rankings import RankingsError
+from kwise.train.rankings import JsonError, RankingsError, display_name, open_plain, parse_json
 
 _CHUNK_BYTES = 1 << 16
 _PARQUET_ROWS = 64
@@ -27,31 +22,6 @@ _HINT = "an object over several lines; JSON Lines have one on each, and an array
 _SPACES = re.compile(r"[ \t\r\n]*")
 _GOES_ON = ("", *".eE0123456789")  # after a number, or "" after it at the end of the text: there may be more of it
 _LONGEST_TOKEN = 16  # no literal or escape of JSON is longer: an error so near the end of the text may be but the cut
-
-
-def display_name(path: str) -> str:
-    return "<stdin>" if path == "-" else path
-
-
-@contextmanager
-def open_plain(path: str) -> Iterator["io.BufferedReader[Any]"]:
-    """The bytes of `path`, decompressed. `peek` tells the kind.
-
-    Raises:
-        RankingsError: a gzip file that is damaged or cut short, met while reading.
-        OSError: the file cannot be read.
-    """
-    raw = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115 - closed below, but standard input is not
-    try:
-        buffered: io.BufferedReader[Any] = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
-        if buffered.peek(2)[:2] == b"\x1f\x8b":
-            buffered = io.BufferedReader(gzip.GzipFile(fileobj=buffered))
-        yield buffered
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RankingsError([f"{display_name(path)}: not a complete gzip file ({error})"]) from None
-    finally:
-        if path != "-":
-            raw.close()
 
 
 def read_rows(path: str) -> Iterator[tuple[int, Any]]:
@@ -70,6 +40,8 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
         if begin.startswith(b"PAR1"):
             if path == "-":
                 raise ConfigError("Parquet is read from its end: give it as a file, not on standard input")
+            if isinstance(stream.raw, gzip.GzipFile):
+                raise RankingsError([f"{path}: is Parquet packed by gzip; unpack it first"])
             yield from _parquet_rows(path)
         elif begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
             yield from _array_rows(stream, display_name(path))
@@ -86,14 +58,9 @@ def _line_rows(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 def _parsed(content: bytes) -> Any:
     try:
-        return json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return RowProblem("row", f"not UTF-8 at byte {error.start}")
-    except json.JSONDecodeError as error:
-        problem = _HINT if content.strip() == b"{" else f"{error.msg} at column {error.colno}"
-        return RowProblem("row", f"not JSON: {problem}")
-    except (ValueError, RecursionError):
-        return RowProblem("row", "not JSON that can be read: too deep, or a number of thousands of digits")
+        return parse_json(content)
+    except JsonError as error:
+        return RowProblem("row", f"not JSON: {_HINT}" if content.strip() == b"{" else str(error))
 
 
 def _array_rows(stream: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:

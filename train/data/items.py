@@ -35,6 +35,7 @@ class Ranked:
     scores: tuple[float, ...] | None = None
     note: str = ""  # what is to be counted of a ranking that is kept
     row: Row | None = None  # the row itself where it is a ranking of our schema already, with its ids and metadata
+    guesses: tuple[tuple[str, str], ...] = ()  # (option that is not given, what was taken for it): one for the whole input
 
     def order(self) -> tuple[float, ...]:
         """One number a response; lower is better."""

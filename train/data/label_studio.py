@@ -4,18 +4,20 @@
      "annotations": [{"completed_by", "was_cancelled",
                       "result": [{"type": "ranker", "from_name", "value": {"ranker": {"rank": [id, …]}}}]}]}
 
-(https://labelstud.io/tags/ranker, https://labelstud.io/guide/task_format). `ranker` is one key with the ids in order, best first
-(in early versions the ids alone), or, with Bucket tags, the ids of each bucket; the order of the buckets is not in the export
-and is asked for: --buckets BEST … WORST. Items of one bucket are tied. Those in no bucket named (Label Studio keeps them under
-"_") are left out and counted, as are cancelled annotations. An item's text is its `body`, or where there is none its `title`.
+(https://labelstud.io/tags/ranker, https://labelstud.io/guide/task_format). `ranker` has the ids in order, best first, under one
+key, the Ranker's own name (in early versions the ids alone); or, with Bucket tags, the ids of each bucket, be it one; the order
+of the buckets is not in the export and is asked for: --buckets BEST … WORST. Items of one bucket are tied. Those in no bucket
+named (Label Studio keeps them under "_") are left out and counted, as are cancelled annotations. An item's text is its `body`,
+or where there is none its `title`.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kwise.train.data.annotation import choose_prompt, one_question
-from kwise.train.data.fields import as_list, kind, records, refuse, required, text
+from kwise.train.data.fields import as_list, records, refuse, required, text
 from kwise.train.data.items import Item, Left, Ranked, ReadOptions, Row
+from kwise.train.rankings import kind
 
 
 def is_label_studio(row: Row) -> bool:
@@ -36,36 +38,41 @@ def read_label_studio(row: Row, options: ReadOptions) -> Iterator[Item]:
             continue
         results = records(required(annotation, "result", at), f"{at}.result")
         rankers = {str(result.get("from_name")): result for result in results if result.get("type") == "ranker"}
-        if not rankers:
+        if not rankers or (options.question and options.question not in rankers):
             yield Left(what="annotation", reason="question not answered")
             continue
-        ranker = rankers[one_question(tuple(rankers), options.question)]
-        yield from _ranking(task, ranker, f"{at}.result", options)
+        question = one_question(tuple(rankers), options.question)
+        yield from _ranking(task, question, rankers[question], f"{at}.result", options)
 
 
-def _ranking(task: Mapping[str, Any], result: Row, at: str, options: ReadOptions) -> Iterator[Item]:
+def _ranking(task: Mapping[str, Any], question: str, result: Row, at: str, options: ReadOptions) -> Iterator[Item]:
     value = required(result, "value", at)
     order = required(value, "ranker", f"{at}.value") if isinstance(value, dict) else refuse(f"{at}.value", "must be an object")
+    if isinstance(order, dict) and order.keys() == {question} and not options.buckets:
+        [order] = order.values()
     groups, num_left = _groups(order, f"{at}.value.ranker", options.buckets)
     if num_left:
         yield Left(what="response", reason="in no bucket of --buckets", num=num_left)
     ids = [item for group in groups for item in group]
     name, texts = _items(task, ids, at)
-    _, prompt = choose_prompt(task, [name], options.prompt_column)
-    ranks = tuple(rank for rank, group in enumerate(groups, start=1) for _ in group)
-    yield Ranked(prompt=prompt, responses=tuple(texts[item] for item in ids), ranks=ranks)
+    chosen = choose_prompt(task, [name], options.prompt_column)
+    yield Ranked(
+        prompt=chosen.prompt,
+        responses=tuple(texts[item] for item in ids),
+        ranks=tuple(rank for rank, group in enumerate(groups, start=1) for _ in group),
+        note=chosen.note,
+        guesses=chosen.guesses if options.question else (("--question", question), *chosen.guesses),
+    )
 
 
 def _groups(order: Any, at: str, buckets: tuple[str, ...]) -> tuple[list[list[str]], int]:
     """(ids in groups that are tied, the best first; how many ids are in no such group)."""
-    if isinstance(order, dict) and len(order) == 1 and not buckets:
-        [order] = order.values()
     if isinstance(order, list):
         return [[item] for item in _ids(order, at)], 0
     if not isinstance(order, dict):
         refuse(at, f"must be a list of ids or an object of such lists, not {kind(order)}")
     if not buckets:
-        names = ", ".join(name[:40] for name in order if name != "_")
+        names = ", ".join(name[:40] for name in order if name != "_") or "_ alone"
         refuse(at, f"is in buckets ({names}); say their order, best first, with --buckets")
     left = sum(len(_ids(ids, at)) for name, ids in order.items() if name not in buckets)
     return [_ids(order.get(name) or [], f"{at}.{name}") for name in buckets], left

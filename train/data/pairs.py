@@ -77,10 +77,14 @@ def _prompt(row: Row, column: str) -> Conversation:
 
 
 def _whole(prompt: Conversation, turns: Conversation, key: str) -> Conversation:
-    """The conversation of `key`, which may begin with the prompt or follow it."""
-    if prompt[-1] in turns:
-        is_cut = turns.index(prompt[-1]) < len(prompt) - 1  # the system message has a column of its own
-        return prompt[:-1] + turns if is_cut else turns  # the other way round a system message may come before the prompt
+    """The conversation of `key`, which may begin with the whole prompt or follow it. Either may have a system message that the
+    other has not."""
+    if turns[: len(prompt)] == prompt:
+        return turns
+    if prompt[0].role == "system" and turns[: len(prompt) - 1] == prompt[1:]:  # it has a column of its own
+        return prompt[:1] + turns
+    if turns[0].role == "system" and turns[1 : len(prompt) + 1] == prompt:
+        return turns
     if turns[0].role != "assistant":
         refuse(key, "neither begins with the prompt nor with the assistant's turn")
     return prompt + turns

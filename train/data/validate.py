@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kwise.engine.options import check_bounds, option
-from kwise.train.data.files import display_name, open_plain
-from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, parse_ranking
+from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, open_plain, parse_ranking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

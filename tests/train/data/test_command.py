@@ -86,9 +86,12 @@ def test_a_bad_row_leaves_no_output(
     assert "left out: 1 x row: cannot be read (--skip-bad)" in said.err and problem in said.err
 
 
-def test_problems_are_told_up_to_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert kwise("convert", "--format", "trl", written(tmp_path / "in.jsonl", *["{"] * 50)) == 1
-    assert capsys.readouterr().err.count("not JSON") == MAX_PROBLEMS
+@pytest.mark.parametrize("num_bad", [MAX_PROBLEMS, MAX_PROBLEMS + 1])
+def test_problems_are_told_up_to_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str], num_bad: int) -> None:
+    assert kwise("convert", "--format", "trl", written(tmp_path / "in.jsonl", *["{"] * num_bad)) == 1
+    said = capsys.readouterr().err
+    assert said.count("not JSON") == MAX_PROBLEMS
+    assert ("there are more" in said) == (num_bad > MAX_PROBLEMS)
 
 
 def test_an_output_that_is_there_is_replaced_on_demand_only_and_by_a_whole_one(
@@ -124,6 +127,7 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
         ("convert in.jsonl --output /dev/null --overwrite", 2, "--output /dev/null is not a file"),
         ("convert in.jsonl --format csv", 2, "'csv' is not one of kwise, hh-rlhf"),
         ("convert in.jsonl --score-column x", 2, "--score-column means nothing for the format trl"),
+        ("convert in.jsonl --merge annotator", 2, "--merge annotator means nothing for the format trl"),
         ("convert - -", 2, "standard input (-) can be read once"),
         ("convert strange.jsonl", 2, "strange.jsonl:1: the keys (text, label) are of no format that is known"),
         ("convert strange.jsonl --format trl", 1, "strange.jsonl:1: row: has no 'chosen'"),

@@ -131,6 +131,14 @@ def test_a_damaged_parquet_file_is_an_error(tmp_path: Path) -> None:
         read_all(read_rows(str(path)))
 
 
+def test_parquet_inside_gzip_is_refused(tmp_path: Path) -> None:
+    """pyarrow opened the packed file, and the problem was said to be damage."""
+    path = tmp_path / "a.parquet.gz"
+    path.write_bytes(gzip.compress(Path(written(tmp_path / "a.parquet", ROWS)).read_bytes()))
+    with pytest.raises(RankingsError, match="is Parquet packed by gzip; unpack it first"):
+        read_all(read_rows(str(path)))
+
+
 def test_parquet_on_standard_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = Path(written(tmp_path / "a.parquet", ROWS)).read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))

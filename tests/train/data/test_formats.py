@@ -65,6 +65,11 @@ def summary(better: str, worse: str, worker: str | None = "w1", post: dict[str, 
     return {"info": post, "summaries": texts, "choice": 1, "worker": worker, "batch": "b", "split": "train", "extra": {}}
 
 
+def answered(question: str, **fields: str | None) -> dict[str, Any]:
+    """A record of Argilla 2 in which one annotator has answered `question`."""
+    return {"fields": {**ARGILLA_FIELDS, **fields}, "responses": {question: [{"value": ["reply-2", "reply-1", "reply-3"]}]}}
+
+
 def battle(a: str, b: str, winner: str, judge: str = "j1", prompt: str = "P") -> dict[str, Any]:
     return {
         "question_id": 81,
@@ -167,6 +172,39 @@ CASES: list[tuple[str, FormatName, list[Any], list[str]]] = [
         ],
         ["P: a (8.5) > b (4)", "Q: a > b"],
     ),
+    (
+        "a system message on one side alone",
+        FormatName.TRL,
+        [
+            {"prompt": "P", **{key: [{"role": "system", "content": "S"}, *turns("P", key)] for key in ("chosen", "rejected")}},
+            {"prompt": "P", "system": "S", "chosen": turns("P", "a"), "rejected": turns("P", "b")},
+        ],
+        ["s S | u P: chosen > rejected", "s S | u P: a > b"],
+    ),
+    (
+        "a prompt that ends as it begins",
+        FormatName.TRL,
+        [
+            {
+                "prompt": turns("Go on.", "one", "Go on."),
+                "chosen": turns("Go on.", "one", "Go on.", "a"),
+                "rejected": turns("Go on.", "one", "Go on.", "b"),
+            }
+        ],
+        ["u Go on. | a one | u Go on.: a > b"],
+    ),
+    (
+        "completions in which the prompt is said again",
+        FormatName.TRL,
+        [{"prompt": turns("P"), "chosen": turns("P", "x", "P", "a")[1:], "rejected": turns("P", "x", "P", "b")[1:]}],
+        ["u P | a x | u P: a > b"],
+    ),
+    (
+        "messages by columns, as Arrow has them",
+        FormatName.TRL,
+        [{key: {"role": [USER, ASSISTANT], "content": ["P", key]} for key in ("chosen", "rejected")}],
+        ["P: chosen > rejected"],
+    ),
     ("a margin", FormatName.TRL, [{"prompt": "P", "chosen": "a", "rejected": "b", "margin": 0.5}], ["P: a (0.5) > b (0)"]),
     (
         "overall_score, a number in a text, and none",
@@ -250,6 +288,12 @@ CASES: list[tuple[str, FormatName, list[Any], list[str]]] = [
         [f"{TLDR}: a > b > c", f"{TLDR}: b > a"],
     ),
     (
+        "workers without a name may be several; a choice out of a column of floats",
+        FormatName.SUMMARIZE,
+        [summary("a", "b", worker=None), {**summary("b", "c", worker=None), "choice": 1.0}],
+        [f"{TLDR}: a > b", f"{TLDR}: b > c"],
+    ),
+    (
         "news",
         FormatName.SUMMARIZE,
         [summary("a", "b", post={"id": "c", "article": "Rain fell.", "post": None})],
@@ -265,6 +309,24 @@ CASES: list[tuple[str, FormatName, list[Any], list[str]]] = [
             battle("d", "b", "model_b", judge="j2"),
         ],
         ["P: a > b = c", "P: a > d", "P: b > d"],  # d and b are not compared by j1, so a > b = c and a > d stay apart
+    ),
+    (
+        "MT-bench: both turns in every row, one of them judged",
+        FormatName.ARENA,
+        [
+            {
+                **battle("", "", "model_a"),
+                "conversation_a": turns("P", "a", "Q", "x"),
+                "conversation_b": turns("P", "b", "Q", "y"),
+            },
+            {
+                **battle("", "", "model_b"),
+                "conversation_a": turns("P", "x", "Q", "a"),
+                "conversation_b": turns("P", "x", "Q", "b"),
+                "turn": 2.0,
+            },
+        ],
+        ["P: a > b", "u P | a x | u Q: b > a"],
     ),
     (
         "Argilla 1, JSON: a row an annotator, drafts left out",
@@ -385,6 +447,7 @@ ANYTHING = st.recursive(
             True,
             0,
             -1,
+            1.0,
             2,
             1.5,
             float("nan"),
@@ -480,6 +543,10 @@ def test_a_text_with_two_ranks_leaves_the_ranking_and_the_rest_stays(tmp_path: P
         ),
         ({"prompt": "P", "chosen": turns("Q", "a"), "rejected": turns("Q", "b")}, "chosen: neither begins with the prompt"),
         (
+            {"prompt": turns("Q", "x", "P"), "chosen": turns("P", "a"), "rejected": turns("P", "b")},
+            "chosen: neither begins with the prompt",
+        ),
+        (
             {"prompt": "P", "chosen": "a", "rejected": "b", "score_chosen": "x", "score_rejected": 1},
             "score_chosen: is a text that is no number",
         ),
@@ -497,8 +564,11 @@ def test_a_text_with_two_ranks_leaves_the_ranking_and_the_rest_stays(tmp_path: P
         ({**summary("a", "b"), "choice": 2}, "choice: must be 0 or 1"),
         ({**summary("a", "b"), "info": {"post": "x"}}, "info: has no 'subreddit'"),
         (battle("a", "b", "model_c"), "winner: must be one of"),
+        ({**battle("a", "b", "model_a"), "turn": 0}, "turn: must be a whole number from 1 on"),
         (studio(ranker({"rank": ["x", "q"]})), "annotations[0].result: has ids that no list"),
         (studio(ranker({"best": ["x"], "_": ["y"]})), "annotations[0].result.value.ranker: is in buckets (best)"),
+        (studio(ranker({"relevant": ["x", "y"]})), "annotations[0].result.value.ranker: is in buckets (relevant)"),
+        (studio(ranker({"_": ["x", "y"]})), "annotations[0].result.value.ranker: is in buckets (_ alone)"),
         (
             {"fields": {"a": "1", "b": "2", "c": "3", "d": "4"}, "responses": {"q": [{"value": ["a", "b"]}]}},
             "fields: the prompt may be c, d; say which with --prompt-column",
@@ -542,6 +612,42 @@ def test_options_decide_what_rows_leave_open(tmp_path: Path) -> None:
     assert converted(tmp_path, [open_row], prompt_column="d", question="r")[0] == ["4: 2 > 1"]
 
 
+HELPFUL, HARMLESS = ({"result": [{**ranker({q: ["x", "y"]})["result"][0], "from_name": q}]} for q in ("helpful", "harmless"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([answered("helpful"), answered("harmless")], "--question would be 'harmless' here, but 'helpful' in rows before"),
+        ([studio(HELPFUL), studio(HARMLESS)], "--question would be 'harmless' here, but 'helpful' in rows before"),
+        (
+            [answered("q", prompt=None, system="S"), answered("q", system="S")],
+            "--prompt-column would be 'prompt' here, but 'system' in rows before",
+        ),
+    ],
+)
+def test_a_guess_holds_for_the_whole_input(tmp_path: Path, rows: list[Any], problem: str) -> None:
+    """Each row was guessed alone, so that two questions came out as one set and nothing was said."""
+    rankings, tally = converted(tmp_path, rows, skip_bad=True)
+    assert len(rankings) == 1
+    assert tally.first_bad == f"{tmp_path / 'rows.jsonl'}:2: row: {problem}; say which"
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [([answered("helpful"), answered("harmless")], "row"), ([studio(HELPFUL, HARMLESS)], "annotation")],
+)
+def test_a_row_without_an_answer_to_the_chosen_question_is_left_out(tmp_path: Path, rows: list[Any], what: str) -> None:
+    """It ended the conversion."""
+    rankings, tally = converted(tmp_path, rows, question="helpful")
+    assert len(rankings) == 1 and tally.left == {(what, "question not answered"): 1}
+
+
+def test_fields_that_are_not_written_are_counted(tmp_path: Path) -> None:
+    _, tally = converted(tmp_path, [answered("q", system="S"), answered("q")])
+    assert tally.notes == {"fields that are neither the prompt nor ranked are not written: system": 1}
+
+
 @pytest.mark.parametrize(
     ("merge", "expected"),
     [
@@ -561,6 +667,13 @@ def test_pairs_of_one_question_are_merged_on_demand_only(tmp_path: Path) -> None
     rows = [{"question": "P", "response_j": j, "response_k": k} for j, k in ("ab", "bc", "ac")]
     assert len(converted(tmp_path, rows)[0]) == 3
     assert converted(tmp_path, rows, merge=Merge.PROMPT)[0] == ["P: a > b > c"]
+
+
+def test_a_prompts_only_comparison_keeps_its_scores_whatever_is_merged(tmp_path: Path) -> None:
+    """They were left out as "merged with others"."""
+    pair = {"prompt": "P", "chosen": "a", "rejected": "b", "margin": 0.5}
+    rankings, tally = converted(tmp_path, [pair], merge=Merge.PROMPT)
+    assert rankings == ["P: a (0.5) > b (0)"] and not tally.notes
 
 
 @pytest.mark.parametrize(
