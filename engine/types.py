@@ -4,6 +4,7 @@ that the client and the engine share it.
 Dimensions: K responses in a group.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -90,11 +91,11 @@ class ScoredGroup:
 class Comparison:
     """One pair of a group: `margin` = raw(first) − raw(second), `win_probability` = σ(margin).
 
-    `error` is set, and the numbers are 0, where one of the two has no reward.
+    `error` is set, and the numbers are none (NaN), where one of the two has no reward.
     """
 
     first: int
     second: int
-    margin: float = 0.0
-    win_probability: float = 0.0
+    margin: float = math.nan
+    win_probability: float = math.nan
     error: KwiseError | None = None

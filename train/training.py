@@ -27,6 +27,7 @@ from kwise.train.report import LoggedEvaluation, LoggedLoss, TrainingReport, ran
 from kwise.train.run import check_same_run, describe_run
 from kwise.train.steps import ADAPTER_NAME, REPORT_NAME, RUNS_NAME, StepsDir, file_names
 from kwise.train.text_regulariser import install_text_head, text_head
+from kwise.train.trackers import check_tracker
 from kwise.train.trainer import make_trainer
 from kwise.train.validation import Validation, evaluation_from
 
@@ -53,6 +54,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     progress = progress if processes.is_main else _silent
     if processes.count > 1 and (config.data == "-" or Path(config.data).is_fifo()):
         raise ConfigError("standard input or a pipe cannot be read by several processes: give DATA as a file")
+    check_tracker(config.report_to)  # before a model is read
     steps = StepsDir(config.output)
     steps.check(resume=config.resume, overwrite=config.overwrite)
     rankings = read_data(config)
@@ -72,9 +74,12 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     before = _begin(run, steps, config, processes, validation)
     precision = choose_precision(config.precision, reward_model.model.device)
     progress(f"training on {len(data.training)} rankings in {precision.value}")
+    checkpoint = steps.newest_complete()
+    if config.resume and checkpoint is None:
+        progress("no step checkpoint is complete: training from the beginning")
     training_started_s = time.perf_counter()
     with bf16_backbone(reward_model.model) if precision is Precision.BF16 else nullcontext():
-        trainer.train_from(steps.newest_complete())
+        trainer.train_from(checkpoint)
     training_s = time.perf_counter() - training_started_s
     _check_finite(model, trainer.state.global_step)
 

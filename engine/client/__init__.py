@@ -7,7 +7,7 @@ with RewardClient("localhost:50051") as client:
 from kwise.engine.client.aio import AsyncRewardClient
 from kwise.engine.client.results import ComparedGroup, Counters, ModelInfo, RankedGroup, RewardServiceError
 from kwise.engine.client.sync import RewardClient
-from kwise.engine.errors import KwiseError
+from kwise.engine.errors import InvalidRequest, KwiseError
 from kwise.engine.types import Comparison, Group, Message, Priority, Reward, ScoredGroup, Timing
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Comparison",
     "Counters",
     "Group",
+    "InvalidRequest",
     "KwiseError",
     "Message",
     "ModelInfo",

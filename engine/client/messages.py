@@ -241,13 +241,10 @@ def _reward(reward: pb.Reward) -> Reward | KwiseError:
 
 
 def _comparison(comparison: pb.Comparison) -> Comparison:
-    return Comparison(
-        first=comparison.pair.first,
-        second=comparison.pair.second,
-        margin=comparison.margin,
-        win_probability=comparison.win_probability,
-        error=response_error(comparison.error) if comparison.HasField("error") else None,
-    )
+    first, second = comparison.pair.first, comparison.pair.second
+    if comparison.HasField("error"):
+        return Comparison(first=first, second=second, error=response_error(comparison.error))
+    return Comparison(first=first, second=second, margin=comparison.margin, win_probability=comparison.win_probability)
 
 
 def _timing(timing: pb.Timing) -> Timing:

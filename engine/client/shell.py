@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="*",
         help='JSON lines {"prompt": text, messages or token ids, "responses": [text, {"text": text} or token ids, ...]}; '
-        "other keys are kept, those of the result replaced; '-' or none: standard input",
+        "other keys are kept, those of the result replaced; '-' or none: standard input. Each "
+        "line that is not blank has a line in the output",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="score one group given on the command line")
     parser.add_argument("--response", metavar="TEXT", action="append", help="a response to --prompt; once per response")

@@ -50,7 +50,12 @@ class Reloader:
             _LOG.error("reload refused, %s goes on serving: %s", old.description, error)
             return
         if new.artifact.manifest.name != serving.name:
-            _LOG.error("reload refused, %s goes on serving: this artifact is %s", old.description, new.artifact.manifest.name)
+            _LOG.error(
+                "reload refused, %s goes on serving: this artifact is called %s, and clients ask for %s (kwise export --name)",
+                old.description,
+                new.artifact.manifest.name,
+                serving.name,
+            )
             return
         if new.artifact.manifest.fingerprint == serving.fingerprint:
             _LOG.info("reload: %s has not changed", self._artifact)

@@ -1,5 +1,6 @@
 """Exit codes follow one rule, and a mistake costs one line, never a traceback."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_a_mistake_is_told_in_one_line_with_its_exit_code(
     """2 for a wrong command line, 1 for bad data: `train` answered 2 and `score` 1 for the same bad line."""
     (tmp_path / "good.jsonl").write_text(GOOD)
     (tmp_path / "twice.jsonl").write_text(CONTRADICTION)
-    (tmp_path / "bad.gz").write_bytes(b"not gzip")
+    (tmp_path / "bad.gz").write_bytes(gzip.compress(GOOD.encode())[:-9])
     monkeypatch.chdir(tmp_path)
     assert kwise(*arguments.split()) == code
     output = capsys.readouterr()
