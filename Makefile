@@ -52,9 +52,10 @@ types: .venv/dev
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p kwise
 
-# Two at a time, by file: the demo's own test trains for minutes, and most others wait for servers.
+# Two at a time, by file: the demo's own test trains for minutes, and most others wait for servers. PASSIVE: threads that wait for
+# each other must not spin on cores that the other process needs; without it this takes a fifth longer.
 unit: .venv/dev
-	$(BIN)/pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile
 
 bench: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }

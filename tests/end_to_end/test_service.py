@@ -392,6 +392,7 @@ def test_a_passed_deadline_ends_the_call_and_costs_no_pass(tiny_artifact: Path) 
         load = [
             stub.Score.future(pb.ScoreRequest(prompt=pb.Prompt(text=f"{n} " * 600), responses=texts("a"))) for n in range(40)
         ]
+        wait_until(lambda: counters(stub).model_passes > 0)  # calls on their way overtake each other: the load has to be there
         late = stub.Score.future(pb.ScoreRequest(prompt=pb.Prompt(text="too late"), responses=texts("x", "y")), timeout=0.02)
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert all(call.result().rewards for call in load)
