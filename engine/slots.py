@@ -39,11 +39,8 @@ class Slots:
             self._pass_on()
 
     def hasten(self, ticket: Ticket, priority: Priority, client: str) -> None:
-        """`client` waits for it too, with `priority`: it takes that turn, unless it is bulk that would slow it."""
-        if ticket.priority is Priority.INTERACTIVE and priority is Priority.BULK:
-            return
+        """`client` waits for it too, with `priority`, be it in line or not yet. See `Turns.hasten`."""
         self._turns.hasten(ticket, priority, client)
-        ticket.priority, ticket.client = priority, client  # also before it stands in line
 
     async def _called(self, ticket: Ticket) -> None:
         self._turns.add(ticket)

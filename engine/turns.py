@@ -61,11 +61,16 @@ class Turns(Generic[_T]):
         return True
 
     def hasten(self, item: _T, priority: Priority, client: str) -> None:
-        """What `client` waits for too goes to the front of its line, unless it is bulk that would slow it."""
-        if item.priority is Priority.INTERACTIVE and priority is Priority.BULK:
+        """What `client` waits for too goes to the front of its line, unless it is bulk that would slow it. What stands in no line
+        yet is its own from now on."""
+        if (item.priority, priority) == (Priority.INTERACTIVE, Priority.BULK) or (item.priority, item.client) == (
+            priority,
+            client,
+        ):
             return
-        if (item.priority, item.client) != (priority, client) and self.discard(item):
-            item.priority, item.client = priority, client
+        was_in_line = self.discard(item)
+        item.priority, item.client = priority, client
+        if was_in_line:
             self.add(item)
             self._lines[priority][client].move_to_end(item, last=False)
 
