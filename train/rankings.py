@@ -83,17 +83,14 @@ def read_rankings(path: str | Path, *, allow_tied: bool = False) -> list[Ranking
     rankings: list[Ranking] = []
     problems: list[str] = []
     try:
-        with open_plain(str(path)) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    rankings.append(parse_ranking(line, origin=f"{name}:{number}", allow_tied=allow_tied))
-                except RankingsError as error:
-                    if len(problems) == MAX_PROBLEMS:
-                        problems.append(f"{name}: stopped after {MAX_PROBLEMS} problems; there are more")
-                        break
-                    problems += error.problems
+        for checked in read_checked(str(path), allow_tied=allow_tied):
+            if isinstance(checked, Ranking):
+                rankings.append(checked)
+            elif len(problems) == MAX_PROBLEMS:
+                problems.append(f"{name}: stopped after {MAX_PROBLEMS} problems; there are more")
+                break
+            else:
+                problems.append(checked)
     except RankingsError as error:
         problems += error.problems
     if not rankings and not problems:
@@ -101,6 +98,24 @@ def read_rankings(path: str | Path, *, allow_tied: bool = False) -> list[Ranking
     if problems:
         raise RankingsError(problems)
     return rankings
+
+
+def read_checked(path: str, *, allow_tied: bool) -> Iterator[Ranking | str]:
+    """Each line's ranking, or its problem as "FILE:LINE: field: problem"; one line in memory at a time.
+
+    Raises:
+        RankingsError: the file is not a whole gzip file.
+        OSError: the file cannot be read.
+    """
+    name = display_name(path)
+    with open_plain(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield parse_ranking(line, origin=f"{name}:{number}", allow_tied=allow_tied)
+            except RankingsError as error:
+                yield error.problems[0]
 
 
 def parse_ranking(line: bytes, *, origin: str, allow_tied: bool = False) -> Ranking:

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from kwise.engine.errors import ConfigError
 from kwise.engine.options import option
 from kwise.train.data.summary import Gatherer, Lengths, Summary
-from kwise.train.data.validate import read_checked
-from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name
+from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, read_checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

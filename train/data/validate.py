@@ -1,10 +1,9 @@
 """`kwise data validate`: every line of a file of rankings, checked as `kwise train` checks it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kwise.engine.options import check_bounds, option
-from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, open_plain, parse_ranking
+from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, read_checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +42,3 @@ def run(config: ValidateConfig) -> int:
         raise RankingsError([f"{name}: no rankings"])
     print(f"{name}: {num_rankings} rankings, no problems")
     return 0
-
-
-def read_checked(path: str, *, allow_tied: bool) -> Iterator[Ranking | str]:
-    """Each line's ranking, or its problem as "FILE:LINE: field: problem"; one line in memory at a time.
-
-    Raises:
-        RankingsError: the file is not a whole gzip file.
-        OSError: the file cannot be read.
-    """
-    name = display_name(path)
-    with open_plain(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield parse_ranking(line, origin=f"{name}:{number}", allow_tied=allow_tied)
-            except RankingsError as error:
-                yield error.problems[0]
