@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kwise.engine.types import TokenIds
-from kwise.train.layout import TrainLayout, lay_out
+from kwise.train.layout import TrainLayout, lay_out, trie_of, trie_tensors
 from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError
 from kwise.train.text_regulariser import prompt_length, text_tensors
 from kwise.train.tokenizer import token_ids
@@ -97,7 +97,9 @@ def collate(rankings: Sequence[TokenizedRanking], layout: TrainLayout, pad_token
     weights = torch.tensor([float(tokenized.counts) for tokenized in rankings])
     judged = {"ranks": ranks, "scores": scores, "group_sizes": group_sizes, "weights": weights}
     lengths = [tokenized.prompt_length for tokenized in rankings if tokenized.prompt_length is not None]
+    if not lengths:
+        return lay_out(sequences, layout, pad_token_id) | judged
     firsts = np.cumsum([0, *(len(tokenized.input_ids) for tokenized in rankings[:-1])])
     best = [int(first) + tokenized.ranking.ranks.index(1) for first, tokenized in zip(firsts, rankings, strict=True)]
-    text = text_tensors(sequences, best, lengths) if lengths else {}
-    return lay_out(sequences, layout, pad_token_id) | judged | text
+    trie = trie_of(sequences)  # `text_head` has refused any other layout
+    return trie_tensors(trie) | judged | text_tensors(trie, best, lengths)

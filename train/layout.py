@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from kwise.engine.trie import build_trie
+from kwise.engine.trie import Trie, build_trie
 from kwise.train import attention
 
 _OF_FORWARD = frozenset({"input_ids", "attention_mask", "position_ids", "ends", "last_nodes", "text_nodes", "text_targets"})
@@ -44,15 +44,24 @@ def lay_out(sequences: Sequence[Sequence[int]], layout: TrainLayout, pad_token_i
     padded, on the right: input_ids, attention_mask: int64[S, T], the mask 0 on padding.
     """
     if layout is TrainLayout.TRIE:
-        trie = build_trie([np.array(sequence, np.int64) for sequence in sequences])
-        input_ids, position_ids = torch.from_numpy(trie.token_ids)[None], torch.from_numpy(trie.depths)[None]
-        ends, last_nodes = torch.from_numpy(trie.ends), torch.from_numpy(trie.last_nodes)
-        return {"input_ids": input_ids, "position_ids": position_ids, "ends": ends, "last_nodes": last_nodes}
+        return trie_tensors(trie_of(sequences))
     rows = [torch.tensor(sequence) for sequence in sequences]
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
     lengths_S = torch.tensor([len(sequence) for sequence in sequences])
     # From the lengths, not from the ids: the padding token may occur inside a conversation.
     return {"input_ids": input_ids, "attention_mask": (torch.arange(input_ids.shape[1]) < lengths_S[:, None]).long()}
+
+
+def trie_of(sequences: Sequence[Sequence[int]]) -> Trie:
+    """Of sequences as training has them."""
+    return build_trie([np.array(sequence, np.int64) for sequence in sequences])
+
+
+def trie_tensors(trie: Trie) -> dict[str, Tensor]:
+    """`lay_out`'s of a trie."""
+    input_ids, position_ids = torch.from_numpy(trie.token_ids)[None], torch.from_numpy(trie.depths)[None]
+    ends, last_nodes = torch.from_numpy(trie.ends), torch.from_numpy(trie.last_nodes)
+    return {"input_ids": input_ids, "position_ids": position_ids, "ends": ends, "last_nodes": last_nodes}
 
 
 @dataclass

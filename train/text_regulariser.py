@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.engine.errors import ConfigError
-from kwise.engine.trie import build_trie
+from kwise.engine.trie import Trie
 from kwise.engine.types import Conversation, TokenIds
 from kwise.train.layout import TrainLayout
 from kwise.train.model import RewardModel
@@ -80,10 +80,9 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, inpu
     return differ[0] if differ else min(len(opened), len(input_ids))
 
 
-def text_tensors(sequences: Sequence[TokenIds], best: Sequence[int], prompt_lengths: Sequence[int]) -> dict[str, Tensor]:
-    """What the model's forward reads beside the trie of `sequences`, where sequences[best[b]] is the best response of ranking b:
+def text_tensors(trie: Trie, best: Sequence[int], prompt_lengths: Sequence[int]) -> dict[str, Tensor]:
+    """What the model's forward reads beside the trie, of which sequence best[b] is the best response of ranking b:
     text_nodes: int64[M], whose hidden state predicts text_targets: int64[M]; text_sizes: int64[B] with the sum M."""
-    trie = build_trie([np.array(sequence, np.int64) for sequence in sequences])
     nodes, targets = [], []
     for index, start in zip(best, prompt_lengths, strict=True):
         path = trie.path(int(trie.last_nodes[index]))
