@@ -3,8 +3,9 @@
 Both go in by their front door: `kwise.train.training.train` with a file of rankings, TRL's `RewardTrainer` with a data set of
 conversations, chosen and rejected, which is what a ranking of K becomes for it: C(K,2) of them.
 
-kwise's step is timed without the first, in which memory is met and the optimizer's state made. TRL's one step is of so many passes
-that this is less than a hundredth of it.
+kwise's steps, of two rankings, are timed without the first, in which memory is met and the optimizer's state made. TRL's one step
+is of so many passes that this is less than a hundredth of it. The peak of memory is that of later steps in both: weights, optimizer
+state, gradients of earlier passes of the step, and what a pass keeps for its backward pass.
 """
 
 import json
@@ -28,22 +29,24 @@ class StepEnds:
             self._ends_s.append(time.perf_counter())
 
     def step_s(self) -> float:
-        """The mean of the steps after the first, of which there is at least one."""
+        """The mean of the steps after the first, of which there is at least one, in seconds."""
         return (self._ends_s[-1] - self._ends_s[0]) / (len(self._ends_s) - 1)
 
 
-def train_with_kwise(checkpoint: str, data: str, rankings: int, gradient_checkpointing: bool) -> dict[str, Any]:
-    """{"seconds": a ranking's, "loss": of the first step}. The ranking in `data` is a step, `rankings` times after the first."""
+def train_with_kwise(checkpoint: str, data: str, steps: int, gradient_checkpointing: bool) -> dict[str, Any]:
+    """{"seconds": a ranking's, "loss": of the first step}. Each step is the ranking twice, and `steps` follow the first."""
     from kwise.train.config import Precision, TrainConfig
     from kwise.train.training import train
 
     with TemporaryDirectory() as directory:
+        twice = Path(directory) / "twice.jsonl"
+        twice.write_text(2 * Path(data).read_text(encoding="utf-8"), encoding="utf-8")
         config = TrainConfig(
-            data=data,
+            data=str(twice),
             model=checkpoint,
             output=Path(directory) / "checkpoint",
-            epochs=1 + rankings,
-            rankings_per_step=1,
+            epochs=1 + steps,
+            rankings_per_step=2,
             validation_fraction=0,
             save_every=0,
             log_every=1,
@@ -52,11 +55,11 @@ def train_with_kwise(checkpoint: str, data: str, rankings: int, gradient_checkpo
         )
         ends = StepEnds()
         report = train(config, ends)
-    return {"seconds": ends.step_s(), "loss": report.losses[0].loss}
+    return {"seconds": ends.step_s() / 2, "loss": report.losses[0].loss}
 
 
 def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int, gradient_checkpointing: bool) -> dict[str, Any]:
-    """The same of TRL, one step of all C(K,2) pairs."""
+    """The same of TRL: one step of all C(K,2) pairs. Two passes of a second step follow, untimed, for the peak of memory."""
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer
@@ -90,6 +93,8 @@ def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int, gradient_che
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
+        for _ in range(2):
+            trainer.training_step(trainer.model_wrapped, next(iter(trainer.get_train_dataloader())))
         trainer.save_model(directory)  # as kwise does, whose peak of memory has it too
     return {"seconds": seconds, "loss": next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)}
 

@@ -33,9 +33,9 @@ class TrainBenchConfig:
     model: str = option(help="a language model or reward model, as of kwise train")
     text: Path = option(Path("examples/rankings.jsonl"), "any UTF-8 text, of which prompts and responses are cut")
     cells: str = option("256/128/9,1024/128/9", "tokens of the prompt / of each response / responses")
-    rankings: int = option(3, "rankings of each run of kwise", minimum=1)
+    steps: int = option(2, "steps of two rankings that are timed in each run of kwise", minimum=1)
     repeats: int = option(1, "runs of each; medians are told", minimum=1)
-    pairs_per_pass: tuple[int, ...] = option((1, 4), "pairs that TRL computes at a time; must divide C(K,2)")
+    pairs_per_pass: tuple[int, ...] = option((1,), "pairs that TRL computes at a time; must divide C(K,2)")
     json: str = option("", "file for all figures, with the machine")
 
     def __post_init__(self) -> None:
@@ -76,11 +76,11 @@ def run(config: TrainBenchConfig) -> None:
 def _compare(config: TrainBenchConfig, cell: Cell, checkpoint: Path, data: Path) -> dict[str, Any]:
     where = {"checkpoint": str(checkpoint), "data": str(data)}
     trainers: dict[str, tuple[str, dict[str, Any]]] = {
-        "kwise": ("kwise", where | {"rankings": config.rankings, "gradient_checkpointing": False}),
-        "kwise, checkpointing": ("kwise", where | {"rankings": config.rankings, "gradient_checkpointing": True}),
+        "kwise": ("kwise", where | {"steps": config.steps, "gradient_checkpointing": False}),
+        "kwise, checkpointing": ("kwise", where | {"steps": config.steps, "gradient_checkpointing": True}),
     }
     for size in config.pairs_per_pass:
-        trainers[f"TRL, {size} pairs a pass"] = ("trl", where | {"pairs_per_pass": size, "gradient_checkpointing": False})
+        trainers[f"TRL, pairs a pass: {size}"] = ("trl", where | {"pairs_per_pass": size, "gradient_checkpointing": False})
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
     for _ in range(config.repeats):
         for name, (trainer, options) in trainers.items():
