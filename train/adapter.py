@@ -2,8 +2,6 @@
 
 The layers of the model are replaced in place, so its own `forward` runs with the adapters, over the trie as padded, and everything
 else keeps working with the plain model. `Trainer` gets the wrapper, of which it saves and resumes the adapter and the head alone.
-
-QLoRA is left out: bitsandbytes computes its 4-bit weights on CUDA, which this project's tests do not have.
 """
 
 from pathlib import Path
@@ -14,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kwise.engine.errors import ConfigError
 from kwise.train.adapter_config import ALL_LINEAR, AdapterConfig
+from kwise.train.four_bit import dequantise, fold_adapters
 from kwise.train.model import RewardModel, reward_head
 
 
@@ -56,8 +55,13 @@ def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
 
 
 def merge_adapter(adapted: Any) -> None:
-    """Add the adapters to the weights, in place: the model that was given to `add_adapter` is a plain one again."""
+    """Add the adapters to the weights, in place: the model that was given to `add_adapter` is a plain one again, without layers of
+    four bits."""
+    in_four_bits = getattr(adapted, "is_loaded_in_4bit", False)
+    fold_adapters(adapted)
     merged: PreTrainedModel = adapted.merge_and_unload()
+    if in_four_bits:
+        dequantise(merged)
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
 

@@ -19,6 +19,7 @@ class AdapterConfig:
     lora_alpha: int | None = option(None, "an adapter is scaled by alpha / rank; unset takes twice the rank", minimum=1)
     lora_dropout: float = option(0.0, "of what an adapter reads", minimum=0, maximum=0.9)
     lora_targets: str = option(ALL_LINEAR, "layers that get an adapter: all-linear, or names as q_proj,v_proj")
+    load_in_4bit: bool = option(False, "hold the frozen weights in four bits (QLoRA): less memory, less exact")
 
     @property
     def lora_scale_alpha(self) -> int:
@@ -34,6 +35,7 @@ def check_adapter(config: AdapterConfig) -> None:
         ("--lora-alpha", config.lora_alpha is not None),
         ("--lora-dropout", config.lora_dropout > 0),
         ("--lora-targets", config.lora_targets != ALL_LINEAR),
+        ("--load-in-4bit", config.load_in_4bit),
     ):
         if is_set:
             raise ConfigError(f"{flag} is of --lora-rank; it is 0")

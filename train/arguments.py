@@ -14,9 +14,15 @@ from kwise.train.trackers import check_tracker
 
 
 def training_arguments(
-    config: TrainConfig, *, layout: TrainLayout, num_rankings: int, num_processes: int, steps_dir: Path
+    config: TrainConfig,
+    *,
+    layout: TrainLayout,
+    num_rankings: int,
+    num_processes: int,
+    sharded: bool,
+    steps_dir: Path,
 ) -> TrainingArguments:
-    """What `Trainer` is to do with `num_rankings` in each of `num_processes`.
+    """What `Trainer` is to do with `num_rankings` in each of `num_processes`, each with a part of the weights if `sharded`.
 
     Raises:
         ConfigError: the options do not fit the number of processes or of steps, or there is no such tracker.

@@ -78,8 +78,14 @@ def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
         ("held out", f"{report.num_validation} rankings"),
         ("skipped, over the limit of tokens", str(report.num_skipped)),
         ("weights", f"{report.num_trained:,} trained of {report.num_parameters:,}"),
-        ("steps", f"{report.num_steps} in {report.precision}, {report.num_processes} processes, {report.training_s:.0f} s"),
+        ("steps", f"{report.num_steps} in {report.precision}, {_processes(report)}, {report.training_s:.0f} s"),
     ]
+
+
+def _processes(report: TrainingReport) -> str:
+    if report.num_processes == 1:
+        return "1 process"
+    return f"{report.num_processes} processes" + (" with the weights in parts" if report.sharded else "")
 
 
 def _validation(report: TrainingReport) -> str:

@@ -31,9 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_options(parser, TrainConfig)
-    parser.add_argument(
-        "--recipe", default="", metavar="NAME", help="options of a published run as defaults, or of a .yaml file"
-    )
     parser.add_argument("--list-recipes", action=ListRecipes, help="print the recipes and where they come from")
     # So that `run` can tell what was given from what was not.
     parser.set_defaults(**{field.name: _NOT_GIVEN for field in fields(TrainConfig) if field.name != "data"})
@@ -45,7 +42,7 @@ def config_of(arguments: argparse.Namespace) -> TrainConfig:
     Raises:
         ConfigError: an option is missing or out of range, or the recipe is not right.
     """
-    recipe = read_recipe(arguments.recipe) if arguments.recipe else {}
+    recipe = read_recipe(arguments.recipe) if arguments.recipe is not _NOT_GIVEN else {}
     for field in fields(TrainConfig):
         if getattr(arguments, field.name) is _NOT_GIVEN:
             setattr(arguments, field.name, recipe.get(field.name, field.default))

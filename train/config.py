@@ -35,7 +35,7 @@ class Overlong(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig(ObjectiveConfig, AdapterConfig):
-    """One training run.
+    """One training run. `recipe` is where options are from: the command line reads it, the report names it.
 
     Raises:
         ConfigError: an option is missing or out of range.
@@ -44,6 +44,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
     data: str = option(help="rankings as JSON Lines, .gz or not; - reads standard input")
     model: str = option(None, "required: the model to start from, a Hugging Face directory, a hub name or a .gguf file")
     output: Path = option(None, "required: directory for the checkpoint, training_report.json and, meanwhile, steps/")
+    recipe: str = option("", "options of a published run as defaults, by its name (--list-recipes), or of a .yaml file")
     chat_template: Path | None = option(None, "Jinja file to use in place of the model's own chat template")
     epochs: float = option(1.0, "passes over the rankings; more overfit soon", exclusive_minimum=0, maximum=1e6)
     learning_rate: float = option(

@@ -92,8 +92,10 @@ def rewards_and_text_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> tupl
 def read_tries(model: PreTrainedModel) -> None:
     """Teach `model.forward` to take the tensors of a trie as well: logits [S, labels], a row for each sequence.
 
-    An attribute of this one model, as accelerate's mixed precision does it: class, weights and what is saved stay.
+    An attribute of this one model, as accelerate's mixed precision does it: class, weights and what is saved stay. Its attention is
+    ours from now on, which leaves other masks than a trie's alone.
     """
+    model.config._attn_implementation = attention.IMPLEMENTATION
     plain = model.forward
 
     @functools.wraps(plain)
@@ -113,7 +115,7 @@ def read_tries(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def best_layout(model: PreTrainedModel) -> TrainLayout:
     """TRIE where the backbone's hidden states over a trie are those of whole sequences: measured, not looked up by name, and
-    not by rewards, which a small head would make alike. The model's attention is ours then, which leaves other masks alone."""
+    not by rewards, which a small head would make alike."""
     windows = getattr(model.config, "sliding_window", None) or set(getattr(model.config, "layer_types", None) or ()) - {
         "full_attention"
     }
@@ -135,7 +137,6 @@ def best_layout(model: PreTrainedModel) -> TrainLayout:
         alike = False
     finally:
         model.train(was_training)
-    if not alike:
         model.config._attn_implementation = plain
     return TrainLayout.TRIE if alike else TrainLayout.PADDED
 

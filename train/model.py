@@ -5,16 +5,17 @@ starts, which weights may be missing, where dropout goes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation
+from kwise.train.four_bit import four_bit_options
 from kwise.train.layout import TrainLayout, best_layout, lay_out, read_tries, rewards_of
 from kwise.train.limits import model_max_tokens
 from kwise.train.pretrained import reading, source_of
@@ -46,37 +47,49 @@ class RewardModel:
         self.model.eval()
         return rewards_of(self.model, {name: tensor.to(self.model.device) for name, tensor in tensors.items()}).tolist()
 
-    def save(self, directory: Path) -> None:
-        """Write what `from_pretrained` of a model and of a tokenizer read, chat template included."""
-        self.model.save_pretrained(directory)
+    def save(self, directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write what `from_pretrained` of a model and of a tokenizer read, chat template included. state_dict: where the model's
+        own is in parts."""
+        self.model.save_pretrained(directory, state_dict=state_dict)
         for weights in directory.glob("*.safetensors"):  # which safetensors makes readable to their owner alone
             weights.chmod((directory / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(directory)
 
 
-def load_reward_model(model: str, *, chat_template: Path | None = None, seed: int = 0) -> RewardModel:
+def load_reward_model(
+    model: str,
+    *,
+    chat_template: Path | None = None,
+    seed: int = 0,
+    load_in_4bit: bool = False,
+    agree: Callable[[TrainLayout], TrainLayout] = lambda layout: layout,
+) -> RewardModel:
     """Read MODEL, an SFT language model or a reward model, in float32.
 
     Args:
         model: a Hugging Face directory, a hub name, or a `.gguf` file (its weights are dequantised).
         chat_template: a Jinja file to use in place of the model's own template.
         seed: of the head's first weights, where the checkpoint has no head.
+        load_in_4bit: see four_bit.py; the model is then to be adapted, and dequantised in the end.
+        agree: what the processes make of the layouts that they measured; the weights of some may still be empty (FSDP).
 
     Raises:
         ConfigError: there is no such model; the checkpoint lacks weights of the language model, or has a head for several
-            labels; or the tokenizer cannot be made ready, see `load_tokenizer` and `choose_pad_token`.
+            labels; or the tokenizer cannot be made ready, see `load_tokenizer` and `choose_pad_token`; or four bits cannot be
+            had, see `four_bit_options`.
         OSError: there is no such chat template.
     """
     if model.endswith(".gguf") and not Path(model).is_file():
         raise ConfigError(f"--model {model}: there is no such file")
     tokenizer = load_tokenizer(model, chat_template)
     torch.manual_seed(seed)  # layers between backbone and head, where an architecture has them, start at random
+    quantised = four_bit_options(model) if load_in_4bit else {}
     with reading("--model", model):
         loaded, loading = AutoModelForSequenceClassification.from_pretrained(
-            **source_of(model), num_labels=1, dtype=torch.float32, output_loading_info=True
+            **source_of(model), num_labels=1, dtype=torch.float32, output_loading_info=True, **quantised
         )
     # Left behind by quantised sources; a later from_pretrained would look for quantised weights.
-    if hasattr(loaded.config, "quantization_config"):
+    if hasattr(loaded.config, "quantization_config") and not load_in_4bit:
         del loaded.config.quantization_config
     _check_backbone(loaded, loading["missing_keys"], model)
     name, head = reward_head(loaded)
@@ -87,7 +100,7 @@ def load_reward_model(model: str, *, chat_template: Path | None = None, seed: in
     loaded.config.pad_token_id = pad_token_id
     loaded.config.use_cache = False  # a reward is one pass: keys and values would be kept for nothing
     disable_dropout(loaded)
-    layout = best_layout(loaded)
+    layout = agree(best_layout(loaded))
     if layout is TrainLayout.TRIE:
         read_tries(loaded)
     new_layers = sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})

@@ -18,14 +18,14 @@ def choose_precision(asked: Precision, device: torch.device) -> Precision:
 
 
 @contextmanager
-def bf16_backbone(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the backbone's matrix products run in bfloat16; weights, residual stream and head stay float32.
+def bf16_backbone(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    """Within it the backbone's matrix products on `device` run in bfloat16; weights, residual stream and head stay float32.
 
     Autocast over the whole model, as `TrainingArguments(bf16=True)` does it, also rounds the rewards to bfloat16: with 8
     significant bits, rewards near 4 are 1/32 apart, coarser than the margins that are learnt from.
     """
     backbone = model.base_model
-    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16)
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16)
     # The head does not run under autocast, so whatever it reads, a pooler's output for instance, has to be float32.
     backbone.forward = convert_outputs_to_fp32(autocast(backbone.forward))
     try:

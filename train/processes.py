@@ -1,8 +1,9 @@
 """Several processes that train one model: who writes, who waits, and how work is dealt out.
 
 `torchrun` and `accelerate launch` start them; accelerate's `PartialState` connects them, with gloo on CPUs. Every process holds
-all weights (DistributedDataParallel). Sharded weights, of FSDP and of DeepSpeed, are refused: evaluation and the final checkpoint
-read whole ones.
+all weights (DistributedDataParallel), or, launched with FSDP 2, a part of them, of their gradients and of the optimizer's state:
+weights are then gathered layer by layer for each pass, and a pass runs in all processes or in none. DeepSpeed's ZeRO, which does
+the same, is refused: it replaces the optimizer and the checkpoints that the rest relies on.
 """
 
 import os
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from kwise.engine.errors import ConfigError
 
@@ -27,14 +28,21 @@ def _on_cpu(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorag
     return storage if location.startswith("cpu:") else None
 
 
+def _asked_for(plugin: str) -> bool:
+    """By `accelerate launch`, which tells the processes through their environment."""
+    return os.environ.get(f"ACCELERATE_USE_{plugin}", "false").lower() in ("1", "true")
+
+
 class Processes:
-    """The processes of this run; one, where nothing launched several."""
+    """The processes of this run; one, where nothing launched several. sharded: each has a part of the weights."""
 
     def __init__(self) -> None:
-        """Raises ConfigError where the launcher asks for sharded weights, or for a precision, in which rewards would be."""
-        for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-            if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true"):
-                raise ConfigError(f"launched with {name}: kwise train needs whole weights in every process; launch it with DDP")
+        """Raises ConfigError where the launcher asks for what is not supported, or for a precision, in which rewards would be."""
+        for name in ("DEEPSPEED", "MEGATRON_LM"):
+            if _asked_for(name):
+                raise ConfigError(f"launched with {name}: kwise train shards weights by FSDP 2 (train/launch/fsdp.yaml)")
+        if _asked_for("FSDP") and os.environ.get("FSDP_VERSION") != "2":
+            raise ConfigError("launched with FSDP 1: set fsdp_version: 2, as train/launch/fsdp.yaml does")
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
         if precision != "no":
             raise ConfigError(
@@ -42,6 +50,7 @@ class Processes:
                 "and choose by --precision"
             )
         self._state = PartialState(cpu=not torch.accelerator.is_available())
+        self.sharded = _asked_for("FSDP") and self.count > 1
         if self.count > 1:
             # accelerate calls a process's CPU "cpu:0", Trainer loads the optimizer's state to there, and torch knows "cpu" alone.
             torch.serialization.register_package(0, _no_tag, _on_cpu)
@@ -59,9 +68,20 @@ class Processes:
         """Until all processes are here."""
         self._state.wait_for_everyone()
 
+    def agree(self, value: T) -> T:
+        """The main process's `value`, in all."""
+        agreed: list[T] = broadcast_object_list([value])
+        return agreed[0]
+
     def map(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """`function` of each of `items`, in their order and in every process; each process computes its share."""
-        mine = [(index, function(items[index])) for index in range(self._state.process_index, len(items), self.count)]
+        mine = []
+        for start in range(0, len(items), self.count):
+            index = start + int(self._state.process_index)
+            if index < len(items):
+                mine.append((index, function(items[index])))
+            elif self.sharded:
+                function(items[-1])  # for the others, which could not compute theirs alone
         return [result for _, result in sorted(gather_object(mine), key=lambda pair: pair[0])]
 
     def close(self) -> None:

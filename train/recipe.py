@@ -19,7 +19,7 @@ from kwise.train.config import TrainConfig
 
 _FOLDER = Path(__file__).parent / "recipes"
 # What is a run's own.
-_NOT_OF_RECIPES = {"data", "output", "resume", "overwrite"}
+_NOT_OF_RECIPES = {"recipe", "data", "output", "resume", "overwrite"}
 
 
 def recipe_names() -> list[str]:

@@ -37,9 +37,9 @@ class TrainingReport:
     `data` is the file's name, for a path may mean nothing elsewhere; `rankings_sha256` is of the rankings as they were read (see
     `run.rankings_sha256`), not of the file's bytes. `evaluations` are those during training, in its precision; `best_step` is
     whose weights these are, where early stopping chose.
-    `num_trained` of the `num_parameters` were not frozen. `rankings_by_size[K]` is how many of all rankings, training and
-    validation, have K responses. `training_s` is the time in this process: of a resumed run, only since it was resumed. `files`
-    are the checkpoint's, beside the report.
+    `num_trained` of the `num_parameters` were not frozen; `sharded`: each process had a part of them. `rankings_by_size[K]` is
+    how many of all rankings, training and validation, have K responses. `training_s` is the time in this process: of a resumed
+    run, only since it was resumed. `files` are the checkpoint's, beside the report.
     """
 
     data: str
@@ -54,6 +54,7 @@ class TrainingReport:
     num_parameters: int
     num_trained: int
     num_processes: int
+    sharded: bool
     num_steps: int
     precision: str
     losses: tuple[LoggedLoss, ...]

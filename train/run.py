@@ -11,12 +11,12 @@ from kwise.train.rankings import Ranking
 from kwise.train.report import plain_config
 
 # Where and how often it writes, and how much memory it takes, not what it computes.
-_FREE_TO_CHANGE = {"output", "save_every", "log_every", "report_to", "gradient_checkpointing", "resume", "overwrite"}
+_FREE_TO_CHANGE = {"recipe", "output", "save_every", "log_every", "report_to", "gradient_checkpointing", "resume", "overwrite"}
 
 
-def describe_run(config: TrainConfig, rankings: Sequence[Ranking]) -> dict[str, Any]:
+def describe_run(config: TrainConfig, rankings: Sequence[Ranking], *, sharded: bool) -> dict[str, Any]:
     """What steps/run.json holds from the beginning."""
-    return {"config": plain_config(config), "rankings_sha256": rankings_sha256(rankings)}
+    return {"config": plain_config(config), "rankings_sha256": rankings_sha256(rankings), "sharded": sharded}
 
 
 def rankings_sha256(rankings: Sequence[Ranking]) -> str:
@@ -32,6 +32,8 @@ def check_same_run(run: dict[str, Any], noted: dict[str, Any]) -> None:
     """Raises ConfigError where `run` is not the one that was noted."""
     if run["rankings_sha256"] != noted["rankings_sha256"]:
         raise ConfigError("--resume: the rankings are not those that the run began with")
+    if run["sharded"] != noted.get("sharded", False):
+        raise ConfigError("--resume: launched with FSDP or without, as the run was not: its weights lie in other files")
     for name, value in run["config"].items():
         if name not in _FREE_TO_CHANGE and value != noted["config"].get(name):
             flag = "--" + name.replace("_", "-")

@@ -7,6 +7,7 @@ Dimensions: B rankings of a batch; S sequences of a batch, those of its rankings
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from kwise.train.arguments import training_arguments
 from kwise.train.batch import Batch, TokenizedRanking, collate
-from kwise.train.config import TrainConfig
+from kwise.train.config import Precision, TrainConfig
 from kwise.train.layout import rewards_and_text_of
 from kwise.train.loss import Judged, NotFinite, Objective, ranking_losses
 from kwise.train.model import RewardModel
 from kwise.train.objectives import objective_of
 from kwise.train.order import EpochOrder
+from kwise.train.precision import bf16_backbone, choose_precision
 from kwise.train.processes import Processes
 from kwise.train.progress import ProgressLines
 from kwise.train.steps import MarkComplete
@@ -41,20 +43,19 @@ class RankingTrainer(Trainer):
     text_weight: float
     validation: Validation
     order: EpochOrder
+    precision: Precision
+    in_precision: Callable[[], AbstractContextManager[None]]
+    has_ended = False
 
     def train_from(self, checkpoint: Path | None) -> None:
         """`train()` from the beginning, or go on from a step checkpoint.
 
-        Where training had ended with it, nothing but the weights are read: `Trainer` would go on for a step that early stopping
-        had ruled out.
+        Where training had ended with it, there are no more passes: `Trainer` would go on for a step that early stopping had ruled
+        out.
         """
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)) if checkpoint else None
-        if checkpoint is None or state is None or not _has_ended(state):
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            return
-        self.state = state
-        best = checkpoint.parent / f"checkpoint-{state.best_global_step}" if state.best_global_step else checkpoint
-        self._load_from_checkpoint(str(best))
+        if checkpoint is not None:
+            self.has_ended = _has_ended(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def compute_loss(
         self,
@@ -70,7 +71,8 @@ class RankingTrainer(Trainer):
         Raises:
             NotFinite: a loss is infinite or not a number; its gradient would be the end of all weights.
         """
-        rewards_S, log_probs_M = rewards_and_text_of(model, inputs)
+        with self.in_precision():
+            rewards_S, log_probs_M = rewards_and_text_of(model, inputs)
         judged = Judged(inputs["ranks"], inputs["scores"])
         losses_B = ranking_losses(rewards_S, judged, inputs["group_sizes"].tolist(), self.objective)
         if log_probs_M is not None:
@@ -84,7 +86,7 @@ class RankingTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], float]:
         """The passes of the next step, and its rankings counted: `Trainer` counts labels, which we have not. Dividing by
         the number of passes instead would give the rankings of a last, smaller pass a larger weight."""
-        batches, _ = super().get_batch_samples(*args, **kwargs)
+        batches, _ = ([], 0) if self.has_ended else super().get_batch_samples(*args, **kwargs)
         if not batches:  # of an epoch that a resumed run begins in the middle of
             return [], 0.0
         counted = torch.stack([batch["weights"].sum() for batch in batches]).sum()
@@ -92,7 +94,8 @@ class RankingTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """What `Trainer` calls every `eval_steps`."""
-        evaluation = self.validation.measure()
+        with self.in_precision():
+            evaluation = self.validation.measure()
         metrics = {"eval_loss": evaluation.loss, "eval_accuracy": evaluation.accuracy}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -121,7 +124,12 @@ def make_trainer(
         ConfigError: see `training_arguments`.
     """
     arguments = training_arguments(
-        config, layout=reward_model.layout, num_rankings=len(rankings), num_processes=processes.count, steps_dir=steps_dir
+        config,
+        layout=reward_model.layout,
+        num_rankings=len(rankings),
+        num_processes=processes.count,
+        sharded=processes.sharded,
+        steps_dir=steps_dir,
     )
     callbacks: list[TrainerCallback] = [MarkComplete(processes), ProgressLines(progress), HowOften()]
     if config.early_stopping_patience:
@@ -138,6 +146,10 @@ def make_trainer(
     trainer.objective = objective_of(config)
     trainer.text_weight = config.text_regulariser
     trainer.validation = validation
+    trainer.precision = choose_precision(config.precision, arguments.device)
+    trainer.in_precision = nullcontext
+    if trainer.precision is Precision.BF16:
+        trainer.in_precision = partial(bf16_backbone, reward_model.model, arguments.device)
     per_round = config.rankings_per_pass * processes.count if processes.count > 1 else 1
     trainer.order = EpochOrder(len(rankings), seed=config.seed, per_round=per_round)
     # Trainer's word for "compute_loss has normalised over the whole step": it must not divide by the number of passes.

@@ -4,8 +4,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,20 @@ from transformers import set_seed
 from kwise.engine.errors import ConfigError
 from kwise.train.adapter import add_adapter, merge_adapter, save_adapter
 from kwise.train.card import CARD_NAME, model_card
-from kwise.train.config import Precision, TrainConfig
-from kwise.train.evaluate import Evaluation
+from kwise.train.config import TrainConfig
 from kwise.train.loss import NotFinite
 from kwise.train.model import load_reward_model
-from kwise.train.precision import bf16_backbone, choose_precision
 from kwise.train.prepared import Prepared, prepare, read_data
 from kwise.train.processes import Processes
 from kwise.train.provenance import git_revision, versions
 from kwise.train.report import LoggedEvaluation, LoggedLoss, TrainingReport, rankings_by_size
-from kwise.train.run import check_same_run, describe_run
+from kwise.train.run import describe_run
+from kwise.train.start import Start
 from kwise.train.steps import ADAPTER_NAME, REPORT_NAME, RUNS_NAME, StepsDir, file_names
 from kwise.train.text_regulariser import install_text_head, text_head
 from kwise.train.trackers import check_tracker
 from kwise.train.trainer import make_trainer
-from kwise.train.validation import Validation, evaluation_from
+from kwise.train.validation import Validation
 
 
 def print_progress(line: str) -> None:
@@ -52,14 +49,19 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     started_s = time.perf_counter()
     processes = Processes()
     progress = progress if processes.is_main else _silent
-    if processes.count > 1 and (config.data == "-" or Path(config.data).is_fifo()):
-        raise ConfigError("standard input or a pipe cannot be read by several processes: give DATA as a file")
+    _check_launch(config, processes)
     check_tracker(config.report_to)  # before a model is read
     steps = StepsDir(config.output)
     steps.check(resume=config.resume, overwrite=config.overwrite)
     rankings = read_data(config)
     progress(f"read {len(rankings)} rankings; loading {config.model}")
-    reward_model = load_reward_model(config.model, chat_template=config.chat_template, seed=config.seed)
+    reward_model = load_reward_model(
+        config.model,
+        chat_template=config.chat_template,
+        seed=config.seed,
+        load_in_4bit=config.load_in_4bit,
+        agree=processes.agree,
+    )
     if config.text_regulariser:
         install_text_head(reward_model.model, text_head(config.model, reward_model))
     data = prepare(rankings, reward_model, config)
@@ -70,17 +72,16 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     trainer = make_trainer(model, reward_model, data.training, validation, config, processes, steps.path, progress)
 
-    run = describe_run(config, rankings)
-    before = _begin(run, steps, config, processes, validation)
-    precision = choose_precision(config.precision, reward_model.model.device)
-    progress(f"training on {len(data.training)} rankings in {precision.value}")
+    run = describe_run(config, rankings, sharded=processes.sharded)
+    start = Start(run, steps, validation, processes)
+    start.open(overwrite=config.overwrite)
+    trainer.add_callback(start)
+    progress(f"training on {len(data.training)} rankings in {trainer.precision.value}")
     checkpoint = steps.newest_complete()
     if config.resume and checkpoint is None:
         progress("no step checkpoint is complete: training from the beginning")
-    training_started_s = time.perf_counter()
-    with bf16_backbone(reward_model.model) if precision is Precision.BF16 else nullcontext():
-        trainer.train_from(checkpoint)
-    training_s = time.perf_counter() - training_started_s
+    trainer.train_from(checkpoint)
+    training_s = time.perf_counter() - start.training_began_s
     _check_finite(model, trainer.state.global_step)
 
     final = steps.path / "final"
@@ -89,8 +90,9 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             save_adapter(model, config.model, final / ADAPTER_NAME)
         merge_adapter(model)
     after = validation.tell("after training")
+    weights = trainer.accelerator.get_state_dict(reward_model.model)  # in all processes: each may have a part of them
     if processes.is_main:
-        reward_model.save(final)
+        reward_model.save(final, weights)
         if (steps.path / RUNS_NAME).is_dir():
             shutil.copytree(steps.path / RUNS_NAME, final / RUNS_NAME, dirs_exist_ok=True)
     logged = trainer.state.log_history
@@ -101,7 +103,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         num_trained=num_trained,
         num_processes=processes.count,
         num_steps=trainer.state.global_step,
-        precision=precision.value,
+        precision=trainer.precision.value,
         losses=tuple(LoggedLoss(step=e["step"], loss=e["loss"]) for e in logged if "loss" in e),
         evaluations=tuple(
             LoggedEvaluation(step=e["step"], loss=e["eval_loss"], accuracy=e["eval_accuracy"])
@@ -109,7 +111,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             if "eval_loss" in e
         ),
         best_step=trainer.state.best_global_step if config.early_stopping_patience else None,
-        before=before,
+        before=start.before,
         after=after,
         training_s=training_s,
         total_s=time.perf_counter() - started_s,
@@ -125,24 +127,14 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     return report
 
 
-def _begin(
-    run: dict[str, Any], steps: StepsDir, config: TrainConfig, processes: Processes, validation: Validation
-) -> Evaluation | None:
-    """Open the directory of steps, note the run in it or check that it is the one to resume, and measure the model as it is."""
-    processes.wait()  # until all have looked at the directory as it was
-    if processes.is_main:
-        steps.open(overwrite=config.overwrite)
-    processes.wait()
-    noted = steps.read_run()
-    processes.wait()  # until all have read what the next line writes
-    if noted is not None:
-        check_same_run(run, noted)
-    elif processes.is_main:
-        steps.write_run(run)  # at once: it also tells whose directory this is
-    before = evaluation_from(noted.get("before") if noted else None) or validation.tell("before training")
-    if processes.is_main and (noted is None or "before" not in noted):
-        steps.write_run(run | {"before": asdict(before) if before else None})
-    return before
+def _check_launch(config: TrainConfig, processes: Processes) -> None:
+    """Raises ConfigError where several processes cannot do what was asked for."""
+    if processes.count > 1 and (config.data == "-" or Path(config.data).is_fifo()):
+        raise ConfigError("standard input or a pipe cannot be read by several processes: give DATA as a file")
+    if processes.sharded and config.lora_rank:
+        raise ConfigError("--lora-rank: adapters are not merged into sharded weights; launch with DDP")
+    if processes.sharded and config.text_regulariser:
+        raise ConfigError("--text-regulariser reads whole embeddings, which sharded weights have not; launch with DDP")
 
 
 def _check_finite(model: nn.Module, step: int) -> None:

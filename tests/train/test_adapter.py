@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import SMOLLM2_GGUF, smollm2_directory
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import GROUPED, SMALL, tiny_model
 from training_runs import IGNORED_WARNINGS, interrupted_at, options
 from transformers import AutoModelForSequenceClassification
@@ -15,6 +16,7 @@ from kwise.engine.errors import ConfigError
 from kwise.engine.types import Message
 from kwise.train.adapter import add_adapter, merge_adapter
 from kwise.train.config import TrainConfig
+from kwise.train.four_bit import has_four_bits
 from kwise.train.layout import TrainLayout, lay_out, rewards_of
 from kwise.train.loss import kwise_loss
 from kwise.train.model import load_reward_model
@@ -118,6 +120,46 @@ def test_layers_that_are_not_there_and_options_without_a_rank_are_refused(smollm
     for targets in ("q_proj, v_porj", "proj", "q_proj,"):
         with pytest.raises(ConfigError, match=r"^--lora-targets (v_porj|proj|): LlamaForSequenceClassification has no layer"):
             add_adapter(loaded, config_of(lora_targets=targets))
-    for changed in ({"lora_alpha": 8}, {"lora_dropout": 0.1}, {"lora_targets": "q_proj"}):
-        with pytest.raises(ConfigError, match=r"^--lora-\w+ is of --lora-rank"):
+    for changed in ({"lora_alpha": 8}, {"lora_dropout": 0.1}, {"lora_targets": "q_proj"}, {"load_in_4bit": True}):
+        with pytest.raises(ConfigError, match=r"^--lo[\w-]+ is of --lora-rank"):
             config_of(lora_rank=0, **changed)
+
+
+@pytest.mark.timeout(120)
+def test_beside_weights_of_four_bits_what_is_saved_is_what_was_trained(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    changed = {"epochs": 1.0, "lora_rank": 4, "load_in_4bit": True, "learning_rate": 1e-2, "log_every": 1}
+    whole, parted = (options(data, tiny_checkpoint, tmp_path / name, **changed) for name in ("whole", "parted"))
+    report = train(TrainConfig(**whole, eval_every=13))
+    assert report.after.accuracy > report.before.accuracy and report.after.loss < report.before.loss
+    # The last evaluation was of the model in four bits with adapters, the one after training of what is saved.
+    assert report.evaluations[-1].step == report.num_steps
+    assert report.after.loss == pytest.approx(report.evaluations[-1].loss, abs=1e-5)
+
+    saved, read = (load_file(path / "model.safetensors") for path in (tmp_path / "whole", tiny_checkpoint))
+    assert saved.keys() == read.keys() and {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    changed_little = [torch.dist(saved[n], read[n]) / read[n].norm() for n in read if n.endswith("_proj.weight")]
+    assert all(0.02 < change < 0.5 for change in changed_little), "four bits round every weight"
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
+    assert not hasattr(loaded.config, "quantization_config") and not getattr(loaded, "is_quantized", False)
+
+    interrupted_at("step 8/", TrainConfig(**parted))
+    train(TrainConfig(**parted, resume=True))
+    resumed = load_file(tmp_path / "parted" / "model.safetensors")
+    for name, weights in saved.items():
+        torch.testing.assert_close(resumed[name], weights, rtol=0, atol=2e-5, msg=name)
+
+
+def test_four_bits_of_a_gguf_file_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--load-in-4bit reads a Hugging Face checkpoint"):
+        load_reward_model(str(smollm2_directory() / SMOLLM2_GGUF), load_in_4bit=True)
+
+
+def test_layers_that_the_checkpoint_lacks_are_not_in_four_bits(tmp_path: Path, smollm2_tokenizer: Any) -> None:
+    bert = tiny_model("Bert", FAMILIES["Bert"], smollm2_tokenizer, tmp_path)
+    weights = {name: tensor for name, tensor in load_file(bert / "model.safetensors").items() if "pooler" not in name}
+    save_file(weights, bert / "model.safetensors", {"format": "pt"})
+    loaded = load_reward_model(str(bert), load_in_4bit=True)
+    linear = {name: module for name, module in loaded.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {name for name, module in linear.items() if not has_four_bits(module)} == {"classifier", "bert.pooler.dense"}

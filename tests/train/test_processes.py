@@ -1,14 +1,16 @@
-"""Two processes give the losses and the weights of one."""
+"""Two processes give the losses and the weights of one, with whole weights in each or with a part of them."""
 
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 from training_runs import IGNORED_WARNINGS, command, options
 
@@ -22,23 +24,43 @@ from kwise.train.training import train
 pytestmark = IGNORED_WARNINGS
 
 
-@pytest.mark.timeout(120)
+# 27 rankings: the last step of an epoch has three, so one of the processes has nothing to do in its last pass.
+CHANGED = {
+    "epochs": 2.0,
+    "rankings_per_step": 4,
+    "validation_fraction": 0.1,
+    "log_every": 1,
+    "eval_every": 4,
+    "save_every": 2,
+}
+FSDP = ["-m", "accelerate.commands.launch", f"--config_file={ROOT / 'train/launch/fsdp.yaml'}", "--num_processes=2"]
+LAUNCHES = {
+    "whole": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kwise.engine.cli"],
+    "sharded": [*FSDP, str(ROOT / "tests/fsdp_on_cpus.py")],
+}
+
+
+def launched(name: str, settings: dict[str, Any]) -> list[str]:
+    """`kwise train` in two processes."""
+    return [sys.executable, *LAUNCHES[name], *command(settings)[3:]]
+
+
+@pytest.fixture(scope="module")
+def one(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(report, weights) of one process."""
+    output = tmp_path_factory.mktemp("one") / "checkpoint"
+    report = train(TrainConfig(**options(data, tiny_checkpoint, output, **CHANGED)))
+    return report, load_file(output / "model.safetensors")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("launch", LAUNCHES)
 def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
-    data: Path, tiny_checkpoint: Path, tmp_path: Path
+    launch: str, one: Any, data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """27 rankings: the last step of an epoch has three, so one of the processes has nothing to do in its last pass."""
-    changed = {
-        "epochs": 2.0,
-        "rankings_per_step": 4,
-        "validation_fraction": 0.1,
-        "log_every": 1,
-        "eval_every": 4,
-        "save_every": 2,
-    }
-    one, two = (options(data, tiny_checkpoint, tmp_path / name, **changed) for name in ("one", "two"))
-    report = train(TrainConfig(**one))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    with subprocess.Popen([*launch, *command(two)[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    report, expected = one
+    two = options(data, tiny_checkpoint, tmp_path / "two", **CHANGED)
+    with subprocess.Popen(launched(launch, two), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             while not StepsDir(two["output"]).newest_complete():
                 assert process.poll() is None, "it ended before it could be killed"
@@ -49,7 +71,7 @@ def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
                 each.kill()
             psutil.wait_procs(workers)
     assert (two["output"] / "steps").is_dir(), "it had finished when it was killed"
-    finished = subprocess.run([*launch, *command(two)[1:], "--resume"], capture_output=True, text=True, timeout=100)
+    finished = subprocess.run([*launched(launch, two), "--resume"], capture_output=True, text=True, timeout=100)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("checkpoint: ") == finished.stderr.count("resuming after step") == 1
     assert report.num_training == 27
@@ -58,9 +80,13 @@ def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
     # Trainer rounds what it logs to 1e-4.
     assert [loss["loss"] for loss in written["losses"]] == pytest.approx([loss.loss for loss in report.losses], abs=2e-4)
     assert [e["loss"] for e in written["evaluations"]] == pytest.approx([e.loss for e in report.evaluations], abs=1e-5)
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, weights in ours.items():
-        torch.testing.assert_close(theirs[name], weights, rtol=0, atol=1e-5, msg=name)
+    assert written["sharded"] is (launch == "sharded")
+    weights = load_file(tmp_path / "two" / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert not (tmp_path / "two" / "steps").exists()
 
 

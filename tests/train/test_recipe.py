@@ -72,7 +72,7 @@ def test_numbers_without_a_point_and_names_are_read_as_their_types(tmp_path: Pat
         "max_tokens": None,
         "lora_alpha": 32,
     }
-    with pytest.raises(ConfigError, match=r"^--recipe instructgtp: known are deepspeed-chat, "):
+    with pytest.raises(ConfigError, match=r"^--recipe instructgtp: known are deepmind-70b, "):
         read_recipe("instructgtp")
 
 

@@ -17,7 +17,7 @@ from kwise.train.layout import TrainLayout
 def arguments_of(num_processes: int = 1, **options: Any) -> Any:
     config = TrainConfig(data="d", model="m", output=Path("o"), **options)
     return training_arguments(
-        config, layout=TrainLayout.TRIE, num_rankings=400, num_processes=num_processes, steps_dir=Path("steps")
+        config, layout=TrainLayout.TRIE, num_rankings=400, num_processes=num_processes, sharded=False, steps_dir=Path("steps")
     )
 
 

@@ -1,0 +1,82 @@
+"""Frozen weights in four bits, beside which adapters are trained, through bitsandbytes: QLoRA.
+
+Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs": the weights of linear layers as NF4 (4-bit NormalFloat), in
+blocks of 64 with a scale each, the scales quantised once more; they are dequantised for every product. The head, embeddings, norms
+and adapters stay float32.
+
+At the end the adapters are merged into the dequantised weights, not into those that were read, for beside these they were trained:
+the rewards of the checkpoint are those that training ended with.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from kwise.engine.errors import ConfigError
+
+# Parts of the names of what lies behind a language model, which a checkpoint may lack, so that it is trained from the beginning.
+_TRAINED_WHOLE = ["score", "classifier", "pooler"]
+
+
+def four_bit_options(model: str) -> dict[str, Any]:
+    """What `from_pretrained(model)` is to be given.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed, or the model is a file of quantised weights already.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError("--load-in-4bit needs the package bitsandbytes: pip install 'kwise[qlora]'") from None
+    if model.endswith(".gguf"):
+        raise ConfigError("--load-in-4bit reads a Hugging Face checkpoint; the weights of a .gguf file are dequantised")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=_TRAINED_WHOLE,  # of four bits too, whatever its name says
+    )
+    return {"quantization_config": quantization, "device_map": {"": _device()}}
+
+
+def has_four_bits(layer: nn.Module) -> bool:
+    return type(getattr(layer, "weight", None)).__name__ == "Params4bit"
+
+
+@torch.no_grad()
+def fold_adapters(adapted: Any) -> None:
+    """Put a plain layer, dequantised and with its adapter added, in the place of every adapted layer of four bits."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [(name, layer) for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)]
+    for name, layer in layers:
+        if has_four_bits(layer.get_base_layer()):
+            plain = _plain(layer.get_base_layer())
+            plain.weight += layer.get_delta_weight("default")
+            adapted.set_submodule(name, plain)
+
+
+@torch.no_grad()
+def dequantise(model: PreTrainedModel) -> None:
+    """Make every layer a plain one, and the model one that saves as such."""
+    for name, layer in list(model.named_modules()):
+        if has_four_bits(layer):
+            model.set_submodule(name, _plain(layer))
+    del model.hf_quantizer, model.config.quantization_config, model.config._pre_quantization_dtype
+    model.is_loaded_in_4bit = model.is_quantized = False
+
+
+def _plain(layer: Any) -> nn.Linear:
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.float32)
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    plain.weight, plain.bias = nn.Parameter(weight), layer.bias
+    return plain
+
+
+def _device() -> Any:
+    accelerator = torch.accelerator.current_accelerator()
+    return "cpu" if accelerator is None else torch.device(accelerator.type, torch.accelerator.current_device_index())
