@@ -15,6 +15,7 @@ from kwise.engine.client.channel import (
     DEFAULT_CONNECT_TIMEOUT_S,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
+    check_target,
     client_metadata,
     seconds,
 )
@@ -40,7 +41,7 @@ class AsyncRewardClient:
         model: str = "",
         client: str = "",
     ) -> None:
-        self._target = target
+        self._target = check_target("target", target)
         self._timeout_s = seconds("timeout_s", timeout_s)
         self._connect_timeout_s = seconds("connect_timeout_s", connect_timeout_s)
         self._reached = self._closed = False

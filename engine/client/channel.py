@@ -1,8 +1,10 @@
 """How a channel to a kwise server is set up, and what both clients agree on beside the messages."""
 
+import re
 from json import dumps
 from typing import Any
 
+from kwise.engine.errors import InvalidRequest
 from kwise.engine.types import CLIENT_KEY
 
 _MAX_MESSAGE_BYTES = 64 << 20
@@ -31,6 +33,30 @@ _LONGEST_WAIT_S = 365 * 86_400
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_CONNECT_TIMEOUT_S = 30.0
+
+# The schemes of gRPC's own resolvers, which judge what follows (https://github.com/grpc/grpc/blob/master/doc/naming.md).
+_URI = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):\S.*", re.DOTALL)
+_HOST_PORT = re.compile(r"(\[[^\[\]/\s]+\]|[^:/\[\]\s]+):(?P<port>[^:/\s]+)")
+
+
+def check_target(name: str, target: Any) -> str:
+    """`target`, where it can be an address. gRPC takes nearly anything and waits: "localhost" is port 443 to it.
+
+    Raises:
+        TypeError: it is no text.
+        InvalidRequest: it is neither HOST:PORT nor a URI of gRPC's; names the argument.
+    """
+    if not isinstance(target, str):
+        raise TypeError(f"{name} must be a str, not {type(target).__name__}")
+    if _URI.fullmatch(target):
+        return target
+    address = _HOST_PORT.fullmatch(target)
+    if address is None:
+        expected = "must be HOST:PORT, with an IPv6 address in [], or a URI of gRPC's (unix:PATH, dns:///HOST:PORT)"
+        raise InvalidRequest(name, f"{expected}, not {target[:100]!a}")
+    if (port := address["port"]).isdecimal() and not 0 < int(port) < 1 << 16:
+        raise InvalidRequest(name, f"has the port {port[:20]}; it must be between 1 and {(1 << 16) - 1}")
+    return target
 
 
 def seconds(name: str, value: Any) -> float:

@@ -6,10 +6,12 @@ server, by the functions that the server itself uses, so all three commands send
 """
 
 import argparse
+import gzip
 import io
 import json
 import os
 import sys
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -17,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kwise.engine.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, seconds
+from kwise.engine.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_target, seconds
 from kwise.engine.client.messages import compare_request
 from kwise.engine.client.results import RewardServiceError
 from kwise.engine.client.sync import RewardClient
@@ -53,12 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="*",
         help='JSON lines {"prompt": text, messages or token ids, "responses": [text, {"text": text} or token ids, ...]}; '
-        "other keys are kept, those of the result replaced; '-' or none: standard input. Each "
+        "other keys are kept, those of the result replaced; gzipped or not; '-' or none: standard input. Each "
         "line that is not blank has a line in the output",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="score one group given on the command line")
     parser.add_argument("--response", metavar="TEXT", action="append", help="a response to --prompt; once per response")
-    parser.add_argument("--server", metavar="HOST:PORT", default=DEFAULT_TARGET, help=f"the server (default: {DEFAULT_TARGET})")
+    parser.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        default=DEFAULT_TARGET,
+        help=f"the server, or a URI of gRPC's as unix:PATH (default: {DEFAULT_TARGET})",
+    )
     parser.add_argument(
         "--timeout-s",
         metavar="SECONDS",
@@ -93,8 +100,9 @@ def run(arguments: argparse.Namespace, report: Report) -> int:
 
 def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
     try:
+        check_target("--server", arguments.server)
         seconds("--timeout-s", arguments.timeout_s)
-    except ValueError as error:
+    except (InvalidRequest, ValueError) as error:
         return str(error)
     # Before the server is looked for: a name mistyped is told at once.
     if missing := [name for name in arguments.files or [] if name != "-" and not Path(name).exists()]:
@@ -235,14 +243,24 @@ def _response_of(number: int, response: Any) -> Any:
 
 
 def _texts(name: str) -> Iterator[tuple[str, str]]:
-    """(FILE:LINE, text) of every line that is not blank."""
-    # Bytes that are not UTF-8 become lone surrogates, which fail their own line and no other.
-    opened = sys.stdin.buffer if name == "-" else Path(name).open("rb")  # noqa: SIM115 - the wrapper closes it
+    """(FILE:LINE, text) of every line that is not blank. The first bytes tell a gzip file, not the name, as in training.
+
+    Raises:
+        OSError: the file cannot be read, or is not a whole gzip file.
+    """
     shown = "<stdin>" if name == "-" else name
-    with io.TextIOWrapper(opened, encoding="utf-8", errors="surrogateescape") as lines:
-        for number, text in enumerate(lines, start=1):
-            if text.strip():
-                yield f"{shown}:{number}", text
+    with sys.stdin.buffer if name == "-" else Path(name).open("rb") as opened:
+        plain: Any = opened if isinstance(opened, io.BufferedReader) else io.BufferedReader(opened)
+        if plain.peek(2)[:2] == b"\x1f\x8b":
+            plain = gzip.GzipFile(fileobj=plain)
+        try:
+            # Bytes that are not UTF-8 become lone surrogates, which fail their own line and no other.
+            with io.TextIOWrapper(plain, encoding="utf-8", errors="surrogateescape") as lines:
+                for number, text in enumerate(lines, start=1):
+                    if text.strip():
+                        yield f"{shown}:{number}", text
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise OSError(f"not a complete gzip file ({error})") from None
 
 
 def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> None:
@@ -251,7 +269,11 @@ def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> 
     else:
         added = {**report.fields(line, result), "model": result.model, "fingerprint": result.fingerprint}
     fields = {**line.fields, **added}
-    text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # NaN or an infinity, which Python alone would read: null, as where there is no rank
+        fields = json.loads(json.dumps(fields), parse_constant=lambda _: None)
+        text = json.dumps(fields, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:  # another locale, or a lone surrogate in a key that we only echo

@@ -15,6 +15,7 @@ from kwise.engine.client.channel import (
     DEFAULT_CONNECT_TIMEOUT_S,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
+    check_target,
     client_metadata,
     seconds,
 )
@@ -31,7 +32,7 @@ _T = TypeVar("_T")
 
 
 class RewardClient:
-    """Rewards from the server at `target` ("host:port").
+    """Rewards from the server at `target` ("host:port", or a URI of gRPC's such as "unix:/path"; else it raises `InvalidRequest`).
 
     `timeout_s` bounds each call, retries and the wait for a server that restarts included; `connect_timeout_s` the wait for
     a server that was never reached yet. `model` names the model that must answer, "" for whichever is served. `client` names
@@ -50,7 +51,7 @@ class RewardClient:
         model: str = "",
         client: str = "",
     ) -> None:
-        self._target = target
+        self._target = check_target("target", target)
         self._timeout_s = seconds("timeout_s", timeout_s)
         self._connect_timeout_s = seconds("connect_timeout_s", connect_timeout_s)
         self._reached = self._closed = False

@@ -1,9 +1,12 @@
 """The clients and their commands over a real socket, against a server whose answers a test chooses."""
 
 import asyncio
+import gzip
+import io
 import json
 import math
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +19,8 @@ import grpc
 import pytest
 
 from kwise.engine.cli import main
-from kwise.engine.client import AsyncRewardClient, RewardClient, RewardServiceError
+from kwise.engine.client import AsyncRewardClient, InvalidRequest, RewardClient, RewardServiceError
+from kwise.engine.client.channel import check_target
 from kwise.engine.types import ScoredGroup
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
@@ -45,19 +49,21 @@ class Service(reward_pb2_grpc.RewardServiceServicer):
 
 
 def reward(response: pb.Response) -> pb.Reward:
+    if response.text == "infinite":
+        return pb.Reward(value=math.inf, raw=math.inf, tokens=1)
     if response.text == "bad":
         return pb.Reward(error=pb.ResponseError(code="INVALID_ARGUMENT", message="the conversation is too long"))
     return pb.Reward(value=len(response.text), raw=len(response.text), tokens=1)
 
 
 @contextmanager
-def serving(port: int = 0, service: Service | None = None) -> Iterator[str]:
+def serving(port: int = 0, service: Service | None = None, address: str = "") -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     reward_pb2_grpc.add_RewardServiceServicer_to_server(service or Service(), server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port(address or f"127.0.0.1:{port}")
     server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield address or f"127.0.0.1:{port}"
     finally:
         server.stop(0).wait()
 
@@ -209,6 +215,51 @@ def test_every_line_of_the_input_has_one_in_the_output(tmp_path: Path, capsys: p
     assert lines[2]["error"]["message"] == f"{path}:3: no 'prompt' and no 'responses'"
 
 
+@pytest.mark.parametrize("name", ["groups.jsonl.gz", "groups", "-"])
+def test_gzipped_groups_are_read_whatever_the_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = gzip.compress(json.dumps({"prompt": "p", "responses": ["a", "bc"]}).encode() + b"\n")
+    monkeypatch.chdir(tmp_path)
+    if name == "-":
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(packed)))
+    else:
+        Path(name).write_bytes(packed)
+    with serving() as target:
+        assert main(["rank", name, "--server", target]) == 0
+    assert json.loads(capsys.readouterr().out)["ranks"] == [2, 1]
+
+
+def test_a_gzip_file_that_is_cut_short_is_told_and_the_next_file_follows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.dumps({"prompt": "p", "responses": ["a"]}).encode() + b"\n"
+    cut, whole = tmp_path / "cut.gz", tmp_path / "whole"
+    cut.write_bytes(gzip.compress(line)[:-9])
+    whole.write_bytes(line)
+    with serving() as target:
+        assert main(["score", str(cut), str(whole), "--server", target]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith(f"{cut}: not a complete gzip file (")
+    assert "rewards" in json.loads(output.out.splitlines()[-1])
+
+
+def test_no_line_of_the_output_has_what_is_no_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python writes NaN and Infinity, which other readers of JSON refuse."""
+    path = tmp_path / "groups.jsonl"
+    path.write_text('{"prompt": "p", "responses": ["infinite", "infinite"], "id": NaN, "more": [1e999, -Infinity, 1, "NaN"]}\n')
+    with serving() as target:
+        assert main(["compare", str(path), "--server", target]) == 0
+
+    def refused(constant: str) -> None:
+        raise AssertionError(constant)
+
+    told = json.loads(capsys.readouterr().out, parse_constant=refused)
+    assert (told["id"], told["more"]) == (None, [None, None, 1, "NaN"])
+    assert [reward["value"] for reward in told["rewards"]] == [None, None]
+    assert told["comparisons"][0]["margin"] is None
+
+
 def test_comparing_one_response_is_refused_as_the_server_refuses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "groups.jsonl"
     with serving() as target:
@@ -224,6 +275,73 @@ def test_a_command_without_a_server_names_the_address(nowhere: str, capsys: pyte
     arguments = ["score", "--prompt", "p", "--response", "a", "--server", nowhere, "--timeout-s", "0.2"]
     assert main(arguments) == 1
     assert capsys.readouterr().err == f"kwise score: UNAVAILABLE at {nowhere}: no server was ready within 0.2 s\n"
+
+
+@pytest.mark.parametrize("client", [RewardClient, AsyncRewardClient])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        " ",
+        "localhost",
+        "localhost:",
+        ":50051",
+        "::1",
+        "[::1]",
+        "10.0.0.1",
+        "http://localhost:50051",
+        "localhost:50051/",
+        "unix:",
+    ],
+)
+def test_an_address_that_can_have_no_server_is_named_at_once(client: Callable[[str], Any], target: str) -> None:
+    """The first call waited for half a minute, and then there was no server."""
+    with pytest.raises(InvalidRequest, match=r"^target: must be HOST:PORT"):
+        client(target)
+
+
+def test_a_port_out_of_range_and_a_target_of_another_type_are_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"^target: has the port 70000; it must be between 1 and 65535"):
+        RewardClient("localhost:70000")
+    with pytest.raises(TypeError, match=r"^target must be a str, not int"):
+        RewardClient(50051)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "localhost:50051",
+        "[::1]:50051",
+        "dns:///localhost:50051",
+        "dns://8.8.8.8/host:50051",
+        "dns:host",
+        "unix:kwise.sock",
+        "unix:/run/kwise.sock",
+        "unix:///run/kwise.sock",
+        "unix-abstract:kwise",
+        "ipv4:1.2.3.4:50051",
+        "ipv4:1.2.3.4:50051,1.2.3.5:50051",
+        "ipv6:[::1]:50051",
+        "xds:///kwise",
+    ],
+)
+def test_every_address_that_grpc_takes_is_taken(target: str) -> None:
+    assert check_target("target", target) == target
+
+
+@BOTH
+def test_addresses_as_uris_reach_their_server(tmp_path: Path, client: Callable[..., Any]) -> None:
+    with serving(address=f"unix:{tmp_path}/s") as target:
+        assert client(target, "score", 10.0).model == "m"
+        assert client(f"unix://{tmp_path}/s", "score", 10.0).model == "m"
+    with serving() as target:
+        assert client(f"dns:///{target}", "score", 10.0).model == "m"
+        assert client(f"ipv4:{target}", "score", 10.0).model == "m"
+
+
+def test_a_wrong_address_on_the_command_line_is_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "--prompt", "p", "--response", "a", "--server", "localhost"]) == 2
+    assert capsys.readouterr().err.startswith("kwise score: --server: must be HOST:PORT")
 
 
 def test_a_closed_client_refuses_calls_at_once(nowhere: str) -> None:

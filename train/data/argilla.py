@@ -39,7 +39,7 @@ def read_argilla(row: Row, options: ReadOptions) -> Iterator[Item]:
     fields, answers = _fields(row), _answers(row)
     rankings = {name: found for name, found in answers.items() if any(_is_ranking(value, fields) for value, _ in found)}
     if options.question and all(value is None for value, _ in answers.get(options.question, ())):
-        yield Left(what="row", reason="question not answered")
+        yield Left(what="row", reason="question not answered", answered=tuple(rankings))
         return
     if not rankings:
         yield Left(what="row", reason="no annotator's ranking of options that are named like the fields")
@@ -47,7 +47,7 @@ def read_argilla(row: Row, options: ReadOptions) -> Iterator[Item]:
     question = one_question(tuple(rankings), options.question)
     for value, status in rankings[question]:
         if status not in (None, "submitted"):
-            yield Left(what="annotation", reason="not submitted")
+            yield Left(what="annotation", reason="not submitted", answered=(question,))
         elif value is None:
             yield Left(what="annotation", reason="question not answered")
         else:

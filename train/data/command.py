@@ -7,6 +7,7 @@ from typing import Any
 from kwise.engine.options import add_options, from_options
 from kwise.train.data import convert, stats, validate
 from kwise.train.data.formats import FORMATS
+from kwise.train.data.output import reader_may_leave
 from kwise.train.rankings import RankingsError
 
 _TASKS: dict[str, tuple[Any, type, str]] = {
@@ -31,8 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
     """0, or 1 where the data is not usable; each problem begins with FILE:ROW."""
     start, config_type, _ = _TASKS[arguments.what]
     config: Any = from_options(config_type, arguments)
+    code = 0
     try:
-        return int(start(config))
+        with reader_may_leave():
+            code = int(start(config))
+            print(end="", flush=True)  # here, where a reader that has gone costs no complaint
     except RankingsError as error:
         print(error, file=sys.stderr)
         return 1
+    return code

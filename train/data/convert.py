@@ -18,6 +18,7 @@ from typing import Any
 from kwise.engine.errors import ConfigError
 from kwise.engine.options import check_bounds, option
 from kwise.engine.types import Conversation
+from kwise.train.data.annotation import listed
 from kwise.train.data.comparisons import Comparison, merge
 from kwise.train.data.files import read_rows
 from kwise.train.data.formats import FORMATS, FormatName, detect
@@ -54,7 +55,9 @@ class ConvertConfig:
         "whose comparisons of one prompt make one ranking where they determine one, in memory; auto is annotator for summarize "
         "and arena, else none",
     )
-    score_column: str = option("", "the score to rank by; unset takes the format's own")
+    score_column: str = option(
+        "", "the score to rank by, by dots in nested objects: annotations.helpfulness.Rating; unset takes the format's own"
+    )
     prompt_column: str = option("", "trl, argilla, label-studio: the field that is the prompt, where it is not called so")
     question: str = option("", "argilla, label-studio: the ranking question; needed where there are several")
     buckets: tuple[str, ...] = option((), "label-studio: the buckets to read, best first")
@@ -124,12 +127,17 @@ def _rankings(config: ConvertConfig, tally: Tally) -> Iterator[tuple[str, Ranked
     """(FILE:ROW, ranking), those that need several rows at the end."""
     compared: dict[tuple[Conversation, str | None], list[tuple[str, Compared]]] = {}
     rated: dict[Conversation, list[tuple[str, Rated]]] = {}
+    answered: dict[str, str] = {}  # ranking question: the first row that has answers to it and none to --question
+    is_answered = False
     for origin, item in _items(config, tally):
         match item:
             case Ranked():
+                is_answered = True
                 yield origin, item
             case Left():
                 tally.left[item.what, item.reason] += item.num
+                for question in item.answered:
+                    answered.setdefault(question, origin)
             case Rated():
                 rated.setdefault(item.prompt, []).append((origin, item))
             case Compared():
@@ -139,6 +147,9 @@ def _rankings(config: ConvertConfig, tally: Tally) -> Iterator[tuple[str, Ranked
                     continue
                 annotator = None if merge_by is Merge.PROMPT else item.annotator
                 compared.setdefault((item.prompt, annotator), []).append((origin, item))
+    if config.question and answered and not is_answered and config.question not in answered:
+        problem = f"no row has an answer to {config.question[:40]!a}; there are answers to {listed(answered)}"
+        tally.problems.append(f"{next(iter(answered.values()))}: --question: {problem}")
     for (prompt, _), comparisons in compared.items():
         yield from ((comparisons[0][0], ranked) for ranked in _merged(prompt, [item for _, item in comparisons], tally))
     for prompt, ratings in rated.items():

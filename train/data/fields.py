@@ -35,22 +35,41 @@ def as_text(value: Any, at: str) -> str:
 
 
 def number(row: Row, key: str, at: str = "") -> float:
-    """A finite number, or a text that is one: UltraFeedback has scores of both kinds."""
     value = required(row, key, at or "row")
+    return as_number(value, _join(at, key))
+
+
+def as_number(value: Any, at: str) -> float:
+    """A finite number, or a text that is one: UltraFeedback has scores of both kinds."""
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            refuse(_join(at, key), "is a text that is no number")
+            refuse(at, "is a text that is no number")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        refuse(_join(at, key), f"must be a number, not {kind(value)}")
+        refuse(at, f"must be a number, not {kind(value)}")
     try:
         is_finite = math.isfinite(value)
     except OverflowError:  # a whole number of hundreds of digits
         is_finite = False
     if not is_finite:
-        refuse(_join(at, key), "must be finite")
+        refuse(at, "must be finite")
     return value
+
+
+def nested(row: Row, path: str, at: str = "") -> tuple[Any, str]:
+    """(the value at `path`, where it is). A path is a key, one with dots in it too, or else keys of nested objects with dots
+    between them. None where an object on the way is null, as Arrow says that it is missing."""
+    value: Any = row
+    for key in [path] if path in row else path.split("."):
+        if value is None:
+            break
+        if not isinstance(value, dict):
+            refuse(at, f"must be an object that has {key[:40]!a}, not {kind(value)}")
+        if key not in value:
+            refuse(at or "row", f"has no {key!r}")
+        value, at = value[key], _join(at, key)
+    return value, at
 
 
 def records(value: Any, at: str) -> list[dict[str, Any]]:
@@ -75,18 +94,30 @@ def as_list(value: Any, at: str) -> list[Any]:
 
 
 def messages(value: Any, at: str) -> Conversation:
-    """Messages with `role` and `content`; one message may stand without its list. Other keys (num_tokens, …) are ignored,
-    but for tool calls, which a response cannot say."""
+    """Messages with `role` and `content`, a text or parts; one message may stand without its list. Other keys (num_tokens, …) are
+    ignored, but for tool calls, which a response cannot say."""
     turns = []
     is_one = isinstance(value, dict) and isinstance(value.get("role"), str)  # else its values are lists: messages by columns
     for index, item in enumerate([value] if is_one else records(value, at)):
         here = f"{at}[{index}]"
         if item.get("tool_calls"):
             refuse(here, "has tool_calls, which kwise cannot train on")
-        turns.append(Message(role=text(item, "role", here), content=text(item, "content", here)))
+        turns.append(Message(role=text(item, "role", here), content=_content(item, here)))
     if not turns:
         refuse(at, "must not be empty")
     return tuple(turns)
+
+
+def _content(message: Row, at: str) -> str:
+    """A text, or parts as OpenAI's API has them, `[{"type": "text", "text": …}]`: those of text are one text, cut anywhere."""
+    content = required(message, "content", at)
+    if not isinstance(content, list | dict):
+        return as_text(content, f"{at}.content")
+    parts = records(content, f"{at}.content")
+    for index, part in enumerate(parts):
+        if part.get("type") != "text":
+            refuse(f"{at}.content[{index}].type", f"is {str(part.get('type'))[:40]!a}; only text can be read")
+    return "".join(text(part, "text", f"{at}.content[{index}]") for index, part in enumerate(parts))
 
 
 def is_messages(value: Any) -> bool:

@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any, BinaryIO
 
 from kwise.engine.errors import ConfigError
@@ -24,6 +25,21 @@ _GOES_ON = ("", *".eE0123456789")  # after a number, or "" after it at the end o
 _LONGEST_TOKEN = 16  # no literal or escape of JSON is longer: an error so near the end of the text may be but the cut
 
 
+class Stored(Enum):
+    """How the rows of a file are stored."""
+
+    LINES = "JSON Lines"
+    ARRAY = "a JSON array"
+    PARQUET = "Parquet"
+
+
+def stored_as(begin: bytes) -> Stored:
+    """By the first bytes of the file, unpacked."""
+    if begin.startswith(b"PAR1"):
+        return Stored.PARQUET
+    return Stored.ARRAY if begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[") else Stored.LINES
+
+
 def read_rows(path: str) -> Iterator[tuple[int, Any]]:
     """(number, row) from 1 on, the number of a JSON Lines row being its line; in place of a row that cannot be read a
     `RowProblem`, and the next one follows.
@@ -37,16 +53,17 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
         begin = stream.peek(16)
         if packed := next((name for magic, name in _PACKED.items() if begin.startswith(magic)), ""):
             raise RankingsError([f"{display_name(path)}: is packed by {packed}; unpack it first"])
-        if begin.startswith(b"PAR1"):
-            if path == "-":
-                raise ConfigError("Parquet is read from its end: give it as a file, not on standard input")
-            if isinstance(stream.raw, gzip.GzipFile):
-                raise RankingsError([f"{path}: is Parquet packed by gzip; unpack it first"])
-            yield from _parquet_rows(path)
-        elif begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        stored = stored_as(begin)
+        if stored is Stored.ARRAY:
             yield from _array_rows(stream, display_name(path))
-        else:
+        elif stored is Stored.LINES:
             yield from _line_rows(stream)
+        elif path == "-":
+            raise ConfigError("Parquet is read from its end: give it as a file, not on standard input")
+        elif isinstance(stream.raw, gzip.GzipFile):
+            raise RankingsError([f"{path}: is Parquet packed by gzip; unpack it first"])
+        else:
+            yield from _parquet_rows(path)
 
 
 def _line_rows(stream: BinaryIO) -> Iterator[tuple[int, Any]]:

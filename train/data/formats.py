@@ -24,6 +24,7 @@ class FormatName(Enum):
     STACK_EXCHANGE_API = "stack-exchange-api"
     SUMMARIZE = "summarize"
     ARENA = "arena"
+    HELPSTEER_PREFERENCE = "helpsteer-preference"
     ARGILLA = "argilla"
     LABEL_STUDIO = "label-studio"
 
@@ -51,6 +52,10 @@ def _has(*keys: str, **inner: str) -> Callable[[Row], bool]:
         return row.keys() >= {*keys, *inner} and all(_objects_have(row[name], key) for name, key in inner.items())
 
     return fits
+
+
+def _either(*fits: Callable[[Row], bool]) -> Callable[[Row], bool]:
+    return lambda row: any(fit(row) for fit in fits)
 
 
 def _objects_have(value: Any, key: str) -> bool:
@@ -121,9 +126,21 @@ FORMATS: dict[FormatName, Format] = {
         options=("--merge",),
     ),
     FormatName.ARENA: Format(
-        fits=_has("conversation_a", "conversation_b", "winner"),
+        fits=_either(
+            _has("conversation_a", "conversation_b", "winner"),
+            _has("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"),
+        ),
         read=compared.read_arena,
-        summary="LMSYS tournaments, MT-bench",
+        summary="LMSYS and LMArena battles, MT-bench",
+        options=("--merge",),
+    ),
+    FormatName.HELPSTEER_PREFERENCE: Format(
+        fits=_either(
+            _has("prompt", "response_1", "response_2", "preference_strength"),
+            _has("context", "response1", "response2", "overall_preference"),
+        ),
+        read=compared.read_helpsteer_preference,
+        summary="HelpSteer2 and 3, preference: two responses and a strength",
         options=("--merge",),
     ),
     FormatName.ARGILLA: Format(

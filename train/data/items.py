@@ -76,11 +76,13 @@ class Rated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """`num` of `what` ("row", "response", …) are left out of the output for `reason`."""
+    """`num` of `what` ("row", "response", …) are left out of the output for `reason`. `answered`: the ranking questions to which
+    the row has answers, where it has none to --question; where no row has, the option is mistyped."""
 
     what: str
     reason: str
     num: int = 1
+    answered: tuple[str, ...] = ()
 
 
 Item = Ranked | Compared | Rated | Left

@@ -39,7 +39,7 @@ def read_label_studio(row: Row, options: ReadOptions) -> Iterator[Item]:
         results = records(required(annotation, "result", at), f"{at}.result")
         rankers = {str(result.get("from_name")): result for result in results if result.get("type") == "ranker"}
         if not rankers or (options.question and options.question not in rankers):
-            yield Left(what="annotation", reason="question not answered")
+            yield Left(what="annotation", reason="question not answered", answered=tuple(rankers))
             continue
         question = one_question(tuple(rankers), options.question)
         yield from _ranking(task, question, rankers[question], f"{at}.result", options)

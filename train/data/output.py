@@ -42,7 +42,9 @@ def open_output(path: str) -> Iterator[IO[bytes]]:
         with tempfile.TemporaryFile() as work:
             yield work
             work.seek(0)
-            _to_stdout(work)
+            with reader_may_leave():
+                shutil.copyfileobj(work, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
         return
     place = Path(path).resolve()  # through a symbolic link: the file is replaced, not the link
     partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
@@ -58,10 +60,11 @@ def open_output(path: str) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def _to_stdout(work: IO[bytes]) -> None:
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """What writes to standard output, flush included, ends in silence where the reader has seen enough (`| head`)."""
     try:
-        shutil.copyfileobj(work, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        yield
     except BrokenPipeError:
-        # `| head` has seen enough. Python would flush once more on leaving, and complain.
+        # Python would flush once more on leaving, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

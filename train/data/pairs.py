@@ -13,7 +13,8 @@
 - stack-exchange-paired, `{"question", "response_j", "response_k"}`, j the better
   (https://huggingface.co/datasets/lvwerra/stack-exchange-paired).
 
-The label decides. Scores that do not put `chosen` above `rejected` (UltraFeedback has ties) are left out and counted.
+Plain texts without a prompt are split where a word begins to differ, which need not be where the prompt ended: that is counted. The
+label decides. Scores that do not put `chosen` above `rejected` (UltraFeedback has ties) are left out and counted.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from kwise.train.data.transcript import is_hh, num_common, parse_hh, parse_hh_pr
 
 _LIKELY_PROMPTS = ("question", "instruction", "input", "query", "context")
 _SCORES = (("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"))
+SPLIT = "prompt taken from what chosen and rejected have in common"
 PARTED = "the two conversations part before the last turn, and a response is one turn"
 
 
@@ -51,7 +53,7 @@ def read_trl(row: Row, options: ReadOptions) -> Iterator[Item]:
         if is_messages(chosen):
             yield _of_conversations(row, messages(chosen, "chosen"), messages(rejected, "rejected"))
         else:
-            yield _pair(row, *_split_texts(as_text(chosen, "chosen"), as_text(rejected, "rejected")))
+            yield _pair(row, *_split_texts(as_text(chosen, "chosen"), as_text(rejected, "rejected")), note=SPLIT)
         return
     prompt = _prompt(row, column)
     if is_messages(chosen):
@@ -114,12 +116,13 @@ def _split_texts(chosen: str, rejected: str) -> tuple[Conversation, str, str]:
     return user(chosen[:shared]), chosen[shared:], rejected[shared:]
 
 
-def _pair(row: Row, prompt: Conversation, chosen: str, rejected: str) -> Item:
+def _pair(row: Row, prompt: Conversation, chosen: str, rejected: str, *, note: str = "") -> Item:
     if chosen == rejected:
         return Left(what="row", reason="chosen and rejected are the same")
-    scores, note = _scores(row), ""
+    scores = _scores(row)
     if scores is not None and not scores[0] > scores[1]:
-        scores, note = None, "scores do not put chosen above rejected: the label is kept, the scores are not"
+        unlike = "scores do not put chosen above rejected: the label is kept, the scores are not"
+        scores, note = None, f"{note}; {unlike}" if note else unlike
     return Compared(prompt=prompt, better=chosen, worse=rejected, scores=scores, note=note)
 
 

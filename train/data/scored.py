@@ -1,9 +1,9 @@
 """Formats that score each response.
 
 - ultrafeedback, `{"instruction", "completions": [{"response", "overall_score", "fine-grained_score", …}]}`; the score is
-  `overall_score` or another key of the completion by --score-column. Completions were sampled under various system prompts
-  (`custom_system_prompt`), which the annotator did not judge and which are left out here, as in the datasets made from it
-  (https://huggingface.co/datasets/openbmb/UltraFeedback; Cui et al. 2023, arXiv:2310.01377).
+  `overall_score` or another of the completion by --score-column, as `annotations.helpfulness.Rating`. Completions were sampled
+  under various system prompts (`custom_system_prompt`), which the annotator did not judge and which are left out here, as in the
+  datasets made from it (https://huggingface.co/datasets/openbmb/UltraFeedback; Cui et al. 2023, arXiv:2310.01377).
 - helpsteer2, rows `{"prompt", "response", "helpfulness", "correctness", "coherence", "complexity", "verbosity"}`, of which those
   of one prompt make a ranking by `helpfulness` or --score-column (https://huggingface.co/datasets/nvidia/HelpSteer2;
   Wang et al. 2024, arXiv:2406.08673). HelpSteer has the same columns.
@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator
 
 from kwise.engine.types import Conversation
-from kwise.train.data.fields import number, records, refuse, required, text, user
+from kwise.train.data.fields import as_number, nested, number, records, required, text, user
 from kwise.train.data.items import Item, Left, Ranked, Rated, ReadOptions, Row
 from kwise.train.data.transcript import parse_nemo
 
@@ -37,13 +37,10 @@ def read_stack_exchange(row: Row, options: ReadOptions) -> Iterator[Item]:
 
 
 def read_helpsteer2(row: Row, options: ReadOptions) -> Iterator[Item]:
-    column = options.score_column or "helpfulness"
-    if column not in row:
-        refuse("row", f"has no {column!r}")
-    if row[column] in _NO_SCORE:
+    if (score := _score(row, options.score_column or "helpfulness")) is None:
         yield Left(what="response", reason="no score")
     else:
-        yield Rated(prompt=parse_nemo(text(row, "prompt")), response=text(row, "response"), score=number(row, column))
+        yield Rated(prompt=parse_nemo(text(row, "prompt")), response=text(row, "response"), score=score)
 
 
 def read_stack_exchange_api(row: Row, _: ReadOptions) -> Iterator[Item]:
@@ -73,16 +70,19 @@ def _body(post: Row, at: str) -> str:
     return text(post, "body_markdown" if post.get("body_markdown") is not None else "body", at)
 
 
-def _scored(row: Row, prompt: Conversation, list_key: str, text_key: str, score_key: str) -> Iterator[Item]:
+def _score(judged: Row, column: str, at: str = "") -> float | None:
+    value, where = nested(judged, column, at)
+    return None if value in _NO_SCORE else as_number(value, where)
+
+
+def _scored(row: Row, prompt: Conversation, list_key: str, text_key: str, column: str) -> Iterator[Item]:
     """The ranking of the responses that have a score."""
     responses, scores = [], []
     for index, answer in enumerate(records(required(row, list_key), list_key)):
         at = f"{list_key}[{index}]"
-        if score_key not in answer:
-            refuse(at, f"has no {score_key!r}")
-        if answer[score_key] in _NO_SCORE:
+        if (score := _score(answer, column, at)) is None:
             yield Left(what="response", reason="no score")
             continue
         responses.append(text(answer, text_key, at))
-        scores.append(number(answer, score_key, at))
+        scores.append(score)
     yield Ranked(prompt=prompt, responses=tuple(responses), scores=tuple(scores))

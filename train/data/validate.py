@@ -1,9 +1,12 @@
 """`kwise data validate`: every line of a file of rankings, checked as `kwise train` checks it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from kwise.engine.options import check_bounds, option
-from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, read_checked
+from kwise.train.data.files import Stored, read_rows, stored_as
+from kwise.train.data.formats import FormatName, detect
+from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, open_plain, read_checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +25,11 @@ def run(config: ValidateConfig) -> int:
     """Print what the file has.
 
     Raises:
-        RankingsError: there are problems, or there is no ranking.
+        RankingsError: there are problems, there is no ranking, or the file is of another format.
         OSError: the file cannot be read.
     """
     name = display_name(config.file)
+    _refuse_others(config.file)
     num_rankings = num_problems = 0
     problems: list[str] = []
     for checked in read_checked(config.file, allow_tied=config.allow_tied):
@@ -42,3 +46,20 @@ def run(config: ValidateConfig) -> int:
         raise RankingsError([f"{name}: no rankings"])
     print(f"{name}: {num_rankings} rankings, no problems")
     return 0
+
+
+def _refuse_others(path: str) -> None:
+    """Say at once what a file is that `kwise data convert` reads and this does not, instead of every line of it. A file alone: what
+    comes through a pipe cannot be read twice."""
+    if path == "-" or not Path(path).is_file():
+        return
+    with open_plain(path) as stream:
+        stored = stored_as(stream.peek(16))
+    found = stored.value if stored is not Stored.LINES else ""
+    if not found:
+        _, row = next(read_rows(path), (0, None))
+        format_name = detect(row) if isinstance(row, dict) else None
+        if format_name and format_name is not FormatName.KWISE:
+            found = f"of the format {format_name.value}, by its first row"
+    if found:
+        raise RankingsError([f"{path}: is {found}; kwise data convert makes rankings of it"])

@@ -136,7 +136,10 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
         ("convert array.json", 1, "array.json: no rankings"),
         ("validate none.jsonl", 1, "No such file or directory"),
         ("validate empty.jsonl", 1, "empty.jsonl: no rankings"),
-        ("validate in.jsonl", 1, "in.jsonl:1: ranking: has no 'responses'"),
+        ("validate strange.jsonl", 1, "strange.jsonl:1: ranking: has no 'prompt'"),
+        ("validate in.jsonl", 1, "in.jsonl: is of the format trl, by its first row; kwise data convert makes rankings of it"),
+        ("validate array.json", 1, "array.json: is a JSON array; kwise data convert makes rankings of it"),
+        ("validate some.parquet", 1, "some.parquet: is Parquet; kwise data convert makes rankings of it"),
         ("validate in.jsonl --max-problems 0", 2, "--max-problems is 0; it must be at least 1"),
         ("stats in.jsonl", 1, "see kwise data validate"),
         ("stats empty.jsonl", 1, "empty.jsonl: no rankings"),
@@ -152,6 +155,7 @@ def test_a_mistake_is_told_with_its_exit_code(
     written(Path("strange.jsonl"), {"text": "a", "label": 1})
     written(Path("empty.jsonl"))
     written(Path("array.json"), [])
+    written(Path("some.parquet"), "PAR1 and so on")
     written(Path("tied.jsonl"), {"instruction": "P", "completions": [{"response": text, "overall_score": 1} for text in "ab"]})
     assert kwise(*arguments.split()) == code
     said = capsys.readouterr()
@@ -235,20 +239,41 @@ def test_commands_are_joined_by_pipes() -> None:
     assert process("validate", "-", pipe_from=converted.stdout).stdout == b"<stdin>: 3 rankings, no problems\n"
 
 
-def test_a_reader_that_has_seen_enough_costs_no_complaint(tmp_path: Path) -> None:
-    path = written(tmp_path / "in.jsonl", *[{**PAIRS[0], "chosen": "x" * 1000}] * 500)
+@pytest.mark.parametrize(
+    ("arguments", "row", "says"),
+    [
+        ("convert", {**PAIRS[0], "chosen": "x" * 1000}, b"trl: 500 rows read, 500 rankings written\n"),
+        ("validate", GOOD, b""),
+        ("stats --json", GOOD, b""),
+    ],
+)
+def test_a_reader_that_has_seen_enough_costs_no_complaint(
+    tmp_path: Path, arguments: str, row: dict[str, Any], says: bytes
+) -> None:
+    """`stats` and `validate` failed when Python flushed what they had printed: a traceback, and 120."""
+    path = written(tmp_path / "in.jsonl", *[row] * 500)
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "wb") as closed:
         ended = subprocess.run(
-            [sys.executable, "-m", "kwise.engine.cli", "data", "convert", str(path)],
+            [sys.executable, "-m", "kwise.engine.cli", "data", *arguments.split(), str(path)],
             stdout=closed,
             stderr=subprocess.PIPE,
             check=False,
             timeout=60,
         )
-    assert ended.returncode == 0
-    assert ended.stderr == b"trl: 500 rows read, 500 rankings written\n"
+    assert (ended.returncode, ended.stderr) == (0, says)
+
+
+def test_validate_reads_a_pipe_that_has_a_name_once() -> None:
+    """As `<(zcat FILE)` gives it: what is read to tell the format would be gone."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(write_end, "w") as pipe:
+        pipe.write(json.dumps(GOOD) + "\n")
+    program = [sys.executable, "-m", "kwise.engine.cli", "data", "validate", f"/dev/fd/{read_end}"]
+    with os.fdopen(read_end):
+        ended = subprocess.run(program, pass_fds=[read_end], capture_output=True, check=False, timeout=60)
+    assert ended.stdout == f"/dev/fd/{read_end}: 1 rankings, no problems\n".encode(), ended.stderr
 
 
 def test_no_command_on_data_imports_what_takes_long(tmp_path: Path) -> None:

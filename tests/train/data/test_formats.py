@@ -13,6 +13,7 @@ from kwise.train.data.convert import ConvertConfig, Merge, convert
 from kwise.train.data.formats import FORMATS, FormatName, detect
 from kwise.train.data.scored import vote_score
 from kwise.train.data.tally import Tally
+from kwise.train.rankings import RankingsError
 
 USER, ASSISTANT = "user", "assistant"
 
@@ -81,6 +82,17 @@ def battle(a: str, b: str, winner: str, judge: str = "j1", prompt: str = "P") ->
         "conversation_b": turns(prompt, b),
         "turn": 1,
     }
+
+
+def battle_55k(prompts: Any, a: Any, b: Any, winner: str = "model_a") -> dict[str, Any]:
+    """A row of Kaggle's arena: lists with a text a turn, written as JSON."""
+    texts = {"prompt": json.dumps(prompts), "response_a": json.dumps(a), "response_b": json.dumps(b)}
+    return {"id": 1, "model_a": "m", **texts, **{f"winner_{w}": int(w == winner) for w in ("model_a", "model_b", "tie")}}
+
+
+def parts(*texts: str) -> list[dict[str, Any]]:
+    """Content as OpenAI's API has it, with a column for images as Arrow has it."""
+    return [{"type": "text", "text": text, "image": None} for text in texts]
 
 
 TLDR = "SUBREDDIT: r/tifu\n\nTITLE: Me\n\nPOST: I did it.\n\nTL;DR:"
@@ -311,6 +323,44 @@ CASES: list[tuple[str, FormatName, list[Any], list[str]]] = [
         ["P: a > b = c", "P: a > d", "P: b > d"],  # d and b are not compared by j1, so a > b = c and a > d stay apart
     ),
     (
+        "LMArena: content in parts, and a tie by another name",
+        FormatName.ARENA,
+        [
+            {
+                **battle("a", "b", winner),
+                "conversation_a": [{"role": USER, "content": parts("P")}, {"role": ASSISTANT, "content": parts("a ", " one")}],
+                "conversation_b": [{"role": USER, "content": parts("P")}, {"role": ASSISTANT, "content": parts("b")}],
+            }
+            for winner in ("model_b", "both_bad")
+        ],
+        ["P: b > a  one", "P: a  one = b"],  # one judge who contradicts himself
+    ),
+    (
+        "Kaggle: a text a turn, of which the last alone may differ",
+        FormatName.ARENA,
+        [
+            battle_55k(["P"], ["a"], ["b"], "model_b"),
+            battle_55k(["P", "Q"], ["x", "a"], ["x", "b"]),
+            battle_55k(["P"], ["a"], ["b"], "tie"),
+        ],
+        ["P: b > a", "u P | a x | u Q: a > b", "P: a = b"],
+    ),
+    (
+        "HelpSteer2: the strength is a margin, and its sign says who is better",
+        FormatName.HELPSTEER_PREFERENCE,
+        [
+            {"prompt": prompt, "response_1": "a", "response_2": "b", "preference_strength": strength, "split": "train"}
+            for prompt, strength in (("P", -3), ("P", 1), ("Q\n<extra_id_1>Assistant\nx\n<extra_id_1>User\nR", 0))
+        ],
+        ["P: a (3) > b (0)", "P: b (1) > a (0)", "u Q | a x | u R: a = b"],
+    ),
+    (
+        "HelpSteer3: the same with messages",
+        FormatName.HELPSTEER_PREFERENCE,
+        [{"domain": "code", "context": turns("P", "x", "Q"), "response1": "a", "response2": "b", "overall_preference": 2}],
+        ["u P | a x | u Q: b (2) > a (0)"],
+    ),
+    (
         "MT-bench: both turns in every row, one of them judged",
         FormatName.ARENA,
         [
@@ -413,7 +463,7 @@ CASES: list[tuple[str, FormatName, list[Any], list[str]]] = [
 def test_rows_of_each_format_mean_their_rankings(
     tmp_path: Path, format_name: FormatName, rows: list[Any], expected: list[str]
 ) -> None:
-    rankings, tally = converted(tmp_path, rows)
+    rankings, tally = converted(tmp_path, rows, keep_tied=True)
     assert rankings == expected
     assert tally.format is format_name
 
@@ -496,6 +546,13 @@ def test_a_spoilt_row_is_a_problem_or_counted_or_still_a_ranking_and_never_a_cra
         ([{"instruction": "P", "completions": []}], {("ranking", "fewer than two responses"): 1}),
         ([battle("a", "b", "tie")], {("ranking", "all responses are tied (--keep-tied writes them)"): 1}),
         ([battle("a", "a", "model_a")], {("row", "both responses are the same"): 1}),
+        ([battle("a", "b", "both_bad")], {("ranking", "all responses are tied (--keep-tied writes them)"): 1}),
+        (
+            [battle_55k(["P", "Q"], ["x", "a"], ["y", "b"])],
+            {("row", "the two conversations part before the last turn, and a response is one turn"): 1},
+        ),
+        ([battle_55k(["P"], [None], ["b"])], {("row", "a turn of it has no text"): 1}),
+        ([battle_55k(["P"], ["a"], ["a"])], {("row", "both responses are the same"): 1}),
         (
             [{"chosen": turns("P", "x", "Q")[:2] + turns("-", "a")[1:], "rejected": turns("P", "x") + turns("-", "b")[1:]}],
             {("ranking", "the prompt ends with the assistant's turn"): 1},
@@ -554,6 +611,14 @@ def test_a_text_with_two_ranks_leaves_the_ranking_and_the_rest_stays(tmp_path: P
             {"chosen": [{**turns("P")[0], "tool_calls": [1]}], "rejected": turns("P", "b")},
             "chosen[0]: has tool_calls, which kwise cannot train on",
         ),
+        (
+            {"chosen": [{"role": USER, "content": [*parts("P"), {"type": "image_url"}]}], "rejected": turns("P", "b")},
+            "chosen[0].content[1].type: is 'image_url'; only text can be read",
+        ),
+        (
+            {"chosen": [{"role": USER, "content": [{"type": "text"}]}], "rejected": turns("P", "b")},
+            "chosen[0].content[0]: has no 'text'",
+        ),
         ({"instruction": "P", "completions": [{"response": "a", "score": 1}]}, "completions[0]: has no 'overall_score'"),
         (
             {"instruction": "P", "completions": [{"response": "a", "overall_score": True}]},
@@ -565,6 +630,15 @@ def test_a_text_with_two_ranks_leaves_the_ranking_and_the_rest_stays(tmp_path: P
         ({**summary("a", "b"), "info": {"post": "x"}}, "info: has no 'subreddit'"),
         (battle("a", "b", "model_c"), "winner: must be one of"),
         ({**battle("a", "b", "model_a"), "turn": 0}, "turn: must be a whole number from 1 on"),
+        ({**battle_55k(["P"], ["a"], ["b"]), "winner_tie": 1}, "winner_model_a: winner_model_b and winner_tie: one of"),
+        (battle_55k(["P", "Q"], ["a", "b"], ["a"]), "response_b: has 1 turns for the 2 of the prompt"),
+        (battle_55k(["P"], ["a"], [3]), "response_b[0]: must be a text, not a number"),
+        (battle_55k([], [], []), "prompt: must not be empty"),
+        ({**battle_55k(["P"], ["a"], ["b"]), "prompt": "P"}, "prompt: not JSON: Expecting value at column 1"),
+        (
+            {"prompt": "P", "response_1": "a", "response_2": "b", "preference_strength": -100},
+            "preference_strength: must be from -3 to 3",
+        ),
         (studio(ranker({"rank": ["x", "q"]})), "annotations[0].result: has ids that no list"),
         (studio(ranker({"best": ["x"], "_": ["y"]})), "annotations[0].result.value.ranker: is in buckets (best)"),
         (studio(ranker({"relevant": ["x", "y"]})), "annotations[0].result.value.ranker: is in buckets (relevant)"),
@@ -612,6 +686,49 @@ def test_options_decide_what_rows_leave_open(tmp_path: Path) -> None:
     assert converted(tmp_path, [open_row], prompt_column="d", question="r")[0] == ["4: 2 > 1"]
 
 
+def rated(**completion: Any) -> list[dict[str, Any]]:
+    """A row of UltraFeedback, whose ratings are nested texts: one is of 4, one of 5, and one has none."""
+    ratings = (("a", "4"), ("b", "5"), ("c", "N/A"))
+    told = [{"response": r, **completion, "annotations": {"helpfulness": {"Rating": rating}}} for r, rating in ratings]
+    return [{"instruction": "P", "completions": told}]
+
+
+def test_a_score_may_lie_in_nested_objects(tmp_path: Path) -> None:
+    rankings, tally = converted(tmp_path, rated(), score_column="annotations.helpfulness.Rating")
+    assert rankings == ["P: b (5) > a (4)"] and tally.left == {("response", "no score"): 1}
+
+
+@pytest.mark.parametrize(
+    ("column", "completion", "problem"),
+    [
+        ("annotations.honesty.Rating", {}, "completions[0].annotations: has no 'honesty'"),
+        ("annotation.helpfulness.Rating", {}, "completions[0]: has no 'annotation'"),
+        ("response.Rating", {}, "completions[0].response: must be an object that has 'Rating', not a text"),
+        ("annotations.helpfulness", {}, "completions[0].annotations.helpfulness: must be a number, not an object"),
+        (
+            "annotations.helpfulness.Rating",
+            {"annotations.helpfulness.Rating": "x"},
+            "completions[0].annotations.helpfulness.Rating",
+        ),
+    ],
+)
+def test_a_path_to_a_score_is_refused_where_it_ends(
+    tmp_path: Path, column: str, completion: dict[str, Any], problem: str
+) -> None:
+    """A key that has the dots itself comes before the path: the last case, whose text is no number."""
+    _, tally = converted(tmp_path, [*rated(**completion), *rated()], score_column=column, skip_bad=True)
+    assert tally.first_bad.startswith(f"{tmp_path / 'rows.jsonl'}:1: {problem}")
+
+
+def test_plain_texts_that_had_to_be_split_are_counted(tmp_path: Path) -> None:
+    pair = {"chosen": "The sky is blue.", "rejected": "The sky is black."}
+    explicit = {"prompt": "The sky is", "chosen": " blue.", "rejected": " black."}
+    _, tally = converted(tmp_path, [pair, {**pair, "margin": -1}, explicit])
+    split = "prompt taken from what chosen and rejected have in common"
+    unlike = "scores do not put chosen above rejected: the label is kept, the scores are not"
+    assert tally.notes == {split: 1, f"{split}; {unlike}": 1}
+
+
 HELPFUL, HARMLESS = ({"result": [{**ranker({q: ["x", "y"]})["result"][0], "from_name": q}]} for q in ("helpful", "harmless"))
 
 
@@ -641,6 +758,25 @@ def test_a_row_without_an_answer_to_the_chosen_question_is_left_out(tmp_path: Pa
     """It ended the conversion."""
     rankings, tally = converted(tmp_path, rows, question="helpful")
     assert len(rankings) == 1 and tally.left == {(what, "question not answered"): 1}
+
+
+@pytest.mark.parametrize("rows", [[answered("helpful"), answered("harmless")], [studio(HELPFUL, HARMLESS)]])
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_question_that_no_row_answers_is_an_error_that_names_those_there_are(
+    tmp_path: Path, rows: list[Any], skip_bad: bool
+) -> None:
+    """All rows were left out, and the error was that there are no rankings."""
+    with pytest.raises(RankingsError) as raised:
+        converted(tmp_path, rows, question="helpfull", skip_bad=skip_bad)
+    problem = "--question: no row has an answer to 'helpfull'; there are answers to helpful, harmless"
+    assert str(raised.value) == f"{tmp_path / 'rows.jsonl'}:1: {problem}"
+
+
+def test_a_question_with_drafts_alone_is_no_mistyped_one(tmp_path: Path) -> None:
+    drafts = {**ARGILLA_FIELDS, "rank.responses": [["reply-1", "reply-2"]], "rank.responses.status": ["draft"]}
+    rows = [drafts, {**ARGILLA_FIELDS, "other.responses": [["reply-1", "reply-2"]]}]
+    assert converted(tmp_path, rows, question="rank")[0] == []
+    assert converted(tmp_path, [drafts])[0] == []
 
 
 def test_fields_that_are_not_written_are_counted(tmp_path: Path) -> None:
