@@ -33,9 +33,9 @@ class StepEnds:
         return (self._ends_s[-1] - self._ends_s[0]) / (len(self._ends_s) - 1)
 
 
-def train_with_kwise(checkpoint: str, data: str, steps: int, gradient_checkpointing: bool) -> dict[str, Any]:
+def train_with_kwise(checkpoint: str, data: str, steps: int, checkpointing: str) -> dict[str, Any]:
     """{"seconds": a ranking's, "loss": of the first step}. Each step is the ranking twice, and `steps` follow the first."""
-    from kwise.train.config import Precision, TrainConfig
+    from kwise.train.config import Checkpointing, Precision, TrainConfig
     from kwise.train.training import train
 
     with TemporaryDirectory() as directory:
@@ -51,14 +51,14 @@ def train_with_kwise(checkpoint: str, data: str, steps: int, gradient_checkpoint
             save_every=0,
             log_every=1,
             precision=Precision.FP32,
-            gradient_checkpointing=gradient_checkpointing,
+            gradient_checkpointing=Checkpointing(checkpointing),
         )
         ends = StepEnds()
         report = train(config, ends)
     return {"seconds": ends.step_s() / 2, "loss": report.losses[0].loss}
 
 
-def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int, gradient_checkpointing: bool) -> dict[str, Any]:
+def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int) -> dict[str, Any]:
     """The same of TRL: one step of all C(K,2) pairs. Two passes of a second step follow, untimed, for the peak of memory."""
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -79,7 +79,7 @@ def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int, gradient_che
                 max_length=None,
                 bf16=False,
                 use_cpu=True,
-                gradient_checkpointing=gradient_checkpointing,
+                gradient_checkpointing=False,
                 optim="adamw_torch_fused",
                 save_strategy="no",
                 report_to="none",

@@ -76,11 +76,12 @@ def run(config: TrainBenchConfig) -> None:
 def _compare(config: TrainBenchConfig, cell: Cell, checkpoint: Path, data: Path) -> dict[str, Any]:
     where = {"checkpoint": str(checkpoint), "data": str(data)}
     trainers: dict[str, tuple[str, dict[str, Any]]] = {
-        "kwise": ("kwise", where | {"steps": config.steps, "gradient_checkpointing": False}),
-        "kwise, checkpointing": ("kwise", where | {"steps": config.steps, "gradient_checkpointing": True}),
+        "kwise": ("kwise", where | {"steps": config.steps, "checkpointing": "none"}),
+        "kwise, selective": ("kwise", where | {"steps": config.steps, "checkpointing": "selective"}),
+        "kwise, full checkpointing": ("kwise", where | {"steps": config.steps, "checkpointing": "full"}),
     }
     for size in config.pairs_per_pass:
-        trainers[f"TRL, pairs a pass: {size}"] = ("trl", where | {"pairs_per_pass": size, "gradient_checkpointing": False})
+        trainers[f"TRL, pairs a pass: {size}"] = ("trl", where | {"pairs_per_pass": size})
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
     for _ in range(config.repeats):
         for name, (trainer, options) in trainers.items():

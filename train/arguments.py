@@ -53,9 +53,6 @@ def training_arguments(
         max_grad_norm=config.max_gradient_norm,
         optim="adamw_torch_fused",
         seed=config.seed,
-        gradient_checkpointing=config.gradient_checkpointing,
-        # The older, reentrant kind needs inputs with gradients, which frozen weights do not give.
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         save_strategy="steps" if saves else "no",
         save_steps=max(save_every, 1),
         # Two: while one is being written, the one before is complete whatever happens (see steps.py). And the best.

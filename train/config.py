@@ -26,6 +26,14 @@ class Schedule(Enum):
     LINEAR = "linear"
 
 
+class Checkpointing(Enum):
+    """Of each layer; see recompute.py."""
+
+    NONE = "none"
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
 class Overlong(Enum):
     """What to do with a ranking that has a conversation over the limit."""
 
@@ -64,8 +72,10 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
     )
     seed: int = option(0, "of the split, the head's first weights and the order", minimum=0, maximum=2**32 - 1)
     precision: Precision = option(Precision.AUTO, "of matrix products; auto is bf16 where the device is fast at it")
-    gradient_checkpointing: bool = option(
-        False, "compute each layer again in the backward pass instead of keeping it: less memory, more time"
+    gradient_checkpointing: Checkpointing = option(
+        Checkpointing.NONE,
+        "what is computed again in the backward pass instead of being kept: nothing, what is cheap, or whole layers; "
+        "less memory, more time",
     )
     max_tokens: int | None = option(None, "longest conversation in tokens; unset takes the model's limit", minimum=2)
     overlong: Overlong = option(Overlong.ERROR, "a ranking with a longer conversation is an error, or skipped whole")

@@ -30,6 +30,7 @@ from kwise.train.order import EpochOrder
 from kwise.train.precision import bf16_backbone, choose_precision
 from kwise.train.processes import Processes
 from kwise.train.progress import ProgressLines
+from kwise.train.recompute import keep_less
 from kwise.train.steps import MarkComplete
 from kwise.train.text_regulariser import text_losses
 from kwise.train.validation import Validation
@@ -131,6 +132,7 @@ def make_trainer(
         sharded=processes.sharded,
         steps_dir=steps_dir,
     )
+    keep_less(reward_model.model, config.gradient_checkpointing)
     callbacks: list[TrainerCallback] = [MarkComplete(processes), ProgressLines(progress), HowOften()]
     if config.early_stopping_patience:
         callbacks += [EvaluateTheLast(), EarlyStoppingCallback(config.early_stopping_patience)]

@@ -8,11 +8,9 @@ import pytest
 import torch
 from tiny_models import GROUPED, SMALL, tiny_model
 from transformers import AutoModelForSequenceClassification
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kwise.train.layout import TrainLayout, best_layout, lay_out, read_tries, rewards_of
 from kwise.train.loss import kwise_loss
-from kwise.train.model import load_reward_model
 
 
 def model_of(family: str, options: dict[str, Any], tokenizer: Any, path: Path) -> Any:
@@ -54,40 +52,3 @@ def test_models_with_windows_and_encoders_are_padded(
     family: str, options: dict[str, Any], smollm2_tokenizer: Any, tmp_path: Path
 ) -> None:
     assert best_layout(model_of(family, options, smollm2_tokenizer, tmp_path)) is TrainLayout.PADDED
-
-
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("Llama", GROUPED),
-        ("Gemma", GROUPED),
-        ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}),
-        ("Bert", {**SMALL, "max_position_embeddings": 512}),
-    ],
-)
-def test_gradient_checkpointing_changes_no_gradient(
-    family: str, options: dict[str, Any], smollm2_tokenizer: Any, tmp_path: Path
-) -> None:
-    model = load_reward_model(str(tiny_model(family, options, smollm2_tokenizer, tmp_path))).model.train()
-    layouts = {TrainLayout.PADDED, best_layout(model)}
-    assert len(layouts) == (1 if family == "Bert" else 2)
-    sequences = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 4]]
-    layer = next(module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
-    within = next(module for name, module in layer.named_modules() if name)
-    for layout in layouts:
-        gradients = []
-        for checkpointing in (False, True):
-            if checkpointing:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            else:
-                model.gradient_checkpointing_disable()
-            model.zero_grad()
-            runs: list[int] = []
-            hook = within.register_forward_hook(lambda *_, runs=runs: runs.append(1))
-            kwise_loss(rewards_of(model, lay_out(sequences, layout, 2)), torch.tensor([1, 2, 3])).backward()
-            hook.remove()
-            gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-            assert len(runs) == 1 + checkpointing, "a layer that is checkpointed runs again on the way back"
-        assert gradients[0].keys() == gradients[1].keys()
-        for name, gradient in gradients[0].items():
-            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)

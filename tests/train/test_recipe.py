@@ -47,7 +47,7 @@ def test_flags_win_and_the_rest_are_defaults() -> None:
         ("learning_rat: 1.0e-5", "learning_rat: no option of a recipe; known are centring, "),
         ("output: here", "output: no option of a recipe"),
         ("rankings_per_step: 4.5", "rankings_per_step: must be a whole number, not 4.5"),
-        ("gradient_checkpointing: 1", "gradient_checkpointing: must be true or false, not 1"),
+        ("load_in_4bit: 1", "load_in_4bit: must be true or false, not 1"),
         ("learning_rate: fast", "learning_rate: 'fast' is not a number"),
         ("schedule: step", "schedule: 'step' is not a Schedule; choose from cosine, linear"),
         ("- 1", "must be options by name"),

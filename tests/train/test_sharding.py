@@ -11,6 +11,7 @@ from conftest import ROOT
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from kwise.engine.errors import ConfigError
+from kwise.train.config import Checkpointing
 from kwise.train.processes import Processes
 from kwise.train.recipe import read_recipe
 
@@ -36,7 +37,8 @@ def fsdp_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_70b_recipe_fits_32_devices_of_80_gb(fsdp_environment: Any) -> None:
     recipe = read_recipe("deepmind-70b")
-    assert recipe["gradient_checkpointing"] and recipe["rankings_per_step"] % (32 * recipe["rankings_per_pass"]) == 0
+    assert recipe["gradient_checkpointing"] is Checkpointing.FULL
+    assert recipe["rankings_per_step"] % (32 * recipe["rankings_per_pass"]) == 0
     with torch.device("meta"):
         model = LlamaForSequenceClassification(LlamaConfig(num_labels=1, pad_token_id=0, **LLAMA_70B))
     plugin = FullyShardedDataParallelPlugin()
