@@ -13,11 +13,14 @@ from kwise.train.validation import Validation, evaluation_from
 
 
 class Start(TrainerCallback):
-    """before: the validation before training, from when training begins; None without a validation split.
-    training_began_s: `time.perf_counter`'s."""
+    """Comes before other callbacks, which measure the time of training.
+
+    before: the validation before training, from when training begins; None without a validation split.
+    training_began_s: `time.perf_counter`'s.
+    """
 
     def __init__(self, run: dict[str, Any], steps: StepsDir, validation: Validation, processes: Processes) -> None:
-        self._run, self._steps, self._validation, self._processes = run, steps, validation, processes
+        self._run, self.steps, self._validation, self._processes = run, steps, validation, processes
         self.before = None
         self.training_began_s = 0.0
 
@@ -29,15 +32,15 @@ class Start(TrainerCallback):
         """
         self._processes.wait()  # until all have looked at the directory as it was
         if self._processes.is_main:
-            self._steps.open(overwrite=overwrite)
+            self.steps.open(overwrite=overwrite)
         self._processes.wait()
-        noted = self._steps.read_run()
+        noted = self.steps.read_run()
         self._processes.wait()  # until all have read what the next lines write
         if noted is not None:
             check_same_run(self._run, noted)
             self.before = evaluation_from(noted.get("before"))
         elif self._processes.is_main:
-            self._steps.write_run(self._run)
+            self.steps.write_run(self._run)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the model that was read: here, because now it is where it trains, in parts if it is sharded. A resumed run has
@@ -45,5 +48,5 @@ class Start(TrainerCallback):
         if self.before is None and state.global_step == 0:
             self.before = self._validation.tell("before training")
             if self._processes.is_main:
-                self._steps.write_run(self._run | {"before": asdict(self.before) if self.before else None})
+                self.steps.write_run(self._run | {"before": asdict(self.before) if self.before else None})
         self.training_began_s = time.perf_counter()

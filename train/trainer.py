@@ -31,6 +31,7 @@ from kwise.train.precision import bf16_backbone, choose_precision
 from kwise.train.processes import Processes
 from kwise.train.progress import ProgressLines
 from kwise.train.recompute import keep_less
+from kwise.train.start import Start
 from kwise.train.steps import MarkComplete
 from kwise.train.text_regulariser import text_losses
 from kwise.train.validation import Validation
@@ -113,7 +114,7 @@ def make_trainer(
     validation: Validation,
     config: TrainConfig,
     processes: Processes,
-    steps_dir: Path,
+    start: Start,
     progress: Callable[[str], None],
 ) -> RankingTrainer:
     """A trainer that is ready to `train()`, with the model on its device.
@@ -130,10 +131,10 @@ def make_trainer(
         num_rankings=len(rankings),
         num_processes=processes.count,
         sharded=processes.sharded,
-        steps_dir=steps_dir,
+        steps_dir=start.steps.path,
     )
     keep_less(reward_model.model, config.gradient_checkpointing)
-    callbacks: list[TrainerCallback] = [MarkComplete(processes), ProgressLines(progress), HowOften()]
+    callbacks: list[TrainerCallback] = [start, MarkComplete(processes), ProgressLines(progress), HowOften()]
     if config.early_stopping_patience:
         callbacks += [EvaluateTheLast(), EarlyStoppingCallback(config.early_stopping_patience)]
     trainer = RankingTrainer(

@@ -70,12 +70,11 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     num_parameters = reward_model.model.num_parameters()
     model = add_adapter(reward_model, config) if config.lora_rank else reward_model.model
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    trainer = make_trainer(model, reward_model, data.training, validation, config, processes, steps.path, progress)
-
     run = describe_run(config, rankings, sharded=processes.sharded)
     start = Start(run, steps, validation, processes)
+    trainer = make_trainer(model, reward_model, data.training, validation, config, processes, start, progress)
+
     start.open(overwrite=config.overwrite)
-    trainer.add_callback(start)
     progress(f"training on {len(data.training)} rankings in {trainer.precision.value}")
     checkpoint = steps.newest_complete()
     if config.resume and checkpoint is None:
