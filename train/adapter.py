@@ -15,6 +15,16 @@ from kwise.train.adapter_config import ALL_LINEAR, AdapterConfig
 from kwise.train.four_bit import dequantise, fold_adapters
 from kwise.train.model import RewardModel, reward_head
 
+_README = """\
+---
+base_model: {model}
+library_name: peft
+---
+
+The adapter and the head of the reward model beside this folder, whose weights have them merged in. `PeftModel.from_pretrained`
+reads them onto `{model}`, loaded by `AutoModelForSequenceClassification` with one label and {base}: beside these they were trained.
+"""
+
 
 def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
     """`reward_model.model` in PEFT's wrapper: adapters of rank `config.lora_rank`, and the head and whatever else the checkpoint
@@ -43,7 +53,7 @@ def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
         adapted = peft.get_peft_model(model, lora)
     except ValueError as error:
         raise ConfigError(f"--lora-targets {config.lora_targets}: {' '.join(str(error).split())[:200]}") from error
-    # PEFT looks a base model up on the hub when it saves; the adapter's README has its name in the end.
+    # PEFT looks a base model up on the hub when it saves; the adapter's config has its name in the end.
     lora.base_model_name_or_path = None
     return adapted
 
@@ -52,18 +62,26 @@ def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
     """Write what `PeftModel.from_pretrained(base, directory)` reads; `base_model` is noted as what it belongs to."""
     adapted.peft_config["default"].base_model_name_or_path = base_model
     adapted.save_pretrained(directory, save_embedding_layers=False)
+    base = "its weights in four bits (NF4, double quantisation)" if _is_in_four_bits(adapted) else "its weights as they are"
+    (directory / "README.md").write_text(
+        _README.format(model=base_model, base=base), encoding="utf-8"
+    )  # PEFT's is a blank form
 
 
 def merge_adapter(adapted: Any) -> None:
     """Add the adapters to the weights, in place: the model that was given to `add_adapter` is a plain one again, without layers of
     four bits."""
-    in_four_bits = getattr(adapted, "is_loaded_in_4bit", False)
+    in_four_bits = _is_in_four_bits(adapted)
     fold_adapters(adapted)
     merged: PreTrainedModel = adapted.merge_and_unload()
     if in_four_bits:
         dequantise(merged)
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
+
+
+def _is_in_four_bits(adapted: Any) -> bool:
+    return bool(getattr(adapted, "is_loaded_in_4bit", False))
 
 
 def _layers(model: PreTrainedModel, targets: str) -> list[str]:

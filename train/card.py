@@ -4,14 +4,15 @@ Of the data only what identifies it: the card travels with the weights, and the 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from kwise.train.report import LoggedLoss, TrainingReport
+from kwise.train.report import TrainingReport
 
 CARD_NAME = "README.md"
-_MAX_LOSSES = 20  # rows of the table; the report has them all
+_MAX_ROWS = 20  # of a table; the report has them all
+T = TypeVar("T")
 
 
 def model_card(report: TrainingReport) -> ModelCard:
@@ -35,6 +36,7 @@ def model_card(report: TrainingReport) -> ModelCard:
         "## Validation",
         _validation(report),
         "## Training",
+        "The objective, on what it was trained on:",
         _table(("step", "loss"), [(str(loss.step), f"{loss.loss:.4f}") for loss in _thinned(report.losses)]),
         "Options:",
         _table(("option", "value"), [(f"`{name}`", f"`{value}`") for name, value in _options(report)]),
@@ -93,7 +95,7 @@ def _validation(report: TrainingReport) -> str:
         return "Nothing was held out."
     before = {part.name: part.accuracy for part in report.before.slices}
     rows = [
-        ("loss", "", f"{report.before.loss:.4f}", f"{report.after.loss:.4f}"),
+        ("loss of pairs", str(report.after.num_pairs), f"{report.before.loss:.4f}", f"{report.after.loss:.4f}"),
         ("pairwise accuracy", str(report.after.num_pairs), f"{report.before.accuracy:.1%}", f"{report.after.accuracy:.1%}"),
     ]
     rows += [
@@ -101,6 +103,9 @@ def _validation(report: TrainingReport) -> str:
         for part in report.after.slices
     ]
     text = _table(("", "pairs", "before", "after"), rows)
+    if report.evaluations:
+        during = [(str(e.step), f"{e.loss:.4f}", f"{e.accuracy:.1%}") for e in _thinned(report.evaluations)]
+        text += f"\n\nDuring training, in its precision:\n\n{_table(('step', 'loss of pairs', 'pairwise accuracy'), during)}"
     if report.best_step is not None:
         text += f"\n\nThe weights are those after step {report.best_step}, which had the best validation loss."
     return text
@@ -121,10 +126,10 @@ def _eval_results(report: TrainingReport) -> list[EvalResult] | None:
     ]
 
 
-def _thinned(losses: Sequence[LoggedLoss]) -> list[LoggedLoss]:
-    """At most `_MAX_LOSSES` and the last."""
-    stride = -(-len(losses) // _MAX_LOSSES) or 1
-    return [loss for index, loss in enumerate(losses) if index % stride == 0 or index == len(losses) - 1]
+def _thinned(logged: Sequence[T]) -> list[T]:
+    """At most `_MAX_ROWS` and the last."""
+    stride = -(-len(logged) // _MAX_ROWS) or 1
+    return [one for index, one in enumerate(logged) if index % stride == 0 or index == len(logged) - 1]
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

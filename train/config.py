@@ -104,6 +104,8 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         check_adapter(self)
         if self.eval_every and not self.validation_fraction:
             raise ConfigError("--eval-every needs a validation split; --validation-fraction is 0")
+        if self.load_in_4bit and self.text_regulariser:
+            raise ConfigError("--load-in-4bit and --text-regulariser exclude each other: its LM head reads unrounded states")
         if self.early_stopping_patience and not self.eval_every:
             raise ConfigError("--early-stopping-patience counts evaluations: give --eval-every")
         if self.rankings_per_step % self.rankings_per_pass:

@@ -27,11 +27,15 @@ def bf16_backbone(model: PreTrainedModel, device: torch.device) -> Iterator[None
     backbone = model.base_model
     autocast = torch.autocast(device.type, dtype=torch.bfloat16)
     # The head does not run under autocast, so whatever it reads, a pooler's output for instance, has to be float32.
+    own = vars(backbone).get("forward")  # of this one model: accelerate's hooks are put there
     backbone.forward = convert_outputs_to_fp32(autocast(backbone.forward))
     try:
         yield
     finally:
-        del backbone.forward  # the class's own method again
+        if own is None:
+            del backbone.forward  # the class's own method again
+        else:
+            backbone.forward = own
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -34,7 +34,8 @@ def read_data(config: TrainConfig) -> list[Ranking]:
     rankings = read_rankings(config.data, allow_tied=learns_from_ties(config))
     if needs_scores(config):
         without = [ranking.origin for ranking in rankings if ranking.scores is None]
-        wanted = "--margin scores" if config.margin is Margin.SCORES else "--objective regression"
+        by_margin = config.margin is Margin.SCORES
+        wanted = "--margin scores (unlike --margin ranks)" if by_margin else "--objective regression"
         if without:
             raise RankingsError(
                 [f"{origin}: responses: {wanted} needs scores; these have ranks" for origin in without[:MAX_PROBLEMS]]

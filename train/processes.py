@@ -37,9 +37,9 @@ class Processes:
     """The processes of this run; one, where nothing launched several. sharded: each has a part of the weights."""
 
     def __init__(self) -> None:
-        """Raises ConfigError where the launcher asks for what is not supported, or for a precision, in which rewards would be."""
-        for name in ("DEEPSPEED", "MEGATRON_LM"):
-            if _asked_for(name):
+        """Raises ConfigError where the launcher asks for what is not supported, mixed precision too, which would round rewards."""
+        for plugin, name in {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.items():
+            if _asked_for(plugin):
                 raise ConfigError(f"launched with {name}: kwise train shards weights by FSDP 2 (train/launch/fsdp.yaml)")
         if _asked_for("FSDP") and os.environ.get("FSDP_VERSION") != "2":
             raise ConfigError("launched with FSDP 1: set fsdp_version: 2, as train/launch/fsdp.yaml does")

@@ -4,7 +4,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "tokenizers")
+_PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "tokenizers")
 
 
 def git_revision() -> str | None:
@@ -25,6 +25,6 @@ def versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # peft is there only with the extra
+        except PackageNotFoundError:  # some are there only with an extra
             continue
     return found

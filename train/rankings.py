@@ -238,7 +238,10 @@ def _ranking(value: Any, origin: str, allow_tied: bool) -> Ranking:
         judgements.append(_rank(response["rank"], at) if "rank" in response else -_score(response["score"], at))
     order = sorted(set(judgements))
     if len(order) == 1 and not allow_tied:
-        _refuse("responses", f"all {len(responses)} are tied: there is no pair to learn from")
+        _refuse(
+            "responses",
+            f"all {len(responses)} are tied: there is no pair to learn from; --ties does, kwise data convert leaves it out",
+        )
     _check_twins(texts, judgements)
     place = {judgement: rank for rank, judgement in enumerate(order, start=1)}
     scores = tuple(-judgement for judgement in judgements) if "score" in responses[0] else None

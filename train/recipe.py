@@ -69,8 +69,8 @@ def _typed(value: Any, hint: Any, at: str) -> Any:
     try:
         return kind(value)
     except (ValueError, TypeError):
-        choices = f"; choose from {', '.join(member.value for member in kind)}" if issubclass(kind, Enum) else ""
-        raise ConfigError(f"{at}: {value!r} is not {_article(kind)}{choices}") from None
+        wanted = f"one of {', '.join(member.value for member in kind)}" if issubclass(kind, Enum) else _article(kind)
+        raise ConfigError(f"{at}: {value!r} is not {wanted}") from None
 
 
 def _article(kind: type) -> str:

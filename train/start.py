@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from kwise.train.evaluate import Evaluation
 from kwise.train.processes import Processes
 from kwise.train.run import check_same_run
 from kwise.train.steps import StepsDir
@@ -13,15 +14,12 @@ from kwise.train.validation import Validation, evaluation_from
 
 
 class Start(TrainerCallback):
-    """Comes before other callbacks, which measure the time of training.
-
-    before: the validation before training, from when training begins; None without a validation split.
-    training_began_s: `time.perf_counter`'s.
-    """
+    """before: the validation before training, from when training begins; None without a validation split.
+    training_began_s: `time.perf_counter`'s."""
 
     def __init__(self, run: dict[str, Any], steps: StepsDir, validation: Validation, processes: Processes) -> None:
-        self._run, self.steps, self._validation, self._processes = run, steps, validation, processes
-        self.before = None
+        self._run, self._steps, self._validation, self._processes = run, steps, validation, processes
+        self.before: Evaluation | None = None
         self.training_began_s = 0.0
 
     def open(self, *, overwrite: bool) -> None:
@@ -32,15 +30,15 @@ class Start(TrainerCallback):
         """
         self._processes.wait()  # until all have looked at the directory as it was
         if self._processes.is_main:
-            self.steps.open(overwrite=overwrite)
+            self._steps.open(overwrite=overwrite)
         self._processes.wait()
-        noted = self.steps.read_run()
+        noted = self._steps.read_run()
         self._processes.wait()  # until all have read what the next lines write
         if noted is not None:
             check_same_run(self._run, noted)
             self.before = evaluation_from(noted.get("before"))
         elif self._processes.is_main:
-            self.steps.write_run(self._run)
+            self._steps.write_run(self._run)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the model that was read: here, because now it is where it trains, in parts if it is sharded. A resumed run has
@@ -48,5 +46,5 @@ class Start(TrainerCallback):
         if self.before is None and state.global_step == 0:
             self.before = self._validation.tell("before training")
             if self._processes.is_main:
-                self.steps.write_run(self._run | {"before": asdict(self.before) if self.before else None})
+                self._steps.write_run(self._run | {"before": asdict(self.before) if self.before else None})
         self.training_began_s = time.perf_counter()

@@ -31,7 +31,6 @@ from kwise.train.precision import bf16_backbone, choose_precision
 from kwise.train.processes import Processes
 from kwise.train.progress import ProgressLines
 from kwise.train.recompute import keep_less
-from kwise.train.start import Start
 from kwise.train.steps import MarkComplete
 from kwise.train.text_regulariser import text_losses
 from kwise.train.validation import Validation
@@ -114,13 +113,15 @@ def make_trainer(
     validation: Validation,
     config: TrainConfig,
     processes: Processes,
-    start: Start,
+    start: TrainerCallback,
+    steps_dir: Path,
     progress: Callable[[str], None],
 ) -> RankingTrainer:
     """A trainer that is ready to `train()`, with the model on its device.
 
     Args:
         model: `reward_model.model`, or the wrapper of adapters around it.
+        start: comes before the other callbacks, which measure the time of training.
 
     Raises:
         ConfigError: see `training_arguments`.
@@ -131,7 +132,7 @@ def make_trainer(
         num_rankings=len(rankings),
         num_processes=processes.count,
         sharded=processes.sharded,
-        steps_dir=start.steps.path,
+        steps_dir=steps_dir,
     )
     keep_less(reward_model.model, config.gradient_checkpointing)
     callbacks: list[TrainerCallback] = [start, MarkComplete(processes), ProgressLines(progress), HowOften()]

@@ -72,7 +72,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     run = describe_run(config, rankings, sharded=processes.sharded)
     start = Start(run, steps, validation, processes)
-    trainer = make_trainer(model, reward_model, data.training, validation, config, processes, start, progress)
+    trainer = make_trainer(model, reward_model, data.training, validation, config, processes, start, steps.path, progress)
 
     start.open(overwrite=config.overwrite)
     progress(f"training on {len(data.training)} rankings in {trainer.precision.value}")

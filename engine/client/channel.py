@@ -35,8 +35,9 @@ DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_CONNECT_TIMEOUT_S = 30.0
 
 # The schemes of gRPC's own resolvers, which judge what follows (https://github.com/grpc/grpc/blob/master/doc/naming.md).
-_URI = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):\S.*", re.DOTALL)
-_HOST_PORT = re.compile(r"(\[[^\[\]/\s]+\]|[^:/\[\]\s]+):(?P<port>[^:/\s]+)")
+_URI = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):\S.*")
+# A port may be a service's name, as http.
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):(?P<port>[0-9]+|[A-Za-z][A-Za-z0-9-]*)")
 
 
 def check_target(name: str, target: Any) -> str:
@@ -48,13 +49,14 @@ def check_target(name: str, target: Any) -> str:
     """
     if not isinstance(target, str):
         raise TypeError(f"{name} must be a str, not {type(target).__name__}")
-    if _URI.fullmatch(target):
+    if target.isprintable() and _URI.fullmatch(target):
         return target
     address = _HOST_PORT.fullmatch(target)
     if address is None:
         expected = "must be HOST:PORT, with an IPv6 address in [], or a URI of gRPC's (unix:PATH, dns:///HOST:PORT)"
         raise InvalidRequest(name, f"{expected}, not {target[:100]!a}")
-    if (port := address["port"]).isdecimal() and not 0 < int(port) < 1 << 16:
+    port = address["port"]
+    if port.isdecimal() and (len(port) > 5 or not 0 < int(port) < 1 << 16):
         raise InvalidRequest(name, f"has the port {port[:20]}; it must be between 1 and {(1 << 16) - 1}")
     return target
 

@@ -291,7 +291,14 @@ def test_a_command_without_a_server_names_the_address(nowhere: str, capsys: pyte
         "10.0.0.1",
         "http://localhost:50051",
         "localhost:50051/",
+        "localhost:50051?x",
+        "user@localhost:50051",
+        "localhost:-1",
+        "localhost:5_0",
+        "localhost:٣",
+        "local\x00host:1",
         "unix:",
+        "unix:\ud800",
     ],
 )
 def test_an_address_that_can_have_no_server_is_named_at_once(client: Callable[[str], Any], target: str) -> None:

@@ -141,6 +141,7 @@ def test_beside_weights_of_four_bits_what_is_saved_is_what_was_trained(
     assert saved.keys() == read.keys() and {tensor.dtype for tensor in saved.values()} == {torch.float32}
     changed_little = [torch.dist(saved[n], read[n]) / read[n].norm() for n in read if n.endswith("_proj.weight")]
     assert all(0.02 < change < 0.5 for change in changed_little), "four bits round every weight"
+    assert "four bits" in (tmp_path / "whole" / "adapter" / "README.md").read_text()
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
     assert not hasattr(loaded.config, "quantization_config") and not getattr(loaded, "is_quantized", False)
 
@@ -151,7 +152,33 @@ def test_beside_weights_of_four_bits_what_is_saved_is_what_was_trained(
         torch.testing.assert_close(resumed[name], weights, rtol=0, atol=2e-5, msg=name)
 
 
-def test_four_bits_of_a_gguf_file_are_refused() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_four_bits_merged_saved_and_read_back_give_the_rewards_of_the_adapted_model(
+    family: str, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    """GPT-2's layers came back the wrong way round."""
+    source = tiny_model(family, FAMILIES[family], smollm2_tokenizer, tmp_path / "source")
+    loaded = load_reward_model(str(source), load_in_4bit=True)
+    adapted = add_adapter(loaded, config_of(load_in_4bit=True)).train()
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+    tensors = lay_out(SEQUENCES, loaded.layout, 2)
+    for _ in range(3):
+        kwise_loss(rewards_of(adapted, tensors), torch.tensor([3, 1, 2])).backward()
+        optimizer.step()
+    adapted.eval()
+    with torch.inference_mode():
+        expected = rewards_of(adapted, tensors)
+    merge_adapter(adapted)
+    loaded.save(tmp_path / "saved")
+    read = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    with torch.inference_mode():
+        rewards = [read(input_ids=torch.tensor([ids])).logits.item() for ids in SEQUENCES]
+    torch.testing.assert_close(torch.tensor(rewards), expected, rtol=0, atol=1e-4)
+
+
+def test_four_bits_of_a_gguf_file_or_beside_the_text_regulariser_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--load-in-4bit and --text-regulariser exclude each other"):
+        config_of(load_in_4bit=True, text_regulariser=0.1)
     with pytest.raises(ConfigError, match=r"--load-in-4bit reads a Hugging Face checkpoint"):
         load_reward_model(str(smollm2_directory() / SMOLLM2_GGUF), load_in_4bit=True)
 

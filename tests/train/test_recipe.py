@@ -49,7 +49,7 @@ def test_flags_win_and_the_rest_are_defaults() -> None:
         ("rankings_per_step: 4.5", "rankings_per_step: must be a whole number, not 4.5"),
         ("load_in_4bit: 1", "load_in_4bit: must be true or false, not 1"),
         ("learning_rate: fast", "learning_rate: 'fast' is not a number"),
-        ("schedule: step", "schedule: 'step' is not a Schedule; choose from cosine, linear"),
+        ("schedule: step", "schedule: 'step' is not one of cosine, linear"),
         ("- 1", "must be options by name"),
         ("a: [", "not YAML: "),
     ],

@@ -35,7 +35,7 @@ def fsdp_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
     return config
 
 
-def test_the_70b_recipe_fits_32_devices_of_80_gb(fsdp_environment: Any) -> None:
+def test_by_arithmetic_the_70b_recipe_fits_32_devices_of_80_gb(fsdp_environment: Any) -> None:
     recipe = read_recipe("deepmind-70b")
     assert recipe["gradient_checkpointing"] is Checkpointing.FULL
     assert recipe["rankings_per_step"] % (32 * recipe["rankings_per_pass"]) == 0
@@ -67,5 +67,5 @@ def test_what_shards_otherwise_is_refused(fsdp_environment: Any, monkeypatch: py
     with pytest.raises(ConfigError, match=r"launched with FSDP 1: set fsdp_version: 2"):
         Processes()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match=r"launched with DEEPSPEED: kwise train shards weights by FSDP 2"):
+    with pytest.raises(ConfigError, match=r"launched with DeepSpeed: kwise train shards weights by FSDP 2"):
         Processes()

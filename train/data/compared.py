@@ -83,6 +83,8 @@ def _read_arena_55k(row: Row) -> Iterator[Item]:
             refuse(key, f"has {len(answers)} turns for the {len(prompts)} of the prompt")
     if None in (*prompts, *a, *b):
         yield Left(what="row", reason="a turn of it has no text")
+    elif any(_has_lone_surrogates(turn) for turn in (*prompts, *a, *b)):
+        yield Left(what="row", reason="a turn of it has half of a surrogate pair")
     else:
         [winner] = (winner for winner, is_won in won.items() if is_won)
         yield _battle(_conversation(prompts, a), _conversation(prompts, b), winner, None)
@@ -99,6 +101,11 @@ def _texts(row: Row, key: str) -> list[Any]:
     if not as_list(value, key):
         refuse(key, "must not be empty")
     return [turn if turn is None else as_text(turn, f"{key}[{index}]") for index, turn in enumerate(value)]
+
+
+def _has_lone_surrogates(said: str) -> bool:
+    """As texts have that were cut by UTF-16's units; no tokenizer takes them."""
+    return any("\ud800" <= character <= "\udfff" for character in said)
 
 
 def _conversation(prompts: list[str], answers: list[str]) -> Conversation:
@@ -130,17 +137,20 @@ def _judged(turns: Conversation, row: Row) -> Conversation:
     turn = number(row, "turn")
     if turn != int(turn) or turn < 1:
         refuse("turn", "must be a whole number from 1 on")
-    return turns[: 2 * int(turn) + (turns[0].role == "system")]
+    end = 2 * int(turn) + (turns[0].role == "system")
+    if end > len(turns):
+        refuse("turn", f"is {int(turn)}, and a conversation has only {len(turns)} messages")
+    return turns[:end]
 
 
 def read_helpsteer_preference(row: Row, _: ReadOptions) -> Iterator[Item]:
-    is_third = "overall_preference" in row
+    is_third = "context" in row
     prompt = messages(required(row, "context"), "context") if is_third else parse_nemo(text(row, "prompt"))
     first, second = (text(row, key) for key in (("response1", "response2") if is_third else ("response_1", "response_2")))
     column = "overall_preference" if is_third else "preference_strength"
     strength = number(row, column)
-    if abs(strength) > _MAX_STRENGTH:
-        refuse(column, f"must be from -{_MAX_STRENGTH} to {_MAX_STRENGTH}")
+    if abs(strength) > _MAX_STRENGTH or strength != int(strength):
+        refuse(column, f"must be a whole number from -{_MAX_STRENGTH} to {_MAX_STRENGTH}")
     better, worse = (second, first) if strength > 0 else (first, second)
     if first == second:
         yield Left(what="row", reason=_SAME)

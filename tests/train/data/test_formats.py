@@ -552,6 +552,7 @@ def test_a_spoilt_row_is_a_problem_or_counted_or_still_a_ranking_and_never_a_cra
             {("row", "the two conversations part before the last turn, and a response is one turn"): 1},
         ),
         ([battle_55k(["P"], [None], ["b"])], {("row", "a turn of it has no text"): 1}),
+        ([battle_55k(["P"], ["a\ud83d"], ["b"])], {("row", "a turn of it has half of a surrogate pair"): 1}),
         ([battle_55k(["P"], ["a"], ["a"])], {("row", "both responses are the same"): 1}),
         (
             [{"chosen": turns("P", "x", "Q")[:2] + turns("-", "a")[1:], "rejected": turns("P", "x") + turns("-", "b")[1:]}],
@@ -630,6 +631,7 @@ def test_a_text_with_two_ranks_leaves_the_ranking_and_the_rest_stays(tmp_path: P
         ({**summary("a", "b"), "info": {"post": "x"}}, "info: has no 'subreddit'"),
         (battle("a", "b", "model_c"), "winner: must be one of"),
         ({**battle("a", "b", "model_a"), "turn": 0}, "turn: must be a whole number from 1 on"),
+        ({**battle("a", "b", "model_a"), "turn": 2}, "turn: is 2, and a conversation has only 2 messages"),
         ({**battle_55k(["P"], ["a"], ["b"]), "winner_tie": 1}, "winner_model_a: winner_model_b and winner_tie: one of"),
         (battle_55k(["P", "Q"], ["a", "b"], ["a"]), "response_b: has 1 turns for the 2 of the prompt"),
         (battle_55k(["P"], ["a"], [3]), "response_b[0]: must be a text, not a number"),
@@ -637,7 +639,11 @@ def test_a_text_with_two_ranks_leaves_the_ranking_and_the_rest_stays(tmp_path: P
         ({**battle_55k(["P"], ["a"], ["b"]), "prompt": "P"}, "prompt: not JSON: Expecting value at column 1"),
         (
             {"prompt": "P", "response_1": "a", "response_2": "b", "preference_strength": -100},
-            "preference_strength: must be from -3 to 3",
+            "preference_strength: must be a whole number from -3 to 3",
+        ),
+        (
+            {"prompt": "P", "response_1": "a", "response_2": "b", "preference_strength": 0.5},
+            "preference_strength: must be a whole number from -3 to 3",
         ),
         (studio(ranker({"rank": ["x", "q"]})), "annotations[0].result: has ids that no list"),
         (studio(ranker({"best": ["x"], "_": ["y"]})), "annotations[0].result.value.ranker: is in buckets (best)"),
