@@ -24,7 +24,7 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError
 from kwise.engine.options import check_bounds, option
-from kwise.engine.session import OnnxSession
+from kwise.engine.session import GraphSession
 
 # Beyond so many rows a padded batch is measured by one of its sequences.
 _MOST_PADDED_ROWS = 12_000
@@ -57,9 +57,9 @@ class GraphBenchConfig:
         except ValueError:
             raise ConfigError(f"--cells is {self.cells!r}; it must be P/R/K,P/R/K,… in whole numbers") from None
 
-    def session(self, artifact: Artifact) -> OnnxSession:
+    def session(self, artifact: Artifact) -> GraphSession:
         config = EngineConfig(threads=self.threads)
-        return OnnxSession(artifact, threads=config.runtime_threads, prompt_cache_bytes=config.prompt_cache_bytes)
+        return GraphSession(artifact, threads=config.runtime_threads, prompt_cache_bytes=config.prompt_cache_bytes)
 
 
 def run(config: GraphBenchConfig) -> None:
@@ -150,13 +150,13 @@ class _Bench:
         }
 
 
-def _stock_session(config: GraphBenchConfig) -> OnnxSession:
+def _stock_session(config: GraphBenchConfig) -> GraphSession:
     from kwise.export.exporter import ExportConfig, Layout, export
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "stock"
         export(ExportConfig(checkpoint=config.checkpoint, artifact=str(path), layout=Layout.PADDED))
-        return OnnxSession(read_artifact(path), threads=EngineConfig(threads=config.threads).runtime_threads)
+        return GraphSession(read_artifact(path), threads=EngineConfig(threads=config.threads).runtime_threads)
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from kwise.engine.client.messages import score_request
 from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError, KwiseError
 from kwise.engine.options import check_bounds, option
-from kwise.engine.session import OnnxSession
+from kwise.engine.session import GraphSession
 from kwise.engine.types import Priority
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
@@ -96,7 +96,7 @@ def run(config: LoadBenchConfig) -> None:
 
 def _saturation(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str) -> dict[str, Any]:
     engine = EngineConfig()
-    session = OnnxSession(artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes)
+    session = GraphSession(artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes)
     vocab_size, layout = artifact.manifest.vocab_size, artifact.manifest.layout
     served, direct, idle = [], [], []
     with RewardClient(address) as client:

@@ -16,10 +16,10 @@ from kwise.benchmarks.workload import Cell
 from kwise.engine.artifact import Artifact
 from kwise.engine.client import AsyncRewardClient
 from kwise.engine.conversation import EncodedSequence
-from kwise.engine.session import OnnxSession
+from kwise.engine.session import GraphSession
 
 
-def run(session: OnnxSession, artifact: Artifact, cells: Sequence[Cell], repeats: int) -> list[dict[str, Any]]:
+def run(session: GraphSession, artifact: Artifact, cells: Sequence[Cell], repeats: int) -> list[dict[str, Any]]:
     """Print and return the ratios of each cell, medians over `repeats`."""
     results = []
     with serving(artifact, "--cache-bytes", "0") as (_, address):
@@ -40,7 +40,7 @@ def run(session: OnnxSession, artifact: Artifact, cells: Sequence[Cell], repeats
     return results
 
 
-def _round(session: OnnxSession, artifact: Artifact, cell: Cell, seed: int) -> tuple[float, float]:
+def _round(session: GraphSession, artifact: Artifact, cell: Cell, seed: int) -> tuple[float, float]:
     """(K calls in a row, a group whose prompt is cached), each in units of what it has to cost."""
     vocab_size = artifact.manifest.vocab_size
     together = _timed(session, [cell.group(vocab_size, seed)])
@@ -60,7 +60,7 @@ def _after(prompt: Any, sequence: EncodedSequence) -> EncodedSequence:
     return EncodedSequence(token_ids=token_ids, type_ids=None, num_tokens=len(token_ids), prompt_tokens=len(prompt))
 
 
-def _timed(session: OnnxSession, calls: Sequence[Sequence[EncodedSequence]]) -> float:
+def _timed(session: GraphSession, calls: Sequence[Sequence[EncodedSequence]]) -> float:
     started = time.perf_counter()
     for batch in calls:
         session.run(batch)

@@ -2,15 +2,25 @@
 
 import os
 from dataclasses import dataclass
+from enum import Enum
 
 from kwise.engine.conversation import ControlTokens, Overlong
 from kwise.engine.options import check_bounds, option
+
+
+class Runtime(Enum):
+    """What runs a graph."""
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Limits and resources of one engine. Raises ConfigError, naming the option and its bound."""
 
+    runtime: Runtime = option(Runtime.AUTO, "what computes: onnxruntime, or openvino on a CPU; auto is onnxruntime")
     device: str = option("cpu", "cpu, cuda or cuda:N")
     threads: int = option(0, "threads of the runtime; 0 for one per core this process may use", minimum=0)
     max_tokens: int = option(0, "longest conversation in tokens; 0 for the model's own limit", minimum=0)

@@ -19,7 +19,7 @@ from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Unavailable
 from kwise.engine.loading import check_golden, effective_max_tokens, load_tokenizer, new_encoder
 from kwise.engine.queue import Finished, WorkQueue
-from kwise.engine.session import OnnxSession, Session
+from kwise.engine.session import GraphSession, Session
 from kwise.engine.slots import Slots, Ticket
 from kwise.engine.types import Group, Message, Priority, Reward, ScoredGroup, Timing
 
@@ -96,8 +96,9 @@ class Scorer:
         """
         config = config or EngineConfig()
         artifact = read_artifact(path)
-        session = OnnxSession(
+        session = GraphSession(
             artifact,
+            runtime=config.runtime,
             threads=config.runtime_threads,
             device=config.device,
             prompt_cache_bytes=config.prompt_cache_bytes,

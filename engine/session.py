@@ -1,4 +1,4 @@
-"""One model on one device: token sequences in, raw rewards out. ONNX Runtime stays in this file.
+"""One model on one device: token sequences in, raw rewards out, whichever runtime computes them.
 
 A session is synchronous and used by one thread. The two layouts differ only in how a batch becomes the graph's inputs and
 in what a batch costs.
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from kwise.engine.artifact import Artifact
+from kwise.engine.config import Runtime
 from kwise.engine.conversation import EncodedSequence
-from kwise.engine.errors import ConfigError
+from kwise.engine.graph import open_graph
 from kwise.engine.packing import pack
 from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.reuse import keep, plan_reuse
@@ -40,29 +40,30 @@ class Session(Protocol):
         """The batch's raw rewards."""
 
 
-class OnnxSession:
-    """ONNX Runtime on CPU or CUDA.
+class GraphSession:
+    """A graph with what it takes to feed it.
 
-    threads: intra-op threads, 0 for one per core. device: "cpu", "cuda" or "cuda:N". prompt_cache_bytes: memory for keys and
-    values of recent prompts, see `PromptCache`; the padded layout has no use for it.
+    runtime, device, threads: see `open_graph`. prompt_cache_bytes: memory for keys and values of recent prompts, see
+    `PromptCache`; the padded layout has no use for it.
 
     Raises:
-        ConfigError: the device is unknown, or this build of ONNX Runtime has no provider for it.
+        ConfigError: the runtime is not installed, or has no such device.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int = 0, device: str = "cpu", prompt_cache_bytes: int = 0) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Each tensor is used soon after it is made: 20 KB of activations a row of SmolLM2 instead of 65, at the same speed.
-        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        options.enable_mem_pattern = False  # no two batches have the same shapes
-        self._session = ort.InferenceSession(artifact.model_path, options, providers=_providers(device))
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        runtime: Runtime = Runtime.AUTO,
+        threads: int = 0,
+        device: str = "cpu",
+        prompt_cache_bytes: int = 0,
+    ) -> None:
+        self._graph = open_graph(artifact.model_path, runtime=runtime, device=device, threads=threads)
         self._manifest = artifact.manifest
-        self._input_names = {node.name for node in self._session.get_inputs()}
-        self._states = {node.name: int(node.shape[1]) for node in self._session.get_inputs() if node.name.startswith("past.")}
+        self._states = {name: int(shape[1] or 0) for name, shape in self._graph.inputs.items() if name.startswith("past.")}
         self.prompt_cache = PromptCache(prompt_cache_bytes)
-        self.runtime = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
+        self.runtime = self._graph.runtime
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         return self._run_trie(batch) if self._manifest.layout == "trie" else self._run_padded(batch)
@@ -71,14 +72,14 @@ class OnnxSession:
         reuse = plan_reuse(batch, self.prompt_cache, list(self._states.values()))
         packed = pack(reuse.trie, self._manifest.num_classes, reuse.past, reuse.num_past)
         states = dict(zip(self._states, reuse.states, strict=True))
-        rewards, *present = self._session.run(None, packed.arrays | states | {"kept": packed.entries[reuse.kept]})
+        rewards, *present = self._graph.run(packed.arrays | states | {"kept": packed.entries[reuse.kept]})
         if np.isfinite(rewards).all():  # a sequence that overflows must not leave its states to others
             keep(reuse, present, self.prompt_cache)
         return Pass(rewards=rewards, num_rows=packed.num_rows, num_reused=reuse.trie.num_nodes - packed.num_rows)
 
     def _run_padded(self, batch: Sequence[EncodedSequence]) -> Pass:
         inputs, num_rows = self._padded_inputs(batch)
-        (logits,) = self._session.run(None, inputs)
+        (logits,) = self._graph.run(inputs)
         return Pass(rewards=np.asarray(logits, np.float32).reshape(-1), num_rows=num_rows)
 
     def _padded_inputs(self, batch: Sequence[EncodedSequence]) -> tuple[dict[str, NDArray[np.int64]], int]:
@@ -95,16 +96,4 @@ class OnnxSession:
             arrays["attention_mask"][row, :length] = 1
             if sequence.type_ids is not None:
                 arrays["token_type_ids"][row, :length] = sequence.type_ids
-        return {name: array for name, array in arrays.items() if name in self._input_names}, shape[0] * shape[1]
-
-
-def _providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
-    kind, _, index = device.partition(":")
-    if kind == "cpu" and not index:
-        return ["CPUExecutionProvider"]
-    if kind != "cuda" or not (index or "0").isdigit():
-        raise ConfigError(f"--device is {device!r}; it must be cpu, cuda or cuda:N")
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise ConfigError("--device cuda needs onnxruntime-gpu: install 'kwise[engine-gpu]' in an environment of its own")
-    # CPU second: shape arithmetic runs there, and the golden check catches a model that fell back whole.
-    return [("CUDAExecutionProvider", {"device_id": index or "0"}), "CPUExecutionProvider"]
+        return {name: array for name, array in arrays.items() if name in self._graph.inputs}, shape[0] * shape[1]

@@ -21,7 +21,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError
 from kwise.engine.loading import new_encoder
 from kwise.engine.options import check_bounds, option
-from kwise.engine.session import OnnxSession
+from kwise.engine.session import GraphSession
 from kwise.engine.types import Message
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.padded_graph import export_padded
@@ -143,7 +143,7 @@ def _prove(manifest: Manifest, cases: Sequence[ParityCase], tolerance: float, wo
     """Check that what `work` holds gives the rewards of `cases`, and make it an artifact: golden rewards, manifest."""
     manifest = replace(manifest, files=_files(work))
     artifact = Artifact(path=work, manifest=manifest, golden=())
-    encoder, session = new_encoder(artifact, EngineConfig()), OnnxSession(artifact)
+    encoder, session = new_encoder(artifact, EngineConfig()), GraphSession(artifact)
     report = check_parity(cases, encoder, session, layout=manifest.layout, tolerance=tolerance)
     _write_golden(work / GOLDEN, cases)
     manifest = replace(manifest, files=_files(work), golden_tolerance=report.tolerance, parity=asdict(report))

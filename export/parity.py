@@ -1,7 +1,7 @@
 """Is the artifact the checkpoint? Rewards of plain transformers against those of the engine's own code, on real text.
 
 The reference is what any reader would write: `apply_chat_template` of the whole conversation, one conversation a call, fp32,
-computed before anything touches the model. The artifact side is what serves: `ConversationEncoder` and `OnnxSession`, each
+computed before anything touches the model. The artifact side is what serves: `ConversationEncoder` and `GraphSession`, each
 conversation alone and all in batches.
 """
 

@@ -17,7 +17,7 @@ from kwise.engine.conversation import ConversationEncoder, EncodedSequence, Enco
 from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
 from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.scorer import Scorer
-from kwise.engine.session import OnnxSession, Pass
+from kwise.engine.session import GraphSession, Pass
 from kwise.engine.types import Group, Message, Priority, Reward
 
 VOCAB = 10
@@ -212,7 +212,7 @@ def _padded_artifact(path: Path) -> Artifact:
 
 async def test_a_padded_batch_that_fails_as_a_whole_fails_one_response(tmp_path: Path) -> None:
     """On the real runtime: an id outside the table ends the run for every sequence of the batch."""
-    inner = OnnxSession(_padded_artifact(tmp_path), threads=1)
+    inner = GraphSession(_padded_artifact(tmp_path), threads=1)
     session = SumSession()
     session.run, held = inner.run, session.run  # type: ignore[method-assign]
     batches: list[int] = []

@@ -1,4 +1,4 @@
-"""A session's rewards are those of a session without prompt cache, and a prompt's rows are computed once."""
+"""A session's rewards are those of a session without prompt cache, whichever runtime, and a prompt's rows are computed once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kwise.engine.artifact import Artifact, read_artifact
-from kwise.engine.config import EngineConfig
+from kwise.engine.config import EngineConfig, Runtime
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
+from kwise.engine.errors import ConfigError
 from kwise.engine.loading import new_encoder
 from kwise.engine.prompt_cache import MIN_TOKENS
-from kwise.engine.session import OnnxSession
+from kwise.engine.session import GraphSession
 from kwise.engine.types import Group, Message
 
 EXACT = 2e-5  # fp32, another order of additions; 8e-6 is the most that 2,760 random batches differed by
@@ -32,13 +33,19 @@ def encoder(artifact: Artifact) -> ConversationEncoder:
     return new_encoder(artifact, EngineConfig())
 
 
-def _session(artifact: Artifact, prompt_cache_bytes: int) -> OnnxSession:
-    return OnnxSession(artifact, threads=1, prompt_cache_bytes=prompt_cache_bytes)
+@pytest.fixture(scope="module", params=[Runtime.ONNXRUNTIME, Runtime.OPENVINO], ids=lambda runtime: runtime.value)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    return request.param
+
+
+def _session(artifact: Artifact, prompt_cache_bytes: int, runtime: Runtime) -> GraphSession:
+    return GraphSession(artifact, runtime=runtime, threads=1, prompt_cache_bytes=prompt_cache_bytes)
 
 
 @pytest.fixture(scope="module")
-def plain(artifact: Artifact) -> OnnxSession:
-    return _session(artifact, 0)
+def plain(artifact: Artifact) -> GraphSession:
+    """The reference."""
+    return _session(artifact, 0, Runtime.ONNXRUNTIME)
 
 
 def _encode(encoder: ConversationEncoder, group: Group) -> list[EncodedSequence]:
@@ -64,9 +71,9 @@ def _shared(first: EncodedSequence, second: EncodedSequence) -> int:
 
 
 def test_responses_one_call_after_another_get_the_rewards_of_one_batch_and_compute_the_prompt_once(
-    artifact: Artifact, encoder: ConversationEncoder, plain: OnnxSession
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
 ) -> None:
-    session = _session(artifact, LARGE)
+    session = _session(artifact, LARGE, runtime)
     for messages, responses in read_examples()[:4]:
         prompt = tuple(Message(**message) for message in messages)
         together = plain.run(_encode(encoder, Group(prompt=prompt, responses=tuple(responses))))
@@ -79,7 +86,7 @@ def test_responses_one_call_after_another_get_the_rewards_of_one_batch_and_compu
                 assert alone.num_reused == sequence.prompt_tokens > MIN_TOKENS
 
 
-def test_without_prompt_cache_every_call_computes_its_prompt(encoder: ConversationEncoder, plain: OnnxSession) -> None:
+def test_without_prompt_cache_every_call_computes_its_prompt(encoder: ConversationEncoder, plain: GraphSession) -> None:
     for response in ("Paris.", "Rome.", "Paris."):
         (sequence,) = _encode(encoder, _asked("What is the capital of France?", response))
         alone = plain.run([sequence])
@@ -88,9 +95,9 @@ def test_without_prompt_cache_every_call_computes_its_prompt(encoder: Conversati
 
 
 def test_a_prefix_kept_from_one_prompt_serves_another_that_shares_only_its_first_part(
-    artifact: Artifact, encoder: ConversationEncoder, plain: OnnxSession
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
 ) -> None:
-    session = _session(artifact, LARGE)
+    session = _session(artifact, LARGE, runtime)
     opening = "A farmer has three fields, and every field has seven rows of cabbages. " * 3
     (first,) = _encode(encoder, _asked(opening + "How many rows are there?", "Twenty-one."))
     (second,) = _encode(encoder, _asked(opening + "Which vegetable grows there?", "Cabbage."))
@@ -102,10 +109,10 @@ def test_a_prefix_kept_from_one_prompt_serves_another_that_shares_only_its_first
 
 
 def test_a_new_prompt_beside_a_known_one_is_scored_and_kept(
-    artifact: Artifact, encoder: ConversationEncoder, plain: OnnxSession
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
 ) -> None:
     """Token ids of unlike openings share their first few tokens only: the pass failed."""
-    session = _session(artifact, LARGE)
+    session = _session(artifact, LARGE, runtime)
     known, new = tuple(range(100, 140)), (*range(100, 110), *range(200, 230))
     session.run(_encode(encoder, Group(prompt=known, responses=((1,),))))
     batch = [_encode(encoder, Group(prompt=prompt, responses=((3,),)))[0] for prompt in (known, new)]
@@ -115,9 +122,11 @@ def test_a_new_prompt_beside_a_known_one_is_scored_and_kept(
         assert passed.rewards == pytest.approx(plain.run(batch).rewards, abs=EXACT)
 
 
-def test_a_reused_prompt_that_is_a_whole_sequence_gets_its_reward(artifact: Artifact, plain: OnnxSession) -> None:
+def test_a_reused_prompt_that_is_a_whole_sequence_gets_its_reward(
+    artifact: Artifact, plain: GraphSession, runtime: Runtime
+) -> None:
     """Its last token is known and computed all the same, since the head reads it."""
-    session = _session(artifact, LARGE)
+    session = _session(artifact, LARGE, runtime)
     prompt = np.arange(100, 140)
     whole = EncodedSequence(token_ids=prompt, type_ids=None, num_tokens=40, prompt_tokens=40)
     longer = EncodedSequence(token_ids=np.append(prompt, 7), type_ids=None, num_tokens=41, prompt_tokens=40)
@@ -152,12 +161,25 @@ def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches=_batches(), max_tokens=st.sampled_from([40, 150, 400, 10_000]))
 def test_any_batches_one_after_another_get_the_rewards_of_a_session_without_cache(
-    artifact: Artifact, plain: OnnxSession, batches: list[list[EncodedSequence]], max_tokens: int
+    artifact: Artifact, plain: GraphSession, runtime: Runtime, batches: list[list[EncodedSequence]], max_tokens: int
 ) -> None:
-    bytes_per_token = 4 * sum(int(node.shape[1]) for node in plain._session.get_inputs() if node.name.startswith("past."))
-    session = _session(artifact, max_tokens * (bytes_per_token + 4))
+    bytes_per_token = 4 * sum(plain._states.values())
+    session = _session(artifact, max_tokens * (bytes_per_token + 4), runtime)
     for batch in batches:
         passed, expected = session.run(batch), plain.run(batch)
         np.testing.assert_allclose(passed.rewards, expected.rewards, rtol=0, atol=EXACT)
         assert passed.num_rows + passed.num_reused == expected.num_rows == _num_nodes(batch)
         assert session.prompt_cache.num_bytes <= session.prompt_cache.max_bytes
+
+
+def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _session(artifact, 0, Runtime.AUTO).runtime.startswith("onnxruntime ")
+    assert _session(artifact, 0, Runtime.OPENVINO).runtime.endswith(" CPU fp32")
+    with pytest.raises(ConfigError, match=r"--runtime openvino runs on --device cpu, not 'cuda'"):
+        GraphSession(artifact, runtime=Runtime.OPENVINO, device="cuda")
+    with pytest.raises(ConfigError, match=r"--device cuda needs onnxruntime-gpu"):
+        GraphSession(artifact, device="cuda")
+    monkeypatch.setattr("kwise.engine.graph.find_spec", lambda _: None)
+    for runtime, extra in ((Runtime.OPENVINO, "openvino"), (Runtime.AUTO, "engine")):
+        with pytest.raises(ConfigError, match=rf"needs the package .*: pip install 'kwise\[{extra}\]'"):
+            GraphSession(artifact, runtime=runtime)

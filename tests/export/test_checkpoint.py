@@ -16,7 +16,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.errors import ConfigError
 from kwise.engine.scorer import new_encoder
-from kwise.engine.session import OnnxSession
+from kwise.engine.session import GraphSession
 from kwise.engine.types import Group
 from kwise.export.checkpoint import rope_limit
 from kwise.export.exporter import Layout
@@ -51,7 +51,7 @@ def assert_right_up_to_the_limit(checkpoint: Path, artifact: Path, limit: int) -
     """Token ids, so that lengths are exact: short, and as long as the artifact takes."""
     verified = read_artifact(artifact)
     assert verified.manifest.max_tokens == limit
-    session, encoder = OnnxSession(verified), new_encoder(verified, EngineConfig())
+    session, encoder = GraphSession(verified), new_encoder(verified, EngineConfig())
     model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
     whole = np.random.default_rng(0).integers(100, 40_000, limit)
     served, expected = [], []

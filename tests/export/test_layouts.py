@@ -15,10 +15,11 @@ from conftest import export_quietly, read_examples
 from tiny_models import GROUPED, SMALL, tiny_model
 
 from kwise.engine.artifact import read_artifact
-from kwise.engine.config import EngineConfig
+from kwise.engine.config import EngineConfig, Runtime
 from kwise.engine.conversation import EncodedSequence
+from kwise.engine.errors import ConfigError
 from kwise.engine.loading import new_encoder
-from kwise.engine.session import OnnxSession
+from kwise.engine.session import GraphSession
 from kwise.engine.types import Group, Message
 from kwise.export.parity import allowed_difference
 
@@ -52,10 +53,10 @@ PADDED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def assert_parity(checkpoint: Path, artifact: Path, layout: str) -> None:
+def assert_parity(checkpoint: Path, artifact: Path, layout: str, *, openvino: bool = True) -> None:
     verified = read_artifact(artifact)
     assert verified.manifest.layout == layout
-    session, encoder = OnnxSession(verified), new_encoder(verified, EngineConfig())
+    encoder = new_encoder(verified, EngineConfig())
     model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     batch: list[EncodedSequence] = []
@@ -74,12 +75,17 @@ def assert_parity(checkpoint: Path, artifact: Path, layout: str) -> None:
                 inputs = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=True, return_tensors="pt")
             with torch.inference_mode():
                 expected.append(float(model(**inputs).logits))
-    alone = [float(session.run([sequence]).rewards[0]) for sequence in batch]
-    together = session.run(batch).rewards
     assert np.std(expected) > 1e-2, "rewards so alike would hide a wrong graph"
     allowed = allowed_difference(1e-4, expected)
-    np.testing.assert_allclose(alone, expected, rtol=0, atol=allowed)
-    np.testing.assert_allclose(together, alone, rtol=0, atol=allowed)
+    for runtime in (Runtime.ONNXRUNTIME, Runtime.OPENVINO):
+        if runtime is Runtime.OPENVINO and not openvino:
+            with pytest.raises(ConfigError, match=r"--runtime openvino cannot run this model: .*If operation"):
+                GraphSession(verified, runtime=runtime)
+            continue
+        session = GraphSession(verified, runtime=runtime)
+        alone = [float(session.run([sequence]).rewards[0]) for sequence in batch]
+        np.testing.assert_allclose(alone, expected, rtol=0, atol=allowed, err_msg=runtime.value)
+        np.testing.assert_allclose(session.run(batch).rewards, alone, rtol=0, atol=allowed, err_msg=runtime.value)
 
 
 @pytest.mark.parametrize("family", TRIE)
@@ -91,7 +97,7 @@ def test_causal_models_share_prefixes_and_keep_their_rewards(family: str, smollm
 @pytest.mark.parametrize("family", PADDED)
 def test_other_models_run_padded_and_keep_their_rewards(family: str, smollm2_tokenizer: Any, tmp_path: Path) -> None:
     checkpoint = tiny_model(*PADDED[family], smollm2_tokenizer, tmp_path / "checkpoint")
-    assert_parity(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), "padded")
+    assert_parity(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), "padded", openvino=family != "deberta-v2")
 
 
 def test_a_causal_model_can_be_exported_padded(tiny_checkpoint: Path, tmp_path: Path) -> None:

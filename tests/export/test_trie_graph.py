@@ -14,7 +14,7 @@ from transformers.models.llama import modeling_llama
 
 from kwise.engine.artifact import read_artifact
 from kwise.engine.conversation import EncodedSequence
-from kwise.engine.session import OnnxSession
+from kwise.engine.session import GraphSession
 from kwise.export.rotary import patching_specs
 
 
@@ -57,7 +57,7 @@ def test_a_rotation_is_replaced_only_where_it_is_the_same() -> None:
 def test_a_reward_is_the_same_whatever_part_of_its_prefix_comes_from_the_cache(tiny_artifact: Path, length: int) -> None:
     artifact = read_artifact(tiny_artifact)
     ids = np.random.default_rng(0).integers(3, 40_000, 160)
-    fresh, caching = OnnxSession(artifact), OnnxSession(artifact, prompt_cache_bytes=64 << 20)
+    fresh, caching = GraphSession(artifact), GraphSession(artifact, prompt_cache_bytes=64 << 20)
 
     def sequence(token_ids: np.ndarray, prompt_tokens: int) -> EncodedSequence:  # type: ignore[type-arg]
         return EncodedSequence(token_ids=token_ids, type_ids=None, num_tokens=len(token_ids), prompt_tokens=prompt_tokens)
