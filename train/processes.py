@@ -3,7 +3,7 @@
 `torchrun` and `accelerate launch` start them; accelerate's `PartialState` connects them, with gloo on CPUs. Every process holds
 all weights (DistributedDataParallel), or, launched with FSDP 2, a part of them, of their gradients and of the optimizer's state:
 weights are then gathered layer by layer for each pass, and a pass runs in all processes or in none. DeepSpeed's ZeRO, which does
-the same, is refused: it replaces the optimizer and the checkpoints that the rest relies on.
+the same, is refused: accelerate runs it on accelerators alone, where nothing of this has been tested.
 """
 
 import os

@@ -83,7 +83,7 @@ def _read_arena_55k(row: Row) -> Iterator[Item]:
             refuse(key, f"has {len(answers)} turns for the {len(prompts)} of the prompt")
     if None in (*prompts, *a, *b):
         yield Left(what="row", reason="a turn of it has no text")
-    elif any(_has_lone_surrogates(turn) for turn in (*prompts, *a, *b)):
+    elif not all(_is_unicode(turn) for turn in (*prompts, *a, *b)):
         yield Left(what="row", reason="a turn of it has half of a surrogate pair")
     else:
         [winner] = (winner for winner, is_won in won.items() if is_won)
@@ -103,9 +103,13 @@ def _texts(row: Row, key: str) -> list[Any]:
     return [turn if turn is None else as_text(turn, f"{key}[{index}]") for index, turn in enumerate(value)]
 
 
-def _has_lone_surrogates(said: str) -> bool:
-    """As texts have that were cut by UTF-16's units; no tokenizer takes them."""
-    return any("\ud800" <= character <= "\udfff" for character in said)
+def _is_unicode(said: str) -> bool:
+    """Texts that were cut by UTF-16's units have half of a surrogate pair; no tokenizer takes them."""
+    try:
+        said.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _conversation(prompts: list[str], answers: list[str]) -> Conversation:
