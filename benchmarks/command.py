@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from kwise.benchmarks import graph, load, soak, training
+from kwise.benchmarks import gpu, graph, load, soak, training
 from kwise.engine.options import add_options, from_options
 
 _BENCHES: dict[str, tuple[Any, type, str]] = {
@@ -11,6 +11,11 @@ _BENCHES: dict[str, tuple[Any, type, str]] = {
         graph.run,
         graph.GraphBenchConfig,
         "the model pass: share of the machine's peak, prompt reuse, memory, against Optimum's stock padded graph",
+    ),
+    "gpu": (
+        gpu.run,
+        gpu.GpuBenchConfig,
+        "a GPU: parity with fp32 on the CPU, latency of a group, throughput of a queue, against transformers on the same device",
     ),
     "load": (
         load.run,

@@ -94,7 +94,7 @@ class _Bench:
         self.config, self.artifact = config, artifact
         self.session = config.session(artifact)
         self.stock = _stock_session(config) if config.checkpoint else None
-        self.cost = cost_of_graph(artifact.model_path, artifact.manifest.num_classes)
+        self.cost = cost_of_graph(artifact.graph_path(), artifact.manifest.num_classes)
         self.peak = Peak(EngineConfig(threads=config.threads).runtime_threads)
 
     def cell(self, cell: Cell) -> dict[str, Any]:

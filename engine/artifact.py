@@ -1,6 +1,7 @@
 """The artifact: a directory that holds all that serving needs, and the manifest that describes it.
 
-    manifest.json, model.onnx, model.onnx.data, tokenizer.json, chat_template.jinja (if any), golden.jsonl
+    manifest.json, tokenizer.json, chat_template.jinja (if any), golden.jsonl, and for each precision a graph and its weights:
+    model.onnx and model.onnx.data in fp32, model.int8.onnx and model.int8.onnx.data in int8, and so on
 
 Reading it checks the schema version, the type of every field, every file's size and SHA-256, and the fingerprint, so that a
 damaged, half-written or edited artifact is refused by the name of its file and never served. `kwise.export` writes artifacts
@@ -17,48 +18,78 @@ from pathlib import Path
 from typing import Any
 
 from kwise.engine.errors import ArtifactError
+from kwise.engine.precision import Precision
 from kwise.engine.types import Message
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
-MODEL = "model.onnx"
-MODEL_DATA = "model.onnx.data"  # weights, which the graph refers to by this name; small models have them inside
+MODEL = "model.onnx"  # the graph in fp32
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 GOLDEN = "golden.jsonl"
 _LAYOUTS = ("trie", "padded")
 
 
+def graph_name(precision: Precision) -> str:
+    """The file of a precision's graph."""
+    return MODEL if precision is Precision.FP32 else f"model.{precision.value}.onnx"
+
+
+def data_name(precision: Precision) -> str:
+    """The file of its weights, which the graph refers to by this name; small models have them inside."""
+    return f"{graph_name(precision)}.data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What a precision's rewards keep to, in units of the raw reward; a server that finds more at its start does not serve.
+
+    max_difference: from the checkpoint's reward in fp32. max_change: of a reward, with what shares its batch. report: what the
+    export measured, for people.
+    """
+
+    max_difference: float
+    max_change: float
+    report: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What the engine needs to know of a model. The fingerprint covers every field but `fingerprint` itself.
 
-    layout: "trie" (causal, prefixes shared) or "padded". dtype: of weights and arithmetic. num_classes: calls of Attention a
-    layer in the trie graph, 0 for padded. max_tokens: longest conversation. vocab_size: token ids are below it.
+    layout: "trie" (causal, prefixes shared) or "padded". precisions: what each of the artifact's graphs promises, by the names of
+    `Precision`, as objects of the fields of `Promise`. num_classes: calls of Attention a layer in the trie graph, 0 for
+    padded. max_tokens: longest conversation. vocab_size: token ids are below it.
     pad_token_id: what padded batches are filled with; in causal models also what transformers skips at the end before it
     reads the reward, None where it reads the very last token. causal: later tokens do not change earlier hidden states.
-    special_tokens: names that chat templates use. reward_mean, reward_std: value = (raw − mean) / std. golden_tolerance:
-    largest difference from a golden reward at which the server still starts. files: name → {"sha256", "bytes"}.
-    parity, provenance: what the export measured, and from what it made the artifact.
+    special_tokens: names that chat templates use. reward_mean, reward_std: value = (raw − mean) / std. files: name →
+    {"sha256", "bytes"}. provenance: from what the artifact was made.
     """
 
     name: str
     layout: str
-    dtype: str
+    precisions: dict[str, dict[str, Any]]
     num_classes: int
     max_tokens: int
     vocab_size: int
     pad_token_id: int | None
     causal: bool
     special_tokens: dict[str, str]
-    golden_tolerance: float
     files: dict[str, dict[str, Any]]
     reward_mean: float = 0.0
     reward_std: float = 1.0
-    parity: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     fingerprint: str = ""
+
+    def promise(self, precision: Precision) -> Promise:
+        """Raises KeyError where the artifact has no such graph."""
+        return Promise(**self.precisions[precision.value])
+
+    @property
+    def held(self) -> list[Precision]:
+        """The precisions that there are graphs of."""
+        return [Precision(name) for name in self.precisions]
 
     def computed_fingerprint(self) -> str:
         """SHA-256 in hex over all fields but the fingerprint; through `files` it covers every byte of the artifact."""
@@ -83,9 +114,8 @@ class Artifact:
     manifest: Manifest
     golden: tuple[Golden, ...]
 
-    @property
-    def model_path(self) -> Path:
-        return self.path / MODEL
+    def graph_path(self, precision: Precision = Precision.FP32) -> Path:
+        return self.path / graph_name(precision)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -107,8 +137,10 @@ def read_artifact(path: Path) -> Artifact:
     manifest = _read_manifest(path / MANIFEST)
     for name, expected in manifest.files.items():
         verify_file(path / name, expected)
-    if MODEL_DATA not in manifest.files and (path / MODEL_DATA).exists():
-        raise ArtifactError(f"{path / MODEL_DATA}: the manifest does not list it, so these weights are nobody's")
+    for precision in manifest.held:
+        data = data_name(precision)
+        if data not in manifest.files and (path / data).exists():
+            raise ArtifactError(f"{path / data}: the manifest does not list it, so these weights are nobody's")
     if manifest.computed_fingerprint() != manifest.fingerprint:
         raise ArtifactError(f"{path / MANIFEST}: its fingerprint does not match its content; export the checkpoint again")
     return Artifact(path=path, manifest=manifest, golden=_read_golden(path / GOLDEN))
@@ -147,7 +179,8 @@ def _read_manifest(path: Path) -> Manifest:
     for name, (expected, is_valid) in _FIELDS.items():
         if not is_valid(content[name]):
             raise ArtifactError(f"{path}: {name} must be {expected}")
-    for name in (MODEL, TOKENIZER, GOLDEN):
+    graphs = [graph_name(Precision(name)) for name in content["precisions"]]
+    for name in (*graphs, TOKENIZER, GOLDEN):
         if name not in content["files"]:
             raise ArtifactError(f"{path}: files does not list {name}, without which nothing can be served")
     return Manifest(**content)
@@ -171,22 +204,30 @@ def _is_file(name: str, value: Any) -> bool:
     return described and _is_text(value["sha256"]) and _is_count(value["bytes"]) and name == Path(name).name
 
 
+def _is_promise(name: str, value: Any) -> bool:
+    known = name in {precision.value for precision in Precision} and isinstance(value, dict)
+    if not known or value.keys() != {f.name for f in fields(Promise)} or not isinstance(value["report"], dict):
+        return False
+    return all(_is_number(value[bound]) and value[bound] >= 0 for bound in ("max_difference", "max_change"))
+
+
 # What a field's value must be, in words and as a check. Fields that only people read may be any object.
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a text", lambda value: _is_text(value) and bool(value)),
     "layout": ("one of trie and padded", lambda value: value in _LAYOUTS),
-    "dtype": ("a text", _is_text),
+    "precisions": (
+        f"promises by precision ({', '.join(precision.value for precision in Precision)}), at least one",
+        lambda value: isinstance(value, dict) and bool(value) and all(starmap(_is_promise, value.items())),
+    ),
     "num_classes": ("a count", _is_count),
     "max_tokens": ("a count of at least 1", lambda value: _is_count(value) and value > 0),
     "vocab_size": ("a count of at least 1", lambda value: _is_count(value) and value > 0),
     "pad_token_id": ("a count or null", lambda value: value is None or _is_count(value)),
     "causal": ("true or false", lambda value: isinstance(value, bool)),
     "special_tokens": ("texts by name", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))),
-    "golden_tolerance": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
     "files": ("sha256 and bytes by name", lambda value: isinstance(value, dict) and all(starmap(_is_file, value.items()))),
     "reward_mean": ("a number", _is_number),
     "reward_std": ("a number greater than 0", lambda value: _is_number(value) and value > 0),
-    "parity": ("an object", lambda value: isinstance(value, dict)),
     "provenance": ("an object", lambda value: isinstance(value, dict)),
     "fingerprint": ("a text", _is_text),
 }

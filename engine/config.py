@@ -20,8 +20,23 @@ class Runtime(Enum):
 class EngineConfig:
     """Limits and resources of one engine. Raises ConfigError, naming the option and its bound."""
 
-    runtime: Runtime = option(Runtime.AUTO, "what computes: onnxruntime, or openvino on a CPU; auto is onnxruntime")
-    device: str = option("cpu", "cpu, cuda or cuda:N")
+    runtime: Runtime = option(
+        Runtime.AUTO, "what computes: onnxruntime, or openvino on a CPU; auto takes the faster one for the precision"
+    )
+    precision: str = option(
+        "fp32",
+        "fp32 is exact; fp16, bf16 and int8 keep to what the artifact's manifest promises. Several, as bf16,fp32: the first that "
+        "the artifact holds and this machine computes",
+    )
+    device: str = option(
+        "cpu", "cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1, each with the model and a prompt cache of its own"
+    )
+    device_memory_bytes: int = option(
+        0,
+        "memory of each GPU for weights and activations, 0 for no limit; CUDA itself takes some 500 MB more. A batch that needs "
+        "more is run in halves",
+        minimum=0,
+    )
     threads: int = option(0, "threads of the runtime; 0 for one per core this process may use", minimum=0)
     max_tokens: int = option(0, "longest conversation in tokens; 0 for the model's own limit", minimum=0)
     max_batch_tokens: int = option(

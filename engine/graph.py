@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from kwise.engine.config import Runtime
 from kwise.engine.errors import ConfigError
+from kwise.engine.precision import Precision
 
 Shape = tuple[int | None, ...]
 """Of an input; None where it varies."""
@@ -24,12 +25,24 @@ class Graph(Protocol):
         """The outputs, in the graph's order; theirs to keep. Raises what the runtime raises, for want of memory for instance."""
 
 
-def open_graph(path: Path, *, runtime: Runtime, device: str, threads: int) -> Graph:
+def open_graph(
+    path: Path,
+    *,
+    runtime: Runtime,
+    precision: Precision,
+    device: str,
+    threads: int,
+    device_memory_bytes: int = 0,
+    trie: bool = False,
+) -> Graph:
     """The graph of an ONNX file, ready to run.
 
     Args:
+        precision: of the file.
         device: "cpu", "cuda" or "cuda:N"; of OpenVINO "cpu".
         threads: of the runtime, 0 for one per core.
+        device_memory_bytes: of a GPU, for weights and activations; 0 for no limit.
+        trie: the layout is the trie's; on a GPU its inputs are padded to few shapes (see buckets.py).
 
     Raises:
         ConfigError: the runtime is not installed, has no such device, or cannot run the graph.
@@ -40,7 +53,21 @@ def open_graph(path: Path, *, runtime: Runtime, device: str, threads: int) -> Gr
     if runtime is Runtime.OPENVINO:
         from kwise.engine.openvino_graph import OpenVinoGraph
 
-        return OpenVinoGraph(path, device=device, threads=threads)
+        return OpenVinoGraph(path, precision=precision, device=device, threads=threads)
     from kwise.engine.onnxruntime_graph import OnnxRuntimeGraph
 
-    return OnnxRuntimeGraph(path, device=device, threads=threads)
+    graph = OnnxRuntimeGraph(path, device=device, threads=threads, memory_bytes=device_memory_bytes, few_shapes=trie)
+    if device == "cpu" or not trie:
+        return graph
+    from kwise.engine.buckets import BucketedGraph
+
+    return BucketedGraph(graph)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 (AVX512-BF16, AMX), as far as OpenVINO tells, which alone has the kernels."""
+    if find_spec("openvino") is None:
+        raise ConfigError("--precision bf16 on a CPU needs the package openvino: pip install 'kwise[openvino]'")
+    from kwise.engine.openvino_graph import has_bf16
+
+    return has_bf16()

@@ -44,20 +44,28 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
 
 
 def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Session) -> None:
-    """Score the artifact's golden conversations, each by itself, as this server would.
+    """Score the artifact's golden conversations, each by itself and all together, as this server would.
 
     Raises:
-        ArtifactError: a reward is further from its golden value than the manifest tolerates (a lost head, a wrong
-            provider or a wrong pooling shows here, not in a ruined RL run).
+        ArtifactError: a reward is further from its golden value than the manifest promises of this precision (a lost head, a
+            wrong provider or a wrong pooling shows here, not in a ruined RL run), or changes with its company by more.
     """
+    sequences = []
     for number, golden in enumerate(artifact.golden, start=1):
         (encoded,) = encoder.encode(Group(prompt=golden.prompt, responses=(golden.response,)))
         if isinstance(encoded, InvalidRequest):
             raise ArtifactError(f"{artifact.path}/golden.jsonl:{number}: {encoded}")
-        (raw,) = session.run([encoded]).rewards
-        difference = abs(float(raw) - golden.reward)
-        if not difference <= artifact.manifest.golden_tolerance:  # also where it is not a number
+        sequences.append(encoded)
+    promise = artifact.manifest.promise(session.precision)
+    together = session.run(sequences).rewards
+    for number, (golden, sequence, beside) in enumerate(zip(artifact.golden, sequences, together, strict=True), start=1):
+        (raw,) = session.run([sequence]).rewards
+        problem = ""
+        if not abs(float(raw) - golden.reward) <= promise.max_difference:  # also where it is not a number
+            problem = f"where the checkpoint gave {golden.reward:.6f}; it may differ by {promise.max_difference:.2g}"
+        elif not abs(float(raw) - float(beside)) <= promise.max_change:
+            problem = f"alone and {beside:.6f} in company; it may change by {promise.max_change:.2g}"
+        if problem:
             raise ArtifactError(
-                f"{artifact.path}/golden.jsonl:{number}: {session.runtime} gives {raw:.6f} where the checkpoint gave "
-                f"{golden.reward:.6f}; the tolerance is {artifact.manifest.golden_tolerance}"
+                f"{artifact.path}/golden.jsonl:{number}: {session.runtime} in {session.precision.value} gives {raw:.6f} {problem}"
             )

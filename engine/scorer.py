@@ -14,8 +14,10 @@ from time import perf_counter
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.batcher import Batcher, Counters
 from kwise.engine.cache import RewardCache, StoredReward, reward_keys
+from kwise.engine.choice import choose_for
 from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
+from kwise.engine.devices import parse_devices
 from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Unavailable
 from kwise.engine.loading import check_golden, effective_max_tokens, load_tokenizer, new_encoder
 from kwise.engine.queue import Finished, WorkQueue
@@ -66,6 +68,7 @@ class Scorer:
         self.config = config
         self.counters = counters or Counters()
         self.runtime = sessions[0].runtime
+        self.precision = sessions[0].precision
         self.max_tokens = effective_max_tokens(artifact, config)
         self._encoder = encoder
         self._sessions = sessions
@@ -73,6 +76,7 @@ class Scorer:
         self._namespace = "|".join(
             (
                 artifact.manifest.fingerprint,
+                self.precision.value,
                 self.runtime,
                 str(self.max_tokens),
                 config.overlong.value,
@@ -87,7 +91,7 @@ class Scorer:
 
     @classmethod
     def load(cls, path: Path, config: EngineConfig | None = None, counters: Counters | None = None) -> "Scorer":
-        """Read and verify the artifact, load it on the device, and score its golden conversations there. `counters`: those of
+        """Read and verify the artifact, load it on each device, and score its golden conversations there. `counters`: those of
         the scorer that this one takes over from.
 
         Raises:
@@ -95,18 +99,26 @@ class Scorer:
             ConfigError: the device is not to be had, or a limit does not suit the artifact.
         """
         config = config or EngineConfig()
+        devices = parse_devices(config.device)
         artifact = read_artifact(path)
-        session = GraphSession(
-            artifact,
-            runtime=config.runtime,
-            threads=config.runtime_threads,
-            device=config.device,
-            prompt_cache_bytes=config.prompt_cache_bytes,
-        )
+        precision, runtime = choose_for(config, artifact.manifest.held)
+        sessions = [
+            GraphSession(
+                artifact,
+                runtime=runtime,
+                precision=precision,
+                threads=config.runtime_threads,
+                device=device.name,
+                device_memory_bytes=config.device_memory_bytes,
+                prompt_cache_bytes=config.prompt_cache_bytes,
+            )
+            for device in devices
+        ]
         tokenizer = load_tokenizer(artifact)
         encoder = new_encoder(artifact, config, tokenizer)
-        check_golden(artifact, new_encoder(artifact, EngineConfig(), tokenizer), session)
-        return cls(artifact, config, encoder, [session], counters)
+        for session in sessions:
+            check_golden(artifact, new_encoder(artifact, EngineConfig(), tokenizer), session)
+        return cls(artifact, config, encoder, sessions, counters)
 
     async def __aenter__(self) -> "Scorer":
         self.start()
@@ -119,7 +131,7 @@ class Scorer:
     def description(self) -> str:
         """What is served, for the log."""
         manifest = self.artifact.manifest
-        return f"{manifest.name} {manifest.fingerprint[:12]} ({manifest.layout} layout, {manifest.dtype}, {self.runtime})"
+        return f"{manifest.name} {manifest.fingerprint[:12]} ({manifest.layout} layout, {self.precision.value}, {self.runtime})"
 
     def start(self) -> None:
         """Begin to serve, in the running event loop."""
@@ -181,6 +193,8 @@ class Scorer:
             rewards=tuple(rewards),
             model=manifest.name,
             fingerprint=manifest.fingerprint,
+            precision=self.precision.value,
+            runtime=self.runtime,
             timing=_slowest([timing for _, timing in computed.values()]),
         )
 

@@ -16,6 +16,7 @@ from kwise.engine.config import Runtime
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.graph import open_graph
 from kwise.engine.packing import pack
+from kwise.engine.precision import Precision
 from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.reuse import keep, plan_reuse
 
@@ -34,6 +35,7 @@ class Session(Protocol):
     """What the batcher runs."""
 
     runtime: str  # for people: runtime, version, device
+    precision: Precision
     prompt_cache: PromptCache
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
@@ -43,8 +45,8 @@ class Session(Protocol):
 class GraphSession:
     """A graph with what it takes to feed it.
 
-    runtime, device, threads: see `open_graph`. prompt_cache_bytes: memory for keys and values of recent prompts, see
-    `PromptCache`; the padded layout has no use for it.
+    precision: which of the artifact's graphs. runtime, device, threads, device_memory_bytes: see `open_graph`.
+    prompt_cache_bytes: memory for keys and values of recent prompts, see `PromptCache`; the padded layout has no use for it.
 
     Raises:
         ConfigError: the runtime is not installed, or has no such device.
@@ -55,12 +57,23 @@ class GraphSession:
         artifact: Artifact,
         *,
         runtime: Runtime = Runtime.AUTO,
+        precision: Precision = Precision.FP32,
         threads: int = 0,
         device: str = "cpu",
+        device_memory_bytes: int = 0,
         prompt_cache_bytes: int = 0,
     ) -> None:
-        self._graph = open_graph(artifact.model_path, runtime=runtime, device=device, threads=threads)
+        self._graph = open_graph(
+            artifact.graph_path(precision),
+            runtime=runtime,
+            precision=precision,
+            device=device,
+            threads=threads,
+            device_memory_bytes=device_memory_bytes,
+            trie=artifact.manifest.layout == "trie",
+        )
         self._manifest = artifact.manifest
+        self.precision = precision
         self._states = {name: int(shape[1] or 0) for name, shape in self._graph.inputs.items() if name.startswith("past.")}
         self.prompt_cache = PromptCache(prompt_cache_bytes)
         self.runtime = self._graph.runtime

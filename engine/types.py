@@ -78,12 +78,14 @@ class Timing:
 class ScoredGroup:
     """The answer to a group: one outcome per response, in order, all from the artifact named by `fingerprint`.
 
-    A response that could not be scored has its error in its place.
+    A response that could not be scored has its error in its place. precision, runtime: what computed the rewards.
     """
 
     rewards: tuple[Reward | KwiseError, ...]
     model: str
     fingerprint: str
+    precision: str
+    runtime: str
     timing: Timing = field(default_factory=Timing)
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from kwise.engine.options import add_options, from_options
+from kwise.engine.precision import Precision
 from kwise.export.exporter import ExportConfig, export
 from kwise.export.parity import ParityError
 
@@ -20,12 +21,19 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"kwise export: nothing was written: {error}", file=sys.stderr)
         return 1
     manifest = artifact.manifest
-    parity = manifest.parity
-    print(
-        f"{artifact.path}: layout {manifest.layout}, {manifest.dtype}, up to {manifest.max_tokens} tokens\n"
-        f"  parity with the checkpoint over {parity['num_sequences']} conversations of {parity['shortest_tokens']} to "
-        f"{parity['longest_tokens']} tokens: largest difference {parity['max_difference']:.1e}, "
-        f"with company {parity['max_change_with_company']:.1e}, allowed {parity['tolerance']:.1e}\n"
-        f"  fingerprint {manifest.fingerprint}"
-    )
+    print(f"{artifact.path}: layout {manifest.layout}, up to {manifest.max_tokens} tokens, fingerprint {manifest.fingerprint}")
+    for precision in manifest.held:
+        line = _PARITY if precision is Precision.FP32 else _AGREEMENT
+        print(f"  {precision.value}: {line.format(**manifest.promise(precision).report)}")
     return 0
+
+
+_PARITY = (
+    "parity with the checkpoint over {num_sequences} conversations of {shortest_tokens} to {longest_tokens} tokens: largest "
+    "difference {max_difference:.1e}, with company {max_change_with_company:.1e}, allowed {tolerance:.1e}"
+)
+_AGREEMENT = (
+    "beside fp32 over {num_groups} prompts, {num_responses} responses: orders {agreement:.1%} of pairs as fp32 does, "
+    "{clear_agreement:.1%} of the {clear_pairs} with clear margins, Kendall's tau {kendall_tau:.3f}; in standard deviations of the "
+    "rewards: errors {mean_error:.3f}, {max_error:.3f} at most, with company {max_change_with_company:.4f}"
+)

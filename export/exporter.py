@@ -16,16 +16,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kwise.engine.artifact import CHAT_TEMPLATE, GOLDEN, MANIFEST, TOKENIZER, Artifact, Manifest, describe_file
+from kwise.engine.artifact import (
+    CHAT_TEMPLATE,
+    GOLDEN,
+    MANIFEST,
+    TOKENIZER,
+    Artifact,
+    Manifest,
+    Promise,
+    data_name,
+    describe_file,
+    graph_name,
+)
 from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError
 from kwise.engine.loading import new_encoder
 from kwise.engine.options import check_bounds, option
+from kwise.engine.precision import Precision, parse_precisions
 from kwise.engine.session import GraphSession
 from kwise.engine.types import Message
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.padded_graph import export_padded
 from kwise.export.parity import ParityCase, check_parity, reference_cases
+from kwise.export.precisions import add_precisions
 from kwise.export.publishing import check_destination, publish
 from kwise.export.trie_graph import NUM_CLASSES, export_trie
 
@@ -51,6 +64,18 @@ class ExportConfig:
     layout: Layout = option(Layout.AUTO, "trie shares prompts and needs a causal model; padded takes any")
     chat_template: str = option("", "file with a Jinja chat template to use instead of the checkpoint's")
     max_tokens: int = option(0, "longest conversation; 0 for the model's own limit", minimum=0, maximum=2**31 - 1)
+    dtype: str = option(
+        "fp32",
+        "precisions to write, as fp32,int8: fp32 for any runtime, int8 for CPUs, fp16 for GPUs, bf16 for both. Each is measured "
+        "against fp32, and must keep its promise",
+    )
+    rankings: str = option("", "rankings of yours to measure precisions on; shipped conversations by default")
+    min_agreement: float = option(
+        0.0,
+        "share of pairs with clear margins that a precision must order as fp32 does; 0 for 0.98 of int8, 0.995 of fp16 and bf16",
+        minimum=0,
+        maximum=1,
+    )
     tolerance: float = option(
         1e-4,
         "largest difference of a reward from the checkpoint's, in units of the raw reward, or of the rewards' standard "
@@ -64,6 +89,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        parse_precisions(self.dtype, "--dtype")
 
 
 def export(config: ExportConfig) -> Artifact:
@@ -87,7 +113,7 @@ def export(config: ExportConfig) -> Artifact:
         # The weights need not be in memory beside those of the session that reads the artifact; tracing leaves cycles.
         del checkpoint
         gc.collect()
-        manifest = _prove(manifest, cases, config.tolerance, work)
+        manifest = _prove(manifest, cases, config, work)
         publish(work, destination)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -115,14 +141,13 @@ def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> M
     return Manifest(
         name=config.name or Path(config.artifact).resolve().name,
         layout=layout.value,
-        dtype="float32",
+        precisions={},
         num_classes=NUM_CLASSES if layout is Layout.TRIE else 0,
         max_tokens=longest_conversation(checkpoint, config.max_tokens),
         vocab_size=checkpoint.model.get_input_embeddings().num_embeddings,
         pad_token_id=pad_token_id,
         causal=checkpoint.causal,
         special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
-        golden_tolerance=config.tolerance,
         files={},
         reward_mean=config.reward_mean,
         reward_std=config.reward_std,
@@ -139,14 +164,26 @@ def _write(checkpoint: Checkpoint, layout: Layout, work: Path) -> None:
         (work / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
 
 
-def _prove(manifest: Manifest, cases: Sequence[ParityCase], tolerance: float, work: Path) -> Manifest:
-    """Check that what `work` holds gives the rewards of `cases`, and make it an artifact: golden rewards, manifest."""
-    manifest = replace(manifest, files=_files(work))
-    artifact = Artifact(path=work, manifest=manifest, golden=())
+def _prove(manifest: Manifest, cases: Sequence[ParityCase], config: ExportConfig, work: Path) -> Manifest:
+    """Check that what `work` holds gives the rewards of `cases`, add the other precisions, and make it an artifact: golden
+    rewards, manifest."""
+    artifact = Artifact(path=work, manifest=replace(manifest, files=_files(work)), golden=())
     encoder, session = new_encoder(artifact, EngineConfig()), GraphSession(artifact)
-    report = check_parity(cases, encoder, session, layout=manifest.layout, tolerance=tolerance)
-    _write_golden(work / GOLDEN, cases)
-    manifest = replace(manifest, files=_files(work), golden_tolerance=report.tolerance, parity=asdict(report))
+    report = check_parity(cases, encoder, session, layout=manifest.layout, tolerance=config.tolerance)
+    promises = {Precision.FP32: Promise(max_difference=report.tolerance, max_change=report.tolerance, report=asdict(report))}
+    golden = golden_cases(cases)
+    wanted = parse_precisions(config.dtype, "--dtype")
+    promises |= add_precisions(
+        artifact, encoder, session, wanted, golden, rankings=config.rankings, min_agreement=config.min_agreement
+    )
+    del session  # it maps the weights
+    if Precision.FP32 not in wanted:
+        del promises[Precision.FP32]
+        for name in (graph_name(Precision.FP32), data_name(Precision.FP32)):
+            (work / name).unlink(missing_ok=True)
+    _write_golden(work / GOLDEN, golden)
+    kept = {precision.value: asdict(promises[precision]) for precision in Precision if precision in promises}
+    manifest = replace(manifest, files=_files(work), precisions=kept)
     manifest = replace(manifest, fingerprint=manifest.computed_fingerprint())
     (work / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest
@@ -166,11 +203,17 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _write_golden(path: Path, cases: Sequence[ParityCase]) -> None:
-    """The first few short conversations of text, with the checkpoint's rewards."""
-    lines = []
-    for case in cases:
-        prompt = [asdict(message) for message in case.prompt if isinstance(message, Message)]
-        if isinstance(case.response, str) and len(json.dumps(prompt)) + len(case.response) < _GOLDEN_CHARACTERS:
-            lines.append(json.dumps({"prompt": prompt, "response": case.response, "reward": case.reward}, ensure_ascii=False))
-    path.write_text("".join(f"{line}\n" for line in lines[:_NUM_GOLDEN]), encoding="utf-8")
+def golden_cases(cases: Sequence[ParityCase]) -> list[ParityCase]:
+    """The first few short conversations of text."""
+    return [case for case in cases if isinstance(case.response, str) and len(_golden_line(case)) < _GOLDEN_CHARACTERS][
+        :_NUM_GOLDEN
+    ]
+
+
+def _golden_line(case: ParityCase) -> str:
+    prompt = [asdict(message) for message in case.prompt if isinstance(message, Message)]
+    return json.dumps({"prompt": prompt, "response": case.response, "reward": case.reward}, ensure_ascii=False)
+
+
+def _write_golden(path: Path, golden: Sequence[ParityCase]) -> None:
+    path.write_text("".join(f"{_golden_line(case)}\n" for case in golden), encoding="utf-8")

@@ -102,7 +102,7 @@ def check_parity(
     Raises:
         ParityError: tokens differ, or a reward differs by more than `allowed_difference`, or is not a number.
     """
-    sequences = [_encoded(encoder, case) for case in cases]
+    sequences = [encoded(encoder, case) for case in cases]
     expected = np.array([case.reward for case in cases])
     alone = np.array([float(session.run([sequence]).rewards[0]) for sequence in sequences])
     together = np.concatenate([session.run(part).rewards for part in _batches(sequences, layout)]).astype(np.float64)
@@ -127,10 +127,15 @@ def check_parity(
     return report
 
 
+def shipped_conversations() -> list[tuple[str, str]]:
+    """(prompt, response) of single turns, written for this project."""
+    lines = Path(__file__).with_name("conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(entry["prompt"], entry["response"]) for entry in map(json.loads, lines)]
+
+
 def _conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation, str]]:
     """The shipped conversations, and longer ones made of their turns; short ones alone for models of single turns."""
-    lines = Path(__file__).with_name("conversations.jsonl").read_text(encoding="utf-8").splitlines()
-    pairs = [(entry["prompt"], entry["response"]) for entry in map(json.loads, lines)]
+    pairs = shipped_conversations()
     cases: list[tuple[Conversation, str]] = [((Message(role="user", content=p),), r) for p, r in pairs]
     if not multi_turn:
         return cases
@@ -166,16 +171,16 @@ def _plain_reward(model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | No
         return float(model(**inputs).logits[0, 0])
 
 
-def _encoded(encoder: ConversationEncoder, case: ParityCase) -> EncodedSequence:
+def encoded(encoder: ConversationEncoder, case: ParityCase) -> EncodedSequence:
     """The case as the engine reads it. Raises ParityError where that is not what transformers reads."""
     group: Any = Group(prompt=case.prompt, responses=(case.response,))  # type: ignore[arg-type]
-    (encoded,) = encoder.encode(group)
-    if isinstance(encoded, InvalidRequest):
-        raise ParityError(f"the engine refuses a conversation that the checkpoint takes: {encoded}")
-    read = encoded.token_ids
-    if encoded.num_tokens != len(case.token_ids) or (read != case.token_ids[: len(read)]).any():
+    (outcome,) = encoder.encode(group)
+    if isinstance(outcome, InvalidRequest):
+        raise ParityError(f"the engine refuses a conversation that the checkpoint takes: {outcome}")
+    read = outcome.token_ids
+    if outcome.num_tokens != len(case.token_ids) or (read != case.token_ids[: len(read)]).any():
         raise ParityError("the engine and transformers tokenise a conversation differently")
-    return encoded
+    return outcome
 
 
 def _batches(sequences: Sequence[EncodedSequence], layout: str) -> list[list[EncodedSequence]]:

@@ -14,12 +14,9 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import TensorProto, helper
-from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
-# Runtimes map the file's pages.
-_ALIGNMENT = 4096
+from kwise.export.weights import WeightFile
 
 
 @contextmanager
@@ -88,13 +85,6 @@ def attach_weights(
     kept = [value for value in graph.input if value.name not in wanted]
     del graph.input[:]
     graph.input.extend(kept)
-    with data.open("wb") as file:
+    with WeightFile(data) as file:
         for name, weight in (wanted[name] for name in wanted if name in used):
-            file.seek(-(-file.tell() // _ALIGNMENT) * _ALIGNMENT)
-            offset = file.tell()
-            weight.contiguous().numpy().tofile(file)
-            tensor = TensorProto(name=name, dims=weight.shape, data_type=helper.np_dtype_to_tensor_dtype(weight.numpy().dtype))
-            tensor.raw_data = b""  # set_external_data wants the field
-            set_external_data(tensor, data.name, offset=offset, length=file.tell() - offset)
-            tensor.ClearField("raw_data")
-            graph.initializer.append(tensor)
+            graph.initializer.append(file.add(name, weight.contiguous().numpy()))

@@ -79,6 +79,8 @@ def scored_group(response: pb.ScoreResponse) -> ScoredGroup:
         rewards=tuple(map(_reward, response.rewards)),
         model=response.model,
         fingerprint=response.fingerprint,
+        precision=response.precision,
+        runtime=response.runtime,
         timing=_timing(response.timing),
     )
 
@@ -89,6 +91,8 @@ def ranked_group(response: pb.RankResponse) -> RankedGroup:
         rewards=tuple(_reward(ranked.reward) for ranked in response.ranks),
         model=response.model,
         fingerprint=response.fingerprint,
+        precision=response.precision,
+        runtime=response.runtime,
         timing=_timing(response.timing),
     )
 
@@ -99,6 +103,8 @@ def compared_group(response: pb.CompareResponse) -> ComparedGroup:
         rewards=tuple(map(_reward, response.rewards)),
         model=response.model,
         fingerprint=response.fingerprint,
+        precision=response.precision,
+        runtime=response.runtime,
         timing=_timing(response.timing),
     )
 

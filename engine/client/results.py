@@ -33,6 +33,8 @@ class RankedGroup:
     rewards: tuple[Reward | KwiseError, ...]
     model: str
     fingerprint: str
+    precision: str
+    runtime: str
     timing: Timing = field(default_factory=Timing)
 
 
@@ -44,6 +46,8 @@ class ComparedGroup:
     rewards: tuple[Reward | KwiseError, ...]
     model: str
     fingerprint: str
+    precision: str
+    runtime: str
     timing: Timing = field(default_factory=Timing)
 
 
@@ -71,7 +75,7 @@ class ModelInfo:
     model: str
     fingerprint: str
     layout: str
-    dtype: str
+    precision: str
     runtime: str
     max_tokens: int
     max_batch_tokens: int

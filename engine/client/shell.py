@@ -267,7 +267,12 @@ def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> 
     if isinstance(result, KwiseError):
         added: dict[str, Any] = {"error": error_fields(result)}
     else:
-        added = {**report.fields(line, result), "model": result.model, "fingerprint": result.fingerprint}
+        added = {
+            **report.fields(line, result),
+            "model": result.model,
+            "fingerprint": result.fingerprint,
+            "precision": result.precision,
+        }
     fields = {**line.fields, **added}
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False)

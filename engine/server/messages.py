@@ -67,6 +67,8 @@ def to_score_response(scored: ScoredGroup) -> pb.ScoreResponse:
         rewards=map(to_reward, scored.rewards),
         model=scored.model,
         fingerprint=scored.fingerprint,
+        precision=scored.precision,
+        runtime=scored.runtime,
         timing=_timing(scored.timing),
     )
 
@@ -77,6 +79,8 @@ def to_rank_response(scored: ScoredGroup) -> pb.RankResponse:
         ranks=[pb.RankedResponse(rank=rank, reward=to_reward(reward)) for rank, reward in ranked],
         model=scored.model,
         fingerprint=scored.fingerprint,
+        precision=scored.precision,
+        runtime=scored.runtime,
         timing=_timing(scored.timing),
     )
 
@@ -101,6 +105,8 @@ def to_compare_response(scored: ScoredGroup, pairs: list[tuple[int, int]]) -> pb
         rewards=map(to_reward, scored.rewards),
         model=scored.model,
         fingerprint=scored.fingerprint,
+        precision=scored.precision,
+        runtime=scored.runtime,
         timing=_timing(scored.timing),
     )
 
@@ -132,7 +138,7 @@ def to_model_response(scorer: Scorer) -> pb.GetModelResponse:
         model=manifest.name,
         fingerprint=manifest.fingerprint,
         layout=manifest.layout,
-        dtype=manifest.dtype,
+        precision=scorer.precision.value,
         runtime=scorer.runtime,
         max_tokens=scorer.max_tokens,
         max_batch_tokens=config.max_batch_tokens,

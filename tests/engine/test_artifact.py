@@ -13,17 +13,17 @@ from kwise.engine.errors import ArtifactError
 
 GOLDEN_LINE = {"prompt": [{"role": "user", "content": "Hi"}], "response": "Hello.", "reward": 0.5}
 GOLDEN_LINES = (json.dumps(GOLDEN_LINE) + "\n").encode() * 2
+PROMISE = {"max_difference": 1e-3, "max_change": 1e-3, "report": {}}
 MANIFEST_FIELDS = Manifest(
     name="tiny",
     layout="padded",
-    dtype="float32",
+    precisions={"fp32": PROMISE},
     num_classes=0,
     max_tokens=64,
     vocab_size=10,
     pad_token_id=None,
     causal=False,
     special_tokens={"cls_token": "[CLS]"},
-    golden_tolerance=1e-3,
     files={},
 )
 
@@ -83,9 +83,13 @@ def test_weights_that_the_manifest_does_not_list_are_refused(tmp_path: Path) -> 
         ("causal", 1),
         ("special_tokens", ["<s>"]),
         ("special_tokens", {"bos_token": 1}),
-        ("golden_tolerance", float("nan")),
-        ("golden_tolerance", float("inf")),
-        ("golden_tolerance", "0.1"),
+        ("precisions", {}),
+        ("precisions", {"fp33": PROMISE}),
+        ("precisions", {"fp32": PROMISE | {"max_difference": float("nan")}}),
+        ("precisions", {"fp32": PROMISE | {"max_difference": float("inf")}}),
+        ("precisions", {"fp32": PROMISE | {"max_change": "0.1"}}),
+        ("precisions", {"fp32": PROMISE | {"report": 1}}),
+        ("precisions", {"fp32": {"max_difference": 1e-3}}),
         ("files", []),
         ("files", {MODEL: "abc"}),
         ("files", {MODEL: {"sha256": "abc"}}),
@@ -93,7 +97,6 @@ def test_weights_that_the_manifest_does_not_list_are_refused(tmp_path: Path) -> 
         ("files", {MODEL: {"sha256": "abc", "bytes": "1"}}),
         ("reward_mean", None),
         ("reward_std", 0),
-        ("parity", None),
         ("fingerprint", 7),
     ],
 )
@@ -162,7 +165,7 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: str) -> Non
 
 def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path) / MANIFEST
-    path.write_text(path.read_text().replace('"golden_tolerance": 0.001', '"golden_tolerance": 9.0'))
+    path.write_text(path.read_text().replace('"max_difference": 0.001', '"max_difference": 9.0'))
     with pytest.raises(ArtifactError, match="fingerprint"):
         read_artifact(tmp_path)
 

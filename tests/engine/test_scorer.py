@@ -15,6 +15,7 @@ from kwise.engine.artifact import Artifact, Manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence, EncoderLimits
 from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
+from kwise.engine.precision import Precision
 from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.scorer import Scorer
 from kwise.engine.session import GraphSession, Pass
@@ -26,14 +27,13 @@ PATIENCE_S = 5  # of waits that would otherwise hang a failing test
 MANIFEST = Manifest(
     name="sum",
     layout="padded",
-    dtype="fp32",
+    precisions={"fp32": {"max_difference": 0, "max_change": 0, "report": {}}},
     num_classes=0,
     max_tokens=64,
     vocab_size=VOCAB,
     pad_token_id=None,
     causal=True,
     special_tokens={},
-    golden_tolerance=0,
     files={},
 )
 
@@ -42,6 +42,7 @@ class SumSession:
     """Rewards are sums of token ids; fails on `POISON`. While `gate` is shut a pass goes on; `entered` tells of the first."""
 
     runtime = "test"
+    precision = Precision.FP32
     prompt_cache = PromptCache(0)
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.errors import ConfigError
+from kwise.engine.precision import Precision
 from kwise.engine.scorer import new_encoder
 from kwise.engine.session import GraphSession
 from kwise.engine.types import Group
@@ -138,5 +139,5 @@ def test_a_limit_that_no_conversation_fits_into_is_refused_with_the_least_that_d
         export_quietly(tiny_checkpoint, tmp_path / "artifact", max_tokens=max_tokens)
     least = int(str(raised.value).split("at least ")[1].split(",")[0])
     manifest = read_artifact(export_quietly(tiny_checkpoint, tmp_path / "artifact", max_tokens=least)).manifest
-    assert manifest.max_tokens == manifest.parity["longest_tokens"] == least
+    assert manifest.max_tokens == manifest.promise(Precision.FP32).report["longest_tokens"] == least
     assert not list(tmp_path.glob(".*"))

@@ -8,6 +8,7 @@ from conftest import export_quietly
 
 from kwise.engine.artifact import MANIFEST, read_artifact
 from kwise.engine.errors import ConfigError
+from kwise.engine.precision import Precision
 from kwise.export.parity import ParityError, allowed_difference
 from kwise.export.publishing import check_destination, publish
 
@@ -92,7 +93,8 @@ def test_the_tolerance_is_in_units_of_the_reward_or_of_their_spread_where_that_i
     assert allowed_difference(1e-4, [0.1, 0.2]) == 1e-4
     assert allowed_difference(1e-4, [-30.0, 30.0]) == pytest.approx(3e-3)
     manifest = read_artifact(tiny_artifact).manifest
-    assert manifest.golden_tolerance == manifest.parity["tolerance"] == 1e-4 * max(1.0, manifest.parity["reward_std"])
+    promise = manifest.promise(Precision.FP32)
+    assert promise.max_difference == promise.max_change == 1e-4 * max(1.0, promise.report["reward_std"])
 
 
 def test_no_tolerance_above_1e3_can_be_asked_for(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from kwise.export.rotary import patching_specs
 
 def test_a_layer_is_one_rotation_of_queries_one_of_keys_and_one_attention_a_class(tiny_artifact: Path) -> None:
     artifact = read_artifact(tiny_artifact)
-    graph = onnx.load(artifact.model_path, load_external_data=False)
+    graph = onnx.load(artifact.graph_path(), load_external_data=False)
     counts = {kind: sum(node.op_type == kind for node in graph.graph.node) for kind in ("RotaryEmbedding", "Attention", "Neg")}
     assert counts == {"RotaryEmbedding": 2 * 2, "Attention": 2 * artifact.manifest.num_classes, "Neg": 0}
     assert {node.domain for node in graph.graph.node} == {""}, "only operators that ONNX defines"
@@ -30,7 +30,7 @@ def test_every_weight_of_the_checkpoint_is_in_the_file_beside_the_graph_once(
     tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     # A copy: other tests link to the artifact's files, and onnx refuses to read what has several links.
-    path = read_artifact(Path(shutil.copytree(tiny_artifact, tmp_path / "copy"))).model_path
+    path = read_artifact(Path(shutil.copytree(tiny_artifact, tmp_path / "copy"))).graph_path()
     graph = onnx.load(path, load_external_data=False)
     external = [t for t in graph.graph.initializer if external_data_helper.uses_external_data(t)]
     external_data_helper.load_external_data_for_model(graph, str(path.parent))

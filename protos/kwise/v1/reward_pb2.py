@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kwise/v1/reward.proto\x12\x08kwise.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x0c\x43onversation\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.kwise.v1.Message\"u\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\x08messages\x18\x02 \x01(\x0b\x32\x16.kwise.v1.ConversationH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.kwise.v1.TokenIdsH\x00\x42\x06\n\x04kind\"K\n\x08Response\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.kwise.v1.TokenIdsH\x00\x42\x06\n\x04kind\"\x8c\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06prompt\x18\x02 \x01(\x0b\x32\x10.kwise.v1.Prompt\x12%\n\tresponses\x18\x03 \x03(\x0b\x32\x12.kwise.v1.Response\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.kwise.v1.Priority\"x\n\rScoreResponse\x12!\n\x07rewards\x18\x01 \x03(\x0b\x32\x10.kwise.v1.Reward\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12 \n\x06timing\x18\x04 \x01(\x0b\x32\x10.kwise.v1.Timing\"\x9c\x01\n\x06Reward\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03raw\x18\x02 \x01(\x01\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontrol_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12&\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x17.kwise.v1.ResponseError\"F\n\rResponseError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"B\n\x06Timing\x12\x14\n\x0ctokenizer_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x10\n\x08model_ms\x18\x03 \x01(\x01\"\x8b\x01\n\x0bRankRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06prompt\x18\x02 \x01(\x0b\x32\x10.kwise.v1.Prompt\x12%\n\tresponses\x18\x03 \x03(\x0b\x32\x12.kwise.v1.Response\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.kwise.v1.Priority\"}\n\x0cRankResponse\x12\'\n\x05ranks\x18\x01 \x03(\x0b\x32\x18.kwise.v1.RankedResponse\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12 \n\x06timing\x18\x04 \x01(\x0b\x32\x10.kwise.v1.Timing\"N\n\x0eRankedResponse\x12\x11\n\x04rank\x18\x01 \x01(\rH\x00\x88\x01\x01\x12 \n\x06reward\x18\x02 \x01(\x0b\x32\x10.kwise.v1.RewardB\x07\n\x05_rank\"%\n\x04Pair\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0e\n\x06second\x18\x02 \x01(\r\"\xad\x01\n\x0e\x43ompareRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06prompt\x18\x02 \x01(\x0b\x32\x10.kwise.v1.Prompt\x12%\n\tresponses\x18\x03 \x03(\x0b\x32\x12.kwise.v1.Response\x12\x1d\n\x05pairs\x18\x04 \x03(\x0b\x32\x0e.kwise.v1.Pair\x12$\n\x08priority\x18\x05 \x01(\x0e\x32\x12.kwise.v1.Priority\"\xa5\x01\n\x0f\x43ompareResponse\x12)\n\x0b\x63omparisons\x18\x01 \x03(\x0b\x32\x14.kwise.v1.Comparison\x12!\n\x07rewards\x18\x02 \x03(\x0b\x32\x10.kwise.v1.Reward\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12 \n\x06timing\x18\x05 \x01(\x0b\x32\x10.kwise.v1.Timing\"{\n\nComparison\x12\x1c\n\x04pair\x18\x01 \x01(\x0b\x32\x0e.kwise.v1.Pair\x12\x0e\n\x06margin\x18\x02 \x01(\x01\x12\x17\n\x0fwin_probability\x18\x03 \x01(\x01\x12&\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x17.kwise.v1.ResponseError\"I\n\x12ScoreStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x07request\x18\x02 \x01(\x0b\x32\x16.kwise.v1.ScoreRequest\"\x82\x01\n\x13ScoreStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x08response\x18\x02 \x01(\x0b\x32\x17.kwise.v1.ScoreResponseH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.kwise.v1.ResponseErrorH\x00\x42\x08\n\x06result\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8d\x02\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06layout\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x07 \x01(\r\x12\x10\n\x08overlong\x18\x08 \x01(\t\x12\x16\n\x0e\x63ontrol_tokens\x18\t \x01(\t\x12\x13\n\x0breward_mean\x18\n \x01(\x01\x12\x12\n\nreward_std\x18\x0b \x01(\x01\x12$\n\x08\x63ounters\x18\x0c \x01(\x0b\x32\x12.kwise.v1.Counters\"\xe7\x01\n\x08\x43ounters\x12\x14\n\x0cmodel_passes\x18\x01 \x01(\x04\x12\x11\n\tsequences\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x15\n\runshared_rows\x18\x04 \x01(\x04\x12\x12\n\ncache_hits\x18\x05 \x01(\x04\x12\x0e\n\x06joined\x18\x06 \x01(\x04\x12\x17\n\x0frejected_groups\x18\x07 \x01(\x04\x12\x11\n\tabandoned\x18\x08 \x01(\x04\x12\x13\n\x0breused_rows\x18\t \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\n \x01(\x01\x12\x18\n\x10idle_with_work_s\x18\x0b \x01(\x01*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xd3\x02\n\rRewardService\x12\x38\n\x05Score\x12\x16.kwise.v1.ScoreRequest\x1a\x17.kwise.v1.ScoreResponse\x12\x35\n\x04Rank\x12\x15.kwise.v1.RankRequest\x1a\x16.kwise.v1.RankResponse\x12>\n\x07\x43ompare\x12\x18.kwise.v1.CompareRequest\x1a\x19.kwise.v1.CompareResponse\x12N\n\x0bScoreStream\x12\x1c.kwise.v1.ScoreStreamRequest\x1a\x1d.kwise.v1.ScoreStreamResponse(\x01\x30\x01\x12\x41\n\x08GetModel\x12\x19.kwise.v1.GetModelRequest\x1a\x1a.kwise.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kwise/v1/reward.proto\x12\x08kwise.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x0c\x43onversation\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.kwise.v1.Message\"u\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\x08messages\x18\x02 \x01(\x0b\x32\x16.kwise.v1.ConversationH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.kwise.v1.TokenIdsH\x00\x42\x06\n\x04kind\"K\n\x08Response\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.kwise.v1.TokenIdsH\x00\x42\x06\n\x04kind\"\x8c\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06prompt\x18\x02 \x01(\x0b\x32\x10.kwise.v1.Prompt\x12%\n\tresponses\x18\x03 \x03(\x0b\x32\x12.kwise.v1.Response\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.kwise.v1.Priority\"\x9c\x01\n\rScoreResponse\x12!\n\x07rewards\x18\x01 \x03(\x0b\x32\x10.kwise.v1.Reward\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12 \n\x06timing\x18\x04 \x01(\x0b\x32\x10.kwise.v1.Timing\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x0f\n\x07runtime\x18\x06 \x01(\t\"\x9c\x01\n\x06Reward\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03raw\x18\x02 \x01(\x01\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontrol_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12&\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x17.kwise.v1.ResponseError\"F\n\rResponseError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"B\n\x06Timing\x12\x14\n\x0ctokenizer_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x10\n\x08model_ms\x18\x03 \x01(\x01\"\x8b\x01\n\x0bRankRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06prompt\x18\x02 \x01(\x0b\x32\x10.kwise.v1.Prompt\x12%\n\tresponses\x18\x03 \x03(\x0b\x32\x12.kwise.v1.Response\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.kwise.v1.Priority\"\xa1\x01\n\x0cRankResponse\x12\'\n\x05ranks\x18\x01 \x03(\x0b\x32\x18.kwise.v1.RankedResponse\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12 \n\x06timing\x18\x04 \x01(\x0b\x32\x10.kwise.v1.Timing\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x0f\n\x07runtime\x18\x06 \x01(\t\"N\n\x0eRankedResponse\x12\x11\n\x04rank\x18\x01 \x01(\rH\x00\x88\x01\x01\x12 \n\x06reward\x18\x02 \x01(\x0b\x32\x10.kwise.v1.RewardB\x07\n\x05_rank\"%\n\x04Pair\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0e\n\x06second\x18\x02 \x01(\r\"\xad\x01\n\x0e\x43ompareRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06prompt\x18\x02 \x01(\x0b\x32\x10.kwise.v1.Prompt\x12%\n\tresponses\x18\x03 \x03(\x0b\x32\x12.kwise.v1.Response\x12\x1d\n\x05pairs\x18\x04 \x03(\x0b\x32\x0e.kwise.v1.Pair\x12$\n\x08priority\x18\x05 \x01(\x0e\x32\x12.kwise.v1.Priority\"\xc9\x01\n\x0f\x43ompareResponse\x12)\n\x0b\x63omparisons\x18\x01 \x03(\x0b\x32\x14.kwise.v1.Comparison\x12!\n\x07rewards\x18\x02 \x03(\x0b\x32\x10.kwise.v1.Reward\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12 \n\x06timing\x18\x05 \x01(\x0b\x32\x10.kwise.v1.Timing\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x0f\n\x07runtime\x18\x07 \x01(\t\"{\n\nComparison\x12\x1c\n\x04pair\x18\x01 \x01(\x0b\x32\x0e.kwise.v1.Pair\x12\x0e\n\x06margin\x18\x02 \x01(\x01\x12\x17\n\x0fwin_probability\x18\x03 \x01(\x01\x12&\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x17.kwise.v1.ResponseError\"I\n\x12ScoreStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x07request\x18\x02 \x01(\x0b\x32\x16.kwise.v1.ScoreRequest\"\x82\x01\n\x13ScoreStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x08response\x18\x02 \x01(\x0b\x32\x17.kwise.v1.ScoreResponseH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.kwise.v1.ResponseErrorH\x00\x42\x08\n\x06result\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x91\x02\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06layout\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x07 \x01(\r\x12\x10\n\x08overlong\x18\x08 \x01(\t\x12\x16\n\x0e\x63ontrol_tokens\x18\t \x01(\t\x12\x13\n\x0breward_mean\x18\n \x01(\x01\x12\x12\n\nreward_std\x18\x0b \x01(\x01\x12$\n\x08\x63ounters\x18\x0c \x01(\x0b\x32\x12.kwise.v1.Counters\"\xe7\x01\n\x08\x43ounters\x12\x14\n\x0cmodel_passes\x18\x01 \x01(\x04\x12\x11\n\tsequences\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x15\n\runshared_rows\x18\x04 \x01(\x04\x12\x12\n\ncache_hits\x18\x05 \x01(\x04\x12\x0e\n\x06joined\x18\x06 \x01(\x04\x12\x17\n\x0frejected_groups\x18\x07 \x01(\x04\x12\x11\n\tabandoned\x18\x08 \x01(\x04\x12\x13\n\x0breused_rows\x18\t \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\n \x01(\x01\x12\x18\n\x10idle_with_work_s\x18\x0b \x01(\x01*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xd3\x02\n\rRewardService\x12\x38\n\x05Score\x12\x16.kwise.v1.ScoreRequest\x1a\x17.kwise.v1.ScoreResponse\x12\x35\n\x04Rank\x12\x15.kwise.v1.RankRequest\x1a\x16.kwise.v1.RankResponse\x12>\n\x07\x43ompare\x12\x18.kwise.v1.CompareRequest\x1a\x19.kwise.v1.CompareResponse\x12N\n\x0bScoreStream\x12\x1c.kwise.v1.ScoreStreamRequest\x1a\x1d.kwise.v1.ScoreStreamResponse(\x01\x30\x01\x12\x41\n\x08GetModel\x12\x19.kwise.v1.GetModelRequest\x1a\x1a.kwise.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kwise.v1.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=2520
-  _globals['_PRIORITY']._serialized_end=2601
+  _globals['_PRIORITY']._serialized_start=2634
+  _globals['_PRIORITY']._serialized_end=2715
   _globals['_TOKENIDS']._serialized_start=35
   _globals['_TOKENIDS']._serialized_end=58
   _globals['_MESSAGE']._serialized_start=60
@@ -45,38 +45,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESPONSE']._serialized_end=349
   _globals['_SCOREREQUEST']._serialized_start=352
   _globals['_SCOREREQUEST']._serialized_end=492
-  _globals['_SCORERESPONSE']._serialized_start=494
-  _globals['_SCORERESPONSE']._serialized_end=614
-  _globals['_REWARD']._serialized_start=617
-  _globals['_REWARD']._serialized_end=773
-  _globals['_RESPONSEERROR']._serialized_start=775
-  _globals['_RESPONSEERROR']._serialized_end=845
-  _globals['_TIMING']._serialized_start=847
-  _globals['_TIMING']._serialized_end=913
-  _globals['_RANKREQUEST']._serialized_start=916
-  _globals['_RANKREQUEST']._serialized_end=1055
-  _globals['_RANKRESPONSE']._serialized_start=1057
-  _globals['_RANKRESPONSE']._serialized_end=1182
-  _globals['_RANKEDRESPONSE']._serialized_start=1184
-  _globals['_RANKEDRESPONSE']._serialized_end=1262
-  _globals['_PAIR']._serialized_start=1264
-  _globals['_PAIR']._serialized_end=1301
-  _globals['_COMPAREREQUEST']._serialized_start=1304
-  _globals['_COMPAREREQUEST']._serialized_end=1477
-  _globals['_COMPARERESPONSE']._serialized_start=1480
-  _globals['_COMPARERESPONSE']._serialized_end=1645
-  _globals['_COMPARISON']._serialized_start=1647
-  _globals['_COMPARISON']._serialized_end=1770
-  _globals['_SCORESTREAMREQUEST']._serialized_start=1772
-  _globals['_SCORESTREAMREQUEST']._serialized_end=1845
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=1848
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=1978
-  _globals['_GETMODELREQUEST']._serialized_start=1980
-  _globals['_GETMODELREQUEST']._serialized_end=2012
-  _globals['_GETMODELRESPONSE']._serialized_start=2015
-  _globals['_GETMODELRESPONSE']._serialized_end=2284
-  _globals['_COUNTERS']._serialized_start=2287
-  _globals['_COUNTERS']._serialized_end=2518
-  _globals['_REWARDSERVICE']._serialized_start=2604
-  _globals['_REWARDSERVICE']._serialized_end=2943
+  _globals['_SCORERESPONSE']._serialized_start=495
+  _globals['_SCORERESPONSE']._serialized_end=651
+  _globals['_REWARD']._serialized_start=654
+  _globals['_REWARD']._serialized_end=810
+  _globals['_RESPONSEERROR']._serialized_start=812
+  _globals['_RESPONSEERROR']._serialized_end=882
+  _globals['_TIMING']._serialized_start=884
+  _globals['_TIMING']._serialized_end=950
+  _globals['_RANKREQUEST']._serialized_start=953
+  _globals['_RANKREQUEST']._serialized_end=1092
+  _globals['_RANKRESPONSE']._serialized_start=1095
+  _globals['_RANKRESPONSE']._serialized_end=1256
+  _globals['_RANKEDRESPONSE']._serialized_start=1258
+  _globals['_RANKEDRESPONSE']._serialized_end=1336
+  _globals['_PAIR']._serialized_start=1338
+  _globals['_PAIR']._serialized_end=1375
+  _globals['_COMPAREREQUEST']._serialized_start=1378
+  _globals['_COMPAREREQUEST']._serialized_end=1551
+  _globals['_COMPARERESPONSE']._serialized_start=1554
+  _globals['_COMPARERESPONSE']._serialized_end=1755
+  _globals['_COMPARISON']._serialized_start=1757
+  _globals['_COMPARISON']._serialized_end=1880
+  _globals['_SCORESTREAMREQUEST']._serialized_start=1882
+  _globals['_SCORESTREAMREQUEST']._serialized_end=1955
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=1958
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=2088
+  _globals['_GETMODELREQUEST']._serialized_start=2090
+  _globals['_GETMODELREQUEST']._serialized_end=2122
+  _globals['_GETMODELRESPONSE']._serialized_start=2125
+  _globals['_GETMODELRESPONSE']._serialized_end=2398
+  _globals['_COUNTERS']._serialized_start=2401
+  _globals['_COUNTERS']._serialized_end=2632
+  _globals['_REWARDSERVICE']._serialized_start=2718
+  _globals['_REWARDSERVICE']._serialized_end=3057
 # @@protoc_insertion_point(module_scope)

@@ -67,16 +67,20 @@ class ScoreRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("rewards", "model", "fingerprint", "timing")
+    __slots__ = ("rewards", "model", "fingerprint", "timing", "precision", "runtime")
     REWARDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
     rewards: _containers.RepeatedCompositeFieldContainer[Reward]
     model: str
     fingerprint: str
     timing: Timing
-    def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    precision: str
+    runtime: str
+    def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ...) -> None: ...
 
 class Reward(_message.Message):
     __slots__ = ("value", "raw", "tokens", "dropped_tokens", "control_tokens", "cached", "error")
@@ -129,16 +133,20 @@ class RankRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("ranks", "model", "fingerprint", "timing")
+    __slots__ = ("ranks", "model", "fingerprint", "timing", "precision", "runtime")
     RANKS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
     ranks: _containers.RepeatedCompositeFieldContainer[RankedResponse]
     model: str
     fingerprint: str
     timing: Timing
-    def __init__(self, ranks: _Optional[_Iterable[_Union[RankedResponse, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    precision: str
+    runtime: str
+    def __init__(self, ranks: _Optional[_Iterable[_Union[RankedResponse, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ...) -> None: ...
 
 class RankedResponse(_message.Message):
     __slots__ = ("rank", "reward")
@@ -171,18 +179,22 @@ class CompareRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class CompareResponse(_message.Message):
-    __slots__ = ("comparisons", "rewards", "model", "fingerprint", "timing")
+    __slots__ = ("comparisons", "rewards", "model", "fingerprint", "timing", "precision", "runtime")
     COMPARISONS_FIELD_NUMBER: _ClassVar[int]
     REWARDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
     comparisons: _containers.RepeatedCompositeFieldContainer[Comparison]
     rewards: _containers.RepeatedCompositeFieldContainer[Reward]
     model: str
     fingerprint: str
     timing: Timing
-    def __init__(self, comparisons: _Optional[_Iterable[_Union[Comparison, _Mapping]]] = ..., rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    precision: str
+    runtime: str
+    def __init__(self, comparisons: _Optional[_Iterable[_Union[Comparison, _Mapping]]] = ..., rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ...) -> None: ...
 
 class Comparison(_message.Message):
     __slots__ = ("pair", "margin", "win_probability", "error")
@@ -221,11 +233,11 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "fingerprint", "layout", "dtype", "runtime", "max_tokens", "max_batch_tokens", "overlong", "control_tokens", "reward_mean", "reward_std", "counters")
+    __slots__ = ("model", "fingerprint", "layout", "precision", "runtime", "max_tokens", "max_batch_tokens", "overlong", "control_tokens", "reward_mean", "reward_std", "counters")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
-    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -237,7 +249,7 @@ class GetModelResponse(_message.Message):
     model: str
     fingerprint: str
     layout: str
-    dtype: str
+    precision: str
     runtime: str
     max_tokens: int
     max_batch_tokens: int
@@ -246,7 +258,7 @@ class GetModelResponse(_message.Message):
     reward_mean: float
     reward_std: float
     counters: Counters
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., dtype: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ...) -> None: ...
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ...) -> None: ...
 
 class Counters(_message.Message):
     __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows", "busy_s", "idle_with_work_s")

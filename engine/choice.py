@@ -1,0 +1,59 @@
+"""Which precision and runtime serve: the first precision that the user allows, the artifact holds, and this machine computes."""
+
+from collections.abc import Callable, Collection, Sequence
+
+from kwise.engine.config import EngineConfig, Runtime
+from kwise.engine.devices import Kind, parse_devices
+from kwise.engine.errors import ConfigError
+from kwise.engine.graph import cpu_has_bf16
+from kwise.engine.precision import Precision, parse_precisions
+
+# By what runtimes a precision is computed on what, the fastest first. ONNX Runtime's CPU kernels know no bf16, and widen fp16.
+_RUNTIMES = {
+    (Precision.FP32, Kind.CPU): (Runtime.ONNXRUNTIME, Runtime.OPENVINO),
+    (Precision.INT8, Kind.CPU): (Runtime.ONNXRUNTIME,),
+    (Precision.BF16, Kind.CPU): (Runtime.OPENVINO,),
+    (Precision.FP32, Kind.CUDA): (Runtime.ONNXRUNTIME,),
+    (Precision.FP16, Kind.CUDA): (Runtime.ONNXRUNTIME,),
+    (Precision.BF16, Kind.CUDA): (Runtime.ONNXRUNTIME,),
+}
+
+
+def choose_for(config: EngineConfig, held: Collection[Precision]) -> tuple[Precision, Runtime]:
+    """`choose` by the engine's options, on this machine. Raises ConfigError."""
+    allowed = parse_precisions(config.precision, "--precision")
+    return choose(allowed, config.runtime, parse_devices(config.device)[0].kind, held, cpu_has_bf16)
+
+
+def choose(
+    allowed: Sequence[Precision],
+    runtime: Runtime,
+    kind: Kind,
+    held: Collection[Precision],
+    cpu_has_bf16: Callable[[], bool],
+) -> tuple[Precision, Runtime]:
+    """What to serve with.
+
+    Args:
+        allowed: `--precision`, the dearest wish first.
+        runtime: `--runtime`; AUTO leaves it to the precision.
+        held: what the artifact has graphs of.
+        cpu_has_bf16: asked only where it matters.
+
+    Raises:
+        ConfigError: nothing that is allowed can be served; says why for each.
+    """
+    refusals = []
+    for precision in allowed:
+        runtimes = [r for r in _RUNTIMES.get((precision, kind), ()) if runtime in (Runtime.AUTO, r)]
+        if precision not in held:
+            names = " ".join(p.value for p in Precision if p in held)
+            refusals.append(f"{precision.value}: the artifact holds {names} (kwise export --dtype)")
+        elif not runtimes:
+            chosen = "" if runtime is Runtime.AUTO else f" with --runtime {runtime.value}"
+            refusals.append(f"{precision.value}: not computed on {kind.value}{chosen}")
+        elif precision is Precision.BF16 and kind is Kind.CPU and not cpu_has_bf16():
+            refusals.append("bf16: this CPU has neither AVX512-BF16 nor AMX")
+        else:
+            return precision, runtimes[0]
+    raise ConfigError(f"--precision {' '.join(p.value for p in allowed)}: " + "; ".join(refusals))

@@ -1,0 +1,126 @@
+"""The fp32 graph → products of int8, each row of activations with a scale of its own.
+
+A factor x [T, K] of a product x·W becomes round(x / s) with s [T, 1] the largest of the row's magnitudes over 127, and a
+weight [K, N] round(W / t) with t [N] likewise of each output channel; the product is summed up in int32 and multiplied by s and
+t. A token's rounding then depends on that token alone. ONNX Runtime's dynamic quantisation has one scale for the whole batch, so
+that a reward would depend on its neighbours; its MatMulNBits has a scale a row, and takes 1.5 to 2 times as long as fp32 on AVX2.
+
+Both factors are rotated first: x·W = (x·H)·(Hᵀ·W), where H is block-diagonal, of orthogonal Hadamard matrices. Language models
+have a few channels many times as large as the others (the median row's largest is 15 times its root mean square before SmolLM2's
+query projections), which make a row's scale so large that the others are rounded to almost nothing; H spreads each over a block
+(Ashkboos et al. 2024, QuaRot). Weights are rotated here, activations at each pass.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from kwise.export.products import is_product, kind_of
+from kwise.export.weights import Rewriting
+
+_LEVELS = 127
+_ZERO = 128  # ONNX Runtime's fast kernels want unsigned activations
+_BLOCK = 32
+"""Of the rotation. Larger blocks spread more, and cost 2·K·_BLOCK operations a row; 64 gave no better rewards on real text."""
+_DOMAIN = "com.microsoft"
+
+
+def write_int8(source: Path, destination: Path, kept: Collection[str] = ()) -> None:
+    """Write the graph and the file of weights beside it. kept: kinds of products that stay in fp32, see products.py."""
+    with Rewriting(source, destination) as graph:
+        if not any(opset.domain == _DOMAIN for opset in graph.model.opset_import):
+            graph.model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+        quantiser = _Quantiser(graph)
+        for node in graph.nodes:
+            if node.op_type == "MatMul" and is_product(graph, node) and kind_of(node) not in kept:
+                quantiser.product(node)
+            else:
+                graph.emit(node)
+
+
+def hadamard(size: int) -> NDArray[np.float32]:
+    """Orthogonal [size, size], `size` a power of two, of entries ±1/√size (Sylvester's construction)."""
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.float32(np.sqrt(size))
+
+
+def block_of(width: int) -> int:
+    """The largest power of two up to `_BLOCK` that divides the width."""
+    return min(width & -width, _BLOCK)
+
+
+class _Quantiser:
+    def __init__(self, graph: Rewriting) -> None:
+        self._graph = graph
+        self._rows: dict[str, tuple[str, str]] = {}
+
+    def product(self, node: onnx.NodeProto) -> None:
+        """Emit x·W in int8."""
+        x, name = node.input
+        output = node.output[0]
+        weight = self._graph.weight(name)
+        block = block_of(len(weight))
+        scale = self._add_weight(name, rotated(weight.T, block).T)
+        row, row_scale = self._row(x, len(weight))
+        zero = self._constant("int8.zero", np.array(_ZERO, np.uint8))
+        one = self._constant("int8.one", np.array(1, np.float32))
+        inputs = [row, f"{name}.int8", one, scale, zero]
+        self._graph.emit(
+            helper.make_node("MatMulIntegerToFloat", inputs, [f"{output}.int8"], domain=_DOMAIN),
+            helper.make_node("Mul", [f"{output}.int8", row_scale], [output]),
+        )
+
+    def _add_weight(self, name: str, weight: NDArray[np.float32]) -> str:
+        """The name of the scales; those of channels of zeros do not matter."""
+        scale = np.abs(weight).max(axis=0) / np.float32(_LEVELS)
+        scale[scale == 0] = 1
+        self._graph.add_weight(f"{name}.int8", np.round(weight / scale).astype(np.int8))
+        return self._graph.add_weight(f"{name}.scale", scale)
+
+    def _row(self, x: str, width: int) -> tuple[str, str]:
+        """(uint8 rows, their scales): products of the same rows share them."""
+        if x not in self._rows:
+            self._rows[x] = self._quantise(x, width)
+        return self._rows[x]
+
+    def _quantise(self, x: str, width: int) -> tuple[str, str]:
+        p = f"{x}.row"
+        block = block_of(width)
+        turned = x
+        if block > 1:
+            turned = f"{p}.rotated"
+            matrix = self._constant(f"int8.hadamard.{block}", hadamard(block))
+            blocks = self._constant(f"int8.blocks.{block}", np.array([-1, block]))
+            self._graph.emit(
+                helper.make_node("Shape", [x], [f"{p}.shape"]),
+                helper.make_node("Reshape", [x, blocks], [f"{p}.blocks"]),
+                helper.make_node("MatMul", [f"{p}.blocks", matrix], [f"{p}.turned"]),
+                helper.make_node("Reshape", [f"{p}.turned", f"{p}.shape"], [turned]),
+            )
+        one, zero = self._constant("int8.one", np.array(1, np.float32)), self._constant("int8.zero", np.array(_ZERO, np.uint8))
+        self._graph.emit(
+            helper.make_node("Abs", [turned], [f"{p}.abs"]),
+            helper.make_node("ReduceMax", [f"{p}.abs", self._constant("int8.last", np.array([-1]))], [f"{p}.max"], keepdims=1),
+            helper.make_node(
+                "Mul", [f"{p}.max", self._constant("int8.step", np.array(1 / _LEVELS, np.float32))], [f"{p}.steps"]
+            ),
+            # A row of zeros has no scale of its own.
+            helper.make_node("Max", [f"{p}.steps", self._constant("int8.least", np.array(1e-20, np.float32))], [f"{p}.scale"]),
+            helper.make_node("Div", [turned, f"{p}.scale"], [f"{p}.scaled"]),
+            helper.make_node("QuantizeLinear", [f"{p}.scaled", one, zero], [f"{p}.int8"]),
+        )
+        return f"{p}.int8", f"{p}.scale"
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
+        return self._graph.add_constant(name, value)
+
+
+def rotated(x: NDArray[np.float32], block: int) -> NDArray[np.float32]:
+    """x [rows, K] times the block-diagonal Hadamard matrix of blocks of `block`."""
+    return (x.reshape(len(x), -1, block) @ hadamard(block)).reshape(x.shape)

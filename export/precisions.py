@@ -1,0 +1,106 @@
+"""An artifact's graphs beside fp32: each is written from the fp32 graph, measured against it, and kept if it is good enough.
+
+Where all products in the precision are not good enough, those kinds stay in fp32 that err the most for the time that they save.
+Which they are is measured, and the manifest names them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from kwise.engine.artifact import Artifact, Promise
+from kwise.engine.conversation import ConversationEncoder
+from kwise.engine.precision import Precision
+from kwise.engine.session import GraphSession
+from kwise.export.agreement import Groups, Rewards, measure, promise, read_groups, rewards_of, shortcomings
+from kwise.export.half import write_half
+from kwise.export.int8 import write_int8
+from kwise.export.parity import ParityCase, ParityError, encoded
+from kwise.export.products import kinds
+
+# The harm of each kind is measured on a few groups: it is for their order only.
+_FEW_GROUPS = 8
+Open = Callable[[Sequence[str]], GraphSession]
+"""Writes a precision's graph, the kinds that it is given in fp32, and gives a session that computes what this computes."""
+
+
+def add_precisions(
+    artifact: Artifact,
+    encoder: ConversationEncoder,
+    reference: GraphSession,
+    precisions: Sequence[Precision],
+    golden: Sequence[ParityCase],
+    *,
+    rankings: str,
+    min_agreement: float,
+) -> dict[Precision, Promise]:
+    """Write the graphs of `precisions` other than fp32 into the artifact's directory.
+
+    Args:
+        reference: of the fp32 graph.
+        rankings, min_agreement: see `ExportConfig`.
+
+    Raises:
+        ParityError: one is not good enough.
+        ConfigError: there are no groups to measure on.
+    """
+    others = [precision for precision in precisions if precision is not Precision.FP32]
+    if not others:
+        return {}
+    groups = read_groups(encoder, rankings)
+    expected = rewards_of(reference, groups)
+    sizes = kinds(artifact.graph_path())
+    known = [(encoded(encoder, case), case.reward) for case in golden]
+    promises: dict[Precision, Promise] = {}
+    for precision in others:
+        with TemporaryDirectory(dir=artifact.path) as scratch:
+            open_session = _writer(artifact, precision, Path(scratch))
+            kept: list[str] = []
+            session = open_session(kept)
+            found = measure(session, groups, expected)
+            order: list[str] = []
+            while (problem := shortcomings(precision, found, min_agreement)) and len(kept) < len(sizes) - 1:
+                del session  # it maps what is written anew
+                order = order or _by_harm(open_session, sizes, groups[:_FEW_GROUPS], expected[:_FEW_GROUPS])
+                kept.append(order[len(kept)])
+                session = open_session(kept)
+                found = measure(session, groups, expected)
+            if problem:
+                raise ParityError(problem)
+            golden_error = max(abs(float(session.run([sequence]).rewards[0]) - reward) for sequence, reward in known)
+            del session
+        share = 1 - sum(sizes[kind] for kind in kept) / sum(sizes.values())
+        promises[precision] = promise(found, golden_error, kept_in_fp32=kept, share_of_products=share)
+    return promises
+
+
+def _writer(artifact: Artifact, precision: Precision, scratch: Path) -> Open:
+    source, destination = artifact.graph_path(), artifact.graph_path(precision)
+
+    def open_int8(kept: Sequence[str]) -> GraphSession:
+        write_int8(source, destination, kept)
+        return GraphSession(artifact, precision=precision)
+
+    def open_half(kept: Sequence[str]) -> GraphSession:
+        """Measured by an emulation, for the machine that exports may have no such units."""
+        emulation = replace(artifact, path=scratch)
+        write_half(source, destination, precision, kept)
+        write_half(source, emulation.graph_path(precision), precision, kept, emulated=True)
+        return GraphSession(emulation, precision=precision)
+
+    return open_int8 if precision is Precision.INT8 else open_half
+
+
+def _by_harm(open_session: Open, sizes: dict[str, int], groups: Groups, expected: Sequence[Rewards]) -> list[str]:
+    """The kinds, those first whose error, alone in the precision, is the largest for their number of weights, which is their
+    time. Errors of several kinds add up as squares."""
+    harm = {}
+    for kind, size in sizes.items():
+        session = open_session([other for other in sizes if other != kind])
+        errors = np.concatenate(rewards_of(session, groups)) - np.concatenate(expected)
+        harm[kind] = float(np.mean(errors**2)) / size
+        del session
+    return sorted(harm, key=lambda kind: harm[kind], reverse=True)

@@ -1,0 +1,278 @@
+"""Lower precisions: what is rounded, that a row's rounding is its own, and that none is written that ranks otherwise than fp32."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from conftest import EXAMPLES, export_quietly
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.config import EngineConfig
+from kwise.engine.conversation import EncodedSequence
+from kwise.engine.errors import ConfigError
+from kwise.engine.loading import new_encoder
+from kwise.engine.precision import Precision
+from kwise.engine.session import GraphSession
+from kwise.export.agreement import measure, read_groups, rewards_of, shortcomings
+from kwise.export.half import write_half
+from kwise.export.int8 import block_of, hadamard, rotated, write_int8
+from kwise.export.parity import ParityError
+from kwise.export.products import kinds
+from kwise.train.rankings import RankingsError
+
+NAMES = (*(f"self_attn.{name}" for name in "qkvo"), *(f"mlp.{name}" for name in ("gate", "up", "down")))
+Float32 = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """In all precisions. Random weights of this size leave few margins clear of any rounding, hence the lower bound."""
+    path = tmp_path_factory.mktemp("precisions") / "tiny"
+    return read_artifact(export_quietly(tiny_checkpoint, path, dtype="fp32,fp16,bf16,int8", min_agreement=0.9))
+
+
+@pytest.fixture(scope="module")
+def groups(artifact: Artifact) -> list[list[EncodedSequence]]:
+    return read_groups(new_encoder(artifact, EngineConfig()), str(EXAMPLES))[:6]
+
+
+def product(directory: Path, weight: Float32) -> Path:
+    """A graph y = x·W in fp32."""
+    path = directory / "model.onnx"
+    rows, columns = weight.shape
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", rows])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", columns])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
+    return path
+
+
+def runner(path: Path) -> Callable[[Float32], Float32]:
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(path, options)
+    return lambda x: session.run(None, {"x": x})[0]  # type: ignore[no-any-return]
+
+
+def quantised(x: Float32) -> tuple[Float32, Float32]:
+    """Rows rounded to 127 levels either way, and their scales [rows, 1], as the module's text says."""
+    scale = np.maximum(np.abs(x).max(axis=1, keepdims=True) * np.float32(1 / 127), np.float32(1e-20))
+    return np.round(x / scale), scale
+
+
+@pytest.mark.parametrize(("rows", "width", "columns"), [(7, 576, 192), (1, 1536, 8), (3, 33, 5), (4, 48, 7)])
+def test_an_int8_product_is_that_of_rounded_rows_and_columns(tmp_path: Path, rows: int, width: int, columns: int) -> None:
+    """Summed up exactly: extreme values saturate a 16-bit sum of two on CPUs without VNNI."""
+    rng = np.random.default_rng(width)
+    weight = rng.choice([-1.0, 1.0], (width, columns)).astype(np.float32)
+    x = (rng.standard_normal((rows, width)) * np.where(np.arange(width) == 3, 50, 1)).astype(np.float32)
+    write_int8(product(tmp_path, weight), tmp_path / "model.int8.onnx")
+    block = block_of(width)
+    x_rounded, x_scale = quantised(rotated(x, block))
+    w_rounded, w_scale = quantised(rotated(weight.T, block))
+    expected = (x_rounded.astype(np.int64) @ w_rounded.T.astype(np.int64)) * w_scale.T * x_scale
+    # One step of one factor where ONNX Runtime's rotation rounds another way; many thousands make up a product.
+    step = (np.abs(w_rounded).max() * w_scale.T * x_scale).max()
+    found = runner(tmp_path / "model.int8.onnx")(x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3 * step)
+    exact = x.astype(np.float64) @ weight
+    assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
+
+
+def test_a_rotation_keeps_products_and_spreads_outliers() -> None:
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((5, 128)).astype(np.float32), rng.standard_normal((128, 9)).astype(np.float32)
+    x[:, 17] *= 40
+    np.testing.assert_allclose(hadamard(64) @ hadamard(64).T, np.eye(64), atol=1e-6)
+    np.testing.assert_allclose(rotated(x, 64) @ rotated(weight.T, 64).T, x @ weight, atol=1e-3)
+    assert np.abs(rotated(x, 32)).max() < np.abs(x).max() / 4
+    assert [block_of(width) for width in (576, 1536, 48, 33, 64, 128)] == [32, 32, 16, 1, 32, 32]
+
+
+@given(rows=st.integers(1, 40), position=st.integers(0, 39), scale=st.floats(1e-3, 1e6), seed=st.integers(0, 1000))
+def test_the_rounding_of_a_row_is_its_own(rows: int, position: int, scale: float, seed: int) -> None:
+    """Whatever stands beside it, however large."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, 64)).astype(np.float32)
+    row = x[position % rows].copy()
+    x *= np.float32(scale)
+    x[position % rows] = row
+    run = _row_product()
+    np.testing.assert_array_equal(run(x)[position % rows], run(row[None])[0])
+
+
+_CACHED: list[Callable[[Float32], Float32]] = []
+
+
+def _row_product() -> Callable[[Float32], Float32]:
+    if not _CACHED:
+        import tempfile
+
+        directory = Path(tempfile.mkdtemp())
+        weight = np.random.default_rng(1).standard_normal((64, 24)).astype(np.float32)
+        write_int8(product(directory, weight), directory / "model.int8.onnx")
+        _CACHED.append(runner(directory / "model.int8.onnx"))
+    return _CACHED[0]
+
+
+def test_rows_of_zeros_and_channels_of_zeros_stay_zero(tmp_path: Path) -> None:
+    weight = np.zeros((64, 3), np.float32)
+    weight[:, 1] = 1
+    write_int8(product(tmp_path, weight), tmp_path / "model.int8.onnx")
+    x = np.zeros((2, 64), np.float32)
+    x[1] = 1
+    np.testing.assert_allclose(runner(tmp_path / "model.int8.onnx")(x), [[0, 0, 0], [0, 64, 0]], rtol=0.02)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [(Precision.FP16, np.float16), (Precision.BF16, ml_dtypes.bfloat16)])
+def test_an_emulated_product_rounds_factors_and_result(tmp_path: Path, precision: Precision, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((96, 12)).astype(np.float32), rng.standard_normal((5, 96)).astype(np.float32)
+    write_half(product(tmp_path, weight), tmp_path / "half.onnx", precision, emulated=True)
+    exact = x.astype(dtype).astype(np.float64) @ weight.astype(dtype).astype(np.float64)
+    found = runner(tmp_path / "half.onnx")(x)
+    np.testing.assert_array_equal(found, found.astype(dtype).astype(np.float32))
+    np.testing.assert_allclose(found, exact, rtol=float(ml_dtypes.finfo(dtype).eps), atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "kind"), [(Precision.FP16, TensorProto.FLOAT16), (Precision.BF16, TensorProto.BFLOAT16)])
+def test_products_alone_are_half(artifact: Artifact, precision: Precision, kind: int) -> None:
+    """Attention's factors and every weight that is multiplied but the head's; the graph's inputs and outputs are fp32's."""
+    halves, whole = (onnx.load(artifact.graph_path(p), load_external_data=False).graph for p in (precision, Precision.FP32))
+    weights = {tensor.name: tensor for tensor in halves.initializer}
+    multiplied = {n.input[1] for n in halves.node if n.op_type == "MatMul"} & weights.keys()
+    assert {weights[name].data_type for name in multiplied if 1 not in weights[name].dims} == {kind}
+    assert {weights[name].data_type for name in multiplied if 1 in weights[name].dims} == {TensorProto.FLOAT}
+    assert {t.data_type for t in halves.initializer if t.name not in multiplied} <= {TensorProto.FLOAT, TensorProto.INT64}
+    made_by = {name: node for node in halves.node for name in node.output}
+    for node in (n for n in halves.node if n.op_type == "Attention"):
+        assert [made_by[name].op_type for name in node.input] == ["Cast"] * 4
+    assert [value.name for value in halves.input] == [value.name for value in whole.input]
+    assert halves.output == whole.output
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
+def test_rewards_stay_near_fp32_and_do_not_depend_on_company(
+    artifact: Artifact, groups: list[list[EncodedSequence]], precision: Precision
+) -> None:
+    session = GraphSession(artifact, precision=precision)
+    expected = rewards_of(GraphSession(artifact), groups)
+    found = measure(session, groups, expected)
+    assert found.num_responses == sum(map(len, groups))
+    assert 0 < found.mean_error < {Precision.FP16: 0.02, Precision.INT8: 0.12}[precision]
+    assert found.max_change_with_company < 0.01
+    everything = session.run([sequence for group in groups for sequence in group]).rewards
+    apart = np.concatenate(rewards_of(session, groups))
+    assert np.abs(everything - apart).max() < 0.01 * found.reward_std
+
+
+def test_agreement_is_counted_by_hand(artifact: Artifact, groups: list[list[EncodedSequence]]) -> None:
+    """Of the session's own rewards, one group turned round: all of its pairs are the wrong way, and its tau is -1."""
+    session = GraphSession(artifact)
+    own = rewards_of(session, groups)
+    expected = [-own[0], *own[1:]]
+    std = np.concatenate(expected).std()
+    found = measure(session, groups, expected)
+    margins = [np.abs(r[:, None] - r)[np.triu_indices(len(r), 1)] for r in own]
+    clear = [int((m >= 0.05 * std).sum()) for m in margins]
+    assert found.clear_pairs == sum(clear)
+    assert found.clear_agreement == pytest.approx(sum(clear[1:]) / sum(clear))
+    assert found.agreement == pytest.approx(sum(map(len, margins[1:])) / sum(map(len, margins)))
+    assert found.kendall_tau == pytest.approx((len(groups) - 2) / len(groups))
+    assert found.max_error == pytest.approx(2 * np.abs(own[0]).max() / std)
+
+
+def test_the_manifest_says_what_was_measured(artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    assert manifest.held == [Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8]
+    names = [f"model{name}.onnx" for name in ("", ".fp16", ".bf16", ".int8")]
+    assert {*names, *(f"{name}.data" for name in names)} <= manifest.files.keys()
+    for precision in (Precision.FP16, Precision.BF16, Precision.INT8):
+        promised = manifest.promise(precision)
+        report = promised.report
+        assert report["clear_agreement"] >= 0.9 and report["num_groups"] > 10
+        assert promised.max_difference >= report["max_error"] * report["reward_std"]
+        assert promised.max_change == pytest.approx(0.01 * report["reward_std"])
+    weights = [(artifact.path / f"model{name}.onnx.data").stat().st_size for name in ("", ".bf16", ".int8")]
+    assert weights == sorted(weights, reverse=True)
+
+
+def test_fp32_need_not_be_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = export_quietly(tiny_checkpoint, tmp_path / "int8", dtype="int8", rankings=str(EXAMPLES), min_agreement=0.9)
+    artifact = read_artifact(path)
+    assert artifact.manifest.held == [Precision.INT8]
+    assert {file.name for file in path.iterdir()} == artifact.manifest.files.keys() | {"manifest.json"}
+    assert "model.onnx" not in artifact.manifest.files
+
+
+def test_kinds_that_err_stay_in_fp32_until_the_rest_ranks_as_fp32_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Of the tiny model not all can be int8 if every clear pair is to keep its order."""
+    artifact = read_artifact(export_quietly(tiny_checkpoint, tmp_path / "int8", dtype="fp32,int8", min_agreement=1.0))
+    report = artifact.manifest.promise(Precision.INT8).report
+    kept = set(report["kept_in_fp32"])
+    sizes = kinds(artifact.graph_path())
+    assert kept and kept < sizes.keys() == {f"layers.*.{name}_proj" for name in NAMES}
+    assert report["share_of_products"] == pytest.approx(1 - sum(sizes[kind] for kind in kept) / sum(sizes.values()))
+    graph = onnx.load(artifact.graph_path(Precision.INT8), load_external_data=False).graph
+    stored = {t.name: t.data_type for t in graph.initializer if "_proj" in t.name and not t.name.endswith(".scale")}
+    for name, data_type in stored.items():
+        is_kept = any(kind.removeprefix("layers.*.") in name for kind in kept)
+        assert data_type == (TensorProto.FLOAT if is_kept else TensorProto.INT8), name
+
+
+def test_a_precision_that_does_not_rank_as_fp32_is_not_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Attention in bf16 changes an order of the tiny model's whatever else stays in fp32."""
+    with pytest.raises(ParityError, match=r"bf16 orders 9\d\.\d\d% of \d+ clear pairs as fp32 does, and 100\.00% is required"):
+        export_quietly(tiny_checkpoint, tmp_path / "refused", dtype="fp32,bf16", min_agreement=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def with_large_weight(artifact: Artifact, size: float, path: Path) -> Artifact:
+    model = onnx.load(artifact.graph_path())
+    weight = next(t for t in model.graph.initializer if "up_proj" in t.name)
+    values = numpy_helper.to_array(weight).copy()
+    values[:, 0] = size
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path / "model.onnx")
+    return Artifact(path=path, manifest=artifact.manifest, golden=())
+
+
+def test_fp16_that_overflows_is_not_written(artifact: Artifact, groups: list[list[EncodedSequence]], tmp_path: Path) -> None:
+    """The weights are finite in fp16, what they sum up to is not: the rewards are no numbers, and agree with none."""
+    changed = with_large_weight(artifact, 6e4, tmp_path)
+    write_half(changed.graph_path(), changed.graph_path(Precision.FP16), Precision.FP16, emulated=True)
+    expected = rewards_of(GraphSession(changed), groups)
+    assert np.isfinite(np.concatenate(expected)).all()
+    found = measure(GraphSession(changed, precision=Precision.FP16), groups, expected)
+    assert "fp16 orders" in shortcomings(Precision.FP16, found, 0.0)
+    assert "fp16" in shortcomings(Precision.FP16, found, 1e-9)
+
+
+def test_a_weight_beyond_fp16_is_named(artifact: Artifact, tmp_path: Path) -> None:
+    changed = with_large_weight(artifact, 1e6, tmp_path)
+    with pytest.raises(ParityError, match=r"float16 has no number as large as 1e\+06, which is in .*up_proj"):
+        write_half(changed.graph_path(), changed.graph_path(Precision.FP16), Precision.FP16)
+    write_half(changed.graph_path(), changed.graph_path(Precision.BF16), Precision.BF16)
+
+
+def test_what_is_asked_for_in_vain_is_named(tiny_checkpoint: Path, artifact: Artifact, tmp_path: Path) -> None:
+    for dtype in ("fp8", "", "int8,int8", "int8,"):
+        with pytest.raises(ConfigError, match="--dtype is"):
+            export_quietly(tiny_checkpoint, tmp_path / "none", dtype=dtype)
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "Hi"}) + "\n")
+    with pytest.raises(RankingsError, match=r"bad\.jsonl:1"):
+        read_groups(new_encoder(artifact, EngineConfig()), str(tmp_path / "bad.jsonl"))
