@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo serve test check lint types unit protos bench bench-load bench-gpu bench-train soak clean
+.PHONY: help demo serve test check lint types unit protos bench bench-precision bench-load bench-gpu bench-train soak clean
 
 help:
 	@echo "make demo    install into .venv, train, export, serve and score (8 minutes on 2 cores)"
 	@echo "make serve   serve the demo's artifact on port 50051 until Ctrl-C"
 	@echo "make test    install into .venv and run every check: lint, types, tests"
 	@echo "make bench   measure the model pass: share of peak, prompt reuse, memory, against the stock padded graph"
+	@echo "make bench-precision  measure each precision on the CPU: seconds and fidelity, beside transformers in bf16 and the stock graph"
 	@echo "make bench-load  measure serving: cost beside the model, cached groups a second, latency"
 	@echo "make bench-gpu  on a machine with an NVIDIA GPU: parity, latency, throughput, beside transformers"
 	@echo "make bench-train  measure training beside TRL's RewardTrainer (half an hour)"
@@ -62,6 +63,11 @@ bench: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
 	$(BIN)/kwise bench graph build/demo/artifact --checkpoint build/demo/checkpoint
 
+bench-precision: .venv/demo
+	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+	$(BIN)/kwise export build/demo/checkpoint build/bench/artifact --dtype fp32,int8 --overwrite
+	$(BIN)/kwise bench precision build/bench/artifact --checkpoint build/demo/checkpoint
+
 bench-load: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
 	$(BIN)/kwise bench load build/demo/artifact
@@ -83,7 +89,8 @@ bench-gpu:
 	@command -v nvidia-smi >/dev/null || { echo "no NVIDIA GPU here (nvidia-smi is not found): there is nothing to measure"; exit 1; }
 	@$(MAKE) .venv-gpu/done
 	@test -d build/demo/artifact || .venv-gpu/bin/python examples/demo.py
-	.venv-gpu/bin/kwise bench gpu build/demo/artifact --checkpoint build/demo/checkpoint --device $(GPU_DEVICE) \
+	.venv-gpu/bin/kwise export build/demo/checkpoint build/bench/artifact --dtype fp32,fp16,bf16 --overwrite --min-agreement 0.9
+	.venv-gpu/bin/kwise bench gpu build/bench/artifact --checkpoint build/demo/checkpoint --device $(GPU_DEVICE) \
 		--json benchmarks/results/smollm2-gpu.json
 
 bench-train: .venv/demo

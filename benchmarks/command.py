@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from kwise.benchmarks import gpu, graph, load, soak, training
+from kwise.benchmarks import gpu, graph, load, precision, soak, training
 from kwise.engine.options import add_options, from_options
 
 _BENCHES: dict[str, tuple[Any, type, str]] = {
@@ -16,6 +16,11 @@ _BENCHES: dict[str, tuple[Any, type, str]] = {
         gpu.run,
         gpu.GpuBenchConfig,
         "a GPU: parity with fp32 on the CPU, latency of a group, throughput of a queue, against transformers on the same device",
+    ),
+    "precision": (
+        precision.run,
+        precision.PrecisionBenchConfig,
+        "precisions on a CPU: seconds and fidelity to fp32 on each runtime, beside transformers in bf16 and the stock padded graph",
     ),
     "load": (
         load.run,

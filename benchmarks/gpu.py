@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwise.benchmarks import machine
+from kwise.benchmarks.peers import Transformers
 from kwise.benchmarks.workload import Cell, run_queued
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.buckets import BucketedGraph
 from kwise.engine.choice import choose
 from kwise.engine.config import EngineConfig, Runtime
-from kwise.engine.conversation import EncodedSequence
 from kwise.engine.devices import Kind, parse_devices
 from kwise.engine.errors import ConfigError, InvalidRequest
 from kwise.engine.graph import Graph, cpu_has_bf16
@@ -45,8 +45,6 @@ from kwise.engine.types import Group, Reward
 
 # Before anything is timed: the first pass of a shape plans its memory, the second uses the plan, and libraries choose kernels.
 _WARM_UPS = 3
-# transformers' names of the precisions that it has too; for others it runs in fp32.
-_DTYPES = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 Rewards = NDArray[np.float32]
 
 
@@ -105,7 +103,7 @@ def _measure(config: GpuBenchConfig, artifact: Artifact, precision: Precision, r
         if device.kind is Kind.CPU:
             raise
         raise OSError(f"no GPU to measure: {error}") from error
-    peer = _Peer.load(config.checkpoint, device.name, precision)
+    peer = Transformers.load(config.checkpoint, device.name, precision)
     print(f"{precision.value} on {config.device}: {session.runtime}")
     results: dict[str, Any] = {"runtime": session.runtime, "peer": peer.name if peer else None}
     results["parity"] = _parity(config, artifact, session)
@@ -162,7 +160,7 @@ def parity_of(actual: Rewards, expected: Rewards) -> dict[str, float]:
 
 
 def _latency(
-    config: GpuBenchConfig, vocab_size: int, session: GraphSession, peer: "_Peer | None", cell: Cell
+    config: GpuBenchConfig, vocab_size: int, session: GraphSession, peer: Transformers | None, cell: Cell
 ) -> dict[str, Any]:
     """One group at a time, in turns."""
     padded, unpadded = _both_ways(session)
@@ -209,7 +207,7 @@ def _with_graph(session: GraphSession, graph: Graph) -> GraphSession:
 
 
 def _throughput(
-    config: GpuBenchConfig, artifact: Artifact, precision: Precision, peer: "_Peer | None", cell: Cell
+    config: GpuBenchConfig, artifact: Artifact, precision: Precision, peer: Transformers | None, cell: Cell
 ) -> dict[str, Any]:
     """All groups at once, twice to warm up; then in turns with the peer."""
     num_devices = len(parse_devices(config.device))
@@ -278,43 +276,3 @@ async def _score(scorer: Scorer, groups: Sequence[Group]) -> None:
 
 def _ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
-
-
-class _Peer:
-    """transformers on the same device, in the same precision, a padded batch of K."""
-
-    def __init__(self, checkpoint: str, device: str, dtype: str) -> None:
-        import torch
-        from transformers import AutoModelForSequenceClassification
-
-        self.name = f"transformers {dtype}, torch {torch.__version__}"
-        self._torch, self._device = torch, device
-        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
-        self._model = model.to(device).eval()
-
-    @classmethod
-    def load(cls, checkpoint: str, device: str, precision: Precision) -> "_Peer | None":
-        """None where no checkpoint is given, or torch does not know the device; the latter is said."""
-        if not checkpoint:
-            return None
-        import torch
-
-        if device != "cpu" and not torch.cuda.is_available():
-            print(f"torch {torch.__version__} has no CUDA: transformers is not measured beside")
-            return None
-        return cls(checkpoint, device, _DTYPES.get(precision, "float32"))
-
-    def run(self, group: Sequence[EncodedSequence]) -> tuple[float, Rewards]:
-        """(seconds from ids on the host to rewards on the host, rewards float32[K])."""
-        torch = self._torch
-        lengths = np.array([len(sequence.token_ids) for sequence in group])
-        ids = np.full((len(group), lengths.max()), self._model.config.pad_token_id or 0, np.int64)
-        for row, sequence in enumerate(group):
-            ids[row, : lengths[row]] = sequence.token_ids
-        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-        started = perf_counter()
-        with torch.inference_mode():
-            inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
-            rewards: Rewards = logits[:, 0].float().cpu().numpy()  # waits for the device
-        return perf_counter() - started, rewards

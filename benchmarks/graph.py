@@ -9,7 +9,6 @@ before. Where the padded graph's attention would need many GB, it runs one seque
 
 import statistics
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kwise.benchmarks import machine, memory, reuse
+from kwise.benchmarks.peers import MOST_PADDED_ROWS, stock_session
 from kwise.benchmarks.workload import Cell, real_groups, run_queued
 from kwise.benchmarks.yardstick import Peak, cost_of_graph
 from kwise.engine.artifact import Artifact, read_artifact
@@ -25,9 +25,6 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError
 from kwise.engine.options import check_bounds, option
 from kwise.engine.session import GraphSession
-
-# Beyond so many rows a padded batch is measured by one of its sequences.
-_MOST_PADDED_ROWS = 12_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +90,14 @@ class _Bench:
     def __init__(self, config: GraphBenchConfig, artifact: Artifact) -> None:
         self.config, self.artifact = config, artifact
         self.session = config.session(artifact)
-        self.stock = _stock_session(config) if config.checkpoint else None
+        threads = EngineConfig(threads=config.threads).runtime_threads
+        self.stock = stock_session(config.checkpoint, threads) if config.checkpoint else None
         self.cost = cost_of_graph(artifact.graph_path(), artifact.manifest.num_classes)
-        self.peak = Peak(EngineConfig(threads=config.threads).runtime_threads)
+        self.peak = Peak(threads)
 
     def cell(self, cell: Cell) -> dict[str, Any]:
         """One group at a time, as the engine's queue batches it."""
-        single = cell.K * (cell.P + cell.R) > _MOST_PADDED_ROWS
+        single = cell.K * (cell.P + cell.R) > MOST_PADDED_ROWS
         seconds, peaks, stock_seconds, differences = [], [], [], []
         give_up_at = perf_counter() + self.config.max_seconds
         for repeat in range(self.config.repeats + 1):
@@ -148,15 +146,6 @@ class _Bench:
             "tokens_per_s": sum(map(len, sequences)) / statistics.median(seconds),
             "share_of_peak": statistics.median(operations / s / p for s, p in zip(seconds, peaks, strict=True)),
         }
-
-
-def _stock_session(config: GraphBenchConfig) -> GraphSession:
-    from kwise.export.exporter import ExportConfig, Layout, export
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "stock"
-        export(ExportConfig(checkpoint=config.checkpoint, artifact=str(path), layout=Layout.PADDED))
-        return GraphSession(read_artifact(path), threads=EngineConfig(threads=config.threads).runtime_threads)
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

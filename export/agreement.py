@@ -25,7 +25,7 @@ _CLEAR = 0.05
 _MAX_CHANGE = 0.01
 # What a precision must reach to be written: of clear pairs, the share that it orders as fp32 does.
 _LEAST_AGREEMENT = {Precision.FP16: 0.995, Precision.BF16: 0.995, Precision.INT8: 0.98}
-_MAX_GROUPS = 32
+_MAX_GROUPS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,8 @@ Rewards = NDArray[np.float64]
 
 
 def read_groups(encoder: ConversationEncoder, rankings: str) -> list[list[EncodedSequence]]:
-    """Of a file of rankings (JSON Lines, .gz or not) the first 32; without a file, shipped prompts, each with four responses
-    that are near each other: its own, two parts of it, and another prompt's.
+    """Of a file of rankings (JSON Lines, .gz or not) the first 16; without a file, shipped prompts, each with seven
+    responses: its own, two parts of it, and those of four other prompts.
 
     Raises:
         ConfigError: --rankings has no prompt with two responses that fit into the model.
@@ -150,6 +150,7 @@ def _shipped() -> list[tuple[Conversation, tuple[str, ...]]]:
         words = response.split(" ")
         half = len(words) // 2
         parts = (" ".join(words[: half + 1]), " ".join(words[half:]))
-        responses = dict.fromkeys((response, *parts, pairs[(number + 1) % len(pairs)][1]))
+        others = [pairs[(number + step) % len(pairs)][1] for step in (1, 2, 3, 4)]
+        responses = dict.fromkeys((response, *parts, *others))
         groups.append(((Message(role="user", content=prompt),), tuple(responses)))
     return groups

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from kwise.engine.precision import Precision
 from kwise.export.parity import ParityError
-from kwise.export.products import is_product, kind_of
+from kwise.export.products import ATTENTION, is_attention, is_product, kind_of
 from kwise.export.weights import Rewriting
 
 _TYPES = {
@@ -42,19 +42,11 @@ def write_half(
     with Rewriting(source, destination) as graph:
         caster = _Caster(graph, precision, emulated)
         for node in graph.nodes:
-            if (
-                node.op_type == "Attention"
-                or _is_between_rows(graph, node)
-                or (is_product(graph, node) and kind_of(node) not in kept)
-            ):
-                caster.product(node)
-            else:
+            kind = ATTENTION if is_attention(graph, node) else kind_of(node) if is_product(graph, node) else None
+            if kind is None or kind in kept:
                 graph.emit(node)
-
-
-def _is_between_rows(graph: Rewriting, node: onnx.NodeProto) -> bool:
-    """Scores, and what they weigh, where attention is written out: in the padded layout."""
-    return node.op_type == "MatMul" and not graph.is_weight(node.input[0]) and not graph.is_weight(node.input[1])
+            else:
+                caster.product(node)
 
 
 class _Caster:

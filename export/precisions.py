@@ -12,17 +12,17 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from kwise.engine.artifact import Artifact, Promise
-from kwise.engine.conversation import ConversationEncoder
+from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.precision import Precision
 from kwise.engine.session import GraphSession
-from kwise.export.agreement import Groups, Rewards, measure, promise, read_groups, rewards_of, shortcomings
+from kwise.export.agreement import Agreement, Groups, Rewards, measure, promise, read_groups, rewards_of, shortcomings
 from kwise.export.half import write_half
 from kwise.export.int8 import write_int8
 from kwise.export.parity import ParityCase, ParityError, encoded
 from kwise.export.products import kinds
 
 # The harm of each kind is measured on a few groups: it is for their order only.
-_FEW_GROUPS = 8
+_FEW_GROUPS = 5
 Open = Callable[[Sequence[str]], GraphSession]
 """Writes a precision's graph, the kinds that it is given in fp32, and gives a session that computes what this computes."""
 
@@ -52,29 +52,58 @@ def add_precisions(
         return {}
     groups = read_groups(encoder, rankings)
     expected = rewards_of(reference, groups)
-    sizes = kinds(artifact.graph_path())
     known = [(encoded(encoder, case), case.reward) for case in golden]
-    promises: dict[Precision, Promise] = {}
-    for precision in others:
-        with TemporaryDirectory(dir=artifact.path) as scratch:
-            open_session = _writer(artifact, precision, Path(scratch))
-            kept: list[str] = []
-            session = open_session(kept)
-            found = measure(session, groups, expected)
-            order: list[str] = []
-            while (problem := shortcomings(precision, found, min_agreement)) and len(kept) < len(sizes) - 1:
-                del session  # it maps what is written anew
-                order = order or _by_harm(open_session, sizes, groups[:_FEW_GROUPS], expected[:_FEW_GROUPS])
-                kept.append(order[len(kept)])
-                session = open_session(kept)
-                found = measure(session, groups, expected)
-            if problem:
-                raise ParityError(problem)
-            golden_error = max(abs(float(session.run([sequence]).rewards[0]) - reward) for sequence, reward in known)
-            del session
-        share = 1 - sum(sizes[kind] for kind in kept) / sum(sizes.values())
-        promises[precision] = promise(found, golden_error, kept_in_fp32=kept, share_of_products=share)
-    return promises
+    return {precision: _add(artifact, precision, groups, expected, known, min_agreement) for precision in others}
+
+
+def _add(
+    artifact: Artifact,
+    precision: Precision,
+    groups: Groups,
+    expected: Sequence[Rewards],
+    known: Sequence[tuple[EncodedSequence, float]],
+    min_agreement: float,
+) -> Promise:
+    sizes = kinds(artifact.graph_path(), attention=precision is not Precision.INT8)
+    with TemporaryDirectory(dir=artifact.path) as scratch:
+        open_session = _writer(artifact, precision, Path(scratch))
+
+        def attempt(kept: Sequence[str]) -> tuple[Agreement, str]:
+            found = measure(open_session(kept), groups, expected)
+            return found, shortcomings(precision, found, min_agreement)
+
+        kept: Sequence[str] = ()
+        found, problem = attempt(kept)
+        if problem:
+            order = _by_harm(open_session, sizes, groups[:_FEW_GROUPS], expected[:_FEW_GROUPS])
+            kept, found = _least_kept(order, attempt)
+        session = open_session(kept)
+        golden_error = max(abs(float(session.run([sequence]).rewards[0]) - reward) for sequence, reward in known)
+        del session  # it maps what is deleted now
+    share = 1 - sum(sizes[kind] for kind in kept) / sum(sizes.values())
+    return promise(found, golden_error, kept_in_fp32=list(kept), share_of_products=share)
+
+
+def _least_kept(
+    order: Sequence[str], attempt: Callable[[Sequence[str]], tuple[Agreement, str]]
+) -> tuple[Sequence[str], Agreement]:
+    """As few kinds as are enough, by bisection, from the beginning of `order`; with none kept it was not enough.
+
+    Raises:
+        ParityError: it is not enough with all but one kept.
+    """
+    too_few, enough = 0, max(len(order) - 1, 0)
+    found, problem = attempt(order[:enough])
+    if problem:
+        raise ParityError(problem)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        tried, problem = attempt(order[:middle])
+        if problem:
+            too_few = middle
+        else:
+            enough, found = middle, tried
+    return order[:enough], found
 
 
 def _writer(artifact: Artifact, precision: Precision, scratch: Path) -> Open:

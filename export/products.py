@@ -1,4 +1,4 @@
-"""What lower precisions are for: a graph's products of rows with weight matrices, by kind."""
+"""What lower precisions are for: a graph's products, by kind."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 import onnx
 
 from kwise.export.weights import Rewriting
+
+ATTENTION = "attention"
+"""The kind of the products of queries with keys, and of what they weigh with values."""
 
 
 def is_product(graph: Rewriting, node: onnx.NodeProto) -> bool:
@@ -16,8 +19,14 @@ def is_product(graph: Rewriting, node: onnx.NodeProto) -> bool:
     return len(shape) == 2 and min(shape) > 1
 
 
-def kinds(source: Path) -> dict[str, int]:
-    """The kinds of products, those of one name in all layers, and how many weights each has."""
+def is_attention(graph: Rewriting, node: onnx.NodeProto) -> bool:
+    """Attention, or, where it is written out as in the padded layout, one of its products: neither factor is a weight."""
+    return node.op_type == "Attention" or (node.op_type == "MatMul" and not any(map(graph.is_weight, node.input)))
+
+
+def kinds(source: Path, *, attention: bool) -> dict[str, int]:
+    """The kinds of products, those of one name in all layers, and how many weights each has; with `attention` also that, as
+    if it had as many as the average kind."""
     graph = Rewriting(source, source)
     sizes: dict[str, int] = {}
     for node in graph.nodes:
@@ -25,6 +34,8 @@ def kinds(source: Path) -> dict[str, int]:
             rows, columns = graph.shape(node.input[1])
             kind = kind_of(node)
             sizes[kind] = sizes.get(kind, 0) + rows * columns
+    if attention and sizes and any(is_attention(graph, node) for node in graph.nodes):
+        sizes[ATTENTION] = sum(sizes.values()) // len(sizes)
     return sizes
 
 

@@ -1,0 +1,73 @@
+"""An int8 server: what it says of itself, and that it keeps to the manifest or does not start."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from conftest import export_quietly, raw_rewards, read_examples, running_server
+
+from kwise.engine.artifact import MANIFEST, Manifest, read_artifact
+from kwise.engine.client import RewardClient
+from kwise.engine.config import EngineConfig
+from kwise.engine.errors import ArtifactError, ConfigError
+from kwise.engine.precision import Precision
+from kwise.engine.scorer import Scorer
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("precisions") / "tiny"
+    return export_quietly(tiny_checkpoint, path, dtype="fp32,int8", min_agreement=0.9)
+
+
+def test_an_int8_server_says_so_and_stays_within_its_promise(artifact: Path) -> None:
+    """In GetModel and in every reply; alone, in groups, from the cache and beside others."""
+    promise = read_artifact(artifact).manifest.promise(Precision.INT8)
+    groups = [(prompt[-1]["content"], responses) for prompt, responses in read_examples() if len(prompt) == 1][:6]
+    with running_server(artifact) as exact, running_server(artifact, "--precision", "int8") as server:
+        with RewardClient(exact.address) as reference, RewardClient(server.address) as client:
+            assert (reference.get_model().precision, client.get_model().precision) == ("fp32", "int8")
+            differences = []
+            for prompt, responses in groups:
+                expected = raw_rewards(reference.score(prompt, responses))
+                scored = client.score(prompt, responses)
+                assert (scored.precision, scored.runtime) == ("int8", client.get_model().runtime)
+                assert client.compare(prompt, responses).precision == client.rank(prompt, responses).precision == "int8"
+                found = raw_rewards(scored)
+                differences += [abs(a - b) for a, b in zip(found, expected, strict=True)]
+            assert 0 < sum(differences) / len(differences) <= promise.max_difference
+        assert "int8" in server.log.text
+        with RewardClient(server.address) as client:
+            prompt, responses = groups[0]
+            turned = raw_rewards(client.score(prompt, [*responses[::-1], "Something else."]))[:-1][::-1]
+            assert turned == pytest.approx(raw_rewards(client.score(prompt, responses)), abs=promise.max_change)
+
+
+def test_the_first_precision_that_the_artifact_holds_is_served(artifact: Path) -> None:
+    config = EngineConfig(precision="fp16,int8,fp32")
+    assert Scorer.load(artifact, config).precision is Precision.INT8
+    with pytest.raises(ConfigError, match="--precision fp16: fp16: the artifact holds fp32 int8"):
+        Scorer.load(artifact, EngineConfig(precision="fp16"))
+
+
+def test_a_server_that_cannot_keep_the_promise_does_not_start(artifact: Path, tmp_path: Path) -> None:
+    """Its manifest promises more than int8 gives; fp32 beside it is served."""
+    manifest = read_artifact(artifact).manifest
+    changed = replace(
+        manifest, precisions=manifest.precisions | {"int8": manifest.precisions["int8"] | {"max_difference": 1e-9}}
+    )
+    copy = _copy(artifact, tmp_path / "copy", changed)
+    with pytest.raises(ArtifactError, match=r"golden\.jsonl:1: .* in int8 gives .* it may differ by 1e-09"):
+        Scorer.load(copy, EngineConfig(precision="int8"))
+    assert Scorer.load(copy).precision is Precision.FP32
+
+
+def _copy(artifact: Path, path: Path, manifest: Manifest) -> Path:
+    path.mkdir()
+    for file in artifact.iterdir():
+        if file.name != MANIFEST:
+            (path / file.name).symlink_to(file)
+    signed = replace(manifest, fingerprint=manifest.computed_fingerprint())
+    (path / MANIFEST).write_text(json.dumps(asdict(signed)))
+    return path
