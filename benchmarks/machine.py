@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 _FLAGS = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}
-_PACKAGES = ("kwise", "onnxruntime", "onnxruntime-gpu", "openvino", "onnx", "torch", "transformers", "optimum-onnx", "trl", "numpy")
+_PACKAGES = (
+    "kwise",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "onnx",
+    "torch",
+    "transformers",
+    "optimum-onnx",
+    "trl",
+    "numpy",
+)
 
 
 def describe() -> dict[str, Any]:
