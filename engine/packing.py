@@ -29,6 +29,9 @@ _KEY_COST, _TILE_COST = 14, 2000
 _CALL_COST = 4000
 # A call writes all its scores before it reads them: beyond so many (19 MB for SmolLM2's nine heads) another call is better.
 _MANY_SCORES, _EXCESS_COST = 1 << 19, 0.3
+# Aligned, ONNX Runtime's softmax has no remainder beyond its sums in parallel (64 with AVX-512), and no tile has one query, for
+# which the matrix product is another kernel that sums up otherwise.
+_KEY_STEP, _LEAST_WIDTH = 64, 2
 NOT_PAST = -1
 
 
@@ -48,8 +51,12 @@ class Packed:
     num_rows: int
 
 
-def pack(trie: Trie, num_classes: int, past: Int64 | None = None, num_past: int = 0) -> Packed:
+def pack(trie: Trie, num_classes: int, past: Int64 | None = None, num_past: int = 0, *, aligned: bool = False) -> Packed:
     """Lay out the trie's nodes.
+
+    aligned: in every batch a token's keys have the same places, so that its attention is summed up in the same order and is the
+    same to the last bit. Costs some padding. For graphs that round to few bits: there a last bit may turn a rounding, and what
+    follows from it is a hundred thousand times as large.
 
     past: int64[N] or None, for each node its place among the `num_past` entries whose keys and values are given, or
     NOT_PAST. The last node of a sequence is never past: its hidden state is what the head reads.
@@ -64,13 +71,16 @@ def pack(trie: Trie, num_classes: int, past: Int64 | None = None, num_past: int 
         arrays[name] = np.zeros(num_rows + num_past, np.int64)
         arrays[name][entries] = values
 
-    tiles = _tiles(trie, nodes)
+    tiles = _tiles(trie, nodes, aligned)
     outputs = np.empty(num_rows, np.int64)
     offset = 0
     for c, members in enumerate(_classes(tiles, num_classes)):
         width = max((tiles.num_queries[tile] for tile in members), default=1)
+        longest = max((tiles.num_keys[tile] for tile in members), default=1)
+        if aligned and len(members):
+            width, longest = max(width, _LEAST_WIDTH), -(-longest // _KEY_STEP) * _KEY_STEP
         queries = np.zeros((max(len(members), 1), width), np.int64)
-        keys = np.full((len(queries), max((tiles.num_keys[tile] for tile in members), default=1)), -1)
+        keys = np.full((len(queries), longest), -1)
         if not len(members):
             keys[:] = 0  # a class without tiles: one score, which nobody reads
         for n, tile in enumerate(members):
@@ -95,12 +105,16 @@ class _Tiles:
     num_keys: Int64
 
 
-def _tiles(trie: Trie, nodes: Int64) -> _Tiles:
-    """Cut the rows (`nodes` int64[T], the node of each) where the cost model finds it cheapest."""
+def _tiles(trie: Trie, nodes: Int64, aligned: bool) -> _Tiles:
+    """Cut the rows (`nodes` int64[T], the node of each) where the cost model finds it cheapest; aligned tiles end where a branch
+    does, so that their keys are one path, the key of depth d at place d."""
     num_rows = len(nodes)
     begins = np.searchsorted(nodes, trie.branches)
     cuts = np.unique(np.concatenate([np.arange(0, num_rows, _CUT_STEP), begins[begins < num_rows], [num_rows]]))
     firsts = np.searchsorted(cuts, cuts - _MAX_TILE)
+    if aligned:
+        branches = np.unique(np.append(np.searchsorted(cuts, begins[begins < num_rows]), 0))
+        firsts = np.maximum(firsts, branches[np.searchsorted(branches, np.arange(len(cuts))) - 1])
     begin_nodes = nodes[cuts[:-1]]
     # Keys of a tile from cut i to cut j: ancestors of its first node, and nodes from there to the last.
     key_bases = trie.depths[begin_nodes] - begin_nodes

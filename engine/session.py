@@ -83,7 +83,8 @@ class GraphSession:
 
     def _run_trie(self, batch: Sequence[EncodedSequence]) -> Pass:
         reuse = plan_reuse(batch, self.prompt_cache, list(self._states.values()))
-        packed = pack(reuse.trie, self._manifest.num_classes, reuse.past, reuse.num_past)
+        aligned = self.precision is not Precision.FP32  # see `pack`: a last bit may turn a rounding
+        packed = pack(reuse.trie, self._manifest.num_classes, reuse.past, reuse.num_past, aligned=aligned)
         states = dict(zip(self._states, reuse.states, strict=True))
         rewards, *present = self._graph.run(packed.arrays | states | {"kept": packed.entries[reuse.kept]})
         if np.isfinite(rewards).all():  # a sequence that overflows must not leave its states to others

@@ -54,10 +54,12 @@ def _seen(packed: Packed, query: int, keys: Int64) -> Int64:
     return real[(orders[real] <= orders[query]) & (orders[query] < ends[real])]
 
 
-@given(KNOWN, CLASSES)
-def test_every_row_sees_its_ancestors_and_itself_once(known: tuple[Trie, Int64, list[int | None]], num_classes: int) -> None:
+@given(KNOWN, CLASSES, st.booleans())
+def test_every_row_sees_its_ancestors_and_itself_once(
+    known: tuple[Trie, Int64, list[int | None]], num_classes: int, aligned: bool
+) -> None:
     trie, past, entries = known
-    packed = pack(trie, num_classes, past, len(entries))
+    packed = pack(trie, num_classes, past, len(entries), aligned=aligned)
     row_at, seen_at = [], []
     for queries, keys in _tiles(packed, num_classes):
         row_at += queries.tolist()
@@ -67,6 +69,23 @@ def test_every_row_sees_its_ancestors_and_itself_once(known: tuple[Trie, Int64, 
         output = packed.arrays["outputs"][row]
         assert row_at[output] == row
         assert seen_at[output] == sorted(packed.entries[trie.path(int(node))].tolist())
+
+
+@given(KNOWN, CLASSES)
+def test_aligned_keys_lie_at_their_depths(known: tuple[Trie, Int64, list[int | None]], num_classes: int) -> None:
+    """In whatever company: so a softmax over them is one sum in one order, followed by zeros."""
+    trie, past, entries = known
+    packed = pack(trie, num_classes, past, len(entries), aligned=True)
+    node_at = {int(entry): node for node, entry in enumerate(packed.entries)}
+    for queries, keys in _tiles(packed, num_classes):
+        if len(keys) == 1:
+            continue  # a class without tiles
+        assert len(queries) >= 2 and len(keys) % 64 == 0
+        seen = keys[keys >= 0]
+        assert (keys[: len(seen)] == seen).all()
+        last = node_at[int(seen[-1])]
+        assert seen.tolist() == packed.entries[trie.path(last)].tolist()
+        assert int(queries.max()) == seen[-1]
 
 
 @given(KNOWN, CLASSES)
