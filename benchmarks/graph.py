@@ -24,6 +24,7 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError
 from kwise.engine.options import check_bounds, option
+from kwise.engine.precision import Precision
 from kwise.engine.session import GraphSession
 
 
@@ -64,6 +65,8 @@ def run(config: GraphBenchConfig) -> None:
     artifact = read_artifact(Path(config.artifact))
     if artifact.manifest.layout != "trie":
         raise ConfigError(f"{config.artifact}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's")
+    if Precision.FP32 not in artifact.manifest.held:
+        raise ConfigError(f"{config.artifact}: it holds no fp32, which this benchmark is of")
     results: dict[str, Any] = {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config))}
     bench = _Bench(config, artifact)
     print("     P     R     K   seconds    rows   tokens/s  of peak   stock graph   ratio   largest difference")

@@ -44,8 +44,8 @@ def data_name(precision: Precision) -> str:
 class Promise:
     """What a precision's rewards keep to, in units of the raw reward; a server that finds more at its start does not serve.
 
-    max_difference: from the checkpoint's reward in fp32. max_change: of a reward, with what shares its batch. report: what the
-    export measured, for people.
+    max_difference: from the reward in fp32, the checkpoint's or the fp32 graph's. max_change: of a reward, with what shares its
+    batch. report: what the export measured, for people.
     """
 
     max_difference: float

@@ -52,8 +52,15 @@ def choose(
         elif not runtimes:
             chosen = "" if runtime is Runtime.AUTO else f" with --runtime {runtime.value}"
             refusals.append(f"{precision.value}: not computed on {kind.value}{chosen}")
-        elif precision is Precision.BF16 and kind is Kind.CPU and not cpu_has_bf16():
-            refusals.append("bf16: this CPU has neither AVX512-BF16 nor AMX")
+        elif precision is Precision.BF16 and kind is Kind.CPU and (problem := _bf16_problem(cpu_has_bf16)):
+            refusals.append(f"bf16: {problem}")
         else:
             return precision, runtimes[0]
     raise ConfigError(f"--precision {' '.join(p.value for p in allowed)}: " + "; ".join(refusals))
+
+
+def _bf16_problem(cpu_has_bf16: Callable[[], bool]) -> str:
+    try:
+        return "" if cpu_has_bf16() else "this CPU has neither AVX512-BF16 nor AMX"
+    except ConfigError as error:
+        return str(error)

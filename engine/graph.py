@@ -65,9 +65,13 @@ def open_graph(
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies in bf16 (AVX512-BF16, AMX), as far as OpenVINO tells, which alone has the kernels."""
+    """Whether this CPU multiplies in bf16 (AVX512-BF16, AMX), as far as OpenVINO tells, which alone has the kernels.
+
+    Raises:
+        ConfigError: OpenVINO is not installed.
+    """
     if find_spec("openvino") is None:
-        raise ConfigError("--precision bf16 on a CPU needs the package openvino: pip install 'kwise[openvino]'")
+        raise ConfigError("on a CPU it needs the package openvino: pip install 'kwise[openvino]'")
     from kwise.engine.openvino_graph import has_bf16
 
     return has_bf16()

@@ -7,6 +7,7 @@ little, so the other pairs, the clear ones, are counted apart.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,8 @@ def read_groups(encoder: ConversationEncoder, rankings: str) -> list[list[Encode
         if len(group) > 1:
             groups.append(group)
     if not groups:
-        raise ConfigError(f"--rankings {rankings}: no prompt with two responses that the model can read")
+        name = f"--rankings {rankings}" if rankings else "--max-tokens"
+        raise ConfigError(f"{name}: there is no prompt with two responses that fit, to measure precisions on")
     return groups
 
 
@@ -84,7 +86,7 @@ def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Ag
     found = rewards_of(session, groups)
     first = [float(session.run([group[0]]).rewards[0]) for group in groups]
     last = [float(session.run([group[-1]]).rewards[0]) for group in groups]
-    std = float(np.concatenate(expected).std())
+    std = float(np.concatenate(expected).std()) or 1.0  # where all are alike no pair is clear
     errors = np.abs(np.concatenate(found) - np.concatenate(expected)) / std
     changes = [abs(a - f[0]) for a, f in zip(first, found, strict=True)] + [
         abs(a - f[-1]) for a, f in zip(last, found, strict=True)
@@ -98,7 +100,7 @@ def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Ag
         signs = np.sign(margins) * np.sign(got[i] - got[j])
         taus.append(float(signs.mean()))
         same.extend(signs[margins != 0] > 0)
-        clear.extend(signs[np.abs(margins) >= _CLEAR * std] > 0)
+        clear.extend(signs[(margins != 0) & (np.abs(margins) >= _CLEAR * std)] > 0)
     return Agreement(
         measured_with=session.runtime,
         num_groups=len(groups),
@@ -106,9 +108,9 @@ def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Ag
         reward_std=std,
         max_error=float(errors.max()),
         mean_error=float(errors.mean()),
-        max_change_with_company=float(max(changes)) / std,
-        agreement=float(np.mean(same)),
-        clear_agreement=float(np.mean(clear)),
+        max_change_with_company=float(np.max(changes)) / std,
+        agreement=float(np.mean(same)) if same else 0.0,
+        clear_agreement=float(np.mean(clear)) if clear else 0.0,
         clear_pairs=len(clear),
         kendall_tau=float(np.mean(taus)),
     )
@@ -117,7 +119,13 @@ def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Ag
 def shortcomings(precision: Precision, found: Agreement, min_agreement: float) -> str:
     """Why a precision is not good enough to be written; "" where it is. min_agreement: of clear pairs; 0 for the default."""
     required = min_agreement or _LEAST_AGREEMENT[precision]
-    if not found.clear_agreement >= required:  # also where it is not a number
+    if not found.clear_pairs:
+        return (
+            f"{precision.value}: no two rewards of a prompt have a clear margin in fp32, so there is nothing to measure it by"
+        )
+    if not isfinite(found.max_error):
+        return f"{precision.value}: a reward is not a finite number"
+    if not found.clear_agreement >= required:
         return (
             f"{precision.value} orders {found.clear_agreement:.2%} of {found.clear_pairs} clear pairs as fp32 does, and "
             f"{required:.2%} is required (--min-agreement); its rewards differ from fp32 by {found.mean_error:.1%} of their "

@@ -185,7 +185,9 @@ def _prove(manifest: Manifest, cases: Sequence[ParityCase], config: ExportConfig
     kept = {precision.value: asdict(promises[precision]) for precision in Precision if precision in promises}
     manifest = replace(manifest, files=_files(work), precisions=kept)
     manifest = replace(manifest, fingerprint=manifest.computed_fingerprint())
-    (work / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (work / MANIFEST).write_text(
+        json.dumps(asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     return manifest
 
 

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from kwise.engine.precision import Precision
 from kwise.export.parity import ParityError
-from kwise.export.products import ATTENTION, is_attention, is_product, kind_of
+from kwise.export.products import ATTENTION, attention_products, is_product, kind_of
 from kwise.export.weights import Rewriting
 
 _TYPES = {
@@ -41,8 +41,9 @@ def write_half(
     """
     with Rewriting(source, destination) as graph:
         caster = _Caster(graph, precision, emulated)
+        attention = attention_products(graph)
         for node in graph.nodes:
-            kind = ATTENTION if is_attention(graph, node) else kind_of(node) if is_product(graph, node) else None
+            kind = ATTENTION if node.output[0] in attention else kind_of(node) if is_product(graph, node) else None
             if kind is None or kind in kept:
                 graph.emit(node)
             else:

@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from kwise.export.products import is_product, kind_of
+from kwise.export.products import is_product, is_transposed, kind_of
 from kwise.export.weights import Rewriting
 
 _LEVELS = 127
@@ -36,7 +36,7 @@ def write_int8(source: Path, destination: Path, kept: Collection[str] = ()) -> N
             graph.model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
         quantiser = _Quantiser(graph)
         for node in graph.nodes:
-            if node.op_type == "MatMul" and is_product(graph, node) and kind_of(node) not in kept:
+            if is_product(graph, node) and kind_of(node) not in kept:
                 quantiser.product(node)
             else:
                 graph.emit(node)
@@ -61,20 +61,26 @@ class _Quantiser:
         self._rows: dict[str, tuple[str, str]] = {}
 
     def product(self, node: onnx.NodeProto) -> None:
-        """Emit x·W in int8."""
-        x, name = node.input
+        """Emit x·W in int8, and, where the node is a Gemm, + C in fp32."""
+        x, name, *bias = node.input
         output = node.output[0]
-        weight = self._graph.weight(name)
-        block = block_of(len(weight))
-        scale = self._add_weight(name, rotated(weight.T, block).T)
-        row, row_scale = self._row(x, len(weight))
+        columns = self._graph.weight(name)  # [N, K], a row for each output channel
+        if is_transposed(node):
+            name = f"{name}.transposed"
+        else:
+            columns = columns.T
+        scale = self._add_weight(name, rotated(columns, block_of(columns.shape[1])).T)
+        row, row_scale = self._row(x, columns.shape[1])
         zero = self._constant("int8.zero", np.array(_ZERO, np.uint8))
         one = self._constant("int8.one", np.array(1, np.float32))
         inputs = [row, f"{name}.int8", one, scale, zero]
+        scaled = f"{output}.scaled" if bias else output
         self._graph.emit(
             helper.make_node("MatMulIntegerToFloat", inputs, [f"{output}.int8"], domain=_DOMAIN),
-            helper.make_node("Mul", [f"{output}.int8", row_scale], [output]),
+            helper.make_node("Mul", [f"{output}.int8", row_scale], [scaled]),
         )
+        if bias:
+            self._graph.emit(helper.make_node("Add", [scaled, *bias], [output]))
 
     def _add_weight(self, name: str, weight: NDArray[np.float32]) -> str:
         """The name of the scales; those of channels of zeros do not matter."""
@@ -104,14 +110,19 @@ class _Quantiser:
                 helper.make_node("Reshape", [f"{p}.turned", f"{p}.shape"], [turned]),
             )
         one, zero = self._constant("int8.one", np.array(1, np.float32)), self._constant("int8.zero", np.array(_ZERO, np.uint8))
+        last = self._constant("int8.last", np.array([-1]))
         self._graph.emit(
             helper.make_node("Abs", [turned], [f"{p}.abs"]),
-            helper.make_node("ReduceMax", [f"{p}.abs", self._constant("int8.last", np.array([-1]))], [f"{p}.max"], keepdims=1),
+            helper.make_node("ReduceMax", [f"{p}.abs", last], [f"{p}.max"], keepdims=1),
             helper.make_node(
                 "Mul", [f"{p}.max", self._constant("int8.step", np.array(1 / _LEVELS, np.float32))], [f"{p}.steps"]
             ),
+            # What is not finite makes the row's scale, and so its products, no number: rounded, it would be one.
+            helper.make_node("ReduceSum", [f"{p}.abs", last], [f"{p}.sum"], keepdims=1),
+            helper.make_node("Mul", [f"{p}.sum", self._constant("int8.nothing", np.array(0, np.float32))], [f"{p}.nothing"]),
+            helper.make_node("Add", [f"{p}.steps", f"{p}.nothing"], [f"{p}.finite"]),
             # A row of zeros has no scale of its own.
-            helper.make_node("Max", [f"{p}.steps", self._constant("int8.least", np.array(1e-20, np.float32))], [f"{p}.scale"]),
+            helper.make_node("Max", [f"{p}.finite", self._constant("int8.least", np.array(1e-20, np.float32))], [f"{p}.scale"]),
             helper.make_node("Div", [turned, f"{p}.scale"], [f"{p}.scaled"]),
             helper.make_node("QuantizeLinear", [f"{p}.scaled", one, zero], [f"{p}.int8"]),
         )

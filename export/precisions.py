@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import onnx
 
 from kwise.engine.artifact import Artifact, Promise
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
@@ -19,7 +20,7 @@ from kwise.export.agreement import Agreement, Groups, Rewards, measure, promise,
 from kwise.export.half import write_half
 from kwise.export.int8 import write_int8
 from kwise.export.parity import ParityCase, ParityError, encoded
-from kwise.export.products import kinds
+from kwise.export.products import ATTENTION, kinds
 
 # The harm of each kind is measured on a few groups: it is for their order only.
 _FEW_GROUPS = 5
@@ -65,6 +66,8 @@ def _add(
     min_agreement: float,
 ) -> Promise:
     sizes = kinds(artifact.graph_path(), attention=precision is not Precision.INT8)
+    if not sizes:
+        raise ParityError(f"{precision.value}: the model has no products of rows with weight matrices")
     with TemporaryDirectory(dir=artifact.path) as scratch:
         open_session = _writer(artifact, precision, Path(scratch))
 
@@ -78,10 +81,21 @@ def _add(
             order = _by_harm(open_session, sizes, groups[:_FEW_GROUPS], expected[:_FEW_GROUPS])
             kept, found = _least_kept(order, attempt)
         session = open_session(kept)
-        golden_error = max(abs(float(session.run([sequence]).rewards[0]) - reward) for sequence, reward in known)
+        alone = np.array([session.run([sequence]).rewards[0] for sequence, _ in known])
+        together = session.run([sequence for sequence, _ in known]).rewards
         del session  # it maps what is deleted now
-    share = 1 - sum(sizes[kind] for kind in kept) / sum(sizes.values())
-    return promise(found, golden_error, kept_in_fp32=list(kept), share_of_products=share)
+    golden_error = float(np.abs(alone - [reward for _, reward in known]).max())
+    promised = promise(found, golden_error, kept_in_fp32=list(kept), share_of_products=_share(sizes, kept))
+    if not np.abs(together - alone).max() <= promised.max_change:  # the server's own check at its start
+        raise ParityError(f"{precision.value}: the reward of a golden conversation changes with its company")
+    onnx.checker.check_model(str(artifact.graph_path(precision)))
+    return promised
+
+
+def _share(sizes: dict[str, int], kept: Sequence[str]) -> float:
+    """How much of the products with weights is not kept in fp32."""
+    weights = {kind: size for kind, size in sizes.items() if kind != ATTENTION}
+    return 1 - sum(weights.get(kind, 0) for kind in kept) / sum(weights.values())
 
 
 def _least_kept(

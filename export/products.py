@@ -1,27 +1,64 @@
 """What lower precisions are for: a graph's products, by kind."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+from onnx import helper
 
 from kwise.export.weights import Rewriting
 
 ATTENTION = "attention"
 """The kind of the products of queries with keys, and of what they weigh with values."""
+_BESIDE_SOFTMAX = {"Mul", "Div", "Add", "Where", "Cast", "IsNaN"}
 
 
 def is_product(graph: Rewriting, node: onnx.NodeProto) -> bool:
     """Whether the node multiplies rows with a matrix of weights. The head's column is none: it reads one row a sequence."""
     if node.op_type not in ("MatMul", "Gemm") or not graph.is_weight(node.input[1]):
         return False
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    plain = not attributes.get("transA") and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1
     shape = graph.shape(node.input[1])
-    return len(shape) == 2 and min(shape) > 1
+    return plain and len(shape) == 2 and min(shape) > 1
 
 
-def is_attention(graph: Rewriting, node: onnx.NodeProto) -> bool:
-    """Attention, or, where it is written out as in the padded layout, one of its products: neither factor is a weight."""
-    return node.op_type == "Attention" or (node.op_type == "MatMul" and not any(map(graph.is_weight, node.input)))
+def is_transposed(product: onnx.NodeProto) -> bool:
+    """Whether the weights are [outputs, inputs], as a Gemm may have them."""
+    return any(attribute.name == "transB" and attribute.i for attribute in product.attribute)
+
+
+def attention_products(graph: Rewriting) -> set[str]:
+    """The outputs of what is attention: the operator, or, where it is written out as in the padded layout, the products of two
+    activations before and after a softmax. Others, such as of positions with rotary frequencies, are none: they want all bits."""
+    found = {node.output[0] for node in graph.nodes if node.op_type == "Attention"}
+    if found:
+        return found
+    made_by = {name: node for node in graph.nodes for name in node.output}
+    read_by: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.nodes:
+        for name in node.input:
+            read_by.setdefault(name, []).append(node)
+    for node in graph.nodes:
+        if node.op_type == "MatMul" and not any(map(graph.is_weight, node.input)):
+            before = _through(node.input[0], lambda name: [made_by[name]] if name in made_by else [], forward=False)
+            after = _through(node.output[0], lambda name: read_by.get(name, []), forward=True)
+            if before or after:
+                found.add(node.output[0])
+    return found
+
+
+def _through(name: str, neighbours: Callable[[str], list[onnx.NodeProto]], *, forward: bool) -> bool:
+    """Whether a softmax is reached through nothing but scaling, masking and casts."""
+    for node in neighbours(name):
+        if node.op_type == "Softmax":
+            return True
+        if node.op_type in _BESIDE_SOFTMAX:
+            names = node.output if forward else node.input
+            if any(_through(other, neighbours, forward=forward) for other in names):
+                return True
+    return False
 
 
 def kinds(source: Path, *, attention: bool) -> dict[str, int]:
@@ -34,7 +71,7 @@ def kinds(source: Path, *, attention: bool) -> dict[str, int]:
             rows, columns = graph.shape(node.input[1])
             kind = kind_of(node)
             sizes[kind] = sizes.get(kind, 0) + rows * columns
-    if attention and sizes and any(is_attention(graph, node) for node in graph.nodes):
+    if attention and sizes and attention_products(graph):
         sizes[ATTENTION] = sum(sizes.values()) // len(sizes)
     return sizes
 

@@ -1,5 +1,6 @@
 """Weights in the file beside a graph: read without a copy, written one at a time, so that no model is in memory twice."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class Rewriting:
         self._directory, self._destination = source.parent, destination
         self.model = onnx.load(source, load_external_data=False)
         self._weights = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        _skip_identities(self.model.graph, self._weights)
         self._nodes: list[onnx.NodeProto] = []
         self._added: dict[str, TensorProto] = {}
         self._file = WeightFile(destination.with_name(f"{destination.name}.data"))
@@ -109,10 +111,33 @@ class Rewriting:
         onnx.save(self.model, self._destination)
 
 
+def _skip_identities(graph: onnx.GraphProto, weights: Mapping[str, TensorProto]) -> None:
+    """A weight that several layers share is read through nodes that do nothing: they read it directly."""
+    shown = {value.name for value in graph.output}
+    named = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    source = {name: origin for name, origin in ((name, _origin(name, named)) for name in named) if origin in weights}
+    kept = [node for node in graph.node if node.output[0] not in source or node.output[0] in shown]
+    for node in kept:
+        for position, name in enumerate(node.input):
+            node.input[position] = source.get(name, name)
+    inner = {name for node in kept for name in _inputs(node)} & source.keys()
+    kept[:0] = [node for node in graph.node if node.output[0] in inner and node not in kept]
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _origin(name: str, named: Mapping[str, str]) -> str:
+    while name in named:
+        name = named[name]
+    return name
+
+
 def _inputs(node: onnx.NodeProto) -> set[str]:
     """What a node reads, the branches of an `If` included."""
     names = set(node.input)
     for attribute in node.attribute:
-        for inner in attribute.g.node:
-            names |= _inputs(inner)
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                names |= _inputs(inner)
     return names

@@ -9,6 +9,35 @@ import transformers
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512}
 
+TRIE: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", GROUPED),
+    "qwen2": ("Qwen2", GROUPED),
+    "qwen3": ("Qwen3", GROUPED),
+    "mistral": ("Mistral", {**GROUPED, "sliding_window": 24}),
+    "gemma": ("Gemma", GROUPED),
+    "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}),
+    "gpt_neox": ("GPTNeoX", {**SMALL, "max_position_embeddings": 512}),
+    "opt": (
+        "OPT",
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 96,
+            "word_embed_proj_dim": 64,
+            "max_position_embeddings": 512,
+        },
+    ),
+}
+PADDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", {**SMALL, "max_position_embeddings": 512}),
+    "modernbert": ("ModernBert", {**SMALL, "max_position_embeddings": 512, "reference_compile": False}),
+    "deberta-v2": (
+        "DebertaV2",
+        {**SMALL, "max_position_embeddings": 512, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    ),
+}
+
 
 def tiny_model(family: str, options: dict[str, Any], tokenizer: Any, path: Path, pad_token_id: int = 2) -> Path:
     """A random model of the family with a real tokenizer, as a checkpoint."""

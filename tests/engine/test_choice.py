@@ -53,6 +53,15 @@ def test_each_refusal_has_its_reason(
         choose(allowed, runtime, kind, held, lambda: False)
 
 
+def test_what_is_not_installed_is_one_more_reason() -> None:
+    def cpu_has_bf16() -> bool:
+        raise ConfigError("it needs the package openvino")
+
+    assert choose([BF16, FP32], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16) == (FP32, Runtime.ONNXRUNTIME)
+    with pytest.raises(ConfigError, match="--precision bf16: bf16: it needs the package openvino"):
+        choose([BF16], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16)
+
+
 @given(st.lists(st.sampled_from(ALL), min_size=1, unique=True), st.sets(st.sampled_from(ALL)), st.booleans())
 def test_nothing_is_served_that_was_not_allowed_or_not_held(
     allowed: list[Precision], held: set[Precision], has_bf16: bool

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from conftest import export_quietly, read_examples
-from tiny_models import GROUPED, SMALL, tiny_model
+from tiny_models import PADDED, TRIE, tiny_model
 
 from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig, Runtime
@@ -22,35 +22,6 @@ from kwise.engine.loading import new_encoder
 from kwise.engine.session import GraphSession
 from kwise.engine.types import Group, Message
 from kwise.export.parity import allowed_difference
-
-TRIE: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", GROUPED),
-    "qwen2": ("Qwen2", GROUPED),
-    "qwen3": ("Qwen3", GROUPED),
-    "mistral": ("Mistral", {**GROUPED, "sliding_window": 24}),
-    "gemma": ("Gemma", GROUPED),
-    "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}),
-    "gpt_neox": ("GPTNeoX", {**SMALL, "max_position_embeddings": 512}),
-    "opt": (
-        "OPT",
-        {
-            "hidden_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "ffn_dim": 96,
-            "word_embed_proj_dim": 64,
-            "max_position_embeddings": 512,
-        },
-    ),
-}
-PADDED: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("Bert", {**SMALL, "max_position_embeddings": 512}),
-    "modernbert": ("ModernBert", {**SMALL, "max_position_embeddings": 512, "reference_compile": False}),
-    "deberta-v2": (
-        "DebertaV2",
-        {**SMALL, "max_position_embeddings": 512, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
-    ),
-}
 
 
 def assert_parity(checkpoint: Path, artifact: Path, layout: str, *, openvino: bool = True) -> None:
