@@ -30,6 +30,7 @@ class WeightFile:
         self._path = path
 
     def __enter__(self) -> "WeightFile":
+        self._path.unlink(missing_ok=True)  # a session may map the old one, which must not change under it
         self._file = self._path.open("wb")
         return self
 

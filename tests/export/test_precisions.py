@@ -188,6 +188,19 @@ def test_rewards_stay_near_fp32_and_do_not_depend_on_company(
     assert np.abs(everything - apart).max() < 0.01 * found.reward_std
 
 
+def test_a_reward_does_not_depend_on_what_is_cached_of_its_prompt(
+    artifact: Artifact, groups: list[list[EncodedSequence]]
+) -> None:
+    session = GraphSession(artifact, precision=Precision.INT8, prompt_cache_bytes=1 << 24)
+    without = GraphSession(artifact, precision=Precision.INT8)
+    std = np.concatenate(rewards_of(without, groups)).std()
+    for group in groups:
+        session.run(group[:1])
+        passed = session.run(group)
+        assert passed.num_reused > 0
+        assert np.abs(passed.rewards - without.run(group).rewards).max() < 0.01 * std
+
+
 def test_agreement_is_counted_by_hand(artifact: Artifact, groups: list[list[EncodedSequence]]) -> None:
     """Of the session's own rewards, one group turned round: all of its pairs are the wrong way, and its tau is -1."""
     session = GraphSession(artifact)
