@@ -7,6 +7,7 @@ from kwise.engine.options import add_options, from_options
 from kwise.engine.precision import Precision
 from kwise.export.exporter import ExportConfig, export
 from kwise.export.parity import ParityError
+from kwise.train.rankings import RankingsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0, or 1 where parity fails and nothing is written."""
+    """0, or 1 where parity fails or the rankings are bad, and nothing is written."""
     try:
         artifact = export(from_options(ExportConfig, arguments))
-    except ParityError as error:
+    except (ParityError, RankingsError) as error:
         print(f"kwise export: nothing was written: {error}", file=sys.stderr)
         return 1
     manifest = artifact.manifest
@@ -35,5 +36,6 @@ _PARITY = (
 _AGREEMENT = (
     "beside fp32 over {num_groups} prompts, {num_responses} responses: orders {agreement:.1%} of pairs as fp32 does, "
     "{clear_agreement:.1%} of the {clear_pairs} with clear margins, Kendall's tau {kendall_tau:.3f}; in standard deviations of the "
-    "rewards: errors {mean_error:.3f}, {max_error:.3f} at most, with company {max_change_with_company:.4f}"
+    "rewards: errors {mean_error:.3f}, {max_error:.3f} at most, with company {max_change_with_company:.4f}; "
+    "{share_of_products:.0%} of the products are in it, in fp32 stay {kept_in_fp32}"
 )
