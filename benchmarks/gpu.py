@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 
 from kwise.benchmarks import machine
 from kwise.benchmarks.peers import Transformers
-from kwise.benchmarks.workload import Cell, run_queued
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.benchmarks.workload import Cell, parse_cells, read_trie, run_queued
+from kwise.engine.artifact import Artifact
 from kwise.engine.buckets import BucketedGraph
 from kwise.engine.choice import choose
 from kwise.engine.config import EngineConfig, Runtime
 from kwise.engine.devices import Kind, parse_devices
-from kwise.engine.errors import ConfigError, InvalidRequest
+from kwise.engine.errors import ConfigError
 from kwise.engine.graph import Graph, cpu_has_bf16
-from kwise.engine.loading import new_encoder
+from kwise.engine.loading import golden_sequences, new_encoder
 from kwise.engine.options import check_bounds, option
 from kwise.engine.precision import Precision
 from kwise.engine.prompt_cache import PromptCache
@@ -67,10 +67,7 @@ class GpuBenchConfig:
         self.parsed_cells()
 
     def parsed_cells(self) -> list[Cell]:
-        try:
-            return [Cell.parse(cell) for cell in self.cells.split(",")]
-        except ValueError:
-            raise ConfigError(f"--cells is {self.cells!r}; it must be P/R/K,P/R/K,… in whole numbers") from None
+        return parse_cells(self.cells)
 
 
 def run(config: GpuBenchConfig) -> None:
@@ -79,9 +76,7 @@ def run(config: GpuBenchConfig) -> None:
     Raises:
         OSError: there is no such GPU, or nothing to run it with.
     """
-    artifact = read_artifact(Path(config.artifact))
-    if artifact.manifest.layout != "trie":
-        raise ConfigError(f"{config.artifact}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's")
+    artifact = read_trie(config.artifact)
     results: dict[str, Any] = {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config)), "precisions": {}}
     kind = parse_devices(config.device)[0].kind
     for precision in artifact.manifest.held:
@@ -124,12 +119,8 @@ def _measure(config: GpuBenchConfig, artifact: Artifact, precision: Precision, r
 
 def _parity(config: GpuBenchConfig, artifact: Artifact, session: GraphSession) -> dict[str, dict[str, float]]:
     """By what the rewards are compared with: the golden ones, and fp32 on the CPU where the artifact has it."""
-    encoder = new_encoder(artifact, EngineConfig())
-    golden = []
-    for entry in artifact.golden:
-        (encoded,) = encoder.encode(Group(prompt=entry.prompt, responses=(entry.response,)))
-        assert not isinstance(encoded, InvalidRequest), "the exporter scored it"
-        golden.append(session.run([encoded]).rewards)
+    sequences = golden_sequences(artifact, new_encoder(artifact, EngineConfig()))
+    golden = [session.run([sequence]).rewards for sequence in sequences]
     expected = np.array([entry.reward for entry in artifact.golden], np.float32)
     found = {"the golden rewards": parity_of(np.concatenate(golden), expected)}
     if Precision.FP32 in artifact.manifest.held:

@@ -18,9 +18,9 @@ import numpy as np
 
 from kwise.benchmarks import machine, memory, reuse
 from kwise.benchmarks.peers import MOST_PADDED_ROWS, stock_session
-from kwise.benchmarks.workload import Cell, real_groups, run_queued
+from kwise.benchmarks.workload import Cell, parse_cells, read_trie, real_groups, run_queued
 from kwise.benchmarks.yardstick import Peak, cost_of_graph
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ConfigError
 from kwise.engine.options import check_bounds, option
@@ -50,10 +50,7 @@ class GraphBenchConfig:
         self.parsed_cells()
 
     def parsed_cells(self) -> list[Cell]:
-        try:
-            return [Cell.parse(cell) for cell in self.cells.split(",")]
-        except ValueError:
-            raise ConfigError(f"--cells is {self.cells!r}; it must be P/R/K,P/R/K,… in whole numbers") from None
+        return parse_cells(self.cells)
 
     def session(self, artifact: Artifact) -> GraphSession:
         config = EngineConfig(threads=self.threads)
@@ -62,9 +59,7 @@ class GraphBenchConfig:
 
 def run(config: GraphBenchConfig) -> None:
     """Print the tables, and write the figures where --json says."""
-    artifact = read_artifact(Path(config.artifact))
-    if artifact.manifest.layout != "trie":
-        raise ConfigError(f"{config.artifact}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's")
+    artifact = read_trie(config.artifact)
     if Precision.FP32 not in artifact.manifest.held:
         raise ConfigError(f"{config.artifact}: it holds no fp32, which this benchmark is of")
     results: dict[str, Any] = {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config))}

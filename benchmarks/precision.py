@@ -25,8 +25,8 @@ from typing import Any
 
 from kwise.benchmarks import machine
 from kwise.benchmarks.peers import MOST_PADDED_ROWS, Transformers, stock_session
-from kwise.benchmarks.workload import Cell, run_queued
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.benchmarks.workload import Cell, parse_cells, read_trie, run_queued
+from kwise.engine.artifact import Artifact
 from kwise.engine.choice import choose
 from kwise.engine.config import EngineConfig, Runtime
 from kwise.engine.conversation import EncodedSequence
@@ -38,7 +38,7 @@ from kwise.engine.options import check_bounds, option
 from kwise.engine.precision import Precision
 from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.session import GraphSession, Pass, Session
-from kwise.export.agreement import Groups, Rewards, measure, read_groups, rewards_of
+from kwise.export.agreement import Groups, Rewards, encode_groups, measure, read_texts, rewards_of
 
 _REFERENCE = "onnxruntime fp32"
 _REAL = "real"
@@ -52,7 +52,7 @@ class PrecisionBenchConfig:
     checkpoint: str = option("", "its checkpoint, for transformers in bf16 and the stock padded graph beside it")
     rankings: str = option("", "real groups: a JSON Lines file of rankings, .gz or not; without it, shipped ones")
     cells: str = option("64/64/9,256/128/9,1024/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses")
-    num_groups: int = option(16, "how many of the real groups", minimum=1, maximum=32)
+    num_groups: int = option(16, "how many of the real groups", minimum=1)
     repeats: int = option(5, "runs of each contender, after one to warm up", minimum=1)
     max_seconds: float = option(
         60.0,
@@ -68,10 +68,7 @@ class PrecisionBenchConfig:
         self.parsed_cells()
 
     def parsed_cells(self) -> list[Cell]:
-        try:
-            return [Cell.parse(cell) for cell in self.cells.split(",")]
-        except ValueError:
-            raise ConfigError(f"--cells is {self.cells!r}; it must be P/R/K,P/R/K,… in whole numbers") from None
+        return parse_cells(self.cells)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +110,11 @@ class _Runs:
 
 def run(config: PrecisionBenchConfig) -> None:
     """Print the tables, and write the figures where --json says."""
-    artifact = read_artifact(Path(config.artifact))
-    if artifact.manifest.layout != "trie":
-        raise ConfigError(f"{config.artifact}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's")
+    artifact = read_trie(config.artifact)
     if Precision.FP32 not in artifact.manifest.held:
         raise ConfigError(f"{config.artifact}: it holds no fp32, to which the others are compared (kwise export --dtype)")
-    groups = read_groups(new_encoder(artifact, EngineConfig()), config.rankings)[: config.num_groups]
+    texts = read_texts(config.rankings, config.num_groups)[: config.num_groups]
+    groups = encode_groups(new_encoder(artifact, EngineConfig()), texts)
     contenders, left_out = contenders_of(artifact, config)
     workloads: dict[str, list[Groups]] = {}
     for cell in config.parsed_cells():

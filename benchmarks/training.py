@@ -18,7 +18,7 @@ from typing import Any
 
 from kwise.benchmarks import machine
 from kwise.benchmarks.memory import PEAK_OF
-from kwise.benchmarks.workload import Cell
+from kwise.benchmarks.workload import Cell, parse_cells
 from kwise.engine.errors import ConfigError
 from kwise.engine.options import check_bounds, option
 
@@ -48,10 +48,7 @@ class TrainBenchConfig:
                 )
 
     def parsed_cells(self) -> list[Cell]:
-        try:
-            return [Cell.parse(cell) for cell in self.cells.split(",")]
-        except ValueError:
-            raise ConfigError(f"--cells is {self.cells!r}; it must be P/R/K,P/R/K,… in whole numbers") from None
+        return parse_cells(self.cells)
 
 
 def run(config: TrainBenchConfig) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import EncodedSequence
+from kwise.engine.errors import ConfigError
 from kwise.engine.loading import new_encoder
 from kwise.engine.queue import Work, WorkQueue
 from kwise.engine.session import Session
@@ -51,6 +52,22 @@ class Cell:
         rng = np.random.default_rng((seed, self.P, self.R, self.K))
         prompt = rng.integers(_FIRST_ID, vocab_size, self.P)
         return [encoded(prompt, rng.integers(_FIRST_ID, vocab_size, self.R)) for _ in range(self.K)]
+
+
+def parse_cells(text: str) -> list[Cell]:
+    """The cells of `--cells`. Raises ConfigError."""
+    try:
+        return [Cell.parse(cell) for cell in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--cells is {text!r}; it must be P/R/K,P/R/K,… in whole numbers") from None
+
+
+def read_trie(path: str) -> Artifact:
+    """The artifact of a benchmark that is of the trie layout. Raises ArtifactError, ConfigError."""
+    artifact = read_artifact(Path(path))
+    if artifact.manifest.layout != "trie":
+        raise ConfigError(f"{path}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's")
+    return artifact
 
 
 def encoded(prompt: NDArray[np.int64], response: NDArray[np.int64]) -> EncodedSequence:

@@ -4,7 +4,7 @@ from tokenizers import Tokenizer
 
 from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.conversation import ConversationEncoder, EncoderLimits
+from kwise.engine.conversation import ConversationEncoder, EncodedSequence, EncoderLimits
 from kwise.engine.errors import ArtifactError, ConfigError, InvalidRequest
 from kwise.engine.session import Session
 from kwise.engine.types import Group
@@ -43,6 +43,17 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
     return Tokenizer.from_file(str(artifact.tokenizer_path))
 
 
+def golden_sequences(artifact: Artifact, encoder: ConversationEncoder) -> list[EncodedSequence]:
+    """The artifact's golden conversations as the model reads them. Raises ArtifactError where one is refused."""
+    sequences = []
+    for number, golden in enumerate(artifact.golden, start=1):
+        (encoded,) = encoder.encode(Group(prompt=golden.prompt, responses=(golden.response,)))
+        if isinstance(encoded, InvalidRequest):
+            raise ArtifactError(f"{artifact.path}/golden.jsonl:{number}: {encoded}")
+        sequences.append(encoded)
+    return sequences
+
+
 def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Session) -> None:
     """Score the artifact's golden conversations, each by itself and all together, as this server would.
 
@@ -50,12 +61,7 @@ def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Sess
         ArtifactError: a reward is further from its golden value than the manifest promises of this precision (a lost head, a
             wrong provider or a wrong pooling shows here, not in a ruined RL run), or changes with its company by more.
     """
-    sequences = []
-    for number, golden in enumerate(artifact.golden, start=1):
-        (encoded,) = encoder.encode(Group(prompt=golden.prompt, responses=(golden.response,)))
-        if isinstance(encoded, InvalidRequest):
-            raise ArtifactError(f"{artifact.path}/golden.jsonl:{number}: {encoded}")
-        sequences.append(encoded)
+    sequences = golden_sequences(artifact, encoder)
     promise = artifact.manifest.promise(session.precision)
     together = session.run(sequences).rewards
     for number, (golden, sequence, beside) in enumerate(zip(artifact.golden, sequences, together, strict=True), start=1):

@@ -1,4 +1,4 @@
-"""ONNX Runtime, which stays in this file: on CPU in fp32, the reference, or on CUDA.
+"""ONNX Runtime, which stays in this file: on CPU in fp32, the reference, and int8; or on CUDA.
 
 On CUDA the index arrays go to the device once a pass, into buffers that stay there, and of the outputs only those that the
 session reads come back: the rewards, and the keys and values that the prompt cache keeps. That cache is in host memory on a

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU, which stays in this file. It reads the same ONNX file, and computes in fp32 also where it could in bf16."""
+"""OpenVINO on a CPU, which stays in this file. It reads the same ONNX files, and computes each node in the type it has there."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -116,8 +116,9 @@ class Scorer:
         ]
         tokenizer = load_tokenizer(artifact)
         encoder = new_encoder(artifact, config, tokenizer)
+        golden_encoder = new_encoder(artifact, EngineConfig(), tokenizer)
         for session in sessions:
-            check_golden(artifact, new_encoder(artifact, EngineConfig(), tokenizer), session)
+            check_golden(artifact, golden_encoder, session)
         return cls(artifact, config, encoder, sessions, counters)
 
     async def __aenter__(self) -> "Scorer":

@@ -26,7 +26,7 @@ _CLEAR = 0.05
 _MAX_CHANGE = 0.01
 # What a precision must reach to be written: of clear pairs, the share that it orders as fp32 does.
 _LEAST_AGREEMENT = {Precision.FP16: 0.995, Precision.BF16: 0.995, Precision.INT8: 0.98}
-_MAX_GROUPS = 16
+_MOST_GROUPS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,25 +54,35 @@ class Agreement:
 
 Groups = Sequence[Sequence[EncodedSequence]]
 Rewards = NDArray[np.float64]
+Texts = tuple[Conversation, tuple[str, ...]]
 
 
-def read_groups(encoder: ConversationEncoder, rankings: str) -> list[list[EncodedSequence]]:
-    """Of a file of rankings (JSON Lines, .gz or not) the first 16; without a file, shipped prompts, each with seven
-    responses: its own, two parts of it, and those of four other prompts.
+def read_texts(rankings: str, most: int = _MOST_GROUPS) -> list[Texts]:
+    """Prompts with their responses: the first `most` of a file of rankings (JSON Lines, .gz or not); without a file, all
+    shipped ones, each with seven responses: its own, two parts of it, and those of four other prompts.
 
     Raises:
-        ConfigError: --rankings has no prompt with two responses that fit into the model.
         RankingsError, OSError: it is no such file.
     """
+    if not rankings:
+        return _shipped()
+    return [(ranking.prompt, ranking.responses) for ranking in read_rankings(rankings, allow_tied=True)[:most]]
+
+
+def encode_groups(encoder: ConversationEncoder, texts: Sequence[Texts]) -> list[list[EncodedSequence]]:
+    """The groups of at least two responses that the model can read.
+
+    Raises:
+        ConfigError: there is none.
+    """
     groups = []
-    for prompt, responses in _read(rankings) if rankings else _shipped():
+    for prompt, responses in texts:
         outcomes = encoder.encode(Group(prompt=prompt, responses=responses))
         group = [outcome for outcome in outcomes if not isinstance(outcome, InvalidRequest)]
         if len(group) > 1:
             groups.append(group)
     if not groups:
-        name = f"--rankings {rankings}" if rankings else "--max-tokens"
-        raise ConfigError(f"{name}: there is no prompt with two responses that fit, to measure precisions on")
+        raise ConfigError("--rankings, --max-tokens: no prompt has two responses that fit, to measure precisions on")
     return groups
 
 
@@ -84,12 +94,12 @@ def rewards_of(session: Session, groups: Groups) -> list[Rewards]:
 def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Agreement:
     """Compare `session` with the fp32 rewards of the same groups."""
     found = rewards_of(session, groups)
-    first = [float(session.run([group[0]]).rewards[0]) for group in groups]
-    last = [float(session.run([group[-1]]).rewards[0]) for group in groups]
     std = float(np.concatenate(expected).std()) or 1.0  # where all are alike no pair is clear
     errors = np.abs(np.concatenate(found) - np.concatenate(expected)) / std
-    changes = [abs(a - f[0]) for a, f in zip(first, found, strict=True)] + [
-        abs(a - f[-1]) for a, f in zip(last, found, strict=True)
+    changes = [
+        abs(float(session.run([group[end]]).rewards[0]) - rewards[end])
+        for group, rewards in zip(groups, found, strict=True)
+        for end in (0, -1)
     ]
     same: list[bool] = []
     clear: list[bool] = []
@@ -147,13 +157,9 @@ def promise(found: Agreement, golden_error: float, **details: Any) -> Promise:
     return Promise(max_difference=largest + change, max_change=change, report=asdict(found) | details)
 
 
-def _read(path: str) -> list[tuple[Conversation, tuple[str, ...]]]:
-    return [(ranking.prompt, ranking.responses) for ranking in read_rankings(path, allow_tied=True)[:_MAX_GROUPS]]
-
-
-def _shipped() -> list[tuple[Conversation, tuple[str, ...]]]:
+def _shipped() -> list[Texts]:
     pairs = shipped_conversations()
-    groups: list[tuple[Conversation, tuple[str, ...]]] = []
+    groups: list[Texts] = []
     for number, (prompt, response) in enumerate(pairs):
         words = response.split(" ")
         half = len(words) // 2

@@ -35,6 +35,7 @@ from kwise.engine.options import check_bounds, option
 from kwise.engine.precision import Precision, parse_precisions
 from kwise.engine.session import GraphSession
 from kwise.engine.types import Message
+from kwise.export.agreement import Texts, read_texts
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.padded_graph import export_padded
 from kwise.export.parity import ParityCase, check_parity, reference_cases
@@ -97,10 +98,12 @@ def export(config: ExportConfig) -> Artifact:
 
     Raises:
         ConfigError: the checkpoint is no reward model, or an option does not suit it, or the destination exists.
-        ParityError: the graph's rewards are not the checkpoint's; nothing was written.
+        RankingsError, OSError: --rankings is no file of rankings.
+        ParityError: the graph's rewards are not the checkpoint's, or a precision's not near enough; nothing was written.
     """
     destination = Path(config.artifact).resolve()
     check_destination(destination, overwrite=config.overwrite)
+    texts = read_texts(config.rankings)  # before the work: a mistake in it is told at once
     checkpoint = read_checkpoint(config.checkpoint, config.chat_template)
     layout = _layout(config, checkpoint)
     manifest = _describe(config, checkpoint, layout)
@@ -113,7 +116,7 @@ def export(config: ExportConfig) -> Artifact:
         # The weights need not be in memory beside those of the session that reads the artifact; tracing leaves cycles.
         del checkpoint
         gc.collect()
-        manifest = _prove(manifest, cases, config, work)
+        manifest = _prove(manifest, cases, texts, config, work)
         publish(work, destination)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -164,18 +167,18 @@ def _write(checkpoint: Checkpoint, layout: Layout, work: Path) -> None:
         (work / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
 
 
-def _prove(manifest: Manifest, cases: Sequence[ParityCase], config: ExportConfig, work: Path) -> Manifest:
+def _prove(
+    manifest: Manifest, cases: Sequence[ParityCase], texts: Sequence[Texts], config: ExportConfig, work: Path
+) -> Manifest:
     """Check that what `work` holds gives the rewards of `cases`, add the other precisions, and make it an artifact: golden
     rewards, manifest."""
     artifact = Artifact(path=work, manifest=replace(manifest, files=_files(work)), golden=())
     encoder, session = new_encoder(artifact, EngineConfig()), GraphSession(artifact)
     report = check_parity(cases, encoder, session, layout=manifest.layout, tolerance=config.tolerance)
     promises = {Precision.FP32: Promise(max_difference=report.tolerance, max_change=report.tolerance, report=asdict(report))}
-    golden = golden_cases(cases)
+    golden = _golden_cases(cases)
     wanted = parse_precisions(config.dtype, "--dtype")
-    promises |= add_precisions(
-        artifact, encoder, session, wanted, golden, rankings=config.rankings, min_agreement=config.min_agreement
-    )
+    promises |= add_precisions(artifact, encoder, session, wanted, golden, texts=texts, min_agreement=config.min_agreement)
     del session  # it maps the weights
     if Precision.FP32 not in wanted:
         del promises[Precision.FP32]
@@ -205,7 +208,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def golden_cases(cases: Sequence[ParityCase]) -> list[ParityCase]:
+def _golden_cases(cases: Sequence[ParityCase]) -> list[ParityCase]:
     """The first few short conversations of text."""
     return [case for case in cases if isinstance(case.response, str) and len(_golden_line(case)) < _GOLDEN_CHARACTERS][
         :_NUM_GOLDEN

@@ -16,7 +16,7 @@ from kwise.engine.artifact import Artifact, Promise
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.precision import Precision
 from kwise.engine.session import GraphSession
-from kwise.export.agreement import Agreement, Groups, Rewards, measure, promise, read_groups, rewards_of, shortcomings
+from kwise.export.agreement import Agreement, Groups, Rewards, Texts, encode_groups, measure, promise, rewards_of, shortcomings
 from kwise.export.half import write_half
 from kwise.export.int8 import write_int8
 from kwise.export.parity import ParityCase, ParityError, encoded
@@ -35,14 +35,14 @@ def add_precisions(
     precisions: Sequence[Precision],
     golden: Sequence[ParityCase],
     *,
-    rankings: str,
+    texts: Sequence[Texts],
     min_agreement: float,
 ) -> dict[Precision, Promise]:
     """Write the graphs of `precisions` other than fp32 into the artifact's directory.
 
     Args:
         reference: of the fp32 graph.
-        rankings, min_agreement: see `ExportConfig`.
+        texts: what to measure on. min_agreement: see `ExportConfig`.
 
     Raises:
         ParityError: one is not good enough.
@@ -51,7 +51,7 @@ def add_precisions(
     others = [precision for precision in precisions if precision is not Precision.FP32]
     if not others:
         return {}
-    groups = read_groups(encoder, rankings)
+    groups = encode_groups(encoder, texts)
     expected = rewards_of(reference, groups)
     known = [(encoded(encoder, case), case.reward) for case in golden]
     return {precision: _add(artifact, precision, groups, expected, known, min_agreement) for precision in others}
@@ -71,16 +71,18 @@ def _add(
     with TemporaryDirectory(dir=artifact.path) as scratch:
         open_session = _writer(artifact, precision, Path(scratch))
 
-        def attempt(kept: Sequence[str]) -> tuple[Agreement, str]:
-            found = measure(open_session(kept), groups, expected)
+        def judged(session: GraphSession) -> tuple[Agreement, str]:
+            found = measure(session, groups, expected)
             return found, shortcomings(precision, found, min_agreement)
 
         kept: Sequence[str] = ()
-        found, problem = attempt(kept)
-        if problem:
-            order = _by_harm(open_session, sizes, groups[:_FEW_GROUPS], expected[:_FEW_GROUPS])
-            kept, found = _least_kept(order, attempt)
         session = open_session(kept)
+        found, problem = judged(session)
+        if problem:
+            del session
+            order = _by_harm(open_session, sizes, groups[:_FEW_GROUPS], expected[:_FEW_GROUPS])
+            kept, found = _least_kept(order, lambda kept: judged(open_session(kept)))
+            session = open_session(kept)  # the last attempt may have been another
         alone = np.array([session.run([sequence]).rewards[0] for sequence, _ in known])
         together = session.run([sequence for sequence, _ in known]).rewards
         del session  # it maps what is deleted now

@@ -26,7 +26,7 @@ from kwise.engine.loading import new_encoder
 from kwise.engine.precision import Precision
 from kwise.engine.session import GraphSession
 from kwise.export import agreement
-from kwise.export.agreement import measure, read_groups, rewards_of, shortcomings
+from kwise.export.agreement import encode_groups, measure, read_texts, rewards_of, shortcomings
 from kwise.export.half import write_half
 from kwise.export.int8 import block_of, hadamard, rotated, write_int8
 from kwise.export.parity import ParityError
@@ -53,7 +53,7 @@ def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def groups(artifact: Artifact) -> list[list[EncodedSequence]]:
-    return read_groups(new_encoder(artifact, EngineConfig()), str(EXAMPLES))[:6]
+    return encode_groups(new_encoder(artifact, EngineConfig()), read_texts(str(EXAMPLES)))[:6]
 
 
 def product(directory: Path, weight: Float32) -> Path:
@@ -389,4 +389,4 @@ def test_what_is_asked_for_in_vain_is_named(tiny_checkpoint: Path, artifact: Art
             export_quietly(tiny_checkpoint, tmp_path / "none", dtype=dtype)
     (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "Hi"}) + "\n")
     with pytest.raises(RankingsError, match=r"bad\.jsonl:1"):
-        read_groups(new_encoder(artifact, EngineConfig()), str(tmp_path / "bad.jsonl"))
+        export_quietly(tiny_checkpoint, tmp_path / "none", dtype="fp32,int8", rankings=str(tmp_path / "bad.jsonl"))

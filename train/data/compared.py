@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kwise.engine.types import Conversation, Message
-from kwise.train.data.fields import as_list, as_text, messages, number, records, refuse, required, text, user
+from kwise.train.data.fields import as_list, as_text, is_unicode, messages, number, records, refuse, required, text, user
 from kwise.train.data.items import Compared, Item, Left, ReadOptions, Row
 from kwise.train.data.pairs import PARTED
 from kwise.train.data.transcript import num_common, parse_nemo
@@ -83,7 +83,7 @@ def _read_arena_55k(row: Row) -> Iterator[Item]:
             refuse(key, f"has {len(answers)} turns for the {len(prompts)} of the prompt")
     if None in (*prompts, *a, *b):
         yield Left(what="row", reason="a turn of it has no text")
-    elif not all(_is_unicode(turn) for turn in (*prompts, *a, *b)):
+    elif not all(is_unicode(turn) for turn in (*prompts, *a, *b)):
         yield Left(what="row", reason="a turn of it has half of a surrogate pair")
     else:
         [winner] = (winner for winner, is_won in won.items() if is_won)
@@ -101,15 +101,6 @@ def _texts(row: Row, key: str) -> list[Any]:
     if not as_list(value, key):
         refuse(key, "must not be empty")
     return [turn if turn is None else as_text(turn, f"{key}[{index}]") for index, turn in enumerate(value)]
-
-
-def _is_unicode(said: str) -> bool:
-    """Texts that were cut by UTF-16's units have half of a surrogate pair; no tokenizer takes them."""
-    try:
-        said.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _conversation(prompts: list[str], answers: list[str]) -> Conversation:

@@ -34,6 +34,15 @@ def as_text(value: Any, at: str) -> str:
     return value
 
 
+def is_unicode(said: str) -> bool:
+    """Texts that were cut by UTF-16's units have half of a surrogate pair; no tokenizer takes them, and UTF-8 has none."""
+    try:
+        said.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def number(row: Row, key: str, at: str = "") -> float:
     value = required(row, key, at or "row")
     return as_number(value, _join(at, key))

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from typing import Any
 
+from kwise.train.data.fields import is_unicode
 from kwise.train.data.items import Ranked
 
 
@@ -50,12 +51,4 @@ def line(ranked: Ranked) -> bytes:
         row = {"prompt": turns[0]["content"] if is_text else turns, "responses": responses}
     # A half of a surrogate pair cannot be written as UTF-8; escaped, it comes to `parse_ranking`, which names the field.
     text = json.dumps(row, ensure_ascii=False, default=str)
-    return (text if text.isascii() or _encodes(text) else json.dumps(row, default=str)).encode() + b"\n"
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return (text if is_unicode(text) else json.dumps(row, default=str)).encode() + b"\n"
