@@ -38,7 +38,7 @@ from kwise.engine.options import check_bounds, option
 from kwise.engine.precision import Precision
 from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.session import GraphSession, Pass, Session
-from kwise.export.agreement import Groups, Rewards, encode_groups, measure, read_texts, rewards_of
+from kwise.export.agreement import Groups, Rewards, encode_groups, measure, read_texts, rewards_of, split_texts
 
 _REFERENCE = "onnxruntime fp32"
 _REAL = "real"
@@ -50,7 +50,9 @@ class PrecisionBenchConfig:
 
     artifact: str = option(help="an artifact of the trie layout that holds fp32 and others (kwise export --dtype)")
     checkpoint: str = option("", "its checkpoint, for transformers in bf16 and the stock padded graph beside it")
-    rankings: str = option("", "real groups: a JSON Lines file of rankings, .gz or not; without it, shipped ones")
+    rankings: str = option(
+        "", "real groups: a JSON Lines file of rankings, .gz or not; without it, the shipped ones of an export"
+    )
     cells: str = option("64/64/9,256/128/9,1024/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses")
     num_groups: int = option(16, "how many of the real groups", minimum=1)
     repeats: int = option(5, "runs of each contender, after one to warm up", minimum=1)
@@ -113,7 +115,8 @@ def run(config: PrecisionBenchConfig) -> None:
     artifact = read_trie(config.artifact)
     if Precision.FP32 not in artifact.manifest.held:
         raise ConfigError(f"{config.artifact}: it holds no fp32, to which the others are compared (kwise export --dtype)")
-    texts = read_texts(config.rankings, config.num_groups)[: config.num_groups]
+    texts = read_texts(config.rankings, config.num_groups) if config.rankings else split_texts(read_texts(""))[0]
+    texts = texts[: config.num_groups]
     groups = encode_groups(new_encoder(artifact, EngineConfig()), texts)
     contenders, left_out = contenders_of(artifact, config)
     workloads: dict[str, list[Groups]] = {}

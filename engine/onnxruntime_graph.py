@@ -40,8 +40,10 @@ class OnnxRuntimeGraph:
         # Beside a GPU there is arithmetic on shapes, which is not worth a pool of threads for each device.
         options.intra_op_num_threads = 1 if cuda else threads
         options.log_severity_level = 3
-        # int8 is summed up exactly on every CPU: on those without VNNI the faster kernels saturate at 16 bits.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not _has_vnni():
+            # int8 is summed up exactly on every CPU: on x86 without VNNI the faster kernels saturate at 16 bits. With it they are
+            # exact and 2.4 times as fast, but this option would rule them out there too.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         # Each tensor is used soon after it is made: 20 KB of activations a row of SmolLM2 instead of 65, at the same speed.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         # Planned memory is for shapes that come again, and each plan is kept for ever.
@@ -149,6 +151,15 @@ def _assigned(session: ort.InferenceSession) -> dict[str, set[str]]:
     for part in session.get_provider_graph_assignment_info():
         assigned.setdefault(part.ep_name, set()).update(node.op_type for node in part.get_nodes())
     return assigned
+
+
+def _has_vnni() -> bool:
+    """Whether this CPU is known to sum up products of bytes in 32 bits; on Linux alone it is asked."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def _find_cuda() -> None:

@@ -6,7 +6,7 @@ in what a batch costs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from kwise.engine.graph import open_graph
 from kwise.engine.packing import pack
 from kwise.engine.precision import Precision
 from kwise.engine.prompt_cache import PromptCache
-from kwise.engine.reuse import keep, plan_reuse
+from kwise.engine.reuse import Reuse, keep, plan_reuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +81,26 @@ class GraphSession:
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         return self._run_trie(batch) if self._manifest.layout == "trie" else self._run_padded(batch)
 
+    def inputs(self, batch: Sequence[EncodedSequence]) -> dict[str, NDArray[Any]]:
+        """The graph's inputs for the batch, with nothing reused and nothing to be kept."""
+        if self._manifest.layout != "trie":
+            return dict(self._padded_inputs(batch)[0])
+        reuse = plan_reuse(batch, PromptCache(0), list(self._states.values()))
+        return self._trie_inputs(reuse)[0]
+
     def _run_trie(self, batch: Sequence[EncodedSequence]) -> Pass:
         reuse = plan_reuse(batch, self.prompt_cache, list(self._states.values()))
+        inputs, num_rows = self._trie_inputs(reuse)
+        rewards, *present = self._graph.run(inputs)
+        if np.isfinite(rewards).all():  # a sequence that overflows must not leave its states to others
+            keep(reuse, present, self.prompt_cache)
+        return Pass(rewards=rewards, num_rows=num_rows, num_reused=reuse.trie.num_nodes - num_rows)
+
+    def _trie_inputs(self, reuse: Reuse) -> tuple[dict[str, NDArray[Any]], int]:
         aligned = self.precision is not Precision.FP32  # see `pack`: a last bit may turn a rounding
         packed = pack(reuse.trie, self._manifest.num_classes, reuse.past, reuse.num_past, aligned=aligned)
         states = dict(zip(self._states, reuse.states, strict=True))
-        rewards, *present = self._graph.run(packed.arrays | states | {"kept": packed.entries[reuse.kept]})
-        if np.isfinite(rewards).all():  # a sequence that overflows must not leave its states to others
-            keep(reuse, present, self.prompt_cache)
-        return Pass(rewards=rewards, num_rows=packed.num_rows, num_reused=reuse.trie.num_nodes - packed.num_rows)
+        return packed.arrays | states | {"kept": packed.entries[reuse.kept]}, packed.num_rows
 
     def _run_padded(self, batch: Sequence[EncodedSequence]) -> Pass:
         inputs, num_rows = self._padded_inputs(batch)

@@ -57,7 +57,7 @@ Rewards = NDArray[np.float64]
 Texts = tuple[Conversation, tuple[str, ...]]
 
 
-def read_texts(rankings: str, most: int = _MOST_GROUPS) -> list[Texts]:
+def read_texts(rankings: str, most: int = 2 * _MOST_GROUPS) -> list[Texts]:
     """Prompts with their responses: the first `most` of a file of rankings (JSON Lines, .gz or not); without a file, all
     shipped ones, each with seven responses: its own, two parts of it, and those of four other prompts.
 
@@ -67,6 +67,12 @@ def read_texts(rankings: str, most: int = _MOST_GROUPS) -> list[Texts]:
     if not rankings:
         return _shipped()
     return [(ranking.prompt, ranking.responses) for ranking in read_rankings(rankings, allow_tied=True)[:most]]
+
+
+def split_texts(texts: Sequence[Texts]) -> tuple[Sequence[Texts], Sequence[Texts]]:
+    """(one half, at most 16, to measure on; as many of the others to choose by how weights are rounded). A single one is both."""
+    measured = min(-(-len(texts) // 2), _MOST_GROUPS)
+    return texts[:measured], texts[measured:][:_MOST_GROUPS] or texts
 
 
 def encode_groups(encoder: ConversationEncoder, texts: Sequence[Texts]) -> list[list[EncodedSequence]]:

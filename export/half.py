@@ -2,7 +2,8 @@
 
 The residual stream, norms, softmax, rotary embedding, activations and the head stay in fp32, for they are cheap and their rounding
 would add up over the layers: with all of SmolLM2 in bf16 rewards moved by an eighth of their standard deviation with their batch.
-Each product's factors are cast, and so is its result back; GPUs and CPUs with such units sum up in fp32 inside.
+Each product's factors are cast, and so is its result back; GPUs and CPUs with such units sum up in fp32 inside. What is only moved
+between two products (keys that tiles gather, heads that are laid end to end) is moved in the half precision: the same numbers.
 
 `emulated` writes a graph that rounds in the same places and multiplies in fp32. It runs everywhere, and gives the rewards of a
 runtime that sums up in fp32: so an export measures what it writes on a machine that cannot run it.
@@ -20,7 +21,7 @@ from onnx import TensorProto, helper
 
 from kwise.engine.precision import Precision
 from kwise.export.parity import ParityError
-from kwise.export.products import ATTENTION, attention_products, is_product, kind_of
+from kwise.export.products import ATTENTION, NEAREST, Rounded, attention_products, is_product, kind_of, weight_key
 from kwise.export.weights import Rewriting
 
 _TYPES = {
@@ -29,76 +30,138 @@ _TYPES = {
 }
 # The mask of the trie's attention has -1e9 where nothing is to be seen: infinite in fp16, and a row of infinities has no softmax.
 _LEAST = -60000.0
+# How many of a node's inputs, from the first, hold numbers that it moves, and it does nothing else.
+_MOVED = {"Gather": 1, "Reshape": 1, "Transpose": 1, "Unsqueeze": 1, "Squeeze": 1, "Concat": None}
 
 
 def write_half(
-    source: Path, destination: Path, precision: Precision, kept: Collection[str] = (), *, emulated: bool = False
+    source: Path,
+    destination: Path,
+    precision: Precision,
+    kept: Collection[str] = (),
+    rounded: Rounded = NEAREST,
+    *,
+    emulated: bool = False,
 ) -> None:
-    """Write the graph and the file of weights beside it. kept: kinds of products that stay in fp32, see products.py.
+    """Write the graph and the file of weights beside it. kept: kinds of products that stay in fp32, see products.py. rounded:
+    some weights in the precision, by `weight_key`; the others are rounded to the nearest.
 
     Raises:
         ParityError: a weight is too large for the precision. A result that is shows in the rewards.
     """
     with Rewriting(source, destination) as graph:
-        caster = _Caster(graph, precision, emulated)
+        caster = _Caster(graph, precision, rounded, emulated)
         attention = attention_products(graph)
         for node in graph.nodes:
             kind = ATTENTION if node.output[0] in attention else kind_of(node) if is_product(graph, node) else None
             if kind is None or kind in kept:
-                graph.emit(node)
+                caster.emit(node)
             else:
                 caster.product(node)
 
 
+def half_of(name: str, weight: NDArray[Any], precision: Precision) -> NDArray[Any]:
+    """The nearest.
+
+    Raises:
+        ParityError: one is infinite in the precision.
+    """
+    _, dtype = _TYPES[precision]
+    with np.errstate(over="ignore"):
+        rounded = weight.astype(dtype)
+    if not np.isfinite(rounded).all():
+        raise ParityError(f"{dtype.name} has no number as large as {np.abs(weight).max():.3g}, which is in {name}")
+    return rounded
+
+
 class _Caster:
-    def __init__(self, graph: Rewriting, precision: Precision, emulated: bool) -> None:
+    def __init__(self, graph: Rewriting, precision: Precision, rounded: Rounded, emulated: bool) -> None:
         self._graph = graph
-        self._type, self._dtype = _TYPES[precision]
+        self._precision = precision
+        self._type, dtype = _TYPES[precision]
+        self._suffix = dtype.name
+        self._given = rounded
         self._emulated = emulated
-        self._cast: set[str] = set()
+        self._made_by: dict[str, onnx.NodeProto] = {}
+        self._narrow: dict[str, str] = {}  # of a name, that of the same numbers in this precision
+
+    def emit(self, node: onnx.NodeProto) -> None:
+        """As it is; but a shape is read where the numbers are, so that they need not be widened for it."""
+        if node.op_type == "Shape":
+            node.input[0] = self._narrow.get(node.input[0], node.input[0])
+        self._made_by |= dict.fromkeys(node.output, node)
+        self._graph.emit(node)
 
     def product(self, node: onnx.NodeProto) -> None:
         output = node.output[0]
-        for position, name in enumerate(node.input):
-            if name:
-                node.input[position] = self._rounded(name, is_mask=node.op_type == "Attention" and position == 3)
-        node.output[0] = f"{output}.{self._dtype.name}"
-        if node.op_type == "Attention" and not self._emulated:
-            node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
+        activations = set(range(len(node.input)))
+        if node.op_type == "Attention":
+            activations = {0, 1, 2}
+            if len(node.input) > 3:
+                node.input[3] = self._mask(node.input[3])
+            if not self._emulated:
+                node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
+        elif self._graph.is_weight(node.input[1]):
+            activations -= {1}
+            node.input[1] = self._weight(node)
+        for position in activations:
+            node.input[position] = self._rounded(node.input[position])
+        narrow = self._named(output)
+        node.output[0] = f"{output}.wide" if self._emulated else narrow
         self._graph.emit(node)
         if self._emulated:
-            self._graph.emit(helper.make_node("Cast", [node.output[0]], [f"{output}.rounded"], to=self._type))
-            self._graph.emit(helper.make_node("Cast", [f"{output}.rounded"], [output], to=TensorProto.FLOAT))
-        else:
-            self._graph.emit(helper.make_node("Cast", [node.output[0]], [output], to=TensorProto.FLOAT))
+            self._graph.emit(helper.make_node("Cast", [f"{output}.wide"], [narrow], to=self._type))
+        self._graph.emit(helper.make_node("Cast", [narrow], [output], to=TensorProto.FLOAT))
+        self._narrow[output] = output if self._emulated else narrow
 
-    def _rounded(self, name: str, *, is_mask: bool) -> str:
-        """The name of the same value in this precision."""
-        if self._graph.is_weight(name):
-            rounded = self._rounded_weight(name)
-            return self._graph.add_weight(
-                f"{name}.{self._dtype.name}", rounded.astype(np.float32) if self._emulated else rounded
-            )
-        if is_mask and self._emulated:
+    def _rounded(self, name: str) -> str:
+        """The name of the same numbers in this precision."""
+        if name not in self._narrow:
+            if self._graph.is_weight(name):  # a bias
+                self._narrow[name] = self._add(name, half_of(name, self._graph.weight(name), self._precision))
+            elif (node := self._made_by.get(name)) is not None and (moved := self._moved_by(node)):
+                copy = onnx.NodeProto.FromString(node.SerializeToString())
+                copy.name, copy.output[0] = self._named(node.name), self._named(name)
+                for position in moved:
+                    copy.input[position] = self._rounded(copy.input[position])
+                self._graph.emit(copy)
+                self._narrow[name] = copy.output[0]
+            else:
+                self._narrow[name] = self._cast(name)
+        return self._narrow[name]
+
+    def _moved_by(self, node: onnx.NodeProto) -> range:
+        """Which inputs the node moves; none where it computes, or looks a token's embedding up."""
+        moved = range(len(node.input))[: _MOVED.get(node.op_type, 0)]
+        return range(0) if any(self._graph.is_weight(node.input[position]) for position in moved) else moved
+
+    def _cast(self, name: str) -> str:
+        narrow = self._named(name)
+        self._graph.emit(helper.make_node("Cast", [name], [narrow], to=self._type))
+        if not self._emulated:
+            return narrow
+        self._graph.emit(helper.make_node("Cast", [narrow], [f"{narrow}.wide"], to=TensorProto.FLOAT))
+        return f"{narrow}.wide"
+
+    def _mask(self, name: str) -> str:
+        if self._emulated or not name:
             return name  # the same after softmax
-        cast = f"{name}.{self._dtype.name}"
-        if cast not in self._cast:
-            self._cast.add(cast)
-            wide = name
-            if is_mask:
-                least = self._graph.add_constant("half.least", np.array(_LEAST, np.float32))
-                wide = f"{name}.bounded"
-                self._graph.emit(helper.make_node("Max", [name, least], [wide]))
-            narrow = f"{cast}.narrow" if self._emulated else cast
-            self._graph.emit(helper.make_node("Cast", [wide], [narrow], to=self._type))
-            if self._emulated:
-                self._graph.emit(helper.make_node("Cast", [narrow], [cast], to=TensorProto.FLOAT))
-        return cast
+        bounded = f"{name}.bounded"
+        if bounded not in self._narrow:
+            least = self._graph.add_constant("half.least", np.array(_LEAST, np.float32))
+            self._graph.emit(helper.make_node("Max", [name, least], [bounded]))
+            self._narrow[bounded] = self._cast(bounded)
+        return self._narrow[bounded]
 
-    def _rounded_weight(self, name: str) -> NDArray[Any]:
-        weight = self._graph.weight(name)
-        with np.errstate(over="ignore"):
-            rounded = weight.astype(self._dtype)
-        if not np.isfinite(rounded).all():
-            raise ParityError(f"{self._dtype.name} has no number as large as {np.abs(weight).max():.3g}, which is in {name}")
-        return rounded
+    def _weight(self, product: onnx.NodeProto) -> str:
+        name, transposed = weight_key(product)
+        columns = self._given.get((name, transposed))
+        if columns is None:
+            return self._rounded(name)
+        return self._add(f"{name}.transposed" if transposed else name, columns if transposed else columns.T)
+
+    def _add(self, name: str, rounded: NDArray[Any]) -> str:
+        return self._graph.add_weight(self._named(name), rounded.astype(np.float32) if self._emulated else rounded)
+
+    def _named(self, name: str) -> str:
+        return f"{name}.{self._suffix}"

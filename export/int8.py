@@ -5,10 +5,7 @@ weight [K, N] round(W / t) with t [N] likewise of each output channel; the produ
 t. A token's rounding then depends on that token alone. ONNX Runtime's dynamic quantisation has one scale for the whole batch, so
 that a reward would depend on its neighbours; its MatMulNBits has a scale a row, and takes 1.5 to 2 times as long as fp32 on AVX2.
 
-Both factors are rotated first: x·W = (x·H)·(Hᵀ·W), where H is block-diagonal, of orthogonal Hadamard matrices. Language models
-have a few channels many times as large as the others (the median row's largest is 15 times its root mean square before SmolLM2's
-query projections), which make a row's scale so large that the others are rounded to almost nothing; H spreads each over a block
-(Ashkboos et al. 2024, QuaRot). Weights are rotated here, activations at each pass.
+Both factors are rotated first, weights here, activations at each pass; see rotation.py.
 """
 
 from collections.abc import Collection
@@ -19,22 +16,22 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from kwise.export.products import is_product, is_transposed, kind_of
+from kwise.export.products import NEAREST, Rounded, columns_of, is_product, is_transposed, kind_of, weight_key
+from kwise.export.rotation import Float32, Rotation, cosine_transform
 from kwise.export.weights import Rewriting
 
 _LEVELS = 127
 _ZERO = 128  # ONNX Runtime's fast kernels want unsigned activations
-_BLOCK = 32
-"""Of the rotation. Larger blocks spread more, and cost 2·K·_BLOCK operations a row; 64 gave no better rewards on real text."""
 _DOMAIN = "com.microsoft"
 
 
-def write_int8(source: Path, destination: Path, kept: Collection[str] = ()) -> None:
-    """Write the graph and the file of weights beside it. kept: kinds of products that stay in fp32, see products.py."""
+def write_int8(source: Path, destination: Path, kept: Collection[str] = (), rounded: Rounded = NEAREST) -> None:
+    """Write the graph and the file of weights beside it. kept: kinds of products that stay in fp32, see products.py. rounded:
+    levels int8[N, K] of some weights, by `weight_key`; the others are rounded to the nearest."""
     with Rewriting(source, destination) as graph:
         if not any(opset.domain == _DOMAIN for opset in graph.model.opset_import):
             graph.model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
-        quantiser = _Quantiser(graph)
+        quantiser = _Quantiser(graph, rounded)
         for node in graph.nodes:
             if is_product(graph, node) and kind_of(node) not in kept:
                 quantiser.product(node)
@@ -42,34 +39,32 @@ def write_int8(source: Path, destination: Path, kept: Collection[str] = ()) -> N
                 graph.emit(node)
 
 
-def hadamard(size: int) -> NDArray[np.float32]:
-    """Orthogonal [size, size], `size` a power of two, of entries ±1/√size (Sylvester's construction)."""
-    matrix = np.ones((1, 1), np.float32)
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix / np.float32(np.sqrt(size))
+def scales_of(columns: Float32) -> Float32:
+    """[N, 1] of rotated weights [N, K]; those of channels of zeros do not matter."""
+    scale = np.abs(columns).max(axis=1, keepdims=True) / np.float32(_LEVELS)
+    scale[scale == 0] = 1
+    return scale
 
 
-def block_of(width: int) -> int:
-    """The largest power of two up to `_BLOCK` that divides the width."""
-    return min(width & -width, _BLOCK)
+def levels_of(columns: Float32, scale: Float32) -> NDArray[np.int8]:
+    """The nearest."""
+    return np.clip(np.round(columns / scale), -_LEVELS, _LEVELS).astype(np.int8)
 
 
 class _Quantiser:
-    def __init__(self, graph: Rewriting) -> None:
+    def __init__(self, graph: Rewriting, rounded: Rounded) -> None:
         self._graph = graph
+        self._rounded = rounded
         self._rows: dict[str, tuple[str, str]] = {}
 
     def product(self, node: onnx.NodeProto) -> None:
         """Emit x·W in int8, and, where the node is a Gemm, + C in fp32."""
         x, name, *bias = node.input
         output = node.output[0]
-        columns = self._graph.weight(name)  # [N, K], a row for each output channel
+        columns = columns_of(self._graph, node)
         if is_transposed(node):
             name = f"{name}.transposed"
-        else:
-            columns = columns.T
-        scale = self._add_weight(name, rotated(columns, block_of(columns.shape[1])).T)
+        scale = self._add_weight(name, columns, self._rounded.get(weight_key(node)))
         row, row_scale = self._row(x, columns.shape[1])
         zero = self._constant("int8.zero", np.array(_ZERO, np.uint8))
         one = self._constant("int8.one", np.array(1, np.float32))
@@ -82,12 +77,13 @@ class _Quantiser:
         if bias:
             self._graph.emit(helper.make_node("Add", [scaled, *bias], [output]))
 
-    def _add_weight(self, name: str, weight: NDArray[np.float32]) -> str:
-        """The name of the scales; those of channels of zeros do not matter."""
-        scale = np.abs(weight).max(axis=0) / np.float32(_LEVELS)
-        scale[scale == 0] = 1
-        self._graph.add_weight(f"{name}.int8", np.round(weight / scale).astype(np.int8))
-        return self._graph.add_weight(f"{name}.scale", scale)
+    def _add_weight(self, name: str, columns: Float32, levels: NDArray[np.int8] | None) -> str:
+        """The name of the scales."""
+        turned = Rotation(columns.shape[1]).rotated(columns)
+        scale = scales_of(turned)
+        levels = levels_of(turned, scale) if levels is None else levels
+        self._graph.add_weight(f"{name}.int8", levels.T)
+        return self._graph.add_weight(f"{name}.scale", scale[:, 0])
 
     def _row(self, x: str, width: int) -> tuple[str, str]:
         """(uint8 rows, their scales): products of the same rows share them."""
@@ -97,18 +93,7 @@ class _Quantiser:
 
     def _quantise(self, x: str, width: int) -> tuple[str, str]:
         p = f"{x}.row"
-        block = block_of(width)
-        turned = x
-        if block > 1:
-            turned = f"{p}.rotated"
-            matrix = self._constant(f"int8.hadamard.{block}", hadamard(block))
-            blocks = self._constant(f"int8.blocks.{block}", np.array([-1, block]))
-            self._graph.emit(
-                helper.make_node("Shape", [x], [f"{p}.shape"]),
-                helper.make_node("Reshape", [x, blocks], [f"{p}.blocks"]),
-                helper.make_node("MatMul", [f"{p}.blocks", matrix], [f"{p}.turned"]),
-                helper.make_node("Reshape", [f"{p}.turned", f"{p}.shape"], [turned]),
-            )
+        turned = self._turned(x, width)
         one, zero = self._constant("int8.one", np.array(1, np.float32)), self._constant("int8.zero", np.array(_ZERO, np.uint8))
         last = self._constant("int8.last", np.array([-1]))
         self._graph.emit(
@@ -128,10 +113,21 @@ class _Quantiser:
         )
         return f"{p}.int8", f"{p}.scale"
 
+    def _turned(self, x: str, width: int) -> str:
+        """x rotated, as `Rotation.rotated` does it."""
+        p = f"{x}.row"
+        a, b = Rotation(width).sides
+        first, second = (self._constant(f"int8.turn.{n}", cosine_transform(n)) for n in (a, b))
+        blocks = self._constant(f"int8.blocks.{a}.{b}", np.array([-1, a, b]))
+        self._graph.emit(
+            helper.make_node("Shape", [x], [f"{p}.shape"]),
+            helper.make_node("Reshape", [x, blocks], [f"{p}.blocks"]),
+            helper.make_node("MatMul", [f"{p}.blocks", second], [f"{p}.once"]),
+            helper.make_node("Transpose", [f"{p}.once"], [f"{p}.transposed"], perm=[0, 2, 1]),
+            helper.make_node("MatMul", [f"{p}.transposed", first], [f"{p}.twice"]),
+            helper.make_node("Reshape", [f"{p}.twice", f"{p}.shape"], [f"{p}.rotated"]),
+        )
+        return f"{p}.rotated"
+
     def _constant(self, name: str, value: NDArray[np.generic]) -> str:
         return self._graph.add_constant(name, value)
-
-
-def rotated(x: NDArray[np.float32], block: int) -> NDArray[np.float32]:
-    """x [rows, K] times the block-diagonal Hadamard matrix of blocks of `block`."""
-    return (x.reshape(len(x), -1, block) @ hadamard(block)).reshape(x.shape)

@@ -1,7 +1,7 @@
 """An artifact's graphs beside fp32: each is written from the fp32 graph, measured against it, and kept if it is good enough.
 
 Where all products in the precision are not good enough, those kinds stay in fp32 that err the most for the time that they save.
-Which they are is measured, and the manifest names them.
+Which they are is measured, and the manifest names them. Texts that choose how weights are rounded are none of those that measure.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,23 @@ from kwise.engine.artifact import Artifact, Promise
 from kwise.engine.conversation import ConversationEncoder, EncodedSequence
 from kwise.engine.precision import Precision
 from kwise.engine.session import GraphSession
-from kwise.export.agreement import Agreement, Groups, Rewards, Texts, encode_groups, measure, promise, rewards_of, shortcomings
+from kwise.export.agreement import (
+    Agreement,
+    Groups,
+    Rewards,
+    Texts,
+    encode_groups,
+    measure,
+    promise,
+    rewards_of,
+    shortcomings,
+    split_texts,
+)
 from kwise.export.half import write_half
 from kwise.export.int8 import write_int8
 from kwise.export.parity import ParityCase, ParityError, encoded
-from kwise.export.products import ATTENTION, kinds
+from kwise.export.products import ATTENTION, Rounded, kinds
+from kwise.export.rounding import round_weights
 
 # The harm of each kind is measured on a few groups: it is for their order only.
 _FEW_GROUPS = 5
@@ -51,15 +63,22 @@ def add_precisions(
     others = [precision for precision in precisions if precision is not Precision.FP32]
     if not others:
         return {}
-    groups = encode_groups(encoder, texts)
+    groups, calibration = (encode_groups(encoder, half) for half in split_texts(texts))
     expected = rewards_of(reference, groups)
     known = [(encoded(encoder, case), case.reward) for case in golden]
-    return {precision: _add(artifact, precision, groups, expected, known, min_agreement) for precision in others}
+    with TemporaryDirectory(dir=artifact.path) as scratch:
+        rounded = round_weights(artifact.graph_path(), others, reference, calibration, Path(scratch))
+        promises: dict[Precision, Promise] = {}
+        for precision in others:  # the weights map what is deleted at the end
+            weights = rounded.pop(precision)
+            promises[precision] = _add(artifact, precision, weights, groups, expected, known, min_agreement)
+        return promises
 
 
 def _add(
     artifact: Artifact,
     precision: Precision,
+    rounded: Rounded,
     groups: Groups,
     expected: Sequence[Rewards],
     known: Sequence[tuple[EncodedSequence, float]],
@@ -69,7 +88,7 @@ def _add(
     if not sizes:
         raise ParityError(f"{precision.value}: the model has no products of rows with weight matrices")
     with TemporaryDirectory(dir=artifact.path) as scratch:
-        open_session = _writer(artifact, precision, Path(scratch))
+        open_session = _writer(artifact, precision, rounded, Path(scratch))
 
         def judged(session: GraphSession) -> tuple[Agreement, str]:
             found = measure(session, groups, expected)
@@ -122,18 +141,18 @@ def _least_kept(
     return order[:enough], found
 
 
-def _writer(artifact: Artifact, precision: Precision, scratch: Path) -> Open:
+def _writer(artifact: Artifact, precision: Precision, rounded: Rounded, scratch: Path) -> Open:
     source, destination = artifact.graph_path(), artifact.graph_path(precision)
 
     def open_int8(kept: Sequence[str]) -> GraphSession:
-        write_int8(source, destination, kept)
+        write_int8(source, destination, kept, rounded)
         return GraphSession(artifact, precision=precision)
 
     def open_half(kept: Sequence[str]) -> GraphSession:
         """Measured by an emulation, for the machine that exports may have no such units."""
         emulation = replace(artifact, path=scratch)
-        write_half(source, destination, precision, kept)
-        write_half(source, emulation.graph_path(precision), precision, kept, emulated=True)
+        write_half(source, destination, precision, kept, rounded)
+        write_half(source, emulation.graph_path(precision), precision, kept, rounded, emulated=True)
         return GraphSession(emulation, precision=precision)
 
     return open_int8 if precision is Precision.INT8 else open_half

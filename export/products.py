@@ -1,16 +1,23 @@
 """What lower precisions are for: a graph's products, by kind."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 
 from kwise.export.weights import Rewriting
 
 ATTENTION = "attention"
 """The kind of the products of queries with keys, and of what they weigh with values."""
+WeightKey = tuple[str, bool]
+Rounded = Mapping[WeightKey, NDArray[Any]]
+"""Weights that were rounded beforehand, as [N, K], a row for each output channel."""
+NEAREST: Rounded = MappingProxyType({})
 _BESIDE_SOFTMAX = {"Mul", "Div", "Add", "Where", "Cast", "IsNaN"}
 
 
@@ -27,6 +34,17 @@ def is_product(graph: Rewriting, node: onnx.NodeProto) -> bool:
 def is_transposed(product: onnx.NodeProto) -> bool:
     """Whether the weights are [outputs, inputs], as a Gemm may have them."""
     return any(attribute.name == "transB" and attribute.i for attribute in product.attribute)
+
+
+def weight_key(product: onnx.NodeProto) -> WeightKey:
+    """(the weight's name, whether this product reads it as [N, K])."""
+    return product.input[1], is_transposed(product)
+
+
+def columns_of(graph: Rewriting, product: onnx.NodeProto) -> NDArray[Any]:
+    """The product's weights as [N, K], a row for each output channel."""
+    weight = graph.weight(product.input[1])
+    return weight if is_transposed(product) else weight.T
 
 
 def attention_products(graph: Rewriting) -> set[str]:

@@ -51,7 +51,7 @@ class WeightFile:
 
 class Rewriting:
     """A graph on its way to another file: within `with`, `emit` each node or what stands for it; the weights that these read
-    follow."""
+    follow. What leads to no output is left out."""
 
     def __init__(self, source: Path, destination: Path) -> None:
         self._directory, self._destination = source.parent, destination
@@ -103,12 +103,17 @@ class Rewriting:
 
     def _finish(self) -> None:
         graph = self.model.graph
-        read = {name for node in self._nodes for name in _inputs(node)} | {value.name for value in graph.output}
+        read = {value.name for value in graph.output}
+        needed = []
+        for node in reversed(self._nodes):
+            if not read.isdisjoint(node.output):
+                needed.append(node)
+                read |= _inputs(node)
         kept = [self._file.add(name, self.weight(name)) for name in self._weights if name in read]
         del graph.node[:]
-        graph.node.extend(self._nodes)
+        graph.node.extend(reversed(needed))
         del graph.initializer[:]
-        graph.initializer.extend([*self._added.values(), *kept])
+        graph.initializer.extend([*(tensor for name, tensor in self._added.items() if name in read), *kept])
         onnx.save(self.model, self._destination)
 
 

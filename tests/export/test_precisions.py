@@ -28,10 +28,11 @@ from kwise.engine.session import GraphSession
 from kwise.export import agreement
 from kwise.export.agreement import encode_groups, measure, read_texts, rewards_of, shortcomings
 from kwise.export.half import write_half
-from kwise.export.int8 import block_of, hadamard, rotated, write_int8
+from kwise.export.int8 import write_int8
 from kwise.export.parity import ParityError
 from kwise.export.precisions import _least_kept
 from kwise.export.products import kinds
+from kwise.export.rotation import Rotation
 from kwise.train.rankings import RankingsError
 
 NAMES = (*(f"self_attn.{name}" for name in "qkvo"), *(f"mlp.{name}" for name in ("gate", "up", "down")))
@@ -54,6 +55,21 @@ def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def groups(artifact: Artifact) -> list[list[EncodedSequence]]:
     return encode_groups(new_encoder(artifact, EngineConfig()), read_texts(str(EXAMPLES)))[:6]
+
+
+MOVES = {"Gather", "Reshape", "Transpose", "Concat", "Unsqueeze", "Squeeze", "Shape"}
+
+
+def narrow_names(graph: onnx.GraphProto, kind: int) -> set[str]:
+    """What is in the half precision: cast to it, and what products and movements make of that."""
+    names = {tensor.name for tensor in graph.initializer if tensor.data_type == kind}
+    for node in graph.node:
+        if node.op_type == "Cast":
+            if node.attribute[0].i == kind:
+                names.add(node.output[0])
+        elif node.op_type != "Shape" and names & set(node.input):
+            names.add(node.output[0])
+    return names
 
 
 def product(directory: Path, weight: Float32) -> Path:
@@ -91,9 +107,9 @@ def test_an_int8_product_is_that_of_rounded_rows_and_columns(tmp_path: Path, row
     weight = rng.choice([-1.0, 1.0], (width, columns)).astype(np.float32)
     x = (rng.standard_normal((rows, width)) * np.where(np.arange(width) == 3, 50, 1)).astype(np.float32)
     write_int8(product(tmp_path, weight), tmp_path / "model.int8.onnx")
-    block = block_of(width)
-    x_rounded, x_scale = quantised(rotated(x, block))
-    w_rounded, w_scale = quantised(rotated(weight.T, block))
+    rotated = Rotation(width).rotated
+    x_rounded, x_scale = quantised(rotated(x))
+    w_rounded, w_scale = quantised(rotated(weight.T))
     expected = (x_rounded.astype(np.int64) @ w_rounded.T.astype(np.int64)) * w_scale.T * x_scale
     # One step of one factor where ONNX Runtime's rotation rounds another way; many thousands make up a product.
     step = (np.abs(w_rounded).max() * w_scale.T * x_scale).max()
@@ -101,16 +117,6 @@ def test_an_int8_product_is_that_of_rounded_rows_and_columns(tmp_path: Path, row
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3 * step)
     exact = x.astype(np.float64) @ weight
     assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
-
-
-def test_a_rotation_keeps_products_and_spreads_outliers() -> None:
-    rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal((5, 128)).astype(np.float32), rng.standard_normal((128, 9)).astype(np.float32)
-    x[:, 17] *= 40
-    np.testing.assert_allclose(hadamard(64) @ hadamard(64).T, np.eye(64), atol=1e-6)
-    np.testing.assert_allclose(rotated(x, 64) @ rotated(weight.T, 64).T, x @ weight, atol=1e-3)
-    assert np.abs(rotated(x, 32)).max() < np.abs(x).max() / 4
-    assert [block_of(width) for width in (576, 1536, 48, 33, 64, 128)] == [32, 32, 16, 1, 32, 32]
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +169,14 @@ def test_products_alone_are_half(artifact: Artifact, precision: Precision, kind:
     assert {weights[name].data_type for name in multiplied if 1 not in weights[name].dims} == {kind}
     assert {weights[name].data_type for name in multiplied if 1 in weights[name].dims} == {TensorProto.FLOAT}
     assert {t.data_type for t in halves.initializer if t.name not in multiplied} <= {TensorProto.FLOAT, TensorProto.INT64}
-    made_by = {name: node for node in halves.node for name in node.output}
-    rounded = {n.output[0] for n in halves.node if n.op_type == "Cast" and n.attribute[0].i == kind}
-    assert {n.op_type for n in halves.node if rounded & set(n.input)} == {"MatMul", "Attention"}
-    assert {n.input[1] for n in halves.node if n.op_type == "MatMul" and rounded & set(n.input)} <= weights.keys()
+    assert {n.op_type for n in halves.node if narrow_names(halves, kind) & set(n.input)} <= {
+        "MatMul",
+        "Attention",
+        "Cast",
+        *MOVES,
+    }
     for node in (n for n in halves.node if n.op_type == "Attention"):
-        assert [made_by[name].op_type for name in node.input] == ["Cast"] * 4
+        assert narrow_names(halves, kind) >= set(node.input)
     assert [value.name for value in halves.input] == [value.name for value in whole.input]
     assert halves.output == whole.output
 
@@ -247,9 +255,11 @@ def test_other_architectures_too(family: str, smollm2_tokenizer: Any, tmp_path: 
         assert 0 < report["mean_error"] < bound
     int8, fp16 = (onnx.load(artifact.graph_path(p), load_external_data=False).graph for p in (Precision.INT8, Precision.FP16))
     assert sum(int(np.prod(t.dims)) for t in int8.initializer if t.data_type == TensorProto.INT8) == PRODUCTS[family]
-    rounded = {n.output[0] for n in fp16.node if n.op_type == "Cast" and n.attribute[0].i == TensorProto.FLOAT16}
-    assert {n.op_type for n in fp16.node if rounded & set(n.input)} <= {"MatMul", "Gemm", "Attention"}
-    assert len([n for n in fp16.node if n.op_type == "MatMul" and rounded >= set(n.input)]) == (4 if family in PADDED else 0)
+    rounded = narrow_names(fp16, TensorProto.FLOAT16)
+    assert {n.op_type for n in fp16.node if rounded & set(n.input)} <= {"MatMul", "Gemm", "Attention", "Cast", *MOVES}
+    weights = {tensor.name for tensor in fp16.initializer}
+    beside_softmax = [n for n in fp16.node if n.op_type == "MatMul" and rounded - weights >= set(n.input)]
+    assert len(beside_softmax) == (4 if family in PADDED else 0)
 
 
 @pytest.mark.parametrize("width", [33, 64, 576])
@@ -317,8 +327,9 @@ def test_fp32_need_not_be_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_kinds_that_err_stay_in_fp32_until_the_rest_ranks_as_fp32_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Of the tiny model not all can be int8 if every clear pair is to keep its order."""
-    artifact = read_artifact(export_quietly(tiny_checkpoint, tmp_path / "int8", dtype="fp32,int8", min_agreement=1.0))
+    """Of the tiny model not all can be int8 if 99 % of the examples' clear pairs are to keep their order."""
+    exported = export_quietly(tiny_checkpoint, tmp_path / "int8", dtype="fp32,int8", rankings=str(EXAMPLES), min_agreement=0.99)
+    artifact = read_artifact(exported)
     report = artifact.manifest.promise(Precision.INT8).report
     kept = set(report["kept_in_fp32"])
     sizes = kinds(artifact.graph_path(), attention=False)

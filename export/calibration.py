@@ -1,0 +1,75 @@
+"""What the rows look like that a graph's products multiply, on real text: second moments, by which weights are rounded."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from kwise.engine.conversation import EncodedSequence
+from kwise.engine.session import GraphSession
+from kwise.export.products import columns_of, is_product
+from kwise.export.weights import Rewriting
+
+# Of moments in memory at once; where a model has more, its passes are made again for the next.
+_MOST_BYTES = 4 << 30
+
+
+def second_moments(
+    graph: Rewriting, source: Path, session: GraphSession, batches: Sequence[Sequence[EncodedSequence]]
+) -> Iterator[tuple[list[onnx.NodeProto], NDArray[np.float32]]]:
+    """For each distinct factor x [rows, K]: (the products that multiply it, the sum of xᵀ·x [K, K] over the batches).
+
+    graph, source: of fp32. session: of the same graph, for its inputs.
+    """
+    products: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.nodes:
+        if is_product(graph, node):
+            products.setdefault(node.input[0], []).append(node)
+    widths = {x: int(columns_of(graph, nodes[0]).shape[1]) for x, nodes in products.items()}
+    for names in _portions(widths):
+        moments = _moments(source, {name: widths[name] for name in names}, session, batches)
+        for name in names:
+            yield products[name], moments.pop(name)
+
+
+def _portions(widths: dict[str, int]) -> Iterator[list[str]]:
+    portion: list[str] = []
+    size = 0
+    for name, width in widths.items():
+        if portion and size + 4 * width**2 > _MOST_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(name)
+        size += 4 * width**2
+    yield portion
+
+
+def _moments(
+    source: Path, widths: dict[str, int], session: GraphSession, batches: Sequence[Sequence[EncodedSequence]]
+) -> dict[str, NDArray[np.float32]]:
+    """By a graph beside the source that also multiplies the factors with themselves."""
+    model = onnx.load(source, load_external_data=False)
+    del model.graph.output[:]
+    for name, width in widths.items():
+        rows, shape = f"{name}.rows", f"{name}.width"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, width]), shape))
+        model.graph.node.append(helper.make_node("Reshape", [name, shape], [rows]))
+        model.graph.node.append(helper.make_node("Gemm", [rows, rows], [f"{name}.moments"], transA=1))
+        model.graph.output.append(helper.make_tensor_value_info(f"{name}.moments", TensorProto.FLOAT, [width, width]))
+    path = source.with_name("moments.onnx")
+    try:
+        onnx.save(model, path)
+        runner = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    finally:
+        path.unlink(missing_ok=True)
+    read = {node.name for node in runner.get_inputs()}
+    sums = {name: np.zeros((width, width), np.float32) for name, width in widths.items()}
+    for batch in batches:
+        inputs = {name: array for name, array in session.inputs(batch).items() if name in read}
+        for total, found in zip(sums.values(), runner.run(None, inputs), strict=True):
+            total += found
+    return sums
