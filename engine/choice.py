@@ -43,20 +43,21 @@ def choose(
     Raises:
         ConfigError: nothing that is allowed can be served; says why for each.
     """
-    refusals = []
+    refusals: dict[str, str] = {}
     for precision in allowed:
         runtimes = [r for r in _RUNTIMES.get((precision, kind), ()) if runtime in (Runtime.AUTO, r)]
         if precision not in held:
-            names = " ".join(p.value for p in Precision if p in held)
-            refusals.append(f"{precision.value}: the artifact holds {names} (kwise export --dtype)")
+            names = ", ".join(p.value for p in Precision if p in held)
+            refusals[precision.value] = f"the artifact holds {names} (kwise export --dtype)"
         elif not runtimes:
             chosen = "" if runtime is Runtime.AUTO else f" with --runtime {runtime.value}"
-            refusals.append(f"{precision.value}: not computed on {kind.value}{chosen}")
+            refusals[precision.value] = f"not computed on --device {kind.value}{chosen}"
         elif precision is Precision.BF16 and kind is Kind.CPU and (problem := _bf16_problem(cpu_has_bf16)):
-            refusals.append(f"bf16: {problem}")
+            refusals[precision.value] = problem
         else:
             return precision, runtimes[0]
-    raise ConfigError(f"--precision {' '.join(p.value for p in allowed)}: " + "; ".join(refusals))
+    reasons = [f"{name}: {reason}" for name, reason in refusals.items()]
+    raise ConfigError(f"--precision {reasons[0]}" if len(reasons) == 1 else f"--precision: {'; '.join(reasons)}")
 
 
 def _bf16_problem(cpu_has_bf16: Callable[[], bool]) -> str:

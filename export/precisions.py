@@ -106,7 +106,9 @@ def _add(
         together = session.run([sequence for sequence, _ in known]).rewards
         del session  # it maps what is deleted now
     golden_error = float(np.abs(alone - [reward for _, reward in known]).max())
-    promised = promise(found, golden_error, kept_in_fp32=list(kept), share_of_products=_share(sizes, kept))
+    emulated = precision is not Precision.INT8
+    details = {"kept_in_fp32": list(kept), "share_of_products": _share(sizes, kept), "emulated": emulated}
+    promised = promise(found, golden_error, details=details, emulated=emulated)
     if not np.abs(together - alone).max() <= promised.max_change:  # the server's own check at its start
         raise ParityError(f"{precision.value}: the reward of a golden conversation changes with its company")
     onnx.checker.check_model(str(artifact.graph_path(precision)))

@@ -1,4 +1,4 @@
-"""An int8 server: what it says of itself, and that it keeps to the manifest or does not start."""
+"""A server of int8, or bf16 where the CPU has it: what it says of itself, and that it keeps to the manifest or does not start."""
 
 import json
 from dataclasses import asdict, replace
@@ -11,6 +11,7 @@ from kwise.engine.artifact import MANIFEST, Manifest, read_artifact
 from kwise.engine.client import RewardClient
 from kwise.engine.config import EngineConfig
 from kwise.engine.errors import ArtifactError, ConfigError
+from kwise.engine.graph import cpu_has_bf16
 from kwise.engine.precision import Precision
 from kwise.engine.scorer import Scorer
 
@@ -18,26 +19,37 @@ from kwise.engine.scorer import Scorer
 @pytest.fixture(scope="module")
 def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("precisions") / "tiny"
-    return export_quietly(tiny_checkpoint, path, dtype="fp32,int8", min_agreement=0.9)
+    return export_quietly(tiny_checkpoint, path, dtype="fp32,bf16,int8", min_agreement=0.9)
 
 
-def test_an_int8_server_says_so_and_stays_within_its_promise(artifact: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "runtime"),
+    [
+        (Precision.INT8, "onnxruntime"),
+        pytest.param(
+            Precision.BF16, "openvino", marks=pytest.mark.skipif(not cpu_has_bf16(), reason="a CPU without bf16 products")
+        ),
+    ],
+)
+def test_a_server_says_its_precision_and_stays_within_the_promise(artifact: Path, precision: Precision, runtime: str) -> None:
     """In GetModel and in every reply; alone, in groups, from the cache and beside others."""
-    promise = read_artifact(artifact).manifest.promise(Precision.INT8)
+    promise = read_artifact(artifact).manifest.promise(precision)
+    name = precision.value
     groups = [(prompt[-1]["content"], responses) for prompt, responses in read_examples() if len(prompt) == 1][:6]
-    with running_server(artifact) as exact, running_server(artifact, "--precision", "int8") as server:
+    with running_server(artifact) as exact, running_server(artifact, "--precision", name) as server:
         with RewardClient(exact.address) as reference, RewardClient(server.address) as client:
-            assert (reference.get_model().precision, client.get_model().precision) == ("fp32", "int8")
+            assert (reference.get_model().precision, client.get_model().precision) == ("fp32", name)
+            assert client.get_model().runtime.startswith(runtime)
             differences = []
             for prompt, responses in groups:
                 expected = raw_rewards(reference.score(prompt, responses))
                 scored = client.score(prompt, responses)
-                assert (scored.precision, scored.runtime) == ("int8", client.get_model().runtime)
-                assert client.compare(prompt, responses).precision == client.rank(prompt, responses).precision == "int8"
+                assert (scored.precision, scored.runtime) == (name, client.get_model().runtime)
+                assert client.compare(prompt, responses).precision == client.rank(prompt, responses).precision == name
                 found = raw_rewards(scored)
                 differences += [abs(a - b) for a, b in zip(found, expected, strict=True)]
             assert 0 < sum(differences) / len(differences) <= promise.max_difference
-        assert "int8" in server.log.text
+        assert name in server.log.text
         with RewardClient(server.address) as client:
             prompt, responses = groups[0]
             turned = raw_rewards(client.score(prompt, [*responses[::-1], "Something else."]))[:-1][::-1]
@@ -47,7 +59,7 @@ def test_an_int8_server_says_so_and_stays_within_its_promise(artifact: Path) -> 
 def test_the_first_precision_that_the_artifact_holds_is_served(artifact: Path) -> None:
     config = EngineConfig(precision="fp16,int8,fp32")
     assert Scorer.load(artifact, config).precision is Precision.INT8
-    with pytest.raises(ConfigError, match="--precision fp16: fp16: the artifact holds fp32 int8"):
+    with pytest.raises(ConfigError, match="--precision fp16: the artifact holds fp32, bf16, int8"):
         Scorer.load(artifact, EngineConfig(precision="fp16"))
 
 

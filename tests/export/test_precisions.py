@@ -234,7 +234,8 @@ def test_the_manifest_says_what_was_measured(artifact: Artifact) -> None:
         promised = manifest.promise(precision)
         report = promised.report
         assert report["clear_agreement"] >= 0.9 and report["num_groups"] > 10
-        assert promised.max_difference >= report["max_error"] * report["reward_std"]
+        assert report["emulated"] is (precision is not Precision.INT8)
+        assert promised.max_difference >= report["max_error"] * report["reward_std"] * (2 if report["emulated"] else 1)
         assert promised.max_change == pytest.approx(0.01 * report["reward_std"])
     weights = [(artifact.path / f"model{name}.onnx.data").stat().st_size for name in ("", ".bf16", ".int8")]
     assert weights == sorted(weights, reverse=True)
