@@ -63,9 +63,9 @@ bench: .venv/demo
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
 	$(BIN)/kwise bench graph build/demo/artifact --checkpoint build/demo/checkpoint
 
-bench-precision: .venv/demo
+bench-precision: .venv/dev
 	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
-	$(BIN)/kwise export build/demo/checkpoint build/bench/artifact --dtype fp32,int8 --overwrite
+	$(BIN)/kwise export build/demo/checkpoint build/bench/artifact --dtype fp32,bf16,int8 --overwrite
 	$(BIN)/kwise bench precision build/bench/artifact --checkpoint build/demo/checkpoint
 
 bench-load: .venv/demo

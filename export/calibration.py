@@ -5,17 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from kwise.engine.config import Runtime
 from kwise.engine.conversation import EncodedSequence
+from kwise.engine.graph import open_graph
+from kwise.engine.precision import Precision
 from kwise.engine.session import GraphSession
+from kwise.export.parity import ParityError
 from kwise.export.products import columns_of, is_product
 from kwise.export.weights import Rewriting
 
 # Of moments in memory at once; where a model has more, its passes are made again for the next.
-_MOST_BYTES = 4 << 30
+_MOST_BYTES = 2 << 30
 
 
 def second_moments(
@@ -24,6 +27,9 @@ def second_moments(
     """For each distinct factor x [rows, K]: (the products that multiply it, the sum of xᵀ·x [K, K] over the batches).
 
     graph, source: of fp32. session: of the same graph, for its inputs.
+
+    Raises:
+        ParityError: a factor is not finite on some text.
     """
     products: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.nodes:
@@ -63,13 +69,16 @@ def _moments(
     path = source.with_name("moments.onnx")
     try:
         onnx.save(model, path)
-        runner = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        runner = open_graph(path, runtime=Runtime.ONNXRUNTIME, precision=Precision.FP32, device="cpu", threads=0)
     finally:
         path.unlink(missing_ok=True)
-    read = {node.name for node in runner.get_inputs()}
     sums = {name: np.zeros((width, width), np.float32) for name, width in widths.items()}
     for batch in batches:
-        inputs = {name: array for name, array in session.inputs(batch).items() if name in read}
-        for total, found in zip(sums.values(), runner.run(None, inputs), strict=True):
+        inputs = {name: array for name, array in session.inputs(batch).items() if name in runner.inputs}
+        for total, found in zip(sums.values(), runner.run(inputs), strict=True):
             total += found
+    if overflown := next((name for name, total in sums.items() if not np.isfinite(total).all()), None):
+        raise ParityError(
+            f"the model's values at {overflown} are not finite in fp32, on text that chooses how weights are rounded"
+        )
     return sums

@@ -33,6 +33,7 @@ from kwise.export.parity import ParityError
 from kwise.export.precisions import _least_kept
 from kwise.export.products import kinds
 from kwise.export.rotation import Rotation
+from kwise.export.rounding import round_weights
 from kwise.train.rankings import RankingsError
 
 NAMES = (*(f"self_attn.{name}" for name in "qkvo"), *(f"mlp.{name}" for name in ("gate", "up", "down")))
@@ -386,6 +387,14 @@ def test_fp16_that_overflows_is_not_written(artifact: Artifact, groups: list[lis
     assert np.isfinite(np.concatenate(expected)).all()
     found = measure(GraphSession(changed, precision=Precision.FP16), groups, expected)
     assert shortcomings(Precision.FP16, found, 1e-9) == "fp16: a reward is not a finite number"
+
+
+def test_text_on_which_fp32_overflows_chooses_no_rounding(
+    artifact: Artifact, groups: list[list[EncodedSequence]], tmp_path: Path
+) -> None:
+    changed = with_large_weight(artifact, 3e38, tmp_path)
+    with pytest.raises(ParityError, match=r"the model's values at .* are not finite in fp32"):
+        round_weights(changed.graph_path(), [Precision.INT8], GraphSession(changed), groups, tmp_path)
 
 
 def test_a_weight_beyond_fp16_is_named(artifact: Artifact, tmp_path: Path) -> None:
