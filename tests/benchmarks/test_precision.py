@@ -50,7 +50,7 @@ def test_all_contenders_are_measured_or_named_with_the_reason(
     assert 0 < rows["transformers bf16"]["fidelity"]["max_error"] < 0.5
     assert rows["transformers bf16"]["fidelity"]["num_groups"] == 4
     printed = capsys.readouterr().out
-    assert "not computed on cpu" in results["left_out"]["openvino int8"]
+    assert "not computed on --device cpu" in results["left_out"]["openvino int8"]
     for name, reason in results["left_out"].items():
         assert f"left out: {name}: {reason}" in printed
     assert results["machine"]["cores"] > 0
