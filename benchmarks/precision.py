@@ -38,7 +38,7 @@ from kwise.engine.options import check_bounds, option
 from kwise.engine.precision import Precision
 from kwise.engine.prompt_cache import PromptCache
 from kwise.engine.session import GraphSession, Pass, Session
-from kwise.export.agreement import Groups, Rewards, encode_groups, measure, read_texts, rewards_of, split_texts
+from kwise.export.agreement import Groups, Rewards, encode_groups, measure, read_texts, rewards_of, split
 
 _REFERENCE = "onnxruntime fp32"
 _REAL = "real"
@@ -115,7 +115,7 @@ def run(config: PrecisionBenchConfig) -> None:
     artifact = read_trie(config.artifact)
     if Precision.FP32 not in artifact.manifest.held:
         raise ConfigError(f"{config.artifact}: it holds no fp32, to which the others are compared (kwise export --dtype)")
-    texts = read_texts(config.rankings, config.num_groups) if config.rankings else split_texts(read_texts(""))[0]
+    texts = read_texts(config.rankings, config.num_groups) if config.rankings else split(read_texts(""))[0]
     texts = texts[: config.num_groups]
     groups = encode_groups(new_encoder(artifact, EngineConfig()), texts)
     contenders, left_out = contenders_of(artifact, config)

@@ -17,7 +17,7 @@ from kwise.export.parity import ParityError
 from kwise.export.products import columns_of, is_product
 from kwise.export.weights import Rewriting
 
-# Of moments in memory at once; where a model has more, its passes are made again for the next.
+# Of moments in a graph's outputs, and as many of their sums; where a model has more, its passes are made again for the next.
 _MOST_BYTES = 2 << 30
 
 
@@ -51,7 +51,8 @@ def _portions(widths: dict[str, int]) -> Iterator[list[str]]:
             portion, size = [], 0
         portion.append(name)
         size += 4 * width**2
-    yield portion
+    if portion:
+        yield portion
 
 
 def _moments(
@@ -79,6 +80,6 @@ def _moments(
             total += found
     if overflown := next((name for name, total in sums.items() if not np.isfinite(total).all()), None):
         raise ParityError(
-            f"the model's values at {overflown} are not finite in fp32, on text that chooses how weights are rounded"
+            f"the model's values at {overflown}, or their squares, are not finite in fp32, on text that chooses the rounding"
         )
     return sums

@@ -34,9 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 # Of so many pairs, one is the half per cent that fp16 and bf16 may order otherwise.
 _MANY_PAIRS = 200
-_FEW = ". Those are few clear pairs: --rankings with 32 prompts or more says more"
-
-
+_FEW = ". Those are few clear pairs: --rankings of up to 32 prompts, with more responses each, say more"
 _PARITY = (
     "parity with the checkpoint over {num_sequences} conversations of {shortest_tokens} to {longest_tokens} tokens: largest "
     "difference {max_difference:.1e}, with company {max_change_with_company:.1e}, allowed {tolerance:.1e}"

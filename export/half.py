@@ -60,13 +60,18 @@ def write_half(
                 caster.product(node)
 
 
+def dtype_of(precision: Precision) -> np.dtype[Any]:
+    """NumPy's fp16 or bf16."""
+    return _TYPES[precision][1]
+
+
 def half_of(name: str, weight: NDArray[Any], precision: Precision) -> NDArray[Any]:
     """The nearest.
 
     Raises:
         ParityError: one is infinite in the precision.
     """
-    _, dtype = _TYPES[precision]
+    dtype = dtype_of(precision)
     with np.errstate(over="ignore"):
         rounded = weight.astype(dtype)
     if not np.isfinite(rounded).all():
@@ -83,6 +88,7 @@ class _Caster:
         self._given = rounded
         self._emulated = emulated
         self._made_by: dict[str, onnx.NodeProto] = {}
+        self._masks: dict[str, str] = {}
         self._narrow: dict[str, str] = {}  # of a name, that of the same numbers in this precision
 
     def emit(self, node: onnx.NodeProto) -> None:
@@ -105,7 +111,8 @@ class _Caster:
             activations -= {1}
             node.input[1] = self._weight(node)
         for position in activations:
-            node.input[position] = self._rounded(node.input[position])
+            if node.input[position]:  # "" stands for none
+                node.input[position] = self._rounded(node.input[position])
         narrow = self._named(output)
         node.output[0] = f"{output}.wide" if self._emulated else narrow
         self._graph.emit(node)
@@ -121,7 +128,7 @@ class _Caster:
                 self._narrow[name] = self._add(name, half_of(name, self._graph.weight(name), self._precision))
             elif (node := self._made_by.get(name)) is not None and (moved := self._moved_by(node)):
                 copy = onnx.NodeProto.FromString(node.SerializeToString())
-                copy.name, copy.output[0] = self._named(node.name), self._named(name)
+                copy.name = copy.output[0] = self._named(name)
                 for position in moved:
                     copy.input[position] = self._rounded(copy.input[position])
                 self._graph.emit(copy)
@@ -146,22 +153,21 @@ class _Caster:
     def _mask(self, name: str) -> str:
         if self._emulated or not name:
             return name  # the same after softmax
-        bounded = f"{name}.bounded"
-        if bounded not in self._narrow:
+        if name not in self._masks:
             least = self._graph.add_constant("half.least", np.array(_LEAST, np.float32))
-            self._graph.emit(helper.make_node("Max", [name, least], [bounded]))
-            self._narrow[bounded] = self._cast(bounded)
-        return self._narrow[bounded]
+            self._graph.emit(helper.make_node("Max", [name, least], [f"{name}.bounded"]))
+            self._masks[name] = self._cast(f"{name}.bounded")
+        return self._masks[name]
 
     def _weight(self, product: onnx.NodeProto) -> str:
         name, transposed = weight_key(product)
         columns = self._given.get((name, transposed))
         if columns is None:
             return self._rounded(name)
-        return self._add(f"{name}.transposed" if transposed else name, columns if transposed else columns.T)
+        return self._add(name, columns if transposed else columns.T, ".columns" if transposed else "")
 
-    def _add(self, name: str, rounded: NDArray[Any]) -> str:
-        return self._graph.add_weight(self._named(name), rounded.astype(np.float32) if self._emulated else rounded)
+    def _add(self, name: str, rounded: NDArray[Any], suffix: str = "") -> str:
+        return self._graph.add_weight(f"{self._named(name)}{suffix}", rounded.astype(np.float32) if self._emulated else rounded)
 
     def _named(self, name: str) -> str:
         return f"{name}.{self._suffix}"

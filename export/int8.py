@@ -59,16 +59,16 @@ class _Quantiser:
 
     def product(self, node: onnx.NodeProto) -> None:
         """Emit x·W in int8, and, where the node is a Gemm, + C in fp32."""
-        x, name, *bias = node.input
+        x, name, *others = node.input
+        bias = [other for other in others if other]  # "" stands for none
         output = node.output[0]
         columns = columns_of(self._graph, node)
-        if is_transposed(node):
-            name = f"{name}.transposed"
-        scale = self._add_weight(name, columns, self._rounded.get(weight_key(node)))
+        suffix = ".columns" if is_transposed(node) else ""  # one weight may be read both ways round
+        levels, scale = self._add_weight(name, suffix, columns, self._rounded.get(weight_key(node)))
         row, row_scale = self._row(x, columns.shape[1])
         zero = self._constant("int8.zero", np.array(_ZERO, np.uint8))
         one = self._constant("int8.one", np.array(1, np.float32))
-        inputs = [row, f"{name}.int8", one, scale, zero]
+        inputs = [row, levels, one, scale, zero]
         scaled = f"{output}.scaled" if bias else output
         self._graph.emit(
             helper.make_node("MatMulIntegerToFloat", inputs, [f"{output}.int8"], domain=_DOMAIN),
@@ -77,13 +77,15 @@ class _Quantiser:
         if bias:
             self._graph.emit(helper.make_node("Add", [scaled, *bias], [output]))
 
-    def _add_weight(self, name: str, columns: Float32, levels: NDArray[np.int8] | None) -> str:
-        """The name of the scales."""
+    def _add_weight(self, name: str, suffix: str, columns: Float32, levels: NDArray[np.int8] | None) -> tuple[str, str]:
+        """The names of the levels and the scales."""
         turned = Rotation(columns.shape[1]).rotated(columns)
         scale = scales_of(turned)
         levels = levels_of(turned, scale) if levels is None else levels
-        self._graph.add_weight(f"{name}.int8", levels.T)
-        return self._graph.add_weight(f"{name}.scale", scale[:, 0])
+        return (
+            self._graph.add_weight(f"{name}.int8{suffix}", levels.T),
+            self._graph.add_weight(f"{name}.scale{suffix}", scale[:, 0]),
+        )
 
     def _row(self, x: str, width: int) -> tuple[str, str]:
         """(uint8 rows, their scales): products of the same rows share them."""

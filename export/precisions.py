@@ -26,7 +26,7 @@ from kwise.export.agreement import (
     promise,
     rewards_of,
     shortcomings,
-    split_texts,
+    split,
 )
 from kwise.export.half import write_half
 from kwise.export.int8 import write_int8
@@ -63,15 +63,17 @@ def add_precisions(
     others = [precision for precision in precisions if precision is not Precision.FP32]
     if not others:
         return {}
-    groups, calibration = (encode_groups(encoder, half) for half in split_texts(texts))
+    groups, calibrating = split(encode_groups(encoder, texts))
+    if artifact.manifest.layout != "trie":  # padding is no text
+        calibrating = [[sequence] for group in calibrating for sequence in group]
     expected = rewards_of(reference, groups)
     known = [(encoded(encoder, case), case.reward) for case in golden]
     with TemporaryDirectory(dir=artifact.path) as scratch:
-        rounded = round_weights(artifact.graph_path(), others, reference, calibration, Path(scratch))
+        rounded = round_weights(artifact.graph_path(), others, reference, calibrating, Path(scratch))
         promises: dict[Precision, Promise] = {}
-        for precision in others:  # the weights map what is deleted at the end
-            weights = rounded.pop(precision)
-            promises[precision] = _add(artifact, precision, weights, groups, expected, known, min_agreement)
+        for precision in others:
+            # Given away, for they map files that are deleted at the end.
+            promises[precision] = _add(artifact, precision, rounded.pop(precision), groups, expected, known, min_agreement)
         return promises
 
 

@@ -19,8 +19,9 @@ from kwise.engine.conversation import EncodedSequence
 from kwise.engine.precision import Precision
 from kwise.engine.session import GraphSession
 from kwise.export.calibration import second_moments
-from kwise.export.half import half_of
+from kwise.export.half import dtype_of, half_of
 from kwise.export.int8 import levels_of, scales_of
+from kwise.export.parity import ParityError
 from kwise.export.products import Rounded, WeightKey, columns_of, weight_key
 from kwise.export.rotation import Rotation
 from kwise.export.weights import Rewriting
@@ -68,7 +69,8 @@ def round_weights(
 
 def _halves(precision: Precision, weights: Mapping[WeightKey, Float32], moments: Float32) -> dict[WeightKey, NDArray[Any]]:
     for (name, _), matrix in weights.items():
-        dtype = half_of(name, matrix, precision).dtype
+        half_of(name, matrix, precision)  # whether they fit
+    dtype = dtype_of(precision)
     most = float(ml_dtypes.finfo(dtype).max)
     nearest = compensated(np.concatenate([*weights.values()]), moments, lambda column: column.clip(-most, most).astype(dtype))
     return _split(nearest.astype(dtype), weights)
@@ -121,11 +123,13 @@ def _factor(moments: NDArray[Any]) -> tuple[NDArray[Any], Float32]:
     order = np.argsort(-np.diag(moments), kind="stable")
     ordered = moments[np.ix_(order, order)].astype(np.float64)
     variances = np.diag(ordered).copy()
-    variances[variances <= 0] = 1  # a channel that is always zero: its weights do not matter
-    damping = _DAMPING
-    while True:
-        ordered[np.diag_indices_from(ordered)] = variances + damping * variances.mean()
+    positive = variances > 0
+    mean = variances[positive].mean() if positive.any() else 1.0
+    variances[~positive] = mean  # a channel that is always zero: its weights do not matter
+    for damping in (_DAMPING, 10 * _DAMPING, 100 * _DAMPING):
+        ordered[np.diag_indices_from(ordered)] = variances + damping * mean
         try:
             return order, np.linalg.cholesky(np.linalg.inv(ordered)).T.astype(np.float32)
-        except np.linalg.LinAlgError:  # what float32 sums are off by has left no positive direction
-            damping *= 10
+        except np.linalg.LinAlgError:  # float32 sums are off by more than the smallest variances
+            continue
+    raise ParityError("the moments of a product's rows have no inverse: are its values finite and of one scale?")

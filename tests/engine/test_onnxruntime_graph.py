@@ -14,7 +14,7 @@ from kwise.engine.config import Runtime
 from kwise.engine.devices import Device, Kind
 from kwise.engine.errors import ConfigError
 from kwise.engine.graph import open_graph
-from kwise.engine.onnxruntime_graph import BoundRun, OnnxRuntimeGraph, _assigned, check_placement, providers
+from kwise.engine.onnxruntime_graph import BoundRun, OnnxRuntimeGraph, _assigned, check_placement, providers, sums_exactly
 from kwise.engine.packing import NOT_PAST, pack
 from kwise.engine.precision import Precision
 from kwise.engine.trie import build_trie
@@ -49,6 +49,11 @@ def test_a_memory_limit_is_kept_by_an_arena_that_grows_by_what_is_asked() -> Non
     (_, options), _ = providers(GPU, 8 << 30)
     assert options["gpu_mem_limit"] == str(8 << 30)
     assert options["arena_extend_strategy"] == "kSameAsRequested"
+
+
+def test_fast_kernels_of_int8_are_taken_where_their_sums_are_exact() -> None:
+    assert sums_exactly({"avx512f", "avx512_vnni"}) and sums_exactly({"avx2", "avx_vnni"})
+    assert not sums_exactly({"avx2"}) and not sums_exactly({"avx512f", "avx_vnni"}) and not sums_exactly(frozenset())
 
 
 def test_a_session_that_fell_back_to_the_cpu_is_refused() -> None:

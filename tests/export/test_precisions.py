@@ -9,7 +9,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from conftest import EXAMPLES, export_quietly
 from hypothesis import given
@@ -23,6 +22,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.conversation import EncodedSequence
 from kwise.engine.errors import ConfigError
 from kwise.engine.loading import new_encoder
+from kwise.engine.onnxruntime_graph import OnnxRuntimeGraph
 from kwise.engine.precision import Precision
 from kwise.engine.session import GraphSession
 from kwise.export import agreement
@@ -89,10 +89,8 @@ def product(directory: Path, weight: Float32) -> Path:
 
 
 def runner(path: Path) -> Callable[[Float32], Float32]:
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = ort.InferenceSession(path, options)
-    return lambda x: session.run(None, {"x": x})[0]  # type: ignore[no-any-return]
+    graph = OnnxRuntimeGraph(path, device="cpu", threads=0)
+    return lambda x: graph.run({"x": x})[0]
 
 
 def quantised(x: Float32) -> tuple[Float32, Float32]:
@@ -296,6 +294,34 @@ def test_a_gemm_has_its_weights_either_way_round_and_its_bias(tmp_path: Path) ->
     assert 0 < np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
+def test_names_that_look_like_those_of_turned_weights_are_others(tmp_path: Path, precision: Precision) -> None:
+    """And a Gemm may name no bias."""
+    rng = np.random.default_rng(0)
+    weight, other = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
+    graph = onnx.load(product(tmp_path, weight))
+    for name in ("w.transposed", "w.columns"):
+        graph.graph.initializer.append(numpy_helper.from_array(other, name))
+    del graph.graph.node[:]
+    graph.graph.node.extend(
+        [
+            helper.make_node("Gemm", ["x", "w", ""], ["turned"], transB=1),
+            helper.make_node("Gemm", ["x", "w.transposed"], ["first"]),
+            helper.make_node("Gemm", ["x", "w.columns"], ["second"]),
+            helper.make_node("Sum", ["turned", "first", "second"], ["y"]),
+        ]
+    )
+    onnx.save(graph, tmp_path / "model.onnx")
+    x = rng.standard_normal((5, 64)).astype(np.float32)
+    expected = x @ (weight.T + 2 * other)
+    if precision is Precision.INT8:
+        write_int8(tmp_path / "model.onnx", tmp_path / "lower.onnx")
+    else:
+        write_half(tmp_path / "model.onnx", tmp_path / "lower.onnx", precision, emulated=True)
+    found = runner(tmp_path / "lower.onnx")(x)
+    assert 0 < np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
+
+
 def test_a_weight_that_is_read_through_a_node_that_does_nothing_is_one(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     graph = onnx.load(product(tmp_path, weight))
@@ -393,7 +419,7 @@ def test_text_on_which_fp32_overflows_chooses_no_rounding(
     artifact: Artifact, groups: list[list[EncodedSequence]], tmp_path: Path
 ) -> None:
     changed = with_large_weight(artifact, 3e38, tmp_path)
-    with pytest.raises(ParityError, match=r"the model's values at .* are not finite in fp32"):
+    with pytest.raises(ParityError, match=r"the model's values at .*, or their squares, are not finite in fp32"):
         round_weights(changed.graph_path(), [Precision.INT8], GraphSession(changed), groups, tmp_path)
 
 

@@ -21,7 +21,7 @@ from kwise.engine.loading import new_encoder
 from kwise.engine.precision import Precision
 from kwise.engine.session import GraphSession
 from kwise.export import calibration
-from kwise.export.agreement import encode_groups, read_texts, split_texts
+from kwise.export.agreement import encode_groups, read_texts, split
 from kwise.export.calibration import second_moments
 from kwise.export.products import columns_of, is_product, weight_key
 from kwise.export.rotation import Rotation, cosine_transform
@@ -133,10 +133,16 @@ def test_every_product_has_its_weights_in_the_precision(
                 assert 0 < error < 8 * float(ml_dtypes.finfo(dtype).eps) * np.abs(weights[key]).max()
 
 
+def test_no_shipped_text_both_chooses_and_measures() -> None:
+    measured, calibrating = ({response for _, responses in half for response in responses} for half in split(read_texts("")))
+    assert len(measured) > 25 and len(calibrating) > 25
+    assert not measured & calibrating
+
+
 @given(count=st.integers(1, 80))
 def test_what_is_measured_on_has_chosen_nothing(count: int) -> None:
     texts: Any = list(range(count))
-    measured, calibrating = split_texts(texts)
+    measured, calibrating = split(texts)
     assert 1 <= len(measured) <= 16 and 1 <= len(calibrating) <= 16
     assert count == 1 or not set(measured) & set(calibrating)
     assert len(measured) + len(calibrating) == max(min(count, 32), 2)
