@@ -48,7 +48,7 @@ def choose(
         runtimes = [r for r in _RUNTIMES.get((precision, kind), ()) if runtime in (Runtime.AUTO, r)]
         if precision not in held:
             names = ", ".join(p.value for p in Precision if p in held)
-            refusals[precision.value] = f"the artifact holds {names} (name one of them, or export it: kwise export --dtype)"
+            refusals[precision.value] = f"the artifact holds {names} (name one of those, or kwise export --dtype)"
         elif not runtimes:
             chosen = "" if runtime is Runtime.AUTO else f" with --runtime {runtime.value}"
             refusals[precision.value] = f"not computed on --device {kind.value}{chosen}"
