@@ -38,13 +38,7 @@ def test_the_first_that_can_be_served_is(
 @pytest.mark.parametrize(
     ("allowed", "runtime", "kind", "held", "reason"),
     [
-        (
-            [INT8],
-            Runtime.AUTO,
-            Kind.CPU,
-            [FP32],
-            r"int8: the artifact holds fp32 \(name one of them, or export it: kwise export --dtype\)",
-        ),
+        ([INT8], Runtime.AUTO, Kind.CPU, [FP32], r"int8: the artifact holds fp32 \(name one of those, or kwise"),
         ([BF16], Runtime.AUTO, Kind.CPU, ALL, "this CPU has neither AVX512-BF16 nor AMX"),
         ([FP16], Runtime.AUTO, Kind.CPU, ALL, "fp16: not computed on --device cpu"),
         ([INT8], Runtime.AUTO, Kind.CUDA, ALL, "int8: not computed on --device cuda"),
