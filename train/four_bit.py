@@ -47,6 +47,14 @@ def has_four_bits(layer: nn.Module) -> bool:
     return type(getattr(layer, "weight", None)).__name__ == "Params4bit"
 
 
+def leave_weights_alone(model: nn.Module) -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes 0.50 packs the weights anew at the first pass that is no training, with scales in bf16:
+    rewards differ from those trained with, widths that are no multiple of 64 fail, and what is merged later would be wrong."""
+    for layer in model.modules():
+        if has_four_bits(layer):
+            layer.support_avx512bf16_for_cpu = False
+
+
 @torch.no_grad()
 def fold_adapters(adapted: Any) -> None:
     """Put a plain layer, dequantised and with its adapter added, in the place of every adapted layer of four bits."""

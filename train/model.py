@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from kwise.engine.errors import ConfigError
 from kwise.engine.types import Conversation
-from kwise.train.four_bit import four_bit_options
+from kwise.train.four_bit import four_bit_options, leave_weights_alone
 from kwise.train.layout import TrainLayout, best_layout, lay_out, read_tries, rewards_of
 from kwise.train.limits import model_max_tokens
 from kwise.train.pretrained import reading, source_of
@@ -88,6 +88,7 @@ def load_reward_model(
         loaded, loading = AutoModelForSequenceClassification.from_pretrained(
             **source_of(model), num_labels=1, dtype=torch.float32, output_loading_info=True, **quantised
         )
+    leave_weights_alone(loaded)
     # Left behind by quantised sources; a later from_pretrained would look for quantised weights.
     if hasattr(loaded.config, "quantization_config") and not load_in_4bit:
         del loaded.config.quantization_config
