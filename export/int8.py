@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from kwise.export.products import NEAREST, Rounded, columns_of, is_product, is_transposed, kind_of, weight_key
-from kwise.export.rotation import Float32, Rotation, cosine_transform
+from kwise.export.rotation import Float32, Rotation
 from kwise.export.weights import Rewriting
 
 _LEVELS = 127
@@ -118,8 +118,9 @@ class _Quantiser:
     def _turned(self, x: str, width: int) -> str:
         """x rotated, as `Rotation.rotated` does it."""
         p = f"{x}.row"
-        a, b = Rotation(width).sides
-        first, second = (self._constant(f"int8.turn.{n}", cosine_transform(n)) for n in (a, b))
+        rotation = Rotation(width)
+        a, b = rotation.sides
+        first, second = (self._constant(f"int8.turn.{len(matrix)}", matrix) for matrix in rotation.matrices)
         blocks = self._constant(f"int8.blocks.{a}.{b}", np.array([-1, a, b]))
         self._graph.emit(
             helper.make_node("Shape", [x], [f"{p}.shape"]),

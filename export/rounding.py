@@ -23,10 +23,9 @@ from kwise.export.half import dtype_of, half_of
 from kwise.export.int8 import levels_of, scales_of
 from kwise.export.parity import ParityError
 from kwise.export.products import Rounded, WeightKey, columns_of, weight_key
-from kwise.export.rotation import Rotation
+from kwise.export.rotation import Float32, Rotation
 from kwise.export.weights import Rewriting
 
-Float32 = NDArray[np.float32]
 # Added to the variances, relative to their mean, as the paper does: directions that few texts have shown count for little.
 _DAMPING = 0.01
 # Columns that are rounded before their errors are carried on to all the others, in one product.
