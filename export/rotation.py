@@ -3,7 +3,8 @@
 Language models have a few channels many times as large as the others (the median row's largest is 15 times its root mean square
 before SmolLM2's query projections). They make a row's scale so large that the others are rounded to almost nothing. A product
 does not change when both factors are rotated, x·W = (x·R)·(Rᵀ·W), and R spreads each large channel over all (Ashkboos et al.
-2024, QuaRot): SmolLM2's rows then lose 0.7 to 0.8 % of their length to 8 bits, instead of 1.5 to 3.6 %; normal noise would lose 0.7 %.
+2024, QuaRot): SmolLM2's rows then lose 0.7 to 0.8 % of their length to 8 bits, instead of 1.5 to 3.6 %, and normal noise
+0.7 %.
 
 R is a Kronecker product of two cosine transforms, so that a row of a·b channels costs 2·a·b·(a + b) operations, not 2·(a·b)².
 """
