@@ -10,8 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from kwise.engine.errors import Unavailable
+from kwise.engine.errors import InvalidRequest, KwiseError, Unavailable
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
 # Groups of one stream that are worked on at once; a client that sends more waits at gRPC's flow control.
@@ -40,19 +41,22 @@ class GroupStream:
         """Until all that was read is answered. Cancelled, it cancels what it alone waits for.
 
         Raises:
+            InvalidRequest: the client has sent what is no request.
             Unavailable: the server drains; what the client has sent beyond the answers must go on another stream.
         """
         draining = asyncio.create_task(self._draining.wait())
         try:
-            complete = await self._read(draining)
+            error = await self._read(draining)
+            # Also before an error: gRPC takes no status while a write is on its way, and the client would wait for ever.
             await asyncio.gather(*self._groups)
         finally:
             await _cancel(draining, *self._groups)
-        if not complete:
-            raise Unavailable.leaving()
+        if error:
+            raise error
 
-    async def _read(self, draining: "asyncio.Task[bool]") -> bool:
-        """Start what the client sends. True when it has sent its last, False where the server drains before."""
+    async def _read(self, draining: "asyncio.Task[bool]") -> KwiseError | None:
+        """Start what the client sends. None when it has sent its last, else why the stream must end before."""
+        num_read = 0
         while not draining.done():
             reading = asyncio.ensure_future(self._context.read())
             try:
@@ -60,17 +64,20 @@ class GroupStream:
                 if not reading.done():
                     break
                 request = reading.result()
+            except DecodeError:
+                return InvalidRequest(f"requests[{num_read}]", "is no kwise.v1.ScoreStreamRequest; the stream ends before it")
             except grpc.aio.BaseError:
-                return True  # the client has gone, and the call's own cancellation is on its way
+                return None  # the client has gone, and the call's own cancellation is on its way
             finally:
                 await _cancel(reading)
             if not isinstance(request, pb.ScoreStreamRequest):  # grpc.aio.EOF
-                return True
+                return None
+            num_read += 1
             await self._room.acquire()
             group = asyncio.create_task(self._serve(request))
             self._groups.add(group)
             group.add_done_callback(self._groups.discard)
-        return False
+        return Unavailable.leaving()
 
     async def _serve(self, request: pb.ScoreStreamRequest) -> None:
         response = await self._answer(request)

@@ -117,7 +117,8 @@ class RewardServiceServicer(object):
     def ScoreStream(self, request_iterator, context):
         """Many groups in flight on one stream. Replies come as groups finish, not in the order of the requests; match them
         by `id`. A group that fails answers with its own error and leaves the stream open. A server that drains answers what
-        it has read and ends the stream with UNAVAILABLE: send the rest on another one.
+        it has read and ends the stream with UNAVAILABLE: send the rest on another one. Bytes that are no request end it with
+        INVALID_ARGUMENT, once what came before them is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

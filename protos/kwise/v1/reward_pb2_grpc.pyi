@@ -186,7 +186,8 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
     ScoreStream: _RewardServiceScoreStreamType
     """Many groups in flight on one stream. Replies come as groups finish, not in the order of the requests; match them
     by `id`. A group that fails answers with its own error and leaves the stream open. A server that drains answers what
-    it has read and ends the stream with UNAVAILABLE: send the rest on another one.
+    it has read and ends the stream with UNAVAILABLE: send the rest on another one. Bytes that are no request end it with
+    INVALID_ARGUMENT, once what came before them is answered.
     """
 
     GetModel: _RewardServiceGetModelType
@@ -268,7 +269,8 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[reward_pb2.ScoreStreamResponse], collections.abc.AsyncIterator[reward_pb2.ScoreStreamResponse]]:
         """Many groups in flight on one stream. Replies come as groups finish, not in the order of the requests; match them
         by `id`. A group that fails answers with its own error and leaves the stream open. A server that drains answers what
-        it has read and ends the stream with UNAVAILABLE: send the rest on another one.
+        it has read and ends the stream with UNAVAILABLE: send the rest on another one. Bytes that are no request end it with
+        INVALID_ARGUMENT, once what came before them is answered.
         """
 
     @abc.abstractmethod
