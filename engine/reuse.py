@@ -34,9 +34,9 @@ class Reuse:
         return len(self.states[0]) if self.states else 0
 
 
-def plan_reuse(batch: Sequence[EncodedSequence], cache: PromptCache, widths: Sequence[int]) -> Reuse:
-    """`widths`: the W of each state, in the graph's order."""
-    trie = build_trie([sequence.token_ids for sequence in batch])
+def plan_reuse(batch: Sequence[EncodedSequence], cache: PromptCache, widths: Sequence[int], *, own_ends: bool = False) -> Reuse:
+    """`widths`: the W of each state, in the graph's order; own_ends: see `build_trie`."""
+    trie = build_trie([sequence.token_ids for sequence in batch], own_ends=own_ends)
     past = np.full(trie.num_nodes, NOT_PAST)
     prompts: dict[bytes, Int64] = {}
     found: list[tuple[Int64, Segment, int]] = []
@@ -46,7 +46,7 @@ def plan_reuse(batch: Sequence[EncodedSequence], cache: PromptCache, widths: Seq
         segment, known = cache.longest(key)
         if segment is not None:
             found.append((path, segment, known))
-        length = min(sequence.prompt_tokens, len(path))
+        length = min(sequence.prompt_tokens, len(path) - 1 if own_ends else len(path))
         if known < length and cache.has_room_for(length, 4 * sum(widths)):
             prompts[key[: KEY_BYTES * length]] = path[:length]
             new.append(path[known:length])

@@ -85,16 +85,20 @@ class GraphSession:
         """The graph's inputs for the batch, with nothing reused and nothing to be kept."""
         if self._manifest.layout != "trie":
             return dict(self._padded_inputs(batch)[0])
-        reuse = plan_reuse(batch, PromptCache(0), list(self._states.values()))
+        reuse = self._plan(batch, PromptCache(0))
         return self._trie_inputs(reuse)[0]
 
     def _run_trie(self, batch: Sequence[EncodedSequence]) -> Pass:
-        reuse = plan_reuse(batch, self.prompt_cache, list(self._states.values()))
+        reuse = self._plan(batch, self.prompt_cache)
         inputs, num_rows = self._trie_inputs(reuse)
         rewards, *present = self._graph.run(inputs)
         if np.isfinite(rewards).all():  # a sequence that overflows must not leave its states to others
             keep(reuse, present, self.prompt_cache)
         return Pass(rewards=rewards, num_rows=num_rows, num_reused=reuse.trie.num_nodes - num_rows)
+
+    def _plan(self, batch: Sequence[EncodedSequence], cache: PromptCache) -> Reuse:
+        # int8 computes last rows to more bits: as inner rows of another sequence they would change its reward.
+        return plan_reuse(batch, cache, list(self._states.values()), own_ends=self.precision is Precision.INT8)
 
     def _trie_inputs(self, reuse: Reuse) -> tuple[dict[str, NDArray[Any]], int]:
         aligned = self.precision is not Precision.FP32  # see `pack`: a last bit may turn a rounding

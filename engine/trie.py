@@ -45,6 +45,7 @@ class Trie:
 
 # Of one token in a sort key.
 KEY_BYTES = 4
+_END = 1 << 31
 
 
 def sort_key(token_ids: Int64) -> bytes:
@@ -64,9 +65,20 @@ def common_prefix(a: bytes, b: bytes) -> int:
     return int(differ.argmax()) if differ.any() else len(x)
 
 
-def build_trie(sequences: Sequence[Int64]) -> Trie:
-    """One node per distinct prefix of the sequences (each int64[length >= 1])."""
-    keys = [sort_key(sequence) for sequence in sequences]
+def _with_end(sequence: Int64) -> Int64:
+    """The sequence with a last token that is no inner token of any."""
+    marked = sequence.copy()
+    marked[-1] |= _END
+    return marked
+
+
+def build_trie(sequences: Sequence[Int64], *, own_ends: bool = False) -> Trie:
+    """One node per distinct prefix of the sequences (each int64[length >= 1], of token ids below 2³¹).
+
+    own_ends: where a sequence goes on from the end of another, that end is a node beside the other's: no sequence has another's
+    last node among its inner ones. For graphs that compute last rows otherwise than others.
+    """
+    keys = [sort_key(_with_end(sequence) if own_ends else sequence) for sequence in sequences]
     last_nodes = np.empty(len(sequences), np.int64)
     token_ids: list[Int64] = []
     depths: list[Int64] = []

@@ -6,9 +6,14 @@ t. A token's rounding then depends on that token alone. ONNX Runtime's dynamic q
 that a reward would depend on its neighbours; its MatMulNBits has a scale a row, and takes 1.5 to 2 times as long as fp32 on AVX2.
 
 Both factors are rotated first, weights here, activations at each pass; see rotation.py.
+
+The rows that the head reads (`last_rows` of the trie's graph), one a sequence, get a second product with the same weights, of what
+rounding took from them: x ≈ s·(q + p/254) with p int8 too, 16 bits in all. Their errors go straight into the reward, those of
+other rows through attention's averages, so that these few rows make most of the errors of rewards.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,7 @@ from kwise.export.weights import Rewriting
 _LEVELS = 127
 _ZERO = 128  # ONNX Runtime's fast kernels want unsigned activations
 _DOMAIN = "com.microsoft"
+_LAST_ROWS = "last_rows"
 
 
 def write_int8(source: Path, destination: Path, kept: Collection[str] = (), rounded: Rounded = NEAREST) -> None:
@@ -51,11 +57,23 @@ def levels_of(columns: Float32, scale: Float32) -> NDArray[np.int8]:
     return np.clip(np.round(columns / scale), -_LEVELS, _LEVELS).astype(np.int8)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """What the rows of a factor became, by name. levels: uint8[T, K], 128 for zero; scale: float32[T, 1]; remainders: uint8[B, K],
+    where there are last rows."""
+
+    levels: str
+    scale: str
+    remainders: str
+
+
 class _Quantiser:
     def __init__(self, graph: Rewriting, rounded: Rounded) -> None:
         self._graph = graph
         self._rounded = rounded
-        self._rows: dict[str, tuple[str, str]] = {}
+        self._rows: dict[str, _Rows] = {}
+        self._indices = ""
+        self._has_last_rows = any(value.name == _LAST_ROWS for value in graph.model.graph.input)
 
     def product(self, node: onnx.NodeProto) -> None:
         """Emit x·W in int8, and, where the node is a Gemm, + C in fp32."""
@@ -65,15 +83,13 @@ class _Quantiser:
         columns = columns_of(self._graph, node)
         suffix = ".columns" if is_transposed(node) else ""  # one weight may be read both ways round
         levels, scale = self._add_weight(name, suffix, columns, self._rounded.get(weight_key(node)))
-        row, row_scale = self._row(x, columns.shape[1])
-        zero = self._constant("int8.zero", np.array(_ZERO, np.uint8))
-        one = self._constant("int8.one", np.array(1, np.float32))
-        inputs = [row, levels, one, scale, zero]
+        rows = self._quantised(x, columns.shape[1])
+        product = self._multiply(rows.levels, "int8.one", levels, scale, f"{output}.int8")
+        if self._has_last_rows:
+            finer = self._multiply(rows.remainders, "int8.fine", levels, scale, f"{output}.finer")
+            product = self._added_to_last_rows(product, finer, len(columns))
         scaled = f"{output}.scaled" if bias else output
-        self._graph.emit(
-            helper.make_node("MatMulIntegerToFloat", inputs, [f"{output}.int8"], domain=_DOMAIN),
-            helper.make_node("Mul", [f"{output}.int8", row_scale], [scaled]),
-        )
+        self._graph.emit(helper.make_node("Mul", [product, rows.scale], [scaled]))
         if bias:
             self._graph.emit(helper.make_node("Add", [scaled, *bias], [output]))
 
@@ -87,13 +103,32 @@ class _Quantiser:
             self._graph.add_weight(f"{name}.scale{suffix}", scale[:, 0]),
         )
 
-    def _row(self, x: str, width: int) -> tuple[str, str]:
-        """(uint8 rows, their scales): products of the same rows share them."""
+    def _multiply(self, rows: str, row_step: str, levels: str, scale: str, output: str) -> str:
+        inputs = [rows, levels, row_step, scale, "int8.zero"]
+        self._graph.emit(helper.make_node("MatMulIntegerToFloat", inputs, [output], domain=_DOMAIN))
+        return output
+
+    def _added_to_last_rows(self, product: str, finer: str, width: int) -> str:
+        """`product` with `finer` [B, N] added to the rows that the head reads. One that is several sequences' gets it once: each
+        writes the same sum."""
+        flat = self._constant(f"int8.flat.{width}", np.array([-1, width]))
+        self._graph.emit(
+            helper.make_node("Shape", [product], [f"{product}.shape"]),
+            helper.make_node("Reshape", [product, flat], [f"{product}.flat"]),
+            helper.make_node("Gather", [f"{product}.flat", _LAST_ROWS], [f"{product}.last"]),
+            helper.make_node("Add", [f"{product}.last", finer], [f"{product}.sums"]),
+            helper.make_node("ScatterND", [f"{product}.flat", self._last_indices(), f"{product}.sums"], [f"{product}.both"]),
+            helper.make_node("Reshape", [f"{product}.both", f"{product}.shape"], [f"{product}.whole"]),
+        )
+        return f"{product}.whole"
+
+    def _quantised(self, x: str, width: int) -> "_Rows":
+        """Products of the same rows share them."""
         if x not in self._rows:
             self._rows[x] = self._quantise(x, width)
         return self._rows[x]
 
-    def _quantise(self, x: str, width: int) -> tuple[str, str]:
+    def _quantise(self, x: str, width: int) -> "_Rows":
         p = f"{x}.row"
         turned = self._turned(x, width)
         one, zero = self._constant("int8.one", np.array(1, np.float32)), self._constant("int8.zero", np.array(_ZERO, np.uint8))
@@ -113,7 +148,31 @@ class _Quantiser:
             helper.make_node("Div", [turned, f"{p}.scale"], [f"{p}.scaled"]),
             helper.make_node("QuantizeLinear", [f"{p}.scaled", one, zero], [f"{p}.int8"]),
         )
-        return f"{p}.int8", f"{p}.scale"
+        if self._has_last_rows:
+            self._remainders(p, width)
+        return _Rows(levels=f"{p}.int8", scale=f"{p}.scale", remainders=f"{p}.remainders")
+
+    def _remainders(self, p: str, width: int) -> None:
+        """What rounding left of the rows that the head reads, uint8[B, K] in steps of 1/254: at most half a level."""
+        flat = self._constant(f"int8.flat.{width}", np.array([-1, width]))
+        fine = self._constant("int8.fine", np.array(0.5 / _LEVELS, np.float32))
+        self._graph.emit(
+            helper.make_node("Reshape", [f"{p}.scaled", flat], [f"{p}.scaled.flat"]),
+            helper.make_node("Reshape", [f"{p}.int8", flat], [f"{p}.int8.flat"]),
+            helper.make_node("Gather", [f"{p}.scaled.flat", _LAST_ROWS], [f"{p}.scaled.last"]),
+            helper.make_node("Gather", [f"{p}.int8.flat", _LAST_ROWS], [f"{p}.int8.last"]),
+            helper.make_node("DequantizeLinear", [f"{p}.int8.last", "int8.one", "int8.zero"], [f"{p}.coarse.last"]),
+            helper.make_node("Sub", [f"{p}.scaled.last", f"{p}.coarse.last"], [f"{p}.rest.last"]),
+            helper.make_node("QuantizeLinear", [f"{p}.rest.last", fine, "int8.zero"], [f"{p}.remainders"]),
+        )
+
+    def _last_indices(self) -> str:
+        """int64[B, 1], as ScatterND wants them; made before the first product."""
+        if not self._indices:
+            self._indices = "int8.last_rows"
+            last = self._constant("int8.last", np.array([-1]))
+            self._graph.emit(helper.make_node("Unsqueeze", [_LAST_ROWS, last], [self._indices]))
+        return self._indices
 
     def _turned(self, x: str, width: int) -> str:
         """x rotated, as `Rotation.rotated` does it."""

@@ -53,9 +53,10 @@ def _prefixes(reuse: Reuse) -> list[np.ndarray]:
     return [reuse.trie.token_ids[reuse.trie.path(node)] for node in range(reuse.trie.num_nodes)]
 
 
-def _run(batch: Sequence[EncodedSequence], cache: PromptCache) -> Reuse:
-    """As a session does it, with a graph that knows every prefix's states; what the session relies on is asserted."""
-    reuse = plan_reuse(batch, cache, WIDTHS)
+def _run(batch: Sequence[EncodedSequence], cache: PromptCache, *, own_ends: bool = False) -> Reuse:
+    """As a session does it, with a graph that knows every prefix's states; what the session relies on is asserted. With
+    `own_ends` the states of last rows are others."""
+    reuse = plan_reuse(batch, cache, WIDTHS, own_ends=own_ends)
     expected, past = states_of(_prefixes(reuse)), reuse.past
     assert (past[reuse.trie.last_nodes] == NOT_PAST).all()
     known = np.flatnonzero(past != NOT_PAST)
@@ -66,6 +67,9 @@ def _run(batch: Sequence[EncodedSequence], cache: PromptCache) -> Reuse:
     packed = pack(reuse.trie, 3, past, reuse.num_past)
     rows = packed.entries[reuse.kept]
     assert (rows < packed.num_rows).all()  # the graph gives the states of rows
+    if own_ends:
+        for right in expected:
+            right[reuse.trie.last_nodes] = np.nan
     computed = [right[past == NOT_PAST] for right in expected]
     keep(reuse, [state[rows] for state in computed], cache)
     return reuse
@@ -83,13 +87,13 @@ def _assert_sound(cache: PromptCache) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(_batches(), st.sampled_from([0, 16, 30, 50, 80, 120, LARGE]))
+@given(_batches(), st.sampled_from([0, 16, 30, 50, 80, 120, LARGE]), st.booleans())
 def test_past_states_are_those_of_their_nodes_and_kept_ones_are_computed(
-    batches: list[list[EncodedSequence]], max_tokens: int
+    batches: list[list[EncodedSequence]], max_tokens: int, own_ends: bool
 ) -> None:
     cache = PromptCache(max_tokens * TOKEN_BYTES)
     for batch in batches:
-        _run(batch, cache)
+        _run(batch, cache, own_ends=own_ends)
         _assert_sound(cache)
 
 

@@ -92,6 +92,24 @@ def test_duplicates_and_prefixes_of_others_add_no_nodes() -> None:
     assert trie.last_nodes.tolist() == [1, 3, 0, 3]
 
 
+@given(BATCHES)
+def test_own_ends_are_nodes_that_no_other_sequence_passes(batch: list[Int64]) -> None:
+    trie = build_trie(batch, own_ends=True)
+    tokens = [tuple(sequence.tolist()) for sequence in batch]
+    ends = dict(zip(trie.last_nodes.tolist(), tokens, strict=True))
+    assert len(ends) == len(set(tokens))  # equal sequences share theirs
+    inner = set()
+    for node, sequence in ends.items():
+        assert _tokens(trie, node) == sequence
+        inner |= set(trie.path(node)[:-1].tolist())
+    assert not inner & ends.keys()
+    assert sorted([*inner, *ends]) == list(range(trie.num_nodes))
+    assert len(inner) == len({_tokens(trie, node) for node in inner})
+    nodes = np.arange(trie.num_nodes)
+    for q in range(trie.num_nodes):
+        assert np.flatnonzero((nodes <= q) & (q < trie.ends)).tolist() == trie.path(q).tolist()
+
+
 @given(SEQUENCES.filter(len))
 def test_large_token_ids_survive(sequence: Int64) -> None:
     trie = build_trie([sequence, sequence[:1]])
