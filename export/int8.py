@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
 from kwise.export.products import NEAREST, Rounded, columns_of, is_product, is_transposed, kind_of, weight_key
 from kwise.export.rotation import Float32, Rotation
@@ -59,9 +59,10 @@ def levels_of(columns: Float32, scale: Float32) -> NDArray[np.int8]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
-    """What the rows of a factor became, by name. levels: uint8[T, K], 128 for zero; scale: float32[T, 1]; remainders: uint8[B, K],
-    where there are last rows."""
+    """What the rows of a factor became, by name. leading: int64, their dimensions before the last, which become one of T rows;
+    levels: uint8[T, K], 128 for zero; scale: float32[T, 1]; remainders: uint8[B, K], where there are last rows."""
 
+    leading: str
     levels: str
     scale: str
     remainders: str
@@ -83,15 +84,23 @@ class _Quantiser:
         columns = columns_of(self._graph, node)
         suffix = ".columns" if is_transposed(node) else ""  # one weight may be read both ways round
         levels, scale = self._add_weight(name, suffix, columns, self._rounded.get(weight_key(node)))
-        rows = self._quantised(x, columns.shape[1])
+        num_outputs, width = columns.shape
+        rows = self._quantised(x, width)
         product = self._multiply(rows.levels, "int8.one", levels, scale, f"{output}.int8")
         if self._has_last_rows:
             finer = self._multiply(rows.remainders, "int8.fine", levels, scale, f"{output}.finer")
-            product = self._added_to_last_rows(product, finer, len(columns))
-        scaled = f"{output}.scaled" if bias else output
+            product = self._added_to_last_rows(product, finer, num_outputs)
+        last, shape = (f"{output}.flat", [f"{output}.flat", f"{output}.shape"]) if node.op_type == "MatMul" else (output, [])
+        scaled = f"{output}.scaled" if bias else last
         self._graph.emit(helper.make_node("Mul", [product, rows.scale], [scaled]))
         if bias:
-            self._graph.emit(helper.make_node("Add", [scaled, *bias], [output]))
+            self._graph.emit(helper.make_node("Add", [scaled, *bias], [last]))
+        if shape:
+            outputs = self._constant(f"int8.outputs.{num_outputs}", np.array([num_outputs]))
+            self._graph.emit(
+                helper.make_node("Concat", [rows.leading, outputs], shape[1:], axis=0),
+                helper.make_node("Reshape", shape, [output]),
+            )
 
     def _add_weight(self, name: str, suffix: str, columns: Float32, levels: NDArray[np.int8] | None) -> tuple[str, str]:
         """The names of the levels and the scales."""
@@ -109,18 +118,20 @@ class _Quantiser:
         return output
 
     def _added_to_last_rows(self, product: str, finer: str, width: int) -> str:
-        """`product` with `finer` [B, N] added to the rows that the head reads. One that is several sequences' gets it once: each
-        writes the same sum."""
-        flat = self._constant(f"int8.flat.{width}", np.array([-1, width]))
+        """`product` [T, N] with `finer` [B, N] added to the rows that the head reads. One that is several sequences' gets it once:
+        each writes the same sum."""
+        sums = f"{product}.whole"
+        # ONNX Runtime scatters in place where it knows that both are as large.
+        for name in (product, sums):
+            self._graph.model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", width]))
         self._graph.emit(
-            helper.make_node("Shape", [product], [f"{product}.shape"]),
-            helper.make_node("Reshape", [product, flat], [f"{product}.flat"]),
-            helper.make_node("Gather", [f"{product}.flat", _LAST_ROWS], [f"{product}.last"]),
+            helper.make_node("Gather", [product, _LAST_ROWS], [f"{product}.last"]),
             helper.make_node("Add", [f"{product}.last", finer], [f"{product}.sums"]),
-            helper.make_node("ScatterND", [f"{product}.flat", self._last_indices(), f"{product}.sums"], [f"{product}.both"]),
-            helper.make_node("Reshape", [f"{product}.both", f"{product}.shape"], [f"{product}.whole"]),
+            helper.make_node("Shape", [f"{product}.sums"], [f"{product}.shape"]),
+            helper.make_node("Expand", [self._last_indices(), f"{product}.shape"], [f"{product}.indices"]),
+            helper.make_node("ScatterElements", [product, f"{product}.indices", f"{product}.sums"], [sums]),
         )
-        return f"{product}.whole"
+        return sums
 
     def _quantised(self, x: str, width: int) -> "_Rows":
         """Products of the same rows share them."""
@@ -131,9 +142,12 @@ class _Quantiser:
     def _quantise(self, x: str, width: int) -> "_Rows":
         p = f"{x}.row"
         turned = self._turned(x, width)
+        first = self._constant("int8.first", np.array([0]))
         one, zero = self._constant("int8.one", np.array(1, np.float32)), self._constant("int8.zero", np.array(_ZERO, np.uint8))
         last = self._constant("int8.last", np.array([-1]))
         self._graph.emit(
+            helper.make_node("Shape", [x], [f"{p}.shape"]),
+            helper.make_node("Slice", [f"{p}.shape", first, last], [f"{p}.leading"]),
             helper.make_node("Abs", [turned], [f"{p}.abs"]),
             helper.make_node("ReduceMax", [f"{p}.abs", last], [f"{p}.max"], keepdims=1),
             helper.make_node(
@@ -149,25 +163,22 @@ class _Quantiser:
             helper.make_node("QuantizeLinear", [f"{p}.scaled", one, zero], [f"{p}.int8"]),
         )
         if self._has_last_rows:
-            self._remainders(p, width)
-        return _Rows(levels=f"{p}.int8", scale=f"{p}.scale", remainders=f"{p}.remainders")
+            self._remainders(p)
+        return _Rows(leading=f"{p}.leading", levels=f"{p}.int8", scale=f"{p}.scale", remainders=f"{p}.remainders")
 
-    def _remainders(self, p: str, width: int) -> None:
+    def _remainders(self, p: str) -> None:
         """What rounding left of the rows that the head reads, uint8[B, K] in steps of 1/254: at most half a level."""
-        flat = self._constant(f"int8.flat.{width}", np.array([-1, width]))
         fine = self._constant("int8.fine", np.array(0.5 / _LEVELS, np.float32))
         self._graph.emit(
-            helper.make_node("Reshape", [f"{p}.scaled", flat], [f"{p}.scaled.flat"]),
-            helper.make_node("Reshape", [f"{p}.int8", flat], [f"{p}.int8.flat"]),
-            helper.make_node("Gather", [f"{p}.scaled.flat", _LAST_ROWS], [f"{p}.scaled.last"]),
-            helper.make_node("Gather", [f"{p}.int8.flat", _LAST_ROWS], [f"{p}.int8.last"]),
+            helper.make_node("Gather", [f"{p}.scaled", _LAST_ROWS], [f"{p}.scaled.last"]),
+            helper.make_node("Gather", [f"{p}.int8", _LAST_ROWS], [f"{p}.int8.last"]),
             helper.make_node("DequantizeLinear", [f"{p}.int8.last", "int8.one", "int8.zero"], [f"{p}.coarse.last"]),
             helper.make_node("Sub", [f"{p}.scaled.last", f"{p}.coarse.last"], [f"{p}.rest.last"]),
             helper.make_node("QuantizeLinear", [f"{p}.rest.last", fine, "int8.zero"], [f"{p}.remainders"]),
         )
 
     def _last_indices(self) -> str:
-        """int64[B, 1], as ScatterND wants them; made before the first product."""
+        """int64[B, 1]; made for the first product."""
         if not self._indices:
             self._indices = "int8.last_rows"
             last = self._constant("int8.last", np.array([-1]))
@@ -175,19 +186,19 @@ class _Quantiser:
         return self._indices
 
     def _turned(self, x: str, width: int) -> str:
-        """x rotated, as `Rotation.rotated` does it."""
+        """x rotated, as `Rotation.rotated` does it, [T, K] whatever dimensions the rows had."""
         p = f"{x}.row"
         rotation = Rotation(width)
         a, b = rotation.sides
         first, second = (self._constant(f"int8.turn.{len(matrix)}", matrix) for matrix in rotation.matrices)
         blocks = self._constant(f"int8.blocks.{a}.{b}", np.array([-1, a, b]))
+        flat = self._constant(f"int8.flat.{width}", np.array([-1, width]))
         self._graph.emit(
-            helper.make_node("Shape", [x], [f"{p}.shape"]),
             helper.make_node("Reshape", [x, blocks], [f"{p}.blocks"]),
             helper.make_node("MatMul", [f"{p}.blocks", second], [f"{p}.once"]),
             helper.make_node("Transpose", [f"{p}.once"], [f"{p}.transposed"], perm=[0, 2, 1]),
             helper.make_node("MatMul", [f"{p}.transposed", first], [f"{p}.twice"]),
-            helper.make_node("Reshape", [f"{p}.twice", f"{p}.shape"], [f"{p}.rotated"]),
+            helper.make_node("Reshape", [f"{p}.twice", flat], [f"{p}.rotated"]),
         )
         return f"{p}.rotated"
 
