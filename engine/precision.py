@@ -9,7 +9,8 @@ class Precision(Enum):
     """fp32 is the reference. In the others the weights, and what they are multiplied with, are rounded:
 
     fp16, bf16: attention too; products are summed up in fp32. int8: to 8 bits, with a scale for each row of activations and for
-    each output channel of the weights, so that a token's rounding does not depend on its neighbours; summed up exactly.
+    each output channel of the weights, so that a token's rounding does not depend on its neighbours; to 16 bits in the rows that
+    the head reads; summed up exactly.
     """
 
     FP32 = "fp32"
