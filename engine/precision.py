@@ -10,7 +10,7 @@ class Precision(Enum):
 
     fp16, bf16: attention too; products are summed up in fp32. int8: to 8 bits, with a scale for each row of activations and for
     each output channel of the weights, so that a token's rounding does not depend on its neighbours; to 16 bits in the rows that
-    the head reads; summed up exactly.
+    the head reads, in the trie layout; summed up exactly.
     """
 
     FP32 = "fp32"

@@ -1,4 +1,4 @@
-"""Token sequences → their trie: every distinct prefix of a batch is one node, whichever caller sent it.
+"""Token sequences → their trie: every distinct prefix of a batch is one node (but for `own_ends`), whichever caller sent it.
 
 A prompt common to K responses, a system prompt common to different prompts and the earlier turns of a conversation are
 nodes once. Sorting the sequences makes this a matter of comparing neighbours: each sequence adds nodes only past its
@@ -45,6 +45,7 @@ class Trie:
 
 # Of one token in a sort key.
 KEY_BYTES = 4
+# Marks a last token in a sort key; token ids are below it.
 _END = 1 << 31
 
 
@@ -75,8 +76,8 @@ def _with_end(sequence: Int64) -> Int64:
 def build_trie(sequences: Sequence[Int64], *, own_ends: bool = False) -> Trie:
     """One node per distinct prefix of the sequences (each int64[length >= 1], of token ids below 2³¹).
 
-    own_ends: where a sequence goes on from the end of another, that end is a node beside the other's: no sequence has another's
-    last node among its inner ones. For graphs that compute last rows otherwise than others.
+    own_ends: each sequence's last token is a node that only equal sequences share, beside any inner node of the same prefix.
+    For graphs that compute last rows otherwise than others.
     """
     keys = [sort_key(_with_end(sequence) if own_ends else sequence) for sequence in sequences]
     last_nodes = np.empty(len(sequences), np.int64)

@@ -7,9 +7,10 @@ that a reward would depend on its neighbours; its MatMulNBits has a scale a row,
 
 Both factors are rotated first, weights here, activations at each pass; see rotation.py.
 
-The rows that the head reads (`last_rows` of the trie's graph), one a sequence, get a second product with the same weights, of what
-rounding took from them: x ≈ s·(q + p/254) with p int8 too, 16 bits in all. Their errors go straight into the reward, those of
-other rows through attention's averages, so that these few rows make most of the errors of rewards.
+The rows that the head reads (`last_rows` of the trie's graph; T rows everywhere before the head), one a sequence, get a second
+product with the same weights, of what rounding took from them: x ≈ s·(q + p/254) with p int8 too, 16 bits in all. Their errors go
+straight into the reward, those of other rows through attention's averages: on 16 real groups Kendall's tau is 0.969 instead of
+0.941. It costs as much as B more rows, which is little where responses are longer than a few tokens.
 """
 
 from collections.abc import Collection
@@ -73,7 +74,7 @@ class _Quantiser:
         self._graph = graph
         self._rounded = rounded
         self._rows: dict[str, _Rows] = {}
-        self._indices = ""
+        self._indexed: set[int] = set()
         self._has_last_rows = any(value.name == _LAST_ROWS for value in graph.model.graph.input)
 
     def product(self, node: onnx.NodeProto) -> None:
@@ -90,16 +91,16 @@ class _Quantiser:
         if self._has_last_rows:
             finer = self._multiply(rows.remainders, "int8.fine", levels, scale, f"{output}.finer")
             product = self._added_to_last_rows(product, finer, num_outputs)
-        last, shape = (f"{output}.flat", [f"{output}.flat", f"{output}.shape"]) if node.op_type == "MatMul" else (output, [])
-        scaled = f"{output}.scaled" if bias else last
+        flat = output if node.op_type == "Gemm" else f"{output}.flat"
+        scaled = f"{output}.scaled" if bias else flat
         self._graph.emit(helper.make_node("Mul", [product, rows.scale], [scaled]))
         if bias:
-            self._graph.emit(helper.make_node("Add", [scaled, *bias], [last]))
-        if shape:
+            self._graph.emit(helper.make_node("Add", [scaled, *bias], [flat]))
+        if flat != output:
             outputs = self._constant(f"int8.outputs.{num_outputs}", np.array([num_outputs]))
             self._graph.emit(
-                helper.make_node("Concat", [rows.leading, outputs], shape[1:], axis=0),
-                helper.make_node("Reshape", shape, [output]),
+                helper.make_node("Concat", [rows.leading, outputs], [f"{output}.shape"], axis=0),
+                helper.make_node("Reshape", [flat, f"{output}.shape"], [output]),
             )
 
     def _add_weight(self, name: str, suffix: str, columns: Float32, levels: NDArray[np.int8] | None) -> tuple[str, str]:
@@ -127,19 +128,17 @@ class _Quantiser:
         self._graph.emit(
             helper.make_node("Gather", [product, _LAST_ROWS], [f"{product}.last"]),
             helper.make_node("Add", [f"{product}.last", finer], [f"{product}.sums"]),
-            helper.make_node("Shape", [f"{product}.sums"], [f"{product}.shape"]),
-            helper.make_node("Expand", [self._last_indices(), f"{product}.shape"], [f"{product}.indices"]),
-            helper.make_node("ScatterElements", [product, f"{product}.indices", f"{product}.sums"], [sums]),
+            helper.make_node("ScatterElements", [product, self._last_indices(width), f"{product}.sums"], [sums]),
         )
         return sums
 
-    def _quantised(self, x: str, width: int) -> "_Rows":
+    def _quantised(self, x: str, width: int) -> _Rows:
         """Products of the same rows share them."""
         if x not in self._rows:
             self._rows[x] = self._quantise(x, width)
         return self._rows[x]
 
-    def _quantise(self, x: str, width: int) -> "_Rows":
+    def _quantise(self, x: str, width: int) -> _Rows:
         p = f"{x}.row"
         turned = self._turned(x, width)
         first = self._constant("int8.first", np.array([0]))
@@ -177,13 +176,20 @@ class _Quantiser:
             helper.make_node("QuantizeLinear", [f"{p}.rest.last", fine, "int8.zero"], [f"{p}.remainders"]),
         )
 
-    def _last_indices(self) -> str:
-        """int64[B, 1]; made for the first product."""
-        if not self._indices:
-            self._indices = "int8.last_rows"
+    def _last_indices(self, width: int) -> str:
+        """int64[B, N], the row of each element; made once for all products of this width."""
+        name = f"int8.last_rows.{width}"
+        if width not in self._indexed:
+            self._indexed.add(width)
             last = self._constant("int8.last", np.array([-1]))
-            self._graph.emit(helper.make_node("Unsqueeze", [_LAST_ROWS, last], [self._indices]))
-        return self._indices
+            outputs = self._constant(f"int8.outputs.{width}", np.array([width]))
+            self._graph.emit(
+                helper.make_node("Shape", [_LAST_ROWS], [f"{name}.count"]),
+                helper.make_node("Concat", [f"{name}.count", outputs], [f"{name}.shape"], axis=0),
+                helper.make_node("Unsqueeze", [_LAST_ROWS, last], [f"{name}.column"]),
+                helper.make_node("Expand", [f"{name}.column", f"{name}.shape"], [name]),
+            )
+        return name
 
     def _turned(self, x: str, width: int) -> str:
         """x rotated, as `Rotation.rotated` does it, [T, K] whatever dimensions the rows had."""

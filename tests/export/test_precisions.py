@@ -118,14 +118,19 @@ def test_an_int8_product_is_that_of_rounded_rows_and_columns(tmp_path: Path, row
     assert np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("leading", [(), (1,)])
-def test_rows_that_the_head_reads_have_sixteen_bits(tmp_path: Path, leading: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("leading", "gemm"), [((), False), ((1,), False), ((), True)])
+def test_rows_that_the_head_reads_have_sixteen_bits(tmp_path: Path, leading: tuple[int, ...], gemm: bool) -> None:
     """Once each, however many sequences end in them; the others' are as before."""
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((*leading, 9, 64)).astype(np.float32), rng.standard_normal((64, 24)).astype(np.float32)
     path = product(tmp_path, weight, leading)
-    write_int8(path, tmp_path / "plain.onnx")
     model = onnx.load(path)
+    if gemm:
+        model.graph.node[0].op_type = "Gemm"
+        model.graph.node[0].input.append("c")
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(24, np.float32), "c"))
+        onnx.save(model, path)
+    write_int8(path, tmp_path / "plain.onnx")
     model.graph.input.append(helper.make_tensor_value_info("last_rows", TensorProto.INT64, ["sequences"]))
     onnx.save(model, path)
     write_int8(path, tmp_path / "finer.onnx")
@@ -402,7 +407,7 @@ def test_fp32_need_not_be_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_kinds_that_err_stay_in_fp32_until_the_rest_ranks_as_fp32_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Of the tiny model not all can be int8 if 99.3 % of the examples' clear pairs are to keep their order."""
+    """Of the tiny model not all can be int8 if all of the examples' clear pairs are to keep their order."""
     exported = export_quietly(
         tiny_checkpoint, tmp_path / "int8", dtype="fp32,int8", rankings=str(EXAMPLES), min_agreement=0.993
     )
