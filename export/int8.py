@@ -10,7 +10,7 @@ Both factors are rotated first, weights here, activations at each pass; see rota
 The rows that the head reads (`last_rows` of the trie's graph; T rows everywhere before the head), one a sequence, get a second
 product with the same weights, of what rounding took from them: x ≈ s·(q + p/254) with p int8 too, 16 bits in all. Their errors go
 straight into the reward, those of other rows through attention's averages: on 16 real groups Kendall's tau is 0.969 instead of
-0.941. It costs as much as B more rows, which is little where responses are longer than a few tokens.
+0.941. It costs somewhat more than B more rows would, which is little where responses are longer than a few tokens.
 """
 
 from collections.abc import Collection
