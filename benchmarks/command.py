@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from kwise.benchmarks import gpu, graph, load, precision, soak, training
-from kwise.engine.options import add_options, from_options
+from kwise.options import add_options, from_options
 
 _BENCHES: dict[str, tuple[Any, type, str]] = {
     "graph": (

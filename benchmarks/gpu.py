@@ -29,19 +29,21 @@ from kwise.benchmarks import machine
 from kwise.benchmarks.peers import Transformers
 from kwise.benchmarks.workload import Cell, parse_cells, read_trie, run_queued
 from kwise.engine.artifact import Artifact
-from kwise.engine.buckets import BucketedGraph
-from kwise.engine.choice import choose
-from kwise.engine.config import EngineConfig, Runtime
-from kwise.engine.devices import Kind, parse_devices
-from kwise.engine.errors import ConfigError
-from kwise.engine.graph import Graph, cpu_has_bf16
-from kwise.engine.loading import golden_sequences, new_encoder
-from kwise.engine.options import check_bounds, option
-from kwise.engine.precision import Precision
-from kwise.engine.prompt_cache import PromptCache
+from kwise.engine.config import EngineConfig
+from kwise.engine.load import golden_sequences, new_encoder
+from kwise.engine.model.devices import Kind, parse_devices
+from kwise.engine.model.precision import Precision
+from kwise.engine.model.prefix_cache import PromptCache
+from kwise.engine.model.runtime.kind import Runtime
+from kwise.engine.model.runtime.open import cpu_has_bf16
+from kwise.engine.model.runtime.protocol import Graph
+from kwise.engine.model.select import choose
+from kwise.engine.model.session import GraphSession
+from kwise.engine.model.shape_buckets import BucketedGraph
 from kwise.engine.scorer import Scorer
-from kwise.engine.session import GraphSession
-from kwise.engine.types import Group, Reward
+from kwise.errors import ConfigError
+from kwise.options import check_bounds, option
+from kwise.types import Group, Reward
 
 # Before anything is timed: the first pass of a shape plans its memory, the second uses the plan, and libraries choose kernels.
 _WARM_UPS = 3

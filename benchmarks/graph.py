@@ -22,10 +22,10 @@ from kwise.benchmarks.workload import Cell, parse_cells, read_trie, real_groups,
 from kwise.benchmarks.yardstick import Peak, cost_of_graph
 from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.errors import ConfigError
-from kwise.engine.options import check_bounds, option
-from kwise.engine.precision import Precision
-from kwise.engine.session import GraphSession
+from kwise.engine.model.precision import Precision
+from kwise.engine.model.session import GraphSession
+from kwise.errors import ConfigError
+from kwise.options import check_bounds, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,16 +23,16 @@ from grpc_health.v1 import health, health_pb2
 from kwise.benchmarks import machine
 from kwise.benchmarks.serving import serving
 from kwise.benchmarks.workload import Cell, run_queued
+from kwise.client import AsyncRewardClient, RewardClient
+from kwise.client.messages import score_request
 from kwise.engine.artifact import Artifact, read_artifact
-from kwise.engine.client import AsyncRewardClient, RewardClient
-from kwise.engine.client.messages import score_request
 from kwise.engine.config import EngineConfig
-from kwise.engine.errors import ConfigError, KwiseError
-from kwise.engine.options import check_bounds, option
-from kwise.engine.session import GraphSession
-from kwise.engine.types import Priority
+from kwise.engine.model.session import GraphSession
+from kwise.errors import ConfigError, KwiseError
+from kwise.options import check_bounds, option
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
+from kwise.types import Priority
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

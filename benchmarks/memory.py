@@ -14,13 +14,13 @@ from typing import Any
 
 from kwise.benchmarks.serving import memory_bytes, serving
 from kwise.benchmarks.workload import Cell
+from kwise.client import RewardClient
 from kwise.engine.artifact import MODEL, Artifact
-from kwise.engine.client import RewardClient
 
 _MAX_BATCH_TOKENS = 4096
 # Each fills a batch: many short sequences, a few long ones, one that is nearly all prompt.
 _SHAPES = [Cell(P=64, R=64, K=62), Cell(P=1024, R=128, K=23), Cell(P=3900, R=20, K=9)]
-_IMPORTS = {"engine": "kwise.engine.server.server", "client": "kwise.engine.client"}
+_IMPORTS = {"engine": "kwise.engine.server.server", "client": "kwise.client"}
 
 
 def run(artifact: Artifact, checkpoint: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
 def _export_peak(checkpoint: str) -> int:
     """Of a whole `kwise export`, its parity check included."""
     with tempfile.TemporaryDirectory() as directory:
-        export = [sys.executable, "-m", "kwise.engine.cli", "export", checkpoint, str(Path(directory) / "artifact")]
+        export = [sys.executable, "-m", "kwise", "export", checkpoint, str(Path(directory) / "artifact")]
         command = [sys.executable, "-c", PEAK_OF, *export]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwise.engine.artifact import read_artifact
-from kwise.engine.conversation import EncodedSequence
-from kwise.engine.precision import Precision
-from kwise.engine.session import GraphSession
+from kwise.engine.model.precision import Precision
+from kwise.engine.model.session import GraphSession
+from kwise.engine.sequence import EncodedSequence
 
 # Beyond so many rows the attention of a padded batch would need many GB: it is measured by one of its sequences, times K.
 MOST_PADDED_ROWS = 12_000

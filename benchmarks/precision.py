@@ -13,7 +13,7 @@ is faster. Ours run as the engine's queue batches them, the real groups all wait
 "~": a padded batch too large, or emulated, was run by its longest sequence, times K; of emulated real groups, as many as
 --max-seconds allow; or only the warm-up was run. No prompt is cached from one run to the next.
 
-Fidelity is `kwise.export.agreement`'s, on the real groups: errors in standard deviations of the fp32 rewards, and orders.
+Fidelity is `kwise.export.precision.agreement`'s, on the real groups: errors in standard deviations of the fp32 rewards, and orders.
 """
 
 import statistics
@@ -27,18 +27,19 @@ from kwise.benchmarks import machine
 from kwise.benchmarks.peers import MOST_PADDED_ROWS, Transformers, stock_session
 from kwise.benchmarks.workload import Cell, parse_cells, read_trie, run_queued
 from kwise.engine.artifact import Artifact
-from kwise.engine.choice import choose
-from kwise.engine.config import EngineConfig, Runtime
-from kwise.engine.conversation import EncodedSequence
-from kwise.engine.devices import Kind
-from kwise.engine.errors import ConfigError
-from kwise.engine.graph import cpu_has_bf16
-from kwise.engine.loading import new_encoder
-from kwise.engine.options import check_bounds, option
-from kwise.engine.precision import Precision
-from kwise.engine.prompt_cache import PromptCache
-from kwise.engine.session import GraphSession, Pass, Session
-from kwise.export.agreement import Groups, Rewards, encode_groups, measure, read_texts, rewards_of, split
+from kwise.engine.config import EngineConfig
+from kwise.engine.load import new_encoder
+from kwise.engine.model.devices import Kind
+from kwise.engine.model.precision import Precision
+from kwise.engine.model.prefix_cache import PromptCache
+from kwise.engine.model.runtime.kind import Runtime
+from kwise.engine.model.runtime.open import cpu_has_bf16
+from kwise.engine.model.select import choose
+from kwise.engine.model.session import GraphSession, Pass, Session
+from kwise.engine.sequence import EncodedSequence
+from kwise.errors import ConfigError
+from kwise.export.precision.agreement import Groups, Rewards, encode_groups, measure, read_texts, rewards_of, split
+from kwise.options import check_bounds, option
 
 _REFERENCE = "onnxruntime fp32"
 _REAL = "real"

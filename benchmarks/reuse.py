@@ -13,10 +13,10 @@ from typing import Any
 
 from kwise.benchmarks.serving import serving
 from kwise.benchmarks.workload import Cell
+from kwise.client import AsyncRewardClient
 from kwise.engine.artifact import Artifact
-from kwise.engine.client import AsyncRewardClient
-from kwise.engine.conversation import EncodedSequence
-from kwise.engine.session import GraphSession
+from kwise.engine.model.session import GraphSession
+from kwise.engine.sequence import EncodedSequence
 
 
 def run(session: GraphSession, artifact: Artifact, cells: Sequence[Cell], repeats: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from kwise.engine.artifact import Artifact
 @contextmanager
 def serving(artifact: Artifact, *options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """(process, address) of a server on a free port, stopped at the end. Raises RuntimeError with its log if none starts."""
-    command = [sys.executable, "-m", "kwise.engine.cli", "serve", str(artifact.path), "--port", "0", *options]
+    command = [sys.executable, "-m", "kwise", "serve", str(artifact.path), "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     log: deque[str] = deque(maxlen=50)

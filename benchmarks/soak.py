@@ -17,10 +17,10 @@ import numpy as np
 
 from kwise.benchmarks import machine
 from kwise.benchmarks.serving import memory_bytes, serving
+from kwise.client import AsyncRewardClient, RewardServiceError
 from kwise.engine.artifact import read_artifact
-from kwise.engine.client import AsyncRewardClient, RewardServiceError
-from kwise.engine.options import check_bounds, option
-from kwise.engine.types import Reward, ScoredGroup
+from kwise.options import check_bounds, option
+from kwise.types import Reward, ScoredGroup
 
 _SMALL_CACHES = ("--cache-bytes", str(1 << 20), "--prompt-cache-bytes", str(8 << 20))
 _WORDS = [

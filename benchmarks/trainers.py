@@ -1,6 +1,6 @@
 """One training run by kwise or by TRL, in a process of its own: `python -m kwise.benchmarks.trainers RUN.json`.
 
-Both go in by their front door: `kwise.train.training.train` with a file of rankings, TRL's `RewardTrainer` with a data set of
+Both go in by their front door: `kwise.train.run.training.train` with a file of rankings, TRL's `RewardTrainer` with a data set of
 conversations, chosen and rejected, which is what a ranking of K becomes for it: C(K,2) of them.
 
 kwise's steps, of two rankings, are timed without the first, in which memory is met and the optimizer's state made. TRL's one step
@@ -35,8 +35,8 @@ class StepEnds:
 
 def train_with_kwise(checkpoint: str, data: str, steps: int, checkpointing: str) -> dict[str, Any]:
     """{"seconds": a ranking's, "loss": of the first step}. Each step is the ranking twice, and `steps` follow the first."""
-    from kwise.train.config import Checkpointing, Precision, TrainConfig
-    from kwise.train.training import train
+    from kwise.train.options.config import Checkpointing, Precision, TrainConfig
+    from kwise.train.run.training import train
 
     with TemporaryDirectory() as directory:
         twice = Path(directory) / "twice.jsonl"

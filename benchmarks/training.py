@@ -19,8 +19,8 @@ from typing import Any
 from kwise.benchmarks import machine
 from kwise.benchmarks.memory import PEAK_OF
 from kwise.benchmarks.workload import Cell, parse_cells
-from kwise.engine.errors import ConfigError
-from kwise.engine.options import check_bounds, option
+from kwise.errors import ConfigError
+from kwise.options import check_bounds, option
 
 # Rounding of two orders of summation; the mean over pairs is of a few units.
 _SAME_LOSS = 1e-3
@@ -55,7 +55,7 @@ def run(config: TrainBenchConfig) -> None:
     """Print a table, and write the figures where --json says. Raises ConfigError where TRL is not installed."""
     if find_spec("trl") is None:
         raise ConfigError("kwise bench train compares with TRL: pip install 'kwise[bench]'")
-    from kwise.train.model import load_reward_model
+    from kwise.train.model.reward_model import load_reward_model
 
     results: dict[str, Any] = {}
     with TemporaryDirectory() as directory:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.conversation import EncodedSequence
-from kwise.engine.errors import ConfigError
-from kwise.engine.loading import new_encoder
-from kwise.engine.queue import Work, WorkQueue
-from kwise.engine.session import Session
-from kwise.engine.types import Group, Message, Priority
+from kwise.engine.load import new_encoder
+from kwise.engine.model.session import Session
+from kwise.engine.schedule.queue import Work, WorkQueue
+from kwise.engine.sequence import EncodedSequence
+from kwise.errors import ConfigError
+from kwise.types import Group, Message, Priority
 
 # Below the first hundred ids lie special tokens, in most vocabularies.
 _FIRST_ID = 100

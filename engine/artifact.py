@@ -17,9 +17,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from kwise.engine.errors import ArtifactError
-from kwise.engine.precision import Precision
-from kwise.engine.types import Message
+from kwise.engine.model.precision import Precision
+from kwise.errors import ArtifactError
+from kwise.types import Message
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"

@@ -2,18 +2,10 @@
 
 import os
 from dataclasses import dataclass
-from enum import Enum
 
-from kwise.engine.conversation import ControlTokens, Overlong
-from kwise.engine.options import check_bounds, option
-
-
-class Runtime(Enum):
-    """What runs a graph."""
-
-    AUTO = "auto"
-    ONNXRUNTIME = "onnxruntime"
-    OPENVINO = "openvino"
+from kwise.engine.model.runtime.kind import Runtime
+from kwise.engine.text.limits import ControlTokens, Overlong
+from kwise.options import check_bounds, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

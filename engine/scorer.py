@@ -12,18 +12,19 @@ from pathlib import Path
 from time import perf_counter
 
 from kwise.engine.artifact import Artifact, read_artifact
-from kwise.engine.batcher import Batcher, Counters
-from kwise.engine.cache import RewardCache, StoredReward, reward_keys
-from kwise.engine.choice import choose_for
 from kwise.engine.config import EngineConfig
-from kwise.engine.conversation import ConversationEncoder, EncodedSequence
-from kwise.engine.devices import parse_devices
-from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Unavailable
-from kwise.engine.loading import check_golden, effective_max_tokens, load_tokenizer, new_encoder
-from kwise.engine.queue import Finished, WorkQueue
-from kwise.engine.session import GraphSession, Session
-from kwise.engine.slots import Slots, Ticket
-from kwise.engine.types import Group, Message, Priority, Reward, ScoredGroup, Timing
+from kwise.engine.load import check_golden, effective_max_tokens, load_tokenizer, new_encoder
+from kwise.engine.model.devices import parse_devices
+from kwise.engine.model.select import choose_for
+from kwise.engine.model.session import GraphSession, Session
+from kwise.engine.reward_cache import RewardCache, StoredReward, reward_keys
+from kwise.engine.schedule.batcher import Batcher, Counters
+from kwise.engine.schedule.queue import Finished, WorkQueue
+from kwise.engine.schedule.slots import Slots, Ticket
+from kwise.engine.sequence import EncodedSequence
+from kwise.engine.text.encoder import ConversationEncoder
+from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Unavailable
+from kwise.types import Group, Message, Priority, Reward, ScoredGroup, Timing
 
 # English has about four characters a token. Only admission counts with it, before the tokens are known.
 _CHARACTERS_PER_TOKEN = 4

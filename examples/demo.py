@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kwise.engine.client import RewardClient
-from kwise.engine.types import Reward
+from kwise.client import RewardClient
+from kwise.types import Reward
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKINGS = ROOT / "examples" / "rankings.jsonl"
@@ -77,13 +77,13 @@ def weights() -> Path:
 
 def kwise(*arguments: object) -> None:
     """Run a `kwise` command with its output shown; the demo ends where it fails."""
-    subprocess.run([sys.executable, "-m", "kwise.engine.cli", *map(str, arguments)], check=True)
+    subprocess.run([sys.executable, "-m", "kwise", *map(str, arguments)], check=True)
 
 
 @contextmanager
 def server(artifact: Path) -> Iterator[str]:
     """The address of a server on a free port, stopped at the end."""
-    command = [sys.executable, "-m", "kwise.engine.cli", "serve", str(artifact), "--port", "0"]
+    command = [sys.executable, "-m", "kwise", "serve", str(artifact), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from kwise.engine.errors import ConfigError
-from kwise.train.limits import model_max_tokens
-from kwise.train.pretrained import reading
+from kwise.errors import ConfigError
+from kwise.train.model.limits import model_max_tokens
+from kwise.train.model.pretrained import reading
 
 # Frequencies of rotary embeddings that are the same at every length, so that tracing may fix them.
 _STATIC_ROPE = {"default", "linear", "yarn", "llama3"}

@@ -29,19 +29,19 @@ from kwise.engine.artifact import (
     graph_name,
 )
 from kwise.engine.config import EngineConfig
-from kwise.engine.errors import ConfigError
-from kwise.engine.loading import new_encoder
-from kwise.engine.options import check_bounds, option
-from kwise.engine.precision import Precision, parse_precisions
-from kwise.engine.session import GraphSession
-from kwise.engine.types import Message
-from kwise.export.agreement import Texts, read_texts
+from kwise.engine.load import new_encoder
+from kwise.engine.model.precision import Precision, parse_precisions
+from kwise.engine.model.session import GraphSession
+from kwise.errors import ConfigError
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
-from kwise.export.padded_graph import export_padded
+from kwise.export.graphs.padded_graph import export_padded
+from kwise.export.graphs.trie_graph import NUM_CLASSES, export_trie
 from kwise.export.parity import ParityCase, check_parity, reference_cases
-from kwise.export.precisions import add_precisions
+from kwise.export.precision.agreement import Texts, read_texts
+from kwise.export.precision.precisions import add_precisions
 from kwise.export.publishing import check_destination, publish
-from kwise.export.trie_graph import NUM_CLASSES, export_trie
+from kwise.options import check_bounds, option
+from kwise.types import Message
 
 # Golden conversations are scored at every start of a server: short ones, and few.
 _NUM_GOLDEN, _GOLDEN_CHARACTERS = 4, 1500

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kwise.engine.conversation import ConversationEncoder, EncodedSequence
-from kwise.engine.errors import ConfigError, InvalidRequest
-from kwise.engine.filling import new_filling
-from kwise.engine.session import Session
+from kwise.engine.model.session import Session
+from kwise.engine.schedule.batch_builder import new_filling
+from kwise.engine.sequence import EncodedSequence
+from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
-from kwise.engine.types import Conversation, Group, Message, TokenIds
+from kwise.errors import ConfigError, InvalidRequest
+from kwise.types import Conversation, Group, Message, TokenIds
 
 # Conversations are read up to this length: attention's longest classes are exercised, and a CPU needs seconds.
 _LONGEST = 3072

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from kwise.engine.artifact import MANIFEST, Manifest
-from kwise.engine.errors import ConfigError
+from kwise.errors import ConfigError
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:

@@ -19,7 +19,7 @@ import grpc
 import pytest
 from hypothesis import HealthCheck, settings
 
-from kwise.engine.types import Reward, ScoredGroup
+from kwise.types import Reward, ScoredGroup
 
 # Tests say what is right, not how fast the machine is. More examples: pytest --hypothesis-profile=thorough.
 settings.register_profile("kwise", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -120,7 +120,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 @contextmanager
 def running_server(artifact: Path, *options: str) -> Iterator["Server"]:
     """`kwise serve` as a process of its own on a free port; stopped at the end and proved stopped."""
-    command = [sys.executable, "-m", "kwise.engine.cli", "serve", str(artifact), "--port", "0", *options]
+    command = [sys.executable, "-m", "kwise", "serve", str(artifact), "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=artifact)
     log, ports = Log(), queue.SimpleQueue[int | None]()
     reader = threading.Thread(target=log.read, args=(process, ports.put))

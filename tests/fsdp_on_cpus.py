@@ -9,7 +9,7 @@ import sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from kwise.engine.cli import main
+from kwise.cli import main
 
 PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
 sys.exit(main())

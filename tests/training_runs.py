@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kwise.train.config import Precision, TrainConfig
-from kwise.train.training import train
+from kwise.train.options.config import Precision, TrainConfig
+from kwise.train.run.training import train
 
 IGNORED_WARNINGS = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch.*"),
@@ -24,7 +24,7 @@ def options(data: Path, model: Path, output: Path, **changed: Any) -> dict[str, 
 def command(settings: dict[str, Any]) -> list[str]:
     named = {name: value for name, value in settings.items() if name != "data"}
     flags = [f"--{name.replace('_', '-')}={getattr(value, 'value', value)}" for name, value in named.items()]
-    return [sys.executable, "-m", "kwise.engine.cli", "train", settings["data"], *flags]
+    return [sys.executable, "-m", "kwise", "train", settings["data"], *flags]
 
 
 def interrupted_at(line: str, config: TrainConfig) -> None:

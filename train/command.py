@@ -4,10 +4,10 @@ import argparse
 import sys
 from dataclasses import fields
 
-from kwise.engine.options import add_options, from_options
-from kwise.train.config import TrainConfig
+from kwise.options import add_options, from_options
+from kwise.train.options.config import TrainConfig
+from kwise.train.options.recipe import ListRecipes, read_recipe
 from kwise.train.rankings import RankingsError
-from kwise.train.recipe import ListRecipes, read_recipe
 
 _NOT_GIVEN = object()
 
@@ -21,7 +21,7 @@ DIR gets a plain Hugging Face checkpoint (AutoModelForSequenceClassification wit
 template, training_report.json, and README.md, a model card. With --lora-rank the adapters are merged, and DIR/adapter has
 them as well. A run that was killed goes on with the same command and --resume.
 
-Several devices: torchrun --nproc_per_node N -m kwise.engine.cli train DATA ... computes the same in N processes.
+Several devices: torchrun --nproc_per_node N -m kwise train DATA ... computes the same in N processes.
 """
 
 
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, and print the validation before and after. 0, or 1 where the data is not usable or a loss is not finite."""
     config = config_of(arguments)
     # Here, because torch and transformers take seconds to import: --help and a wrong option answer before.
-    from kwise.train.loss import NotFinite
-    from kwise.train.training import train
+    from kwise.train.run.training import train
+    from kwise.train.step.loss import NotFinite
 
     try:
         report = train(config)

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kwise.engine.types import Conversation, Message
+from kwise.types import Conversation, Message
 
 MAX_PROBLEMS = 20
 """So many bad lines are told at once: enough to see the pattern, few enough to read."""

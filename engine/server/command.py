@@ -8,10 +8,10 @@ import signal
 import threading
 from pathlib import Path
 
-from kwise.engine.batcher import SESSION_THREADS
 from kwise.engine.config import EngineConfig
-from kwise.engine.options import add_options, from_options
+from kwise.engine.schedule.batcher import SESSION_THREADS
 from kwise.engine.server.server import ServerConfig, serve
+from kwise.options import add_options, from_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

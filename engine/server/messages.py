@@ -2,11 +2,11 @@
 
 import grpc
 
-from kwise.engine.comparison import compare, ranks
-from kwise.engine.errors import InvalidRequest, KwiseError, Overloaded
+from kwise.comparison import compare, ranks
 from kwise.engine.scorer import Scorer
-from kwise.engine.types import Comparison, Conversation, Group, Message, Priority, Reward, ScoredGroup, Timing, TokenIds
+from kwise.errors import InvalidRequest, KwiseError, Overloaded
 from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.types import Comparison, Conversation, Group, Message, Priority, Reward, ScoredGroup, Timing, TokenIds
 
 _PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,

@@ -12,9 +12,9 @@ import logging
 from pathlib import Path
 
 from kwise.engine.config import EngineConfig
-from kwise.engine.errors import ArtifactError, ConfigError
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.service import RewardService
+from kwise.errors import ArtifactError, ConfigError
 
 _LOG = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from kwise.engine.config import EngineConfig
-from kwise.engine.errors import ConfigError
-from kwise.engine.options import check_bounds, option
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.reload import Reloader
 from kwise.engine.server.service import RewardService
+from kwise.errors import ConfigError
+from kwise.options import check_bounds, option
 from kwise.protos.kwise.v1 import reward_pb2, reward_pb2_grpc
 
 _LOG = logging.getLogger(__name__)

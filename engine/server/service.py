@@ -13,13 +13,13 @@ from typing import NoReturn, TypeVar
 
 import grpc
 
-from kwise.engine.errors import KwiseError, Overloaded, Unavailable, UnknownModel
 from kwise.engine.scorer import Scorer
 from kwise.engine.server import messages
 from kwise.engine.server.stream import Context, GroupStream
-from kwise.engine.types import CLIENT_KEY, ScoredGroup
+from kwise.errors import KwiseError, Overloaded, Unavailable, UnknownModel
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
+from kwise.types import CLIENT_KEY, ScoredGroup
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from kwise.engine.errors import InvalidRequest, KwiseError, Unavailable
+from kwise.errors import InvalidRequest, KwiseError, Unavailable
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
 # Groups of one stream that are worked on at once; a client that sends more waits at gRPC's flow control.

@@ -9,7 +9,7 @@ import pytest
 
 from kwise.benchmarks.gpu import latency_line, latency_of, parity_of, throughput_line, throughput_of
 from kwise.benchmarks.workload import Cell
-from kwise.engine.cli import main
+from kwise.cli import main
 
 CELL = Cell(P=64, R=32, K=4)
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import export_quietly
 
 from kwise.benchmarks.precision import figure_of
-from kwise.engine.cli import main
+from kwise.cli import main
 
 
 def test_ratios_are_within_a_repeat_and_without_the_warm_up() -> None:

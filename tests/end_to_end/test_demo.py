@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Server, raw_rewards, read_examples, running_server
 
-from kwise.engine.client import RewardClient
+from kwise.client import RewardClient
 
 # Real rankings of nine responses, where the machine has them; they are not part of this project.
 REAL_RANKINGS = Path(os.environ.get("KWISE_REAL_RANKINGS", ROOT.parent / "shared" / "data" / "rankings_k9.jsonl.gz"))

@@ -19,8 +19,8 @@ import pytest
 from conftest import Server, export_quietly, raw_rewards, read_examples, running_server, wait_until
 
 from kwise.benchmarks.serving import memory_bytes
+from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.engine.artifact import read_artifact
-from kwise.engine.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
 EXACT = 1e-4

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import export_quietly, raw_rewards, read_examples, running_server
 
+from kwise.client import RewardClient
 from kwise.engine.artifact import MANIFEST, Manifest, read_artifact
-from kwise.engine.client import RewardClient
 from kwise.engine.config import EngineConfig
-from kwise.engine.errors import ArtifactError, ConfigError
-from kwise.engine.graph import cpu_has_bf16
-from kwise.engine.precision import Precision
+from kwise.engine.model.precision import Precision
+from kwise.engine.model.runtime.open import cpu_has_bf16
 from kwise.engine.scorer import Scorer
+from kwise.errors import ArtifactError, ConfigError
 
 
 @pytest.fixture(scope="module")

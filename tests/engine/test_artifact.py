@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kwise.engine.artifact import _FIELDS, GOLDEN, MANIFEST, MODEL, TOKENIZER, Manifest, describe_file, read_artifact
-from kwise.engine.errors import ArtifactError
+from kwise.errors import ArtifactError
 
 GOLDEN_LINE = {"prompt": [{"role": "user", "content": "Hi"}], "response": "Hello.", "reward": 0.5}
 GOLDEN_LINES = (json.dumps(GOLDEN_LINE) + "\n").encode() * 2

@@ -13,13 +13,15 @@ from tokenizers import Tokenizer, models
 
 from kwise.engine.artifact import Artifact, Manifest
 from kwise.engine.config import EngineConfig
-from kwise.engine.conversation import ConversationEncoder, EncodedSequence, EncoderLimits
-from kwise.engine.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
-from kwise.engine.precision import Precision
-from kwise.engine.prompt_cache import PromptCache
+from kwise.engine.model.precision import Precision
+from kwise.engine.model.prefix_cache import PromptCache
+from kwise.engine.model.session import GraphSession, Pass
 from kwise.engine.scorer import Scorer
-from kwise.engine.session import GraphSession, Pass
-from kwise.engine.types import Group, Message, Priority, Reward
+from kwise.engine.sequence import EncodedSequence
+from kwise.engine.text.encoder import ConversationEncoder
+from kwise.engine.text.limits import EncoderLimits
+from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
+from kwise.types import Group, Message, Priority, Reward
 
 VOCAB = 10
 POISON = 9

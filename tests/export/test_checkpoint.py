@@ -13,15 +13,15 @@ from tiny_models import GROUPED, SMALL, tiny_model
 
 from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.conversation import EncodedSequence
-from kwise.engine.errors import ConfigError
-from kwise.engine.precision import Precision
+from kwise.engine.model.precision import Precision
+from kwise.engine.model.session import GraphSession
 from kwise.engine.scorer import new_encoder
-from kwise.engine.session import GraphSession
-from kwise.engine.types import Group
+from kwise.engine.sequence import EncodedSequence
+from kwise.errors import ConfigError
 from kwise.export.checkpoint import rope_limit
 from kwise.export.exporter import Layout
 from kwise.export.parity import allowed_difference
+from kwise.types import Group
 
 LIMIT = 384
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}

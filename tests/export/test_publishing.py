@@ -7,8 +7,8 @@ import pytest
 from conftest import export_quietly
 
 from kwise.engine.artifact import MANIFEST, read_artifact
-from kwise.engine.errors import ConfigError
-from kwise.engine.precision import Precision
+from kwise.engine.model.precision import Precision
+from kwise.errors import ConfigError
 from kwise.export.parity import ParityError, allowed_difference
 from kwise.export.publishing import check_destination, publish
 

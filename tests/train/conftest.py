@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from training_runs import options
 
-from kwise.train.config import TrainConfig
-from kwise.train.training import train
+from kwise.train.options.config import TrainConfig
+from kwise.train.run.training import train
 
 
 @pytest.fixture(scope="session")

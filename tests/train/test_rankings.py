@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.engine.cli import main
-from kwise.engine.types import Message
+from kwise.cli import main
 from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, read_rankings, split_by_prompt
+from kwise.types import Message
 
 GOOD = {"prompt": "Why?", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
 SHARED = Path("/work/shared/data/rankings_k9.jsonl.gz")

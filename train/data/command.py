@@ -4,9 +4,9 @@ import argparse
 import sys
 from typing import Any
 
-from kwise.engine.options import add_options, from_options
+from kwise.options import add_options, from_options
 from kwise.train.data import convert, stats, validate
-from kwise.train.data.formats import FORMATS
+from kwise.train.data.formats.table import FORMATS
 from kwise.train.data.output import reader_may_leave
 from kwise.train.rankings import RankingsError
 

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from kwise.engine.errors import ConfigError
-from kwise.engine.options import check_bounds, option
-from kwise.engine.types import Conversation
-from kwise.train.data.annotation import listed
+from kwise.errors import ConfigError
+from kwise.options import check_bounds, option
 from kwise.train.data.comparisons import Comparison, merge
 from kwise.train.data.files import read_rows
-from kwise.train.data.formats import FORMATS, FormatName, detect
-from kwise.train.data.items import Compared, Item, Left, Ranked, Rated, ReadOptions, RowProblem
+from kwise.train.data.formats.annotation import listed
+from kwise.train.data.formats.items import Compared, Item, Left, Ranked, Rated, ReadOptions, RowProblem
+from kwise.train.data.formats.table import FORMATS, FormatName, detect
 from kwise.train.data.lines import line, usable
 from kwise.train.data.output import check_output, open_output
 from kwise.train.data.tally import Tally
 from kwise.train.rankings import MAX_PROBLEMS, RankingsError, display_name, parse_ranking
+from kwise.types import Conversation
 
 
 class Merge(Enum):

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any, BinaryIO
 
-from kwise.engine.errors import ConfigError
-from kwise.train.data.items import RowProblem
+from kwise.errors import ConfigError
+from kwise.train.data.formats.items import RowProblem
 from kwise.train.rankings import JsonError, RankingsError, display_name, open_plain, parse_json
 
 _CHUNK_BYTES = 1 << 16

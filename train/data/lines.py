@@ -4,8 +4,8 @@ import json
 from collections import Counter
 from typing import Any
 
-from kwise.train.data.fields import is_unicode
-from kwise.train.data.items import Ranked
+from kwise.train.data.formats.fields import is_unicode
+from kwise.train.data.formats.items import Ranked
 
 
 def usable(ranked: Ranked, left: Counter[tuple[str, str]], *, keep_tied: bool = False) -> Ranked | None:

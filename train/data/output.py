@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from kwise.engine.errors import ConfigError
+from kwise.errors import ConfigError
 
 
 def check_output(path: str, *, overwrite: bool) -> None:

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from kwise.engine.errors import ConfigError
-from kwise.engine.options import option
+from kwise.errors import ConfigError
+from kwise.options import option
 from kwise.train.data.summary import Gatherer, Lengths, Summary
 from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, read_checked
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from kwise.engine.types import Conversation
 from kwise.train.data.agreement import Agreement, agreement
 from kwise.train.rankings import Ranking
+from kwise.types import Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from kwise.train.data.formats import FormatName
+from kwise.train.data.formats.table import FormatName
 
 
 @dataclass(slots=True, kw_only=True)

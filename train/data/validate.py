@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kwise.engine.options import check_bounds, option
+from kwise.options import check_bounds, option
 from kwise.train.data.files import Stored, read_rows, stored_as
-from kwise.train.data.formats import FormatName, detect
+from kwise.train.data.formats.table import FormatName, detect
 from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, open_plain, read_checked
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from kwise.engine.cli import main
+from kwise.cli import main
 from kwise.train.data.convert import ConvertConfig, convert
-from kwise.train.data.formats import FormatName
+from kwise.train.data.formats.table import FormatName
 from kwise.train.data.tally import Tally
 from kwise.train.rankings import MAX_PROBLEMS, read_rankings
 
@@ -222,7 +222,7 @@ def test_ties_throughout_are_kept_and_valid_on_demand(tmp_path: Path) -> None:
 
 def process(*arguments: str, pipe_from: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "kwise.engine.cli", "data", *arguments],
+        [sys.executable, "-m", "kwise", "data", *arguments],
         input=pipe_from,
         capture_output=True,
         check=False,
@@ -256,7 +256,7 @@ def test_a_reader_that_has_seen_enough_costs_no_complaint(
     os.close(read_end)
     with os.fdopen(write_end, "wb") as closed:
         ended = subprocess.run(
-            [sys.executable, "-m", "kwise.engine.cli", "data", *arguments.split(), str(path)],
+            [sys.executable, "-m", "kwise", "data", *arguments.split(), str(path)],
             stdout=closed,
             stderr=subprocess.PIPE,
             check=False,
@@ -270,7 +270,7 @@ def test_validate_reads_a_pipe_that_has_a_name_once() -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w") as pipe:
         pipe.write(json.dumps(GOOD) + "\n")
-    program = [sys.executable, "-m", "kwise.engine.cli", "data", "validate", f"/dev/fd/{read_end}"]
+    program = [sys.executable, "-m", "kwise", "data", "validate", f"/dev/fd/{read_end}"]
     with os.fdopen(read_end):
         ended = subprocess.run(program, pass_fds=[read_end], capture_output=True, check=False, timeout=60)
     assert ended.stdout == f"/dev/fd/{read_end}: 1 rankings, no problems\n".encode(), ended.stderr
@@ -279,7 +279,7 @@ def test_validate_reads_a_pipe_that_has_a_name_once() -> None:
 def test_no_command_on_data_imports_what_takes_long(tmp_path: Path) -> None:
     path = written(tmp_path / "in.jsonl", GOOD)
     program = (
-        "import sys; from kwise.engine.cli import main; main(sys.argv[1:]); "
+        "import sys; from kwise.cli import main; main(sys.argv[1:]); "
         "print(sorted({'torch', 'numpy', 'transformers', 'pyarrow', 'grpc'} & sys.modules.keys()), file=sys.stderr)"
     )
     for arguments in (("convert", path), ("validate", path), ("stats", path)):

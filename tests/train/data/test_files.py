@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kwise.engine.errors import ConfigError
+from kwise.errors import ConfigError
 from kwise.train.data import files
 from kwise.train.data.files import read_rows
-from kwise.train.data.items import RowProblem
+from kwise.train.data.formats.items import RowProblem
 from kwise.train.rankings import RankingsError
 
 ROWS: list[dict[str, Any]] = [
@@ -149,7 +149,7 @@ def test_parquet_on_standard_input_is_refused(tmp_path: Path, monkeypatch: pytes
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
     """In a process of its own, where the import of pyarrow fails as it does on a machine without it."""
     path = written(tmp_path / "a.parquet", ROWS)
-    program = "import sys; sys.modules['pyarrow'] = None; from kwise.engine.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; sys.modules['pyarrow'] = None; from kwise.cli import main; sys.exit(main(sys.argv[1:]))"
     ended = subprocess.run(
         [sys.executable, "-c", program, "data", "convert", path], capture_output=True, text=True, check=False, timeout=60
     )

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwise.train.data.convert import ConvertConfig, Merge, convert
-from kwise.train.data.formats import FORMATS, FormatName, detect
-from kwise.train.data.scored import vote_score
+from kwise.train.data.formats.scored import vote_score
+from kwise.train.data.formats.table import FORMATS, FormatName, detect
 from kwise.train.data.tally import Tally
 from kwise.train.rankings import RankingsError
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.engine.cli import main
+from kwise.cli import main
 from kwise.train.data.agreement import agreement
 
 

@@ -1,0 +1,46 @@
+"""`kwise compare`: how likely each response is preferred to each other one."""
+
+import argparse
+from typing import Any
+
+from kwise.client.commands.shell import Line, Report, add_arguments, error_fields, reward_fields
+from kwise.client.commands.shell import run as run_report
+from kwise.comparison import compare
+from kwise.types import Comparison, ScoredGroup
+
+__all__ = ["add_arguments", "run"]
+
+_HEADER = ("first", "second", "margin", "P(first)", "responses")
+_PREVIEW_CHARACTERS = 20
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return run_report(arguments, Report(fields=_fields, header=_HEADER, rows=_rows, min_responses=2))
+
+
+def _rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
+    """One row per pair; the responses are numbered from 0, as in the JSON."""
+    return [_row(line, comparison) for comparison in compare(scored.rewards, line.pairs)]
+
+
+def _row(line: Line, comparison: Comparison) -> tuple[str, ...]:
+    first, second = str(comparison.first), str(comparison.second)
+    if comparison.error is not None:
+        return (first, second, "-", "-", str(comparison.error))
+    texts = [str(line.responses[end])[:_PREVIEW_CHARACTERS] for end in (comparison.first, comparison.second)]
+    return (first, second, f"{comparison.margin:+.4f}", f"{comparison.win_probability:.1%}", " / ".join(texts))
+
+
+def _fields(line: Line, scored: ScoredGroup) -> dict[str, Any]:
+    comparisons = [
+        {"first": comparison.first, "second": comparison.second, "error": error_fields(comparison.error)}
+        if comparison.error is not None
+        else {
+            "first": comparison.first,
+            "second": comparison.second,
+            "margin": comparison.margin,
+            "win_probability": comparison.win_probability,
+        }
+        for comparison in compare(scored.rewards, line.pairs)
+    ]
+    return {"comparisons": comparisons, "rewards": [reward_fields(outcome) for outcome in scored.rewards]}

@@ -1,0 +1,36 @@
+"""`kwise score`: the rewards of responses."""
+
+import argparse
+from typing import Any
+
+from kwise.client.commands.shell import Line, Report, add_arguments, reward_fields
+from kwise.client.commands.shell import run as run_report
+from kwise.comparison import ranks
+from kwise.errors import KwiseError
+from kwise.types import Reward, ScoredGroup
+
+__all__ = ["add_arguments", "run"]
+
+HEADER = ("rank", "reward", "response")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return run_report(arguments, Report(fields=_fields, header=HEADER, rows=rows))
+
+
+def rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
+    """One row per response, in order; an error stands where the response would."""
+    return [
+        _row(rank, outcome, response)
+        for rank, outcome, response in zip(ranks(scored.rewards), scored.rewards, line.responses, strict=True)
+    ]
+
+
+def _row(rank: int | None, outcome: Reward | KwiseError, response: Any) -> tuple[str, str, str]:
+    if isinstance(outcome, KwiseError):
+        return ("-", "-", str(outcome))
+    return (str(rank), f"{outcome.value:.4f}", str(response))
+
+
+def _fields(line: Line, scored: ScoredGroup) -> dict[str, Any]:
+    return {"rewards": [reward_fields(outcome) for outcome in scored.rewards]}

@@ -1,0 +1,292 @@
+"""What `kwise score`, `rank` and `compare` share: groups from files or the command line, all in flight together, and JSON
+lines out, or tables where a person reads them.
+
+Each command is the columns that it adds to a line (`Report`). Ranks and comparisons follow from the rewards without the
+server, by the functions that the server itself uses, so all three commands send one kind of request.
+"""
+
+import argparse
+import gzip
+import io
+import json
+import os
+import sys
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_target, seconds
+from kwise.client.commands.table import table, terminal_columns
+from kwise.client.messages import compare_request
+from kwise.client.results import RewardServiceError
+from kwise.client.sync import RewardClient
+from kwise.errors import InvalidRequest, KwiseError
+from kwise.types import Group, Priority, Reward, ScoredGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One group of the input. `where` is FILE:LINE; `fields` is the JSON object as it came; `problem`: why it is no group."""
+
+    where: str
+    fields: dict[str, Any]
+    responses: list[Any] = field(default_factory=list)
+    pairs: list[tuple[int, int]] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How one command tells a result: keys added to the JSON object, and rows of a table with their header."""
+
+    fields: Callable[[Line, ScoredGroup], dict[str, Any]]
+    header: tuple[str, ...]
+    rows: Callable[[Line, ScoredGroup], list[tuple[str, ...]]]
+    min_responses: int = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help='JSON lines {"prompt": text, messages or token ids, "responses": [text, {"text": text} or token ids, ...]}; '
+        "other keys are kept, those of the result replaced; gzipped or not; '-' or none: standard input. Each "
+        "line that is not blank has a line in the output",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="score one group given on the command line")
+    parser.add_argument("--response", metavar="TEXT", action="append", help="a response to --prompt; once per response")
+    parser.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        default=DEFAULT_TARGET,
+        help=f"the server, or a URI of gRPC's as unix:PATH (default: {DEFAULT_TARGET})",
+    )
+    parser.add_argument(
+        "--timeout-s",
+        metavar="SECONDS",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        help=f"longest wait without any result (default: {DEFAULT_TIMEOUT_S:g})",
+    )
+    parser.add_argument("--model", metavar="NAME", default="", help="the model that must answer (default: any)")
+    parser.add_argument(
+        "--priority",
+        choices=[priority.value for priority in Priority],
+        default=Priority.INTERACTIVE.value,
+        help="bulk waits behind interactive work (default: interactive)",
+    )
+    parser.add_argument("--json", action="store_true", help="JSON lines even where the output is a terminal")
+
+
+def run(arguments: argparse.Namespace, report: Report) -> int:
+    """Answer every line of the input. 0; 1 if a line is bad, or a response of it was not scored; 2 for a wrong command line."""
+    if problem := _problem(arguments, report):
+        print(f"kwise {arguments.command}: {problem}", file=sys.stderr)
+        return 2
+    try:
+        code = _run(arguments, report)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (`| head`). What Python flushes at exit must have somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
+    try:
+        check_target("--server", arguments.server)
+        seconds("--timeout-s", arguments.timeout_s)
+    except (InvalidRequest, ValueError) as error:
+        return str(error)
+    # Before the server is looked for: a name mistyped is told at once.
+    if missing := [name for name in arguments.files or [] if name != "-" and not Path(name).exists()]:
+        return f"{missing[0]}: no such file"
+    if arguments.prompt is None:
+        return "--response needs --prompt" if arguments.response else None
+    if arguments.files:
+        return "give either files or --prompt, not both"
+    return _too_few(arguments.response or [], report.min_responses)
+
+
+def _too_few(responses: Sequence[Any], min_responses: int) -> str | None:
+    """In the server's words where it would refuse them too."""
+    if len(responses) >= min_responses:
+        return None
+    return "there must be at least one response" if min_responses == 1 else "a comparison needs at least two responses"
+
+
+def _run(arguments: argparse.Namespace, report: Report) -> int:
+    failures: list[str] = []
+
+    def failed(where: str, problem: object) -> None:
+        failures.append(where)
+        print(f"{where}: {problem}", file=sys.stderr)
+
+    in_flight: deque[Line] = deque()
+
+    def groups_of(lines: Iterable[tuple[str, str]]) -> Iterator[Group]:
+        for where, text in lines:
+            try:
+                line, group = read_line(where, text, Priority(arguments.priority), report.min_responses)
+            except (TypeError, ValueError) as error:
+                failed(where, error)
+                in_flight.append(Line(where=where, fields=_fields_of_bad_line(text), problem=str(error)))
+                continue
+            in_flight.append(line)
+            yield group
+
+    def groups() -> Iterator[Group]:
+        if arguments.prompt is not None:
+            given = {"prompt": arguments.prompt, "responses": arguments.response}
+            yield from groups_of([("--prompt", json.dumps(given))])
+            return
+        for name in arguments.files or ["-"]:
+            try:
+                yield from groups_of(_texts(name))
+            except OSError as error:
+                failed(name, error.strerror or error)
+
+    with RewardClient(arguments.server, timeout_s=arguments.timeout_s, model=arguments.model) as client:
+        client.wait_until_ready(min(5.0, arguments.timeout_s))
+        show = _show_table if sys.stdout.isatty() and not arguments.json else _show_json
+
+        def show_bad_lines() -> None:
+            """Those before the next group: each line of the input has one in the output, in order."""
+            while in_flight and in_flight[0].problem is not None:
+                line = in_flight.popleft()
+                show(line, InvalidRequest(line.where, line.problem or ""), report)
+
+        for result in client.score_many(groups()):
+            show_bad_lines()
+            line = in_flight.popleft()
+            for problem in _problems(result):
+                failed(line.where, problem)
+            show(line, result, report)
+        show_bad_lines()
+    return 1 if failures else 0
+
+
+def _problems(result: ScoredGroup | KwiseError) -> Iterator[str]:
+    """Why a group, or each response of it that has no reward, was not scored."""
+    if isinstance(result, KwiseError):
+        yield str(result)
+        return
+    for index, outcome in enumerate(result.rewards):
+        if isinstance(outcome, KwiseError):
+            message = error_fields(outcome)["message"]
+            yield message if message.startswith(f"responses[{index}]") else f"responses[{index}]: {message}"
+
+
+def read_line(where: str, text: str, priority: Priority, min_responses: int = 1) -> tuple[Line, Group]:
+    """The group that one line of JSON describes.
+
+    Raises:
+        TypeError, ValueError: it describes none; the message says why.
+    """
+    fields = _object(text)
+    if missing := [key for key in ("prompt", "responses") if key not in fields]:
+        raise ValueError(f"no {' and no '.join(map(repr, missing))}")
+    if not isinstance(fields["responses"], list):
+        raise ValueError("'responses' must be a list")
+    if problem := _too_few(fields["responses"], min_responses):
+        raise ValueError(problem)
+    responses = [_response_of(number, response) for number, response in enumerate(fields["responses"])]
+    pairs = fields.get("pairs")
+    # Checked here, where the line's number is known, and with the client's own words.
+    for number, pair in enumerate(compare_request("", fields["prompt"], responses, pairs, priority).pairs):
+        if max(pair.first, pair.second) >= len(responses):
+            raise ValueError(f"pairs[{number}] is ({pair.first}, {pair.second}) with {len(responses)} responses")
+    line = Line(where=where, fields=fields, responses=responses, pairs=pairs and [(a, b) for a, b in pairs])
+    return line, Group(prompt=fields["prompt"], responses=tuple(responses), priority=priority)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read: too deep") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"a JSON object is expected, not {type(fields).__name__}")
+    return fields
+
+
+def _fields_of_bad_line(text: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        return _object(text)
+    return {}
+
+
+def reward_fields(outcome: Reward | KwiseError) -> dict[str, Any]:
+    return {"error": error_fields(outcome)} if isinstance(outcome, KwiseError) else asdict(outcome)
+
+
+def error_fields(error: KwiseError) -> dict[str, str]:
+    if isinstance(error, RewardServiceError):
+        return {"code": error.code, "message": error.message}
+    return {"code": error.status.name, "message": str(error)}
+
+
+def _response_of(number: int, response: Any) -> Any:
+    if not isinstance(response, dict):
+        return response
+    if "text" not in response:
+        raise ValueError(f"responses[{number}] has no 'text'")
+    return response["text"]
+
+
+def _texts(name: str) -> Iterator[tuple[str, str]]:
+    """(FILE:LINE, text) of every line that is not blank. The first bytes tell a gzip file, not the name, as in training.
+
+    Raises:
+        OSError: the file cannot be read, or is not a whole gzip file.
+    """
+    shown = "<stdin>" if name == "-" else name
+    with sys.stdin.buffer if name == "-" else Path(name).open("rb") as opened:
+        plain: Any = opened if isinstance(opened, io.BufferedReader) else io.BufferedReader(opened)
+        if plain.peek(2)[:2] == b"\x1f\x8b":
+            plain = gzip.GzipFile(fileobj=plain)
+        try:
+            # Bytes that are not UTF-8 become lone surrogates, which fail their own line and no other.
+            with io.TextIOWrapper(plain, encoding="utf-8", errors="surrogateescape") as lines:
+                for number, text in enumerate(lines, start=1):
+                    if text.strip():
+                        yield f"{shown}:{number}", text
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise OSError(f"not a complete gzip file ({error})") from None
+
+
+def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> None:
+    if isinstance(result, KwiseError):
+        added: dict[str, Any] = {"error": error_fields(result)}
+    else:
+        added = {
+            **report.fields(line, result),
+            "model": result.model,
+            "fingerprint": result.fingerprint,
+            "precision": result.precision,
+        }
+    fields = {**line.fields, **added}
+    try:
+        text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # NaN or an infinity, which Python alone would read: null, as where there is no rank
+        fields = json.loads(json.dumps(fields), parse_constant=lambda _: None)
+        text = json.dumps(fields, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:  # another locale, or a lone surrogate in a key that we only echo
+        text = json.dumps(fields)
+    print(text)
+
+
+def _show_table(line: Line, result: ScoredGroup | KwiseError, report: Report) -> None:
+    if isinstance(result, KwiseError):
+        return  # it has been told on standard error
+    print("\n".join(table(report.header, report.rows(line, result), terminal_columns())), end="\n\n")

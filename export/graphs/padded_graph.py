@@ -1,0 +1,30 @@
+"""A checkpoint → the padded graph: Optimum's stock text-classification export, for bidirectional models and those with an
+attention of their own."""
+
+from pathlib import Path
+
+import onnx
+from optimum.exporters.onnx import onnx_export_from_model
+from transformers import PreTrainedModel
+
+from kwise.engine.artifact import MODEL
+from kwise.export.graphs.tracing import without_tracer_warnings
+
+
+def export_padded(model: PreTrainedModel, directory: Path) -> None:
+    """Write `model.onnx` and `model.onnx.data`: inputs int64[B, length], output `logits` [B, 1]."""
+    with without_tracer_warnings():
+        onnx_export_from_model(model, directory, task="text-classification", do_validation=False)
+    graph = onnx.load(directory / MODEL)
+    # Weights beside the graph, where runtimes can map them and no 2 GB limit holds.
+    onnx.save(
+        graph,
+        directory / MODEL,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{MODEL}.data",
+        size_threshold=1024,
+    )
+    for leftover in directory.iterdir():
+        if leftover.name not in (MODEL, f"{MODEL}.data"):
+            leftover.unlink()

@@ -1,0 +1,168 @@
+"""A checkpoint → the trie graph, through Optimum's own export function.
+
+An `OnnxConfig` of ours is given to `optimum.exporters.onnx.export`: it names the inputs and outputs, puts our rotary embedding
+in the model's place (`PATCHING_SPECS`), and finishes the written file (`fix_dynamic_axes`): there the placeholders for
+Attention and RotaryEmbedding become ONNX's own operators of opset 23, which the TorchScript exporter cannot name, and the
+weights join the graph.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import torch
+from optimum.exporters.onnx import export as optimum_export
+from optimum.exporters.onnx.base import OnnxConfig
+from optimum.utils import NormalizedTextConfig
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kwise.engine.artifact import MODEL
+from kwise.engine.model.packing import NOT_PAST, pack
+from kwise.engine.trie import build_trie
+from kwise.export.graphs.attention import PLACEHOLDER_DOMAIN, TrieBatch, on_trie
+from kwise.export.graphs.rotary import patching_specs
+from kwise.export.graphs.tracing import ParametersAsInputs, attach_weights, without_tracer_warnings
+
+# Calls of Attention a layer. More fit tiles' key lengths closer, and cost the start of some kernels each.
+NUM_CLASSES = 8
+_TRACED_OPSET, _ATTENTION_OPSET = 18, 23
+
+
+def export_trie(model: PreTrainedModel, directory: Path) -> None:
+    """Write `model.onnx` and `model.onnx.data`: inputs as `kwise.engine.model.packing.pack` makes them, `kept` and
+    `past.LAYER.key|value`; outputs `rewards` float32[B] and `present.LAYER.key|value`."""
+    traced = _TrieRewards(model)
+    with without_tracer_warnings():
+        optimum_export(traced, _TrieOnnxConfig(model, traced), directory / MODEL, opset=_TRACED_OPSET)
+
+
+class _TrieRewards(ParametersAsInputs):
+    """The backbone on the trie's rows, then the head on each sequence's last row. Arguments are the graph's inputs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.config = model.config
+
+    def forward(
+        self,
+        weights: list[Tensor],
+        input_ids: Tensor,
+        positions: Tensor,
+        orders: Tensor,
+        ends: Tensor,
+        last_rows: Tensor,
+        kept: Tensor,
+        outputs: Tensor,
+        queries: list[Tensor],
+        keys: list[Tensor],
+        past: list[tuple[Tensor, Tensor]],
+    ) -> dict[str, Tensor]:
+        batch = TrieBatch(
+            positions=positions,
+            orders=orders,
+            ends=ends,
+            queries=queries,
+            keys=keys,
+            outputs=outputs,
+            past=past,
+            kept=kept,
+        )
+        with self.holding(weights) as model, on_trie(model, batch):
+            states = model.base_model(
+                input_ids=input_ids[None], position_ids=positions[: input_ids.shape[0]][None], use_cache=False
+            ).last_hidden_state[0]
+            rewards = {"rewards": model.score(states[last_rows])[:, 0]}
+        return rewards | {f"present.{layer}.{name}": t for layer, name, t in _named(batch.present)}
+
+
+class _TrieOnnxConfig(OnnxConfig):
+    """Inputs as `pack` makes them, `kept` and `past.LAYER.key|value`; outputs `rewards` and `present.LAYER.key|value`."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
+    DEFAULT_ONNX_OPSET = _TRACED_OPSET
+    DUMMY_INPUT_GENERATOR_CLASSES: ClassVar[tuple[Any, ...]] = ()
+
+    def __init__(self, model: PreTrainedModel, traced: ParametersAsInputs) -> None:
+        super().__init__(model.config, task="text-classification")
+        self.PATCHING_SPECS = patching_specs(model)
+        self._traced = traced
+        self._example = _example(_layer_widths(model))
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        past = {f"past.{layer}.{name}": {0: "num_past"} for layer, name, _ in _named(self._example["past"])}
+        arrays = {name: array for name, array in self._example.items() if isinstance(array, Tensor)}
+        lists = {f"{name}.{c}": array for name in ("queries", "keys") for c, array in enumerate(self._example[name])}
+        dynamic = {name: {i: f"{name}_{i}" for i in range(array.ndim)} for name, array in (arrays | lists).items()}
+        return {name: {} for name in self._weight_inputs} | dynamic | past
+
+    @property
+    def _weight_inputs(self) -> list[str]:
+        return [f"weights.{i}" for i in range(len(self._traced.names))]
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        present = {f"present.{layer}.{name}": {0: "num_kept"} for layer, name, _ in _named(self._example["past"])}
+        return {"rewards": {0: "num_sequences"}} | present
+
+    def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
+        return {"weights": self._traced.weights} | self._example
+
+    def fix_dynamic_axes(self, model_path: Path, **_: Any) -> None:
+        graph = onnx.load(model_path)
+        for node in graph.graph.node:
+            if node.domain == PLACEHOLDER_DOMAIN:
+                node.domain = ""
+        opsets = [opset for opset in graph.opset_import if opset.domain != PLACEHOLDER_DOMAIN]
+        for opset in opsets:
+            if opset.domain == "":
+                opset.version = _ATTENTION_OPSET
+        del graph.opset_import[:]
+        graph.opset_import.extend(opsets)
+        path = Path(model_path)
+        data = path.with_name(f"{path.name}.data")
+        attach_weights(graph.graph, self._weight_inputs, self._traced.names, self._traced.weights, data)
+        onnx.save(graph, path)
+
+
+def _named(layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, str, Tensor]]:
+    return [(layer, name, t) for layer, pair in enumerate(layers) for name, t in zip(("key", "value"), pair, strict=True)]
+
+
+def _example(widths: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """A small batch to trace with: two prompts of several responses, one of them known, tiles of unlike sizes in classes."""
+    prompts = np.arange(3, 23), np.arange(3, 100)
+    sequences = [np.concatenate([prompt, np.full(length, 5 + length)]) for prompt in prompts for length in (12, 40, 71)]
+    trie = build_trie([sequence % 32 for sequence in sequences])
+    past = np.full(trie.num_nodes, NOT_PAST)
+    past[:10] = np.arange(10)
+    packed = pack(trie, NUM_CLASSES, past, 10)
+    tensors = {name: torch.from_numpy(array) for name, array in packed.arrays.items()}
+    flat = {name: tensor for name, tensor in tensors.items() if "." not in name}
+    return flat | {
+        "kept": torch.arange(5),
+        "queries": [tensors[f"queries.{c}"] for c in range(NUM_CLASSES)],
+        "keys": [tensors[f"keys.{c}"] for c in range(NUM_CLASSES)],
+        "past": [(torch.zeros(10, key), torch.zeros(10, value)) for key, value in widths],
+    }
+
+
+def _layer_widths(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """The width of each layer's keys and values (heads times head size), measured by a pass over two tokens: GPT-2 takes one
+    for a query that needs no causal mask."""
+    packed = pack(build_trie([np.array([3, 4])]), 1).arrays
+    tensors = {name: torch.from_numpy(array) for name, array in packed.items()}
+    batch = TrieBatch(
+        positions=tensors["positions"],
+        orders=tensors["orders"],
+        ends=tensors["ends"],
+        queries=[tensors["queries.0"]],
+        keys=[tensors["keys.0"]],
+        outputs=tensors["outputs"],
+    )
+    with torch.inference_mode(), on_trie(model, batch):
+        model.base_model(input_ids=tensors["input_ids"][None], position_ids=tensors["positions"][None], use_cache=False)
+    return [(key.shape[1], value.shape[1]) for key, value in batch.present]

@@ -1,0 +1,73 @@
+"""The `kwise` command: one subcommand per verb, each defined beside the code that it runs and loaded only when called,
+so that `kwise score` starts without importing a runtime and `kwise --help` without importing anything."""
+
+import argparse
+import sys
+from importlib import import_module
+from typing import NamedTuple
+
+from kwise import __version__
+from kwise.errors import ArtifactError, ConfigError, KwiseError
+
+
+class _Command(NamedTuple):
+    module: str  # has add_arguments(parser) and run(arguments) -> int
+    summary: str
+    extra: str  # the extra of the distribution that installs what it needs
+
+
+_COMMANDS = {
+    "data": _Command("kwise.train.data.command", "convert, check and describe preference data", ""),
+    "train": _Command("kwise.train.command", "train a reward model on rankings", "train"),
+    "export": _Command("kwise.export.command", "export a checkpoint to an artifact that the engine serves", "export"),
+    "bench": _Command("kwise.benchmarks.command", "measure the model pass, serving or training on this machine", "export"),
+    "serve": _Command("kwise.engine.server.command", "serve an artifact over gRPC", "engine"),
+    "score": _Command("kwise.client.commands.score", "rewards of responses, from a running server", ""),
+    "rank": _Command("kwise.client.commands.rank", "ranks of responses, from a running server", ""),
+    "compare": _Command("kwise.client.commands.compare", "win probabilities of pairs, from a running server", ""),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `kwise ARGV` and return its exit code, by one rule for all commands:
+
+    0    done, all of it
+    1    the work failed, or a part of it: bad data, a damaged artifact, no server, a response that was not scored
+    2    a wrong command line: an option missing, out of range, or not fitting the model or the directory that it names
+    130  Ctrl-C
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    chosen = next((word for word in argv if word in _COMMANDS), "")
+    try:
+        return _run(argv, chosen)
+    except ConfigError as error:
+        print(f"kwise {chosen}: {error}", file=sys.stderr)
+        return 2
+    except (ArtifactError, KwiseError, OSError) as error:
+        print(f"kwise {chosen}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: list[str], chosen: str) -> int:
+    """Parse and run; of the commands' modules only that of `chosen` is imported. Raises what the command raises."""
+    parser = argparse.ArgumentParser(prog="kwise", description="Train, export and serve reward models.")
+    parser.add_argument("--version", action="version", version=f"kwise {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run = None
+    for name, command in _COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.summary, description=command.summary.capitalize() + ".")
+        if name == chosen:
+            try:
+                module = import_module(command.module)
+            except ModuleNotFoundError as missing:
+                if missing.name is None or missing.name.split(".")[0] == "kwise":
+                    raise
+                print(f"kwise {name} needs the package {missing.name}: pip install 'kwise[{command.extra}]'", file=sys.stderr)
+                return 1
+            module.add_arguments(subparser)
+            run = module.run
+    arguments = parser.parse_args(argv)
+    assert run is not None, "argparse has refused any other command"
+    return int(run(arguments))

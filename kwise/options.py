@@ -1,0 +1,118 @@
+"""Command-line options generated from a frozen dataclass, so that an option is described and bounded in one place.
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class ServeConfig:
+        port: int = option(50051, "TCP port; 0 takes a free one", minimum=0, maximum=65535)
+
+    add_options(parser, ServeConfig)
+    config = from_options(ServeConfig, parser.parse_args())
+
+argparse and dataclasses do the work. Libraries that do more (tyro, jsonargparse) would be a dependency of the client,
+which is to need grpcio and protobuf alone.
+"""
+
+import argparse
+import dataclasses
+import types
+from enum import Enum
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from kwise.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",  # noqa: A002 - argparse's own word
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    exclusive_minimum: float | None = None,
+) -> Any:
+    """A dataclass field with its description and bounds. Without a default it is a positional argument."""
+    bounds = {"minimum": minimum, "maximum": maximum, "exclusive_minimum": exclusive_minimum}
+    return dataclasses.field(default=default, metadata={"help": help, **bounds})
+
+
+def check_bounds(config: Any) -> None:
+    """Call from `__post_init__`.
+
+    Raises:
+        ConfigError: a field is outside the bounds that its `option` states; names the option and the bound.
+    """
+    for field in dataclasses.fields(config):
+        value, bounds = getattr(config, field.name), field.metadata
+        if value is None or not isinstance(value, int | float):
+            continue
+        flag = _flag(field.name)  # comparisons are negated so that NaN, which is within no bounds, fails them
+        if (low := bounds.get("minimum")) is not None and not value >= low:
+            raise ConfigError(f"{flag} is {value}; it must be at least {low}")
+        if (high := bounds.get("maximum")) is not None and not value <= high:
+            raise ConfigError(f"{flag} is {value}; it must be at most {high}")
+        if (low := bounds.get("exclusive_minimum")) is not None and not value > low:
+            raise ConfigError(f"{flag} is {value}; it must be greater than {low}")
+
+
+def add_options(parser: argparse.ArgumentParser, config_type: type) -> None:
+    """Add one argument per field of `config_type`: `--max-batch-tokens` for `max_batch_tokens`."""
+    hints = get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        kind, repeated = _value_type(hints[field.name])
+        text = field.metadata.get("help", "").replace("%", "%%")
+        required = field.default is dataclasses.MISSING
+        if kind is bool:
+            parser.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, default=field.default, help=text)
+            continue
+        arguments: dict[str, Any] = {"help": text, "type": _parser_of(kind)}
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            arguments["metavar"] = "{" + ",".join(member.value for member in kind) + "}"
+        else:
+            arguments["metavar"] = field.name.upper()
+        if repeated:
+            arguments["nargs"] = "+" if required else "*"
+        if required:
+            parser.add_argument(field.name, **arguments)
+            continue
+        shown = field.default.value if isinstance(field.default, Enum) else field.default
+        if shown not in (None, (), ""):
+            arguments["help"] += f" (default: {shown})"
+        parser.add_argument(_flag(field.name), default=field.default, **arguments)
+
+
+def from_options(config_type: type[T], namespace: argparse.Namespace) -> T:
+    """The config that the parsed arguments describe.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    return config_type(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _value_type(hint: Any) -> tuple[Any, bool]:
+    """(type of one value, whether several are taken) for `T`, `T | None` and `tuple[T, ...]`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(part for part in get_args(hint) if part is not types.NoneType)
+    if get_origin(hint) is tuple:
+        return get_args(hint)[0], True
+    return hint, False
+
+
+def _parser_of(kind: Any) -> Any:
+    """A callable for argparse's `type`; an Enum is given by its value."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        return kind
+
+    def parse(text: str) -> Enum:
+        try:
+            return kind(text)
+        except ValueError:
+            choices = ", ".join(member.value for member in kind)
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {choices}") from None
+
+    return parse

@@ -1,0 +1,358 @@
+"""The clients and their commands over a real socket, against a server whose answers a test chooses."""
+
+import asyncio
+import gzip
+import io
+import json
+import math
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from kwise.cli import main
+from kwise.client import AsyncRewardClient, InvalidRequest, RewardClient, RewardServiceError
+from kwise.client.channel import check_target
+from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.protos.kwise.v1 import reward_pb2_grpc
+from kwise.types import ScoredGroup
+
+DRAINING = "the server is shutting down; send the request again"
+
+
+class Service(reward_pb2_grpc.RewardServiceServicer):
+    """Rewards are lengths; a response "bad" has an error. `draining` refuses everything, as a server that shuts down does."""
+
+    def __init__(self) -> None:
+        self.draining = False
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        if self.draining:
+            context.abort(grpc.StatusCode.UNAVAILABLE, DRAINING)
+        return pb.ScoreResponse(rewards=map(reward, request.responses), model="m", fingerprint="f")
+
+    def ScoreStream(self, request_iterator: Any, context: Any) -> Iterator[pb.ScoreStreamResponse]:
+        for item in request_iterator:
+            if self.draining:
+                error = pb.ResponseError(code="UNAVAILABLE", message=DRAINING)
+                yield pb.ScoreStreamResponse(id=item.id, error=error)
+            else:
+                yield pb.ScoreStreamResponse(id=item.id, response=self.Score(item.request, context))
+
+
+def reward(response: pb.Response) -> pb.Reward:
+    if response.text == "infinite":
+        return pb.Reward(value=math.inf, raw=math.inf, tokens=1)
+    if response.text == "bad":
+        return pb.Reward(error=pb.ResponseError(code="INVALID_ARGUMENT", message="the conversation is too long"))
+    return pb.Reward(value=len(response.text), raw=len(response.text), tokens=1)
+
+
+@contextmanager
+def serving(port: int = 0, service: Service | None = None, address: str = "") -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(service or Service(), server)
+    port = server.add_insecure_port(address or f"127.0.0.1:{port}")
+    server.start()
+    try:
+        yield address or f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def blocking(target: str, call: str, timeout_s: float, **options: Any) -> Any:
+    with RewardClient(target, timeout_s=timeout_s, **options) as client:
+        return client.score("p", ["a"]) if call == "score" else list(client.score_many([("p", ["a"])]))
+
+
+def awaited(target: str, call: str, timeout_s: float, **options: Any) -> Any:
+    async def run() -> Any:
+        async with AsyncRewardClient(target, timeout_s=timeout_s, **options) as client:
+            if call == "score":
+                return await client.score("p", ["a"])
+            return [result async for result in client.score_many([("p", ["a"])])]
+
+    return asyncio.run(run())
+
+
+BOTH = pytest.mark.parametrize("client", [blocking, awaited])
+CALLS = pytest.mark.parametrize("call", ["score", "score_many"])
+
+
+@BOTH
+@CALLS
+def test_a_server_that_was_never_reached_is_named_soon(nowhere: str, client: Callable[..., Any], call: str) -> None:
+    """It took the whole time-out of 300 s, and the error said "Deadline Exceeded" and no address."""
+    started_s = time.monotonic()
+    with pytest.raises(RewardServiceError) as raised:
+        client(nowhere, call, 300.0, connect_timeout_s=0.2)
+    assert time.monotonic() - started_s < 5
+    assert str(raised.value) == f"UNAVAILABLE at {nowhere}: no server was ready within 0.2 s"
+    assert (raised.value.code, raised.value.target) == ("UNAVAILABLE", nowhere)
+
+
+@BOTH
+@CALLS
+def test_a_short_timeout_bounds_the_first_connection_too(nowhere: str, client: Callable[..., Any], call: str) -> None:
+    with pytest.raises(RewardServiceError, match=r"within 0\.1 s"):
+        client(nowhere, call, 0.1)
+
+
+def test_a_restarting_server_is_waited_for_longer_than_a_first_connection(nowhere: str) -> None:
+    port = int(nowhere.rsplit(":", 1)[1])
+    with RewardClient(nowhere, timeout_s=30, connect_timeout_s=0.5) as client:
+        with serving(port):
+            assert client.score("p", ["a"]).model == "m"
+        with pytest.raises(RewardServiceError) as raised:
+            client.score("p", ["a"], timeout_s=0.3)
+        assert raised.value.target == nowhere
+
+        def restart() -> None:
+            time.sleep(0.8)  # longer than a first connection may take
+            with serving(port):
+                answered.wait(20)
+
+        answered = threading.Event()
+        thread = threading.Thread(target=restart)
+        thread.start()
+        try:
+            assert client.score("p", ["a"]).model == "m"
+        finally:
+            answered.set()
+            thread.join()
+
+
+@BOTH
+@CALLS
+def test_the_last_word_of_a_server_that_shuts_down_is_told(client: Callable[..., Any], call: str) -> None:
+    """score_many said only that nothing was answered."""
+    service = Service()
+    service.draining = True
+    with serving(service=service) as target, pytest.raises(RewardServiceError, match=f"at {target}: .*{DRAINING}$"):
+        client(target, call, 1.0)
+
+
+@BOTH
+@CALLS
+@pytest.mark.parametrize(
+    ("timeout_s", "error"),
+    [(0, ValueError), (-1.0, ValueError), (math.nan, ValueError), (math.inf, ValueError), ("3", TypeError), (True, TypeError)],
+)
+def test_a_timeout_that_is_none_is_named(
+    nowhere: str, client: Callable[..., Any], call: str, timeout_s: Any, error: type[Exception]
+) -> None:
+    """Infinity became a deadline that had passed, and a text failed inside gRPC."""
+    with pytest.raises(error, match=r"^timeout_s must be"):
+        client(nowhere, call, timeout_s)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_group_that_is_none_has_its_error_in_its_place(is_async: bool) -> None:
+    """It ended `score_many`, and the answers to those before it were lost."""
+    groups: Any = [("p", ["a"]), "pair", ("p", [3.5]), ("p", ["bc"]), *[("p", "x")] * 300, ("p", ["def"])]
+
+    async def awaited_results(target: str) -> list[Any]:
+        async with AsyncRewardClient(target) as client:
+            return [result async for result in client.score_many(groups)]
+
+    with serving() as target, RewardClient(target) as blocking_client:
+        results = asyncio.run(awaited_results(target)) if is_async else list(blocking_client.score_many(groups))
+    assert [len(result.rewards) if isinstance(result, ScoredGroup) else result.field for result in results] == [
+        1, "groups[1]", "groups[2]", 1, *[f"groups[{number}]" for number in range(4, 304)], 1,
+    ]  # fmt: skip
+    assert "responses[0] must be" in str(results[2])
+
+
+def run_command(command: str, target: str, path: Path, *lines: dict[str, Any]) -> int:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return main([command, str(path), "--server", target])
+
+
+@pytest.mark.parametrize("command", ["score", "rank", "compare"])
+def test_a_response_that_failed_is_told_by_line_and_place_and_exits_with_1(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command said nothing and exited with 0."""
+    path = tmp_path / "groups.jsonl"
+    good, half = {"prompt": "p", "responses": ["a", "bc"]}, {"prompt": "p", "responses": ["a", "bad"]}
+    with serving() as target:
+        assert run_command(command, target, path, good) == 0
+        assert capsys.readouterr().err == ""
+        assert run_command(command, target, path, good, half, good) == 1
+    output = capsys.readouterr()
+    assert output.err == f"{path}:2: responses[1]: the conversation is too long\n"
+    assert len(output.out.splitlines()) == 3
+
+
+def test_every_line_of_the_input_has_one_in_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the client refused by itself left no line, so that the two files could not be read side by side."""
+    path = tmp_path / "groups.jsonl"
+    good = {"prompt": "p", "responses": ["a", "bc"], "id": 1}
+    path.write_text("\n".join(["not JSON", json.dumps(good), json.dumps({"id": 2}), "", json.dumps(good), "[]"]))
+    with serving() as target:
+        assert main(["score", str(path), "--server", target]) == 1
+    output = capsys.readouterr()
+    lines = [json.loads(line) for line in output.out.splitlines()]
+    assert [line.get("id") for line in lines] == [None, 1, 2, 1, None]
+    assert ["error" in line for line in lines] == [True, False, True, False, True]
+    assert [line.split(": ")[0] for line in output.err.splitlines()] == [f"{path}:{number}" for number in (1, 3, 6)]
+    assert lines[2]["error"]["message"] == f"{path}:3: no 'prompt' and no 'responses'"
+
+
+@pytest.mark.parametrize("name", ["groups.jsonl.gz", "groups", "-"])
+def test_gzipped_groups_are_read_whatever_the_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = gzip.compress(json.dumps({"prompt": "p", "responses": ["a", "bc"]}).encode() + b"\n")
+    monkeypatch.chdir(tmp_path)
+    if name == "-":
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(packed)))
+    else:
+        Path(name).write_bytes(packed)
+    with serving() as target:
+        assert main(["rank", name, "--server", target]) == 0
+    assert json.loads(capsys.readouterr().out)["ranks"] == [2, 1]
+
+
+def test_a_gzip_file_that_is_cut_short_is_told_and_the_next_file_follows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.dumps({"prompt": "p", "responses": ["a"]}).encode() + b"\n"
+    cut, whole = tmp_path / "cut.gz", tmp_path / "whole"
+    cut.write_bytes(gzip.compress(line)[:-9])
+    whole.write_bytes(line)
+    with serving() as target:
+        assert main(["score", str(cut), str(whole), "--server", target]) == 1
+    output = capsys.readouterr()
+    assert output.err.startswith(f"{cut}: not a complete gzip file (")
+    assert "rewards" in json.loads(output.out.splitlines()[-1])
+
+
+def test_no_line_of_the_output_has_what_is_no_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python writes NaN and Infinity, which other readers of JSON refuse."""
+    path = tmp_path / "groups.jsonl"
+    path.write_text('{"prompt": "p", "responses": ["infinite", "infinite"], "id": NaN, "more": [1e999, -Infinity, 1, "NaN"]}\n')
+    with serving() as target:
+        assert main(["compare", str(path), "--server", target]) == 0
+
+    def refused(constant: str) -> None:
+        raise AssertionError(constant)
+
+    told = json.loads(capsys.readouterr().out, parse_constant=refused)
+    assert (told["id"], told["more"]) == (None, [None, None, 1, "NaN"])
+    assert [reward["value"] for reward in told["rewards"]] == [None, None]
+    assert told["comparisons"][0]["margin"] is None
+
+
+def test_comparing_one_response_is_refused_as_the_server_refuses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "groups.jsonl"
+    with serving() as target:
+        assert run_command("compare", target, path, {"prompt": "p", "responses": ["a"]}) == 1
+        output = capsys.readouterr()
+        problem = f"{path}:1: a comparison needs at least two responses"
+        assert output.err == f"{problem}\n"
+        assert json.loads(output.out)["error"] == {"code": "INVALID_ARGUMENT", "message": problem}
+        assert run_command("score", target, path, {"prompt": "p", "responses": ["a"]}) == 0
+
+
+def test_a_command_without_a_server_names_the_address(nowhere: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["score", "--prompt", "p", "--response", "a", "--server", nowhere, "--timeout-s", "0.2"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"kwise score: UNAVAILABLE at {nowhere}: no server was ready within 0.2 s\n"
+
+
+@pytest.mark.parametrize("client", [RewardClient, AsyncRewardClient])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "",
+        " ",
+        "localhost",
+        "localhost:",
+        ":50051",
+        "::1",
+        "[::1]",
+        "10.0.0.1",
+        "http://localhost:50051",
+        "localhost:50051/",
+        "localhost:50051?x",
+        "user@localhost:50051",
+        "localhost:-1",
+        "localhost:5_0",
+        "localhost:٣",
+        "local\x00host:1",
+        "unix:",
+        "unix:\ud800",
+    ],
+)
+def test_an_address_that_can_have_no_server_is_named_at_once(client: Callable[[str], Any], target: str) -> None:
+    """The first call waited for half a minute, and then there was no server."""
+    with pytest.raises(InvalidRequest, match=r"^target: must be HOST:PORT"):
+        client(target)
+
+
+def test_a_port_out_of_range_and_a_target_of_another_type_are_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"^target: has the port 70000; it must be between 1 and 65535"):
+        RewardClient("localhost:70000")
+    with pytest.raises(TypeError, match=r"^target must be a str, not int"):
+        RewardClient(50051)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "localhost:50051",
+        "[::1]:50051",
+        "dns:///localhost:50051",
+        "dns://8.8.8.8/host:50051",
+        "dns:host",
+        "unix:kwise.sock",
+        "unix:/run/kwise.sock",
+        "unix:///run/kwise.sock",
+        "unix-abstract:kwise",
+        "ipv4:1.2.3.4:50051",
+        "ipv4:1.2.3.4:50051,1.2.3.5:50051",
+        "ipv6:[::1]:50051",
+        "xds:///kwise",
+    ],
+)
+def test_every_address_that_grpc_takes_is_taken(target: str) -> None:
+    assert check_target("target", target) == target
+
+
+@BOTH
+def test_addresses_as_uris_reach_their_server(tmp_path: Path, client: Callable[..., Any]) -> None:
+    with serving(address=f"unix:{tmp_path}/s") as target:
+        assert client(target, "score", 10.0).model == "m"
+        assert client(f"unix://{tmp_path}/s", "score", 10.0).model == "m"
+    with serving() as target:
+        assert client(f"dns:///{target}", "score", 10.0).model == "m"
+        assert client(f"ipv4:{target}", "score", 10.0).model == "m"
+
+
+def test_a_wrong_address_on_the_command_line_is_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "--prompt", "p", "--response", "a", "--server", "localhost"]) == 2
+    assert capsys.readouterr().err.startswith("kwise score: --server: must be HOST:PORT")
+
+
+def test_a_closed_client_refuses_calls_at_once(nowhere: str) -> None:
+    client = RewardClient(nowhere)
+    client.close()
+    with pytest.raises(ValueError, match="closed channel"):
+        client.score("p", ["a"])

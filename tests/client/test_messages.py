@@ -1,0 +1,322 @@
+"""What the client promises without a server: arguments and results keep their meaning, wrong ones are named, a flight
+loses no group, tables fit, and the import stays light."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kwise.client import AsyncRewardClient, ModelInfo, RewardClient, RewardServiceError, messages
+from kwise.client.commands.shell import read_line
+from kwise.client.commands.table import clip, table, width
+from kwise.client.flight import Flight, is_break
+from kwise.client.retry import Attempts
+from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.types import Group, Message, Priority, Reward, Timing
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+token_ids = st.lists(st.integers(0, 2**32 - 1))
+finite = st.floats(allow_nan=False)
+
+
+def through_the_wire(message: Any) -> Any:
+    return type(message).FromString(message.SerializeToString())
+
+
+class TestRequests:
+    @given(prompt=texts, responses=st.lists(texts))
+    def test_texts_arrive_as_they_are(self, prompt: str, responses: list[str]) -> None:
+        request = through_the_wire(messages.score_request("m", prompt, responses, "bulk"))
+        assert (request.model, request.prompt.text, request.priority) == ("m", prompt, pb.PRIORITY_BULK)
+        assert [response.text for response in request.responses] == responses
+
+    @given(prompt=token_ids.filter(bool), responses=st.lists(token_ids))
+    def test_token_ids_arrive_as_they_are(self, prompt: list[int], responses: list[list[int]]) -> None:
+        request = through_the_wire(messages.rank_request("", prompt, responses, Priority.INTERACTIVE))
+        assert list(request.prompt.token_ids.ids) == prompt
+        assert [list(response.token_ids.ids) for response in request.responses] == responses
+
+    @given(turns=st.lists(st.tuples(texts, texts), min_size=1))
+    def test_messages_may_be_dicts_or_dataclasses(self, turns: list[tuple[str, str]]) -> None:
+        dicts = [{"role": role, "content": content} for role, content in turns]
+        typed = [Message(role=role, content=content) for role, content in turns]
+        request = through_the_wire(messages.score_request("", dicts, ["a"], "interactive"))
+        assert [(m.role, m.content) for m in request.prompt.messages.messages] == turns
+        assert request == messages.score_request("", typed, ["a"], "interactive")
+
+    def test_pairs_are_kept_in_order_and_none_means_all(self) -> None:
+        request = messages.compare_request("", "p", ["a", "b"], [(1, 0), (0, 1)], "interactive")
+        assert [(pair.first, pair.second) for pair in request.pairs] == [(1, 0), (0, 1)]
+        assert not messages.compare_request("", "p", ["a", "b"], None, "interactive").pairs
+
+    def test_a_group_keeps_its_own_priority_and_a_pair_takes_the_given_one(self) -> None:
+        group = Group(prompt=(Message(role="user", content="p"),), responses=("a",), priority=Priority.BULK)
+        assert messages.group_request("", group, "interactive").priority == pb.PRIORITY_BULK
+        assert messages.group_request("", ("p", ["a"]), "interactive").priority == pb.PRIORITY_INTERACTIVE
+
+    def test_anything_with_an_index_is_a_token_id(self) -> None:
+        np = pytest.importorskip("numpy")
+        request = messages.score_request("", np.arange(3), [np.array([7, 8])], "interactive")
+        assert list(request.prompt.token_ids.ids) == [0, 1, 2]
+        assert list(request.responses[0].token_ids.ids) == [7, 8]
+
+    @pytest.mark.parametrize(
+        ("prompt", "responses", "error", "says"),
+        [
+            (None, ["a"], TypeError, "prompt must be a str"),
+            (b"p", ["a"], TypeError, "not bytes"),
+            ({"role": "user"}, ["a"], TypeError, "not dict"),
+            ([], ["a"], ValueError, "it is empty"),
+            (["p"], ["a"], TypeError, "not of str"),
+            ([{"role": "user"}], ["a"], ValueError, "prompt[0] has no content"),
+            ([{"role": "user", "content": None}], ["a"], TypeError, "prompt[0]['content'] must be a str"),
+            ([{"role": "user", "content": "p"}, 3], ["a"], TypeError, "prompt[1] must be a Message"),
+            ([1, 2.0], [[3]], TypeError, "prompt[1] must be an int, not float"),
+            ([1, True], [[3]], TypeError, "prompt[1] must be an int, not bool"),
+            ([1, -1], [[3]], ValueError, "prompt[1] is -1"),
+            ([2**32], [[3]], ValueError, "prompt[0] is 4294967296"),
+            ("p\ud800", ["a"], ValueError, "lone surrogate at character 1"),
+            ("p", "a", TypeError, "not one str"),
+            ("p", None, TypeError, "responses must be a sequence"),
+            ("p", [None], TypeError, "responses[0] must be a str"),
+            ("p", ["a", ["b"]], TypeError, "responses[1][0] must be an int, not str"),
+        ],
+    )
+    def test_a_wrong_argument_is_named(self, prompt: Any, responses: Any, error: type[Exception], says: str) -> None:
+        with pytest.raises(error) as raised:
+            messages.score_request("", prompt, responses, "interactive")
+        assert says in str(raised.value)
+
+    def test_wrong_priorities_pairs_and_groups_are_named(self) -> None:
+        with pytest.raises(ValueError, match="'interactive', 'bulk', not 'urgent'"):
+            messages.score_request("", "p", ["a"], "urgent")
+        for pairs in ([(0, 1, 2)], [(0, -1)], []):
+            with pytest.raises(ValueError, match="pairs"):
+                messages.compare_request("", "p", ["a", "b"], pairs, "interactive")  # type: ignore[arg-type]
+        for group in ("ab", 3, ("p",)):
+            with pytest.raises((TypeError, ValueError), match="pair"):
+                messages.group_request("", group, "interactive")  # type: ignore[arg-type]
+
+
+class TestResults:
+    @given(value=finite, raw=finite, tokens=st.integers(0, 2**32 - 1), cached=st.booleans(), message=texts)
+    def test_rewards_and_errors_keep_their_places(
+        self, value: float, raw: float, tokens: int, cached: bool, message: str
+    ) -> None:
+        reward = pb.Reward(value=value, raw=raw, tokens=tokens, dropped_tokens=1, control_tokens=2, cached=cached)
+        failed = pb.Reward(error=pb.ResponseError(code="INVALID_ARGUMENT", message=message))
+        timing = pb.Timing(tokenizer_ms=1, queue_ms=2, model_ms=3)
+        reply = pb.ScoreResponse(rewards=[reward, failed], model="m", fingerprint="f", timing=timing)
+        group = messages.scored_group(through_the_wire(reply))
+        first, second = group.rewards
+        assert first == Reward(value=value, raw=raw, tokens=tokens, dropped_tokens=1, control_tokens=2, cached=cached)
+        assert isinstance(second, RewardServiceError)
+        assert (second.code, second.message) == ("INVALID_ARGUMENT", message)
+        assert (group.model, group.fingerprint) == ("m", "f")
+        assert group.timing == Timing(tokenizer_ms=1, queue_ms=2, model_ms=3)
+
+    def test_an_absent_rank_is_none(self) -> None:
+        failed = pb.Reward(error=pb.ResponseError(code="INTERNAL", message="x"))
+        reply = pb.RankResponse(ranks=[pb.RankedResponse(rank=1, reward=pb.Reward(raw=2)), pb.RankedResponse(reward=failed)])
+        group = messages.ranked_group(through_the_wire(reply))
+        assert group.ranks == (1, None)
+        assert isinstance(group.rewards[1], RewardServiceError)
+
+    def test_comparisons_keep_pairs_numbers_and_errors(self) -> None:
+        good = pb.Comparison(pair=pb.Pair(first=1, second=0), margin=-2, win_probability=0.25)
+        bad = pb.Comparison(pair=pb.Pair(first=0, second=2), error=pb.ResponseError(code="INTERNAL", message="x"))
+        reply = pb.CompareResponse(comparisons=[good, bad], rewards=[pb.Reward()] * 3)
+        first, second = messages.compared_group(through_the_wire(reply)).comparisons
+        assert (first.first, first.second, first.margin, first.win_probability, first.error) == (1, 0, -2, 0.25, None)
+        assert isinstance(second.error, RewardServiceError)
+
+    def test_every_field_of_the_model_and_its_counters_is_told(self) -> None:
+        reply = pb.GetModelResponse(model="m", max_tokens=9, counters=pb.Counters(cache_hits=7))
+        info = messages.model_info(through_the_wire(reply))
+        assert (info.model, info.max_tokens, info.counters.cache_hits) == ("m", 9, 7)
+        assert set(ModelInfo.__dataclass_fields__) == set(pb.GetModelResponse.DESCRIPTOR.fields_by_name)
+        assert set(type(info.counters).__dataclass_fields__) == set(pb.Counters.DESCRIPTOR.fields_by_name)
+
+    def test_a_failed_call_has_its_code_and_the_servers_advice(self) -> None:
+        trailers = (("grpc-retry-pushback-ms", "250"),)
+        failed = SimpleNamespace(
+            code=lambda: grpc.StatusCode.RESOURCE_EXHAUSTED, details=lambda: "full", trailing_metadata=lambda: trailers
+        )
+        error = messages.call_error(failed, "host:7")
+        assert (error.code, error.message, error.retry_after_s) == ("RESOURCE_EXHAUSTED", "full", 0.25)
+        assert str(error) == "RESOURCE_EXHAUSTED at host:7: full"
+
+    def test_both_clients_have_the_same_methods(self) -> None:
+        methods = [{n for n in vars(client) if not n.startswith("_")} for client in (RewardClient, AsyncRewardClient)]
+        assert methods[0] == methods[1]
+
+
+class TestAttempts:
+    def test_only_what_may_succeed_later_is_tried_again(self) -> None:
+        """A message over gRPC's limit has the status of a full queue, without its advice."""
+        for failure in (
+            RewardServiceError("UNAVAILABLE", "restarting"),
+            RewardServiceError("CANCELLED", "the grace is over"),
+            RewardServiceError("RESOURCE_EXHAUSTED", "full", retry_after_s=0.05),
+        ):
+            assert Attempts(10.0).pause_s(failure) > 0
+        for failure in (
+            RewardServiceError("RESOURCE_EXHAUSTED", "the message is too large"),
+            RewardServiceError("INTERNAL", "the model failed"),
+            RewardServiceError("DEADLINE_EXCEEDED", "too late"),
+        ):
+            with pytest.raises(RewardServiceError) as raised:
+                Attempts(10.0).pause_s(failure)
+            assert raised.value is failure
+
+    def test_the_servers_advice_comes_before_growing_pauses_and_the_deadline_before_both(self) -> None:
+        clock = [0.0]
+        attempts = Attempts(10.0, now=lambda: clock[0])
+        gone, full = RewardServiceError("UNAVAILABLE", "x"), RewardServiceError("RESOURCE_EXHAUSTED", "x", retry_after_s=1.0)
+        assert 0.1 <= attempts.pause_s(gone) <= 0.2 <= attempts.pause_s(gone) <= 0.4
+        assert 1.0 <= attempts.pause_s(full) <= 1.25
+        clock[0] = 9.5
+        assert attempts.left_s == 0.5
+        with pytest.raises(RewardServiceError):
+            attempts.pause_s(full)
+
+
+class TestFlight:
+    def flight(self, num_groups: int, window_groups: int = 4) -> tuple[Flight, list[float]]:
+        clock = [0.0]
+        requests = (messages.score_request("", str(number), ["a"], "bulk") for number in range(num_groups))
+        return Flight(requests, 10.0, window_groups, now=lambda: clock[0], target="host:7"), clock
+
+    @given(num_groups=st.integers(0, 20), choices=st.randoms(use_true_random=False))
+    def test_every_group_is_answered_once_and_in_order_whatever_the_server_does(self, num_groups: int, choices: Any) -> None:
+        """Replies come in any order, are refused, or are lost with their stream."""
+        flight, clock = self.flight(num_groups)
+        answered = []
+        while True:
+            owed = flight.start()
+            while True:
+                owed += flight.send()
+                assert len(owed) <= 4
+                if (result := flight.pop()) is not None:
+                    answered.append(result.fingerprint)  # type: ignore[union-attr]
+                    continue
+                if flight.stranded or choices.random() < 0.1:
+                    break
+                request = owed.pop(choices.randrange(len(owed)))
+                if choices.random() < 0.2:
+                    error = pb.ResponseError(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=50)
+                    flight.accept(pb.ScoreStreamResponse(id=request.id, error=error))
+                else:
+                    response = pb.ScoreResponse(fingerprint=request.request.prompt.text)
+                    flight.accept(pb.ScoreStreamResponse(id=request.id, response=response))
+            if flight.done:
+                break
+            clock[0] = 0.0
+        assert answered == [str(number) for number in range(num_groups)]
+
+    def test_only_a_broken_stream_is_followed_by_another(self) -> None:
+        """A stream that broke while grpc.aio wrote to it ended `score_many` with INTERNAL, the server's UNAVAILABLE hidden."""
+        assert is_break(RewardServiceError("UNAVAILABLE", "gone"))
+        assert is_break(RewardServiceError("INTERNAL", "Internal error from Core"))
+        assert not is_break(RewardServiceError("INTERNAL", "the model failed on this group"))
+        assert not is_break(RewardServiceError("INVALID_ARGUMENT", "prompt"))
+
+    def test_an_error_of_one_group_is_its_result(self) -> None:
+        flight, _ = self.flight(1)
+        (request,) = flight.send()
+        flight.accept(pb.ScoreStreamResponse(id=request.id, error=pb.ResponseError(code="INTERNAL", message="x")))
+        assert isinstance(flight.pop(), RewardServiceError)
+        assert flight.done
+
+    def test_the_servers_advice_is_obeyed(self) -> None:
+        """Streams came back after a fifth of a second, whatever the server said."""
+        flight, _ = self.flight(1)
+        (request,) = flight.send()
+        full = pb.ResponseError(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=3000)
+        flight.accept(pb.ScoreStreamResponse(id=request.id, error=full))
+        assert 3.0 <= flight.pause_s() <= 3.75
+
+    def test_refusals_are_no_progress_and_the_pauses_grow_until_time_is_out(self) -> None:
+        flight, clock = self.flight(1)
+        (request,) = flight.send()
+        pauses = []
+        for _ in range(4):
+            flight.accept(pb.ScoreStreamResponse(id=request.id, error=pb.ResponseError(code="UNAVAILABLE", message="draining")))
+            assert flight.stranded
+            assert not flight.send()
+            pauses.append(flight.pause_s())
+            assert flight.start() == [request]
+        assert pauses[0] <= 0.2 < pauses[3]
+        clock[0] = 10.0
+        with pytest.raises(RewardServiceError) as raised:
+            flight.pause_s()
+        assert str(raised.value) == (
+            "DEADLINE_EXCEEDED at host:7: no group was answered for 10 s; 1 are unanswered; "
+            "the last refusal was UNAVAILABLE: draining"
+        )
+
+
+class TestShell:
+    def test_a_line_may_have_texts_objects_or_ids_and_keeps_its_other_keys(self) -> None:
+        text = json.dumps({"prompt": "p", "responses": [{"text": "a", "rank": 1}, "b"], "source": 7})
+        line, group = read_line("f:1", text, Priority.BULK)
+        assert (group.responses, group.priority, line.fields["source"]) == (("a", "b"), Priority.BULK, 7)
+        _, group = read_line("f:1", '{"prompt": [1], "responses": [[2]]}', Priority.BULK)
+        assert group.responses == ([2],)
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("{", "not JSON"),
+            ("[]", "a JSON object is expected, not list"),
+            ('{"prompt": "p"}', "no 'responses'"),
+            ('{"prompt": "p", "responses": []}', "at least one response"),
+            ('{"prompt": "p", "responses": [{"txt": "a"}]}', "responses[0] has no 'text'"),
+            ('{"prompt": "p", "responses": ["a", "b"], "pairs": [[0, 2]]}', "pairs[0] is (0, 2) with 2 responses"),
+            ('{"prompt": "\\ud800", "responses": ["a"]}', "lone surrogate"),
+        ],
+    )
+    def test_a_bad_line_says_why(self, text: str, says: str) -> None:
+        with pytest.raises((TypeError, ValueError)) as raised:
+            read_line("f:1", text, Priority.BULK)
+        assert says in str(raised.value)
+
+    def test_wide_characters_take_two_columns_and_combining_ones_none(self) -> None:
+        assert [width(text) for text in ("abc", "日本", "e\u0301", "한글", "🙂")] == [3, 4, 1, 4, 2]
+        assert clip("日本語", 5) == "日本…"
+        assert clip("日本語", 4) == "日…"
+        assert clip("a\x1b[31mb\nc", 80) == "a [31mb c"
+
+    @given(text=texts, columns=st.integers(1, 40))
+    def test_clipped_text_fits(self, text: str, columns: int) -> None:
+        assert width(clip(text, columns)) <= columns
+
+    @given(cells=st.lists(texts, min_size=1), columns=st.integers(30, 120))
+    def test_no_line_of_a_table_is_wider_than_the_terminal(self, cells: list[str], columns: int) -> None:
+        rows = [(str(number), "-1.2345", cell) for number, cell in enumerate(cells)]
+        lines = table(("rank", "reward", "response"), rows, columns)
+        assert len(lines) == len(rows) + 1
+        assert all(width(line) <= columns for line in lines)
+
+
+class TestImport:
+    def test_the_client_and_its_commands_import_no_part_of_the_engine_that_needs_more_than_grpc(self) -> None:
+        program = """
+import sys
+import kwise.client, kwise.client.commands.compare, kwise.client.commands.rank, kwise.client.commands.score
+print(*sorted({"numpy", "onnxruntime", "tokenizers", "torch", "jinja2", "transformers"} & sys.modules.keys()))
+"""
+        finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert finished.stdout.strip() == ""
+
+    @pytest.mark.parametrize("command", ["score", "rank", "compare"])
+    def test_help_of_each_command(self, command: str) -> None:
+        program = [sys.executable, "-m", "kwise", command, "--help"]
+        finished = subprocess.run(program, capture_output=True, text=True, check=True)
+        assert "--response" in finished.stdout

@@ -1,0 +1,163 @@
+"""ONNX Runtime on a GPU, as far as a machine without one can tell: what is asked of it, and IO binding on the CPU."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+
+from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.model.devices import Device, Kind
+from kwise.engine.model.packing import NOT_PAST, pack
+from kwise.engine.model.precision import Precision
+from kwise.engine.model.runtime.kind import Runtime
+from kwise.engine.model.runtime.onnxruntime_graph import (
+    BoundRun,
+    OnnxRuntimeGraph,
+    _assigned,
+    check_placement,
+    providers,
+    sums_exactly,
+)
+from kwise.engine.model.runtime.open import open_graph
+from kwise.engine.model.shape_buckets import BucketedGraph
+from kwise.engine.trie import build_trie
+from kwise.errors import ConfigError
+
+CPU, GPU = Device(kind=Kind.CPU), Device(kind=Kind.CUDA, index=1)
+CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_artifact: Path) -> Artifact:
+    return read_artifact(tiny_artifact)
+
+
+def _arrays(graph: OnnxRuntimeGraph, num_classes: int, lengths: tuple[int, ...], num_past: int) -> dict[str, NDArray[Any]]:
+    """All inputs of a batch of one prompt of 20 tokens, `num_past` of them known, and to be kept where none is."""
+    trie = build_trie([np.concatenate([np.arange(20), np.full(length, length)]) for length in lengths])
+    past = np.full(trie.num_nodes, NOT_PAST)
+    past[:num_past] = np.arange(num_past)
+    packed = pack(trie, num_classes, past, num_past)
+    random = np.random.default_rng(0)
+    widths = {name: shape[1] for name, shape in graph.inputs.items() if name.startswith("past.")}
+    states = {name: random.standard_normal((num_past, int(width or 0)), np.float32) for name, width in widths.items()}
+    return packed.arrays | states | {"kept": packed.entries[: 0 if num_past else 20]}
+
+
+def test_a_gpus_options_name_the_device_and_leave_fp32_exact() -> None:
+    assert providers(CPU, 0) == providers(CPU, 1 << 30) == [CPU_PROVIDER]
+    assert providers(GPU, 0) == [(CUDA_PROVIDER, {"device_id": "1", "use_tf32": "0"}), CPU_PROVIDER]
+
+
+def test_a_memory_limit_is_kept_by_an_arena_that_grows_by_what_is_asked() -> None:
+    (_, options), _ = providers(GPU, 8 << 30)
+    assert options["gpu_mem_limit"] == str(8 << 30)
+    assert options["arena_extend_strategy"] == "kSameAsRequested"
+
+
+def test_fast_kernels_of_int8_are_taken_where_their_sums_are_exact() -> None:
+    assert sums_exactly({"avx512f", "avx512_vnni"}) and sums_exactly({"avx2", "avx_vnni"})
+    assert not sums_exactly({"avx2"}) and not sums_exactly({"avx512f", "avx_vnni"}) and not sums_exactly(frozenset())
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--device cuda:1: ONNX Runtime could not load its CUDA provider"):
+        check_placement(GPU, [CPU_PROVIDER], {CPU_PROVIDER: {"MatMul"}})
+
+
+def test_heavy_work_left_to_the_cpu_is_refused_and_arithmetic_on_shapes_is_not() -> None:
+    both = [CUDA_PROVIDER, CPU_PROVIDER]
+    check_placement(GPU, both, {CUDA_PROVIDER: {"MatMul", "Attention"}, CPU_PROVIDER: {"Shape", "Concat"}})
+    with pytest.raises(ConfigError, match=r"--device cuda:1: .*no CUDA kernel for this model's Attention and"):
+        check_placement(GPU, both, {CUDA_PROVIDER: {"MatMul"}, CPU_PROVIDER: {"Shape", "Attention"}})
+
+
+def test_the_names_of_heavy_operators_are_those_that_onnx_runtime_reports(artifact: Artifact) -> None:
+    """Else the check would find nothing on any machine."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = ort.InferenceSession(artifact.graph_path(), options, providers=[CPU_PROVIDER])
+    with pytest.raises(ConfigError, match="this model's Attention, MatMul, RotaryEmbedding and"):
+        check_placement(GPU, [CUDA_PROVIDER, CPU_PROVIDER], _assigned(session))
+
+
+@pytest.mark.parametrize("num_past", [0, 12])
+def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffers_again(artifact: Artifact, num_past: int) -> None:
+    graph = OnnxRuntimeGraph(artifact.graph_path(), device="cpu", threads=1)
+    bound = BoundRun(graph._session, CPU)
+    first = _arrays(graph, artifact.manifest.num_classes, (3, 9, 30), num_past)
+    other = first | {"input_ids": first["input_ids"][::-1]}
+    results = [bound.run(arrays) for arrays in (first, other, first)]
+    num_buffers = len(bound._buffers)
+    for arrays, outputs in zip((first, other, first), results, strict=True):
+        for actual, expected in zip(outputs, graph.run(arrays), strict=True):
+            assert actual.dtype == expected.dtype
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+    assert not np.array_equal(results[0][0], results[1][0])
+    bound.run(_arrays(graph, artifact.manifest.num_classes, (40, 41), num_past))
+    assert num_buffers < len(bound._buffers) <= 2 * num_buffers
+
+
+class OnGpu(ort.InferenceSession):
+    """A session on the CPU that says of itself what one on a GPU would; keeps what it was made with."""
+
+    made: ClassVar[list[tuple[ort.SessionOptions, Any]]] = []
+    loaded = True
+
+    def __init__(self, path: Path, options: ort.SessionOptions, providers: Any, **flags: Any) -> None:
+        assert flags == {"enable_fallback": 0}
+        OnGpu.made.append((options, providers))
+        super().__init__(path, options, providers=[CPU_PROVIDER], **flags)
+
+    def get_providers(self) -> list[str]:
+        return [CUDA_PROVIDER, CPU_PROVIDER] if self.loaded else [CPU_PROVIDER]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return []
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA_PROVIDER, CPU_PROVIDER])
+    monkeypatch.setattr(ort, "InferenceSession", OnGpu)
+    monkeypatch.setattr(OnGpu, "made", [])
+    return OnGpu
+
+
+def test_on_a_gpu_the_trie_layout_comes_in_few_shapes_and_memory_is_planned(artifact: Artifact, gpu: type[OnGpu]) -> None:
+    for trie in (True, False):
+        graph = open_graph(
+            artifact.graph_path(),
+            runtime=Runtime.AUTO,
+            precision=Precision.FP32,
+            device="cuda:1",
+            threads=1,
+            device_memory_bytes=1 << 30,
+            trie=trie,
+        )
+        assert isinstance(graph, BucketedGraph) == trie
+        assert graph.runtime.endswith(CUDA_PROVIDER)
+    assert [options.enable_mem_pattern for options, _ in gpu.made] == [True, False]
+    assert [asked for _, asked in gpu.made] == [providers(GPU, 1 << 30)] * 2
+    assert not isinstance(
+        open_graph(artifact.graph_path(), runtime=Runtime.AUTO, precision=Precision.FP32, device="cpu", threads=1, trie=True),
+        BucketedGraph,
+    )
+
+
+def test_a_gpu_that_is_not_to_be_had_is_a_config_error_and_nothing_runs_on_the_cpu_instead(
+    artifact: Artifact, gpu: type[OnGpu], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--device cuda:0 cannot run this model: .*missing\.onnx"):
+        OnnxRuntimeGraph(tmp_path / "missing.onnx", device="cuda", threads=1)
+    monkeypatch.setattr(gpu, "loaded", False)
+    with pytest.raises(ConfigError, match="could not load its CUDA provider"):
+        OnnxRuntimeGraph(artifact.graph_path(), device="cuda", threads=1)
+
+
+def test_cuda_is_looked_for_before_the_model_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--device cuda needs onnxruntime-gpu"):
+        OnnxRuntimeGraph(tmp_path / "missing.onnx", device="cuda:1", threads=1)

@@ -1,0 +1,171 @@
+"""What a batch takes from the prompt cache is what a pass over all of it would compute, and what it leaves there too."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from token_states import BYTES_PER_TOKEN, WIDTHS, states_of
+
+from kwise.engine.model.packing import NOT_PAST, pack
+from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache
+from kwise.engine.model.prefix_reuse import Reuse, keep, plan_reuse
+from kwise.engine.sequence import EncodedSequence
+from kwise.engine.trie import sort_key
+
+TOKEN_BYTES = BYTES_PER_TOKEN + 4
+LARGE = 1 << 20
+Tokens = tuple[int, ...]
+
+
+def _sequence(tokens: Tokens, prompt_tokens: int = 0) -> EncodedSequence:
+    token_ids = np.array(tokens, np.int64)
+    return EncodedSequence(token_ids=token_ids, type_ids=None, num_tokens=len(tokens), prompt_tokens=prompt_tokens)
+
+
+@st.composite
+def _runs(draw: st.DrawFn) -> Tokens:
+    runs = draw(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 15, 20])), max_size=2))
+    return tuple(token for token, times in runs for _ in range(times))
+
+
+@st.composite
+def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
+    """Batches whose prompts go on from one another's, or from a part of them, before and after they were kept."""
+    prompts: list[Tokens] = [()]
+    batches = []
+    for _ in range(draw(st.integers(1, 6))):
+        batch = []
+        for _ in range(draw(st.integers(1, 4))):
+            before = draw(st.sampled_from(prompts))
+            kept = draw(st.sampled_from([len(before), draw(st.integers(0, len(before)))]))
+            prompts.append(before[:kept] + draw(_runs()))
+            tokens = prompts[-1] + draw(_runs()) or (0,)
+            # An odd caller's prompt_tokens; unread padding that was cut can leave more of them than tokens.
+            told = st.sampled_from([len(prompts[-1]), len(prompts[-1]), 0, len(tokens), len(tokens) + 3])
+            batch.append(_sequence(tokens, draw(told)))
+        batches.append(batch)
+    return batches
+
+
+def _prefixes(reuse: Reuse) -> list[np.ndarray]:
+    """The tokens that each node stands for."""
+    return [reuse.trie.token_ids[reuse.trie.path(node)] for node in range(reuse.trie.num_nodes)]
+
+
+def _run(batch: Sequence[EncodedSequence], cache: PromptCache, *, own_ends: bool = False) -> Reuse:
+    """As a session does it, with a graph that knows every prefix's states; what the session relies on is asserted. With
+    `own_ends` the states of last rows are others."""
+    reuse = plan_reuse(batch, cache, WIDTHS, own_ends=own_ends)
+    expected, past = states_of(_prefixes(reuse)), reuse.past
+    assert (past[reuse.trie.last_nodes] == NOT_PAST).all()
+    known = np.flatnonzero(past != NOT_PAST)
+    for state, right in zip(reuse.states, expected, strict=True):
+        assert state.dtype == np.float32
+        assert len(state) == reuse.num_past
+        np.testing.assert_array_equal(state[past[known]], right[known])
+    packed = pack(reuse.trie, 3, past, reuse.num_past)
+    rows = packed.entries[reuse.kept]
+    assert (rows < packed.num_rows).all()  # the graph gives the states of rows
+    if own_ends:
+        for right in expected:
+            right[reuse.trie.last_nodes] = np.nan
+    computed = [right[past == NOT_PAST] for right in expected]
+    keep(reuse, [state[rows] for state in computed], cache)
+    return reuse
+
+
+def _assert_sound(cache: PromptCache) -> None:
+    """Everything in the cache is right, and no more than fits."""
+    assert cache.num_bytes <= cache.max_bytes
+    assert cache.num_bytes == sum(segment.num_bytes for segment in cache._segments.values())
+    for segment in cache._segments.values():
+        tokens = np.frombuffer(segment.key, ">u4").astype(np.int64)
+        own = states_of([tokens[: n + 1] for n in range(segment.start, len(tokens))])
+        for state, right in zip(segment.states, own, strict=True):
+            np.testing.assert_array_equal(state, right)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_batches(), st.sampled_from([0, 16, 30, 50, 80, 120, LARGE]), st.booleans())
+def test_past_states_are_those_of_their_nodes_and_kept_ones_are_computed(
+    batches: list[list[EncodedSequence]], max_tokens: int, own_ends: bool
+) -> None:
+    cache = PromptCache(max_tokens * TOKEN_BYTES)
+    for batch in batches:
+        _run(batch, cache, own_ends=own_ends)
+        _assert_sound(cache)
+
+
+@settings(deadline=None)
+@given(_batches())
+def test_what_a_large_cache_was_told_is_a_prompt_is_computed_once(batches: list[list[EncodedSequence]]) -> None:
+    cache = PromptCache(LARGE)
+    for batch in batches:
+        _run(batch, cache)
+        for sequence in batch:
+            prompt = sequence.token_ids[: sequence.prompt_tokens]
+            if len(prompt) >= MIN_TOKENS:
+                assert cache.longest(sort_key(prompt))[1] == len(prompt)
+        again = _run(batch, cache)
+        assert again.kept.size == 0
+        for sequence, last in zip(batch, again.trie.last_nodes, strict=True):
+            path = again.trie.path(int(last))
+            told = path[: sequence.prompt_tokens]
+            if len(told) >= MIN_TOKENS:
+                assert set(told[again.past[told] == NOT_PAST]) <= set(again.trie.last_nodes)
+
+
+@given(_batches())
+def test_no_cache_computes_everything(batches: list[list[EncodedSequence]]) -> None:
+    cache = PromptCache(0)
+    for batch in batches:
+        reuse = _run(batch, cache)
+        assert (reuse.past == NOT_PAST).all()
+        assert reuse.num_past == reuse.kept.size == 0
+        assert not reuse.prompts
+
+
+PROMPT = tuple(range(100, 140))
+
+
+def test_another_prompts_first_tokens_are_kept_though_their_states_are_past_for_the_first() -> None:
+    """Too few to be found for the second prompt, they are not computed either, since the batch's other sequence has them
+    from the cache: the pass was asked for rows that it does not have, and the whole batch failed."""
+    cache = PromptCache(LARGE)
+    _run([_sequence((*PROMPT, 1), len(PROMPT))], cache)
+    second = PROMPT[: MIN_TOKENS - 1] + tuple(range(30))
+    _run([_sequence((*PROMPT, 2), len(PROMPT)), _sequence((*second, 1), len(second))], cache)
+    _assert_sound(cache)
+    assert _num_known(cache, (*PROMPT, 3)) == len(PROMPT)
+    assert _num_known(cache, (*second, 3)) == len(second)
+
+
+def _num_known(cache: PromptCache, tokens: Tokens) -> int:
+    return cache.longest(sort_key(np.array(tokens)))[1]
+
+
+def test_equal_sequences_and_a_prompt_that_is_all_of_one_are_computed_at_their_last_token() -> None:
+    cache = PromptCache(LARGE)
+    whole = _sequence(PROMPT, len(PROMPT))
+    assert (_run([whole, whole], cache).past == NOT_PAST).all()
+    again = _run([whole, whole, _sequence((*PROMPT, 1), len(PROMPT))], cache)
+    assert np.flatnonzero(again.past == NOT_PAST).tolist() == [39, 40]
+    assert again.kept.size == 0
+
+
+def test_a_system_prompt_is_held_once_for_the_prompts_that_share_it() -> None:
+    cache = PromptCache(LARGE)
+    first, second = (*PROMPT, *range(20)), (*PROMPT, *range(50, 90))
+    _run([_sequence((*first, 1), len(first))], cache)
+    reuse = _run([_sequence((*second, 1), len(second))], cache)
+    assert (reuse.past != NOT_PAST).sum() == reuse.num_past == len(PROMPT)
+    assert len(reuse.kept) == 40
+    assert sum(len(segment.states[0]) for segment in cache._segments.values()) == len(PROMPT) + 20 + 40
+
+
+def test_prompts_of_one_batch_that_share_their_beginning_are_held_once() -> None:
+    cache = PromptCache(LARGE)
+    first, second = (*PROMPT, *range(20)), (*PROMPT, *range(50, 90))
+    _run([_sequence((*first, 1), len(first)), _sequence((*second, 1), len(second))], cache)
+    assert sum(len(segment.states[0]) for segment in cache._segments.values()) == len(PROMPT) + 20 + 40

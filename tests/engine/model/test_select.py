@@ -1,0 +1,82 @@
+"""Which precision and runtime serve: what the user allows, the artifact holds, and the machine computes."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kwise.engine.model.devices import Kind
+from kwise.engine.model.precision import Precision, parse_precisions
+from kwise.engine.model.runtime.kind import Runtime
+from kwise.engine.model.select import _RUNTIMES, choose
+from kwise.errors import ConfigError
+
+FP32, FP16, BF16, INT8 = Precision
+ALL = list(Precision)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "runtime", "kind", "has_bf16", "expected"),
+    [
+        ([FP32], Runtime.AUTO, Kind.CPU, False, (FP32, Runtime.ONNXRUNTIME)),
+        ([FP32], Runtime.OPENVINO, Kind.CPU, False, (FP32, Runtime.OPENVINO)),
+        ([INT8], Runtime.AUTO, Kind.CPU, False, (INT8, Runtime.ONNXRUNTIME)),
+        ([BF16], Runtime.AUTO, Kind.CPU, True, (BF16, Runtime.OPENVINO)),
+        ([BF16, INT8, FP32], Runtime.AUTO, Kind.CPU, False, (INT8, Runtime.ONNXRUNTIME)),
+        ([BF16, FP32], Runtime.ONNXRUNTIME, Kind.CPU, True, (FP32, Runtime.ONNXRUNTIME)),
+        ([FP16], Runtime.AUTO, Kind.CUDA, False, (FP16, Runtime.ONNXRUNTIME)),
+        ([BF16], Runtime.AUTO, Kind.CUDA, False, (BF16, Runtime.ONNXRUNTIME)),
+    ],
+)
+def test_the_first_that_can_be_served_is(
+    allowed: list[Precision], runtime: Runtime, kind: Kind, has_bf16: bool, expected: tuple[Precision, Runtime]
+) -> None:
+    assert choose(allowed, runtime, kind, ALL, lambda: has_bf16) == expected
+
+
+@pytest.mark.parametrize(
+    ("allowed", "runtime", "kind", "held", "reason"),
+    [
+        ([INT8], Runtime.AUTO, Kind.CPU, [FP32], r"int8: the artifact holds fp32 \(name one of those, or kwise"),
+        ([BF16], Runtime.AUTO, Kind.CPU, ALL, "this CPU has neither AVX512-BF16 nor AMX"),
+        ([FP16], Runtime.AUTO, Kind.CPU, ALL, "fp16: not computed on --device cpu"),
+        ([INT8], Runtime.AUTO, Kind.CUDA, ALL, "int8: not computed on --device cuda"),
+        ([INT8], Runtime.OPENVINO, Kind.CPU, ALL, "int8: not computed on --device cpu with --runtime openvino"),
+        ([FP16, BF16], Runtime.AUTO, Kind.CPU, [FP32], "fp16: the artifact holds fp32 .*; bf16: the artifact holds fp32"),
+    ],
+)
+def test_each_refusal_has_its_reason(
+    allowed: list[Precision], runtime: Runtime, kind: Kind, held: list[Precision], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"--precision.*{reason}"):
+        choose(allowed, runtime, kind, held, lambda: False)
+
+
+def test_what_is_not_installed_is_one_more_reason() -> None:
+    def cpu_has_bf16() -> bool:
+        raise ConfigError("it needs the package openvino")
+
+    assert choose([BF16, FP32], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16) == (FP32, Runtime.ONNXRUNTIME)
+    with pytest.raises(ConfigError, match="--precision bf16: it needs the package openvino"):
+        choose([BF16], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16)
+
+
+@given(st.lists(st.sampled_from(ALL), min_size=1, unique=True), st.sets(st.sampled_from(ALL)), st.booleans())
+def test_nothing_is_served_that_was_not_allowed_or_not_held(
+    allowed: list[Precision], held: set[Precision], has_bf16: bool
+) -> None:
+    for runtime, kind in product(Runtime, Kind):
+        try:
+            precision, chosen = choose(allowed, runtime, kind, held, lambda: has_bf16)
+        except ConfigError:
+            continue
+        assert precision in allowed and precision in held
+        assert chosen in _RUNTIMES[precision, kind] and runtime in (chosen, Runtime.AUTO)
+
+
+def test_precisions_are_read_in_their_order() -> None:
+    assert parse_precisions("bf16, fp32", "--precision") == (BF16, FP32)
+    for text in ("", "fp8", "fp32,", "FP32", "int8,int8"):
+        with pytest.raises(ConfigError, match=f"--precision is {text!r}"):
+            parse_precisions(text, "--precision")

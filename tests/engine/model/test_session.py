@@ -1,0 +1,187 @@
+"""A session's rewards are those of a session without prompt cache, whichever runtime, and a prompt's rows are computed once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import read_examples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.config import EngineConfig
+from kwise.engine.load import new_encoder
+from kwise.engine.model.prefix_cache import MIN_TOKENS
+from kwise.engine.model.runtime.kind import Runtime
+from kwise.engine.model.session import GraphSession
+from kwise.engine.sequence import EncodedSequence
+from kwise.engine.text.encoder import ConversationEncoder
+from kwise.errors import ConfigError
+from kwise.types import Group, Message
+
+EXACT = 2e-5  # fp32, another order of additions; 8e-6 is the most that 2,760 random batches differed by
+LARGE = 64 << 20
+VOCAB = 40
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_artifact: Path) -> Artifact:
+    return read_artifact(tiny_artifact)
+
+
+@pytest.fixture(scope="module")
+def encoder(artifact: Artifact) -> ConversationEncoder:
+    return new_encoder(artifact, EngineConfig())
+
+
+@pytest.fixture(scope="module", params=[Runtime.ONNXRUNTIME, Runtime.OPENVINO], ids=lambda runtime: runtime.value)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    return request.param
+
+
+def _session(artifact: Artifact, prompt_cache_bytes: int, runtime: Runtime) -> GraphSession:
+    return GraphSession(artifact, runtime=runtime, threads=1, prompt_cache_bytes=prompt_cache_bytes)
+
+
+@pytest.fixture(scope="module")
+def plain(artifact: Artifact) -> GraphSession:
+    """The reference."""
+    return _session(artifact, 0, Runtime.ONNXRUNTIME)
+
+
+def _encode(encoder: ConversationEncoder, group: Group) -> list[EncodedSequence]:
+    outcomes = [outcome for outcome in encoder.encode(group) if isinstance(outcome, EncodedSequence)]
+    assert len(outcomes) == len(group.responses)
+    return outcomes
+
+
+def _asked(prompt: str, *responses: str) -> Group:
+    return Group(prompt=(Message(role="user", content=prompt),), responses=responses)
+
+
+def _num_nodes(batch: Sequence[EncodedSequence]) -> int:
+    sequences = [tuple(sequence.token_ids.tolist()) for sequence in batch]
+    return len({sequence[: n + 1] for sequence in sequences for n in range(len(sequence))})
+
+
+def _shared(first: EncodedSequence, second: EncodedSequence) -> int:
+    """Tokens that two sequences have in common from the start."""
+    length = min(len(first.token_ids), len(second.token_ids))
+    differ = np.flatnonzero(first.token_ids[:length] != second.token_ids[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def test_responses_one_call_after_another_get_the_rewards_of_one_batch_and_compute_the_prompt_once(
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
+) -> None:
+    session = _session(artifact, LARGE, runtime)
+    for messages, responses in read_examples()[:4]:
+        prompt = tuple(Message(**message) for message in messages)
+        together = plain.run(_encode(encoder, Group(prompt=prompt, responses=tuple(responses))))
+        for index, response in enumerate(responses):
+            (sequence,) = _encode(encoder, Group(prompt=prompt, responses=(response,)))
+            alone = session.run([sequence])
+            assert alone.rewards == pytest.approx(together.rewards[index : index + 1], abs=EXACT)
+            assert alone.num_rows + alone.num_reused == len(sequence.token_ids)
+            if index:
+                assert alone.num_reused == sequence.prompt_tokens > MIN_TOKENS
+
+
+def test_without_prompt_cache_every_call_computes_its_prompt(encoder: ConversationEncoder, plain: GraphSession) -> None:
+    for response in ("Paris.", "Rome.", "Paris."):
+        (sequence,) = _encode(encoder, _asked("What is the capital of France?", response))
+        alone = plain.run([sequence])
+        assert (alone.num_rows, alone.num_reused) == (len(sequence.token_ids), 0)
+    assert len(plain.prompt_cache) == 0
+
+
+def test_a_prefix_kept_from_one_prompt_serves_another_that_shares_only_its_first_part(
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
+) -> None:
+    session = _session(artifact, LARGE, runtime)
+    opening = "A farmer has three fields, and every field has seven rows of cabbages. " * 3
+    (first,) = _encode(encoder, _asked(opening + "How many rows are there?", "Twenty-one."))
+    (second,) = _encode(encoder, _asked(opening + "Which vegetable grows there?", "Cabbage."))
+    session.run([first])
+    passed = session.run([second])
+    assert MIN_TOKENS < _shared(first, second) < first.prompt_tokens
+    assert passed.num_reused == _shared(first, second)
+    assert passed.rewards == pytest.approx(plain.run([second]).rewards, abs=EXACT)
+
+
+def test_a_new_prompt_beside_a_known_one_is_scored_and_kept(
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
+) -> None:
+    """Token ids of unlike openings share their first few tokens only: the pass failed."""
+    session = _session(artifact, LARGE, runtime)
+    known, new = tuple(range(100, 140)), (*range(100, 110), *range(200, 230))
+    session.run(_encode(encoder, Group(prompt=known, responses=((1,),))))
+    batch = [_encode(encoder, Group(prompt=prompt, responses=((3,),)))[0] for prompt in (known, new)]
+    for num_reused in (40 - 10, 40 + 30):
+        passed = session.run(batch)
+        assert passed.num_reused == num_reused
+        assert passed.rewards == pytest.approx(plain.run(batch).rewards, abs=EXACT)
+
+
+def test_a_reused_prompt_that_is_a_whole_sequence_gets_its_reward(
+    artifact: Artifact, plain: GraphSession, runtime: Runtime
+) -> None:
+    """Its last token is known and computed all the same, since the head reads it."""
+    session = _session(artifact, LARGE, runtime)
+    prompt = np.arange(100, 140)
+    whole = EncodedSequence(token_ids=prompt, type_ids=None, num_tokens=40, prompt_tokens=40)
+    longer = EncodedSequence(token_ids=np.append(prompt, 7), type_ids=None, num_tokens=41, prompt_tokens=40)
+    expected = plain.run([whole, longer]).rewards
+    assert session.run([whole, longer]).num_rows == 41
+    for batch, right in (([whole, longer], expected), ([whole], expected[:1]), ([longer, longer], expected[[1, 1]])):
+        passed = session.run(batch)
+        assert passed.rewards == pytest.approx(right, abs=EXACT)
+        assert passed.num_rows == len({len(sequence.token_ids) for sequence in batch})
+
+
+@st.composite
+def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
+    """Many batches from few prompts, which go on from one another's beginnings."""
+    random = np.random.default_rng(draw(st.integers(0, 10_000)))
+    prompts = [random.integers(3, VOCAB, random.integers(1, 200))]
+    for _ in range(draw(st.integers(1, 5))):
+        before = prompts[random.integers(len(prompts))]
+        prompts.append(np.concatenate([before[: random.integers(len(before) + 1)], random.integers(3, VOCAB, 30)]))
+    batches = []
+    for _ in range(draw(st.integers(2, 12))):
+        batch = []
+        for _ in range(random.integers(1, 6)):
+            prompt = prompts[random.integers(len(prompts))]
+            tokens = np.concatenate([prompt, random.integers(3, VOCAB, random.integers(0, 60))])
+            told = int(random.choice([0, len(prompt), len(tokens)], p=[0.1, 0.8, 0.1]))
+            batch.append(EncodedSequence(token_ids=tokens, type_ids=None, num_tokens=len(tokens), prompt_tokens=told))
+        batches.append(batch)
+    return batches
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(batches=_batches(), max_tokens=st.sampled_from([40, 150, 400, 10_000]))
+def test_any_batches_one_after_another_get_the_rewards_of_a_session_without_cache(
+    artifact: Artifact, plain: GraphSession, runtime: Runtime, batches: list[list[EncodedSequence]], max_tokens: int
+) -> None:
+    bytes_per_token = 4 * sum(plain._states.values())
+    session = _session(artifact, max_tokens * (bytes_per_token + 4), runtime)
+    for batch in batches:
+        passed, expected = session.run(batch), plain.run(batch)
+        np.testing.assert_allclose(passed.rewards, expected.rewards, rtol=0, atol=EXACT)
+        assert passed.num_rows + passed.num_reused == expected.num_rows == _num_nodes(batch)
+        assert session.prompt_cache.num_bytes <= session.prompt_cache.max_bytes
+
+
+def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _session(artifact, 0, Runtime.AUTO).runtime.startswith("onnxruntime ")
+    assert _session(artifact, 0, Runtime.OPENVINO).runtime.endswith(" CPU")
+    with pytest.raises(ConfigError, match=r"--runtime openvino runs on --device cpu, not 'cuda'"):
+        GraphSession(artifact, runtime=Runtime.OPENVINO, device="cuda")
+    with pytest.raises(ConfigError, match=r"--device cuda needs onnxruntime-gpu"):
+        GraphSession(artifact, device="cuda")
+    monkeypatch.setattr("kwise.engine.model.runtime.open.find_spec", lambda _: None)
+    for runtime, extra in ((Runtime.OPENVINO, "openvino"), (Runtime.AUTO, "engine")):
+        with pytest.raises(ConfigError, match=rf"needs the package .*: pip install 'kwise\[{extra}\]'"):
+            GraphSession(artifact, runtime=runtime)

@@ -1,0 +1,450 @@
+"""Every submitted sequence gets its own reward or its own error, whatever happens to its company."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kwise.engine.model.prefix_cache import PromptCache
+from kwise.engine.model.session import Pass
+from kwise.engine.schedule.batcher import Batcher, Counters
+from kwise.engine.schedule.queue import WorkQueue
+from kwise.engine.sequence import EncodedSequence
+from kwise.engine.trie import sort_key
+from kwise.errors import ModelFailed, Overloaded, Unavailable
+from kwise.types import Priority
+
+POISON = 999
+PATIENCE_S = 3  # of waits that would otherwise hang a failing test
+
+
+def _sequence(*tokens: int) -> EncodedSequence:
+    return EncodedSequence(token_ids=np.array(tokens, np.int64), type_ids=None, num_tokens=len(tokens))
+
+
+def _reward(sequence: EncodedSequence) -> float:
+    """Depends on every token and its place; small integers, exact in float32."""
+    return float(sum((place + 1) * int(token) for place, token in enumerate(sequence.token_ids)))
+
+
+class FaultySession:
+    """A session that raises on `POISON`, can be held at `gate`, and can answer with `missing` rewards too few."""
+
+    runtime = "test"
+    prompt_cache = PromptCache(0)
+
+    def __init__(self, *, missing: int = 0) -> None:
+        self.missing = missing
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[list[tuple[int, ...]]] = []
+        self.entered = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+
+    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+        self.batches.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
+        self.loop.call_soon_threadsafe(self.entered.set)
+        assert self.gate.wait(PATIENCE_S)
+        if any(POISON in sequence.token_ids for sequence in batch):
+            raise RuntimeError("poisoned")
+        rewards = np.array([_reward(sequence) for sequence in batch], np.float32)
+        num_rows = sum(len(sequence.token_ids) for sequence in batch)
+        return Pass(rewards=rewards[: len(rewards) - self.missing], num_rows=num_rows)
+
+
+class Running:
+    """A started batcher with what a test looks at."""
+
+    def __init__(self, session: FaultySession, max_batch_tokens: int, max_queue_tokens: int) -> None:
+        self.session = session
+        self.counters = Counters()
+        self.queue = WorkQueue(layout="padded", max_batch_tokens=max_batch_tokens)
+        self.batcher = Batcher([session], self.queue, max_queue_tokens=max_queue_tokens, counters=self.counters)
+
+    def submit(
+        self, *sequences: tuple[int, ...], priority: Priority = Priority.INTERACTIVE, client: str = ""
+    ) -> "list[asyncio.Future[Any]]":
+        with self.batcher.reserve(sum(map(len, sequences)), client):
+            pass
+        return self.batcher.submit([_sequence(*tokens) for tokens in sequences], priority, client)
+
+    async def hold(self) -> "asyncio.Future[Any]":
+        """Keep the session busy with a sequence of one token, so that what comes next waits."""
+        self.session.gate.clear()
+        (future,) = self.submit((5,))
+        await asyncio.wait_for(self.session.entered.wait(), PATIENCE_S)
+        return future
+
+    async def settle(self, *futures: "asyncio.Future[Any]") -> list[Any]:
+        """What became of each: its raw reward, or its error."""
+        _, pending = await asyncio.wait(futures, timeout=PATIENCE_S)
+        assert not pending
+        return [
+            "cancelled" if f.cancelled() else f.exception() if f.exception() is not None else f.result().raw for f in futures
+        ]
+
+
+@asynccontextmanager
+async def _running(*, missing: int = 0, max_batch_tokens: int = 64, max_queue_tokens: int = 1000) -> AsyncIterator[Running]:
+    running = Running(FaultySession(missing=missing), max_batch_tokens, max_queue_tokens)
+    running.batcher.start()
+    try:
+        yield running
+    finally:
+        running.session.gate.set()
+        await running.batcher.stop()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.lists(
+        st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9).map(tuple), min_size=1, max_size=4),
+        min_size=1,
+        max_size=6,
+    ),
+    poisoned=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 3))),
+    max_batch_tokens=st.integers(1, 80),
+)
+def test_each_future_gets_its_own_reward_or_its_own_error(
+    groups: list[list[tuple[int, ...]]], poisoned: set[tuple[int, int]], max_batch_tokens: int
+) -> None:
+    async def scenario() -> None:
+        async with _running(max_batch_tokens=max_batch_tokens, max_queue_tokens=10_000) as running:
+            sent = [
+                [(*tokens, POISON) if (group, place) in poisoned else tokens for place, tokens in enumerate(members)]
+                for group, members in enumerate(groups)
+            ]
+            futures = [running.submit(*group) for group in sent]
+            for group, group_futures in zip(sent, futures, strict=True):
+                for tokens, outcome in zip(group, await running.settle(*group_futures), strict=True):
+                    if POISON in tokens:
+                        assert isinstance(outcome, ModelFailed)
+                    else:
+                        assert outcome == _reward(_sequence(*tokens))
+            assert len(running.queue) == running.queue.num_tokens == 0
+
+    asyncio.run(scenario())
+
+
+async def test_failing_sequence_leaves_its_neighbours_and_its_siblings_unharmed() -> None:
+    """Its siblings once shared its error, and so did whoever had joined one of them."""
+    async with _running() as running:
+        held = await running.hold()
+        futures = [*running.submit((1, 2), (3,)), *running.submit((4,), (POISON,)), *running.submit((6, 7))]
+        running.session.gate.set()
+        assert await running.settle(held) == [5]
+        first, second, third, fourth, fifth = await running.settle(*futures)
+        assert (first, second, third, fifth) == (5, 3, 4, 20)
+        assert isinstance(fourth, ModelFailed)
+        whole = [(1, 2), (6, 7), (3,), (4,), (POISON,)]
+        halves = [whole[:2], whole[2:], whole[2:3], whole[3:], whole[3:4], whole[4:]]
+        assert running.session.batches[1:] == [whole, *halves]
+        assert running.counters.model_passes == 4
+        assert await running.settle(*running.submit((8,))) == [8]
+
+
+async def test_a_failed_batch_is_not_run_again_for_those_who_left() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        (gone,), (poisoned,) = running.submit((1,)), running.submit((POISON,))
+        loop = asyncio.get_running_loop()
+
+        def leave_during_the_pass(batch: Sequence[EncodedSequence]) -> Pass:
+            loop.call_soon_threadsafe(gone.cancel)  # handled before the pass's own end
+            return FaultySession.run(running.session, batch)
+
+        running.session.run = leave_during_the_pass  # type: ignore[method-assign]
+        running.session.gate.set()
+        assert await running.settle(held) == [5]
+        assert await running.settle(gone) == ["cancelled"]
+        assert isinstance((await running.settle(poisoned))[0], ModelFailed)
+        assert [(1,)] not in running.session.batches
+
+
+async def test_error_tells_nothing_of_the_runtime() -> None:
+    async with _running() as running:
+        (error,) = await running.settle(*running.submit((POISON,)))
+        assert "poisoned" not in str(error)
+
+
+async def test_full_queue_refuses_and_says_when_to_try_again() -> None:
+    async with _running(max_queue_tokens=8) as running:
+        held = await running.hold()
+        waiting = running.submit((1, 1, 1))
+        with pytest.raises(Overloaded) as raised:
+            running.submit((2,), (3,))
+        assert raised.value.retry_after_s >= 0.05
+        assert running.counters.rejected_groups == 1
+        assert running.queue.num_tokens == 3
+        fits = running.submit((2,))
+        running.session.gate.set()
+        assert await running.settle(held, *waiting, *fits) == [5, 6, 2]
+        assert running.counters.sequences == 3
+
+
+async def test_a_client_may_have_as_many_waiting_as_are_left_free() -> None:
+    """One that fills the queue would otherwise have everybody else refused."""
+    async with _running(max_queue_tokens=12) as running:
+        held = await running.hold()
+        futures = [future for _ in range(6) for future in running.submit((1,), client="greedy")]
+        with pytest.raises(Overloaded, match="6 tokens, 6 of them this client's, and its limit is 12"):
+            running.submit((1,), client="greedy")
+        for client in ("first", "second"):
+            futures += running.submit((1,), (1,), client=client)
+        running.session.gate.set()
+        assert await running.settle(held, *futures) == [5, *[1] * 10]
+
+
+async def test_a_fault_of_the_queue_fails_what_waits_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batcher's task ended, and everybody waited for ever."""
+    async with _running() as running:
+        held = await running.hold()
+        waiting = running.submit((1,), (2,))
+        with monkeypatch.context() as patch:
+            patch.setattr("kwise.engine.schedule.queue.new_filling", lambda *_: 1 / 0)
+            running.session.gate.set()
+            first, *others = await running.settle(held, *waiting)
+        assert first == 5 and all(isinstance(error, ModelFailed) for error in others)
+        assert await running.settle(*running.submit((3,))) == [3]
+
+
+async def test_time_without_a_pass_counts_only_while_work_waits() -> None:
+    async with _running(max_batch_tokens=2) as running:
+        await asyncio.sleep(0.2)
+        await running.settle(*running.submit((1,)))
+        await asyncio.sleep(0.2)
+        await running.settle(*running.submit(*((n, n) for n in range(8))))
+        assert 0 < running.counters.idle_with_work_s < 0.1
+        assert running.counters.busy_s > 0
+
+
+async def test_group_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
+    async with _running(max_queue_tokens=4) as running:
+        held = await running.hold()
+        large = running.submit((1,) * 3, (2,) * 3)
+        with pytest.raises(Overloaded):
+            running.submit((1,))
+        running.session.gate.set()
+        assert await running.settle(held, *large) == [5, 6, 12]
+
+
+async def test_retry_time_grows_with_the_queue() -> None:
+    async with _running(max_queue_tokens=1, max_batch_tokens=1) as running:
+        held = await running.hold()
+        waiting = running.submit((1,) * 100_000)
+        with pytest.raises(Overloaded) as raised:
+            running.submit((1,))
+        assert raised.value.retry_after_s == 10  # 100 s at 1,000 tokens a second, until a pass was timed
+        waiting[0].cancel()
+        running.session.gate.set()
+        await running.settle(held)
+
+
+async def test_cancelled_sequences_never_reach_the_session() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        gone, kept = running.submit((1,), (2,))
+        gone.cancel()
+        running.session.gate.set()
+        assert await running.settle(held, gone, kept) == [5, "cancelled", 2]
+        assert running.session.batches == [[(5,)], [(2,)]]
+        assert running.counters.abandoned == 1
+
+
+async def test_cancelling_what_runs_harms_nobody() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        held.cancel()
+        (after,) = running.submit((3,))
+        running.session.gate.set()
+        assert await running.settle(held, after) == ["cancelled", 3]
+
+
+async def test_counters_tell_what_was_run() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        futures = running.submit((1, 2, 3), (4, 5))
+        running.session.gate.set()
+        await running.settle(held, *futures)
+        counters = running.counters
+        assert (counters.model_passes, counters.sequences, counters.unshared_rows, counters.rows) == (2, 3, 6, 6)
+        assert counters.reused_rows == 0
+        assert counters.rejected_groups == counters.abandoned == 0
+
+
+async def test_times_are_told_and_not_negative() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        (waited,) = running.submit((1,))
+        running.session.gate.set()
+        await running.settle(held, waited)
+        assert held.result().model_s > 0
+        assert held.result().queue_s >= 0
+        assert waited.result().queue_s > 0
+
+
+async def test_too_few_rewards_fail_the_batch_and_misassign_none() -> None:
+    """The engine goes on with the next batch; nobody waits for ever and nobody has another's reward."""
+    async with _running(missing=1) as running:
+        outcomes = await running.settle(*running.submit((1,), (2,)))
+        assert all(isinstance(outcome, ModelFailed) for outcome in outcomes)
+        running.session.missing = 0
+        assert await running.settle(*running.submit((3,))) == [3]
+
+
+async def test_session_runs_on_without_a_pause_while_work_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch follows the one before directly: the batcher sets no timer and leaves nothing behind."""
+    async with _running(max_batch_tokens=2) as running:
+        held = await running.hold()
+        futures = running.submit(*((n, n) for n in range(8)))
+        timers: list[Any] = []
+        loop = asyncio.get_running_loop()
+        schedule = loop.call_at
+        monkeypatch.setattr(loop, "call_at", lambda *a, **k: (timers.append(a), schedule(*a, **k))[1])
+        running.session.gate.set()
+        assert await asyncio.gather(held, *futures)
+        assert timers == []
+        assert running.session.batches == [[(5,)], *([(n, n)] for n in range(8))]
+        # All arrived at once, and the next starts when the last ends: what one waited longer is the other's own time.
+        for earlier, later in pairwise(future.result() for future in futures):
+            assert later.queue_s >= earlier.queue_s
+
+
+async def test_work_that_arrives_while_the_session_runs_shares_the_next_batch() -> None:
+    async with _running() as running:
+        held = await running.hold()
+        futures = [future for n in range(4) for future in running.submit((n,))]
+        running.session.gate.set()
+        await running.settle(held, *futures)
+        assert running.session.batches == [[(5,)], [(0,), (1,), (2,), (3,)]]
+
+
+async def test_stop_leaves_no_future_undecided() -> None:
+    """Neither of what waits nor of what runs: whoever awaits it would wait for ever."""
+    async with _running(max_batch_tokens=1) as running:
+        held = await running.hold()
+        waiting = running.submit((1,), (2,))
+        await running.batcher.stop()  # the session is still held: stopping waits for no pass
+        for outcome in await running.settle(held, *waiting):
+            assert isinstance(outcome, Unavailable)
+            assert "shutting down" in str(outcome)
+
+
+async def test_stop_while_a_failed_batch_is_run_apart_leaves_no_future_undecided() -> None:
+    """The groups that had not had their turn were forgotten."""
+    async with _running() as running:
+        held = await running.hold()
+        futures = [*running.submit((POISON,)), *running.submit((1,)), *running.submit((2,), (3,))]
+        apart = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def hold_what_runs_apart(batch: Sequence[EncodedSequence]) -> Pass:
+            if 1 in batch[0].token_ids and len(batch) == 1:
+                running.session.gate.clear()
+                loop.call_soon_threadsafe(apart.set)
+            return FaultySession.run(running.session, batch)
+
+        running.session.run = hold_what_runs_apart  # type: ignore[method-assign]
+        running.session.gate.set()
+        await running.settle(held)
+        await asyncio.wait_for(apart.wait(), PATIENCE_S)
+        await running.batcher.stop()
+        failed, *left = await running.settle(*futures)
+        assert isinstance(failed, ModelFailed)
+        assert all(isinstance(outcome, Unavailable) for outcome in left)
+
+
+async def test_submitting_after_stop_is_refused() -> None:
+    """It once waited for ever."""
+    async with _running() as running:
+        await running.batcher.stop()
+        with pytest.raises(Unavailable):
+            running.submit((1,))
+        with pytest.raises(Unavailable), running.batcher.reserve(1):
+            pass
+
+
+# What is on its way to the queue
+
+
+async def test_reserved_tokens_count_as_waiting_until_they_are_given_back() -> None:
+    async with _running(max_queue_tokens=4) as running:
+        with running.batcher.reserve(3):
+            with pytest.raises(Overloaded) as raised, running.batcher.reserve(2):
+                pass
+            assert raised.value.retry_after_s >= 0.05
+            with pytest.raises(Overloaded):
+                running.submit((1, 1))
+            assert running.counters.rejected_groups == 2
+            assert len(running.submit((1,), client="another")) == 1
+        assert await running.settle(*running.submit((1, 1))) == [3]
+
+
+async def test_hastened_work_takes_the_better_turn() -> None:
+    async with _running(max_batch_tokens=1) as running:
+        held = await running.hold()
+        first, second = running.submit((1,), priority=Priority.BULK), running.submit((2,), priority=Priority.BULK)
+        third = running.submit((3,))
+        running.batcher.hasten(second[0], Priority.INTERACTIVE, "")
+        running.session.gate.set()
+        await running.settle(held, *first, *second, *third)
+        assert running.session.batches == [[(5,)], [(2,)], [(3,)], [(1,)]]
+
+
+async def test_two_sessions_share_the_queue() -> None:
+    first, second = FaultySession(), FaultySession()
+    first.gate.clear()
+    second.gate.clear()
+    queue = WorkQueue(layout="padded", max_batch_tokens=1)
+    batcher = Batcher([first, second], queue, max_queue_tokens=100, counters=Counters())
+    batcher.start()
+    try:
+        futures = batcher.submit([_sequence(1), _sequence(2)], Priority.INTERACTIVE)
+        async with asyncio.timeout(PATIENCE_S):
+            await first.entered.wait()
+            await second.entered.wait()
+            first.gate.set()
+            second.gate.set()
+            assert [finished.raw for finished in await asyncio.gather(*futures)] == [1, 2]
+        assert sorted(first.batches + second.batches) == [[(1,)], [(2,)]]
+    finally:
+        first.gate.set()
+        second.gate.set()
+        await batcher.stop()
+
+
+class KnowingSession(FaultySession):
+    """One that has the states of `PROMPT`, and computes only the tokens behind it."""
+
+    PROMPT = tuple(range(20))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompt_cache = PromptCache(1 << 10)
+        self.prompt_cache.put(sort_key(np.array(self.PROMPT)), 0, [np.zeros((len(self.PROMPT), 1), np.float32)])
+
+    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+        passed = super().run(batch)
+        num_reused = len(self.PROMPT) * len(batch)
+        return Pass(rewards=passed.rewards, num_rows=passed.num_rows - num_reused, num_reused=num_reused)
+
+
+async def test_what_the_session_knows_costs_no_rows_and_is_counted() -> None:
+    session, counters = KnowingSession(), Counters()
+    queue = WorkQueue(layout="trie", max_batch_tokens=16)
+    batcher = Batcher([session], queue, max_queue_tokens=1000, counters=counters)
+    batcher.start()
+    try:
+        futures = batcher.submit([_sequence(*session.PROMPT, n, 60, 61, 62) for n in range(30, 36)], Priority.INTERACTIVE)
+        await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
+    finally:
+        await batcher.stop()
+    assert [len(batch) for batch in session.batches] == [4, 2]
+    assert (counters.rows, counters.reused_rows, counters.unshared_rows) == (6 * 4, 6 * 20, 6 * 24)

@@ -1,0 +1,108 @@
+"""Two processes give the losses and the weights of one, with whole weights in each or with a part of them."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from training_runs import IGNORED_WARNINGS, command, options
+
+from kwise.errors import ConfigError
+from kwise.train.options.config import TrainConfig
+from kwise.train.run.processes import Processes
+from kwise.train.run.steps import StepsDir
+from kwise.train.run.training import train
+from kwise.train.step.order import EpochOrder
+
+pytestmark = IGNORED_WARNINGS
+
+
+# 27 rankings: the last step of an epoch has three, so one of the processes has nothing to do in its last pass.
+CHANGED = {
+    "epochs": 2.0,
+    "rankings_per_step": 4,
+    "validation_fraction": 0.1,
+    "log_every": 1,
+    "eval_every": 4,
+    "save_every": 2,
+}
+FSDP = ["-m", "accelerate.commands.launch", f"--config_file={ROOT / 'train/launch/fsdp.yaml'}", "--num_processes=2"]
+LAUNCHES = {
+    "whole": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kwise"],
+    "sharded": [*FSDP, str(ROOT / "tests/fsdp_on_cpus.py")],
+}
+
+
+def launched(name: str, settings: dict[str, Any]) -> list[str]:
+    """`kwise train` in two processes."""
+    return [sys.executable, *LAUNCHES[name], *command(settings)[3:]]
+
+
+@pytest.fixture(scope="module")
+def one(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(report, weights) of one process."""
+    output = tmp_path_factory.mktemp("one") / "checkpoint"
+    report = train(TrainConfig(**options(data, tiny_checkpoint, output, **CHANGED)))
+    return report, load_file(output / "model.safetensors")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
+    launch: str, one: Any, data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    report, expected = one
+    two = options(data, tiny_checkpoint, tmp_path / "two", **CHANGED)
+    with subprocess.Popen(launched(launch, two), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not StepsDir(two["output"]).newest_complete():
+                assert process.poll() is None, "it ended before it could be killed"
+                time.sleep(0.01)
+        finally:
+            workers = psutil.Process(process.pid).children(recursive=True)
+            for each in (*workers, process):
+                each.kill()
+            psutil.wait_procs(workers)
+    assert (two["output"] / "steps").is_dir(), "it had finished when it was killed"
+    finished = subprocess.run([*launched(launch, two), "--resume"], capture_output=True, text=True, timeout=100)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("checkpoint: ") == finished.stderr.count("resuming after step") == 1
+    assert report.num_training == 27
+    written = json.loads((tmp_path / "two" / "training_report.json").read_text())
+    assert written["num_processes"] == 2 and written["num_steps"] == report.num_steps == 14
+    # Trainer rounds what it logs to 1e-4.
+    assert [loss["loss"] for loss in written["losses"]] == pytest.approx([loss.loss for loss in report.losses], abs=2e-4)
+    assert [e["loss"] for e in written["evaluations"]] == pytest.approx([e.loss for e in report.evaluations], abs=1e-5)
+    assert written["sharded"] is (launch == "sharded")
+    weights = load_file(tmp_path / "two" / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert not (tmp_path / "two" / "steps").exists()
+
+
+def test_a_launchers_mixed_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate launch --mixed_precision bf16` rounded the rewards to 8 bits."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ConfigError, match=r"launched with mixed precision bf16, .*--precision$"):
+        Processes()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert Processes().count == 1
+
+
+def test_an_epoch_is_a_permutation_that_several_processes_fill_up() -> None:
+    order, filled = EpochOrder(27, seed=3, per_round=1), EpochOrder(27, seed=3, per_round=4)
+    first = list(order)
+    assert sorted(first) == list(range(27)) and list(filled) == [*first, 27]
+    order.set_epoch(1)
+    assert sorted(order) == sorted(first) and list(order) != first
+    assert list(EpochOrder(27, seed=4, per_round=1)) != first

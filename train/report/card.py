@@ -1,0 +1,137 @@
+"""The README.md of a checkpoint: its report for people, with the front matter that hubs and search engines read.
+
+Of the data only what identifies it: the card travels with the weights, and the texts may not. The licence is the user's to give.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from kwise.train.report.report import TrainingReport
+
+CARD_NAME = "README.md"
+_MAX_ROWS = 20  # of a table; the report has them all
+T = TypeVar("T")
+
+
+def model_card(report: TrainingReport) -> ModelCard:
+    """The card of the checkpoint that `report` describes."""
+    model = str(report.config["model"])
+    metadata = ModelCardData(
+        model_name="reward model",
+        pipeline_tag="text-classification",
+        library_name="transformers",
+        tags=["reward-model", "rlhf", "kwise"],
+        eval_results=_eval_results(report),
+    )
+    sections = [
+        "# Reward model",
+        f"`{model}` with one linear layer in place of its vocabulary, trained by "
+        "kwise on rankings of K responses to a prompt: a conversation gives one number. "
+        f"{_meaning(report.config)} `AutoModelForSequenceClassification.from_pretrained` loads it.",
+        "The licence is not stated here: it follows from those of the model, of the data, and from yours.",
+        "## Data",
+        _table(("what", "value"), _data_rows(report)),
+        "## Validation",
+        _validation(report),
+        "## Training",
+        "The objective, on what it was trained on:",
+        _table(("step", "loss"), [(str(loss.step), f"{loss.loss:.4f}") for loss in _thinned(report.losses)]),
+        "Options:",
+        _table(("option", "value"), [(f"`{name}`", f"`{value}`") for name, value in _options(report)]),
+        "## Made with",
+        _table(("what", "version"), [*report.versions.items(), ("git revision", report.git_revision or "none")]),
+    ]
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n")
+
+
+def _meaning(config: dict[str, Any]) -> str:
+    """What the numbers are, by what they were trained for."""
+    if config["objective"] == "regression":
+        return "It estimates the score that people would give."
+    plain = config["ties"] == "ignore" and config["margin"] == "none" and not config["label_smoothing"]
+    if config["objective"] == "plackett-luce":
+        chance = ": they choose one response after another, each with a probability in proportion to exp of its number"
+    elif config["objective"] == "pairs" and plain:
+        chance = ", with probability σ of the difference"
+    elif config["ties"] != "ignore":
+        chance = f", or none, with the probabilities of the model of ties `{config['ties']}`"
+    else:
+        chance = "; by how much is no probability"
+    better = f"Of two responses to a prompt people prefer the one with the higher{chance}."
+    return f"{better} Numbers of different prompts are not comparable."
+
+
+def _options(report: TrainingReport) -> list[tuple[str, Any]]:
+    """Those that say what was computed."""
+    return [
+        (name, value) for name, value in sorted(report.config.items()) if name not in ("data", "output", "resume", "overwrite")
+    ]
+
+
+def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
+    sizes = ", ".join(f"{count} of K = {size}" for size, count in report.rankings_by_size.items())
+    return [
+        ("file", f"`{report.data}`"),
+        ("sha256 of the rankings", f"`{report.rankings_sha256}`"),
+        ("rankings", sizes),
+        ("trained on", f"{report.num_training} rankings, {report.num_training_pairs} pairs"),
+        ("held out", f"{report.num_validation} rankings"),
+        ("skipped, over the limit of tokens", str(report.num_skipped)),
+        ("weights", f"{report.num_trained:,} trained of {report.num_parameters:,}"),
+        ("steps", f"{report.num_steps} in {report.precision}, {_processes(report)}, {report.training_s:.0f} s"),
+    ]
+
+
+def _processes(report: TrainingReport) -> str:
+    if report.num_processes == 1:
+        return "1 process"
+    return f"{report.num_processes} processes" + (" with the weights in parts" if report.sharded else "")
+
+
+def _validation(report: TrainingReport) -> str:
+    if report.before is None or report.after is None:
+        return "Nothing was held out."
+    before = {part.name: part.accuracy for part in report.before.slices}
+    rows = [
+        ("loss of pairs", str(report.after.num_pairs), f"{report.before.loss:.4f}", f"{report.after.loss:.4f}"),
+        ("pairwise accuracy", str(report.after.num_pairs), f"{report.before.accuracy:.1%}", f"{report.after.accuracy:.1%}"),
+    ]
+    rows += [
+        (f"accuracy, {part.name}", str(part.num_pairs), f"{before[part.name]:.1%}", f"{part.accuracy:.1%}")
+        for part in report.after.slices
+    ]
+    text = _table(("", "pairs", "before", "after"), rows)
+    if report.evaluations:
+        during = [(str(e.step), f"{e.loss:.4f}", f"{e.accuracy:.1%}") for e in _thinned(report.evaluations)]
+        text += f"\n\nDuring training, in its precision:\n\n{_table(('step', 'loss of pairs', 'pairwise accuracy'), during)}"
+    if report.best_step is not None:
+        text += f"\n\nThe weights are those after step {report.best_step}, which had the best validation loss."
+    return text
+
+
+def _eval_results(report: TrainingReport) -> list[EvalResult] | None:
+    if report.after is None:
+        return None
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type="rankings",
+            dataset_name=report.data,
+            metric_type="accuracy",
+            metric_name="pairwise accuracy on held-out prompts",
+            metric_value=round(report.after.accuracy, 4),
+        )
+    ]
+
+
+def _thinned(logged: Sequence[T]) -> list[T]:
+    """At most `_MAX_ROWS` and the last."""
+    stride = -(-len(logged) // _MAX_ROWS) or 1
+    return [one for index, one in enumerate(logged) if index % stride == 0 or index == len(logged) - 1]
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)]
+    return "\n".join(lines)

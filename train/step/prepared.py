@@ -1,0 +1,68 @@
+"""The data of a run, ready for training: read, checked against the options, tokenised and split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kwise.train.model.reward_model import RewardModel
+from kwise.train.options.config import Overlong, TrainConfig
+from kwise.train.options.objective_config import Margin, learns_from_ties, needs_scores
+from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, read_rankings, split_by_prompt
+from kwise.train.step.batch import TokenizedRanking, tokenize_rankings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """num_read: rankings of the file; those over the limit of tokens are in neither part. held_out: the validation split."""
+
+    num_read: int
+    training: tuple[TokenizedRanking, ...]
+    held_out: tuple[Ranking, ...]
+
+    @property
+    def rankings(self) -> list[Ranking]:
+        """Of both parts."""
+        return [*(item.ranking for item in self.training), *self.held_out]
+
+
+def read_data(config: TrainConfig) -> list[Ranking]:
+    """The rankings of `config.data`.
+
+    Raises:
+        RankingsError: it is not usable, or lacks the scores that the objective needs.
+        OSError: it cannot be read.
+    """
+    rankings = read_rankings(config.data, allow_tied=learns_from_ties(config))
+    if needs_scores(config):
+        without = [ranking.origin for ranking in rankings if ranking.scores is None]
+        by_margin = config.margin is Margin.SCORES
+        wanted = "--margin scores (unlike --margin ranks)" if by_margin else "--objective regression"
+        if without:
+            raise RankingsError(
+                [f"{origin}: responses: {wanted} needs scores; these have ranks" for origin in without[:MAX_PROBLEMS]]
+            )
+    return rankings
+
+
+def prepare(rankings: Sequence[Ranking], reward_model: RewardModel, config: TrainConfig) -> Prepared:
+    """Tokenise and split.
+
+    Raises:
+        RankingsError: a conversation is over the limit, or all are; see `tokenize_rankings` and `split_by_prompt`.
+    """
+    limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
+    tokenized = tokenize_rankings(
+        rankings,
+        reward_model.tokenizer,
+        max_tokens=min(limits, default=None),
+        skip_overlong=config.overlong is Overlong.SKIP,
+        with_text=config.text_regulariser > 0,
+    )
+    if not tokenized:
+        raise RankingsError([f"{config.data}: all {len(rankings)} rankings have a conversation over the limit of tokens"])
+    training, held_out = split_by_prompt([item.ranking for item in tokenized], config.validation_fraction, config.seed)
+    kept = set(training)
+    return Prepared(
+        num_read=len(rankings),
+        training=tuple(item for item in tokenized if item.ranking in kept),
+        held_out=tuple(held_out),
+    )
