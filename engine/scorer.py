@@ -385,15 +385,12 @@ def _raise_for_group(rewards: Sequence[Reward | KwiseError]) -> None:
 
 
 def _is_of_response(error: KwiseError) -> bool:
-    return isinstance(error, InvalidRequest) and error.field.startswith("responses")
+    return isinstance(error, InvalidRequest) and error.response is not None
 
 
 def _at_index(error: KwiseError, index: int) -> KwiseError:
     """The same error naming the response's place in this request, which may not be where it was first met."""
-    if not isinstance(error, InvalidRequest) or not _is_of_response(error):
-        return error
-    _, _, rest = error.field.partition("]")
-    return InvalidRequest(f"responses[{index}]{rest}", error.problem)
+    return error.at(index) if isinstance(error, InvalidRequest) and error.response is not None else error
 
 
 def _estimated_tokens(group: Group, max_tokens: int) -> int:

@@ -32,14 +32,31 @@ class KwiseError(Exception):
 
 
 class InvalidRequest(KwiseError):
-    """`field` (a path into the request, e.g. `responses[3].text`) breaks a limit that `problem` names."""
+    """A field of the request breaks a limit.
+
+    Args:
+        field: the path of the field: in the request ("prompt.messages[0].role"), or, when `response` is given, in that
+            response ("text", "token_ids[3]", or "" for the whole response).
+        problem: the value and the limit. It never quotes the text of a prompt or response.
+        response: the index of the response that the error is about; None if it is about the group.
+
+    Attributes:
+        field: the path of the field in the request ("responses[3].text").
+    """
 
     status = Status.INVALID_ARGUMENT
 
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
-        self.field = field
+    def __init__(self, field: str, problem: str, *, response: int | None = None) -> None:
+        parts = [field] if response is None else [f"responses[{response}]", field]
+        self.field = ".".join(filter(None, parts))
+        super().__init__(f"{self.field}: {problem}")
         self.problem = problem
+        self.response = response
+        self._field_in_response = field
+
+    def at(self, response: int) -> "InvalidRequest":
+        """Return the same error for the response at another index."""
+        return InvalidRequest(self._field_in_response, self.problem, response=response)
 
 
 class UnknownModel(KwiseError):

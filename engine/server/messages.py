@@ -35,7 +35,7 @@ def to_group(request: "pb.ScoreRequest | pb.RankRequest | pb.CompareRequest", cl
     for index, response in enumerate(request.responses):
         if (kind := response.WhichOneof("kind")) != wanted:
             problem = "neither text nor token_ids is set" if kind is None else f"{kind} cannot follow this kind of prompt"
-            raise InvalidRequest(f"responses[{index}]", f"{problem}; this prompt needs {wanted}")
+            raise InvalidRequest("", f"{problem}; this prompt needs {wanted}", response=index)
     if wanted == "token_ids":
         ids = tuple(tuple(response.token_ids.ids) for response in request.responses)
         return Group(prompt=prompt, responses=ids, priority=priority, client=client)

@@ -103,7 +103,7 @@ class ConversationEncoder:
         self._check_ids("prompt.token_ids", group.prompt)
         for index, response in enumerate(cast(tuple[TokenIds, ...], group.responses)):
             if len(group.prompt) + len(response) <= self._limits.max_tokens:  # the others are refused for their length
-                self._check_ids(f"responses[{index}].token_ids", response)
+                self._check_ids("token_ids", response, index)
 
     def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
         """One outcome per response, in order.
@@ -137,12 +137,12 @@ class ConversationEncoder:
             return None
         return np.repeat(np.array([0, self._second_type], np.int64), [prompt_length, response_length])
 
-    def _check_ids(self, field: str, ids: TokenIds) -> None:
+    def _check_ids(self, field: str, ids: TokenIds, response: int | None = None) -> None:
         if not ids or (min(ids) >= 0 and max(ids) < self._limits.vocab_size):
             return
         index, token_id = next((i, id_) for i, id_ in enumerate(ids) if not 0 <= id_ < self._limits.vocab_size)
         problem = f"{token_id} is outside the vocabulary of {self._limits.vocab_size}"
-        raise InvalidRequest(f"{field}[{index}]", problem)
+        raise InvalidRequest(f"{field}[{index}]", problem, response=response)
 
     # Texts
 
@@ -157,10 +157,10 @@ class ConversationEncoder:
         for index, tokens in enumerate(self._tokenise(prompt, readable)):
             if (length := len(responses[index])) > room:
                 problem = self._too_many_characters(_characters(prompt) + length)
-                outcomes.append(InvalidRequest(f"responses[{index}].text", problem))
+                outcomes.append(InvalidRequest("text", problem, response=index))
             elif refuse and control[index]:
                 problem = f"its text spells out {control[index]} control tokens, which this server refuses"
-                outcomes.append(InvalidRequest(f"responses[{index}].text", problem))
+                outcomes.append(InvalidRequest("text", problem, response=index))
             elif isinstance(tokens, InvalidRequest):
                 outcomes.append(tokens)
             elif len(tokens.ids) > self._limits.max_tokens:
@@ -175,7 +175,7 @@ class ConversationEncoder:
         errors = [outcome for outcome in outcomes if isinstance(outcome, InvalidRequest)]
         if len(errors) < len(outcomes):
             return
-        if all(error.field.startswith("prompt") for error in errors):
+        if all(error.response is None for error in errors):
             raise errors[0]
         if (least := self._least_length(prompt)) is not None and least > self._limits.max_tokens:
             raise self._prompt_too_long(least)
@@ -270,7 +270,7 @@ class ConversationEncoder:
     ) -> EncodedSequence | InvalidRequest:
         num_tokens = length = len(tokens.ids)
         if not num_tokens:
-            return InvalidRequest(f"responses[{index}]", "the conversation has no tokens: there is nothing to score")
+            return InvalidRequest("", "the conversation has no tokens: there is nothing to score", response=index)
         if self._trailing_pad_id is not None:
             read = np.flatnonzero(tokens.ids != self._trailing_pad_id)
             length = int(read[-1]) + 1 if len(read) else 1
@@ -288,8 +288,9 @@ class ConversationEncoder:
 
     def _too_long(self, index: int, num_tokens: int) -> InvalidRequest:
         return InvalidRequest(
-            f"responses[{index}]",
+            "",
             f"the conversation has {num_tokens} tokens and the limit is {self._limits.max_tokens}",
+            response=index,
         )
 
     def _too_many_characters(self, length: int) -> str:
