@@ -27,7 +27,11 @@ _BENCHES: dict[str, tuple[Any, type, str]] = {
         load.LoadBenchConfig,
         "serving: cost beside the model, cached groups a second, latency, waiting at four fifths of the capacity",
     ),
-    "train": (training.run, training.TrainBenchConfig, "training on rankings beside TRL's RewardTrainer on their pairs"),
+    "train": (
+        training.run,
+        training.TrainBenchConfig,
+        "training on rankings beside TRL's RewardTrainer on their pairs",
+    ),
     "soak": (soak.run, soak.SoakConfig, "memory of a server under every kind of load, for minutes"),
 }
 
@@ -35,7 +39,9 @@ _BENCHES: dict[str, tuple[Any, type, str]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for name, (_, config, summary) in _BENCHES.items():
-        add_options(what.add_parser(name, help=summary, description=summary.capitalize() + "."), config)
+        add_options(
+            what.add_parser(name, help=summary, description=summary.capitalize() + "."), config
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -56,8 +56,13 @@ class GpuBenchConfig:
 
     artifact: str = option(help="an artifact of the trie layout")
     checkpoint: str = option("", "its checkpoint, for transformers beside it")
-    device: str = option("cuda:0", "as in `kwise serve`; latency is measured on the first of several")
-    cells: str = option("64/64/9,256/128/9,1024/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses")
+    device: str = option(
+        "cuda:0", "as in `kwise serve`; latency is measured on the first of several"
+    )
+    cells: str = option(
+        "64/64/9,256/128/9,1024/128/9",
+        "groups P/R/K: tokens of the prompt, tokens of a response, responses",
+    )
     repeats: int = option(10, "runs of each cell, after three to warm up", minimum=1)
     groups: int = option(64, "groups that wait together", minimum=1)
     max_batch_tokens: int = option(8192, "as in `kwise serve`, for throughput", minimum=16)
@@ -79,7 +84,11 @@ def run(config: GpuBenchConfig) -> None:
         OSError: there is no such GPU, or nothing to run it with.
     """
     artifact = read_trie(config.artifact)
-    results: dict[str, Any] = {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config)), "precisions": {}}
+    results: dict[str, Any] = {
+        "artifact": artifact.manifest.name,
+        "options": machine.plain(asdict(config)),
+        "precisions": {},
+    }
     kind = parse_devices(config.device)[0].kind
     for precision in artifact.manifest.held:
         try:
@@ -92,10 +101,14 @@ def run(config: GpuBenchConfig) -> None:
         machine.write(Path(config.json), results)
 
 
-def _measure(config: GpuBenchConfig, artifact: Artifact, precision: Precision, runtime: Runtime) -> dict[str, Any]:
+def _measure(
+    config: GpuBenchConfig, artifact: Artifact, precision: Precision, runtime: Runtime
+) -> dict[str, Any]:
     device, threads = parse_devices(config.device)[0], EngineConfig().runtime_threads
     try:
-        session = GraphSession(artifact, runtime=runtime, precision=precision, device=device.name, threads=threads)
+        session = GraphSession(
+            artifact, runtime=runtime, precision=precision, device=device.name, threads=threads
+        )
     except ConfigError as error:
         if device.kind is Kind.CPU:
             raise
@@ -109,7 +122,9 @@ def _measure(config: GpuBenchConfig, artifact: Artifact, precision: Precision, r
     print("     P     R     K      ms   as it is   transformers   ratio    without padding")
     results["latency"] = []
     for cell in config.parsed_cells():
-        results["latency"].append(row := _latency(config, artifact.manifest.vocab_size, session, peer, cell))
+        results["latency"].append(
+            row := _latency(config, artifact.manifest.vocab_size, session, peer, cell)
+        )
         print(latency_line(row), flush=True)
     del session  # its memory, for the engine's own
     results["throughput"] = []
@@ -119,7 +134,9 @@ def _measure(config: GpuBenchConfig, artifact: Artifact, precision: Precision, r
     return results
 
 
-def _parity(config: GpuBenchConfig, artifact: Artifact, session: GraphSession) -> dict[str, dict[str, float]]:
+def _parity(
+    config: GpuBenchConfig, artifact: Artifact, session: GraphSession
+) -> dict[str, dict[str, float]]:
     """By what the rewards are compared with: the golden ones, and fp32 on the CPU where the artifact has it."""
     sequences = golden_sequences(artifact, new_encoder(artifact, EngineConfig()))
     golden = [session.run([sequence]).rewards for sequence in sequences]
@@ -128,7 +145,9 @@ def _parity(config: GpuBenchConfig, artifact: Artifact, session: GraphSession) -
     if Precision.FP32 in artifact.manifest.held:
         reference = GraphSession(artifact, threads=EngineConfig().runtime_threads)
         groups = [cell.group(artifact.manifest.vocab_size, 0) for cell in config.parsed_cells()]
-        actual, expected = (np.concatenate([s.run(group).rewards for group in groups]) for s in (session, reference))
+        actual, expected = (
+            np.concatenate([s.run(group).rewards for group in groups]) for s in (session, reference)
+        )
         found["fp32 on the CPU"] = parity_of(actual, expected)
     return found
 
@@ -153,7 +172,11 @@ def parity_of(actual: Rewards, expected: Rewards) -> dict[str, float]:
 
 
 def _latency(
-    config: GpuBenchConfig, vocab_size: int, session: GraphSession, peer: Transformers | None, cell: Cell
+    config: GpuBenchConfig,
+    vocab_size: int,
+    session: GraphSession,
+    peer: Transformers | None,
+    cell: Cell,
 ) -> dict[str, Any]:
     """One group at a time, in turns."""
     padded, unpadded = _both_ways(session)
@@ -161,13 +184,20 @@ def _latency(
     for repeat in range(_WARM_UPS + config.repeats):
         group = cell.group(vocab_size, repeat)
         seconds["padded"].append(run_queued(padded, "trie", [group], config.max_batch_tokens)[0])
-        seconds["unpadded"].append(run_queued(unpadded, "trie", [group], config.max_batch_tokens)[0])
+        seconds["unpadded"].append(
+            run_queued(unpadded, "trie", [group], config.max_batch_tokens)[0]
+        )
         if peer is not None:
             seconds["peer"].append(peer.run(group)[0])
-    return {**asdict(cell), **latency_of(**{name: runs[_WARM_UPS:] for name, runs in seconds.items()})}
+    return {
+        **asdict(cell),
+        **latency_of(**{name: runs[_WARM_UPS:] for name, runs in seconds.items()}),
+    }
 
 
-def latency_of(padded: Sequence[float], unpadded: Sequence[float], peer: Sequence[float]) -> dict[str, Any]:
+def latency_of(
+    padded: Sequence[float], unpadded: Sequence[float], peer: Sequence[float]
+) -> dict[str, Any]:
     """Medians in seconds, and medians of the ratios within a repeat; of the peer None where it did not run."""
     return {
         "seconds": statistics.median(padded),
@@ -180,7 +210,11 @@ def latency_of(padded: Sequence[float], unpadded: Sequence[float], peer: Sequenc
 
 
 def latency_line(row: dict[str, Any]) -> str:
-    peer = f"{row['peer_seconds'] * 1000:>11.2f} ms {row['peer_ratio']:>7.2f}" if row["peer_seconds"] else f"{'-':>14} {'-':>7}"
+    peer = (
+        f"{row['peer_seconds'] * 1000:>11.2f} ms {row['peer_ratio']:>7.2f}"
+        if row["peer_seconds"]
+        else f"{'-':>14} {'-':>7}"
+    )
     return (
         f"{row['P']:>6} {row['R']:>5} {row['K']:>5} {row['seconds'] * 1000:>7.2f} {row['unpadded_seconds'] * 1000:>7.2f} ms "
         f"{peer} {row['unpadded_ratio']:>18.2f}"
@@ -200,7 +234,11 @@ def _with_graph(session: GraphSession, graph: Graph) -> GraphSession:
 
 
 def _throughput(
-    config: GpuBenchConfig, artifact: Artifact, precision: Precision, peer: Transformers | None, cell: Cell
+    config: GpuBenchConfig,
+    artifact: Artifact,
+    precision: Precision,
+    peer: Transformers | None,
+    cell: Cell,
 ) -> dict[str, Any]:
     """All groups at once, twice to warm up; then in turns with the peer."""
     num_devices = len(parse_devices(config.device))
@@ -224,7 +262,9 @@ def _throughput(
             runner.run(_score(scorer, asked))
             seconds.append(perf_counter() - started)
             if peer is not None:
-                peer_seconds.append(sum(peer.run(cell.group(vocab_size, seed))[0] for seed in seeds) / num_devices)
+                peer_seconds.append(
+                    sum(peer.run(cell.group(vocab_size, seed))[0] for seed in seeds) / num_devices
+                )
         runner.run(scorer.close())
     return {
         **asdict(cell),
@@ -234,7 +274,9 @@ def _throughput(
     }
 
 
-def throughput_of(cell: Cell, num_groups: int, seconds: Sequence[float], peer_seconds: Sequence[float]) -> dict[str, Any]:
+def throughput_of(
+    cell: Cell, num_groups: int, seconds: Sequence[float], peer_seconds: Sequence[float]
+) -> dict[str, Any]:
     """Tokens as a client counts them: K·(P+R) a group."""
     median = statistics.median(seconds)
     return {

@@ -33,15 +33,27 @@ class GraphBenchConfig:
     """What to measure. Raises ConfigError, naming the option and its bound."""
 
     artifact: str = option(help="an artifact of the trie layout")
-    checkpoint: str = option("", "its checkpoint, to export the stock padded graph from and to measure an export's memory")
-    cells: str = option("64/64/9,256/128/9,1024/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses")
+    checkpoint: str = option(
+        "",
+        "its checkpoint, to export the stock padded graph from and to measure an export's memory",
+    )
+    cells: str = option(
+        "64/64/9,256/128/9,1024/128/9",
+        "groups P/R/K: tokens of the prompt, tokens of a response, responses",
+    )
     rankings: str = option("", "real groups: a JSON Lines file of rankings, .gz or not")
     num_groups: int = option(24, "how many of the real groups", minimum=1)
     repeats: int = option(5, "runs of each cell, after one to warm up", minimum=1)
-    max_seconds: float = option(120.0, "no more runs of a cell once it has taken so long; it has one at least", minimum=0)
+    max_seconds: float = option(
+        120.0, "no more runs of a cell once it has taken so long; it has one at least", minimum=0
+    )
     threads: int = option(0, "threads of the runtime; 0 for one per core", minimum=0)
-    max_batch_tokens: int = option(EngineConfig().max_batch_tokens, "as in `kwise serve`", minimum=16)
-    prompt_reuse: bool = option(True, "also measure calls that share a prompt, in a row and from several connections")
+    max_batch_tokens: int = option(
+        EngineConfig().max_batch_tokens, "as in `kwise serve`", minimum=16
+    )
+    prompt_reuse: bool = option(
+        True, "also measure calls that share a prompt, in a row and from several connections"
+    )
     memory: bool = option(True, "also measure peak memory and the time to start")
     json: str = option("", "file for all figures, with the machine")
 
@@ -54,7 +66,9 @@ class GraphBenchConfig:
 
     def session(self, artifact: Artifact) -> GraphSession:
         config = EngineConfig(threads=self.threads)
-        return GraphSession(artifact, threads=config.runtime_threads, prompt_cache_bytes=config.prompt_cache_bytes)
+        return GraphSession(
+            artifact, threads=config.runtime_threads, prompt_cache_bytes=config.prompt_cache_bytes
+        )
 
 
 def run(config: GraphBenchConfig) -> None:
@@ -62,9 +76,14 @@ def run(config: GraphBenchConfig) -> None:
     artifact = read_trie(config.artifact)
     if Precision.FP32 not in artifact.manifest.held:
         raise ConfigError(f"{config.artifact}: it holds no fp32, which this benchmark is of")
-    results: dict[str, Any] = {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config))}
+    results: dict[str, Any] = {
+        "artifact": artifact.manifest.name,
+        "options": machine.plain(asdict(config)),
+    }
     bench = _Bench(config, artifact)
-    print("     P     R     K   seconds    rows   tokens/s  of peak   stock graph   ratio   largest difference")
+    print(
+        "     P     R     K   seconds    rows   tokens/s  of peak   stock graph   ratio   largest difference"
+    )
     results["cells"] = [_shown(bench.cell(cell)) for cell in config.parsed_cells()]
     if config.rankings:
         results["real_groups"] = bench.real(Path(config.rankings))
@@ -111,7 +130,11 @@ class _Bench:
             if perf_counter() > give_up_at:
                 break
         if len(seconds) > 1:
-            seconds, peaks, stock_seconds = seconds[1:], peaks[1:], stock_seconds[1:]  # without the warm-up
+            seconds, peaks, stock_seconds = (
+                seconds[1:],
+                peaks[1:],
+                stock_seconds[1:],
+            )  # without the warm-up
         operations = self.cost.of([sequence.token_ids for sequence in group])
         rows = cell.P + cell.K * cell.R
         return {
@@ -120,11 +143,15 @@ class _Bench:
             "runs": len(seconds),
             "seconds": statistics.median(seconds),
             "tokens_per_s": rows / statistics.median(seconds),
-            "share_of_peak": statistics.median(operations / s / p for s, p in zip(seconds, peaks, strict=True)),
+            "share_of_peak": statistics.median(
+                operations / s / p for s, p in zip(seconds, peaks, strict=True)
+            ),
             "peak_flops": statistics.median(peaks),
             "stock_seconds": statistics.median(stock_seconds) if stock_seconds else None,
             "stock_by_one_sequence": single,
-            "ratio": statistics.median(b / a for a, b in zip(seconds, stock_seconds, strict=False)) if stock_seconds else None,
+            "ratio": statistics.median(b / a for a, b in zip(seconds, stock_seconds, strict=False))
+            if stock_seconds
+            else None,
             "max_difference": max(differences, default=None),
         }
 
@@ -135,19 +162,30 @@ class _Bench:
         operations, seconds, peaks = self.cost.of(sequences), [], []
         for _ in range(min(self.config.repeats, 3)):
             session = self.config.session(self.artifact)
-            run_queued(session, "trie", [Cell(P=64, R=64, K=2).group(self.artifact.manifest.vocab_size, 0)], 4096)
+            run_queued(
+                session,
+                "trie",
+                [Cell(P=64, R=64, K=2).group(self.artifact.manifest.vocab_size, 0)],
+                4096,
+            )
             seconds.append(run_queued(session, "trie", groups, self.config.max_batch_tokens)[0])
             peaks.append(self.peak())
         return {
             "groups": len(groups),
             "seconds": statistics.median(seconds),
             "tokens_per_s": sum(map(len, sequences)) / statistics.median(seconds),
-            "share_of_peak": statistics.median(operations / s / p for s, p in zip(seconds, peaks, strict=True)),
+            "share_of_peak": statistics.median(
+                operations / s / p for s, p in zip(seconds, peaks, strict=True)
+            ),
         }
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    stock = f"{'~' if row['stock_by_one_sequence'] else ''}{row['stock_seconds']:.3f} s" if row["stock_seconds"] else "-"
+    stock = (
+        f"{'~' if row['stock_by_one_sequence'] else ''}{row['stock_seconds']:.3f} s"
+        if row["stock_seconds"]
+        else "-"
+    )
     ratio = f"{row['ratio']:.2f}" if row["ratio"] else "-"
     difference = f"{row['max_difference']:.1e}" if row["max_difference"] is not None else "-"
     print(

@@ -40,7 +40,9 @@ class LoadBenchConfig:
     """What to measure. Raises ConfigError, naming the option and its bound."""
 
     artifact: str = option(help="an artifact")
-    cell: str = option("256/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses")
+    cell: str = option(
+        "256/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses"
+    )
     groups: int = option(16, "groups of a saturating round", minimum=1)
     repeats: int = option(3, "rounds", minimum=1)
     clients: int = option(1, "processes that ask for cached groups", minimum=1)
@@ -56,7 +58,9 @@ class LoadBenchConfig:
         try:
             return Cell.parse(self.cell)
         except ValueError:
-            raise ConfigError(f"--cell is {self.cell!r}; it must be P/R/K in whole numbers") from None
+            raise ConfigError(
+                f"--cell is {self.cell!r}; it must be P/R/K in whole numbers"
+            ) from None
 
 
 def run(config: LoadBenchConfig) -> None:
@@ -69,9 +73,13 @@ def run(config: LoadBenchConfig) -> None:
                 **saturation
             )
         )
-        print(f"            the model was idle with work waiting {saturation['idle_with_work']:.2%} of the time")
+        print(
+            f"            the model was idle with work waiting {saturation['idle_with_work']:.2%} of the time"
+        )
         queueing = (
-            _queueing(artifact, config, cell, address, 0.8 * saturation["served_per_s"]) if config.poisson_calls else None
+            _queueing(artifact, config, cell, address, 0.8 * saturation["served_per_s"])
+            if config.poisson_calls
+            else None
         )
     if queueing:
         print(
@@ -81,7 +89,9 @@ def run(config: LoadBenchConfig) -> None:
         )
     with serving(artifact) as (_, address):
         cached = [_from_cache(config.clients, address) for _ in range(config.repeats)]
-        print(f"from cache: {statistics.median(cached):,.0f} groups of 9 a second, from {config.clients} process(es)")
+        print(
+            f"from cache: {statistics.median(cached):,.0f} groups of 9 a second, from {config.clients} process(es)"
+        )
         latency = asyncio.run(_latency(address, config.calls))
         print(
             "latency:    cached call p50 {cached_ms:.3f} ms, empty call p50 {empty_ms:.3f} ms, ratio {ratio:.2f}".format(
@@ -90,13 +100,24 @@ def run(config: LoadBenchConfig) -> None:
         )
     if config.json:
         options = machine.plain(asdict(config))
-        results = {"saturation": saturation, "queueing": queueing, "from_cache_per_s": cached, "latency": latency}
-        machine.write(Path(config.json), {"artifact": artifact.manifest.name, "options": options} | results)
+        results = {
+            "saturation": saturation,
+            "queueing": queueing,
+            "from_cache_per_s": cached,
+            "latency": latency,
+        }
+        machine.write(
+            Path(config.json), {"artifact": artifact.manifest.name, "options": options} | results
+        )
 
 
-def _saturation(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str) -> dict[str, Any]:
+def _saturation(
+    artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str
+) -> dict[str, Any]:
     engine = EngineConfig()
-    session = GraphSession(artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes)
+    session = GraphSession(
+        artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes
+    )
     vocab_size, layout = artifact.manifest.vocab_size, artifact.manifest.layout
     served, direct, idle = [], [], []
     with RewardClient(address) as client:
@@ -125,10 +146,15 @@ def _saturation(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address
     }
 
 
-def _queueing(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str, rate_per_s: float) -> dict[str, Any]:
+def _queueing(
+    artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str, rate_per_s: float
+) -> dict[str, Any]:
     """Calls at exponential intervals, whether or not earlier ones are answered."""
     rng = random.Random(0)
-    groups = [cell.request(artifact.manifest.vocab_size, 50_000 + number) for number in range(config.poisson_calls)]
+    groups = [
+        cell.request(artifact.manifest.vocab_size, 50_000 + number)
+        for number in range(config.poisson_calls)
+    ]
 
     async def load() -> list[float]:
         async with AsyncRewardClient(address) as client:
@@ -146,8 +172,16 @@ def _queueing(artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: 
             return await asyncio.gather(*calls)
 
     seconds = sorted(asyncio.run(load()))
-    p50_ms, p99_ms = (1000 * seconds[min(int(share * len(seconds)), len(seconds) - 1)] for share in (0.5, 0.99))
-    return {"load": 0.8, "rate_per_s": rate_per_s, "p50_ms": p50_ms, "p99_ms": p99_ms, "ratio": p99_ms / p50_ms}
+    p50_ms, p99_ms = (
+        1000 * seconds[min(int(share * len(seconds)), len(seconds) - 1)] for share in (0.5, 0.99)
+    )
+    return {
+        "load": 0.8,
+        "rate_per_s": rate_per_s,
+        "p50_ms": p50_ms,
+        "p99_ms": p99_ms,
+        "ratio": p99_ms / p50_ms,
+    }
 
 
 _CACHED = (
@@ -164,7 +198,9 @@ def _from_cache(clients: int, address: str) -> float:
     with RewardClient(address) as client:
         client.score(*_CACHED)
     command = [sys.executable, "-m", "kwise.benchmarks.load", address]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)
+    ]
     printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise RuntimeError("a client failed")
@@ -187,7 +223,10 @@ async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -
 
         started = time.perf_counter()
         async for reply in reward_pb2_grpc.RewardServiceStub(channel).ScoreStream(requests()):
-            if not all(reward.cached for reward in reply.response.rewards) or len(reply.response.rewards) != 9:
+            if (
+                not all(reward.cached for reward in reply.response.rewards)
+                or len(reply.response.rewards) != 9
+            ):
                 raise RuntimeError(f"not from the cache: {reply}")
             answered += 1
             room.release()
@@ -206,7 +245,10 @@ async def _latency(address: str, calls: int) -> dict[str, float]:
         )
         taken: dict[str, list[float]] = {"cached": [], "empty": []}
         for number in range(calls + 50):
-            for name, call, message in (("cached", score, request), ("empty", check, health_pb2.HealthCheckRequest())):
+            for name, call, message in (
+                ("cached", score, request),
+                ("empty", check, health_pb2.HealthCheckRequest()),
+            ):
                 started = time.perf_counter()
                 await call(message)
                 if number >= 50:  # the first ones warm up

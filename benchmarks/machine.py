@@ -28,7 +28,9 @@ _PACKAGES = (
 def describe() -> dict[str, Any]:
     """Date, processor, cores, memory in bytes, GPUs (name, memory, driver; only where there are any), versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    fields = {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+    }
     flags = [flag for flag in fields.get("flags", "").split() if flag in _FLAGS]
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -61,10 +63,15 @@ def _version(name: str) -> str | None:
 def plain(options: dict[str, Any]) -> dict[str, Any]:
     """The options, with the names of files instead of their places on this machine."""
     names = ("artifact", "checkpoint", "model", "text", "rankings", "json")
-    return {k: Path(v).name if k in names and isinstance(v, str | Path) else v for k, v in options.items()}
+    return {
+        k: Path(v).name if k in names and isinstance(v, str | Path) else v
+        for k, v in options.items()
+    }
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
     """The results with the machine, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": describe()} | results, indent=2) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"machine": describe()} | results, indent=2) + "\n", encoding="utf-8"
+    )

@@ -29,7 +29,9 @@ def run(artifact: Artifact, checkpoint: str) -> dict[str, Any]:
     results: dict[str, Any] = {"weights_bytes": weights, "serving": _serving(artifact)}
     served = results["serving"]["peak_bytes"]
     allowed = 1.2 * weights + 400e6
-    print(f"weights {weights / 1e6:.0f} MB; ready {results['serving']['ready_s']:.2f} s after the start")
+    print(
+        f"weights {weights / 1e6:.0f} MB; ready {results['serving']['ready_s']:.2f} s after the start"
+    )
     print(
         f"serving peak {served / 1e6:.0f} MB at --max-batch-tokens {_MAX_BATCH_TOKENS} (1.2x weights + 400 MB: {allowed / 1e6:.0f})"
     )
@@ -37,13 +39,19 @@ def run(artifact: Artifact, checkpoint: str) -> dict[str, Any]:
         results["export_peak_bytes"] = peak = _export_peak(checkpoint)
         print(f"exporting peak {peak / 1e6:.0f} MB, {peak / weights:.2f}x the weights")
     results["import_s"] = {name: _import_s(module) for name, module in _IMPORTS.items()}
-    print("import: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in results["import_s"].items()))
+    print(
+        "import: "
+        + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in results["import_s"].items())
+    )
     return results
 
 
 def _serving(artifact: Artifact) -> dict[str, float]:
     started = time.perf_counter()
-    with serving(artifact, "--max-batch-tokens", str(_MAX_BATCH_TOKENS), "--cache-bytes", "0") as (process, address):
+    with serving(artifact, "--max-batch-tokens", str(_MAX_BATCH_TOKENS), "--cache-bytes", "0") as (
+        process,
+        address,
+    ):
         ready_s = time.perf_counter() - started
         with RewardClient(address) as client:
             for seed, cell in enumerate(_SHAPES):
@@ -59,9 +67,18 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
 def _export_peak(checkpoint: str) -> int:
     """Of a whole `kwise export`, its parity check included."""
     with tempfile.TemporaryDirectory() as directory:
-        export = [sys.executable, "-m", "kwise", "export", checkpoint, str(Path(directory) / "artifact")]
+        export = [
+            sys.executable,
+            "-m",
+            "kwise",
+            "export",
+            checkpoint,
+            str(Path(directory) / "artifact"),
+        ]
         command = [sys.executable, "-c", PEAK_OF, *export]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
+        return (
+            int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
+        )
 
 
 def _import_s(module: str) -> float:

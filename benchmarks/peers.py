@@ -40,7 +40,9 @@ class Transformers:
 
         self.name = f"transformers {dtype}, torch {torch.__version__}"
         self._torch, self._device = torch, device
-        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
+        model = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint, dtype=getattr(torch, dtype)
+        )
         self._model = model.to(device).eval()
 
     @classmethod
@@ -66,6 +68,10 @@ class Transformers:
         started = perf_counter()
         with torch.inference_mode():
             inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
-            rewards: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()  # waits for the device
+            logits = self._model(
+                **{name: tensor.to(self._device) for name, tensor in inputs.items()}
+            ).logits
+            rewards: NDArray[np.float32] = (
+                logits[:, 0].float().cpu().numpy()
+            )  # waits for the device
         return perf_counter() - started, rewards

@@ -38,7 +38,15 @@ from kwise.engine.model.select import choose
 from kwise.engine.model.session import GraphSession, Pass, Session
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
-from kwise.export.precision.agreement import Groups, Rewards, encode_groups, measure, read_texts, rewards_of, split
+from kwise.export.precision.agreement import (
+    Groups,
+    Rewards,
+    encode_groups,
+    measure,
+    read_texts,
+    rewards_of,
+    split,
+)
 from kwise.options import check_bounds, option
 
 _REFERENCE = "onnxruntime fp32"
@@ -49,12 +57,20 @@ _REAL = "real"
 class PrecisionBenchConfig:
     """What to measure. Raises ConfigError, naming the option and its bound."""
 
-    artifact: str = option(help="an artifact of the trie layout that holds fp32 and others (kwise export --dtype)")
-    checkpoint: str = option("", "its checkpoint, for transformers in bf16 and the stock padded graph beside it")
-    rankings: str = option(
-        "", "real groups: a JSON Lines file of rankings, .gz or not; without it, the shipped ones of an export"
+    artifact: str = option(
+        help="an artifact of the trie layout that holds fp32 and others (kwise export --dtype)"
     )
-    cells: str = option("64/64/9,256/128/9,1024/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses")
+    checkpoint: str = option(
+        "", "its checkpoint, for transformers in bf16 and the stock padded graph beside it"
+    )
+    rankings: str = option(
+        "",
+        "real groups: a JSON Lines file of rankings, .gz or not; without it, the shipped ones of an export",
+    )
+    cells: str = option(
+        "64/64/9,256/128/9,1024/128/9",
+        "groups P/R/K: tokens of the prompt, tokens of a response, responses",
+    )
     num_groups: int = option(16, "how many of the real groups", minimum=1)
     repeats: int = option(5, "runs of each contender, after one to warm up", minimum=1)
     max_seconds: float = option(
@@ -63,7 +79,9 @@ class PrecisionBenchConfig:
         minimum=0,
     )
     threads: int = option(0, "threads of each contender; 0 for one per core", minimum=0)
-    max_batch_tokens: int = option(EngineConfig().max_batch_tokens, "as in `kwise serve`", minimum=16)
+    max_batch_tokens: int = option(
+        EngineConfig().max_batch_tokens, "as in `kwise serve`", minimum=16
+    )
     json: str = option("", "file for all figures, with the machine")
 
     def __post_init__(self) -> None:
@@ -88,9 +106,14 @@ class Contender:
         """(of a group, whether it is "~")."""
         if not self.padded:
             self.session.prompt_cache = PromptCache(EngineConfig().prompt_cache_bytes)
-            return run_queued(self.session, "trie", groups, config.max_batch_tokens)[0] / len(groups), False
+            return run_queued(self.session, "trie", groups, config.max_batch_tokens)[0] / len(
+                groups
+            ), False
         longest = [max(group, key=lambda sequence: len(sequence.token_ids)) for group in groups]
-        sizes = [len(group) * len(sequence.token_ids) for group, sequence in zip(groups, longest, strict=True)]
+        sizes = [
+            len(group) * len(sequence.token_ids)
+            for group, sequence in zip(groups, longest, strict=True)
+        ]
         seconds, measured, rough = 0.0, 0, False
         give_up_at = perf_counter() + config.max_seconds
         for group, sequence, size in zip(groups, longest, sizes, strict=True):
@@ -115,27 +138,46 @@ def run(config: PrecisionBenchConfig) -> None:
     """Print the tables, and write the figures where --json says."""
     artifact = read_trie(config.artifact)
     if Precision.FP32 not in artifact.manifest.held:
-        raise ConfigError(f"{config.artifact}: it holds no fp32, to which the others are compared (kwise export --dtype)")
-    texts = read_texts(config.rankings, config.num_groups) if config.rankings else split(read_texts(""))[0]
+        raise ConfigError(
+            f"{config.artifact}: it holds no fp32, to which the others are compared (kwise export --dtype)"
+        )
+    texts = (
+        read_texts(config.rankings, config.num_groups)
+        if config.rankings
+        else split(read_texts(""))[0]
+    )
     texts = texts[: config.num_groups]
     groups = encode_groups(new_encoder(artifact, EngineConfig()), texts)
     contenders, left_out = contenders_of(artifact, config)
     workloads: dict[str, list[Groups]] = {}
     for cell in config.parsed_cells():
         seeds = range(config.repeats + 1)
-        workloads[f"{cell.P}/{cell.R}/{cell.K}"] = [[cell.group(artifact.manifest.vocab_size, seed)] for seed in seeds]
+        workloads[f"{cell.P}/{cell.R}/{cell.K}"] = [
+            [cell.group(artifact.manifest.vocab_size, seed)] for seed in seeds
+        ]
     workloads[_REAL] = [groups] * (config.repeats + 1)
     rows: dict[str, dict[str, Any]] = {
-        name: {"contender": name, "runtime": c.session.runtime, "precision": c.session.precision.value, "seconds": {}}
+        name: {
+            "contender": name,
+            "runtime": c.session.runtime,
+            "precision": c.session.precision.value,
+            "seconds": {},
+        }
         for name, c in contenders.items()
     }
-    print("seconds a group, and their ratio to the first column's\n" + " " * 12 + "".join(f"{name:>21}" for name in rows))
+    print(
+        "seconds a group, and their ratio to the first column's\n"
+        + " " * 12
+        + "".join(f"{name:>21}" for name in rows)
+    )
     for workload, repeats in workloads.items():
         figures = timed(contenders, repeats, config)
         for name, figure in figures.items():
             rows[name]["seconds"][workload] = figure
         print(f"{workload:<12}" + "".join(map(_shown, figures.values())), flush=True)
-    print(f"{len(groups)} real groups: largest and mean error   order: all, clear pairs     tau   change with company")
+    print(
+        f"{len(groups)} real groups: largest and mean error   order: all, clear pairs     tau   change with company"
+    )
     expected: list[Rewards] = []
     for name, contender in contenders.items():
         if not contender.faithful:
@@ -145,15 +187,24 @@ def run(config: PrecisionBenchConfig) -> None:
         expected = expected or rewards_of(contender.session, groups)  # the reference is the first
         affordable = int(config.max_seconds / rows[name]["seconds"][_REAL]["seconds"])
         count = max(2, affordable) if contender.emulated else len(groups)
-        rows[name]["fidelity"] = found = asdict(measure(contender.session, groups[:count], expected[:count]))
+        rows[name]["fidelity"] = found = asdict(
+            measure(contender.session, groups[:count], expected[:count])
+        )
         print(_fidelity_line(name, found), flush=True)
     if config.json:
         options = machine.plain(asdict(config))
-        results = {"artifact": artifact.manifest.name, "options": options, "contenders": [*rows.values()], "left_out": left_out}
+        results = {
+            "artifact": artifact.manifest.name,
+            "options": options,
+            "contenders": [*rows.values()],
+            "left_out": left_out,
+        }
         machine.write(Path(config.json), results)
 
 
-def contenders_of(artifact: Artifact, config: PrecisionBenchConfig) -> tuple[dict[str, Contender], dict[str, str]]:
+def contenders_of(
+    artifact: Artifact, config: PrecisionBenchConfig
+) -> tuple[dict[str, Contender], dict[str, str]]:
     """(those of this machine, fp32 on ONNX Runtime first; why the others are left out, which is printed too)."""
     threads, held = EngineConfig(threads=config.threads).runtime_threads, artifact.manifest.held
     contenders: dict[str, Contender] = {}
@@ -163,7 +214,9 @@ def contenders_of(artifact: Artifact, config: PrecisionBenchConfig) -> tuple[dic
             name = f"{runtime.value} {precision.value}"
             try:
                 choose((precision,), runtime, Kind.CPU, held, cpu_has_bf16)
-                session = GraphSession(artifact, runtime=runtime, precision=precision, threads=threads)
+                session = GraphSession(
+                    artifact, runtime=runtime, precision=precision, threads=threads
+                )
                 contenders[name] = Contender(session=session)
             except ConfigError as error:
                 left_out[name] = str(error)
@@ -171,29 +224,38 @@ def contenders_of(artifact: Artifact, config: PrecisionBenchConfig) -> tuple[dic
         emulated = not {"avx512_bf16", "amx_bf16"} & set(machine.describe()["flags"])
         peer = _Transformers(config.checkpoint, threads)
         contenders["transformers bf16"] = Contender(session=peer, padded=True, emulated=emulated)
-        contenders["stock graph"] = Contender(session=stock_session(config.checkpoint, threads), padded=True, faithful=False)
+        contenders["stock graph"] = Contender(
+            session=stock_session(config.checkpoint, threads), padded=True, faithful=False
+        )
     else:
-        left_out |= dict.fromkeys(("transformers bf16", "stock graph"), "no --checkpoint to make it of")
+        left_out |= dict.fromkeys(
+            ("transformers bf16", "stock graph"), "no --checkpoint to make it of"
+        )
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
     return contenders, left_out
 
 
-def timed(contenders: dict[str, Contender], repeats: Sequence[Groups], config: PrecisionBenchConfig) -> dict[str, Any]:
+def timed(
+    contenders: dict[str, Contender], repeats: Sequence[Groups], config: PrecisionBenchConfig
+) -> dict[str, Any]:
     """By contender; the first repeat warms up, and counts only for those that have no other."""
     runs = {name: _Runs() for name in contenders}
     for number, groups in enumerate(repeats):
         for name, contender in contenders.items():
             of = runs[name]
             needed = 0 if contender.emulated else 1
-            if number > needed and (of.spent > config.max_seconds or (contender.emulated and number > 1)):
+            if number > needed and (
+                of.spent > config.max_seconds or (contender.emulated and number > 1)
+            ):
                 continue
             started = perf_counter()
             seconds, of.rough = contender.seconds(groups, config)
             of.spent += perf_counter() - started
             of.seconds.append(seconds)
     return {
-        name: figure_of(of.seconds, runs[_REFERENCE].seconds) | {"rough": of.rough or len(of.seconds) == 1}
+        name: figure_of(of.seconds, runs[_REFERENCE].seconds)
+        | {"rough": of.rough or len(of.seconds) == 1}
         for name, of in runs.items()
     }
 
@@ -203,7 +265,11 @@ def figure_of(seconds: Sequence[float], reference: Sequence[float]) -> dict[str,
     first = 1 if min(len(seconds), len(reference)) > 1 else 0
     kept = seconds[1:] or seconds
     ratios = [a / b for a, b in zip(seconds[first:], reference[first:], strict=False)]
-    return {"seconds": statistics.median(kept), "ratio": statistics.median(ratios), "runs": len(kept)}
+    return {
+        "seconds": statistics.median(kept),
+        "ratio": statistics.median(ratios),
+        "runs": len(kept),
+    }
 
 
 class _Transformers:
@@ -220,7 +286,10 @@ class _Transformers:
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         _, rewards = self._peer.run(batch)
-        return Pass(rewards=rewards, num_rows=len(batch) * max(len(sequence.token_ids) for sequence in batch))
+        return Pass(
+            rewards=rewards,
+            num_rows=len(batch) * max(len(sequence.token_ids) for sequence in batch),
+        )
 
 
 def _shown(figure: dict[str, Any]) -> str:

@@ -19,14 +19,23 @@ from kwise.engine.model.session import GraphSession
 from kwise.engine.sequence import EncodedSequence
 
 
-def run(session: GraphSession, artifact: Artifact, cells: Sequence[Cell], repeats: int) -> list[dict[str, Any]]:
+def run(
+    session: GraphSession, artifact: Artifact, cells: Sequence[Cell], repeats: int
+) -> list[dict[str, Any]]:
     """Print and return the ratios of each cell, medians over `repeats`."""
     results = []
     with serving(artifact, "--cache-bytes", "0") as (_, address):
-        print("     P     R     K   in a row   at once   cached group / its rows' share     (1.00: one call with all K)")
+        print(
+            "     P     R     K   in a row   at once   cached group / its rows' share     (1.00: one call with all K)"
+        )
         for cell in cells:
-            rounds = [_round(session, artifact, cell, 10_000 + 3 * repeat) for repeat in range(repeats)]
-            connections = [asyncio.run(_connections(address, artifact, cell, 1000 + 2 * repeat)) for repeat in range(repeats)]
+            rounds = [
+                _round(session, artifact, cell, 10_000 + 3 * repeat) for repeat in range(repeats)
+            ]
+            connections = [
+                asyncio.run(_connections(address, artifact, cell, 1000 + 2 * repeat))
+                for repeat in range(repeats)
+            ]
             row = {
                 "P": cell.P,
                 "R": cell.R,
@@ -35,7 +44,12 @@ def run(session: GraphSession, artifact: Artifact, cells: Sequence[Cell], repeat
                 "at_once": statistics.median(connections),
                 "cached_group": statistics.median(cached for _, cached in rounds),
             }
-            print("{P:>6} {R:>5} {K:>5} {in_a_row:>10.2f} {at_once:>9.2f} {cached_group:>20.2f}".format(**row), flush=True)
+            print(
+                "{P:>6} {R:>5} {K:>5} {in_a_row:>10.2f} {at_once:>9.2f} {cached_group:>20.2f}".format(
+                    **row
+                ),
+                flush=True,
+            )
             results.append(row)
     return results
 
@@ -57,7 +71,9 @@ def _after(prompt: Any, sequence: EncodedSequence) -> EncodedSequence:
     """The response of `sequence` to another prompt of the same length."""
     token_ids = sequence.token_ids.copy()
     token_ids[: len(prompt)] = prompt
-    return EncodedSequence(token_ids=token_ids, type_ids=None, num_tokens=len(token_ids), prompt_tokens=len(prompt))
+    return EncodedSequence(
+        token_ids=token_ids, type_ids=None, num_tokens=len(token_ids), prompt_tokens=len(prompt)
+    )
 
 
 def _timed(session: GraphSession, calls: Sequence[Sequence[EncodedSequence]]) -> float:
@@ -78,7 +94,9 @@ async def _connections(address: str, artifact: Artifact, cell: Cell, seed: int) 
             prompt, responses = cell.request(artifact.manifest.vocab_size, seed + (calls > 1))
             parts = [responses] if calls == 1 else [[response] for response in responses]
             started = time.perf_counter()
-            await asyncio.gather(*(client.score(prompt, part) for client, part in zip(clients, parts, strict=False)))
+            await asyncio.gather(
+                *(client.score(prompt, part) for client, part in zip(clients, parts, strict=False))
+            )
             seconds.append(time.perf_counter() - started)
         return seconds[1] / seconds[0]
     finally:

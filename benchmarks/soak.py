@@ -76,7 +76,9 @@ def run(config: SoakConfig) -> None:
         raise RuntimeError(f"{results['wrong']} groups were lost or wrong")
     if config.json:
         machine.write(
-            Path(config.json), {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config))} | results
+            Path(config.json),
+            {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config))}
+            | results,
         )
 
 
@@ -92,7 +94,11 @@ class _Soak:
         self._counts = {"scored": 0, "refused": 0, "cancelled": 0, "wrong": 0}
 
     async def run(self) -> None:
-        workers = [self._stream() for _ in range(2)] + [self._single_calls() for _ in range(4)] + [self._cancelled_calls()]
+        workers = (
+            [self._stream() for _ in range(2)]
+            + [self._single_calls() for _ in range(4)]
+            + [self._cancelled_calls()]
+        )
         await asyncio.gather(self._sample(), self._malformed_calls(), *workers)
 
     def results(self) -> dict[str, Any]:
@@ -113,11 +119,14 @@ class _Soak:
     def _group(self) -> tuple[str, list[str]]:
         words = self._rng.choices(_WORDS, k=self._rng.randrange(5, 120))
         return " ".join(words), [
-            " ".join(self._rng.choices(_WORDS, k=self._rng.randrange(1, 40))) for _ in range(self._rng.randrange(1, 10))
+            " ".join(self._rng.choices(_WORDS, k=self._rng.randrange(1, 40)))
+            for _ in range(self._rng.randrange(1, 10))
         ]
 
     def _count(self, group: tuple[str, list[str]], scored: object) -> None:
-        is_right = isinstance(scored, ScoredGroup) and [type(reward) for reward in scored.rewards] == [Reward] * len(group[1])
+        is_right = isinstance(scored, ScoredGroup) and [
+            type(reward) for reward in scored.rewards
+        ] == [Reward] * len(group[1])
         self._counts["scored" if is_right else "wrong"] += 1
 
     async def _stream(self) -> None:

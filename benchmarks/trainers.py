@@ -66,8 +66,13 @@ def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int) -> dict[str,
 
     ranking = json.loads(Path(data).read_text(encoding="utf-8"))
     ranked = sorted(ranking["responses"], key=lambda response: int(response["rank"]))
-    conversations = [[*ranking["prompt"], {"role": "assistant", "content": response["text"]}] for response in ranked]
-    pairs = [{"chosen": better, "rejected": worse} for better, worse in combinations(conversations, 2)]
+    conversations = [
+        [*ranking["prompt"], {"role": "assistant", "content": response["text"]}]
+        for response in ranked
+    ]
+    pairs = [
+        {"chosen": better, "rejected": worse} for better, worse in combinations(conversations, 2)
+    ]
     with TemporaryDirectory() as directory:
         trainer = RewardTrainer(
             model=AutoModelForSequenceClassification.from_pretrained(checkpoint, num_labels=1),
@@ -96,11 +101,17 @@ def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int) -> dict[str,
         for _ in range(2):
             trainer.training_step(trainer.model_wrapped, next(iter(trainer.get_train_dataloader())))
         trainer.save_model(directory)  # as kwise does, whose peak of memory has it too
-    return {"seconds": seconds, "loss": next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)}
+    return {
+        "seconds": seconds,
+        "loss": next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry),
+    }
 
 
 if __name__ == "__main__":
     run = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    train_with: dict[str, Callable[..., dict[str, Any]]] = {"kwise": train_with_kwise, "trl": train_with_trl}
+    train_with: dict[str, Callable[..., dict[str, Any]]] = {
+        "kwise": train_with_kwise,
+        "trl": train_with_trl,
+    }
     figures = train_with[run["trainer"]](**run["options"])
     Path(run["result"]).write_text(json.dumps(figures), encoding="utf-8")

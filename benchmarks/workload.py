@@ -45,7 +45,9 @@ class Cell:
     def request(self, vocab_size: int, seed: int) -> tuple[list[int], list[list[int]]]:
         """`group` as a client sends it: (ids of the prompt, ids of each response)."""
         group = self.group(vocab_size, seed)
-        return group[0].token_ids[: self.P].tolist(), [sequence.token_ids[self.P :].tolist() for sequence in group]
+        return group[0].token_ids[: self.P].tolist(), [
+            sequence.token_ids[self.P :].tolist() for sequence in group
+        ]
 
     def group(self, vocab_size: int, seed: int) -> list[EncodedSequence]:
         """One group of random ids; another seed gives another prompt."""
@@ -59,20 +61,26 @@ def parse_cells(text: str) -> list[Cell]:
     try:
         return [Cell.parse(cell) for cell in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--cells is {text!r}; it must be P/R/K,P/R/K,… in whole numbers") from None
+        raise ConfigError(
+            f"--cells is {text!r}; it must be P/R/K,P/R/K,… in whole numbers"
+        ) from None
 
 
 def read_trie(path: str) -> Artifact:
     """The artifact of a benchmark that is of the trie layout. Raises ArtifactError, ConfigError."""
     artifact = read_artifact(Path(path))
     if artifact.manifest.layout != "trie":
-        raise ConfigError(f"{path}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's")
+        raise ConfigError(
+            f"{path}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's"
+        )
     return artifact
 
 
 def encoded(prompt: NDArray[np.int64], response: NDArray[np.int64]) -> EncodedSequence:
     ids = np.concatenate([prompt, response])
-    return EncodedSequence(token_ids=ids, type_ids=None, num_tokens=len(ids), prompt_tokens=len(prompt))
+    return EncodedSequence(
+        token_ids=ids, type_ids=None, num_tokens=len(ids), prompt_tokens=len(prompt)
+    )
 
 
 def real_groups(artifact: Artifact, path: Path, count: int) -> list[list[EncodedSequence]]:
@@ -81,15 +89,24 @@ def real_groups(artifact: Artifact, path: Path, count: int) -> list[list[Encoded
     groups = []
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
         for entry in map(json.loads, itertools.islice(lines, count)):
-            prompt = entry["prompt"] if isinstance(entry["prompt"], list) else [{"role": "user", "content": entry["prompt"]}]
+            prompt = (
+                entry["prompt"]
+                if isinstance(entry["prompt"], list)
+                else [{"role": "user", "content": entry["prompt"]}]
+            )
             responses = tuple(response["text"] for response in entry["responses"])
-            outcomes = encoder.encode(Group(prompt=tuple(Message(**turn) for turn in prompt), responses=responses))
+            outcomes = encoder.encode(
+                Group(prompt=tuple(Message(**turn) for turn in prompt), responses=responses)
+            )
             groups.append([outcome for outcome in outcomes if isinstance(outcome, EncodedSequence)])
     return groups
 
 
 def run_queued(
-    session: Session, layout: str, groups: Sequence[Sequence[EncodedSequence]], max_batch_tokens: int
+    session: Session,
+    layout: str,
+    groups: Sequence[Sequence[EncodedSequence]],
+    max_batch_tokens: int,
 ) -> tuple[float, NDArray[np.float32]]:
     """(seconds, rewards in order) of groups that wait together, batched by the engine's own queue, in this thread."""
     loop = new_event_loop()
@@ -99,12 +116,16 @@ def run_queued(
     for group in groups:
         for sequence in group:
             future: Future[object] = loop.create_future()
-            work = Work(sequence=sequence, priority=Priority.BULK, client="", arrival_s=0.0, future=future)  # type: ignore[arg-type]
+            work = Work(
+                sequence=sequence, priority=Priority.BULK, client="", arrival_s=0.0, future=future
+            )  # type: ignore[arg-type]
             place[id(work)] = len(place)
             queue.add(work)
     rewards = np.empty(len(place), np.float32)
     while batch := queue.take(session.prompt_cache.prefixes):
-        rewards[[place[id(work)] for work in batch]] = session.run([work.sequence for work in batch]).rewards
+        rewards[[place[id(work)] for work in batch]] = session.run(
+            [work.sequence for work in batch]
+        ).rewards
     seconds = time.perf_counter() - started
     loop.close()
     return seconds, rewards

@@ -38,12 +38,27 @@ def cost_of_graph(model_path: Path, num_classes: int) -> Cost:
     """Read from a trie graph: its matrix products with weights, and its heads."""
     graph = onnx.load(model_path, load_external_data=False).graph
     weights = {tensor.name: tensor.dims for tensor in graph.initializer}
-    products = [weights[n.input[1]] for n in graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in weights]
-    per_row = sum(2 * int(np.prod(shape)) for shape in products if min(shape) > 1)  # the head reads a few rows only
-    widths = {value.name: value.type.tensor_type.shape.dim[1].dim_value for value in graph.input if "past." in value.name}
-    heads = [{a.name: a.i for a in n.attribute} for n in graph.node if n.op_type == "Attention"][::num_classes]
+    products = [
+        weights[n.input[1]]
+        for n in graph.node
+        if n.op_type in ("MatMul", "Gemm") and n.input[1] in weights
+    ]
+    per_row = sum(
+        2 * int(np.prod(shape)) for shape in products if min(shape) > 1
+    )  # the head reads a few rows only
+    widths = {
+        value.name: value.type.tensor_type.shape.dim[1].dim_value
+        for value in graph.input
+        if "past." in value.name
+    }
+    heads = [{a.name: a.i for a in n.attribute} for n in graph.node if n.op_type == "Attention"][
+        ::num_classes
+    ]
     keys = [width for name, width in widths.items() if name.endswith("key")]
-    per_pair = sum(4 * h["q_num_heads"] * width // h["kv_num_heads"] for h, width in zip(heads, keys, strict=True))
+    per_pair = sum(
+        4 * h["q_num_heads"] * width // h["kv_num_heads"]
+        for h, width in zip(heads, keys, strict=True)
+    )
     return Cost(per_row=per_row, per_pair=per_pair)
 
 

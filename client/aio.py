@@ -54,7 +54,10 @@ class AsyncRewardClient:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -118,8 +121,12 @@ class AsyncRewardClient:
     ) -> AsyncIterator[ScoredGroup | KwiseError]:
         """As `RewardClient.score_many`. `groups` is drawn from on the event loop, so it must not block."""
         requests = messages.group_requests(self._model, groups, priority)
-        await self._time_left(timeout_s)  # for the first connection; then the flight keeps its own time
-        flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target)
+        await self._time_left(
+            timeout_s
+        )  # for the first connection; then the flight keeps its own time
+        flight = Flight(
+            requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target
+        )
         while True:
             try:
                 async with aclosing(self._stream(flight)) as results:

@@ -25,7 +25,10 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.keepalive_time_ms", 60_000),  # a dead peer is noticed in 80 s; the server permits pings every 30 s
+    (
+        "grpc.keepalive_time_ms",
+        60_000,
+    ),  # a dead peer is noticed in 80 s; the server permits pings every 30 s
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
 # A year: gRPC turns infinity, and much longer times, into deadlines that have passed.
@@ -57,7 +60,9 @@ def check_target(name: str, target: Any) -> str:
         raise InvalidRequest(name, f"{expected}, not {target[:100]!a}")
     port = address["port"]
     if port.isdecimal() and (len(port) > 5 or not 0 < int(port) < 1 << 16):
-        raise InvalidRequest(name, f"has the port {port[:20]}; it must be between 1 and {(1 << 16) - 1}")
+        raise InvalidRequest(
+            name, f"has the port {port[:20]}; it must be between 1 and {(1 << 16) - 1}"
+        )
     return target
 
 

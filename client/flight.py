@@ -101,7 +101,9 @@ class Flight:
 
     def accept(self, reply: pb.ScoreStreamResponse) -> None:
         self._owed.discard(reply.id)
-        failure = messages.response_error(reply.error) if reply.WhichOneof("result") == "error" else None
+        failure = (
+            messages.response_error(reply.error) if reply.WhichOneof("result") == "error" else None
+        )
         if failure is not None and is_retried(failure):
             self.refused(failure)
             return

@@ -24,13 +24,27 @@ _PRIORITIES = {Priority.INTERACTIVE: pb.PRIORITY_INTERACTIVE, Priority.BULK: pb.
 _MAX_UINT32 = (1 << 32) - 1
 
 
-def score_request(model: str, prompt: PromptLike, responses: ResponsesLike, priority: PriorityLike) -> pb.ScoreRequest:
+def score_request(
+    model: str, prompt: PromptLike, responses: ResponsesLike, priority: PriorityLike
+) -> pb.ScoreRequest:
     """Raises TypeError or ValueError, naming the argument and what is expected; so do the two below."""
-    return pb.ScoreRequest(model=model, prompt=_prompt(prompt), responses=_responses(responses), priority=_priority(priority))
+    return pb.ScoreRequest(
+        model=model,
+        prompt=_prompt(prompt),
+        responses=_responses(responses),
+        priority=_priority(priority),
+    )
 
 
-def rank_request(model: str, prompt: PromptLike, responses: ResponsesLike, priority: PriorityLike) -> pb.RankRequest:
-    return pb.RankRequest(model=model, prompt=_prompt(prompt), responses=_responses(responses), priority=_priority(priority))
+def rank_request(
+    model: str, prompt: PromptLike, responses: ResponsesLike, priority: PriorityLike
+) -> pb.RankRequest:
+    return pb.RankRequest(
+        model=model,
+        prompt=_prompt(prompt),
+        responses=_responses(responses),
+        priority=_priority(priority),
+    )
 
 
 def compare_request(
@@ -110,17 +124,27 @@ def compared_group(response: pb.CompareResponse) -> ComparedGroup:
 
 
 def model_info(response: pb.GetModelResponse) -> ModelInfo:
-    counters = Counters(**{field.name: getattr(response.counters, field.name) for field in fields(Counters)})
-    values = {field.name: getattr(response, field.name) for field in fields(ModelInfo) if field.name != "counters"}
+    counters = Counters(
+        **{field.name: getattr(response.counters, field.name) for field in fields(Counters)}
+    )
+    values = {
+        field.name: getattr(response, field.name)
+        for field in fields(ModelInfo)
+        if field.name != "counters"
+    }
     return ModelInfo(**values, counters=counters)
 
 
 def response_error(error: pb.ResponseError) -> RewardServiceError:
-    return RewardServiceError(error.code, error.message, retry_after_s=error.retry_after_ms / 1000 or None)
+    return RewardServiceError(
+        error.code, error.message, retry_after_s=error.retry_after_ms / 1000 or None
+    )
 
 
 def no_server(target: str, waited_s: float) -> RewardServiceError:
-    return RewardServiceError("UNAVAILABLE", f"no server was ready within {waited_s:g} s", target=target)
+    return RewardServiceError(
+        "UNAVAILABLE", f"no server was ready within {waited_s:g} s", target=target
+    )
 
 
 def call_error(error: Any, target: str) -> RewardServiceError:
@@ -129,9 +153,13 @@ def call_error(error: Any, target: str) -> RewardServiceError:
     `error` is a grpc.RpcError of a blocking or an asyncio call, whose common methods that class does not declare.
     """
     code, details, trailers = error.code(), error.details(), error.trailing_metadata()
-    pushback_ms = next((value for key, value in trailers or () if key == "grpc-retry-pushback-ms"), None)
+    pushback_ms = next(
+        (value for key, value in trailers or () if key == "grpc-retry-pushback-ms"), None
+    )
     retry_after_s = None if pushback_ms is None else float(pushback_ms) / 1000
-    return RewardServiceError(code.name, details or "no details", target=target, retry_after_s=retry_after_s)
+    return RewardServiceError(
+        code.name, details or "no details", target=target, retry_after_s=retry_after_s
+    )
 
 
 def _prompt(prompt: Any) -> pb.Prompt:
@@ -151,20 +179,30 @@ def _prompt(prompt: Any) -> pb.Prompt:
 
 def _message(name: str, message: Any) -> pb.Message:
     if isinstance(message, Message):
-        return pb.Message(role=_text(f"{name}.role", message.role), content=_text(f"{name}.content", message.content))
+        return pb.Message(
+            role=_text(f"{name}.role", message.role),
+            content=_text(f"{name}.content", message.content),
+        )
     if not isinstance(message, Mapping):
-        raise TypeError(f'{name} must be a Message or {{"role": …, "content": …}}, not {_kind(message)}')
+        raise TypeError(
+            f'{name} must be a Message or {{"role": …, "content": …}}, not {_kind(message)}'
+        )
     if missing := {"role", "content"} - message.keys():
         raise ValueError(f"{name} has no {' and no '.join(sorted(missing))}")
     role, content = message["role"], message["content"]
-    return pb.Message(role=_text(f"{name}['role']", role), content=_text(f"{name}['content']", content))
+    return pb.Message(
+        role=_text(f"{name}['role']", role), content=_text(f"{name}['content']", content)
+    )
 
 
 def _responses(responses: Any) -> list[pb.Response]:
     expected = "responses must be a sequence of str or of sequences of token ids"
     if isinstance(responses, str):
         raise TypeError(f"{expected}, not one str")
-    return [_response(f"responses[{number}]", response) for number, response in enumerate(_items(expected, responses))]
+    return [
+        _response(f"responses[{number}]", response)
+        for number, response in enumerate(_items(expected, responses))
+    ]
 
 
 def _response(name: str, response: Any) -> pb.Response:
@@ -175,19 +213,25 @@ def _response(name: str, response: Any) -> pb.Response:
 
 
 def _token_ids(name: str, values: list[Any]) -> pb.TokenIds:
-    return pb.TokenIds(ids=[_uint32(f"{name}[{number}]", value) for number, value in enumerate(values)])
+    return pb.TokenIds(
+        ids=[_uint32(f"{name}[{number}]", value) for number, value in enumerate(values)]
+    )
 
 
 def _pairs(pairs: Any) -> list[pb.Pair]:
     if pairs is None:
         return []
     checked = []
-    for number, pair in enumerate(_items("pairs must be a sequence of pairs of indices, or None", pairs)):
+    for number, pair in enumerate(
+        _items("pairs must be a sequence of pairs of indices, or None", pairs)
+    ):
         name = f"pairs[{number}]"
         ends = _items(f"{name} must be two indices into responses", pair)
         if len(ends) != 2:
             raise ValueError(f"{name} must be two indices into responses; it has {len(ends)}")
-        checked.append(pb.Pair(first=_uint32(f"{name}[0]", ends[0]), second=_uint32(f"{name}[1]", ends[1])))
+        checked.append(
+            pb.Pair(first=_uint32(f"{name}[0]", ends[0]), second=_uint32(f"{name}[1]", ends[1]))
+        )
     if not checked:
         raise ValueError("pairs is empty; give None for all pairs")
     return checked
@@ -198,7 +242,9 @@ def _priority(priority: PriorityLike) -> pb.Priority:
         return _PRIORITIES[Priority(priority)]
     except ValueError:
         choices = ", ".join(repr(member.value) for member in Priority)
-        raise ValueError(f"priority must be a Priority or one of {choices}, not {priority!r}") from None
+        raise ValueError(
+            f"priority must be a Priority or one of {choices}, not {priority!r}"
+        ) from None
 
 
 def _text(name: str, value: Any) -> str:
@@ -207,7 +253,9 @@ def _text(name: str, value: Any) -> str:
     try:
         value.encode()  # JSON can spell a lone surrogate ("\ud800"); UTF-8, and so protobuf, cannot
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is not Unicode text: a lone surrogate at character {error.start}") from None
+        raise ValueError(
+            f"{name} is not Unicode text: a lone surrogate at character {error.start}"
+        ) from None
     return value
 
 
@@ -250,8 +298,15 @@ def _comparison(comparison: pb.Comparison) -> Comparison:
     first, second = comparison.pair.first, comparison.pair.second
     if comparison.HasField("error"):
         return Comparison(first=first, second=second, error=response_error(comparison.error))
-    return Comparison(first=first, second=second, margin=comparison.margin, win_probability=comparison.win_probability)
+    return Comparison(
+        first=first,
+        second=second,
+        margin=comparison.margin,
+        win_probability=comparison.win_probability,
+    )
 
 
 def _timing(timing: pb.Timing) -> Timing:
-    return Timing(tokenizer_ms=timing.tokenizer_ms, queue_ms=timing.queue_ms, model_ms=timing.model_ms)
+    return Timing(
+        tokenizer_ms=timing.tokenizer_ms, queue_ms=timing.queue_ms, model_ms=timing.model_ms
+    )

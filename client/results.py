@@ -17,7 +17,9 @@ class RewardServiceError(KwiseError):
     where a group or a response did. `retry_after_s` is the server's advice when overloaded.
     """
 
-    def __init__(self, code: str, message: str, *, target: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, target: str = "", retry_after_s: float | None = None
+    ) -> None:
         super().__init__(f"{code} at {target}: {message}" if target else f"{code}: {message}")
         self.code = code
         self.message = message

@@ -63,11 +63,18 @@ class RewardClient:
     def __enter__(self) -> "RewardClient":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        self._reached = self._closed = True  # reached, so that a later call is refused at once, by gRPC
+        self._reached = self._closed = (
+            True  # reached, so that a later call is refused at once, by gRPC
+        )
         self._channel.close()
 
     def wait_until_ready(self, timeout_s: float = 5.0) -> None:
@@ -119,7 +126,9 @@ class RewardClient:
         return messages.compared_group(self._call(self._stub.Compare, request, timeout_s))
 
     def get_model(self, *, timeout_s: float | None = None) -> ModelInfo:
-        return messages.model_info(self._call(self._stub.GetModel, pb.GetModelRequest(model=self._model), timeout_s))
+        return messages.model_info(
+            self._call(self._stub.GetModel, pb.GetModelRequest(model=self._model), timeout_s)
+        )
 
     def score_many(
         self,
@@ -136,7 +145,9 @@ class RewardClient:
         """
         requests = messages.group_requests(self._model, groups, priority)
         self._time_left(timeout_s)  # for the first connection; then the flight keeps its own time
-        flight = Flight(requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target)
+        flight = Flight(
+            requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target
+        )
         while True:
             try:
                 yield from self._stream(flight)

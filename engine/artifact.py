@@ -140,16 +140,23 @@ def read_artifact(path: Path) -> Artifact:
     for precision in manifest.held:
         data = data_name(precision)
         if data not in manifest.files and (path / data).exists():
-            raise ArtifactError(f"{path / data}: the manifest does not list it, so these weights are nobody's")
+            raise ArtifactError(
+                f"{path / data}: the manifest does not list it, so these weights are nobody's"
+            )
     if manifest.computed_fingerprint() != manifest.fingerprint:
-        raise ArtifactError(f"{path / MANIFEST}: its fingerprint does not match its content; export the checkpoint again")
+        raise ArtifactError(
+            f"{path / MANIFEST}: its fingerprint does not match its content; export the checkpoint again"
+        )
     return Artifact(path=path, manifest=manifest, golden=_read_golden(path / GOLDEN))
 
 
 def describe_file(path: Path) -> dict[str, Any]:
     """{"sha256": hex, "bytes": size} of a file."""
     with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+        return {
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            "bytes": path.stat().st_size,
+        }
 
 
 def verify_file(path: Path, expected: dict[str, Any]) -> None:
@@ -166,15 +173,21 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file; is this directory an artifact made by `kwise export`?") from None
+        raise ArtifactError(
+            f"{path}: no such file; is this directory an artifact made by `kwise export`?"
+        ) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not readable: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
-        raise ArtifactError(f"{path}: schema version {version}; this kwise reads version {SCHEMA_VERSION}")
+        raise ArtifactError(
+            f"{path}: schema version {version}; this kwise reads version {SCHEMA_VERSION}"
+        )
     names = {f.name for f in fields(Manifest)}
     if (unknown := content.keys() - names) or (missing := names - content.keys()):
-        wrong = f"unknown fields {sorted(unknown)}" if unknown else f"missing fields {sorted(missing)}"
+        wrong = (
+            f"unknown fields {sorted(unknown)}" if unknown else f"missing fields {sorted(missing)}"
+        )
         raise ArtifactError(f"{path}: {wrong}")
     for name, (expected, is_valid) in _FIELDS.items():
         if not is_valid(content[name]):
@@ -182,7 +195,9 @@ def _read_manifest(path: Path) -> Manifest:
     graphs = [graph_name(Precision(name)) for name in content["precisions"]]
     for name in (*graphs, TOKENIZER, GOLDEN):
         if name not in content["files"]:
-            raise ArtifactError(f"{path}: files does not list {name}, without which nothing can be served")
+            raise ArtifactError(
+                f"{path}: files does not list {name}, without which nothing can be served"
+            )
     return Manifest(**content)
 
 
@@ -201,14 +216,25 @@ def _is_number(value: Any) -> bool:
 def _is_file(name: str, value: Any) -> bool:
     """A file of the artifact itself: a name that leads elsewhere would have another file verified and served."""
     described = isinstance(value, dict) and value.keys() == {"sha256", "bytes"}
-    return described and _is_text(value["sha256"]) and _is_count(value["bytes"]) and name == Path(name).name
+    return (
+        described
+        and _is_text(value["sha256"])
+        and _is_count(value["bytes"])
+        and name == Path(name).name
+    )
 
 
 def _is_promise(name: str, value: Any) -> bool:
     known = name in {precision.value for precision in Precision} and isinstance(value, dict)
-    if not known or value.keys() != {f.name for f in fields(Promise)} or not isinstance(value["report"], dict):
+    if (
+        not known
+        or value.keys() != {f.name for f in fields(Promise)}
+        or not isinstance(value["report"], dict)
+    ):
         return False
-    return all(_is_number(value[bound]) and value[bound] >= 0 for bound in ("max_difference", "max_change"))
+    return all(
+        _is_number(value[bound]) and value[bound] >= 0 for bound in ("max_difference", "max_change")
+    )
 
 
 # What a field's value must be, in words and as a check. Fields that only people read may be any object.
@@ -217,15 +243,23 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "layout": ("one of trie and padded", lambda value: value in _LAYOUTS),
     "precisions": (
         f"promises by precision ({', '.join(precision.value for precision in Precision)}), at least one",
-        lambda value: isinstance(value, dict) and bool(value) and all(starmap(_is_promise, value.items())),
+        lambda value: (
+            isinstance(value, dict) and bool(value) and all(starmap(_is_promise, value.items()))
+        ),
     ),
     "num_classes": ("a count", _is_count),
     "max_tokens": ("a count of at least 1", lambda value: _is_count(value) and value > 0),
     "vocab_size": ("a count of at least 1", lambda value: _is_count(value) and value > 0),
     "pad_token_id": ("a count or null", lambda value: value is None or _is_count(value)),
     "causal": ("true or false", lambda value: isinstance(value, bool)),
-    "special_tokens": ("texts by name", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))),
-    "files": ("sha256 and bytes by name", lambda value: isinstance(value, dict) and all(starmap(_is_file, value.items()))),
+    "special_tokens": (
+        "texts by name",
+        lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    ),
+    "files": (
+        "sha256 and bytes by name",
+        lambda value: isinstance(value, dict) and all(starmap(_is_file, value.items())),
+    ),
     "reward_mean": ("a number", _is_number),
     "reward_std": ("a number greater than 0", lambda value: _is_number(value) and value > 0),
     "provenance": ("an object", lambda value: isinstance(value, dict)),
@@ -239,9 +273,13 @@ def _read_golden(path: Path) -> tuple[Golden, ...]:
         try:
             golden.append(_golden(json.loads(line)))
         except (ValueError, TypeError, KeyError) as error:
-            raise ArtifactError(f"{path}:{number}: no conversation with a reward: {error!r}") from None
+            raise ArtifactError(
+                f"{path}:{number}: no conversation with a reward: {error!r}"
+            ) from None
     if not golden:
-        raise ArtifactError(f"{path}: it holds no conversation, so that nothing would tell a wrong reward")
+        raise ArtifactError(
+            f"{path}: it holds no conversation, so that nothing would tell a wrong reward"
+        )
     return tuple(golden)
 
 
@@ -249,6 +287,10 @@ def _golden(entry: Any) -> Golden:
     """Raises ValueError, TypeError or KeyError where the entry is none."""
     prompt = tuple(Message(**message) for message in entry["prompt"])
     texts = [text for message in prompt for text in (message.role, message.content)]
-    if not prompt or not all(map(_is_text, [*texts, entry["response"]])) or not _is_number(entry["reward"]):
+    if (
+        not prompt
+        or not all(map(_is_text, [*texts, entry["response"]]))
+        or not _is_number(entry["reward"])
+    ):
         raise TypeError("prompt must be messages, response a text and reward a number")
     return Golden(prompt=prompt, response=entry["response"], reward=entry["reward"])

@@ -13,7 +13,8 @@ class EngineConfig:
     """Limits and resources of one engine. Raises ConfigError, naming the option and its bound."""
 
     runtime: Runtime = option(
-        Runtime.AUTO, "what computes: onnxruntime, or openvino on a CPU; auto takes the faster one for the precision"
+        Runtime.AUTO,
+        "what computes: onnxruntime, or openvino on a CPU; auto takes the faster one for the precision",
     )
     precision: str = option(
         "fp32",
@@ -21,7 +22,8 @@ class EngineConfig:
         "the artifact holds and this machine computes",
     )
     device: str = option(
-        "cpu", "cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1, each with the model and a prompt cache of its own"
+        "cpu",
+        "cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1, each with the model and a prompt cache of its own",
     )
     device_memory_bytes: int = option(
         0,
@@ -29,8 +31,12 @@ class EngineConfig:
         "more is run in halves",
         minimum=0,
     )
-    threads: int = option(0, "threads of the runtime; 0 for one per core this process may use", minimum=0)
-    max_tokens: int = option(0, "longest conversation in tokens; 0 for the model's own limit", minimum=0)
+    threads: int = option(
+        0, "threads of the runtime; 0 for one per core this process may use", minimum=0
+    )
+    max_tokens: int = option(
+        0, "longest conversation in tokens; 0 for the model's own limit", minimum=0
+    )
     max_batch_tokens: int = option(
         2048,
         "token rows of one batch, shared prefixes counted once; CPUs do best at 1,500 to 2,000, GPUs at more. A longer "
@@ -43,16 +49,21 @@ class EngineConfig:
         "are left free; beyond that its requests get RESOURCE_EXHAUSTED and a time to try again",
         minimum=16,
     )
-    cache_bytes: int = option(256 << 20, "memory for cached rewards, 400 bytes each; 0 for no cache", minimum=0)
+    cache_bytes: int = option(
+        256 << 20, "memory for cached rewards, 400 bytes each; 0 for no cache", minimum=0
+    )
     prompt_cache_bytes: int = option(
         64 << 20,
         "memory a device for keys and values of recent prompts, up to twice that while a batch runs; 0 for none. SmolLM2 takes "
         "46 KB a token, and a prompt that does not fit is not kept",
         minimum=0,
     )
-    overlong: Overlong = option(Overlong.REJECT, "conversations over the limit: refuse, or drop the oldest turns")
+    overlong: Overlong = option(
+        Overlong.REJECT, "conversations over the limit: refuse, or drop the oldest turns"
+    )
     control_tokens: ControlTokens = option(
-        ControlTokens.ACCEPT, "special tokens spelled out in texts: tokenise as in training and count, or refuse"
+        ControlTokens.ACCEPT,
+        "special tokens spelled out in texts: tokenise as in training and count, or refuse",
     )
     tokenizer_threads: int = option(2, "threads that render and tokenise", minimum=1, maximum=64)
 

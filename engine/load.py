@@ -20,11 +20,15 @@ def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:
     """
     limit = artifact.manifest.max_tokens
     if config.max_tokens > limit:
-        raise ConfigError(f"--max-tokens is {config.max_tokens}; it must be at most {limit}, the model's own limit")
+        raise ConfigError(
+            f"--max-tokens is {config.max_tokens}; it must be at most {limit}, the model's own limit"
+        )
     return config.max_tokens or limit
 
 
-def new_encoder(artifact: Artifact, config: EngineConfig, tokenizer: Tokenizer | None = None) -> ConversationEncoder:
+def new_encoder(
+    artifact: Artifact, config: EngineConfig, tokenizer: Tokenizer | None = None
+) -> ConversationEncoder:
     """The artifact's tokenizer (`tokenizer`, where it is loaded: SmolLM2's takes 23 MB) and template, with the config's limits."""
     manifest = artifact.manifest
     return ConversationEncoder(
@@ -66,13 +70,19 @@ def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Sess
     sequences = golden_sequences(artifact, encoder)
     promise = artifact.manifest.promise(session.precision)
     together = session.run(sequences).rewards
-    for number, (golden, sequence, beside) in enumerate(zip(artifact.golden, sequences, together, strict=True), start=1):
+    for number, (golden, sequence, beside) in enumerate(
+        zip(artifact.golden, sequences, together, strict=True), start=1
+    ):
         (raw,) = session.run([sequence]).rewards
         problem = ""
-        if not abs(float(raw) - golden.reward) <= promise.max_difference:  # also where it is not a number
+        if (
+            not abs(float(raw) - golden.reward) <= promise.max_difference
+        ):  # also where it is not a number
             problem = f"where the checkpoint gave {golden.reward:.6f}; it may differ by {promise.max_difference:.2g}"
         elif not abs(float(raw) - float(beside)) <= promise.max_change:
-            problem = f"alone and {beside:.6f} in company; it may change by {promise.max_change:.2g}"
+            problem = (
+                f"alone and {beside:.6f} in company; it may change by {promise.max_change:.2g}"
+            )
         if problem:
             raise ArtifactError(
                 f"{artifact.path}/golden.jsonl:{number}: {session.runtime} in {session.precision.value} gives {raw:.6f} {problem}"

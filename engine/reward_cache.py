@@ -68,7 +68,9 @@ def reward_keys(namespace: bytes, group: Group) -> list[bytes]:
     keys = []
     for response in group.responses:
         digest = prompt.copy()
-        _update(digest, b"response", *_parts((response,) if isinstance(response, str) else response))
+        _update(
+            digest, b"response", *_parts((response,) if isinstance(response, str) else response)
+        )
         keys.append(digest.digest())
     return keys
 

@@ -86,12 +86,16 @@ class Scorer:
         ).encode()
         self._pending: dict[bytes, _Pending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(config.tokenizer_threads, thread_name_prefix="kwise-tokenizer")
+        self._threads = ThreadPoolExecutor(
+            config.tokenizer_threads, thread_name_prefix="kwise-tokenizer"
+        )
         self._tokenizer_slots = Slots(config.tokenizer_threads)
         self._batcher: Batcher
 
     @classmethod
-    def load(cls, path: Path, config: EngineConfig | None = None, counters: Counters | None = None) -> "Scorer":
+    def load(
+        cls, path: Path, config: EngineConfig | None = None, counters: Counters | None = None
+    ) -> "Scorer":
         """Read and verify the artifact, load it on each device, and score its golden conversations there. `counters`: those of
         the scorer that this one takes over from.
 
@@ -139,7 +143,12 @@ class Scorer:
         """Begin to serve, in the running event loop."""
         manifest = self.artifact.manifest
         queue = WorkQueue(layout=manifest.layout, max_batch_tokens=self.config.max_batch_tokens)
-        self._batcher = Batcher(self._sessions, queue, max_queue_tokens=self.config.max_queue_tokens, counters=self.counters)
+        self._batcher = Batcher(
+            self._sessions,
+            queue,
+            max_queue_tokens=self.config.max_queue_tokens,
+            counters=self.counters,
+        )
         self._batcher.start()
 
     async def idle(self) -> None:
@@ -217,7 +226,9 @@ class Scorer:
             else:
                 ticket = ticket or Ticket(priority=group.priority, client=group.client)
                 future = asyncio.get_running_loop().create_future()
-                self._pending[key] = _Pending(future=future, priority=group.priority, client=group.client, ticket=ticket)
+                self._pending[key] = _Pending(
+                    future=future, priority=group.priority, client=group.client, ticket=ticket
+                )
                 new[key] = index
             lookup.awaited[key] = self._pending[key]
             self._pending[key].waiters += 1
@@ -276,7 +287,9 @@ class Scorer:
             for key, pending in waiting.items():
                 self._fail(key, pending, error)
 
-    async def _encode(self, group: Group, waiting: Sequence[_Pending]) -> list[EncodedSequence | InvalidRequest]:
+    async def _encode(
+        self, group: Group, waiting: Sequence[_Pending]
+    ) -> list[EncodedSequence | InvalidRequest]:
         """`ConversationEncoder.encode` in a tokenizer thread, unless everybody left before it was the group's turn."""
 
         def encode() -> list[EncodedSequence | InvalidRequest]:
@@ -286,7 +299,9 @@ class Scorer:
                 return self._encoder.encode(group)
             except Exception:
                 raise
-            except BaseException as panic:  # tokenizers' panics are no Exceptions, and nobody expects less
+            except (
+                BaseException
+            ) as panic:  # tokenizers' panics are no Exceptions, and nobody expects less
                 raise RuntimeError("the tokenizer panicked") from panic
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
@@ -304,7 +319,9 @@ class Scorer:
             pending = waiting[key]
             pending.work = future
             pending.future.add_done_callback(functools.partial(_cancel_with, future))
-            future.add_done_callback(functools.partial(self._finish, key, pending, sequence, tokenizer_ms))
+            future.add_done_callback(
+                functools.partial(self._finish, key, pending, sequence, tokenizer_ms)
+            )
             if (pending.priority, pending.client) != (group.priority, group.client):
                 self._batcher.hasten(future, pending.priority, pending.client)
 
@@ -330,10 +347,16 @@ class Scorer:
                 control_tokens=sequence.control_tokens,
             )
             self._cache.put(key, stored)
-            timing = Timing(tokenizer_ms=tokenizer_ms, queue_ms=finished.queue_s * 1000, model_ms=finished.model_s * 1000)
+            timing = Timing(
+                tokenizer_ms=tokenizer_ms,
+                queue_ms=finished.queue_s * 1000,
+                model_ms=finished.model_s * 1000,
+            )
             self._resolve(key, pending, stored, timing)
 
-    def _resolve(self, key: bytes, pending: _Pending, outcome: StoredReward | InvalidRequest, timing: Timing) -> None:
+    def _resolve(
+        self, key: bytes, pending: _Pending, outcome: StoredReward | InvalidRequest, timing: Timing
+    ) -> None:
         self._forget(key, pending)
         if not pending.future.done():
             pending.future.set_result((outcome, timing))
@@ -390,14 +413,22 @@ def _is_of_response(error: KwiseError) -> bool:
 
 def _at_index(error: KwiseError, index: int) -> KwiseError:
     """The same error naming the response's place in this request, which may not be where it was first met."""
-    return error.at(index) if isinstance(error, InvalidRequest) and error.response is not None else error
+    return (
+        error.at(index)
+        if isinstance(error, InvalidRequest) and error.response is not None
+        else error
+    )
 
 
 def _estimated_tokens(group: Group, max_tokens: int) -> int:
     """About how many tokens the group's conversations have, from lengths alone; token ids over the limit cost nothing."""
     if isinstance(group.prompt[0], Message):
         prompt_length = sum(len(message.content) for message in group.prompt)
-        return sum(prompt_length + len(response) for response in group.responses) // _CHARACTERS_PER_TOKEN + 1
+        return (
+            sum(prompt_length + len(response) for response in group.responses)
+            // _CHARACTERS_PER_TOKEN
+            + 1
+        )
     lengths = [len(group.prompt) + len(response) for response in group.responses]
     return sum(length for length in lengths if length <= max_tokens)
 

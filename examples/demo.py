@@ -40,7 +40,12 @@ RESPONSES = [
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--build", type=Path, default=ROOT / "build" / "demo", help="where to write (default: build/demo)")
+    parser.add_argument(
+        "--build",
+        type=Path,
+        default=ROOT / "build" / "demo",
+        help="where to write (default: build/demo)",
+    )
     build: Path = parser.parse_args().build
     checkpoint, artifact = build / "checkpoint", build / "artifact"
     started = time.monotonic()
@@ -116,7 +121,9 @@ def show(address: str) -> None:
         reward = scored.rewards[index]
         assert isinstance(reward, Reward), reward
         text = RESPONSES[index] if len(RESPONSES[index]) <= 84 else RESPONSES[index][:83] + "…"
-        print(f"  {ranked.ranks[index]:>4}  {reward.value:+7.3f}  {wins[index] / (len(RESPONSES) - 1):4.0%}   {text}")
+        print(
+            f"  {ranked.ranks[index]:>4}  {reward.value:+7.3f}  {wins[index] / (len(RESPONSES) - 1):4.0%}   {text}"
+        )
     print(
         f"\n  {len(RESPONSES)} rewards in {seconds:.2f} s; ranks and {len(compared.comparisons)} win probabilities from the cache: "
         f"{passes} pass of the model in all.\n  wins: mean probability of being preferred to each of the other eight."

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from kwise.errors import ConfigError
 from kwise.train.model.limits import model_max_tokens
@@ -38,19 +43,27 @@ def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
         OSError: there is no such chat template.
     """
     with reading("CHECKPOINT", name):
-        model, loading = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(name)
     if model.config.num_labels != 1:
         raise ConfigError(f"{name} has {model.config.num_labels} labels; a reward model has one")
     if loading["missing_keys"]:
-        raise ConfigError(f"{name} is no reward model: it lacks {', '.join(sorted(loading['missing_keys']))}")
+        raise ConfigError(
+            f"{name} is no reward model: it lacks {', '.join(sorted(loading['missing_keys']))}"
+        )
     if not tokenizer.is_fast:
         raise ConfigError(f"{name} has no fast tokenizer (tokenizer.json), which the engine needs")
     if chat_template:
         tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
     model.eval()
     checkpoint = Checkpoint(
-        name=name, model=model, tokenizer=tokenizer, causal=is_causal(model), shares_prefixes=supports_trie(model)
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        causal=is_causal(model),
+        shares_prefixes=supports_trie(model),
     )
     _check_template(checkpoint)
     return checkpoint
@@ -62,7 +75,9 @@ def is_causal(model: PreTrainedModel) -> bool:
     changed = input_ids.clone()
     changed[0, -1] = 1
     with torch.inference_mode():
-        states, states_changed = (model.base_model(input_ids=ids).last_hidden_state for ids in (input_ids, changed))
+        states, states_changed = (
+            model.base_model(input_ids=ids).last_hidden_state for ids in (input_ids, changed)
+        )
     return bool(torch.allclose(states[:, :-1], states_changed[:, :-1], atol=1e-5))
 
 
@@ -81,7 +96,9 @@ def supports_trie(model: PreTrainedModel) -> bool:
 def _check_template(checkpoint: Checkpoint) -> None:
     template = checkpoint.tokenizer.chat_template
     if template is None and checkpoint.causal:
-        raise ConfigError(f"{checkpoint.name} has no chat template: give the one it was trained with as --chat-template FILE")
+        raise ConfigError(
+            f"{checkpoint.name} has no chat template: give the one it was trained with as --chat-template FILE"
+        )
     if "strftime_now" in (template or ""):
         raise ConfigError(
             "the chat template prints today's date (strftime_now), so rewards would change overnight: "
@@ -102,7 +119,9 @@ def check_padding(checkpoint: Checkpoint) -> None:
         if checkpoint.shares_prefixes
         else "name one in its config.json that no conversation ends with"
     )
-    raise ConfigError(f"--layout padded: {checkpoint.name} is a causal model without a pad_token_id; {way_out}")
+    raise ConfigError(
+        f"--layout padded: {checkpoint.name} is a causal model without a pad_token_id; {way_out}"
+    )
 
 
 def longest_conversation(checkpoint: Checkpoint, asked: int) -> int:
@@ -112,14 +131,22 @@ def longest_conversation(checkpoint: Checkpoint, asked: int) -> int:
         ConfigError: `asked` is over the limit; or it is 0 and the model states none; or rotary embeddings change with length
             in a way that is not known here.
     """
-    limit, reason = model_max_tokens(checkpoint.model, checkpoint.tokenizer), "the model's own limit"
+    limit, reason = (
+        model_max_tokens(checkpoint.model, checkpoint.tokenizer),
+        "the model's own limit",
+    )
     fixed = rope_limit(checkpoint.model)
     if fixed is not None and (limit is None or fixed < limit):
-        limit, reason = fixed, "for beyond it the model's rotary embeddings change, and the graph's are fixed"
+        limit, reason = (
+            fixed,
+            "for beyond it the model's rotary embeddings change, and the graph's are fixed",
+        )
     if limit is not None and asked > limit:
         raise ConfigError(f"--max-tokens is {asked}; it must be at most {limit}, {reason}")
     if not asked and limit is None:
-        raise ConfigError(f"{checkpoint.name} states no longest conversation: give one as --max-tokens")
+        raise ConfigError(
+            f"{checkpoint.name} states no longest conversation: give one as --max-tokens"
+        )
     return asked or limit or 0
 
 
@@ -139,10 +166,15 @@ def rope_limit(model: PreTrainedModel) -> int | None:
             continue
         if kind == "longrope":
             config = module.config
-            limits.append(getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings)
+            limits.append(
+                getattr(config, "original_max_position_embeddings", None)
+                or config.max_position_embeddings
+            )
         elif kind == "dynamic":
             limits.append(module.original_max_seq_len)
         else:
             known = ", ".join(sorted({*_STATIC_ROPE, "dynamic", "longrope"}))
-            raise ConfigError(f"{type(model).__name__} scales its rotary embeddings by {kind!r}; known are {known}")
+            raise ConfigError(
+                f"{type(model).__name__} scales its rotary embeddings by {kind!r}; known are {known}"
+            )
     return min(limits, default=None)

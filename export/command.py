@@ -22,11 +22,17 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"kwise export: nothing was written: {error}", file=sys.stderr)
         return 1
     manifest = artifact.manifest
-    print(f"{artifact.path}: layout {manifest.layout}, up to {manifest.max_tokens} tokens, fingerprint {manifest.fingerprint}")
+    print(
+        f"{artifact.path}: layout {manifest.layout}, up to {manifest.max_tokens} tokens, fingerprint {manifest.fingerprint}"
+    )
     for precision in manifest.held:
         report = manifest.promise(precision).report
         line = _PARITY if precision is Precision.FP32 else _AGREEMENT
-        stay = f"in fp32 stay {', '.join(kept)}" if (kept := report.get("kept_in_fp32")) else "none stays in fp32"
+        stay = (
+            f"in fp32 stay {', '.join(kept)}"
+            if (kept := report.get("kept_in_fp32"))
+            else "none stays in fp32"
+        )
         few = _FEW if report.get("clear_pairs", _MANY_PAIRS) < _MANY_PAIRS else ""
         print(f"  {precision.value}: {line.format(**report, stay=stay)}{few}")
     return 0

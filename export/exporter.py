@@ -59,18 +59,30 @@ class Layout(Enum):
 class ExportConfig:
     """What to export and where to. Raises ConfigError, naming the option and its bound."""
 
-    checkpoint: str = option(help="directory or hub name of a sequence-classification checkpoint with one label")
+    checkpoint: str = option(
+        help="directory or hub name of a sequence-classification checkpoint with one label"
+    )
     artifact: str = option(help="directory to write")
-    name: str = option("", "the model's name in requests and replies; the artifact directory's by default")
-    layout: Layout = option(Layout.AUTO, "trie shares prompts and needs a causal model; padded takes any")
-    chat_template: str = option("", "file with a Jinja chat template to use instead of the checkpoint's")
-    max_tokens: int = option(0, "longest conversation; 0 for the model's own limit", minimum=0, maximum=2**31 - 1)
+    name: str = option(
+        "", "the model's name in requests and replies; the artifact directory's by default"
+    )
+    layout: Layout = option(
+        Layout.AUTO, "trie shares prompts and needs a causal model; padded takes any"
+    )
+    chat_template: str = option(
+        "", "file with a Jinja chat template to use instead of the checkpoint's"
+    )
+    max_tokens: int = option(
+        0, "longest conversation; 0 for the model's own limit", minimum=0, maximum=2**31 - 1
+    )
     dtype: str = option(
         "fp32",
         "precisions to write, as fp32,int8: fp32 for any runtime, int8 for CPUs, fp16 for GPUs, bf16 for both. Each is measured "
         "against fp32, and must keep its promise",
     )
-    rankings: str = option("", "rankings of yours to measure precisions on; shipped conversations by default")
+    rankings: str = option(
+        "", "rankings of yours to measure precisions on; shipped conversations by default"
+    )
     min_agreement: float = option(
         0.0,
         "share of pairs with clear margins that a precision must order as fp32 does; 0 for 0.98 of int8, 0.995 of fp16 and bf16",
@@ -130,7 +142,9 @@ def _layout(config: ExportConfig, checkpoint: Checkpoint) -> Layout:
     if layout is Layout.AUTO:
         layout = Layout.TRIE if checkpoint.shares_prefixes else Layout.PADDED
     elif layout is Layout.TRIE and not checkpoint.shares_prefixes:
-        raise ConfigError(f"--layout trie: {type(checkpoint.model).__name__} cannot share prompts; use --layout padded")
+        raise ConfigError(
+            f"--layout trie: {type(checkpoint.model).__name__} cannot share prompts; use --layout padded"
+        )
     if layout is Layout.PADDED:
         check_padding(checkpoint)
     return layout
@@ -139,7 +153,9 @@ def _layout(config: ExportConfig, checkpoint: Checkpoint) -> Layout:
 def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> Manifest:
     """The manifest but for what is measured later."""
     tokenizer, pad_token_id = checkpoint.tokenizer, checkpoint.model.config.pad_token_id
-    if layout is Layout.PADDED and pad_token_id is None:  # an encoder, which masks whatever stands there
+    if (
+        layout is Layout.PADDED and pad_token_id is None
+    ):  # an encoder, which masks whatever stands there
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Manifest(
         name=config.name or Path(config.artifact).resolve().name,
@@ -150,7 +166,11 @@ def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> M
         vocab_size=checkpoint.model.get_input_embeddings().num_embeddings,
         pad_token_id=pad_token_id,
         causal=checkpoint.causal,
-        special_tokens={name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)},
+        special_tokens={
+            name: str(token)
+            for name, token in tokenizer.special_tokens_map.items()
+            if isinstance(token, str)
+        },
         files={},
         reward_mean=config.reward_mean,
         reward_std=config.reward_std,
@@ -168,28 +188,45 @@ def _write(checkpoint: Checkpoint, layout: Layout, work: Path) -> None:
 
 
 def _prove(
-    manifest: Manifest, cases: Sequence[ParityCase], texts: Sequence[Texts], config: ExportConfig, work: Path
+    manifest: Manifest,
+    cases: Sequence[ParityCase],
+    texts: Sequence[Texts],
+    config: ExportConfig,
+    work: Path,
 ) -> Manifest:
     """Check that what `work` holds gives the rewards of `cases`, add the other precisions, and make it an artifact: golden
     rewards, manifest."""
     artifact = Artifact(path=work, manifest=replace(manifest, files=_files(work)), golden=())
     encoder, session = new_encoder(artifact, EngineConfig()), GraphSession(artifact)
-    report = check_parity(cases, encoder, session, layout=manifest.layout, tolerance=config.tolerance)
-    promises = {Precision.FP32: Promise(max_difference=report.tolerance, max_change=report.tolerance, report=asdict(report))}
+    report = check_parity(
+        cases, encoder, session, layout=manifest.layout, tolerance=config.tolerance
+    )
+    promises = {
+        Precision.FP32: Promise(
+            max_difference=report.tolerance, max_change=report.tolerance, report=asdict(report)
+        )
+    }
     golden = _golden_cases(cases)
     wanted = parse_precisions(config.dtype, "--dtype")
-    promises |= add_precisions(artifact, encoder, session, wanted, golden, texts=texts, min_agreement=config.min_agreement)
+    promises |= add_precisions(
+        artifact, encoder, session, wanted, golden, texts=texts, min_agreement=config.min_agreement
+    )
     del session  # it maps the weights
     if Precision.FP32 not in wanted:
         del promises[Precision.FP32]
         for name in (graph_name(Precision.FP32), data_name(Precision.FP32)):
             (work / name).unlink(missing_ok=True)
     _write_golden(work / GOLDEN, golden)
-    kept = {precision.value: asdict(promises[precision]) for precision in Precision if precision in promises}
+    kept = {
+        precision.value: asdict(promises[precision])
+        for precision in Precision
+        if precision in promises
+    }
     manifest = replace(manifest, files=_files(work), precisions=kept)
     manifest = replace(manifest, fingerprint=manifest.computed_fingerprint())
     (work / MANIFEST).write_text(
-        json.dumps(asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        json.dumps(asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        encoding="utf-8",
     )
     return manifest
 
@@ -204,20 +241,27 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "model_type": checkpoint.model.config.model_type,
         "parameters": checkpoint.model.num_parameters(),
         "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("kwise", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")},
+        "versions": {
+            name: version(name)
+            for name in ("kwise", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
+        },
     }
 
 
 def _golden_cases(cases: Sequence[ParityCase]) -> list[ParityCase]:
     """The first few short conversations of text."""
-    return [case for case in cases if isinstance(case.response, str) and len(_golden_line(case)) < _GOLDEN_CHARACTERS][
-        :_NUM_GOLDEN
-    ]
+    return [
+        case
+        for case in cases
+        if isinstance(case.response, str) and len(_golden_line(case)) < _GOLDEN_CHARACTERS
+    ][:_NUM_GOLDEN]
 
 
 def _golden_line(case: ParityCase) -> str:
     prompt = [asdict(message) for message in case.prompt if isinstance(message, Message)]
-    return json.dumps({"prompt": prompt, "response": case.response, "reward": case.reward}, ensure_ascii=False)
+    return json.dumps(
+        {"prompt": prompt, "response": case.response, "reward": case.reward}, ensure_ascii=False
+    )
 
 
 def _write_golden(path: Path, golden: Sequence[ParityCase]) -> None:

@@ -68,19 +68,31 @@ def allowed_difference(tolerance: float, rewards: Sequence[float]) -> float:
     return tolerance * max(1.0, float(np.std(rewards)))
 
 
-def reference_cases(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[ParityCase]:
+def reference_cases(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> list[ParityCase]:
     """The checkpoint's rewards of conversations of many lengths up to `max_tokens`, texts first, then token ids.
 
     Raises:
         ConfigError: not even the shortest conversation fits into `max_tokens`.
     """
     cases, lengths = [], []
-    for prompt, response in _conversations(max_tokens, multi_turn=tokenizer.chat_template is not None):
+    for prompt, response in _conversations(
+        max_tokens, multi_turn=tokenizer.chat_template is not None
+    ):
         token_ids, type_ids = _reference_tokens(tokenizer, prompt, response)
         lengths.append(len(token_ids))
         if len(token_ids) <= max_tokens:
             reward = _plain_reward(model, token_ids, type_ids)
-            cases.append(ParityCase(prompt=prompt, response=response, token_ids=token_ids, type_ids=type_ids, reward=reward))
+            cases.append(
+                ParityCase(
+                    prompt=prompt,
+                    response=response,
+                    token_ids=token_ids,
+                    type_ids=type_ids,
+                    reward=reward,
+                )
+            )
     if not cases:
         raise ConfigError(
             f"--max-tokens: the limit of {max_tokens} leaves nothing to check parity with; it must be at least "
@@ -91,12 +103,25 @@ def reference_cases(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         for length in (1, 2, 3, 5, 17):  # token-id requests may be as short as one token
             token_ids = longest[: min(length, max_tokens)]
             prompt_ids, reward = tuple(token_ids.tolist()), _plain_reward(model, token_ids)
-            cases.append(ParityCase(prompt=prompt_ids, response=(), token_ids=token_ids, type_ids=None, reward=reward))
+            cases.append(
+                ParityCase(
+                    prompt=prompt_ids,
+                    response=(),
+                    token_ids=token_ids,
+                    type_ids=None,
+                    reward=reward,
+                )
+            )
     return cases
 
 
 def check_parity(
-    cases: Sequence[ParityCase], encoder: ConversationEncoder, session: Session, *, layout: str, tolerance: float
+    cases: Sequence[ParityCase],
+    encoder: ConversationEncoder,
+    session: Session,
+    *,
+    layout: str,
+    tolerance: float,
 ) -> ParityReport:
     """Compare the engine's rewards with the checkpoint's.
 
@@ -106,7 +131,9 @@ def check_parity(
     sequences = [encoded(encoder, case) for case in cases]
     expected = np.array([case.reward for case in cases])
     alone = np.array([float(session.run([sequence]).rewards[0]) for sequence in sequences])
-    together = np.concatenate([session.run(part).rewards for part in _batches(sequences, layout)]).astype(np.float64)
+    together = np.concatenate(
+        [session.run(part).rewards for part in _batches(sequences, layout)]
+    ).astype(np.float64)
     differences = np.abs(alone - expected)
     report = ParityReport(
         num_sequences=len(sequences),
@@ -118,7 +145,9 @@ def check_parity(
         reward_std=float(expected.std()),
         tolerance=allowed_difference(tolerance, expected.tolist()),
     )
-    if not max(report.max_difference, report.max_change_with_company) <= report.tolerance:  # also where it is not a number
+    if (
+        not max(report.max_difference, report.max_change_with_company) <= report.tolerance
+    ):  # also where it is not a number
         at = len(sequences[int(differences.argmax())].token_ids)
         raise ParityError(
             f"rewards differ from the checkpoint's by up to {report.max_difference:.2e} (at {at} tokens) and change with "
@@ -137,7 +166,9 @@ def shipped_conversations() -> list[tuple[str, str]]:
 def _conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation, str]]:
     """The shipped conversations, and longer ones made of their turns; short ones alone for models of single turns."""
     pairs = shipped_conversations()
-    cases: list[tuple[Conversation, str]] = [((Message(role="user", content=p),), r) for p, r in pairs]
+    cases: list[tuple[Conversation, str]] = [
+        ((Message(role="user", content=p),), r) for p, r in pairs
+    ]
     if not multi_turn:
         return cases
     turns: list[Message] = []
@@ -154,12 +185,17 @@ def _conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation
     return cases
 
 
-def _reference_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, response: str) -> tuple[Int64, Int64 | None]:
+def _reference_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, response: str
+) -> tuple[Int64, Int64 | None]:
     """(token ids, type ids) as transformers makes them of the whole conversation."""
     if tokenizer.chat_template is None:
         pair = tokenizer(prompt[0].content, response, return_token_type_ids=True)
         return np.array(pair["input_ids"], np.int64), np.array(pair["token_type_ids"], np.int64)
-    messages = [{"role": m.role, "content": m.content} for m in (*prompt, Message(role="assistant", content=response))]
+    messages = [
+        {"role": m.role, "content": m.content}
+        for m in (*prompt, Message(role="assistant", content=response))
+    ]
     return np.array(tokenizer.apply_chat_template(messages, tokenize=True), np.int64), None
 
 

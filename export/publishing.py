@@ -14,7 +14,9 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
     if not destination.exists():
         return
     if not overwrite:
-        raise ConfigError(f"{destination} exists; choose another directory, or replace an artifact with --overwrite")
+        raise ConfigError(
+            f"{destination} exists; choose another directory, or replace an artifact with --overwrite"
+        )
     if (problem := _foreign(destination)) is not None:
         raise ConfigError(f"--overwrite: {destination} is no artifact by kwise export: {problem}")
 
@@ -44,7 +46,10 @@ def _foreign(directory: Path) -> str | None:
         ours = {MANIFEST, *manifest.files}
     except (OSError, ValueError, TypeError):
         return f"it has no readable {MANIFEST}"
-    return next((f"it has {path.name}" for path in sorted(directory.iterdir()) if path.name not in ours), None)
+    return next(
+        (f"it has {path.name}" for path in sorted(directory.iterdir()) if path.name not in ours),
+        None,
+    )
 
 
 def _open_permissions(directory: Path) -> None:

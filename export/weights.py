@@ -30,7 +30,9 @@ class WeightFile:
         self._path = path
 
     def __enter__(self) -> "WeightFile":
-        self._path.unlink(missing_ok=True)  # a session may map the old one, which must not change under it
+        self._path.unlink(
+            missing_ok=True
+        )  # a session may map the old one, which must not change under it
         self._file = self._path.open("wb")
         return self
 
@@ -42,7 +44,9 @@ class WeightFile:
         self._file.seek(-(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT)
         offset = self._file.tell()
         np.ascontiguousarray(array).tofile(self._file)
-        tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor = TensorProto(
+            name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype)
+        )
         tensor.raw_data = b""  # set_external_data wants the field
         set_external_data(tensor, self._path.name, offset=offset, length=self._file.tell() - offset)
         tensor.ClearField("raw_data")
@@ -113,7 +117,9 @@ class Rewriting:
         del graph.node[:]
         graph.node.extend(reversed(needed))
         del graph.initializer[:]
-        graph.initializer.extend([*(tensor for name, tensor in self._added.items() if name in read), *kept])
+        graph.initializer.extend(
+            [*(tensor for name, tensor in self._added.items() if name in read), *kept]
+        )
         onnx.save(self.model, self._destination)
 
 
@@ -121,7 +127,11 @@ def _skip_identities(graph: onnx.GraphProto, weights: Mapping[str, TensorProto])
     """A weight that several layers share is read through nodes that do nothing: they read it directly."""
     shown = {value.name for value in graph.output}
     named = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
-    source = {name: origin for name, origin in ((name, _origin(name, named)) for name in named) if origin in weights}
+    source = {
+        name: origin
+        for name, origin in ((name, _origin(name, named)) for name in named)
+        if origin in weights
+    }
     kept = [node for node in graph.node if node.output[0] not in source or node.output[0] in shown]
     for node in kept:
         for position, name in enumerate(node.input):

@@ -19,12 +19,24 @@ class _Command(NamedTuple):
 _COMMANDS = {
     "data": _Command("kwise.train.data.command", "convert, check and describe preference data", ""),
     "train": _Command("kwise.train.command", "train a reward model on rankings", "train"),
-    "export": _Command("kwise.export.command", "export a checkpoint to an artifact that the engine serves", "export"),
-    "bench": _Command("kwise.benchmarks.command", "measure the model pass, serving or training on this machine", "export"),
+    "export": _Command(
+        "kwise.export.command",
+        "export a checkpoint to an artifact that the engine serves",
+        "export",
+    ),
+    "bench": _Command(
+        "kwise.benchmarks.command",
+        "measure the model pass, serving or training on this machine",
+        "export",
+    ),
     "serve": _Command("kwise.engine.server.command", "serve an artifact over gRPC", "engine"),
-    "score": _Command("kwise.client.commands.score", "rewards of responses, from a running server", ""),
+    "score": _Command(
+        "kwise.client.commands.score", "rewards of responses, from a running server", ""
+    ),
     "rank": _Command("kwise.client.commands.rank", "ranks of responses, from a running server", ""),
-    "compare": _Command("kwise.client.commands.compare", "win probabilities of pairs, from a running server", ""),
+    "compare": _Command(
+        "kwise.client.commands.compare", "win probabilities of pairs, from a running server", ""
+    ),
 }
 
 
@@ -52,19 +64,26 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str], chosen: str) -> int:
     """Parse and run; of the commands' modules only that of `chosen` is imported. Raises what the command raises."""
-    parser = argparse.ArgumentParser(prog="kwise", description="Train, export and serve reward models.")
+    parser = argparse.ArgumentParser(
+        prog="kwise", description="Train, export and serve reward models."
+    )
     parser.add_argument("--version", action="version", version=f"kwise {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = None
     for name, command in _COMMANDS.items():
-        subparser = commands.add_parser(name, help=command.summary, description=command.summary.capitalize() + ".")
+        subparser = commands.add_parser(
+            name, help=command.summary, description=command.summary.capitalize() + "."
+        )
         if name == chosen:
             try:
                 module = import_module(command.module)
             except ModuleNotFoundError as missing:
                 if missing.name is None or missing.name.split(".")[0] == "kwise":
                     raise
-                print(f"kwise {name} needs the package {missing.name}: pip install 'kwise[{command.extra}]'", file=sys.stderr)
+                print(
+                    f"kwise {name} needs the package {missing.name}: pip install 'kwise[{command.extra}]'",
+                    file=sys.stderr,
+                )
                 return 1
             module.add_arguments(subparser)
             run = module.run

@@ -14,7 +14,9 @@ def ranks(rewards: Sequence[Reward | KwiseError]) -> list[int | None]:
     None in the place of a response that has no reward.
     """
     raw = [reward.raw for reward in rewards if isinstance(reward, Reward)]
-    return [1 + sum(other > r.raw for other in raw) if isinstance(r, Reward) else None for r in rewards]
+    return [
+        1 + sum(other > r.raw for other in raw) if isinstance(r, Reward) else None for r in rewards
+    ]
 
 
 def win_probability(margin: float) -> float:
@@ -24,7 +26,9 @@ def win_probability(margin: float) -> float:
     return exp(margin) / (1 + exp(margin))
 
 
-def compare(rewards: Sequence[Reward | KwiseError], pairs: Sequence[tuple[int, int]] | None = None) -> list[Comparison]:
+def compare(
+    rewards: Sequence[Reward | KwiseError], pairs: Sequence[tuple[int, int]] | None = None
+) -> list[Comparison]:
     """One comparison per pair of indices, in order; no pairs given means all C(K,2), (0,1), (0,2), …
 
     Raises:
@@ -34,11 +38,15 @@ def compare(rewards: Sequence[Reward | KwiseError], pairs: Sequence[tuple[int, i
     comparisons = []
     for number, (first, second) in enumerate(checked):
         if not (0 <= first < len(rewards) and 0 <= second < len(rewards)):
-            raise InvalidRequest(f"pairs[{number}]", f"({first}, {second}) with {len(rewards)} responses")
+            raise InvalidRequest(
+                f"pairs[{number}]", f"({first}, {second}) with {len(rewards)} responses"
+            )
         a, b = rewards[first], rewards[second]
         if isinstance(a, Reward) and isinstance(b, Reward):
             margin = a.raw - b.raw
-            comparison = Comparison(first=first, second=second, margin=margin, win_probability=win_probability(margin))
+            comparison = Comparison(
+                first=first, second=second, margin=margin, win_probability=win_probability(margin)
+            )
         else:
             error = a if isinstance(a, KwiseError) else b
             assert isinstance(error, KwiseError)

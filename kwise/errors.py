@@ -74,7 +74,9 @@ class Overloaded(KwiseError):
 
     status = Status.RESOURCE_EXHAUSTED
 
-    def __init__(self, queued_tokens: int, own_tokens: int, max_queue_tokens: int, retry_after_s: float) -> None:
+    def __init__(
+        self, queued_tokens: int, own_tokens: int, max_queue_tokens: int, retry_after_s: float
+    ) -> None:
         super().__init__(
             f"the queue holds {queued_tokens} tokens, {own_tokens} of them this client's, and its limit is {max_queue_tokens} "
             f"(--max-queue-tokens); a client may have as many as are left free: try again in {retry_after_s:.2f} s"

@@ -45,7 +45,9 @@ def check_bounds(config: Any) -> None:
         value, bounds = getattr(config, field.name), field.metadata
         if value is None or not isinstance(value, int | float):
             continue
-        flag = _flag(field.name)  # comparisons are negated so that NaN, which is within no bounds, fails them
+        flag = _flag(
+            field.name
+        )  # comparisons are negated so that NaN, which is within no bounds, fails them
         if (low := bounds.get("minimum")) is not None and not value >= low:
             raise ConfigError(f"{flag} is {value}; it must be at least {low}")
         if (high := bounds.get("maximum")) is not None and not value <= high:
@@ -62,7 +64,12 @@ def add_options(parser: argparse.ArgumentParser, config_type: type) -> None:
         text = field.metadata.get("help", "").replace("%", "%%")
         required = field.default is dataclasses.MISSING
         if kind is bool:
-            parser.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, default=field.default, help=text)
+            parser.add_argument(
+                _flag(field.name),
+                action=argparse.BooleanOptionalAction,
+                default=field.default,
+                help=text,
+            )
             continue
         arguments: dict[str, Any] = {"help": text, "type": _parser_of(kind)}
         if isinstance(kind, type) and issubclass(kind, Enum):
@@ -86,8 +93,12 @@ def from_options(config_type: type[T], namespace: argparse.Namespace) -> T:
     Raises:
         ConfigError: a value is out of range.
     """
-    values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(config_type)}  # type: ignore[arg-type]
-    return config_type(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    values = {
+        field.name: getattr(namespace, field.name) for field in dataclasses.fields(config_type)
+    }  # type: ignore[arg-type]
+    return config_type(
+        **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    )
 
 
 def _flag(name: str) -> str:

@@ -22,8 +22,12 @@ from hypothesis import HealthCheck, settings
 from kwise.types import Reward, ScoredGroup
 
 # Tests say what is right, not how fast the machine is. More examples: pytest --hypothesis-profile=thorough.
-settings.register_profile("kwise", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "kwise", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "thorough", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("kwise")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -145,7 +149,9 @@ class Log:
     def __init__(self) -> None:
         self.text = ""
 
-    def read(self, process: "subprocess.Popen[str]", tell_port: Callable[[int | None], None]) -> None:
+    def read(
+        self, process: "subprocess.Popen[str]", tell_port: Callable[[int | None], None]
+    ) -> None:
         assert process.stderr is not None
         with process.stderr as lines:
             for line in lines:
@@ -167,7 +173,9 @@ class Server:
     def stub(self) -> Iterator[Any]:
         from kwise.protos.kwise.v1 import reward_pb2_grpc
 
-        with grpc.insecure_channel(self.address, [("grpc.max_receive_message_length", 64 << 20)]) as channel:
+        with grpc.insecure_channel(
+            self.address, [("grpc.max_receive_message_length", 64 << 20)]
+        ) as channel:
             yield reward_pb2_grpc.RewardServiceStub(channel)
 
 
@@ -185,7 +193,9 @@ def plain_rewards() -> Callable[..., list[float]]:
 
     loaded: dict[Path, tuple[Any, Any]] = {}
 
-    def rewards(checkpoint: Path, messages: list[dict[str, str]], responses: list[str]) -> list[float]:
+    def rewards(
+        checkpoint: Path, messages: list[dict[str, str]], responses: list[str]
+    ) -> list[float]:
         if checkpoint not in loaded:
             model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
             loaded[checkpoint] = model, AutoTokenizer.from_pretrained(checkpoint)

@@ -8,8 +8,12 @@ import pytest
 
 from kwise.cli import main
 
-GOOD = json.dumps({"prompt": "p", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]})
-CONTRADICTION = json.dumps({"prompt": "p", "responses": [{"text": "a", "rank": 1}, {"text": "a", "rank": 2}]})
+GOOD = json.dumps(
+    {"prompt": "p", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
+)
+CONTRADICTION = json.dumps(
+    {"prompt": "p", "responses": [{"text": "a", "rank": 1}, {"text": "a", "rank": 2}]}
+)
 
 
 def kwise(*arguments: str) -> int:
@@ -25,14 +29,30 @@ def kwise(*arguments: str) -> int:
         ("train", 2, "the following arguments are required: DATA"),
         ("train good.jsonl --output y", 2, "--model is required"),
         ("train good.jsonl --model m", 2, "--output is required"),
-        ("train good.jsonl --model m --output y --epochs 0", 2, "--epochs is 0.0; it must be greater than 0"),
-        ("train good.jsonl --model nowhere --output y", 2, "--model nowhere: there is no such file or directory"),
+        (
+            "train good.jsonl --model m --output y --epochs 0",
+            2,
+            "--epochs is 0.0; it must be greater than 0",
+        ),
+        (
+            "train good.jsonl --model nowhere --output y",
+            2,
+            "--model nowhere: there is no such file or directory",
+        ),
         ("train good.jsonl --model . --output y", 2, "--model .: cannot be read: "),
-        ("train good.jsonl --model nowhere.gguf --output y", 2, "--model nowhere.gguf: there is no such file"),
+        (
+            "train good.jsonl --model nowhere.gguf --output y",
+            2,
+            "--model nowhere.gguf: there is no such file",
+        ),
         ("train nofile --model m --output y", 1, "No such file or directory: 'nofile'"),
         ("train . --model m --output y", 1, "Is a directory"),
         ("train bad.gz --model m --output y", 1, "bad.gz: not a complete gzip file"),
-        ("train twice.jsonl --model m --output y", 1, "twice.jsonl:1: responses: [0] and [1] are the same text"),
+        (
+            "train twice.jsonl --model m --output y",
+            1,
+            "twice.jsonl:1: responses: [0] and [1] are the same text",
+        ),
         ("export nowhere y", 2, "CHECKPOINT nowhere: there is no such file or directory"),
         ("export . y", 2, "CHECKPOINT .: cannot be read: "),
         ("score --response a", 2, "--response needs --prompt"),
@@ -41,7 +61,12 @@ def kwise(*arguments: str) -> int:
     ],
 )
 def test_a_mistake_is_told_in_one_line_with_its_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, code: int, says: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    code: int,
+    says: str,
 ) -> None:
     """2 for a wrong command line, 1 for bad data: `train` answered 2 and `score` 1 for the same bad line."""
     (tmp_path / "good.jsonl").write_text(GOOD)
@@ -55,8 +80,12 @@ def test_a_mistake_is_told_in_one_line_with_its_exit_code(
     assert max(map(len, output.err.splitlines())) < 600
 
 
-@pytest.mark.parametrize("command", ["data", "train", "export", "serve", "score", "rank", "compare"])
-def test_help_of_every_command_shows_no_empty_default(capsys: pytest.CaptureFixture[str], command: str) -> None:
+@pytest.mark.parametrize(
+    "command", ["data", "train", "export", "serve", "score", "rank", "compare"]
+)
+def test_help_of_every_command_shows_no_empty_default(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     assert kwise(command, "--help") == 0
     assert "(default: )" not in " ".join(capsys.readouterr().out.split())
 

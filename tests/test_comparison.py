@@ -28,8 +28,14 @@ def test_rank_is_one_more_than_how_many_are_better(outcomes: list[Reward | Kwise
     assert ranks(outcomes) == expected
 
 
-@given(OUTCOMES.flatmap(lambda outcomes: st.tuples(st.just(outcomes), st.permutations(range(len(outcomes))))))
-def test_permuting_responses_permutes_their_ranks(case: tuple[list[Reward | KwiseError], list[int]]) -> None:
+@given(
+    OUTCOMES.flatmap(
+        lambda outcomes: st.tuples(st.just(outcomes), st.permutations(range(len(outcomes))))
+    )
+)
+def test_permuting_responses_permutes_their_ranks(
+    case: tuple[list[Reward | KwiseError], list[int]],
+) -> None:
     outcomes, order = case
     ranked = ranks(outcomes)
     assert ranks([outcomes[i] for i in order]) == [ranked[i] for i in order]
@@ -43,7 +49,9 @@ def test_win_probability_is_finite_and_symmetric(margin: float) -> None:
     assert isclose(probability + win_probability(-margin), 1, abs_tol=1e-15)
 
 
-@pytest.mark.parametrize(("margin", "expected"), [(0.0, 0.5), (1e6, 1.0), (-1e6, 0.0), (1.0, 0.7310585786300049)])
+@pytest.mark.parametrize(
+    ("margin", "expected"), [(0.0, 0.5), (1e6, 1.0), (-1e6, 0.0), (1.0, 0.7310585786300049)]
+)
 def test_win_probability_is_the_logistic_function(margin: float, expected: float) -> None:
     assert win_probability(margin) == pytest.approx(expected, abs=1e-15)
 

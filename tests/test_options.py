@@ -14,7 +14,11 @@ from kwise.errors import ConfigError
 from kwise.options import add_options, check_bounds, from_options, option
 
 CONFIGS = (EngineConfig, ServerConfig)
-OPTIONS = [pytest.param(config, f, id=f"{config.__name__}.{f.name}") for config in CONFIGS for f in dataclasses.fields(config)]
+OPTIONS = [
+    pytest.param(config, f, id=f"{config.__name__}.{f.name}")
+    for config in CONFIGS
+    for f in dataclasses.fields(config)
+]
 
 
 class Colour(Enum):
@@ -66,7 +70,15 @@ def test_every_kind_of_value_is_parsed() -> None:
         "a",
         "b",
     ]
-    expected = Example(source="here", count=4, rate=2.5, colour=Colour.DARK_BLUE, loud=True, limit=7, names=("a", "b"))
+    expected = Example(
+        source="here",
+        count=4,
+        rate=2.5,
+        colour=Colour.DARK_BLUE,
+        loud=True,
+        limit=7,
+        names=("a", "b"),
+    )
     assert _parse(*arguments) == expected
 
 
@@ -90,7 +102,9 @@ def test_value_out_of_bounds_names_option_and_bound(values: dict[str, Any], prob
     assert str(raised.value) == problem
 
 
-@pytest.mark.parametrize("values", [{"count": 1}, {"count": 5}, {"rate": 5e-324}, {"limit": 2}, {"limit": None}])
+@pytest.mark.parametrize(
+    "values", [{"count": 1}, {"count": 5}, {"rate": 5e-324}, {"limit": 2}, {"limit": None}]
+)
 def test_bounds_themselves_are_allowed(values: dict[str, Any]) -> None:
     Example(source="", **values)
 
@@ -109,12 +123,20 @@ def test_member_is_given_by_value_not_by_name(capsys: pytest.CaptureFixture[str]
 
 def test_help_shows_text_default_and_choices() -> None:
     text = " ".join(_parser(Example).format_help().split())
-    for part in ("where from, 100 % of it", "how many (default: 3)", "{red,dark-blue}", "(default: red)", "--no-loud"):
+    for part in (
+        "where from, 100 % of it",
+        "how many (default: 3)",
+        "{red,dark-blue}",
+        "(default: red)",
+        "--no-loud",
+    ):
         assert part in text
 
 
 @pytest.mark.parametrize(("config", "field"), OPTIONS)
-def test_every_option_has_a_description_in_the_help(config: type, field: "dataclasses.Field[Any]") -> None:
+def test_every_option_has_a_description_in_the_help(
+    config: type, field: "dataclasses.Field[Any]"
+) -> None:
     described = field.metadata["help"]
     shown = "".join(_parser(config).format_help().split())
     assert described
@@ -144,7 +166,9 @@ def test_every_number_has_a_bound(config: type) -> None:
     unbounded = [
         f.name
         for f in dataclasses.fields(config)
-        if type(f.default) in (int, float) and f.metadata["minimum"] is None and f.metadata["exclusive_minimum"] is None
+        if type(f.default) in (int, float)
+        and f.metadata["minimum"] is None
+        and f.metadata["exclusive_minimum"] is None
     ]
     assert unbounded == []
 

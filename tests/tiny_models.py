@@ -6,7 +6,12 @@ from typing import Any
 import torch
 import transformers
 
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+}
 GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512}
 
 TRIE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,21 +36,35 @@ TRIE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 PADDED: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("Bert", {**SMALL, "max_position_embeddings": 512}),
-    "modernbert": ("ModernBert", {**SMALL, "max_position_embeddings": 512, "reference_compile": False}),
+    "modernbert": (
+        "ModernBert",
+        {**SMALL, "max_position_embeddings": 512, "reference_compile": False},
+    ),
     "deberta-v2": (
         "DebertaV2",
-        {**SMALL, "max_position_embeddings": 512, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+        {
+            **SMALL,
+            "max_position_embeddings": 512,
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+        },
     ),
 }
 
 
-def tiny_model(family: str, options: dict[str, Any], tokenizer: Any, path: Path, pad_token_id: int = 2) -> Path:
+def tiny_model(
+    family: str, options: dict[str, Any], tokenizer: Any, path: Path, pad_token_id: int = 2
+) -> Path:
     """A random model of the family with a real tokenizer, as a checkpoint."""
     torch.manual_seed(1)
     ids = {"pad_token_id": pad_token_id, "bos_token_id": 1, "eos_token_id": 2}
-    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), num_labels=1, **ids, **options)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(tokenizer), num_labels=1, **ids, **options
+    )
     model = getattr(transformers, f"{family}ForSequenceClassification")(config)
-    with torch.no_grad():  # larger than the usual initialisation, so that a wrong attention moves the reward
+    with (
+        torch.no_grad()
+    ):  # larger than the usual initialisation, so that a wrong attention moves the reward
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.2)

@@ -15,7 +15,9 @@ BYTES_PER_TOKEN = 4 * sum(WIDTHS)
 
 def states_of(prefixes: Sequence[Int64]) -> list[NDArray[np.float32]]:
     """float32[len(prefixes), W] for each width."""
-    codes = np.array([crc32(sort_key(prefix)) >> 8 for prefix in prefixes], np.float32)  # 24 bits are exact
+    codes = np.array(
+        [crc32(sort_key(prefix)) >> 8 for prefix in prefixes], np.float32
+    )  # 24 bits are exact
     return [np.repeat(codes[:, None] + width, width, axis=1) for width in WIDTHS]
 
 

@@ -17,13 +17,22 @@ IGNORED_WARNINGS = [
 
 
 def options(data: Path, model: Path, output: Path, **changed: Any) -> dict[str, Any]:
-    base = {"epochs": 4.0, "learning_rate": 1e-3, "rankings_per_step": 2, "precision": Precision.FP32, "save_every": 5}
+    base = {
+        "epochs": 4.0,
+        "learning_rate": 1e-3,
+        "rankings_per_step": 2,
+        "precision": Precision.FP32,
+        "save_every": 5,
+    }
     return {"data": str(data), "model": str(model), "output": output, **base, **changed}
 
 
 def command(settings: dict[str, Any]) -> list[str]:
     named = {name: value for name, value in settings.items() if name != "data"}
-    flags = [f"--{name.replace('_', '-')}={getattr(value, 'value', value)}" for name, value in named.items()]
+    flags = [
+        f"--{name.replace('_', '-')}={getattr(value, 'value', value)}"
+        for name, value in named.items()
+    ]
     return [sys.executable, "-m", "kwise", "train", settings["data"], *flags]
 
 

@@ -31,9 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_options(parser, TrainConfig)
-    parser.add_argument("--list-recipes", action=ListRecipes, help="print the recipes and where they come from")
+    parser.add_argument(
+        "--list-recipes", action=ListRecipes, help="print the recipes and where they come from"
+    )
     # So that `run` can tell what was given from what was not.
-    parser.set_defaults(**{field.name: _NOT_GIVEN for field in fields(TrainConfig) if field.name != "data"})
+    parser.set_defaults(
+        **{field.name: _NOT_GIVEN for field in fields(TrainConfig) if field.name != "data"}
+    )
 
 
 def config_of(arguments: argparse.Namespace) -> TrainConfig:
@@ -63,7 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"kwise train: {config.data} cannot be trained on", file=sys.stderr)
         return 1
     except NotFinite as error:
-        print(f"kwise train: {error}; no checkpoint is written, {config.output}/steps has the run so far", file=sys.stderr)
+        print(
+            f"kwise train: {error}; no checkpoint is written, {config.output}/steps has the run so far",
+            file=sys.stderr,
+        )
         return 1
     if report.files:  # of several processes one has written them
         print(report.text())

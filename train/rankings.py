@@ -132,7 +132,9 @@ def parse_ranking(line: bytes, *, origin: str, allow_tied: bool = False) -> Rank
         raise RankingsError([f"{origin}: {problem}"]) from None
 
 
-def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int) -> tuple[list[Ranking], list[Ranking]]:
+def split_by_prompt(
+    rankings: Sequence[Ranking], fraction: float, seed: int
+) -> tuple[list[Ranking], list[Ranking]]:
     """(training, validation), each in the given order.
 
     Rankings of one prompt stay on one side: a model that has trained on a prompt knows more about its other responses
@@ -145,9 +147,13 @@ def split_by_prompt(rankings: Sequence[Ranking], fraction: float, seed: int) -> 
     """
     if fraction == 0:
         return list(rankings), []
-    prompts = sorted({ranking.prompt for ranking in rankings}, key=lambda prompt: _prompt_hash(prompt, seed))
+    prompts = sorted(
+        {ranking.prompt for ranking in rankings}, key=lambda prompt: _prompt_hash(prompt, seed)
+    )
     if len(prompts) < 2:
-        raise RankingsError([f"a validation split needs at least 2 distinct prompts; there is {len(prompts)}"])
+        raise RankingsError(
+            [f"a validation split needs at least 2 distinct prompts; there is {len(prompts)}"]
+        )
     held_out = set(prompts[: min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)])
     training = [ranking for ranking in rankings if ranking.prompt not in held_out]
     validation = [ranking for ranking in rankings if ranking.prompt in held_out]
@@ -173,7 +179,9 @@ def open_plain(path: str) -> Iterator["io.BufferedReader[Any]"]:
     """
     raw = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115 - closed below, but standard input is not
     try:
-        buffered: io.BufferedReader[Any] = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
+        buffered: io.BufferedReader[Any] = (
+            raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
+        )
         if buffered.peek(2)[:2] == b"\x1f\x8b":
             buffered = io.BufferedReader(gzip.GzipFile(fileobj=buffered))
         yield buffered
@@ -201,12 +209,21 @@ def parse_json(content: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise JsonError(f"not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError):
-        raise JsonError("not JSON that can be read: too deep, or a number of thousands of digits") from None
+        raise JsonError(
+            "not JSON that can be read: too deep, or a number of thousands of digits"
+        ) from None
 
 
 def kind(value: Any) -> str:
     """JSON's name for the type of `value`; Python's where JSON has none, as for dates from Parquet."""
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", int: "a number", float: "a number"}
+    kinds = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+    }
     return kinds.get(type(value), "null" if value is None else type(value).__name__)
 
 
@@ -235,7 +252,9 @@ def _ranking(value: Any, origin: str, allow_tied: bool) -> Ranking:
             _refuse(at, "must have a rank or a score, and not both")
         if ("rank" in response) != ("rank" in responses[0]):
             _refuse(at, "ranks and scores are mixed in one ranking")
-        judgements.append(_rank(response["rank"], at) if "rank" in response else -_score(response["score"], at))
+        judgements.append(
+            _rank(response["rank"], at) if "rank" in response else -_score(response["score"], at)
+        )
     order = sorted(set(judgements))
     if len(order) == 1 and not allow_tied:
         _refuse(
@@ -256,7 +275,8 @@ def _check_twins(texts: Sequence[str], judgements: Sequence[float]) -> None:
         twin = first.setdefault(text, index)
         if judgements[twin] != judgements[index]:
             _refuse(
-                "responses", f"[{twin}] and [{index}] are the same text with different ranks; the ranking contradicts itself"
+                "responses",
+                f"[{twin}] and [{index}] are the same text with different ranks; the ranking contradicts itself",
             )
 
 
@@ -269,13 +289,18 @@ def _prompt(value: Any) -> Conversation:
     for index, message in enumerate(value):
         at = f"prompt[{index}]"
         _check_object(message, at, required=("role", "content"), ignored=())
-        role, content = _text(message["role"], f"{at}.role"), _text(message["content"], f"{at}.content")
+        role, content = (
+            _text(message["role"], f"{at}.role"),
+            _text(message["content"], f"{at}.content"),
+        )
         if not role:
             _refuse(f"{at}.role", "must not be empty")
         messages.append(Message(role=role, content=content))
     if messages[-1].role == "assistant":
         at = f"prompt[{len(messages) - 1}].role"
-        _refuse(at, "the last message must not be the assistant's: the response is the assistant's turn")
+        _refuse(
+            at, "the last message must not be the assistant's: the response is the assistant's turn"
+        )
     return tuple(messages)
 
 
@@ -293,7 +318,10 @@ def _check_object(
     if missing := sorted(required - value.keys()):
         _refuse(at, f"has no {missing[0]!r}")
     if unknown := sorted(value.keys() - known - set(ignored)):
-        _refuse(at, f"unknown key {unknown[0][:40]!a}; known are {', '.join(sorted({*known, *ignored}))}")
+        _refuse(
+            at,
+            f"unknown key {unknown[0][:40]!a}; known are {', '.join(sorted({*known, *ignored}))}",
+        )
 
 
 def _text(value: Any, at: str) -> str:
@@ -323,5 +351,7 @@ def _score(value: Any, at: str) -> float:
     except OverflowError:  # a whole number of hundreds of digits
         score = math.inf
     if not abs(score) <= _MAX_SCORE:
-        _refuse(f"{at}.score", f"must be finite in float32, from -{_MAX_SCORE:.6e} to {_MAX_SCORE:.6e}")
+        _refuse(
+            f"{at}.score", f"must be finite in float32, from -{_MAX_SCORE:.6e} to {_MAX_SCORE:.6e}"
+        )
     return score

@@ -15,7 +15,9 @@ _PREVIEW_CHARACTERS = 20
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return run_report(arguments, Report(fields=_fields, header=_HEADER, rows=_rows, min_responses=2))
+    return run_report(
+        arguments, Report(fields=_fields, header=_HEADER, rows=_rows, min_responses=2)
+    )
 
 
 def _rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
@@ -27,13 +29,26 @@ def _row(line: Line, comparison: Comparison) -> tuple[str, ...]:
     first, second = str(comparison.first), str(comparison.second)
     if comparison.error is not None:
         return (first, second, "-", "-", str(comparison.error))
-    texts = [str(line.responses[end])[:_PREVIEW_CHARACTERS] for end in (comparison.first, comparison.second)]
-    return (first, second, f"{comparison.margin:+.4f}", f"{comparison.win_probability:.1%}", " / ".join(texts))
+    texts = [
+        str(line.responses[end])[:_PREVIEW_CHARACTERS]
+        for end in (comparison.first, comparison.second)
+    ]
+    return (
+        first,
+        second,
+        f"{comparison.margin:+.4f}",
+        f"{comparison.win_probability:.1%}",
+        " / ".join(texts),
+    )
 
 
 def _fields(line: Line, scored: ScoredGroup) -> dict[str, Any]:
     comparisons = [
-        {"first": comparison.first, "second": comparison.second, "error": error_fields(comparison.error)}
+        {
+            "first": comparison.first,
+            "second": comparison.second,
+            "error": error_fields(comparison.error),
+        }
         if comparison.error is not None
         else {
             "first": comparison.first,
@@ -43,4 +58,7 @@ def _fields(line: Line, scored: ScoredGroup) -> dict[str, Any]:
         }
         for comparison in compare(scored.rewards, line.pairs)
     ]
-    return {"comparisons": comparisons, "rewards": [reward_fields(outcome) for outcome in scored.rewards]}
+    return {
+        "comparisons": comparisons,
+        "rewards": [reward_fields(outcome) for outcome in scored.rewards],
+    }

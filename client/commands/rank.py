@@ -19,8 +19,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _sorted_rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
     """Responses without a rank come last."""
     order = [len(scored.rewards) + 1 if rank is None else rank for rank in ranks(scored.rewards)]
-    return [row for _, row in sorted(zip(order, rows(line, scored), strict=True), key=lambda ranked: ranked[0])]
+    return [
+        row
+        for _, row in sorted(
+            zip(order, rows(line, scored), strict=True), key=lambda ranked: ranked[0]
+        )
+    ]
 
 
 def _fields(line: Line, scored: ScoredGroup) -> dict[str, Any]:
-    return {"ranks": ranks(scored.rewards), "rewards": [reward_fields(outcome) for outcome in scored.rewards]}
+    return {
+        "ranks": ranks(scored.rewards),
+        "rewards": [reward_fields(outcome) for outcome in scored.rewards],
+    }

@@ -22,7 +22,9 @@ def rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
     """One row per response, in order; an error stands where the response would."""
     return [
         _row(rank, outcome, response)
-        for rank, outcome, response in zip(ranks(scored.rewards), scored.rewards, line.responses, strict=True)
+        for rank, outcome, response in zip(
+            ranks(scored.rewards), scored.rewards, line.responses, strict=True
+        )
     ]
 
 

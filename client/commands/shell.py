@@ -58,8 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "other keys are kept, those of the result replaced; gzipped or not; '-' or none: standard input. Each "
         "line that is not blank has a line in the output",
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="score one group given on the command line")
-    parser.add_argument("--response", metavar="TEXT", action="append", help="a response to --prompt; once per response")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="score one group given on the command line"
+    )
+    parser.add_argument(
+        "--response",
+        metavar="TEXT",
+        action="append",
+        help="a response to --prompt; once per response",
+    )
     parser.add_argument(
         "--server",
         metavar="HOST:PORT",
@@ -73,14 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_TIMEOUT_S,
         help=f"longest wait without any result (default: {DEFAULT_TIMEOUT_S:g})",
     )
-    parser.add_argument("--model", metavar="NAME", default="", help="the model that must answer (default: any)")
+    parser.add_argument(
+        "--model", metavar="NAME", default="", help="the model that must answer (default: any)"
+    )
     parser.add_argument(
         "--priority",
         choices=[priority.value for priority in Priority],
         default=Priority.INTERACTIVE.value,
         help="bulk waits behind interactive work (default: interactive)",
     )
-    parser.add_argument("--json", action="store_true", help="JSON lines even where the output is a terminal")
+    parser.add_argument(
+        "--json", action="store_true", help="JSON lines even where the output is a terminal"
+    )
 
 
 def run(arguments: argparse.Namespace, report: Report) -> int:
@@ -105,7 +116,9 @@ def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
     except (InvalidRequest, ValueError) as error:
         return str(error)
     # Before the server is looked for: a name mistyped is told at once.
-    if missing := [name for name in arguments.files or [] if name != "-" and not Path(name).exists()]:
+    if missing := [
+        name for name in arguments.files or [] if name != "-" and not Path(name).exists()
+    ]:
         return f"{missing[0]}: no such file"
     if arguments.prompt is None:
         return "--response needs --prompt" if arguments.response else None
@@ -118,7 +131,11 @@ def _too_few(responses: Sequence[Any], min_responses: int) -> str | None:
     """In the server's words where it would refuse them too."""
     if len(responses) >= min_responses:
         return None
-    return "there must be at least one response" if min_responses == 1 else "a comparison needs at least two responses"
+    return (
+        "there must be at least one response"
+        if min_responses == 1
+        else "a comparison needs at least two responses"
+    )
 
 
 def _run(arguments: argparse.Namespace, report: Report) -> int:
@@ -133,10 +150,14 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
     def groups_of(lines: Iterable[tuple[str, str]]) -> Iterator[Group]:
         for where, text in lines:
             try:
-                line, group = read_line(where, text, Priority(arguments.priority), report.min_responses)
+                line, group = read_line(
+                    where, text, Priority(arguments.priority), report.min_responses
+                )
             except (TypeError, ValueError) as error:
                 failed(where, error)
-                in_flight.append(Line(where=where, fields=_fields_of_bad_line(text), problem=str(error)))
+                in_flight.append(
+                    Line(where=where, fields=_fields_of_bad_line(text), problem=str(error))
+                )
                 continue
             in_flight.append(line)
             yield group
@@ -152,7 +173,9 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
             except OSError as error:
                 failed(name, error.strerror or error)
 
-    with RewardClient(arguments.server, timeout_s=arguments.timeout_s, model=arguments.model) as client:
+    with RewardClient(
+        arguments.server, timeout_s=arguments.timeout_s, model=arguments.model
+    ) as client:
         client.wait_until_ready(min(5.0, arguments.timeout_s))
         show = _show_table if sys.stdout.isatty() and not arguments.json else _show_json
 
@@ -180,10 +203,16 @@ def _problems(result: ScoredGroup | KwiseError) -> Iterator[str]:
     for index, outcome in enumerate(result.rewards):
         if isinstance(outcome, KwiseError):
             message = error_fields(outcome)["message"]
-            yield message if message.startswith(f"responses[{index}]") else f"responses[{index}]: {message}"
+            yield (
+                message
+                if message.startswith(f"responses[{index}]")
+                else f"responses[{index}]: {message}"
+            )
 
 
-def read_line(where: str, text: str, priority: Priority, min_responses: int = 1) -> tuple[Line, Group]:
+def read_line(
+    where: str, text: str, priority: Priority, min_responses: int = 1
+) -> tuple[Line, Group]:
     """The group that one line of JSON describes.
 
     Raises:
@@ -196,13 +225,21 @@ def read_line(where: str, text: str, priority: Priority, min_responses: int = 1)
         raise ValueError("'responses' must be a list")
     if problem := _too_few(fields["responses"], min_responses):
         raise ValueError(problem)
-    responses = [_response_of(number, response) for number, response in enumerate(fields["responses"])]
+    responses = [
+        _response_of(number, response) for number, response in enumerate(fields["responses"])
+    ]
     pairs = fields.get("pairs")
     # Checked here, where the line's number is known, and with the client's own words.
-    for number, pair in enumerate(compare_request("", fields["prompt"], responses, pairs, priority).pairs):
+    for number, pair in enumerate(
+        compare_request("", fields["prompt"], responses, pairs, priority).pairs
+    ):
         if max(pair.first, pair.second) >= len(responses):
-            raise ValueError(f"pairs[{number}] is ({pair.first}, {pair.second}) with {len(responses)} responses")
-    line = Line(where=where, fields=fields, responses=responses, pairs=pairs and [(a, b) for a, b in pairs])
+            raise ValueError(
+                f"pairs[{number}] is ({pair.first}, {pair.second}) with {len(responses)} responses"
+            )
+    line = Line(
+        where=where, fields=fields, responses=responses, pairs=pairs and [(a, b) for a, b in pairs]
+    )
     return line, Group(prompt=fields["prompt"], responses=tuple(responses), priority=priority)
 
 
@@ -276,7 +313,9 @@ def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> 
     fields = {**line.fields, **added}
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
-    except ValueError:  # NaN or an infinity, which Python alone would read: null, as where there is no rank
+    except (
+        ValueError
+    ):  # NaN or an infinity, which Python alone would read: null, as where there is no rank
         fields = json.loads(json.dumps(fields), parse_constant=lambda _: None)
         text = json.dumps(fields, ensure_ascii=False)
     try:
@@ -289,4 +328,6 @@ def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> 
 def _show_table(line: Line, result: ScoredGroup | KwiseError, report: Report) -> None:
     if isinstance(result, KwiseError):
         return  # it has been told on standard error
-    print("\n".join(table(report.header, report.rows(line, result), terminal_columns())), end="\n\n")
+    print(
+        "\n".join(table(report.header, report.rows(line, result), terminal_columns())), end="\n\n"
+    )

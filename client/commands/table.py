@@ -22,7 +22,11 @@ def clip(text: str, columns: int) -> str:
 
     Control characters become spaces: a response must not write escape sequences to the terminal.
     """
-    line = " ".join("".join(" " if category(char) in ("Cc", "Zl", "Zp", "Cs") else char for char in text).split())
+    line = " ".join(
+        "".join(
+            " " if category(char) in ("Cc", "Zl", "Zp", "Cs") else char for char in text
+        ).split()
+    )
     if width(line) <= columns:
         return line
     kept, used = [], 0
@@ -36,11 +40,15 @@ def clip(text: str, columns: int) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> list[str]:
     """Lines of at most `columns` columns: the last column of text takes what the others leave, at least 10."""
-    *widths, last = (max(width(row[column]) for row in (header, *rows)) for column in range(len(header)))
+    *widths, last = (
+        max(width(row[column]) for row in (header, *rows)) for column in range(len(header))
+    )
     room = max(columns - sum(widths) - len(_GAP) * len(widths), _MIN_LAST_COLUMNS)
     lines = []
     for row in (header, *rows):
-        cells = [" " * (wanted - width(cell)) + cell for cell, wanted in zip(row, widths, strict=False)]
+        cells = [
+            " " * (wanted - width(cell)) + cell for cell, wanted in zip(row, widths, strict=False)
+        ]
         lines.append(_GAP.join([*cells, clip(row[-1], min(room, last))]))
     return lines
 

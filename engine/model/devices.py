@@ -52,4 +52,6 @@ def _parse(part: str, text: str) -> Device:
         return Device(kind=Kind.CUDA, index=int(index or "0"))
     if part == Kind.CPU.value:
         return Device(kind=Kind.CPU)
-    raise ConfigError(f"--device is {text!r}; it must be cpu, cuda, cuda:N or several of the last, separated by commas")
+    raise ConfigError(
+        f"--device is {text!r}; it must be cpu, cuda, cuda:N or several of the last, separated by commas"
+    )

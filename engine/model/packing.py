@@ -51,7 +51,14 @@ class Packed:
     num_rows: int
 
 
-def pack(trie: Trie, num_classes: int, past: Int64 | None = None, num_past: int = 0, *, aligned: bool = False) -> Packed:
+def pack(
+    trie: Trie,
+    num_classes: int,
+    past: Int64 | None = None,
+    num_past: int = 0,
+    *,
+    aligned: bool = False,
+) -> Packed:
     """Lay out the trie's nodes.
 
     aligned: in every batch a token's keys have the same places, so that its attention is summed up in the same order and is the
@@ -67,7 +74,11 @@ def pack(trie: Trie, num_classes: int, past: Int64 | None = None, num_past: int 
     entries = np.where(past == NOT_PAST, np.cumsum(past == NOT_PAST) - 1, past + num_rows)
     arrays = {"input_ids": trie.token_ids[nodes], "last_rows": entries[trie.last_nodes]}
     # Entries that no node stands for (a prefix kept twice) stay zero: nothing refers to them.
-    for name, values in (("positions", trie.depths), ("orders", np.arange(trie.num_nodes)), ("ends", trie.ends)):
+    for name, values in (
+        ("positions", trie.depths),
+        ("orders", np.arange(trie.num_nodes)),
+        ("ends", trie.ends),
+    ):
         arrays[name] = np.zeros(num_rows + num_past, np.int64)
         arrays[name][entries] = values
 
@@ -88,7 +99,9 @@ def pack(trie: Trie, num_classes: int, past: Int64 | None = None, num_past: int 
             queries[n] = np.minimum(begin + np.arange(width), stop - 1)
             ancestors = trie.path(int(nodes[begin]))[:-1]
             keys[n, : len(ancestors)] = entries[ancestors]
-            keys[n, len(ancestors) : tiles.num_keys[tile]] = entries[nodes[begin] : nodes[stop - 1] + 1]
+            keys[n, len(ancestors) : tiles.num_keys[tile]] = entries[
+                nodes[begin] : nodes[stop - 1] + 1
+            ]
             outputs[begin:stop] = np.arange(offset + n * width, offset + n * width + stop - begin)
         offset += queries.size
         arrays[f"queries.{c}"], arrays[f"keys.{c}"] = queries, keys
@@ -110,7 +123,9 @@ def _tiles(trie: Trie, nodes: Int64, aligned: bool) -> _Tiles:
     does, so that their keys are one path, the key of depth d at place d."""
     num_rows = len(nodes)
     begins = np.searchsorted(nodes, trie.branches)
-    cuts = np.unique(np.concatenate([np.arange(0, num_rows, _CUT_STEP), begins[begins < num_rows], [num_rows]]))
+    cuts = np.unique(
+        np.concatenate([np.arange(0, num_rows, _CUT_STEP), begins[begins < num_rows], [num_rows]])
+    )
     firsts = np.searchsorted(cuts, cuts - _MAX_TILE)
     if aligned:
         branches = np.unique(np.append(np.searchsorted(cuts, begins[begins < num_rows]), 0))
@@ -145,7 +160,9 @@ def _classes(tiles: _Tiles, num_classes: int) -> list[Int64]:
     for i in range(num_tiles):
         widths, counts = np.maximum.accumulate(num_queries[i:]), np.arange(1, num_tiles - i + 1)
         excess = np.maximum(counts * widths * num_keys[i:] - _MANY_SCORES, 0)
-        cost[i, i + 1 :] = counts * (widths + _KEY_COST) * num_keys[i:] + _CALL_COST + _EXCESS_COST * excess
+        cost[i, i + 1 :] = (
+            counts * (widths + _KEY_COST) * num_keys[i:] + _CALL_COST + _EXCESS_COST * excess
+        )
     best = np.full(num_tiles + 1, np.inf)
     best[0] = 0
     totals, choices = [], []

@@ -28,7 +28,9 @@ def parse_precisions(text: str, flag: str) -> tuple[Precision, ...]:
     names = [part.strip() for part in text.split(",")]
     known = [precision.value for precision in Precision]
     if not set(names) <= set(known):
-        raise ConfigError(f"{flag} is {text!r}; it must be one or several of {', '.join(known)}, separated by commas")
+        raise ConfigError(
+            f"{flag} is {text!r}; it must be one or several of {', '.join(known)}, separated by commas"
+        )
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{flag} is {text!r}; it names {twice} twice")
     return tuple(map(Precision, names))

@@ -67,7 +67,10 @@ class PromptCache:
         """The segment that shares the longest prefix with `key`, and how many tokens; (None, 0) below MIN_TOKENS."""
         at = bisect_left(self._sorted, key)
         neighbours = self._sorted[max(at - 1, 0) : at + 1]
-        shared, nearest = max(((common_prefix(key, neighbour), neighbour) for neighbour in neighbours), default=(0, b""))
+        shared, nearest = max(
+            ((common_prefix(key, neighbour), neighbour) for neighbour in neighbours),
+            default=(0, b""),
+        )
         if shared < MIN_TOKENS:
             return None, 0
         # The first segment of the chain that has any of the shared tokens itself.

@@ -34,7 +34,13 @@ class Reuse:
         return len(self.states[0]) if self.states else 0
 
 
-def plan_reuse(batch: Sequence[EncodedSequence], cache: PromptCache, widths: Sequence[int], *, own_ends: bool = False) -> Reuse:
+def plan_reuse(
+    batch: Sequence[EncodedSequence],
+    cache: PromptCache,
+    widths: Sequence[int],
+    *,
+    own_ends: bool = False,
+) -> Reuse:
     """`widths`: the W of each state, in the graph's order; own_ends: see `build_trie`."""
     trie = build_trie([sequence.token_ids for sequence in batch], own_ends=own_ends)
     past = np.full(trie.num_nodes, NOT_PAST)
@@ -74,7 +80,9 @@ def keep(reuse: Reuse, present: States, cache: PromptCache) -> None:
             cache.put(key, start, present if whole else [state[rows] for state in present])
 
 
-def _gather(found: Sequence[tuple[Int64, Segment, int]], widths: Sequence[int]) -> tuple[dict[bytes, int], States]:
+def _gather(
+    found: Sequence[tuple[Int64, Segment, int]], widths: Sequence[int]
+) -> tuple[dict[bytes, int], States]:
     """(where each segment begins among the past entries, the states of all entries), each segment once."""
     stops: dict[bytes, tuple[Segment, int]] = {}
     for _, segment, known in found:
@@ -84,8 +92,14 @@ def _gather(found: Sequence[tuple[Int64, Segment, int]], widths: Sequence[int]) 
             stop = part.start
     lengths = [stop - part.start for part, stop in stops.values()]
     offsets = dict(zip(stops, np.cumsum([0, *lengths]).tolist(), strict=False))
-    used = [[state[:length] for state in part.states] for (part, _), length in zip(stops.values(), lengths, strict=True)]
+    used = [
+        [state[:length] for state in part.states]
+        for (part, _), length in zip(stops.values(), lengths, strict=True)
+    ]
     if len(used) == 1:  # passed on without a copy
         return offsets, used[0]
-    states = [np.concatenate([np.empty((0, width), np.float32), *rows]) for width, *rows in zip(widths, *used, strict=True)]
+    states = [
+        np.concatenate([np.empty((0, width), np.float32), *rows])
+        for width, *rows in zip(widths, *used, strict=True)
+    ]
     return offsets, states

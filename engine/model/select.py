@@ -49,16 +49,24 @@ def choose(
         runtimes = [r for r in _RUNTIMES.get((precision, kind), ()) if runtime in (Runtime.AUTO, r)]
         if precision not in held:
             names = ", ".join(p.value for p in Precision if p in held)
-            refusals[precision.value] = f"the artifact holds {names} (name one of those, or kwise export --dtype)"
+            refusals[precision.value] = (
+                f"the artifact holds {names} (name one of those, or kwise export --dtype)"
+            )
         elif not runtimes:
             chosen = "" if runtime is Runtime.AUTO else f" with --runtime {runtime.value}"
             refusals[precision.value] = f"not computed on --device {kind.value}{chosen}"
-        elif precision is Precision.BF16 and kind is Kind.CPU and (problem := _bf16_problem(cpu_has_bf16)):
+        elif (
+            precision is Precision.BF16
+            and kind is Kind.CPU
+            and (problem := _bf16_problem(cpu_has_bf16))
+        ):
             refusals[precision.value] = problem
         else:
             return precision, runtimes[0]
     reasons = [f"{name}: {reason}" for name, reason in refusals.items()]
-    raise ConfigError(f"--precision {reasons[0]}" if len(reasons) == 1 else f"--precision: {'; '.join(reasons)}")
+    raise ConfigError(
+        f"--precision {reasons[0]}" if len(reasons) == 1 else f"--precision: {'; '.join(reasons)}"
+    )
 
 
 def _bf16_problem(cpu_has_bf16: Callable[[], bool]) -> str:

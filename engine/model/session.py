@@ -74,7 +74,11 @@ class GraphSession:
         )
         self._manifest = artifact.manifest
         self.precision = precision
-        self._states = {name: int(shape[1] or 0) for name, shape in self._graph.inputs.items() if name.startswith("past.")}
+        self._states = {
+            name: int(shape[1] or 0)
+            for name, shape in self._graph.inputs.items()
+            if name.startswith("past.")
+        }
         self.prompt_cache = PromptCache(prompt_cache_bytes)
         self.runtime = self._graph.runtime
 
@@ -92,17 +96,23 @@ class GraphSession:
         reuse = self._plan(batch, self.prompt_cache)
         inputs, num_rows = self._trie_inputs(reuse)
         rewards, *present = self._graph.run(inputs)
-        if np.isfinite(rewards).all():  # a sequence that overflows must not leave its states to others
+        if np.isfinite(
+            rewards
+        ).all():  # a sequence that overflows must not leave its states to others
             keep(reuse, present, self.prompt_cache)
         return Pass(rewards=rewards, num_rows=num_rows, num_reused=reuse.trie.num_nodes - num_rows)
 
     def _plan(self, batch: Sequence[EncodedSequence], cache: PromptCache) -> Reuse:
         # int8 computes last rows to more bits: as inner rows of another sequence they would change its reward.
-        return plan_reuse(batch, cache, list(self._states.values()), own_ends=self.precision is Precision.INT8)
+        return plan_reuse(
+            batch, cache, list(self._states.values()), own_ends=self.precision is Precision.INT8
+        )
 
     def _trie_inputs(self, reuse: Reuse) -> tuple[dict[str, NDArray[Any]], int]:
         aligned = self.precision is not Precision.FP32  # see `pack`: a last bit may turn a rounding
-        packed = pack(reuse.trie, self._manifest.num_classes, reuse.past, reuse.num_past, aligned=aligned)
+        packed = pack(
+            reuse.trie, self._manifest.num_classes, reuse.past, reuse.num_past, aligned=aligned
+        )
         states = dict(zip(self._states, reuse.states, strict=True))
         return packed.arrays | states | {"kept": packed.entries[reuse.kept]}, packed.num_rows
 
@@ -111,7 +121,9 @@ class GraphSession:
         (logits,) = self._graph.run(inputs)
         return Pass(rewards=np.asarray(logits, np.float32).reshape(-1), num_rows=num_rows)
 
-    def _padded_inputs(self, batch: Sequence[EncodedSequence]) -> tuple[dict[str, NDArray[np.int64]], int]:
+    def _padded_inputs(
+        self, batch: Sequence[EncodedSequence]
+    ) -> tuple[dict[str, NDArray[np.int64]], int]:
         """input_ids, attention_mask, token_type_ids: int64[B, longest], padded on the right."""
         shape = (len(batch), max(len(sequence.token_ids) for sequence in batch))
         arrays = {
@@ -125,4 +137,6 @@ class GraphSession:
             arrays["attention_mask"][row, :length] = 1
             if sequence.type_ids is not None:
                 arrays["token_type_ids"][row, :length] = sequence.type_ids
-        return {name: array for name, array in arrays.items() if name in self._graph.inputs}, shape[0] * shape[1]
+        return {name: array for name, array in arrays.items() if name in self._graph.inputs}, shape[
+            0
+        ] * shape[1]

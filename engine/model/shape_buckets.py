@@ -80,8 +80,13 @@ class BucketedGraph:
         num_rows, num_entries = len(arrays["input_ids"]), len(arrays["positions"])
         queries, keys, slots = _tiles(arrays)
         num_keys = (keys != NOT_PAST).sum(1)
-        rows, most_keys = round_up(num_rows, _SMALLEST, 4), round_up(int(num_keys.max()), _SMALLEST, 2)
-        past, kept = (round_up(size, _SMALLEST, 1) for size in (num_entries - num_rows, len(arrays["kept"])))
+        rows, most_keys = (
+            round_up(num_rows, _SMALLEST, 4),
+            round_up(int(num_keys.max()), _SMALLEST, 2),
+        )
+        past, kept = (
+            round_up(size, _SMALLEST, 1) for size in (num_entries - num_rows, len(arrays["kept"]))
+        )
         # Class c has tiles of up to widths[c] keys, and ascending ones: most keys last.
         widths = [most_keys >> c for c in reversed(range(min(_USED_CLASSES, _num_classes(arrays))))]
         sizes = self._grow(
@@ -93,7 +98,9 @@ class BucketedGraph:
         classes = _deal(num_keys, widths, sizes.tiles)
 
         padded: dict[str, Array] = {
-            name: _longer(state, past, 0) for name, state in arrays.items() if name.startswith("past.")
+            name: _longer(state, past, 0)
+            for name, state in arrays.items()
+            if name.startswith("past.")
         } | {
             # What stands for nothing is token 0 at position 0, attends as row 0 does, is seen by no row (its `ends` is 0)
             # and read by nobody: finite, and lost.
@@ -103,9 +110,15 @@ class BucketedGraph:
         }
         for name in ("positions", "orders", "ends"):
             parts = arrays[name][:num_rows], arrays[name][num_rows:]
-            padded[name] = np.concatenate([_longer(part, size, 0) for part, size in zip(parts, (rows, past), strict=True)])
-        keys = np.where(keys < num_rows, keys, keys + rows - num_rows)  # the past's entries come after the rows'
-        starts = np.empty(len(queries), np.int64)  # of each tile, among the classes' outputs laid end to end
+            padded[name] = np.concatenate(
+                [_longer(part, size, 0) for part, size in zip(parts, (rows, past), strict=True)]
+            )
+        keys = np.where(
+            keys < num_rows, keys, keys + rows - num_rows
+        )  # the past's entries come after the rows'
+        starts = np.empty(
+            len(queries), np.int64
+        )  # of each tile, among the classes' outputs laid end to end
         offset = 0
         for c, (width, count) in enumerate(zip(widths, sizes.tiles, strict=True)):
             members = np.flatnonzero(classes == c)
@@ -120,7 +133,9 @@ class BucketedGraph:
         padded["outputs"] = _longer(starts[tiles] + places, rows, 0)
         return padded
 
-    def _grow(self, choice: tuple[int, ...], *, sequences: int, queries: int, tiles: Int64) -> "_Sizes":
+    def _grow(
+        self, choice: tuple[int, ...], *, sequences: int, queries: int, tiles: Int64
+    ) -> "_Sizes":
         """The choice's sizes, grown where this batch has more. tiles: int64[classes in use], of each class's own."""
         old = self._sizes.get(choice, _Sizes(sequences=0, queries=0, tiles=(0,) * len(tiles)))
         grown, free = list(old.tiles), 0
@@ -129,7 +144,9 @@ class BucketedGraph:
                 grown[c] = round_up(int(tiles[c]) - free, 4, 2)
             free += grown[c] - int(tiles[c])
         self._sizes[choice] = _Sizes(
-            sequences=max(old.sequences, sequences), queries=max(old.queries, queries), tiles=tuple(max(n, 1) for n in grown)
+            sequences=max(old.sequences, sequences),
+            queries=max(old.queries, queries),
+            tiles=tuple(max(n, 1) for n in grown),
         )
         return self._sizes[choice]
 
@@ -162,7 +179,9 @@ def _tiles(arrays: Mapping[str, Array]) -> tuple[Int64, Int64, Int64]:
     """All classes as one: queries int64[n, S], keys int64[n, L] of every tile that has a row, and for each row its place
     int64[T] among these queries laid end to end."""
     classes = range(_num_classes(arrays))
-    num_queries, num_keys = (max(arrays[f"{name}.{c}"].shape[1] for c in classes) for name in ("queries", "keys"))
+    num_queries, num_keys = (
+        max(arrays[f"{name}.{c}"].shape[1] for c in classes) for name in ("queries", "keys")
+    )
     queries = np.concatenate([_wider(arrays[f"queries.{c}"], num_queries, 0) for c in classes])
     keys = np.concatenate([_wider(arrays[f"keys.{c}"], num_keys) for c in classes])
     shapes = [arrays[f"queries.{c}"].shape for c in classes]

@@ -58,7 +58,9 @@ class TrieFilling:
         """A long prompt is worth a larger batch, up to twice the first sequence: in the next one it would be computed again."""
         rows = self.rows_with(key)
         half = KEY_BYTES * ((key_length(self._first) + 1) // 2)
-        return rows <= max_rows or (rows <= 2 * self._first_rows and key[:half] == self._first[:half])
+        return rows <= max_rows or (
+            rows <= 2 * self._first_rows and key[:half] == self._first[:half]
+        )
 
     def distance(self, key: bytes) -> int:
         related = KEY_BYTES * _RELATED_TOKENS

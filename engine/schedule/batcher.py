@@ -49,7 +49,14 @@ class Batcher:
     one fill half of the limit. More is refused, unless nothing waits at all, so that a group larger than the limit has its turn.
     """
 
-    def __init__(self, sessions: Sequence[Session], queue: WorkQueue, *, max_queue_tokens: int, counters: Counters) -> None:
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        queue: WorkQueue,
+        *,
+        max_queue_tokens: int,
+        counters: Counters,
+    ) -> None:
         self._sessions = sessions
         self._queue = queue
         self._max_queue_tokens = max_queue_tokens
@@ -62,7 +69,10 @@ class Batcher:
 
     def start(self) -> None:
         """Start one task per session, in the running event loop."""
-        self._tasks = [asyncio.create_task(self._serve(session), name="kwise batcher") for session in self._sessions]
+        self._tasks = [
+            asyncio.create_task(self._serve(session), name="kwise batcher")
+            for session in self._sessions
+        ]
 
     async def stop(self) -> None:
         """Stop at once: what waits, what runs and whatever comes later gets Unavailable. Drain before where it should not.
@@ -110,7 +120,15 @@ class Batcher:
             future: asyncio.Future[Finished] = loop.create_future()
             future.add_done_callback(self._abandon)
             futures.append(future)
-            self._queue.add(Work(sequence=sequence, priority=priority, client=client, arrival_s=loop.time(), future=future))
+            self._queue.add(
+                Work(
+                    sequence=sequence,
+                    priority=priority,
+                    client=client,
+                    arrival_s=loop.time(),
+                    future=future,
+                )
+            )
         if futures and not self._work_arrived.is_set():
             self._arrival_s = loop.time()
             self._work_arrived.set()
@@ -135,7 +153,9 @@ class Batcher:
             excess += own + num_tokens
         if queued and excess > 0:
             self._counters.rejected_groups += 1
-            raise Overloaded(queued, own, self._max_queue_tokens, self._seconds_for(min(excess, queued)))
+            raise Overloaded(
+                queued, own, self._max_queue_tokens, self._seconds_for(min(excess, queued))
+            )
 
     async def _serve(self, session: Session) -> None:
         loop = asyncio.get_running_loop()
@@ -153,7 +173,9 @@ class Batcher:
                     await self._work_arrived.wait()
                     free_since_s = self._arrival_s
         finally:
-            thread.shutdown(wait=False)  # waiting would stop the event loop for as long as the pass takes
+            thread.shutdown(
+                wait=False
+            )  # waiting would stop the event loop for as long as the pass takes
 
     def _take(self, session: Session) -> list[Work]:
         try:
@@ -163,22 +185,32 @@ class Batcher:
             _fail(self._queue.clear(), ModelFailed)
             return []
 
-    async def _answer(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work]) -> None:
+    async def _answer(
+        self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work]
+    ) -> None:
         """Run the batch; no future of it is left undecided, whatever happens."""
         try:
             await self._run(session, thread, batch)
         finally:
             _fail(batch, Unavailable.leaving)
 
-    async def _run(self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work]) -> None:
+    async def _run(
+        self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[Work]
+    ) -> None:
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         try:
-            passed = await loop.run_in_executor(thread, session.run, [work.sequence for work in batch])
+            passed = await loop.run_in_executor(
+                thread, session.run, [work.sequence for work in batch]
+            )
             if len(passed.rewards) != len(batch):
-                raise RuntimeError(f"the session answered {len(batch)} sequences with {len(passed.rewards)} rewards")
+                raise RuntimeError(
+                    f"the session answered {len(batch)} sequences with {len(passed.rewards)} rewards"
+                )
             if len(batch) > 1 and not all(map(math.isfinite, passed.rewards)):
-                raise RuntimeError("rewards that are not numbers, which may have come from one sequence to its company")
+                raise RuntimeError(
+                    "rewards that are not numbers, which may have come from one sequence to its company"
+                )
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the fault of some sequence in the batch
             await self._run_in_halves(session, thread, batch, error)
             return
@@ -193,7 +225,11 @@ class Batcher:
             if work.future.done():
                 continue
             if not math.isfinite(raw):
-                _LOG.error("the model gave %s for a sequence of %d tokens", raw, len(work.sequence.token_ids))
+                _LOG.error(
+                    "the model gave %s for a sequence of %d tokens",
+                    raw,
+                    len(work.sequence.token_ids),
+                )
                 _fail([work], ModelFailed)
                 continue
             queue_s = started_s - work.arrival_s
@@ -213,7 +249,11 @@ class Batcher:
 
     def _seconds_for(self, num_tokens: int) -> float:
         """How long the sessions take for so many, at the rate they have had; 0.05 to 10, for it is a guess."""
-        rate = self._counters.unshared_rows / self._counters.busy_s if self._counters.busy_s else 1000.0
+        rate = (
+            self._counters.unshared_rows / self._counters.busy_s
+            if self._counters.busy_s
+            else 1000.0
+        )
         return min(max(0.05, num_tokens / rate / len(self._sessions)), 10.0)
 
 

@@ -33,7 +33,9 @@ class Turns(Generic[_T]):
     """Items in line, each by identity."""
 
     def __init__(self) -> None:
-        self._lines: dict[Priority, dict[str, OrderedDict[_T, None]]] = {priority: {} for priority in Priority}
+        self._lines: dict[Priority, dict[str, OrderedDict[_T, None]]] = {
+            priority: {} for priority in Priority
+        }
         self._served: dict[Priority, dict[str, float]] = {priority: {} for priority in Priority}
         self._served_alike = dict.fromkeys(Priority, 0.0)
         self._turns_since_bulk = 0
@@ -45,7 +47,9 @@ class Turns(Generic[_T]):
         """To the end of its line."""
         lines = self._lines[item.priority]
         if item.client not in lines:
-            self._served[item.priority][item.client] = self._served_alike[item.priority]  # time away is no credit
+            self._served[item.priority][item.client] = self._served_alike[
+                item.priority
+            ]  # time away is no credit
             lines[item.client] = OrderedDict()
         lines[item.client][item] = None
 
@@ -63,7 +67,10 @@ class Turns(Generic[_T]):
     def hasten(self, item: _T, priority: Priority, client: str) -> None:
         """What `client` waits for too goes to the front of its line, unless it is bulk that would slow it. What stands in no line
         yet is its own from now on."""
-        if (item.priority, priority) == (Priority.INTERACTIVE, Priority.BULK) or (item.priority, item.client) == (
+        if (item.priority, priority) == (Priority.INTERACTIVE, Priority.BULK) or (
+            item.priority,
+            item.client,
+        ) == (
             priority,
             client,
         ):
@@ -76,8 +83,12 @@ class Turns(Generic[_T]):
 
     def in_order(self) -> Iterator[_T]:
         """All items, the next one first, as if each took its turn. Lines must not change meanwhile."""
-        interactive, bulk = (self._in_order(priority) for priority in (Priority.INTERACTIVE, Priority.BULK))
-        first, second = (bulk, interactive) if self._turns_since_bulk >= BULK_EVERY - 1 else (interactive, bulk)
+        interactive, bulk = (
+            self._in_order(priority) for priority in (Priority.INTERACTIVE, Priority.BULK)
+        )
+        first, second = (
+            (bulk, interactive) if self._turns_since_bulk >= BULK_EVERY - 1 else (interactive, bulk)
+        )
         yield from first
         yield from second
 
@@ -96,7 +107,10 @@ class Turns(Generic[_T]):
     def _in_order(self, priority: Priority) -> Iterator[_T]:
         lines = self._lines[priority]
         served_of = self._served[priority]
-        heap = [(served_of[client], number, iter(line)) for number, (client, line) in enumerate(lines.items())]
+        heap = [
+            (served_of[client], number, iter(line))
+            for number, (client, line) in enumerate(lines.items())
+        ]
         heapify(heap)
         while heap:
             served, number, line = heap[0]

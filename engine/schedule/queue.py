@@ -97,7 +97,9 @@ class WorkQueue:
         filling, batch = new_filling(self._layout, cached), [first]
         filling.add(first.key)
         costs = [filling.rows]
-        others.sort(key=lambda work: (work.priority is not first.priority, filling.distance(work.key)))
+        others.sort(
+            key=lambda work: (work.priority is not first.priority, filling.distance(work.key))
+        )
         misfits = 0
         for work in others:
             rows = filling.rows
@@ -105,7 +107,10 @@ class WorkQueue:
                 filling.add(work.key)
                 batch.append(work)
                 costs.append(filling.rows - rows)
-            elif rows > _NEARLY_FULL * self._max_batch_tokens and (misfits := misfits + 1) == _MISFITS:
+            elif (
+                rows > _NEARLY_FULL * self._max_batch_tokens
+                and (misfits := misfits + 1) == _MISFITS
+            ):
                 break
         self._turns.take(batch, costs)
         for work in batch:

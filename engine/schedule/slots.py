@@ -16,7 +16,9 @@ class Ticket:
     priority: Priority
     client: str
     cost: int = 1
-    called: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    called: "asyncio.Future[None]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 class Slots:

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload: by default it ends the process
+    signal.signal(
+        signal.SIGHUP, signal.SIG_IGN
+    )  # until there is something to reload: by default it ends the process
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     engine, server = from_options(EngineConfig, arguments), from_options(ServerConfig, arguments)
     asyncio.run(serve(arguments.artifact, engine, server))

@@ -6,7 +6,17 @@ from kwise.comparison import compare, ranks
 from kwise.engine.scorer import Scorer
 from kwise.errors import InvalidRequest, KwiseError, Overloaded
 from kwise.protos.kwise.v1 import reward_pb2 as pb
-from kwise.types import Comparison, Conversation, Group, Message, Priority, Reward, ScoredGroup, Timing, TokenIds
+from kwise.types import (
+    Comparison,
+    Conversation,
+    Group,
+    Message,
+    Priority,
+    Reward,
+    ScoredGroup,
+    Timing,
+    TokenIds,
+)
 
 _PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
@@ -20,7 +30,9 @@ def status_code(error: KwiseError) -> grpc.StatusCode:
     return grpc.StatusCode[error.status.name]
 
 
-def to_group(request: "pb.ScoreRequest | pb.RankRequest | pb.CompareRequest", client: str = "") -> Group:
+def to_group(
+    request: "pb.ScoreRequest | pb.RankRequest | pb.CompareRequest", client: str = ""
+) -> Group:
     """The group that a request of `client` asks about.
 
     Raises:
@@ -34,7 +46,11 @@ def to_group(request: "pb.ScoreRequest | pb.RankRequest | pb.CompareRequest", cl
     wanted = "token_ids" if request.prompt.WhichOneof("kind") == "token_ids" else "text"
     for index, response in enumerate(request.responses):
         if (kind := response.WhichOneof("kind")) != wanted:
-            problem = "neither text nor token_ids is set" if kind is None else f"{kind} cannot follow this kind of prompt"
+            problem = (
+                "neither text nor token_ids is set"
+                if kind is None
+                else f"{kind} cannot follow this kind of prompt"
+            )
             raise InvalidRequest("", f"{problem}; this prompt needs {wanted}", response=index)
     if wanted == "token_ids":
         ids = tuple(tuple(response.token_ids.ids) for response in request.responses)
@@ -96,7 +112,9 @@ def check_pairs(request: pb.CompareRequest) -> None:
         raise InvalidRequest("responses", f"there are {count}; a comparison needs at least two")
     for number, pair in enumerate(request.pairs):
         if max(pair.first, pair.second) >= count:
-            raise InvalidRequest(f"pairs[{number}]", f"({pair.first}, {pair.second}) with {count} responses")
+            raise InvalidRequest(
+                f"pairs[{number}]", f"({pair.first}, {pair.second}) with {count} responses"
+            )
 
 
 def to_compare_response(scored: ScoredGroup, pairs: list[tuple[int, int]]) -> pb.CompareResponse:
@@ -125,7 +143,9 @@ def to_reward(reward: Reward | KwiseError) -> pb.Reward:
 
 
 def to_response_error(error: KwiseError) -> pb.ResponseError:
-    return pb.ResponseError(code=error.status.name, message=str(error), retry_after_ms=retry_after_ms(error))
+    return pb.ResponseError(
+        code=error.status.name, message=str(error), retry_after_ms=retry_after_ms(error)
+    )
 
 
 def retry_after_ms(error: KwiseError) -> int:
@@ -172,4 +192,6 @@ def _comparison(comparison: Comparison) -> pb.Comparison:
 
 
 def _timing(timing: Timing) -> pb.Timing:
-    return pb.Timing(tokenizer_ms=timing.tokenizer_ms, queue_ms=timing.queue_ms, model_ms=timing.model_ms)
+    return pb.Timing(
+        tokenizer_ms=timing.tokenizer_ms, queue_ms=timing.queue_ms, model_ms=timing.model_ms
+    )

@@ -39,7 +39,9 @@ class Reloader:
             try:
                 await self._reload()
             except Exception:  # noqa: BLE001 - the next SIGHUP must find somebody
-                _LOG.exception("reload failed, %s goes on serving", self._service.scorer.description)
+                _LOG.exception(
+                    "reload failed, %s goes on serving", self._service.scorer.description
+                )
 
     async def _reload(self) -> None:
         old = self._service.scorer
@@ -63,7 +65,9 @@ class Reloader:
         new.start()
         self._service.scorer = new
         self._service.leaving.add(old)
-        _LOG.info("serving %s instead of %s %s", new.description, serving.name, serving.fingerprint[:12])
+        _LOG.info(
+            "serving %s instead of %s %s", new.description, serving.name, serving.fingerprint[:12]
+        )
         await old.idle()
         await old.close()
         self._service.leaving.discard(old)

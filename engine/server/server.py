@@ -31,10 +31,18 @@ _LOG = logging.getLogger(__name__)
 class ServerConfig:
     """Where the server listens and how it ends. Raises ConfigError, naming the option and its bound."""
 
-    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 for every network this machine is on")
-    port: int = option(50051, "TCP port; 0 takes a free one and prints it", minimum=0, maximum=65535)
-    max_message_bytes: int = option(64 << 20, "largest request and reply", minimum=1 << 10, maximum=(1 << 31) - 1)
-    grace_s: float = option(30.0, "seconds that running requests get to finish after SIGTERM", minimum=0)
+    host: str = option(
+        "127.0.0.1", "address to listen on; 0.0.0.0 for every network this machine is on"
+    )
+    port: int = option(
+        50051, "TCP port; 0 takes a free one and prints it", minimum=0, maximum=65535
+    )
+    max_message_bytes: int = option(
+        64 << 20, "largest request and reply", minimum=1 << 10, maximum=(1 << 31) - 1
+    )
+    grace_s: float = option(
+        30.0, "seconds that running requests get to finish after SIGTERM", minimum=0
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -44,7 +52,10 @@ class ServerConfig:
         return [
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.max_send_message_length", self.max_message_bytes),
-            ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the calls
+            (
+                "grpc.so_reuseport",
+                0,
+            ),  # a second server on the port must fail, not take half of the calls
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
             # A client whose machine has gone without a word is noticed in 80 s, and what it waited for leaves the queue.
@@ -65,7 +76,9 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
     try:
         port = server.add_insecure_port(f"{config.host}:{config.port}")
     except RuntimeError as error:
-        raise ConfigError(f"--host {config.host} --port {config.port}: cannot listen there: {error}") from None
+        raise ConfigError(
+            f"--host {config.host} --port {config.port}: cannot listen there: {error}"
+        ) from None
     service = RewardService(Scorer.load(artifact, engine))
     service.scorer.start()
     try:
@@ -91,7 +104,9 @@ async def _drain(server: grpc.aio.Server, service: RewardService, grace_s: float
     """Wait for the service's own calls alone: others, such as a watch of the server's health, may never end."""
     await _until_quiet(service)  # what was sent before the signal is served
     service.drain()
-    await _until_quiet(service)  # what was sent after it is refused with a status that clients retry
+    await _until_quiet(
+        service
+    )  # what was sent after it is refused with a status that clients retry
     refusing = asyncio.create_task(server.stop(grace_s + 2 * _LAST_REPLIES_S))
     try:
         await asyncio.wait_for(service.idle(), grace_s)
@@ -123,7 +138,11 @@ def _add_services(server: grpc.aio.Server, service: RewardService) -> health.Hea
     reward_pb2_grpc.add_RewardServiceServicer_to_server(service, server)
     health_service = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    names = (_SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    names = (
+        _SERVICE,
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+        reflection.SERVICE_NAME,
+    )
     reflection.enable_server_reflection(names, server)
     return health_service
 

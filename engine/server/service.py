@@ -55,16 +55,22 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         with self._running():
-            return messages.to_score_response(await _answer(self._scored(request, client_of(context)), context))
+            return messages.to_score_response(
+                await _answer(self._scored(request, client_of(context)), context)
+            )
 
     async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:
         with self._running():
-            return messages.to_rank_response(await _answer(self._scored(request, client_of(context)), context))
+            return messages.to_rank_response(
+                await _answer(self._scored(request, client_of(context)), context)
+            )
 
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
         with self._running():
             scored = await _answer(self._scored(request, client_of(context)), context)
-            return messages.to_compare_response(scored, [(pair.first, pair.second) for pair in request.pairs])
+            return messages.to_compare_response(
+                scored, [(pair.first, pair.second) for pair in request.pairs]
+            )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         with self._running():
@@ -90,18 +96,24 @@ class RewardService(reward_pb2_grpc.RewardServiceServicer):
             if not self._num_running:
                 self._idle.set()
 
-    async def _stream_response(self, client: str, request: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:
+    async def _stream_response(
+        self, client: str, request: pb.ScoreStreamRequest
+    ) -> pb.ScoreStreamResponse:
         try:
             scored = await self._scored(request.request, client)
         except KwiseError as error:
             return pb.ScoreStreamResponse(id=request.id, error=messages.to_response_error(error))
         except Exception:  # noqa: BLE001 - the stream's other groups must go on
             _LOG.exception("a group of a stream failed")
-            error_message = pb.ResponseError(code="INTERNAL", message="internal error; the server's log has the details")
+            error_message = pb.ResponseError(
+                code="INTERNAL", message="internal error; the server's log has the details"
+            )
             return pb.ScoreStreamResponse(id=request.id, error=error_message)
         return pb.ScoreStreamResponse(id=request.id, response=messages.to_score_response(scored))
 
-    async def _scored(self, request: pb.ScoreRequest | pb.RankRequest | pb.CompareRequest, client: str) -> ScoredGroup:
+    async def _scored(
+        self, request: pb.ScoreRequest | pb.RankRequest | pb.CompareRequest, client: str
+    ) -> ScoredGroup:
         self._admit(request.model)
         if isinstance(request, pb.CompareRequest):
             messages.check_pairs(request)
@@ -137,10 +149,14 @@ async def _answer(work: Awaitable[_T], context: Context) -> _T:
         await _abort(context, error, ())
     except Exception:  # noqa: BLE001 - the details belong in the log, not in the reply
         _LOG.exception("a request failed")
-        await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has the details")
+        await context.abort(
+            grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
+        )
     raise AssertionError("abort raises")
 
 
-async def _abort(context: Context, error: KwiseError, trailers: tuple[tuple[str, str], ...]) -> NoReturn:
+async def _abort(
+    context: Context, error: KwiseError, trailers: tuple[tuple[str, str], ...]
+) -> NoReturn:
     await context.abort(messages.status_code(error), str(error), trailers)
     raise AssertionError("abort raises")

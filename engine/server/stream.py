@@ -65,7 +65,10 @@ class GroupStream:
                     break
                 request = reading.result()
             except DecodeError:
-                return InvalidRequest(f"requests[{num_read}]", "is no kwise.v1.ScoreStreamRequest; the stream ends before it")
+                return InvalidRequest(
+                    f"requests[{num_read}]",
+                    "is no kwise.v1.ScoreStreamRequest; the stream ends before it",
+                )
             except grpc.aio.BaseError:
                 return None  # the client has gone, and the call's own cancellation is on its way
             finally:

@@ -71,11 +71,17 @@ class ConversationEncoder:
         self._added = _any_of([token.content for token in raw])
         self._longest_added = max((len(token.content) for token in raw), default=0)
         # A word-bound token makes where the tokenizer splits depend on its neighbours: then nothing is cut.
-        cuttable = [] if any(t.single_word for t in raw) else [t for t in raw if not (t.lstrip or t.rstrip)]
+        cuttable = (
+            []
+            if any(t.single_word for t in raw)
+            else [t for t in raw if not (t.lstrip or t.rstrip)]
+        )
         self._cuttable = {token.content for token in cuttable}
         self._control = _any_of([token.content for token in added if token.special])
         # 1 for BERT and its kin, 0 for RoBERTa's, whose table of types has one row.
-        self._second_type = max(self._tokenizer.encode("a", "b").type_ids, default=1) if template is None else 0
+        self._second_type = (
+            max(self._tokenizer.encode("a", "b").type_ids, default=1) if template is None else 0
+        )
 
     def check(self, group: Group) -> None:
         """What makes a group malformed as a whole and can be told without tokenising.
@@ -102,7 +108,9 @@ class ConversationEncoder:
             raise self._prompt_too_long(len(group.prompt))
         self._check_ids("prompt.token_ids", group.prompt)
         for index, response in enumerate(cast(tuple[TokenIds, ...], group.responses)):
-            if len(group.prompt) + len(response) <= self._limits.max_tokens:  # the others are refused for their length
+            if (
+                len(group.prompt) + len(response) <= self._limits.max_tokens
+            ):  # the others are refused for their length
                 self._check_ids("token_ids", response, index)
 
     def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
@@ -119,14 +127,19 @@ class ConversationEncoder:
 
     # Token ids
 
-    def _encode_token_ids(self, prompt: TokenIds, responses: Sequence[TokenIds]) -> list[EncodedSequence | InvalidRequest]:
+    def _encode_token_ids(
+        self, prompt: TokenIds, responses: Sequence[TokenIds]
+    ) -> list[EncodedSequence | InvalidRequest]:
         outcomes: list[EncodedSequence | InvalidRequest] = []
         for index, response in enumerate(responses):
             num_tokens = len(prompt) + len(response)
             if num_tokens > self._limits.max_tokens:
                 outcomes.append(self._too_long(index, num_tokens))
             else:
-                ids, types = np.array(prompt + response, np.int64), self._types_of_ids(len(prompt), len(response))
+                ids, types = (
+                    np.array(prompt + response, np.int64),
+                    self._types_of_ids(len(prompt), len(response)),
+                )
                 tokens = Tokens(ids, types, num_shared=len(prompt))
                 outcomes.append(self._outcome(index, tokens))
         return outcomes
@@ -135,21 +148,33 @@ class ConversationEncoder:
         """int64[length], 0 for the prompt's ids and the second text's type for the response's; None under a template."""
         if self._template is not None:
             return None
-        return np.repeat(np.array([0, self._second_type], np.int64), [prompt_length, response_length])
+        return np.repeat(
+            np.array([0, self._second_type], np.int64), [prompt_length, response_length]
+        )
 
     def _check_ids(self, field: str, ids: TokenIds, response: int | None = None) -> None:
         if not ids or (min(ids) >= 0 and max(ids) < self._limits.vocab_size):
             return
-        index, token_id = next((i, id_) for i, id_ in enumerate(ids) if not 0 <= id_ < self._limits.vocab_size)
+        index, token_id = next(
+            (i, id_) for i, id_ in enumerate(ids) if not 0 <= id_ < self._limits.vocab_size
+        )
         problem = f"{token_id} is outside the vocabulary of {self._limits.vocab_size}"
         raise InvalidRequest(f"{field}[{index}]", problem, response=response)
 
     # Texts
 
-    def _encode_texts(self, prompt: Conversation, responses: Sequence[str]) -> list[EncodedSequence | InvalidRequest]:
+    def _encode_texts(
+        self, prompt: Conversation, responses: Sequence[str]
+    ) -> list[EncodedSequence | InvalidRequest]:
         refuse = self._limits.control_tokens is ControlTokens.REJECT
-        if refuse and (count := sum(self._count_control(m.role) + self._count_control(m.content) for m in prompt)):
-            raise InvalidRequest("prompt", f"its text spells out {count} control tokens, which this server refuses")
+        if refuse and (
+            count := sum(
+                self._count_control(m.role) + self._count_control(m.content) for m in prompt
+            )
+        ):
+            raise InvalidRequest(
+                "prompt", f"its text spells out {count} control tokens, which this server refuses"
+            )
         room = self._limits.max_characters - _characters(prompt)
         readable = [response if len(response) <= room else "" for response in responses]
         control = [self._count_control(response) for response in readable]
@@ -164,13 +189,19 @@ class ConversationEncoder:
             elif isinstance(tokens, InvalidRequest):
                 outcomes.append(tokens)
             elif len(tokens.ids) > self._limits.max_tokens:
-                outcomes.append(self._shortened(prompt, responses[index], index, len(tokens.ids), control[index]))
+                outcomes.append(
+                    self._shortened(
+                        prompt, responses[index], index, len(tokens.ids), control[index]
+                    )
+                )
             else:
                 outcomes.append(self._outcome(index, tokens, control_tokens=control[index]))
         self._raise_for_group(prompt, outcomes)
         return outcomes
 
-    def _raise_for_group(self, prompt: Conversation, outcomes: Sequence[EncodedSequence | InvalidRequest]) -> None:
+    def _raise_for_group(
+        self, prompt: Conversation, outcomes: Sequence[EncodedSequence | InvalidRequest]
+    ) -> None:
         """Where no response can be scored, and the prompt is why, say so once instead of K times."""
         errors = [outcome for outcome in outcomes if isinstance(outcome, InvalidRequest)]
         if len(errors) < len(outcomes):
@@ -182,17 +213,27 @@ class ConversationEncoder:
 
     def _least_length(self, prompt: Conversation) -> int | None:
         """Tokens of the conversation with an empty response, after the length policy; None where the template refuses it."""
-        if self._limits.overlong is Overlong.DROP_TURNS and (shorter := _without_oldest_turns(prompt)):
+        if self._limits.overlong is Overlong.DROP_TURNS and (
+            shorter := _without_oldest_turns(prompt)
+        ):
             prompt = shorter[-1]
         (tokens,) = self._tokenise(prompt, [""])
         return None if isinstance(tokens, InvalidRequest) else len(tokens.ids)
 
-    def _tokenise(self, prompt: Conversation, responses: Sequence[str]) -> list[Tokens | InvalidRequest]:
+    def _tokenise(
+        self, prompt: Conversation, responses: Sequence[str]
+    ) -> list[Tokens | InvalidRequest]:
         """The tokens of each whole conversation, of whatever length, or why the template refuses it."""
         if self._template is None:
             pairs = [(_only_user_turn(prompt), response) for response in responses]
-            return [Tokens(_ids(e), np.array(e.type_ids, np.int64)) for e in self._tokenizer.encode_batch(pairs)]
-        rendered = [self._render((*prompt, Message(role="assistant", content=response))) for response in responses]
+            return [
+                Tokens(_ids(e), np.array(e.type_ids, np.int64))
+                for e in self._tokenizer.encode_batch(pairs)
+            ]
+        rendered = [
+            self._render((*prompt, Message(role="assistant", content=response)))
+            for response in responses
+        ]
         texts = [text for text in rendered if isinstance(text, str)]
         if not texts:
             return [text for text in rendered if isinstance(text, InvalidRequest)]
@@ -225,7 +266,8 @@ class ConversationEncoder:
         starts = (
             match.start()
             for match in self._added.finditer(shared_text)
-            if match.group() in self._cuttable and match.start() + self._longest_added <= len(shared_text)
+            if match.group() in self._cuttable
+            and match.start() + self._longest_added <= len(shared_text)
         )
         return max(starts, default=0)
 
@@ -233,20 +275,26 @@ class ConversationEncoder:
         assert self._template is not None
         try:
             return self._template.render(
-                messages=[{"role": message.role, "content": message.content} for message in messages],
+                messages=[
+                    {"role": message.role, "content": message.content} for message in messages
+                ],
                 add_generation_prompt=False,
                 tools=None,
                 documents=None,
                 **self._special_tokens,
             )
         except (TemplateError, TypeError, ValueError) as error:
-            return InvalidRequest("prompt.messages", f"the chat template refuses the conversation: {error}")
+            return InvalidRequest(
+                "prompt.messages", f"the chat template refuses the conversation: {error}"
+            )
 
     def _shortened(
         self, prompt: Conversation, response: str, index: int, full_length: int, control_tokens: int
     ) -> EncodedSequence | InvalidRequest:
         """The conversation without as many of its oldest turns as it takes, or why it cannot be scored."""
-        shorter = _without_oldest_turns(prompt) if self._limits.overlong is Overlong.DROP_TURNS else []
+        shorter = (
+            _without_oldest_turns(prompt) if self._limits.overlong is Overlong.DROP_TURNS else []
+        )
         tried: dict[int, Tokens | InvalidRequest] = {}
 
         def ends_search(turns: int) -> bool:
@@ -270,7 +318,9 @@ class ConversationEncoder:
     ) -> EncodedSequence | InvalidRequest:
         num_tokens = length = len(tokens.ids)
         if not num_tokens:
-            return InvalidRequest("", "the conversation has no tokens: there is nothing to score", response=index)
+            return InvalidRequest(
+                "", "the conversation has no tokens: there is nothing to score", response=index
+            )
         if self._trailing_pad_id is not None:
             read = np.flatnonzero(tokens.ids != self._trailing_pad_id)
             length = int(read[-1]) + 1 if len(read) else 1
@@ -311,7 +361,8 @@ def _characters(prompt: Conversation) -> int:
 def _only_user_turn(prompt: Conversation) -> str:
     if len(prompt) != 1 or prompt[0].role != "user":
         raise InvalidRequest(
-            "prompt.messages", "this model has no chat template: it takes one user turn, without a system message"
+            "prompt.messages",
+            "this model has no chat template: it takes one user turn, without a system message",
         )
     return prompt[0].content
 

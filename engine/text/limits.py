@@ -12,7 +12,9 @@ class Overlong(Enum):
     """What becomes of a conversation longer than the limit."""
 
     REJECT = "reject"  # its reward carries an error
-    DROP_TURNS = "drop-turns"  # the oldest turns of the prompt go, the response and the last turn stay whole
+    DROP_TURNS = (
+        "drop-turns"  # the oldest turns of the prompt go, the response and the last turn stay whole
+    )
 
 
 class ControlTokens(Enum):

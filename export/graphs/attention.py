@@ -69,7 +69,9 @@ class TrieBatch:
     def table(self, key: Tensor, value: Tensor) -> KeyValue:
         """What the next layer's tiles gather from: the rows' keys and values, [T, G·D], and behind them the past's."""
         layer = len(self.present)
-        self.present.append((key, value) if self.kept is None else (key[self.kept], value[self.kept]))
+        self.present.append(
+            (key, value) if self.kept is None else (key[self.kept], value[self.kept])
+        )
         if not self.past:
             return key, value
         past_key, past_value = self.past[layer]
@@ -97,9 +99,20 @@ class _TileAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float, heads: int, kv_heads: int
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        scale: float,
+        softcap: float,
+        heads: int,
+        kv_heads: int,
     ) -> Tensor:
-        q, k, v = (x.unflatten(-1, (n, -1)).transpose(1, 2) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
+        q, k, v = (
+            x.unflatten(-1, (n, -1)).transpose(1, 2)
+            for x, n in ((q, heads), (k, kv_heads), (v, kv_heads))
+        )
         k, v = (x.repeat_interleave(heads // kv_heads, 1) for x in (k, v))
         scores = q @ k.transpose(2, 3) * scale
         if softcap:
@@ -107,7 +120,17 @@ class _TileAttention(torch.autograd.Function):
         return ((scores + mask).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
     @staticmethod
-    def symbolic(g: Any, q: Any, k: Any, v: Any, mask: Any, scale: float, softcap: float, heads: int, kv_heads: int) -> Any:
+    def symbolic(
+        g: Any,
+        q: Any,
+        k: Any,
+        v: Any,
+        mask: Any,
+        scale: float,
+        softcap: float,
+        heads: int,
+        kv_heads: int,
+    ) -> Any:
         node = g.op(
             f"{PLACEHOLDER_DOMAIN}::Attention",
             q,
@@ -143,7 +166,9 @@ def trie_attention(
     """
     unknown = {name for name, value in options.items() if value is not None} - _IGNORED
     if unknown or is_causal is False or head_mask is not None:
-        raise NotImplementedError(f"{type(module).__name__} attends with {sorted(unknown) or 'a mask of its own'}")
+        raise NotImplementedError(
+            f"{type(module).__name__} attends with {sorted(unknown) or 'a mask of its own'}"
+        )
     batch = _running.get()
     heads, kv_heads, dim = int(query.shape[1]), int(key.shape[1]), int(query.shape[3])
     scale = float(scaling if scaling is not None else dim**-0.5)
@@ -152,13 +177,21 @@ def trie_attention(
     outputs = []
     for c, (queries, keys) in enumerate(zip(batch.queries, batch.keys, strict=True)):
         mask = batch.mask(c, sliding_window, q.dtype)
-        tile = _TileAttention.apply(q[queries], k[keys], v[keys], mask, scale, float(softcap or 0.0), heads, kv_heads)
+        tile = _TileAttention.apply(
+            q[queries], k[keys], v[keys], mask, scale, float(softcap or 0.0), heads, kv_heads
+        )
         outputs.append(tile.reshape(-1, tile.shape[2]))
     rows = torch.cat(outputs)[batch.outputs]
     return rows.view(1, -1, heads, int(value.shape[3])), None
 
 
 # What models pass along that does not change what attention computes here: positions are in `positions` already.
-_IGNORED = {"position_ids", "cache_position", "output_attentions", "use_cache", "position_embeddings"}
+_IGNORED = {
+    "position_ids",
+    "cache_position",
+    "output_attentions",
+    "use_cache",
+    "position_embeddings",
+}
 
 AttentionInterface.register(IMPLEMENTATION, trie_attention)

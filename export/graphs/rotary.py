@@ -29,16 +29,30 @@ class _Rotary(torch.autograd.Function):
         x = x.unflatten(-1, (heads, -1))
         first, second, rest = x.split([rotated // 2, rotated // 2, x.shape[-1] - rotated], dim=-1)
         cos, sin = cos[:, :, None], sin[:, :, None]
-        return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).flatten(2)
+        return torch.cat(
+            [first * cos - second * sin, second * cos + first * sin, rest], dim=-1
+        ).flatten(2)
 
     @staticmethod
     def symbolic(g: Any, x: Any, cos: Any, sin: Any, heads: int, rotated: int) -> Any:
-        node = g.op(f"{PLACEHOLDER_DOMAIN}::RotaryEmbedding", x, cos, sin, num_heads_i=heads, rotary_embedding_dim_i=rotated)
+        node = g.op(
+            f"{PLACEHOLDER_DOMAIN}::RotaryEmbedding",
+            x,
+            cos,
+            sin,
+            num_heads_i=heads,
+            rotary_embedding_dim_i=rotated,
+        )
         return node.setType(x.type())
 
 
 def rotary(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None = None, unsqueeze_dim: int = 1
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position_ids: Tensor | None = None,
+    unsqueeze_dim: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """transformers' contract: q [1, H, T, D], k [1, G, T, D], cos and sin [1, T, R], whose halves are equal."""
     half = int(cos.shape[-1]) // 2  # a number, not a traced value
@@ -64,13 +78,25 @@ def patching_specs(model: torch.nn.Module) -> list[PatchingSpec]:
 
 def _is_equivalent(function: Any) -> bool:
     """Whether `function` rotates as `rotary` does, whole heads or a part of each: measured, not looked up by name."""
-    if function is None or list(inspect.signature(function).parameters)[:4] != ["q", "k", "cos", "sin"]:
+    if function is None or list(inspect.signature(function).parameters)[:4] != [
+        "q",
+        "k",
+        "cos",
+        "sin",
+    ]:
         return False
     generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(1, 4, 3, 8, generator=generator), torch.randn(1, 2, 3, 8, generator=generator)
+    q, k = (
+        torch.randn(1, 4, 3, 8, generator=generator),
+        torch.randn(1, 2, 3, 8, generator=generator),
+    )
     angles = torch.randn(1, 3, 4, generator=generator).repeat(1, 1, 2)
     try:
-        pairs = zip(function(q, k, angles.cos(), angles.sin()), rotary(q, k, angles.cos(), angles.sin()), strict=True)
+        pairs = zip(
+            function(q, k, angles.cos(), angles.sin()),
+            rotary(q, k, angles.cos(), angles.sin()),
+            strict=True,
+        )
         return all(torch.allclose(theirs, ours, atol=1e-6) for theirs, ours in pairs)
     except (RuntimeError, TypeError, ValueError):
         return False

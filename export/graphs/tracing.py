@@ -37,10 +37,14 @@ class ParametersAsInputs(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self._module = [module]  # in a list, so that it is no submodule: the tracer copies a module's parameters
+        self._module = [
+            module
+        ]  # in a list, so that it is no submodule: the tracer copies a module's parameters
         self.names = [name for name, _ in module.named_parameters()]
         self.weights = [parameter.detach() for _, parameter in module.named_parameters()]
-        numbers = {id(parameter): number for number, (_, parameter) in enumerate(module.named_parameters())}
+        numbers = {
+            id(parameter): number for number, (_, parameter) in enumerate(module.named_parameters())
+        }
         # torch.func.functional_call does this, but refuses to while tracing.
         self._places = [
             (part, name, numbers[id(parameter)])
@@ -62,16 +66,24 @@ class ParametersAsInputs(nn.Module):
 
 
 def attach_weights(
-    graph: onnx.GraphProto, inputs: Sequence[str], names: Sequence[str], weights: Sequence[Tensor], data: Path
+    graph: onnx.GraphProto,
+    inputs: Sequence[str],
+    names: Sequence[str],
+    weights: Sequence[Tensor],
+    data: Path,
 ) -> None:
     """Turn the graph's inputs `inputs` into initializers called `names`, with the data of `weights` in the file `data`.
 
     A weight that the graph reads transposed, as every linear layer's, is written transposed. One that it does not read is
     left out.
     """
-    wanted = {given: (name, weight) for given, name, weight in zip(inputs, names, weights, strict=True)}
+    wanted = {
+        given: (name, weight) for given, name, weight in zip(inputs, names, weights, strict=True)
+    }
     transposed = {}
-    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in wanted]:
+    for node in [
+        node for node in graph.node if node.op_type == "Transpose" and node.input[0] in wanted
+    ]:
         name, weight = wanted[node.input[0]]
         axes = next(iter(node.attribute)).ints
         transposed[node.output[0]] = f"{name}.transposed", weight.permute(*axes)

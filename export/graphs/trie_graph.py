@@ -36,7 +36,9 @@ def export_trie(model: PreTrainedModel, directory: Path) -> None:
     `past.LAYER.key|value`; outputs `rewards` float32[B] and `present.LAYER.key|value`."""
     traced = _TrieRewards(model)
     with without_tracer_warnings():
-        optimum_export(traced, _TrieOnnxConfig(model, traced), directory / MODEL, opset=_TRACED_OPSET)
+        optimum_export(
+            traced, _TrieOnnxConfig(model, traced), directory / MODEL, opset=_TRACED_OPSET
+        )
 
 
 class _TrieRewards(ParametersAsInputs):
@@ -72,7 +74,9 @@ class _TrieRewards(ParametersAsInputs):
         )
         with self.holding(weights) as model, on_trie(model, batch):
             states = model.base_model(
-                input_ids=input_ids[None], position_ids=positions[: input_ids.shape[0]][None], use_cache=False
+                input_ids=input_ids[None],
+                position_ids=positions[: input_ids.shape[0]][None],
+                use_cache=False,
             ).last_hidden_state[0]
             rewards = {"rewards": model.score(states[last_rows])[:, 0]}
         return rewards | {f"present.{layer}.{name}": t for layer, name, t in _named(batch.present)}
@@ -93,10 +97,20 @@ class _TrieOnnxConfig(OnnxConfig):
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
-        past = {f"past.{layer}.{name}": {0: "num_past"} for layer, name, _ in _named(self._example["past"])}
+        past = {
+            f"past.{layer}.{name}": {0: "num_past"}
+            for layer, name, _ in _named(self._example["past"])
+        }
         arrays = {name: array for name, array in self._example.items() if isinstance(array, Tensor)}
-        lists = {f"{name}.{c}": array for name in ("queries", "keys") for c, array in enumerate(self._example[name])}
-        dynamic = {name: {i: f"{name}_{i}" for i in range(array.ndim)} for name, array in (arrays | lists).items()}
+        lists = {
+            f"{name}.{c}": array
+            for name in ("queries", "keys")
+            for c, array in enumerate(self._example[name])
+        }
+        dynamic = {
+            name: {i: f"{name}_{i}" for i in range(array.ndim)}
+            for name, array in (arrays | lists).items()
+        }
         return {name: {} for name in self._weight_inputs} | dynamic | past
 
     @property
@@ -105,7 +119,10 @@ class _TrieOnnxConfig(OnnxConfig):
 
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
-        present = {f"present.{layer}.{name}": {0: "num_kept"} for layer, name, _ in _named(self._example["past"])}
+        present = {
+            f"present.{layer}.{name}": {0: "num_kept"}
+            for layer, name, _ in _named(self._example["past"])
+        }
         return {"rewards": {0: "num_sequences"}} | present
 
     def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
@@ -124,18 +141,28 @@ class _TrieOnnxConfig(OnnxConfig):
         graph.opset_import.extend(opsets)
         path = Path(model_path)
         data = path.with_name(f"{path.name}.data")
-        attach_weights(graph.graph, self._weight_inputs, self._traced.names, self._traced.weights, data)
+        attach_weights(
+            graph.graph, self._weight_inputs, self._traced.names, self._traced.weights, data
+        )
         onnx.save(graph, path)
 
 
 def _named(layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, str, Tensor]]:
-    return [(layer, name, t) for layer, pair in enumerate(layers) for name, t in zip(("key", "value"), pair, strict=True)]
+    return [
+        (layer, name, t)
+        for layer, pair in enumerate(layers)
+        for name, t in zip(("key", "value"), pair, strict=True)
+    ]
 
 
 def _example(widths: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """A small batch to trace with: two prompts of several responses, one of them known, tiles of unlike sizes in classes."""
     prompts = np.arange(3, 23), np.arange(3, 100)
-    sequences = [np.concatenate([prompt, np.full(length, 5 + length)]) for prompt in prompts for length in (12, 40, 71)]
+    sequences = [
+        np.concatenate([prompt, np.full(length, 5 + length)])
+        for prompt in prompts
+        for length in (12, 40, 71)
+    ]
     trie = build_trie([sequence % 32 for sequence in sequences])
     past = np.full(trie.num_nodes, NOT_PAST)
     past[:10] = np.arange(10)
@@ -164,5 +191,9 @@ def _layer_widths(model: PreTrainedModel) -> list[tuple[int, int]]:
         outputs=tensors["outputs"],
     )
     with torch.inference_mode(), on_trie(model, batch):
-        model.base_model(input_ids=tensors["input_ids"][None], position_ids=tensors["positions"][None], use_cache=False)
+        model.base_model(
+            input_ids=tensors["input_ids"][None],
+            position_ids=tensors["positions"][None],
+            use_cache=False,
+        )
     return [(key.shape[1], value.shape[1]) for key, value in batch.present]

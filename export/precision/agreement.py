@@ -70,7 +70,10 @@ def read_texts(rankings: str, most: int = 2 * _MOST_GROUPS) -> list[Texts]:
     """
     if not rankings:
         return _shipped()
-    return [(ranking.prompt, ranking.responses) for ranking in read_rankings(rankings, allow_tied=True)[:most]]
+    return [
+        (ranking.prompt, ranking.responses)
+        for ranking in read_rankings(rankings, allow_tied=True)[:most]
+    ]
 
 
 def split(groups: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
@@ -79,7 +82,9 @@ def split(groups: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
     return groups[:measured], groups[measured:][:_MOST_GROUPS] or groups
 
 
-def encode_groups(encoder: ConversationEncoder, texts: Sequence[Texts]) -> list[list[EncodedSequence]]:
+def encode_groups(
+    encoder: ConversationEncoder, texts: Sequence[Texts]
+) -> list[list[EncodedSequence]]:
     """The groups of at least two responses that the model can read.
 
     Raises:
@@ -92,7 +97,9 @@ def encode_groups(encoder: ConversationEncoder, texts: Sequence[Texts]) -> list[
         if len(group) > 1:
             groups.append(group)
     if not groups:
-        raise ConfigError("--rankings, --max-tokens: no prompt has two responses that fit, to measure precisions on")
+        raise ConfigError(
+            "--rankings, --max-tokens: no prompt has two responses that fit, to measure precisions on"
+        )
     return groups
 
 
@@ -140,9 +147,7 @@ def shortcomings(precision: Precision, found: Agreement, min_agreement: float) -
     """Why a precision is not good enough to be written; "" where it is. min_agreement: of clear pairs; 0 for the default."""
     required = min_agreement or _LEAST_AGREEMENT[precision]
     if not found.clear_pairs:
-        return (
-            f"{precision.value}: no two rewards of a prompt have a clear margin in fp32, so there is nothing to measure it by"
-        )
+        return f"{precision.value}: no two rewards of a prompt have a clear margin in fp32, so there is nothing to measure it by"
     if not isfinite(found.max_error):
         return f"{precision.value}: a reward is not a finite number"
     if not found.clear_agreement >= required:
@@ -159,12 +164,18 @@ def shortcomings(precision: Precision, found: Agreement, min_agreement: float) -
     return ""
 
 
-def promise(found: Agreement, golden_error: float, *, emulated: bool, details: dict[str, Any]) -> Promise:
+def promise(
+    found: Agreement, golden_error: float, *, emulated: bool, details: dict[str, Any]
+) -> Promise:
     """What the manifest says of a precision. golden_error: the largest on the golden conversations, in raw units. emulated:
     errors are those of an emulation; a runtime may have so much more. details: of how it was made, for the report."""
     change = _MAX_CHANGE * found.reward_std
-    largest = max(found.max_error * found.reward_std, golden_error) * (_BEYOND_EMULATION if emulated else 1)
-    return Promise(max_difference=largest + change, max_change=change, report=asdict(found) | details)
+    largest = max(found.max_error * found.reward_std, golden_error) * (
+        _BEYOND_EMULATION if emulated else 1
+    )
+    return Promise(
+        max_difference=largest + change, max_change=change, report=asdict(found) | details
+    )
 
 
 def _shipped() -> list[Texts]:

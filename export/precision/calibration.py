@@ -22,7 +22,10 @@ _MOST_BYTES = 2 << 30
 
 
 def second_moments(
-    graph: Rewriting, source: Path, session: GraphSession, batches: Sequence[Sequence[EncodedSequence]]
+    graph: Rewriting,
+    source: Path,
+    session: GraphSession,
+    batches: Sequence[Sequence[EncodedSequence]],
 ) -> Iterator[tuple[list[onnx.NodeProto], NDArray[np.float32]]]:
     """For each distinct factor x [rows, K]: (the products that multiply it, the sum of xᵀ·x [K, K] over the batches).
 
@@ -56,7 +59,10 @@ def _portions(widths: dict[str, int]) -> Iterator[list[str]]:
 
 
 def _moments(
-    source: Path, widths: dict[str, int], session: GraphSession, batches: Sequence[Sequence[EncodedSequence]]
+    source: Path,
+    widths: dict[str, int],
+    session: GraphSession,
+    batches: Sequence[Sequence[EncodedSequence]],
 ) -> dict[str, NDArray[np.float32]]:
     """By a graph beside the source that also multiplies the factors with themselves."""
     model = onnx.load(source, load_external_data=False)
@@ -65,20 +71,30 @@ def _moments(
         rows, shape = f"{name}.rows", f"{name}.width"
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, width]), shape))
         model.graph.node.append(helper.make_node("Reshape", [name, shape], [rows]))
-        model.graph.node.append(helper.make_node("Gemm", [rows, rows], [f"{name}.moments"], transA=1))
-        model.graph.output.append(helper.make_tensor_value_info(f"{name}.moments", TensorProto.FLOAT, [width, width]))
+        model.graph.node.append(
+            helper.make_node("Gemm", [rows, rows], [f"{name}.moments"], transA=1)
+        )
+        model.graph.output.append(
+            helper.make_tensor_value_info(f"{name}.moments", TensorProto.FLOAT, [width, width])
+        )
     path = source.with_name("moments.onnx")
     try:
         onnx.save(model, path)
-        runner = open_graph(path, runtime=Runtime.ONNXRUNTIME, precision=Precision.FP32, device="cpu", threads=0)
+        runner = open_graph(
+            path, runtime=Runtime.ONNXRUNTIME, precision=Precision.FP32, device="cpu", threads=0
+        )
     finally:
         path.unlink(missing_ok=True)
     sums = {name: np.zeros((width, width), np.float32) for name, width in widths.items()}
     for batch in batches:
-        inputs = {name: array for name, array in session.inputs(batch).items() if name in runner.inputs}
+        inputs = {
+            name: array for name, array in session.inputs(batch).items() if name in runner.inputs
+        }
         for total, found in zip(sums.values(), runner.run(inputs), strict=True):
             total += found
-    if overflown := next((name for name, total in sums.items() if not np.isfinite(total).all()), None):
+    if overflown := next(
+        (name for name, total in sums.items() if not np.isfinite(total).all()), None
+    ):
         raise ParityError(
             f"the model's values at {overflown}, or their squares, are not finite in fp32, on text that chooses the rounding"
         )

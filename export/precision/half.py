@@ -21,7 +21,15 @@ from onnx import TensorProto, helper
 
 from kwise.engine.model.precision import Precision
 from kwise.export.parity import ParityError
-from kwise.export.precision.matmuls import ATTENTION, NEAREST, Rounded, attention_products, is_product, kind_of, weight_key
+from kwise.export.precision.matmuls import (
+    ATTENTION,
+    NEAREST,
+    Rounded,
+    attention_products,
+    is_product,
+    kind_of,
+    weight_key,
+)
 from kwise.export.weights import Rewriting
 
 _TYPES = {
@@ -53,7 +61,13 @@ def write_half(
         caster = _Caster(graph, precision, rounded, emulated)
         attention = attention_products(graph)
         for node in graph.nodes:
-            kind = ATTENTION if node.output[0] in attention else kind_of(node) if is_product(graph, node) else None
+            kind = (
+                ATTENTION
+                if node.output[0] in attention
+                else kind_of(node)
+                if is_product(graph, node)
+                else None
+            )
             if kind is None or kind in kept:
                 caster.emit(node)
             else:
@@ -75,12 +89,16 @@ def half_of(name: str, weight: NDArray[Any], precision: Precision) -> NDArray[An
     with np.errstate(over="ignore"):
         rounded = weight.astype(dtype)
     if not np.isfinite(rounded).all():
-        raise ParityError(f"{dtype.name} has no number as large as {np.abs(weight).max():.3g}, which is in {name}")
+        raise ParityError(
+            f"{dtype.name} has no number as large as {np.abs(weight).max():.3g}, which is in {name}"
+        )
     return rounded
 
 
 class _Caster:
-    def __init__(self, graph: Rewriting, precision: Precision, rounded: Rounded, emulated: bool) -> None:
+    def __init__(
+        self, graph: Rewriting, precision: Precision, rounded: Rounded, emulated: bool
+    ) -> None:
         self._graph = graph
         self._precision = precision
         self._type, dtype = _TYPES[precision]
@@ -125,7 +143,9 @@ class _Caster:
         """The name of the same numbers in this precision."""
         if name not in self._narrow:
             if self._graph.is_weight(name):  # a bias
-                self._narrow[name] = self._add(name, half_of(name, self._graph.weight(name), self._precision))
+                self._narrow[name] = self._add(
+                    name, half_of(name, self._graph.weight(name), self._precision)
+                )
             elif (node := self._made_by.get(name)) is not None and (moved := self._moved_by(node)):
                 copy = onnx.NodeProto.FromString(node.SerializeToString())
                 copy.name = copy.output[0] = self._named(name)
@@ -140,14 +160,20 @@ class _Caster:
     def _moved_by(self, node: onnx.NodeProto) -> range:
         """Which inputs the node moves; none where it computes, or looks a token's embedding up."""
         moved = range(len(node.input))[: _MOVED.get(node.op_type, 0)]
-        return range(0) if any(self._graph.is_weight(node.input[position]) for position in moved) else moved
+        return (
+            range(0)
+            if any(self._graph.is_weight(node.input[position]) for position in moved)
+            else moved
+        )
 
     def _cast(self, name: str) -> str:
         narrow = self._named(name)
         self._graph.emit(helper.make_node("Cast", [name], [narrow], to=self._type))
         if not self._emulated:
             return narrow
-        self._graph.emit(helper.make_node("Cast", [narrow], [f"{narrow}.wide"], to=TensorProto.FLOAT))
+        self._graph.emit(
+            helper.make_node("Cast", [narrow], [f"{narrow}.wide"], to=TensorProto.FLOAT)
+        )
         return f"{narrow}.wide"
 
     def _mask(self, name: str) -> str:
@@ -164,10 +190,15 @@ class _Caster:
         columns = self._given.get((name, transposed))
         if columns is None:
             return self._rounded(name)
-        return self._add(name, columns if transposed else columns.T, ".columns" if transposed else "")
+        return self._add(
+            name, columns if transposed else columns.T, ".columns" if transposed else ""
+        )
 
     def _add(self, name: str, rounded: NDArray[Any], suffix: str = "") -> str:
-        return self._graph.add_weight(f"{self._named(name)}{suffix}", rounded.astype(np.float32) if self._emulated else rounded)
+        return self._graph.add_weight(
+            f"{self._named(name)}{suffix}",
+            rounded.astype(np.float32) if self._emulated else rounded,
+        )
 
     def _named(self, name: str) -> str:
         return f"{name}.{self._suffix}"

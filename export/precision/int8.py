@@ -22,7 +22,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from kwise.export.precision.matmuls import NEAREST, Rounded, columns_of, is_product, is_transposed, kind_of, weight_key
+from kwise.export.precision.matmuls import (
+    NEAREST,
+    Rounded,
+    columns_of,
+    is_product,
+    is_transposed,
+    kind_of,
+    weight_key,
+)
 from kwise.export.precision.rotation import Float32, Rotation
 from kwise.export.weights import Rewriting
 
@@ -32,7 +40,9 @@ _DOMAIN = "com.microsoft"
 _LAST_ROWS = "last_rows"
 
 
-def write_int8(source: Path, destination: Path, kept: Collection[str] = (), rounded: Rounded = NEAREST) -> None:
+def write_int8(
+    source: Path, destination: Path, kept: Collection[str] = (), rounded: Rounded = NEAREST
+) -> None:
     """Write the graph and the file of weights beside it. kept: kinds of products that stay in fp32, see products.py. rounded:
     levels int8[N, K] of some weights, by `weight_key`; the others are rounded to the nearest."""
     with Rewriting(source, destination) as graph:
@@ -103,7 +113,9 @@ class _Quantiser:
                 helper.make_node("Reshape", [flat, f"{output}.shape"], [output]),
             )
 
-    def _add_weight(self, name: str, suffix: str, columns: Float32, levels: NDArray[np.int8] | None) -> tuple[str, str]:
+    def _add_weight(
+        self, name: str, suffix: str, columns: Float32, levels: NDArray[np.int8] | None
+    ) -> tuple[str, str]:
         """The names of the levels and the scales."""
         turned = Rotation(columns.shape[1]).rotated(columns)
         scale = scales_of(turned)
@@ -124,11 +136,15 @@ class _Quantiser:
         sums = f"{product}.whole"
         # ONNX Runtime scatters in place where it knows that both are as large.
         for name in (product, sums):
-            self._graph.model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", width]))
+            self._graph.model.graph.value_info.append(
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", width])
+            )
         self._graph.emit(
             helper.make_node("Gather", [product, _LAST_ROWS], [f"{product}.last"]),
             helper.make_node("Add", [f"{product}.last", finer], [f"{product}.sums"]),
-            helper.make_node("ScatterElements", [product, self._last_indices(width), f"{product}.sums"], [sums]),
+            helper.make_node(
+                "ScatterElements", [product, self._last_indices(width), f"{product}.sums"], [sums]
+            ),
         )
         return sums
 
@@ -142,7 +158,10 @@ class _Quantiser:
         p = f"{x}.row"
         turned = self._turned(x, width)
         first = self._constant("int8.first", np.array([0]))
-        one, zero = self._constant("int8.one", np.array(1, np.float32)), self._constant("int8.zero", np.array(_ZERO, np.uint8))
+        one, zero = (
+            self._constant("int8.one", np.array(1, np.float32)),
+            self._constant("int8.zero", np.array(_ZERO, np.uint8)),
+        )
         last = self._constant("int8.last", np.array([-1]))
         self._graph.emit(
             helper.make_node("Shape", [x], [f"{p}.shape"]),
@@ -150,20 +169,35 @@ class _Quantiser:
             helper.make_node("Abs", [turned], [f"{p}.abs"]),
             helper.make_node("ReduceMax", [f"{p}.abs", last], [f"{p}.max"], keepdims=1),
             helper.make_node(
-                "Mul", [f"{p}.max", self._constant("int8.step", np.array(1 / _LEVELS, np.float32))], [f"{p}.steps"]
+                "Mul",
+                [f"{p}.max", self._constant("int8.step", np.array(1 / _LEVELS, np.float32))],
+                [f"{p}.steps"],
             ),
             # What is not finite makes the row's scale, and so its products, no number: rounded, it would be one.
             helper.make_node("ReduceSum", [f"{p}.abs", last], [f"{p}.sum"], keepdims=1),
-            helper.make_node("Mul", [f"{p}.sum", self._constant("int8.nothing", np.array(0, np.float32))], [f"{p}.nothing"]),
+            helper.make_node(
+                "Mul",
+                [f"{p}.sum", self._constant("int8.nothing", np.array(0, np.float32))],
+                [f"{p}.nothing"],
+            ),
             helper.make_node("Add", [f"{p}.steps", f"{p}.nothing"], [f"{p}.finite"]),
             # A row of zeros has no scale of its own.
-            helper.make_node("Max", [f"{p}.finite", self._constant("int8.least", np.array(1e-20, np.float32))], [f"{p}.scale"]),
+            helper.make_node(
+                "Max",
+                [f"{p}.finite", self._constant("int8.least", np.array(1e-20, np.float32))],
+                [f"{p}.scale"],
+            ),
             helper.make_node("Div", [turned, f"{p}.scale"], [f"{p}.scaled"]),
             helper.make_node("QuantizeLinear", [f"{p}.scaled", one, zero], [f"{p}.int8"]),
         )
         if self._has_last_rows:
             self._remainders(p)
-        return _Rows(leading=f"{p}.leading", levels=f"{p}.int8", scale=f"{p}.scale", remainders=f"{p}.remainders")
+        return _Rows(
+            leading=f"{p}.leading",
+            levels=f"{p}.int8",
+            scale=f"{p}.scale",
+            remainders=f"{p}.remainders",
+        )
 
     def _remainders(self, p: str) -> None:
         """What rounding left of the rows that the head reads, uint8[B, K] in steps of 1/254: at most half a level."""
@@ -171,9 +205,15 @@ class _Quantiser:
         self._graph.emit(
             helper.make_node("Gather", [f"{p}.scaled", _LAST_ROWS], [f"{p}.scaled.last"]),
             helper.make_node("Gather", [f"{p}.int8", _LAST_ROWS], [f"{p}.int8.last"]),
-            helper.make_node("DequantizeLinear", [f"{p}.int8.last", "int8.one", "int8.zero"], [f"{p}.coarse.last"]),
+            helper.make_node(
+                "DequantizeLinear",
+                [f"{p}.int8.last", "int8.one", "int8.zero"],
+                [f"{p}.coarse.last"],
+            ),
             helper.make_node("Sub", [f"{p}.scaled.last", f"{p}.coarse.last"], [f"{p}.rest.last"]),
-            helper.make_node("QuantizeLinear", [f"{p}.rest.last", fine, "int8.zero"], [f"{p}.remainders"]),
+            helper.make_node(
+                "QuantizeLinear", [f"{p}.rest.last", fine, "int8.zero"], [f"{p}.remainders"]
+            ),
         )
 
     def _last_indices(self, width: int) -> str:
@@ -196,7 +236,9 @@ class _Quantiser:
         p = f"{x}.row"
         rotation = Rotation(width)
         a, b = rotation.sides
-        first, second = (self._constant(f"int8.turn.{len(matrix)}", matrix) for matrix in rotation.matrices)
+        first, second = (
+            self._constant(f"int8.turn.{len(matrix)}", matrix) for matrix in rotation.matrices
+        )
         blocks = self._constant(f"int8.blocks.{a}.{b}", np.array([-1, a, b]))
         flat = self._constant(f"int8.flat.{width}", np.array([-1, width]))
         self._graph.emit(

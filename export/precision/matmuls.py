@@ -26,7 +26,10 @@ def is_product(graph: Rewriting, node: onnx.NodeProto) -> bool:
     if node.op_type not in ("MatMul", "Gemm") or not graph.is_weight(node.input[1]):
         return False
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    plain = not attributes.get("transA") and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1
+    plain = (
+        not attributes.get("transA")
+        and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1
+    )
     shape = graph.shape(node.input[1])
     return plain and len(shape) == 2 and min(shape) > 1
 
@@ -60,14 +63,20 @@ def attention_products(graph: Rewriting) -> set[str]:
             read_by.setdefault(name, []).append(node)
     for node in graph.nodes:
         if node.op_type == "MatMul" and not any(map(graph.is_weight, node.input)):
-            before = _through(node.input[0], lambda name: [made_by[name]] if name in made_by else [], forward=False)
+            before = _through(
+                node.input[0],
+                lambda name: [made_by[name]] if name in made_by else [],
+                forward=False,
+            )
             after = _through(node.output[0], lambda name: read_by.get(name, []), forward=True)
             if before or after:
                 found.add(node.output[0])
     return found
 
 
-def _through(name: str, neighbours: Callable[[str], list[onnx.NodeProto]], *, forward: bool) -> bool:
+def _through(
+    name: str, neighbours: Callable[[str], list[onnx.NodeProto]], *, forward: bool
+) -> bool:
     """Whether a softmax is reached through nothing but scaling, masking and casts."""
     for node in neighbours(name):
         if node.op_type == "Softmax":
@@ -100,4 +109,9 @@ def kind_of(node: onnx.NodeProto) -> str:
     weight = node.input[1]
     if weight.startswith("onnx::"):
         return re.sub(r"([./])\d+(?=[./])", r"\1*", node.name)
-    return re.sub(r"\.\d+\.", ".*.", weight).removeprefix("model.").removesuffix(".transposed").removesuffix(".weight")
+    return (
+        re.sub(r"\.\d+\.", ".*.", weight)
+        .removeprefix("model.")
+        .removesuffix(".transposed")
+        .removesuffix(".weight")
+    )

@@ -70,11 +70,15 @@ def add_precisions(
     expected = rewards_of(reference, groups)
     known = [(encoded(encoder, case), case.reward) for case in golden]
     with TemporaryDirectory(dir=artifact.path) as scratch:
-        rounded = round_weights(artifact.graph_path(), others, reference, calibrating, Path(scratch))
+        rounded = round_weights(
+            artifact.graph_path(), others, reference, calibrating, Path(scratch)
+        )
         promises: dict[Precision, Promise] = {}
         for precision in others:
             # Given away, for they map files that are deleted at the end.
-            promises[precision] = _add(artifact, precision, rounded.pop(precision), groups, expected, known, min_agreement)
+            promises[precision] = _add(
+                artifact, precision, rounded.pop(precision), groups, expected, known, min_agreement
+            )
         return promises
 
 
@@ -89,7 +93,9 @@ def _add(
 ) -> Promise:
     sizes = kinds(artifact.graph_path(), attention=precision is not Precision.INT8)
     if not sizes:
-        raise ParityError(f"{precision.value}: the model has no products of rows with weight matrices")
+        raise ParityError(
+            f"{precision.value}: the model has no products of rows with weight matrices"
+        )
     with TemporaryDirectory(dir=artifact.path) as scratch:
         open_session = _writer(artifact, precision, rounded, Path(scratch))
 
@@ -110,10 +116,18 @@ def _add(
         del session  # it maps what is deleted now
     golden_error = float(np.abs(alone - [reward for _, reward in known]).max())
     emulated = precision is not Precision.INT8
-    details = {"kept_in_fp32": list(kept), "share_of_products": _share(sizes, kept), "emulated": emulated}
+    details = {
+        "kept_in_fp32": list(kept),
+        "share_of_products": _share(sizes, kept),
+        "emulated": emulated,
+    }
     promised = promise(found, golden_error, details=details, emulated=emulated)
-    if not np.abs(together - alone).max() <= promised.max_change:  # the server's own check at its start
-        raise ParityError(f"{precision.value}: the reward of a golden conversation changes with its company")
+    if (
+        not np.abs(together - alone).max() <= promised.max_change
+    ):  # the server's own check at its start
+        raise ParityError(
+            f"{precision.value}: the reward of a golden conversation changes with its company"
+        )
     onnx.checker.check_model(str(artifact.graph_path(precision)))
     return promised
 
@@ -163,7 +177,9 @@ def _writer(artifact: Artifact, precision: Precision, rounded: Rounded, scratch:
     return open_int8 if precision is Precision.INT8 else open_half
 
 
-def _by_harm(open_session: Open, sizes: dict[str, int], groups: Groups, expected: Sequence[Rewards]) -> list[str]:
+def _by_harm(
+    open_session: Open, sizes: dict[str, int], groups: Groups, expected: Sequence[Rewards]
+) -> list[str]:
     """The kinds, those first whose error, alone in the precision, is the largest for their number of weights, which is their
     time. Errors of several kinds add up as squares."""
     harm = {}

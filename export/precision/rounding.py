@@ -49,11 +49,17 @@ def round_weights(
         ParityError: a weight is too large for a precision.
     """
     graph = Rewriting(source, source)
-    rounded: dict[Precision, dict[WeightKey, NDArray[Any]]] = {precision: {} for precision in precisions}
+    rounded: dict[Precision, dict[WeightKey, NDArray[Any]]] = {
+        precision: {} for precision in precisions
+    }
     seen: set[WeightKey] = set()
     for products, moments in second_moments(graph, source, session, batches):
         # A weight that multiplies several factors is rounded for the first.
-        new = {weight_key(node): columns_of(graph, node) for node in products if weight_key(node) not in seen}
+        new = {
+            weight_key(node): columns_of(graph, node)
+            for node in products
+            if weight_key(node) not in seen
+        }
         if not new:
             continue
         seen |= new.keys()
@@ -66,31 +72,45 @@ def round_weights(
     return dict(rounded)
 
 
-def _halves(precision: Precision, weights: Mapping[WeightKey, Float32], moments: Float32) -> dict[WeightKey, NDArray[Any]]:
+def _halves(
+    precision: Precision, weights: Mapping[WeightKey, Float32], moments: Float32
+) -> dict[WeightKey, NDArray[Any]]:
     for (name, _), matrix in weights.items():
         half_of(name, matrix, precision)  # whether they fit
     dtype = dtype_of(precision)
     most = float(ml_dtypes.finfo(dtype).max)
-    nearest = compensated(np.concatenate([*weights.values()]), moments, lambda column: column.clip(-most, most).astype(dtype))
+    nearest = compensated(
+        np.concatenate([*weights.values()]),
+        moments,
+        lambda column: column.clip(-most, most).astype(dtype),
+    )
     return _split(nearest.astype(dtype), weights)
 
 
-def _levels(weights: Mapping[WeightKey, Float32], moments: Float32) -> dict[WeightKey, NDArray[Any]]:
+def _levels(
+    weights: Mapping[WeightKey, Float32], moments: Float32
+) -> dict[WeightKey, NDArray[Any]]:
     turn = Rotation(len(moments)).rotated
     turned = turn(np.concatenate([*weights.values()]))
     scale = scales_of(turned)
     nearest = compensated(
-        turned, turn(turn(moments.astype(np.float64)).T), lambda column: levels_of(column, scale[:, 0]) * scale[:, 0]
+        turned,
+        turn(turn(moments.astype(np.float64)).T),
+        lambda column: levels_of(column, scale[:, 0]) * scale[:, 0],
     )
     return _split(levels_of(nearest, scale), weights)
 
 
-def _split(joined: NDArray[Any], weights: Mapping[WeightKey, Float32]) -> dict[WeightKey, NDArray[Any]]:
+def _split(
+    joined: NDArray[Any], weights: Mapping[WeightKey, Float32]
+) -> dict[WeightKey, NDArray[Any]]:
     stops = np.cumsum([len(matrix) for matrix in weights.values()])
     return dict(zip(weights, np.split(joined, stops[:-1]), strict=True))
 
 
-def compensated(weights: Float32, moments: NDArray[Any], nearest: Callable[[Float32], Float32]) -> Float32:
+def compensated(
+    weights: Float32, moments: NDArray[Any], nearest: Callable[[Float32], Float32]
+) -> Float32:
     """Rounded weights that make x·W nearly what it was.
 
     Args:
@@ -131,4 +151,6 @@ def _factor(moments: NDArray[Any]) -> tuple[NDArray[Any], Float32]:
             return order, np.linalg.cholesky(np.linalg.inv(ordered)).T.astype(np.float32)
         except np.linalg.LinAlgError:  # float32 sums are off by more than the smallest variances
             continue
-    raise ParityError("the moments of a product's rows have no inverse: are its values finite and of one scale?")
+    raise ParityError(
+        "the moments of a product's rows have no inverse: are its values finite and of one scale?"
+    )

@@ -34,13 +34,22 @@ def test_a_reward_that_is_not_a_number_is_no_parity() -> None:
 def test_ratios_are_medians_within_a_repeat() -> None:
     """The machine's bad moment, the second repeat, met both alike: the ratio of the medians would be 2 as well, its mean not."""
     row = latency_of(padded=[1.0, 9.0, 1.0], unpadded=[2.0, 18.0, 3.0], peer=[4.0, 36.0, 2.0])
-    assert (row["seconds"], row["unpadded_ratio"], row["peer_ratio"], row["runs"]) == (1.0, 2.0, 4.0, 3)
+    assert (row["seconds"], row["unpadded_ratio"], row["peer_ratio"], row["runs"]) == (
+        1.0,
+        2.0,
+        4.0,
+        3,
+    )
     assert latency_of(padded=[1.0], unpadded=[1.0], peer=[])["peer_ratio"] is None
 
 
 def test_throughput_counts_tokens_as_clients_send_them() -> None:
     row = throughput_of(CELL, 10, [2.0, 2.0, 4.0], [])
-    assert (row["tokens_per_s"], row["groups_per_s"], row["peer_ratio"]) == (10 * 4 * 96 / 2, 5.0, None)
+    assert (row["tokens_per_s"], row["groups_per_s"], row["peer_ratio"]) == (
+        10 * 4 * 96 / 2,
+        5.0,
+        None,
+    )
     assert throughput_of(CELL, 10, [2.0], [5.0])["peer_ratio"] == 2.5
 
 
@@ -50,7 +59,9 @@ def test_lines_have_the_figures_they_are_given(peer: list[float]) -> None:
     assert latency_line(latency).split()[:4] == ["64", "32", "4", "250.00"]
     assert ("2.00" in latency_line(latency).split()[-2]) == bool(peer)
     throughput = {"P": 64, "R": 32, "K": 4, "groups": 2, **throughput_of(CELL, 2, [0.5], peer)}
-    assert throughput_line(throughput).startswith("64/32/4: 4.0 groups/s, 1,536 tokens/s with 2 groups queued")
+    assert throughput_line(throughput).startswith(
+        "64/32/4: 4.0 groups/s, 1,536 tokens/s with 2 groups queued"
+    )
     assert throughput_line(throughput).endswith("transformers") == bool(peer)
 
 
@@ -59,7 +70,16 @@ def test_the_same_code_runs_on_a_cpu(
 ) -> None:
     options = ["--device", "cpu", "--cells", "20/10/3,40/20/2", "--repeats", "1", "--groups", "3"]
     path = tmp_path / "results.json"
-    arguments = ["bench", "gpu", str(tiny_artifact), "--checkpoint", str(tiny_checkpoint), "--json", str(path), *options]
+    arguments = [
+        "bench",
+        "gpu",
+        str(tiny_artifact),
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--json",
+        str(path),
+        *options,
+    ]
     assert main(arguments) == 0
     results: dict[str, Any] = json.loads(path.read_text())
     measured = results["precisions"]["fp32"]
@@ -74,7 +94,9 @@ def test_the_same_code_runs_on_a_cpu(
     assert "largest difference from fp32 on the CPU" in printed
 
 
-def test_without_a_gpu_it_says_so_in_one_sentence(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_says_so_in_one_sentence(
+    tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["bench", "gpu", str(tiny_artifact)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("kwise bench: no GPU to measure: --device cuda needs onnxruntime-gpu")

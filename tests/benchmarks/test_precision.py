@@ -18,7 +18,12 @@ def test_ratios_are_within_a_repeat_and_without_the_warm_up() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "reference", "ratio"),
-    [([60.0], [2.0, 1.0, 1.0], 30.0), ([9.0, 6.0], [9.0, 2.0, 3.0], 3.0), ([9.0, 6.0, 5.0], [3.0], 3.0), ([4.0], [2.0], 2.0)],
+    [
+        ([60.0], [2.0, 1.0, 1.0], 30.0),
+        ([9.0, 6.0], [9.0, 2.0, 3.0], 3.0),
+        ([9.0, 6.0, 5.0], [3.0], 3.0),
+        ([4.0], [2.0], 2.0),
+    ],
 )
 def test_what_was_stopped_early_is_compared_with_its_own_repeats(
     seconds: list[float], reference: list[float], ratio: float
@@ -30,17 +35,28 @@ def test_what_was_stopped_early_is_compared_with_its_own_repeats(
 def test_all_contenders_are_measured_or_named_with_the_reason(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    artifact = export_quietly(tiny_checkpoint, tmp_path / "artifact", dtype="fp32,int8", min_agreement=0.5)
+    artifact = export_quietly(
+        tiny_checkpoint, tmp_path / "artifact", dtype="fp32,int8", min_agreement=0.5
+    )
     path = tmp_path / "results.json"
     options = ["--cells", "40/20/3", "--num-groups", "4", "--repeats", "1", "--json", str(path)]
-    assert main(["bench", "precision", str(artifact), "--checkpoint", str(tiny_checkpoint), *options]) == 0
+    assert (
+        main(["bench", "precision", str(artifact), "--checkpoint", str(tiny_checkpoint), *options])
+        == 0
+    )
     results: dict[str, Any] = json.loads(path.read_text())
     rows = {row["contender"]: row for row in results["contenders"]}
-    ours = {f"{runtime} {precision}" for runtime in ("onnxruntime", "openvino") for precision in ("fp32", "int8")}
+    ours = {
+        f"{runtime} {precision}"
+        for runtime in ("onnxruntime", "openvino")
+        for precision in ("fp32", "int8")
+    }
     assert rows.keys() | results["left_out"].keys() == ours | {"transformers bf16", "stock graph"}
     for name, row in rows.items():
         assert row["seconds"].keys() == {"40/20/3", "real"}
-        assert all(figure["seconds"] > 0 and figure["ratio"] > 0 for figure in row["seconds"].values())
+        assert all(
+            figure["seconds"] > 0 and figure["ratio"] > 0 for figure in row["seconds"].values()
+        )
         assert (row["fidelity"] is None) == (name == "stock graph")
     reference = rows["onnxruntime fp32"]
     assert all(figure["ratio"] == 1 for figure in reference["seconds"].values())
@@ -56,7 +72,9 @@ def test_all_contenders_are_measured_or_named_with_the_reason(
     assert results["machine"]["cores"] > 0
 
 
-def test_without_a_checkpoint_the_peers_are_left_out(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_checkpoint_the_peers_are_left_out(
+    tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--cells", "20/10/2", "--num-groups", "2", "--repeats", "1"]
     assert main(["bench", "precision", str(tiny_artifact), *options]) == 0
     assert "left out: transformers bf16: no --checkpoint" in capsys.readouterr().out

@@ -52,7 +52,9 @@ def reward(response: pb.Response) -> pb.Reward:
     if response.text == "infinite":
         return pb.Reward(value=math.inf, raw=math.inf, tokens=1)
     if response.text == "bad":
-        return pb.Reward(error=pb.ResponseError(code="INVALID_ARGUMENT", message="the conversation is too long"))
+        return pb.Reward(
+            error=pb.ResponseError(code="INVALID_ARGUMENT", message="the conversation is too long")
+        )
     return pb.Reward(value=len(response.text), raw=len(response.text), tokens=1)
 
 
@@ -78,7 +80,9 @@ def nowhere() -> str:
 
 def blocking(target: str, call: str, timeout_s: float, **options: Any) -> Any:
     with RewardClient(target, timeout_s=timeout_s, **options) as client:
-        return client.score("p", ["a"]) if call == "score" else list(client.score_many([("p", ["a"])]))
+        return (
+            client.score("p", ["a"]) if call == "score" else list(client.score_many([("p", ["a"])]))
+        )
 
 
 def awaited(target: str, call: str, timeout_s: float, **options: Any) -> Any:
@@ -97,7 +101,9 @@ CALLS = pytest.mark.parametrize("call", ["score", "score_many"])
 
 @BOTH
 @CALLS
-def test_a_server_that_was_never_reached_is_named_soon(nowhere: str, client: Callable[..., Any], call: str) -> None:
+def test_a_server_that_was_never_reached_is_named_soon(
+    nowhere: str, client: Callable[..., Any], call: str
+) -> None:
     """It took the whole time-out of 300 s, and the error said "Deadline Exceeded" and no address."""
     started_s = time.monotonic()
     with pytest.raises(RewardServiceError) as raised:
@@ -109,7 +115,9 @@ def test_a_server_that_was_never_reached_is_named_soon(nowhere: str, client: Cal
 
 @BOTH
 @CALLS
-def test_a_short_timeout_bounds_the_first_connection_too(nowhere: str, client: Callable[..., Any], call: str) -> None:
+def test_a_short_timeout_bounds_the_first_connection_too(
+    nowhere: str, client: Callable[..., Any], call: str
+) -> None:
     with pytest.raises(RewardServiceError, match=r"within 0\.1 s"):
         client(nowhere, call, 0.1)
 
@@ -140,11 +148,16 @@ def test_a_restarting_server_is_waited_for_longer_than_a_first_connection(nowher
 
 @BOTH
 @CALLS
-def test_the_last_word_of_a_server_that_shuts_down_is_told(client: Callable[..., Any], call: str) -> None:
+def test_the_last_word_of_a_server_that_shuts_down_is_told(
+    client: Callable[..., Any], call: str
+) -> None:
     """score_many said only that nothing was answered."""
     service = Service()
     service.draining = True
-    with serving(service=service) as target, pytest.raises(RewardServiceError, match=f"at {target}: .*{DRAINING}$"):
+    with (
+        serving(service=service) as target,
+        pytest.raises(RewardServiceError, match=f"at {target}: .*{DRAINING}$"),
+    ):
         client(target, call, 1.0)
 
 
@@ -152,7 +165,14 @@ def test_the_last_word_of_a_server_that_shuts_down_is_told(client: Callable[...,
 @CALLS
 @pytest.mark.parametrize(
     ("timeout_s", "error"),
-    [(0, ValueError), (-1.0, ValueError), (math.nan, ValueError), (math.inf, ValueError), ("3", TypeError), (True, TypeError)],
+    [
+        (0, ValueError),
+        (-1.0, ValueError),
+        (math.nan, ValueError),
+        (math.inf, ValueError),
+        ("3", TypeError),
+        (True, TypeError),
+    ],
 )
 def test_a_timeout_that_is_none_is_named(
     nowhere: str, client: Callable[..., Any], call: str, timeout_s: Any, error: type[Exception]
@@ -165,14 +185,25 @@ def test_a_timeout_that_is_none_is_named(
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_group_that_is_none_has_its_error_in_its_place(is_async: bool) -> None:
     """It ended `score_many`, and the answers to those before it were lost."""
-    groups: Any = [("p", ["a"]), "pair", ("p", [3.5]), ("p", ["bc"]), *[("p", "x")] * 300, ("p", ["def"])]
+    groups: Any = [
+        ("p", ["a"]),
+        "pair",
+        ("p", [3.5]),
+        ("p", ["bc"]),
+        *[("p", "x")] * 300,
+        ("p", ["def"]),
+    ]
 
     async def awaited_results(target: str) -> list[Any]:
         async with AsyncRewardClient(target) as client:
             return [result async for result in client.score_many(groups)]
 
     with serving() as target, RewardClient(target) as blocking_client:
-        results = asyncio.run(awaited_results(target)) if is_async else list(blocking_client.score_many(groups))
+        results = (
+            asyncio.run(awaited_results(target))
+            if is_async
+            else list(blocking_client.score_many(groups))
+        )
     assert [len(result.rewards) if isinstance(result, ScoredGroup) else result.field for result in results] == [
         1, "groups[1]", "groups[2]", 1, *[f"groups[{number}]" for number in range(4, 304)], 1,
     ]  # fmt: skip
@@ -190,7 +221,10 @@ def test_a_response_that_failed_is_told_by_line_and_place_and_exits_with_1(
 ) -> None:
     """The command said nothing and exited with 0."""
     path = tmp_path / "groups.jsonl"
-    good, half = {"prompt": "p", "responses": ["a", "bc"]}, {"prompt": "p", "responses": ["a", "bad"]}
+    good, half = (
+        {"prompt": "p", "responses": ["a", "bc"]},
+        {"prompt": "p", "responses": ["a", "bad"]},
+    )
     with serving() as target:
         assert run_command(command, target, path, good) == 0
         assert capsys.readouterr().err == ""
@@ -200,18 +234,24 @@ def test_a_response_that_failed_is_told_by_line_and_place_and_exits_with_1(
     assert len(output.out.splitlines()) == 3
 
 
-def test_every_line_of_the_input_has_one_in_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_line_of_the_input_has_one_in_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What the client refused by itself left no line, so that the two files could not be read side by side."""
     path = tmp_path / "groups.jsonl"
     good = {"prompt": "p", "responses": ["a", "bc"], "id": 1}
-    path.write_text("\n".join(["not JSON", json.dumps(good), json.dumps({"id": 2}), "", json.dumps(good), "[]"]))
+    path.write_text(
+        "\n".join(["not JSON", json.dumps(good), json.dumps({"id": 2}), "", json.dumps(good), "[]"])
+    )
     with serving() as target:
         assert main(["score", str(path), "--server", target]) == 1
     output = capsys.readouterr()
     lines = [json.loads(line) for line in output.out.splitlines()]
     assert [line.get("id") for line in lines] == [None, 1, 2, 1, None]
     assert ["error" in line for line in lines] == [True, False, True, False, True]
-    assert [line.split(": ")[0] for line in output.err.splitlines()] == [f"{path}:{number}" for number in (1, 3, 6)]
+    assert [line.split(": ")[0] for line in output.err.splitlines()] == [
+        f"{path}:{number}" for number in (1, 3, 6)
+    ]
     assert lines[2]["error"]["message"] == f"{path}:3: no 'prompt' and no 'responses'"
 
 
@@ -244,10 +284,14 @@ def test_a_gzip_file_that_is_cut_short_is_told_and_the_next_file_follows(
     assert "rewards" in json.loads(output.out.splitlines()[-1])
 
 
-def test_no_line_of_the_output_has_what_is_no_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_line_of_the_output_has_what_is_no_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Python writes NaN and Infinity, which other readers of JSON refuse."""
     path = tmp_path / "groups.jsonl"
-    path.write_text('{"prompt": "p", "responses": ["infinite", "infinite"], "id": NaN, "more": [1e999, -Infinity, 1, "NaN"]}\n')
+    path.write_text(
+        '{"prompt": "p", "responses": ["infinite", "infinite"], "id": NaN, "more": [1e999, -Infinity, 1, "NaN"]}\n'
+    )
     with serving() as target:
         assert main(["compare", str(path), "--server", target]) == 0
 
@@ -260,7 +304,9 @@ def test_no_line_of_the_output_has_what_is_no_json(tmp_path: Path, capsys: pytes
     assert told["comparisons"][0]["margin"] is None
 
 
-def test_comparing_one_response_is_refused_as_the_server_refuses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparing_one_response_is_refused_as_the_server_refuses_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "groups.jsonl"
     with serving() as target:
         assert run_command("compare", target, path, {"prompt": "p", "responses": ["a"]}) == 1
@@ -271,10 +317,25 @@ def test_comparing_one_response_is_refused_as_the_server_refuses_it(tmp_path: Pa
         assert run_command("score", target, path, {"prompt": "p", "responses": ["a"]}) == 0
 
 
-def test_a_command_without_a_server_names_the_address(nowhere: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["score", "--prompt", "p", "--response", "a", "--server", nowhere, "--timeout-s", "0.2"]
+def test_a_command_without_a_server_names_the_address(
+    nowhere: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "score",
+        "--prompt",
+        "p",
+        "--response",
+        "a",
+        "--server",
+        nowhere,
+        "--timeout-s",
+        "0.2",
+    ]
     assert main(arguments) == 1
-    assert capsys.readouterr().err == f"kwise score: UNAVAILABLE at {nowhere}: no server was ready within 0.2 s\n"
+    assert (
+        capsys.readouterr().err
+        == f"kwise score: UNAVAILABLE at {nowhere}: no server was ready within 0.2 s\n"
+    )
 
 
 @pytest.mark.parametrize("client", [RewardClient, AsyncRewardClient])
@@ -301,14 +362,18 @@ def test_a_command_without_a_server_names_the_address(nowhere: str, capsys: pyte
         "unix:\ud800",
     ],
 )
-def test_an_address_that_can_have_no_server_is_named_at_once(client: Callable[[str], Any], target: str) -> None:
+def test_an_address_that_can_have_no_server_is_named_at_once(
+    client: Callable[[str], Any], target: str
+) -> None:
     """The first call waited for half a minute, and then there was no server."""
     with pytest.raises(InvalidRequest, match=r"^target: must be HOST:PORT"):
         client(target)
 
 
 def test_a_port_out_of_range_and_a_target_of_another_type_are_named() -> None:
-    with pytest.raises(InvalidRequest, match=r"^target: has the port 70000; it must be between 1 and 65535"):
+    with pytest.raises(
+        InvalidRequest, match=r"^target: has the port 70000; it must be between 1 and 65535"
+    ):
         RewardClient("localhost:70000")
     with pytest.raises(TypeError, match=r"^target must be a str, not int"):
         RewardClient(50051)  # type: ignore[arg-type]
@@ -346,7 +411,9 @@ def test_addresses_as_uris_reach_their_server(tmp_path: Path, client: Callable[.
         assert client(f"ipv4:{target}", "score", 10.0).model == "m"
 
 
-def test_a_wrong_address_on_the_command_line_is_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_address_on_the_command_line_is_a_wrong_command_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["score", "--prompt", "p", "--response", "a", "--server", "localhost"]) == 2
     assert capsys.readouterr().err.startswith("kwise score: --server: must be HOST:PORT")
 

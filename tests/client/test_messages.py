@@ -33,12 +33,20 @@ class TestRequests:
     @given(prompt=texts, responses=st.lists(texts))
     def test_texts_arrive_as_they_are(self, prompt: str, responses: list[str]) -> None:
         request = through_the_wire(messages.score_request("m", prompt, responses, "bulk"))
-        assert (request.model, request.prompt.text, request.priority) == ("m", prompt, pb.PRIORITY_BULK)
+        assert (request.model, request.prompt.text, request.priority) == (
+            "m",
+            prompt,
+            pb.PRIORITY_BULK,
+        )
         assert [response.text for response in request.responses] == responses
 
     @given(prompt=token_ids.filter(bool), responses=st.lists(token_ids))
-    def test_token_ids_arrive_as_they_are(self, prompt: list[int], responses: list[list[int]]) -> None:
-        request = through_the_wire(messages.rank_request("", prompt, responses, Priority.INTERACTIVE))
+    def test_token_ids_arrive_as_they_are(
+        self, prompt: list[int], responses: list[list[int]]
+    ) -> None:
+        request = through_the_wire(
+            messages.rank_request("", prompt, responses, Priority.INTERACTIVE)
+        )
         assert list(request.prompt.token_ids.ids) == prompt
         assert [list(response.token_ids.ids) for response in request.responses] == responses
 
@@ -56,9 +64,14 @@ class TestRequests:
         assert not messages.compare_request("", "p", ["a", "b"], None, "interactive").pairs
 
     def test_a_group_keeps_its_own_priority_and_a_pair_takes_the_given_one(self) -> None:
-        group = Group(prompt=(Message(role="user", content="p"),), responses=("a",), priority=Priority.BULK)
+        group = Group(
+            prompt=(Message(role="user", content="p"),), responses=("a",), priority=Priority.BULK
+        )
         assert messages.group_request("", group, "interactive").priority == pb.PRIORITY_BULK
-        assert messages.group_request("", ("p", ["a"]), "interactive").priority == pb.PRIORITY_INTERACTIVE
+        assert (
+            messages.group_request("", ("p", ["a"]), "interactive").priority
+            == pb.PRIORITY_INTERACTIVE
+        )
 
     def test_anything_with_an_index_is_a_token_id(self) -> None:
         np = pytest.importorskip("numpy")
@@ -75,8 +88,18 @@ class TestRequests:
             ([], ["a"], ValueError, "it is empty"),
             (["p"], ["a"], TypeError, "not of str"),
             ([{"role": "user"}], ["a"], ValueError, "prompt[0] has no content"),
-            ([{"role": "user", "content": None}], ["a"], TypeError, "prompt[0]['content'] must be a str"),
-            ([{"role": "user", "content": "p"}, 3], ["a"], TypeError, "prompt[1] must be a Message"),
+            (
+                [{"role": "user", "content": None}],
+                ["a"],
+                TypeError,
+                "prompt[0]['content'] must be a str",
+            ),
+            (
+                [{"role": "user", "content": "p"}, 3],
+                ["a"],
+                TypeError,
+                "prompt[1] must be a Message",
+            ),
             ([1, 2.0], [[3]], TypeError, "prompt[1] must be an int, not float"),
             ([1, True], [[3]], TypeError, "prompt[1] must be an int, not bool"),
             ([1, -1], [[3]], ValueError, "prompt[1] is -1"),
@@ -88,7 +111,9 @@ class TestRequests:
             ("p", ["a", ["b"]], TypeError, "responses[1][0] must be an int, not str"),
         ],
     )
-    def test_a_wrong_argument_is_named(self, prompt: Any, responses: Any, error: type[Exception], says: str) -> None:
+    def test_a_wrong_argument_is_named(
+        self, prompt: Any, responses: Any, error: type[Exception], says: str
+    ) -> None:
         with pytest.raises(error) as raised:
             messages.score_request("", prompt, responses, "interactive")
         assert says in str(raised.value)
@@ -105,17 +130,29 @@ class TestRequests:
 
 
 class TestResults:
-    @given(value=finite, raw=finite, tokens=st.integers(0, 2**32 - 1), cached=st.booleans(), message=texts)
+    @given(
+        value=finite,
+        raw=finite,
+        tokens=st.integers(0, 2**32 - 1),
+        cached=st.booleans(),
+        message=texts,
+    )
     def test_rewards_and_errors_keep_their_places(
         self, value: float, raw: float, tokens: int, cached: bool, message: str
     ) -> None:
-        reward = pb.Reward(value=value, raw=raw, tokens=tokens, dropped_tokens=1, control_tokens=2, cached=cached)
+        reward = pb.Reward(
+            value=value, raw=raw, tokens=tokens, dropped_tokens=1, control_tokens=2, cached=cached
+        )
         failed = pb.Reward(error=pb.ResponseError(code="INVALID_ARGUMENT", message=message))
         timing = pb.Timing(tokenizer_ms=1, queue_ms=2, model_ms=3)
-        reply = pb.ScoreResponse(rewards=[reward, failed], model="m", fingerprint="f", timing=timing)
+        reply = pb.ScoreResponse(
+            rewards=[reward, failed], model="m", fingerprint="f", timing=timing
+        )
         group = messages.scored_group(through_the_wire(reply))
         first, second = group.rewards
-        assert first == Reward(value=value, raw=raw, tokens=tokens, dropped_tokens=1, control_tokens=2, cached=cached)
+        assert first == Reward(
+            value=value, raw=raw, tokens=tokens, dropped_tokens=1, control_tokens=2, cached=cached
+        )
         assert isinstance(second, RewardServiceError)
         assert (second.code, second.message) == ("INVALID_ARGUMENT", message)
         assert (group.model, group.fingerprint) == ("m", "f")
@@ -123,37 +160,63 @@ class TestResults:
 
     def test_an_absent_rank_is_none(self) -> None:
         failed = pb.Reward(error=pb.ResponseError(code="INTERNAL", message="x"))
-        reply = pb.RankResponse(ranks=[pb.RankedResponse(rank=1, reward=pb.Reward(raw=2)), pb.RankedResponse(reward=failed)])
+        reply = pb.RankResponse(
+            ranks=[
+                pb.RankedResponse(rank=1, reward=pb.Reward(raw=2)),
+                pb.RankedResponse(reward=failed),
+            ]
+        )
         group = messages.ranked_group(through_the_wire(reply))
         assert group.ranks == (1, None)
         assert isinstance(group.rewards[1], RewardServiceError)
 
     def test_comparisons_keep_pairs_numbers_and_errors(self) -> None:
         good = pb.Comparison(pair=pb.Pair(first=1, second=0), margin=-2, win_probability=0.25)
-        bad = pb.Comparison(pair=pb.Pair(first=0, second=2), error=pb.ResponseError(code="INTERNAL", message="x"))
+        bad = pb.Comparison(
+            pair=pb.Pair(first=0, second=2), error=pb.ResponseError(code="INTERNAL", message="x")
+        )
         reply = pb.CompareResponse(comparisons=[good, bad], rewards=[pb.Reward()] * 3)
         first, second = messages.compared_group(through_the_wire(reply)).comparisons
-        assert (first.first, first.second, first.margin, first.win_probability, first.error) == (1, 0, -2, 0.25, None)
+        assert (first.first, first.second, first.margin, first.win_probability, first.error) == (
+            1,
+            0,
+            -2,
+            0.25,
+            None,
+        )
         assert isinstance(second.error, RewardServiceError)
 
     def test_every_field_of_the_model_and_its_counters_is_told(self) -> None:
         reply = pb.GetModelResponse(model="m", max_tokens=9, counters=pb.Counters(cache_hits=7))
         info = messages.model_info(through_the_wire(reply))
         assert (info.model, info.max_tokens, info.counters.cache_hits) == ("m", 9, 7)
-        assert set(ModelInfo.__dataclass_fields__) == set(pb.GetModelResponse.DESCRIPTOR.fields_by_name)
-        assert set(type(info.counters).__dataclass_fields__) == set(pb.Counters.DESCRIPTOR.fields_by_name)
+        assert set(ModelInfo.__dataclass_fields__) == set(
+            pb.GetModelResponse.DESCRIPTOR.fields_by_name
+        )
+        assert set(type(info.counters).__dataclass_fields__) == set(
+            pb.Counters.DESCRIPTOR.fields_by_name
+        )
 
     def test_a_failed_call_has_its_code_and_the_servers_advice(self) -> None:
         trailers = (("grpc-retry-pushback-ms", "250"),)
         failed = SimpleNamespace(
-            code=lambda: grpc.StatusCode.RESOURCE_EXHAUSTED, details=lambda: "full", trailing_metadata=lambda: trailers
+            code=lambda: grpc.StatusCode.RESOURCE_EXHAUSTED,
+            details=lambda: "full",
+            trailing_metadata=lambda: trailers,
         )
         error = messages.call_error(failed, "host:7")
-        assert (error.code, error.message, error.retry_after_s) == ("RESOURCE_EXHAUSTED", "full", 0.25)
+        assert (error.code, error.message, error.retry_after_s) == (
+            "RESOURCE_EXHAUSTED",
+            "full",
+            0.25,
+        )
         assert str(error) == "RESOURCE_EXHAUSTED at host:7: full"
 
     def test_both_clients_have_the_same_methods(self) -> None:
-        methods = [{n for n in vars(client) if not n.startswith("_")} for client in (RewardClient, AsyncRewardClient)]
+        methods = [
+            {n for n in vars(client) if not n.startswith("_")}
+            for client in (RewardClient, AsyncRewardClient)
+        ]
         assert methods[0] == methods[1]
 
 
@@ -175,10 +238,15 @@ class TestAttempts:
                 Attempts(10.0).pause_s(failure)
             assert raised.value is failure
 
-    def test_the_servers_advice_comes_before_growing_pauses_and_the_deadline_before_both(self) -> None:
+    def test_the_servers_advice_comes_before_growing_pauses_and_the_deadline_before_both(
+        self,
+    ) -> None:
         clock = [0.0]
         attempts = Attempts(10.0, now=lambda: clock[0])
-        gone, full = RewardServiceError("UNAVAILABLE", "x"), RewardServiceError("RESOURCE_EXHAUSTED", "x", retry_after_s=1.0)
+        gone, full = (
+            RewardServiceError("UNAVAILABLE", "x"),
+            RewardServiceError("RESOURCE_EXHAUSTED", "x", retry_after_s=1.0),
+        )
         assert 0.1 <= attempts.pause_s(gone) <= 0.2 <= attempts.pause_s(gone) <= 0.4
         assert 1.0 <= attempts.pause_s(full) <= 1.25
         clock[0] = 9.5
@@ -190,11 +258,15 @@ class TestAttempts:
 class TestFlight:
     def flight(self, num_groups: int, window_groups: int = 4) -> tuple[Flight, list[float]]:
         clock = [0.0]
-        requests = (messages.score_request("", str(number), ["a"], "bulk") for number in range(num_groups))
+        requests = (
+            messages.score_request("", str(number), ["a"], "bulk") for number in range(num_groups)
+        )
         return Flight(requests, 10.0, window_groups, now=lambda: clock[0], target="host:7"), clock
 
     @given(num_groups=st.integers(0, 20), choices=st.randoms(use_true_random=False))
-    def test_every_group_is_answered_once_and_in_order_whatever_the_server_does(self, num_groups: int, choices: Any) -> None:
+    def test_every_group_is_answered_once_and_in_order_whatever_the_server_does(
+        self, num_groups: int, choices: Any
+    ) -> None:
         """Replies come in any order, are refused, or are lost with their stream."""
         flight, clock = self.flight(num_groups)
         answered = []
@@ -210,7 +282,9 @@ class TestFlight:
                     break
                 request = owed.pop(choices.randrange(len(owed)))
                 if choices.random() < 0.2:
-                    error = pb.ResponseError(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=50)
+                    error = pb.ResponseError(
+                        code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=50
+                    )
                     flight.accept(pb.ScoreStreamResponse(id=request.id, error=error))
                 else:
                     response = pb.ScoreResponse(fingerprint=request.request.prompt.text)
@@ -230,7 +304,11 @@ class TestFlight:
     def test_an_error_of_one_group_is_its_result(self) -> None:
         flight, _ = self.flight(1)
         (request,) = flight.send()
-        flight.accept(pb.ScoreStreamResponse(id=request.id, error=pb.ResponseError(code="INTERNAL", message="x")))
+        flight.accept(
+            pb.ScoreStreamResponse(
+                id=request.id, error=pb.ResponseError(code="INTERNAL", message="x")
+            )
+        )
         assert isinstance(flight.pop(), RewardServiceError)
         assert flight.done
 
@@ -247,7 +325,11 @@ class TestFlight:
         (request,) = flight.send()
         pauses = []
         for _ in range(4):
-            flight.accept(pb.ScoreStreamResponse(id=request.id, error=pb.ResponseError(code="UNAVAILABLE", message="draining")))
+            flight.accept(
+                pb.ScoreStreamResponse(
+                    id=request.id, error=pb.ResponseError(code="UNAVAILABLE", message="draining")
+                )
+            )
             assert flight.stranded
             assert not flight.send()
             pauses.append(flight.pause_s())
@@ -264,9 +346,15 @@ class TestFlight:
 
 class TestShell:
     def test_a_line_may_have_texts_objects_or_ids_and_keeps_its_other_keys(self) -> None:
-        text = json.dumps({"prompt": "p", "responses": [{"text": "a", "rank": 1}, "b"], "source": 7})
+        text = json.dumps(
+            {"prompt": "p", "responses": [{"text": "a", "rank": 1}, "b"], "source": 7}
+        )
         line, group = read_line("f:1", text, Priority.BULK)
-        assert (group.responses, group.priority, line.fields["source"]) == (("a", "b"), Priority.BULK, 7)
+        assert (group.responses, group.priority, line.fields["source"]) == (
+            ("a", "b"),
+            Priority.BULK,
+            7,
+        )
         _, group = read_line("f:1", '{"prompt": [1], "responses": [[2]]}', Priority.BULK)
         assert group.responses == ([2],)
 
@@ -278,7 +366,10 @@ class TestShell:
             ('{"prompt": "p"}', "no 'responses'"),
             ('{"prompt": "p", "responses": []}', "at least one response"),
             ('{"prompt": "p", "responses": [{"txt": "a"}]}', "responses[0] has no 'text'"),
-            ('{"prompt": "p", "responses": ["a", "b"], "pairs": [[0, 2]]}', "pairs[0] is (0, 2) with 2 responses"),
+            (
+                '{"prompt": "p", "responses": ["a", "b"], "pairs": [[0, 2]]}',
+                "pairs[0] is (0, 2) with 2 responses",
+            ),
             ('{"prompt": "\\ud800", "responses": ["a"]}', "lone surrogate"),
         ],
     )
@@ -298,7 +389,9 @@ class TestShell:
         assert width(clip(text, columns)) <= columns
 
     @given(cells=st.lists(texts, min_size=1), columns=st.integers(30, 120))
-    def test_no_line_of_a_table_is_wider_than_the_terminal(self, cells: list[str], columns: int) -> None:
+    def test_no_line_of_a_table_is_wider_than_the_terminal(
+        self, cells: list[str], columns: int
+    ) -> None:
         rows = [(str(number), "-1.2345", cell) for number, cell in enumerate(cells)]
         lines = table(("rank", "reward", "response"), rows, columns)
         assert len(lines) == len(rows) + 1
@@ -306,13 +399,17 @@ class TestShell:
 
 
 class TestImport:
-    def test_the_client_and_its_commands_import_no_part_of_the_engine_that_needs_more_than_grpc(self) -> None:
+    def test_the_client_and_its_commands_import_no_part_of_the_engine_that_needs_more_than_grpc(
+        self,
+    ) -> None:
         program = """
 import sys
 import kwise.client, kwise.client.commands.compare, kwise.client.commands.rank, kwise.client.commands.score
 print(*sorted({"numpy", "onnxruntime", "tokenizers", "torch", "jinja2", "transformers"} & sys.modules.keys()))
 """
-        finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        finished = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
         assert finished.stdout.strip() == ""
 
     @pytest.mark.parametrize("command", ["score", "rank", "compare"])

@@ -15,7 +15,9 @@ from conftest import ROOT, Server, raw_rewards, read_examples, running_server
 from kwise.client import RewardClient
 
 # Real rankings of nine responses, where the machine has them; they are not part of this project.
-REAL_RANKINGS = Path(os.environ.get("KWISE_REAL_RANKINGS", ROOT.parent / "shared" / "data" / "rankings_k9.jsonl.gz"))
+REAL_RANKINGS = Path(
+    os.environ.get("KWISE_REAL_RANKINGS", ROOT.parent / "shared" / "data" / "rankings_k9.jsonl.gz")
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,9 @@ def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Pat
     assert report["after"]["accuracy"] > 0.65
     assert report["after"]["accuracy"] > report["before"]["accuracy"]
     assert "1 pass of the model in all" in output
-    running = subprocess.run(["pgrep", "-f", str(build)], capture_output=True, text=True, check=False).stdout.split()
+    running = subprocess.run(
+        ["pgrep", "-f", str(build)], capture_output=True, text=True, check=False
+    ).stdout.split()
     assert running == []
 
 
@@ -52,7 +56,9 @@ def test_the_demo_model_serves_what_transformers_computes_on_every_example(
     # For time two responses of each group, of which plain transformers computes one, in turn.
     groups = [(messages, responses[:2]) for messages, responses in read_examples()]
     with RewardClient(demo_server.address) as client:
-        for number, (group, served) in enumerate(zip(groups, client.score_many(groups), strict=True)):
+        for number, (group, served) in enumerate(
+            zip(groups, client.score_many(groups), strict=True)
+        ):
             index = number % 2
             expected = plain_rewards(demo[0] / "checkpoint", group[0], [group[1][index]])
             assert [raw_rewards(served)[index]] == pytest.approx(expected, abs=1e-4)
@@ -64,7 +70,9 @@ def test_the_demo_model_serves_what_transformers_computes_on_real_groups(
     demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]
 ) -> None:
     with gzip.open(REAL_RANKINGS, "rt", encoding="utf-8") as lines:
-        rankings: list[dict[str, Any]] = [json.loads(line) for _, line in zip(range(50), lines, strict=False)]
+        rankings: list[dict[str, Any]] = [
+            json.loads(line) for _, line in zip(range(50), lines, strict=False)
+        ]
     with RewardClient(demo_server.address) as client:
         for number, ranking in enumerate(rankings):
             # Three of the nine, for time; plain transformers computes one of them, in turn.

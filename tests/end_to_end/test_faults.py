@@ -71,14 +71,21 @@ def test_a_server_killed_and_restarted_under_load_costs_no_request(
         with RewardClient(f"127.0.0.1:{port}", timeout_s=90) as client:
             numbers = [step % len(groups) for step in range(400)]
             results = client.score_many((groups[number] for number in numbers), timeout_s=90)
-            return [(number, raw_rewards(result)) for number, result in zip(numbers, results, strict=True)]
+            return [
+                (number, raw_rewards(result))
+                for number, result in zip(numbers, results, strict=True)
+            ]
 
     with ThreadPoolExecutor(9) as workers, ExitStack() as servers:
         server = servers.enter_context(running_server(tiny_artifact, *options))
-        calls = [workers.submit(single_calls, worker) for worker in range(8)] + [workers.submit(stream)]
+        calls = [workers.submit(single_calls, worker) for worker in range(8)] + [
+            workers.submit(stream)
+        ]
         for _ in range(2):
             time.sleep(0.4)
-            assert not all(call.done() for call in calls), "the load ended before the server was killed"
+            assert not all(call.done() for call in calls), (
+                "the load ended before the server was killed"
+            )
             server.process.kill()
             server.process.wait()
             server = servers.enter_context(running_server(tiny_artifact, *options))
@@ -89,10 +96,15 @@ def test_a_server_killed_and_restarted_under_load_costs_no_request(
 
 
 def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
-    tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path, groups: list[tuple[Prompt, list[str]]]
+    tiny_artifact: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    groups: list[tuple[Prompt, list[str]]],
 ) -> None:
     """SIGHUP under load: every reply names the model that made it, and no reply mixes two."""
-    other = export_quietly(changed_head(tiny_checkpoint, tmp_path / "checkpoint"), tmp_path / "other", name="tiny")
+    other = export_quietly(
+        changed_head(tiny_checkpoint, tmp_path / "checkpoint"), tmp_path / "other", name="tiny"
+    )
     path = tmp_path / "served"
     shutil.copytree(tiny_artifact, path)
     fingerprints = [read_artifact(artifact).manifest.fingerprint for artifact in (path, other)]
@@ -107,7 +119,11 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
                 scored = client.score(*groups[number])
                 seen.append((number, scored.fingerprint, raw_rewards(scored)))
 
-    with running_server(path, "--cache-bytes", "0") as server, ThreadPoolExecutor(4) as workers, server.stub() as stub:
+    with (
+        running_server(path, "--cache-bytes", "0") as server,
+        ThreadPoolExecutor(4) as workers,
+        server.stub() as stub,
+    ):
         model = lambda: stub.GetModel(pb.GetModelRequest())  # noqa: E731
         calls = [workers.submit(load, worker, server.address) for worker in range(4)]
         try:
@@ -133,7 +149,9 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
     assert {fingerprint for _, fingerprint, _ in seen} == set(fingerprints)
     by_model: dict[tuple[int, str], list[float]] = {}
     for number, fingerprint, rewards in seen:
-        assert rewards == pytest.approx(by_model.setdefault((number, fingerprint), rewards), abs=EXACT)
+        assert rewards == pytest.approx(
+            by_model.setdefault((number, fingerprint), rewards), abs=EXACT
+        )
     for number in {number for number, _ in by_model}:
         old, new = (by_model.get((number, fingerprint)) for fingerprint in fingerprints)
         assert old is None or new is None or old != pytest.approx(new, abs=10 * EXACT)
@@ -196,7 +214,9 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
     """Random bytes, real requests with bytes changed, cut or repeated, and messages with hostile fields, on every rpc."""
     rng = random.Random(0)
     message = pb.ScoreRequest(
-        prompt=pb.Prompt(messages=pb.Conversation(messages=[pb.Message(**turn) for turn in groups[0][0]])),
+        prompt=pb.Prompt(
+            messages=pb.Conversation(messages=[pb.Message(**turn) for turn in groups[0][0]])
+        ),
         responses=[pb.Response(text=text) for text in groups[0][1][:2]],
     )
     ids = pb.ScoreRequest(
@@ -212,11 +232,22 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
 
     def hostile() -> bytes:
         """A message that parses, of fields that no client of ours would send."""
-        text = lambda: rng.choice(["", " ", "\0", "<|im_end|>", "é" * 50, "\U0010ffff", "a" * rng.randrange(3000)])  # noqa: E731
-        some_ids = lambda: pb.TokenIds(ids=[rng.randrange(2 ** rng.randrange(33)) for _ in range(rng.randrange(20))])  # noqa: E731
+
+        def text() -> str:
+            return rng.choice(
+                ["", " ", "\0", "<|im_end|>", "é" * 50, "\U0010ffff", "a" * rng.randrange(3000)]
+            )
+
+        def some_ids() -> pb.TokenIds:
+            ids = [rng.randrange(2 ** rng.randrange(33)) for _ in range(rng.randrange(20))]
+            return pb.TokenIds(ids=ids)
+
         prompt = rng.choice([pb.Prompt(), pb.Prompt(text=text()), pb.Prompt(token_ids=some_ids())])
         if rng.random() < 0.3:
-            turns = [pb.Message(role=rng.choice(["user", "system", "assistant", text()]), content=text()) for _ in range(3)]
+            turns = [
+                pb.Message(role=rng.choice(["user", "system", "assistant", text()]), content=text())
+                for _ in range(3)
+            ]
             prompt = pb.Prompt(messages=pb.Conversation(messages=turns[: rng.randrange(4)]))
         responses = [
             rng.choice([pb.Response(), pb.Response(text=text()), pb.Response(token_ids=some_ids())])
@@ -226,7 +257,10 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
             model=rng.choice(["", "", "", "tiny", text()[:40]]),
             prompt=prompt,
             responses=responses,
-            pairs=[pb.Pair(first=rng.randrange(9), second=rng.randrange(2**32)) for _ in range(rng.randrange(2))],
+            pairs=[
+                pb.Pair(first=rng.randrange(9), second=rng.randrange(2**32))
+                for _ in range(rng.randrange(2))
+            ],
         ).SerializeToString()
 
     def mutated() -> bytes:
@@ -252,7 +286,10 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
 
     async def fuzz() -> None:
         async with grpc.aio.insecure_channel(hardy_server.address) as channel:
-            unary = [channel.unary_unary(f"/kwise.v1.RewardService/{rpc}") for rpc in ("Score", "Rank", "Compare", "GetModel")]
+            unary = [
+                channel.unary_unary(f"/kwise.v1.RewardService/{rpc}")
+                for rpc in ("Score", "Rank", "Compare", "GetModel")
+            ]
             stream = channel.stream_stream("/kwise.v1.RewardService/ScoreStream")
 
             async def send() -> None:
@@ -281,21 +318,27 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
     assert resident_bytes(hardy_server) < before + (200 << 20)
 
 
-def test_a_stream_that_breaks_off_in_what_is_no_request_has_its_requests_answered_and_is_told(hardy_server: Server) -> None:
+def test_a_stream_that_breaks_off_in_what_is_no_request_has_its_requests_answered_and_is_told(
+    hardy_server: Server,
+) -> None:
     """At once or while an answer is on its way: gRPC takes no status then, and one that came too early left clients waiting."""
 
     async def one(channel: grpc.aio.Channel, number: int) -> None:
         async def sent() -> AsyncIterator[bytes]:
             for id_ in range(number % 5):
                 response = pb.Response(text="To be sure." if number % 2 else "")
-                request = pb.ScoreRequest(prompt=pb.Prompt(text=f"Why {number}?"), responses=[response])
+                request = pb.ScoreRequest(
+                    prompt=pb.Prompt(text=f"Why {number}?"), responses=[response]
+                )
                 yield pb.ScoreStreamRequest(id=str(id_), request=request).SerializeToString()
             await asyncio.sleep(number % 10 / 1000)
             yield b"\xff no request"
 
         answered = set()
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            async for reply in channel.stream_stream("/kwise.v1.RewardService/ScoreStream")(sent(), timeout=60):
+            async for reply in channel.stream_stream("/kwise.v1.RewardService/ScoreStream")(
+                sent(), timeout=60
+            ):
                 answered.add(pb.ScoreStreamResponse.FromString(reply).id)
         assert answered == {str(id_) for id_ in range(number % 5)}
         assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -309,8 +352,13 @@ def test_a_stream_that_breaks_off_in_what_is_no_request_has_its_requests_answere
     asyncio.run(many())
 
 
-def test_a_message_over_the_limit_is_refused_at_once_and_not_sent_again(tiny_artifact: Path) -> None:
-    with running_server(tiny_artifact, "--max-message-bytes", "2000") as server, RewardClient(server.address) as client:
+def test_a_message_over_the_limit_is_refused_at_once_and_not_sent_again(
+    tiny_artifact: Path,
+) -> None:
+    with (
+        running_server(tiny_artifact, "--max-message-bytes", "2000") as server,
+        RewardClient(server.address) as client,
+    ):
         started_s = time.monotonic()
         with pytest.raises(RewardServiceError, match=r"RESOURCE_EXHAUSTED at .*2000") as raised:
             client.score("p", ["long " * 1000])
@@ -353,7 +401,10 @@ def test_clients_that_vanish_or_never_speak_leave_nothing_behind(
 
     async def vanish(count: int) -> None:
         async with AsyncRewardClient(hardy_server.address, timeout_s=30) as client:
-            calls = [asyncio.create_task(client.score("Vanish. " * 200 + str(n), ["a", "b"])) for n in range(count)]
+            calls = [
+                asyncio.create_task(client.score("Vanish. " * 200 + str(n), ["a", "b"]))
+                for n in range(count)
+            ]
             stream = client.score_many(groups)
             await anext(stream)
             for call in calls:
@@ -374,8 +425,13 @@ def test_clients_that_vanish_or_never_speak_leave_nothing_behind(
 def test_the_model_is_not_idle_while_work_waits_and_clients_take_turns(tiny_artifact: Path) -> None:
     """One client keeps 128 groups in line, another sends one after the other. By the engine's own counters."""
     words = random.Random(0)
-    answers = [" ".join(words.choices(["river", "stone", "seven", "why", "loud", "paper", "of"], k=120)) for _ in range(900)]
-    groups = [(f"Question {number}?", answers[9 * number : 9 * number + 9]) for number in range(100)]
+    answers = [
+        " ".join(words.choices(["river", "stone", "seven", "why", "loud", "paper", "of"], k=120))
+        for _ in range(900)
+    ]
+    groups = [
+        (f"Question {number}?", answers[9 * number : 9 * number + 9]) for number in range(100)
+    ]
     options = ("--cache-bytes", "0", "--prompt-cache-bytes", "0", "--max-batch-tokens", "8192")
     with running_server(tiny_artifact, *options) as server, ThreadPoolExecutor(1) as worker:
         stop = threading.Event()
@@ -391,7 +447,9 @@ def test_the_model_is_not_idle_while_work_waits_and_clients_take_turns(tiny_arti
             try:
                 wait_until(lambda: client.get_model().counters.model_passes > 3)
                 before = client.get_model().counters
-                queue_ms = sorted(client.score(*groups[80 + number]).timing.queue_ms for number in range(10))
+                queue_ms = sorted(
+                    client.score(*groups[80 + number]).timing.queue_ms for number in range(10)
+                )
                 after = client.get_model().counters
             finally:
                 stop.set()

@@ -27,15 +27,23 @@ def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     [
         (Precision.INT8, "onnxruntime"),
         pytest.param(
-            Precision.BF16, "openvino", marks=pytest.mark.skipif(not cpu_has_bf16(), reason="a CPU without bf16 products")
+            Precision.BF16,
+            "openvino",
+            marks=pytest.mark.skipif(not cpu_has_bf16(), reason="a CPU without bf16 products"),
         ),
     ],
 )
-def test_a_server_says_its_precision_and_stays_within_the_promise(artifact: Path, precision: Precision, runtime: str) -> None:
+def test_a_server_says_its_precision_and_stays_within_the_promise(
+    artifact: Path, precision: Precision, runtime: str
+) -> None:
     """In GetModel and in every reply; alone, in groups, from the cache and beside others."""
     promise = read_artifact(artifact).manifest.promise(precision)
     name = precision.value
-    groups = [(prompt[-1]["content"], responses) for prompt, responses in read_examples() if len(prompt) == 1][:6]
+    groups = [
+        (prompt[-1]["content"], responses)
+        for prompt, responses in read_examples()
+        if len(prompt) == 1
+    ][:6]
     with running_server(artifact) as exact, running_server(artifact, "--precision", name) as server:
         with RewardClient(exact.address) as reference, RewardClient(server.address) as client:
             assert (reference.get_model().precision, client.get_model().precision) == ("fp32", name)
@@ -45,15 +53,23 @@ def test_a_server_says_its_precision_and_stays_within_the_promise(artifact: Path
                 expected = raw_rewards(reference.score(prompt, responses))
                 scored = client.score(prompt, responses)
                 assert (scored.precision, scored.runtime) == (name, client.get_model().runtime)
-                assert client.compare(prompt, responses).precision == client.rank(prompt, responses).precision == name
+                assert (
+                    client.compare(prompt, responses).precision
+                    == client.rank(prompt, responses).precision
+                    == name
+                )
                 found = raw_rewards(scored)
                 differences += [abs(a - b) for a, b in zip(found, expected, strict=True)]
             assert 0 < sum(differences) / len(differences) <= promise.max_difference
         assert name in server.log.text
         with RewardClient(server.address) as client:
             prompt, responses = groups[0]
-            turned = raw_rewards(client.score(prompt, [*responses[::-1], "Something else."]))[:-1][::-1]
-            assert turned == pytest.approx(raw_rewards(client.score(prompt, responses)), abs=promise.max_change)
+            turned = raw_rewards(client.score(prompt, [*responses[::-1], "Something else."]))[:-1][
+                ::-1
+            ]
+            assert turned == pytest.approx(
+                raw_rewards(client.score(prompt, responses)), abs=promise.max_change
+            )
 
 
 def test_the_first_precision_that_the_artifact_holds_is_served(artifact: Path) -> None:
@@ -63,14 +79,20 @@ def test_the_first_precision_that_the_artifact_holds_is_served(artifact: Path) -
         Scorer.load(artifact, EngineConfig(precision="fp16"))
 
 
-def test_a_server_that_cannot_keep_the_promise_does_not_start(artifact: Path, tmp_path: Path) -> None:
+def test_a_server_that_cannot_keep_the_promise_does_not_start(
+    artifact: Path, tmp_path: Path
+) -> None:
     """Its manifest promises more than int8 gives; fp32 beside it is served."""
     manifest = read_artifact(artifact).manifest
     changed = replace(
-        manifest, precisions=manifest.precisions | {"int8": manifest.precisions["int8"] | {"max_difference": 1e-9}}
+        manifest,
+        precisions=manifest.precisions
+        | {"int8": manifest.precisions["int8"] | {"max_difference": 1e-9}},
     )
     copy = _copy(artifact, tmp_path / "copy", changed)
-    with pytest.raises(ArtifactError, match=r"golden\.jsonl:1: .* in int8 gives .* it may differ by 1e-09"):
+    with pytest.raises(
+        ArtifactError, match=r"golden\.jsonl:1: .* in int8 gives .* it may differ by 1e-09"
+    ):
         Scorer.load(copy, EngineConfig(precision="int8"))
     assert Scorer.load(copy).precision is Precision.FP32
 

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from kwise.engine.artifact import _FIELDS, GOLDEN, MANIFEST, MODEL, TOKENIZER, Manifest, describe_file, read_artifact
+from kwise.engine.artifact import (
+    _FIELDS,
+    GOLDEN,
+    MANIFEST,
+    MODEL,
+    TOKENIZER,
+    Manifest,
+    describe_file,
+    read_artifact,
+)
 from kwise.errors import ArtifactError
 
 GOLDEN_LINE = {"prompt": [{"role": "user", "content": "Hi"}], "response": "Hello.", "reward": 0.5}
@@ -49,7 +58,9 @@ def _write_manifest(path: Path, content: dict[str, Any]) -> None:
 def test_a_sound_artifact_is_read(tmp_path: Path) -> None:
     artifact = read_artifact(_write(tmp_path))
     assert artifact.manifest.max_tokens == 64
-    assert [(golden.prompt[0].content, golden.response, golden.reward) for golden in artifact.golden] == [
+    assert [
+        (golden.prompt[0].content, golden.response, golden.reward) for golden in artifact.golden
+    ] == [
         ("Hi", "Hello.", 0.5),
         ("Hi", "Hello.", 0.5),
     ]
@@ -156,7 +167,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: Callable[[Pa
         read_artifact(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "null", '{"schema_version": 99}', '{"schema_version": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", "null", '{"schema_version": 99}', '{"schema_version": 1}']
+)
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (_write(tmp_path) / MANIFEST).write_text(content)
     with pytest.raises(ArtifactError, match=MANIFEST):

@@ -49,7 +49,9 @@ TestCacheIsLeastRecentlyUsed = CacheIsLeastRecentlyUsed.TestCase
 
 
 @given(st.lists(st.tuples(KEYS, REWARDS)), st.integers(0, ENTRY_BYTES - 1))
-def test_no_bytes_keep_no_rewards(entries: list[tuple[bytes, StoredReward]], max_bytes: int) -> None:
+def test_no_bytes_keep_no_rewards(
+    entries: list[tuple[bytes, StoredReward]], max_bytes: int
+) -> None:
     cache = RewardCache(max_bytes)
     for key, reward in entries:
         cache.put(key, reward)
@@ -58,17 +60,30 @@ def test_no_bytes_keep_no_rewards(entries: list[tuple[bytes, StoredReward]], max
 
 
 # Words that the keys' own encoding uses, so that boundaries are what tells groups apart.
-WORDS = st.lists(st.sampled_from(["role", "content", "text", "response", "prompt", "id1", "1", "é", "\0"]), max_size=3)
+WORDS = st.lists(
+    st.sampled_from(["role", "content", "text", "response", "prompt", "id1", "1", "é", "\0"]),
+    max_size=3,
+)
 TEXTS = WORDS.map("".join)
 IDS = st.lists(st.integers(0, 12), max_size=3).map(tuple)
 CONVERSATIONS = st.lists(st.builds(Message, role=TEXTS, content=TEXTS), max_size=3).map(tuple)
-GROUPS = st.builds(Group, prompt=CONVERSATIONS, responses=st.lists(TEXTS, min_size=1, max_size=3).map(tuple)) | st.builds(
+GROUPS = st.builds(
+    Group, prompt=CONVERSATIONS, responses=st.lists(TEXTS, min_size=1, max_size=3).map(tuple)
+) | st.builds(
     Group, prompt=IDS.filter(bool), responses=st.lists(IDS, min_size=1, max_size=3).map(tuple)
 )
 
 
-@given(st.lists(st.tuples(st.sampled_from([b"", b"a", b"prompt", b"aprompt"]), GROUPS), min_size=1, max_size=8))
-def test_keys_are_equal_exactly_if_all_that_decides_the_reward_is(cases: list[tuple[bytes, Group]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([b"", b"a", b"prompt", b"aprompt"]), GROUPS),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_keys_are_equal_exactly_if_all_that_decides_the_reward_is(
+    cases: list[tuple[bytes, Group]],
+) -> None:
     contents: dict[bytes, object] = {}
     keys: dict[object, bytes] = {}
     for namespace, group in cases:
@@ -98,7 +113,9 @@ def test_moving_text_across_a_boundary_changes_the_key(a: str, b: str, c: str, d
 
 def test_token_ids_and_texts_that_look_like_them_have_different_keys() -> None:
     ids = reward_keys(b"", Group(prompt=(1,), responses=((12,), (1, 2), ())))
-    texts = reward_keys(b"", Group(prompt=(Message(role="1", content="1"),), responses=("12", "id12", "")))
+    texts = reward_keys(
+        b"", Group(prompt=(Message(role="1", content="1"),), responses=("12", "id12", ""))
+    )
     assert len({*ids, *texts}) == 6
 
 

@@ -88,9 +88,13 @@ def _encoder() -> HeldEncoder:
     )
 
 
-def _scorer(session: Any = None, encoder: ConversationEncoder | None = None, **options: Any) -> Scorer:
+def _scorer(
+    session: Any = None, encoder: ConversationEncoder | None = None, **options: Any
+) -> Scorer:
     artifact = Artifact(path=Path(), manifest=MANIFEST, golden=())
-    return Scorer(artifact, EngineConfig(**options), encoder or _encoder(), [session or SumSession()])
+    return Scorer(
+        artifact, EngineConfig(**options), encoder or _encoder(), [session or SumSession()]
+    )
 
 
 async def _entered(session: SumSession) -> None:
@@ -98,7 +102,9 @@ async def _entered(session: SumSession) -> None:
 
 
 def _ids(prompt: int, *responses: int, priority: Priority = Priority.INTERACTIVE) -> Group:
-    return Group(prompt=(prompt,), responses=tuple((response,) for response in responses), priority=priority)
+    return Group(
+        prompt=(prompt,), responses=tuple((response,) for response in responses), priority=priority
+    )
 
 
 def _raw(outcome: Reward | KwiseError) -> float:
@@ -111,7 +117,9 @@ async def test_bad_sibling_of_a_joined_response_harms_no_other_request() -> None
         bad = asyncio.create_task(scorer.score(Group(prompt=(1,), responses=((2,), (VOCAB,)))))
         good = asyncio.create_task(scorer.score(Group(prompt=(1,), responses=((2,),))))
         _, outcome = await asyncio.wait_for(asyncio.gather(bad, good, return_exceptions=True), 5)
-        assert not isinstance(outcome, BaseException), f"the good request got the bad one's error: {outcome}"
+        assert not isinstance(outcome, BaseException), (
+            f"the good request got the bad one's error: {outcome}"
+        )
         assert isinstance(outcome.rewards[0], Reward)
         assert outcome.rewards[0].raw == 3
 
@@ -120,7 +128,9 @@ async def test_bad_response_is_named_by_its_place_whatever_is_cached() -> None:
     async with _scorer() as scorer:
         await scorer.score(Group(prompt=(1,), responses=((2,),)))
         try:
-            outcome = (await scorer.score(Group(prompt=(1,), responses=((2,), (3, VOCAB))))).rewards[1]
+            outcome = (
+                await scorer.score(Group(prompt=(1,), responses=((2,), (3, VOCAB))))
+            ).rewards[1]
         except InvalidRequest as error:
             outcome = error  # type: ignore[assignment]
         assert isinstance(outcome, InvalidRequest)
@@ -131,7 +141,9 @@ async def test_bad_response_is_named_by_its_place_whatever_is_cached() -> None:
 async def test_equal_responses_are_computed_once(responses: tuple[tuple[int, ...], ...]) -> None:
     async with _scorer() as scorer:
         scored = await scorer.score(Group(prompt=(1,), responses=responses))
-        assert [r.raw for r in scored.rewards if isinstance(r, Reward)] == [1.0 + sum(r) for r in responses]
+        assert [r.raw for r in scored.rewards if isinstance(r, Reward)] == [
+            1.0 + sum(r) for r in responses
+        ]
         assert scorer.counters.sequences == len(set(responses))
 
 
@@ -168,7 +180,9 @@ async def test_whoever_joined_a_response_does_not_share_the_failure_of_its_sibli
         assert scorer.counters.joined == 1
 
 
-async def test_a_group_without_room_for_any_response_fails_as_a_whole_even_where_it_was_joined() -> None:
+async def test_a_group_without_room_for_any_response_fails_as_a_whole_even_where_it_was_joined() -> (
+    None
+):
     async with _scorer() as scorer:
         template = Group(prompt=(Message(role="system", content="x"),), responses=("a", "b"))
         calls = [scorer.score(template), scorer.score(template)]
@@ -198,7 +212,10 @@ async def test_a_tokenizer_that_panics_fails_its_own_request_alone() -> None:
 def _padded_artifact(path: Path) -> Artifact:
     """A graph as Optimum exports it, whose reward is the sum of a table's rows; the table ends before the vocabulary."""
     helper, ids = onnx.helper, ["input_ids", "attention_mask"]
-    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "length"]) for name in ids]
+    inputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "length"])
+        for name in ids
+    ]
     output = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch"])
     table = onnx.numpy_helper.from_array(np.arange(POISON, dtype=np.float32), "table")
     axes = onnx.numpy_helper.from_array(np.array([1], np.int64), "axes")
@@ -209,7 +226,10 @@ def _padded_artifact(path: Path) -> Artifact:
         helper.make_node("ReduceSum", ["kept", "axes"], ["logits"], keepdims=0),
     ]
     graph = helper.make_graph(nodes, "sum", inputs, [output], [table, axes])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path / "model.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+        path / "model.onnx",
+    )
     return Artifact(path=path, manifest=MANIFEST, golden=())
 
 
@@ -231,7 +251,11 @@ async def test_a_padded_batch_that_fails_as_a_whole_fails_one_response(tmp_path:
     async with _scorer(session) as scorer:
         busy = asyncio.create_task(scorer.score(_ids(7, 1)))
         await _entered(session)
-        groups = [_ids(1, 2, 3), _ids(2, 4, POISON, 5), Group(prompt=(3,), responses=((1, 1, 1, 1), (2,)))]
+        groups = [
+            _ids(1, 2, 3),
+            _ids(2, 4, POISON, 5),
+            Group(prompt=(3,), responses=((1, 1, 1, 1), (2,))),
+        ]
         calls = [asyncio.create_task(scorer.score(group)) for group in groups]
         while scorer._batcher._queue.num_tokens < 17:
             await asyncio.sleep(0)
@@ -243,7 +267,9 @@ async def test_a_padded_batch_that_fails_as_a_whole_fails_one_response(tmp_path:
         assert [_raw(reward) for reward in after.rewards] == [7, 5]
         assert isinstance(poisoned.rewards[1], ModelFailed)
         assert [_raw(poisoned.rewards[0]), _raw(poisoned.rewards[2])] == [6, 7]
-        assert batches[:2] == [1, 7] and len(batches) == 8, "three times a half with the fault and one without"
+        assert batches[:2] == [1, 7] and len(batches) == 8, (
+            "three times a half with the fault and one without"
+        )
 
 
 # What waits
@@ -254,10 +280,19 @@ async def test_groups_that_wait_for_a_tokenizer_thread_are_refused_beyond_the_li
     encoder = _encoder()
     encoder.gate.clear()
     async with _scorer(encoder=encoder, max_queue_tokens=160, tokenizer_threads=1) as scorer:
-        calls = [asyncio.create_task(scorer.score(_text(f"{number:03}" + "x" * 97))) for number in range(10)]
-        done, waiting = await asyncio.wait(calls, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
-        while len(done) < 7:  # 26 tokens each by the estimate, which may be as many as are left free: three fit
-            done, waiting = await asyncio.wait(calls, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        calls = [
+            asyncio.create_task(scorer.score(_text(f"{number:03}" + "x" * 97)))
+            for number in range(10)
+        ]
+        done, waiting = await asyncio.wait(
+            calls, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        while (
+            len(done) < 7
+        ):  # 26 tokens each by the estimate, which may be as many as are left free: three fit
+            done, waiting = await asyncio.wait(
+                calls, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
+            )
             await asyncio.sleep(0)
         assert len(waiting) == 3
         assert all(isinstance(call.exception(), Overloaded) for call in done)
@@ -275,7 +310,10 @@ async def test_what_everybody_left_is_not_tokenised() -> None:
     encoder = _encoder()
     encoder.gate.clear()
     async with _scorer(encoder=encoder, tokenizer_threads=1) as scorer:
-        first, gone = asyncio.create_task(scorer.score(_ids(1, 2))), asyncio.create_task(scorer.score(_ids(1, 3)))
+        first, gone = (
+            asyncio.create_task(scorer.score(_ids(1, 2))),
+            asyncio.create_task(scorer.score(_ids(1, 3))),
+        )
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         gone.cancel()
@@ -294,7 +332,10 @@ async def test_an_interactive_request_does_not_wait_for_the_bulk_turn_of_what_it
         session.gate.clear()
         busy = asyncio.create_task(scorer.score(_ids(7, 1)))
         await _entered(session)
-        long = [Group(prompt=(1,), responses=((number,) * 15,), priority=Priority.BULK) for number in (2, 3, 4)]
+        long = [
+            Group(prompt=(1,), responses=((number,) * 15,), priority=Priority.BULK)
+            for number in (2, 3, 4)
+        ]
         bulk = [asyncio.create_task(scorer.score(group)) for group in long]
         while scorer._batcher._queue.num_tokens < 3 * 16:
             await asyncio.sleep(0)
@@ -313,7 +354,10 @@ async def test_a_reward_joined_before_it_was_tokenised_has_the_joiners_turn_too(
         busy = asyncio.create_task(scorer.score(_ids(7, 1)))
         await _entered(session)
         encoder.gate.clear()
-        long = [Group(prompt=(1,), responses=((number,) * 15,), priority=Priority.BULK) for number in (2, 3)]
+        long = [
+            Group(prompt=(1,), responses=((number,) * 15,), priority=Priority.BULK)
+            for number in (2, 3)
+        ]
         bulk = [asyncio.create_task(scorer.score(group)) for group in long]
         await asyncio.sleep(0)
         joined = asyncio.create_task(scorer.score(Group(prompt=(1,), responses=((3,) * 15,))))
@@ -334,7 +378,9 @@ async def test_stopping_answers_what_is_tokenised_waits_or_runs() -> None:
     session, encoder = SumSession(), _encoder()
     async with _scorer(session, encoder, max_batch_tokens=16, tokenizer_threads=1) as scorer:
         session.gate.clear()
-        running, waiting = (asyncio.create_task(scorer.score(_ids(7, response))) for response in (1, 2))
+        running, waiting = (
+            asyncio.create_task(scorer.score(_ids(7, response))) for response in (1, 2)
+        )
         await _entered(session)
         encoder.gate.clear()
         tokenised = asyncio.create_task(scorer.score(_ids(7, 3)))
@@ -342,7 +388,9 @@ async def test_stopping_answers_what_is_tokenised_waits_or_runs() -> None:
         await asyncio.sleep(0)
         await scorer.stop()
         async with asyncio.timeout(PATIENCE_S):
-            outcomes = await asyncio.gather(running, waiting, tokenised, scorer.score(_ids(7, 4)), return_exceptions=True)
+            outcomes = await asyncio.gather(
+                running, waiting, tokenised, scorer.score(_ids(7, 4)), return_exceptions=True
+            )
         assert [type(outcome) for outcome in outcomes] == [Unavailable] * 4
         encoder.gate.set()
         session.gate.set()

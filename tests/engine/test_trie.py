@@ -56,7 +56,9 @@ def test_a_node_is_an_ancestor_exactly_within_its_range(batch: list[Int64]) -> N
 
 
 @given(BATCHES)
-def test_a_branch_begins_where_a_node_follows_no_node_of_its_own_sequence(batch: list[Int64]) -> None:
+def test_a_branch_begins_where_a_node_follows_no_node_of_its_own_sequence(
+    batch: list[Int64],
+) -> None:
     trie = build_trie(batch)
     expected = []
     for node in range(trie.num_nodes):
@@ -76,7 +78,9 @@ def test_arrays_are_int64_and_one_entry_a_node(batch: list[Int64]) -> None:
 
 
 @given(BATCHES, st.randoms(use_true_random=False))
-def test_order_of_sequences_permutes_the_last_nodes_only(batch: list[Int64], random: Random) -> None:
+def test_order_of_sequences_permutes_the_last_nodes_only(
+    batch: list[Int64], random: Random
+) -> None:
     order = list(range(len(batch)))
     random.shuffle(order)
     trie, shuffled = build_trie(batch), build_trie([batch[i] for i in order])

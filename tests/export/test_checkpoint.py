@@ -25,7 +25,12 @@ from kwise.types import Group
 
 LIMIT = 384
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
-PHI3 = {**GROUPED, "max_position_embeddings": 4 * LIMIT, "original_max_position_embeddings": LIMIT, "rope_scaling": LONGROPE}
+PHI3 = {
+    **GROUPED,
+    "max_position_embeddings": 4 * LIMIT,
+    "original_max_position_embeddings": LIMIT,
+    "rope_scaling": LONGROPE,
+}
 STATIC: dict[str, dict[str, Any]] = {
     "linear": {"factor": 4.0},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
@@ -39,7 +44,11 @@ STATIC: dict[str, dict[str, Any]] = {
 
 
 def llama(kind: str, tokenizer: Any, path: Path, **scaling: Any) -> Path:
-    options = {**GROUPED, "max_position_embeddings": LIMIT, "rope_scaling": {"rope_type": kind, **scaling}}
+    options = {
+        **GROUPED,
+        "max_position_embeddings": LIMIT,
+        "rope_scaling": {"rope_type": kind, **scaling},
+    }
     return tiny_model("Llama", options, tokenizer, path)
 
 
@@ -70,7 +79,9 @@ def test_rotary_embeddings_that_are_the_same_at_every_length_are_right_up_to_the
     kind: str, smollm2_tokenizer: Any, tmp_path: Path
 ) -> None:
     checkpoint = llama(kind, smollm2_tokenizer, tmp_path / "checkpoint", **STATIC[kind])
-    assert_right_up_to_the_limit(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), LIMIT)
+    assert_right_up_to_the_limit(
+        checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), LIMIT
+    )
 
 
 @pytest.mark.parametrize("layout", [Layout.TRIE, Layout.PADDED])
@@ -78,7 +89,9 @@ def test_dynamic_rotary_embeddings_are_right_up_to_the_length_of_pretraining(
     layout: Layout, smollm2_tokenizer: Any, tmp_path: Path
 ) -> None:
     checkpoint = llama("dynamic", smollm2_tokenizer, tmp_path / "checkpoint", factor=4.0)
-    assert_right_up_to_the_limit(checkpoint, export_quietly(checkpoint, tmp_path / "artifact", layout=layout), LIMIT)
+    assert_right_up_to_the_limit(
+        checkpoint, export_quietly(checkpoint, tmp_path / "artifact", layout=layout), LIMIT
+    )
 
 
 def test_longrope_is_served_up_to_the_length_of_pretraining_where_its_factors_change(
@@ -86,9 +99,12 @@ def test_longrope_is_served_up_to_the_length_of_pretraining_where_its_factors_ch
 ) -> None:
     """The graph has the short factors; up to 4 x LIMIT tokens it served rewards of another model, past parity's longest."""
     checkpoint = tiny_model("Phi3", PHI3, smollm2_tokenizer, tmp_path / "checkpoint")
-    assert_right_up_to_the_limit(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), LIMIT)
+    assert_right_up_to_the_limit(
+        checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), LIMIT
+    )
     with pytest.raises(
-        ConfigError, match=f"--max-tokens is {LIMIT + 1}; it must be at most {LIMIT}, for beyond it the model's"
+        ConfigError,
+        match=f"--max-tokens is {LIMIT + 1}; it must be at most {LIMIT}, for beyond it the model's",
     ):
         export_quietly(checkpoint, tmp_path / "longer", max_tokens=LIMIT + 1)
 
@@ -107,25 +123,39 @@ def test_padded_batches_of_a_causal_model_without_a_padding_token_are_refused(
     """transformers reads its very last token; an id guessed here was skipped, or padding read, and parity saw neither."""
     checkpoint = tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path / "checkpoint")
     edit_config(checkpoint, pad_token_id=None)
-    with pytest.raises(ConfigError, match="a causal model without a pad_token_id; use --layout trie"):
+    with pytest.raises(
+        ConfigError, match="a causal model without a pad_token_id; use --layout trie"
+    ):
         export_quietly(checkpoint, tmp_path / "artifact", layout=Layout.PADDED)
     manifest = read_artifact(export_quietly(checkpoint, tmp_path / "artifact")).manifest
     assert (manifest.layout, manifest.pad_token_id) == ("trie", None)
 
 
-def test_a_model_without_a_limit_needs_one_on_the_command_line(smollm2_tokenizer: Any, tmp_path: Path) -> None:
+def test_a_model_without_a_limit_needs_one_on_the_command_line(
+    smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
     """Its tokenizer's 10^30 went into the manifest, and GetModel failed."""
     options = {"hidden_size": 64, "n_layer": 1, "n_head": 4}
     checkpoint = tiny_model("Bloom", options, smollm2_tokenizer, tmp_path / "checkpoint")
     tokenizer_config = checkpoint / "tokenizer_config.json"
-    tokenizer_config.write_text(json.dumps({**json.loads(tokenizer_config.read_text()), "model_max_length": int(1e30)}))
-    with pytest.raises(ConfigError, match="states no longest conversation: give one as --max-tokens"):
+    tokenizer_config.write_text(
+        json.dumps({**json.loads(tokenizer_config.read_text()), "model_max_length": int(1e30)})
+    )
+    with pytest.raises(
+        ConfigError, match="states no longest conversation: give one as --max-tokens"
+    ):
         export_quietly(checkpoint, tmp_path / "artifact")
 
 
-def test_roberta_reads_two_tokens_less_than_it_has_positions(smollm2_tokenizer: Any, tmp_path: Path) -> None:
+def test_roberta_reads_two_tokens_less_than_it_has_positions(
+    smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
     checkpoint = tiny_model(
-        "Roberta", {**SMALL, "max_position_embeddings": 130}, smollm2_tokenizer, tmp_path / "checkpoint", pad_token_id=1
+        "Roberta",
+        {**SMALL, "max_position_embeddings": 130},
+        smollm2_tokenizer,
+        tmp_path / "checkpoint",
+        pad_token_id=1,
     )
     assert_right_up_to_the_limit(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), 128)
 
@@ -135,9 +165,13 @@ def test_a_limit_that_no_conversation_fits_into_is_refused_with_the_least_that_d
     tiny_checkpoint: Path, tmp_path: Path, max_tokens: int
 ) -> None:
     """It ended in a traceback."""
-    with pytest.raises(ConfigError, match=f"limit of {max_tokens} leaves nothing to check parity with") as raised:
+    with pytest.raises(
+        ConfigError, match=f"limit of {max_tokens} leaves nothing to check parity with"
+    ) as raised:
         export_quietly(tiny_checkpoint, tmp_path / "artifact", max_tokens=max_tokens)
     least = int(str(raised.value).split("at least ")[1].split(",")[0])
-    manifest = read_artifact(export_quietly(tiny_checkpoint, tmp_path / "artifact", max_tokens=least)).manifest
+    manifest = read_artifact(
+        export_quietly(tiny_checkpoint, tmp_path / "artifact", max_tokens=least)
+    ).manifest
     assert manifest.max_tokens == manifest.promise(Precision.FP32).report["longest_tokens"] == least
     assert not list(tmp_path.glob(".*"))

@@ -78,7 +78,9 @@ def test_a_failure_while_replacing_leaves_the_old_artifact(artifact: Path, tmp_p
     assert names(tmp_path) == {"artifact"}
 
 
-def test_an_export_whose_parity_fails_leaves_the_old_artifact(artifact: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_export_whose_parity_fails_leaves_the_old_artifact(
+    artifact: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     before = read_artifact(artifact).manifest.fingerprint
     with pytest.raises(ParityError, match="is allowed"):
         export_quietly(tiny_checkpoint, artifact, overwrite=True, tolerance=1e-12)
@@ -89,12 +91,18 @@ def test_an_export_whose_parity_fails_leaves_the_old_artifact(artifact: Path, ti
     assert names(tmp_path) == {"artifact"}
 
 
-def test_the_tolerance_is_in_units_of_the_reward_or_of_their_spread_where_that_is_larger(tiny_artifact: Path) -> None:
+def test_the_tolerance_is_in_units_of_the_reward_or_of_their_spread_where_that_is_larger(
+    tiny_artifact: Path,
+) -> None:
     assert allowed_difference(1e-4, [0.1, 0.2]) == 1e-4
     assert allowed_difference(1e-4, [-30.0, 30.0]) == pytest.approx(3e-3)
     manifest = read_artifact(tiny_artifact).manifest
     promise = manifest.promise(Precision.FP32)
-    assert promise.max_difference == promise.max_change == 1e-4 * max(1.0, promise.report["reward_std"])
+    assert (
+        promise.max_difference
+        == promise.max_change
+        == 1e-4 * max(1.0, promise.report["reward_std"])
+    )
 
 
 def test_no_tolerance_above_1e3_can_be_asked_for(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def agreement(rankings_by_prompt: Iterable[Sequence[Mapping[int, int]]]) -> Agre
     )
 
 
-def _counts(first: Mapping[int, int], second: Mapping[int, int], common: Sequence[int]) -> tuple[int, int, int, int]:
+def _counts(
+    first: Mapping[int, int], second: Mapping[int, int], common: Sequence[int]
+) -> tuple[int, int, int, int]:
     """Of the pairs: (ordered alike, ordered unlike, tied in the first alone, tied in the second alone)."""
     alike = unlike = tied_first = tied_second = 0
     for a, b in combinations(common, 2):

@@ -13,7 +13,11 @@ from kwise.train.rankings import RankingsError
 _TASKS: dict[str, tuple[Any, type, str]] = {
     "convert": (convert.run, convert.ConvertConfig, "rankings of preference data in other formats"),
     "validate": (validate.run, validate.ValidateConfig, "check every line of a file of rankings"),
-    "stats": (stats.run, stats.StatsConfig, "what is in a file of rankings: ties, lengths, duplicates, leakage, agreement"),
+    "stats": (
+        stats.run,
+        stats.StatsConfig,
+        "what is in a file of rankings: ties, lengths, duplicates, leakage, agreement",
+    ),
 }
 
 
@@ -24,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_options(subparser, config)
         if name == "convert":
             formats = (f"  {name.value:22}{form.summary}" for name, form in FORMATS.items())
-            subparser.epilog = "\n".join(("formats, told by the keys of the first row or given by --format:", *formats))
+            subparser.epilog = "\n".join(
+                ("formats, told by the keys of the first row or given by --format:", *formats)
+            )
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
 
 

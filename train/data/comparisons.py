@@ -39,19 +39,31 @@ class Merged:
 def merge(comparisons: Sequence[Comparison]) -> Merged:
     """The rankings that `comparisons`, all of one prompt, determine. In linear time; a comparison said twice counts once,
     unless it is contradicted."""
-    edges = [(c.better, c.worse) for c in comparisons] + [(c.worse, c.better) for c in comparisons if c.tied]
-    knot = _strong_components(edges)  # of responses that are, by some way round, better than each other
+    edges = [(c.better, c.worse) for c in comparisons] + [
+        (c.worse, c.better) for c in comparisons if c.tied
+    ]
+    knot = _strong_components(
+        edges
+    )  # of responses that are, by some way round, better than each other
     cut = {knot[c.better] for c in comparisons if not c.tied and knot[c.better] == knot[c.worse]}
-    contradictions = [c for c in comparisons if knot[c.better] == knot[c.worse] and knot[c.better] in cut]
-    consistent = [c for c in comparisons if knot[c.better] != knot[c.worse] or knot[c.better] not in cut]
+    contradictions = [
+        c for c in comparisons if knot[c.better] == knot[c.worse] and knot[c.better] in cut
+    ]
+    consistent = [
+        c for c in comparisons if knot[c.better] != knot[c.worse] or knot[c.better] not in cut
+    ]
     orders = [order for component in _connected(consistent) for order in _orders(component)]
-    orders += [((c.better, c.worse),) if c.tied else ((c.better,), (c.worse,)) for c in contradictions]
+    orders += [
+        ((c.better, c.worse),) if c.tied else ((c.better,), (c.worse,)) for c in contradictions
+    ]
     return Merged(orders=tuple(orders), num_contradictions=len(contradictions))
 
 
 def _connected(comparisons: Sequence[Comparison]) -> Collection[list[Comparison]]:
     """The comparisons in groups that have no response in common."""
-    component = _strong_components(edge for c in comparisons for edge in ((c.better, c.worse), (c.worse, c.better)))
+    component = _strong_components(
+        edge for c in comparisons for edge in ((c.better, c.worse), (c.worse, c.better))
+    )
     groups = defaultdict(list)
     for comparison in comparisons:
         groups[component[comparison.better]].append(comparison)
@@ -61,18 +73,28 @@ def _connected(comparisons: Sequence[Comparison]) -> Collection[list[Comparison]
 def _orders(comparisons: Sequence[Comparison]) -> list[Order]:
     """One order where connected comparisons without cycles determine it; else one of each two groups that are compared."""
     responses = [response for c in comparisons for response in (c.better, c.worse)]
-    ties = [edge for c in comparisons if c.tied for edge in ((c.better, c.worse), (c.worse, c.better))]
-    name = _strong_components(ties + [(response, response) for response in responses])  # a group is named for one of it
+    ties = [
+        edge for c in comparisons if c.tied for edge in ((c.better, c.worse), (c.worse, c.better))
+    ]
+    name = _strong_components(
+        ties + [(response, response) for response in responses]
+    )  # a group is named for one of it
     group = defaultdict(list)
     for response in dict.fromkeys(responses):
         group[name[response]].append(response)
-    betters: dict[str, dict[str, None]] = {label: {} for label in group}  # inner dicts are sets that keep their order
+    betters: dict[str, dict[str, None]] = {
+        label: {} for label in group
+    }  # inner dicts are sets that keep their order
     for c in comparisons:
         if not c.tied:
             betters[name[c.worse]][name[c.better]] = None
     if (order := _unique_order(betters)) is not None:
         return [tuple(tuple(group[label]) for label in order)]
-    return [(tuple(group[above]), tuple(group[label])) for label, all_above in betters.items() for above in all_above]
+    return [
+        (tuple(group[above]), tuple(group[label]))
+        for label, all_above in betters.items()
+        for above in all_above
+    ]
 
 
 def _unique_order(predecessors: Mapping[str, Iterable[str]]) -> list[str] | None:

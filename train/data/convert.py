@@ -20,7 +20,15 @@ from kwise.options import check_bounds, option
 from kwise.train.data.comparisons import Comparison, merge
 from kwise.train.data.files import read_rows
 from kwise.train.data.formats.annotation import listed
-from kwise.train.data.formats.items import Compared, Item, Left, Ranked, Rated, ReadOptions, RowProblem
+from kwise.train.data.formats.items import (
+    Compared,
+    Item,
+    Left,
+    Ranked,
+    Rated,
+    ReadOptions,
+    RowProblem,
+)
 from kwise.train.data.formats.table import FORMATS, FormatName, detect
 from kwise.train.data.lines import line, usable
 from kwise.train.data.output import check_output, open_output
@@ -47,24 +55,39 @@ _NAME_ANNOTATORS = (FormatName.SUMMARIZE, FormatName.ARENA)
 class ConvertConfig:
     """Options of `kwise data convert`."""
 
-    input: tuple[str, ...] = option(help="files of one format: JSON Lines, a JSON array or Parquet, .gz or not; - for stdin")
-    output: str = option("-", "where the rankings go, as JSON Lines; compressed where the name ends in .gz; - for stdout")
-    format: FormatName | None = option(None, "the format of the input; unset tells it by the keys of the first row")
+    input: tuple[str, ...] = option(
+        help="files of one format: JSON Lines, a JSON array or Parquet, .gz or not; - for stdin"
+    )
+    output: str = option(
+        "-",
+        "where the rankings go, as JSON Lines; compressed where the name ends in .gz; - for stdout",
+    )
+    format: FormatName | None = option(
+        None, "the format of the input; unset tells it by the keys of the first row"
+    )
     merge: Merge = option(
         Merge.AUTO,
         "whose comparisons of one prompt make one ranking where they determine one, in memory; auto is annotator for summarize "
         "and arena, else none",
     )
     score_column: str = option(
-        "", "the score to rank by, by dots in nested objects: annotations.helpfulness.Rating; unset takes the format's own"
+        "",
+        "the score to rank by, by dots in nested objects: annotations.helpfulness.Rating; unset takes the format's own",
     )
-    prompt_column: str = option("", "trl, argilla, label-studio: the field that is the prompt, where it is not called so")
-    question: str = option("", "argilla, label-studio: the ranking question; needed where there are several")
+    prompt_column: str = option(
+        "", "trl, argilla, label-studio: the field that is the prompt, where it is not called so"
+    )
+    question: str = option(
+        "", "argilla, label-studio: the ranking question; needed where there are several"
+    )
     buckets: tuple[str, ...] = option((), "label-studio: the buckets to read, best first")
     keep_tied: bool = option(
-        False, "write rankings that are one tie throughout, which kwise train takes with --ties or regression"
+        False,
+        "write rankings that are one tie throughout, which kwise train takes with --ties or regression",
     )
-    skip_bad: bool = option(False, "leave out rows that cannot be read, and count them, instead of writing nothing")
+    skip_bad: bool = option(
+        False, "leave out rows that cannot be read, and count them, instead of writing nothing"
+    )
     overwrite: bool = option(False, "replace --output")
 
     def __post_init__(self) -> None:
@@ -75,7 +98,10 @@ class ConvertConfig:
 
     def read_options(self) -> ReadOptions:
         return ReadOptions(
-            score_column=self.score_column, prompt_column=self.prompt_column, question=self.question, buckets=self.buckets
+            score_column=self.score_column,
+            prompt_column=self.prompt_column,
+            question=self.question,
+            buckets=self.buckets,
         )
 
 
@@ -127,7 +153,9 @@ def _rankings(config: ConvertConfig, tally: Tally) -> Iterator[tuple[str, Ranked
     """(FILE:ROW, ranking), those that need several rows at the end."""
     compared: dict[tuple[Conversation, str | None], list[tuple[str, Compared]]] = {}
     rated: dict[Conversation, list[tuple[str, Rated]]] = {}
-    answered: dict[str, str] = {}  # ranking question: the first row that has answers to it and none to --question
+    answered: dict[
+        str, str
+    ] = {}  # ranking question: the first row that has answers to it and none to --question
     is_answered = False
     for origin, item in _items(config, tally):
         match item:
@@ -142,7 +170,9 @@ def _rankings(config: ConvertConfig, tally: Tally) -> Iterator[tuple[str, Ranked
                 rated.setdefault(item.prompt, []).append((origin, item))
             case Compared():
                 merge_by = _merge(config.merge, tally.format)
-                if merge_by is Merge.NONE or (merge_by is Merge.ANNOTATOR and item.annotator is None):
+                if merge_by is Merge.NONE or (
+                    merge_by is Merge.ANNOTATOR and item.annotator is None
+                ):
                     yield origin, item.alone()
                     continue
                 annotator = None if merge_by is Merge.PROMPT else item.annotator
@@ -151,10 +181,20 @@ def _rankings(config: ConvertConfig, tally: Tally) -> Iterator[tuple[str, Ranked
         problem = f"no row has an answer to {config.question[:40]!a}; there are answers to {listed(answered)}"
         tally.problems.append(f"{next(iter(answered.values()))}: --question: {problem}")
     for (prompt, _), comparisons in compared.items():
-        yield from ((comparisons[0][0], ranked) for ranked in _merged(prompt, [item for _, item in comparisons], tally))
+        yield from (
+            (comparisons[0][0], ranked)
+            for ranked in _merged(prompt, [item for _, item in comparisons], tally)
+        )
     for prompt, ratings in rated.items():
         responses = tuple(rating.response for _, rating in ratings)
-        yield ratings[0][0], Ranked(prompt=prompt, responses=responses, scores=tuple(rating.score for _, rating in ratings))
+        yield (
+            ratings[0][0],
+            Ranked(
+                prompt=prompt,
+                responses=responses,
+                scores=tuple(rating.score for _, rating in ratings),
+            ),
+        )
 
 
 def _merge(merge: Merge, format_name: FormatName | None) -> Merge:
@@ -170,7 +210,9 @@ def _merged(prompt: Conversation, items: Sequence[Compared], tally: Tally) -> It
     if num_scored := sum(item.scores is not None for item in items):
         tally.notes[SCORES_MERGED] += num_scored
     tally.notes.update(item.note for item in items if item.note)
-    merged = merge([Comparison(better=item.better, worse=item.worse, tied=item.tied) for item in items])
+    merged = merge(
+        [Comparison(better=item.better, worse=item.worse, tied=item.tied) for item in items]
+    )
     if merged.num_contradictions:
         tally.notes[CONTRADICTION] += merged.num_contradictions
     for order in merged.orders:
@@ -210,7 +252,10 @@ def _check_guesses(items: Sequence[Item], guesses: dict[str, str]) -> None:
         for name, guess in item.guesses if isinstance(item, Ranked) else ():
             if guesses.setdefault(name, guess) != guess:
                 before = guesses[name]
-                raise RowProblem("row", f"{name} would be {guess[:40]!a} here, but {before[:40]!a} in rows before; say which")
+                raise RowProblem(
+                    "row",
+                    f"{name} would be {guess[:40]!a} here, but {before[:40]!a} in rows before; say which",
+                )
 
 
 def _detected(origin: str, row: dict[str, Any]) -> FormatName:
@@ -236,7 +281,9 @@ def _check_options(config: ConvertConfig, format_name: FormatName) -> None:
         if is_given and name not in FORMATS[format_name].options:
             raise ConfigError(f"{name} means nothing for the format {format_name.value}")
     if config.merge is Merge.ANNOTATOR and format_name not in _NAME_ANNOTATORS:
-        raise ConfigError(f"--merge annotator means nothing for the format {format_name.value}: it names no annotators")
+        raise ConfigError(
+            f"--merge annotator means nothing for the format {format_name.value}: it names no annotators"
+        )
 
 
 def _bad(problem: str, config: ConvertConfig, tally: Tally) -> None:
@@ -246,5 +293,7 @@ def _bad(problem: str, config: ConvertConfig, tally: Tally) -> None:
         tally.first_bad = tally.first_bad or problem
         return
     if len(tally.problems) == MAX_PROBLEMS:
-        raise RankingsError([*tally.problems, f"stopped after {MAX_PROBLEMS} problems; there are more"])
+        raise RankingsError(
+            [*tally.problems, f"stopped after {MAX_PROBLEMS} problems; there are more"]
+        )
     tally.problems.append(problem)

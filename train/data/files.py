@@ -18,10 +18,18 @@ from kwise.train.rankings import JsonError, RankingsError, display_name, open_pl
 
 _CHUNK_BYTES = 1 << 16
 _PARQUET_ROWS = 64
-_PACKED = {b"\x28\xb5\x2f\xfd": "zstandard", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip"}
+_PACKED = {
+    b"\x28\xb5\x2f\xfd": "zstandard",
+    b"\xfd7zXZ": "xz",
+    b"BZh": "bzip2",
+    b"PK\x03\x04": "zip",
+}
 _HINT = "an object over several lines; JSON Lines have one on each, and an array begins with ["
 _SPACES = re.compile(r"[ \t\r\n]*")
-_GOES_ON = ("", *".eE0123456789")  # after a number, or "" after it at the end of the text: there may be more of it
+_GOES_ON = (
+    "",
+    *".eE0123456789",
+)  # after a number, or "" after it at the end of the text: there may be more of it
 _LONGEST_TOKEN = 16  # no literal or escape of JSON is longer: an error so near the end of the text may be but the cut
 
 
@@ -37,7 +45,11 @@ def stored_as(begin: bytes) -> Stored:
     """By the first bytes of the file, unpacked."""
     if begin.startswith(b"PAR1"):
         return Stored.PARQUET
-    return Stored.ARRAY if begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[") else Stored.LINES
+    return (
+        Stored.ARRAY
+        if begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+        else Stored.LINES
+    )
 
 
 def read_rows(path: str) -> Iterator[tuple[int, Any]]:
@@ -59,7 +71,9 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
         elif stored is Stored.LINES:
             yield from _line_rows(stream)
         elif path == "-":
-            raise ConfigError("Parquet is read from its end: give it as a file, not on standard input")
+            raise ConfigError(
+                "Parquet is read from its end: give it as a file, not on standard input"
+            )
         elif isinstance(stream.raw, gzip.GzipFile):
             raise RankingsError([f"{path}: is Parquet packed by gzip; unpack it first"])
         else:
@@ -118,12 +132,17 @@ def _array_rows(stream: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:
                     return value
                 problem = "the array does not end"
             except json.JSONDecodeError as error:
-                is_cut = error.msg.startswith("Unterminated string") or error.pos > len(held) - _LONGEST_TOKEN
+                is_cut = (
+                    error.msg.startswith("Unterminated string")
+                    or error.pos > len(held) - _LONGEST_TOKEN
+                )
                 problem = f"not JSON: {error.msg}"
                 if not is_cut:
                     raise lost(problem) from None
             except (ValueError, RecursionError):
-                raise lost("not JSON that can be read: too deep, or a number of thousands of digits") from None
+                raise lost(
+                    "not JSON that can be read: too deep, or a number of thousands of digits"
+                ) from None
             if not more():
                 raise lost(problem)
 
@@ -148,7 +167,9 @@ def _parquet_rows(path: str) -> Iterator[tuple[int, Any]]:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise ConfigError(f"{path} is Parquet, which needs pyarrow: pip install 'kwise[data]'") from None
+        raise ConfigError(
+            f"{path} is Parquet, which needs pyarrow: pip install 'kwise[data]'"
+        ) from None
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
@@ -157,4 +178,6 @@ def _parquet_rows(path: str) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, row
     except pyarrow.ArrowException as error:
-        raise RankingsError([f"{path}: row {number + 1}: not Parquet that can be read ({str(error)[:200]})"]) from None
+        raise RankingsError(
+            [f"{path}: row {number + 1}: not Parquet that can be read ({str(error)[:200]})"]
+        ) from None

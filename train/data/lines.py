@@ -8,13 +8,17 @@ from kwise.train.data.formats.fields import is_unicode
 from kwise.train.data.formats.items import Ranked
 
 
-def usable(ranked: Ranked, left: Counter[tuple[str, str]], *, keep_tied: bool = False) -> Ranked | None:
+def usable(
+    ranked: Ranked, left: Counter[tuple[str, str]], *, keep_tied: bool = False
+) -> Ranked | None:
     """The ranking without what `kwise train` would refuse in it, which is counted in `left` by (what, reason); None where nothing
     remains."""
     ranks_of: dict[str, set[float]] = {}
     for response, place in zip(ranked.responses, ranked.order(), strict=True):
         ranks_of.setdefault(response, set()).add(place)
-    keep = [index for index, response in enumerate(ranked.responses) if len(ranks_of[response]) == 1]
+    keep = [
+        index for index, response in enumerate(ranked.responses) if len(ranks_of[response]) == 1
+    ]
     num_dropped = len(ranked.responses) - len(keep)
     reason = ""
     if ranked.prompt and ranked.prompt[-1].role == "assistant":
@@ -45,8 +49,13 @@ def line(ranked: Ranked) -> bytes:
         row: Any = ranked.row
     else:
         turns = [{"role": message.role, "content": message.content} for message in ranked.prompt]
-        judged, judgements = ("rank", ranked.ranks) if ranked.scores is None else ("score", ranked.scores)
-        responses = [{"text": text, judged: value} for text, value in zip(ranked.responses, judgements or (), strict=True)]
+        judged, judgements = (
+            ("rank", ranked.ranks) if ranked.scores is None else ("score", ranked.scores)
+        )
+        responses = [
+            {"text": text, judged: value}
+            for text, value in zip(ranked.responses, judgements or (), strict=True)
+        ]
         is_text = len(turns) == 1 and turns[0]["role"] == "user"
         row = {"prompt": turns[0]["content"] if is_text else turns, "responses": responses}
     # A half of a surrogate pair cannot be written as UTF-8; escaped, it comes to `parse_ranking`, which names the field.

@@ -29,7 +29,9 @@ def check_output(path: str, *, overwrite: bool) -> None:
     if place.exists() and not place.is_file():
         raise ConfigError(f"--output {path} is not a file")
     if place.exists() and not overwrite:
-        raise ConfigError(f"--output {path} exists; choose another name, or replace it with --overwrite")
+        raise ConfigError(
+            f"--output {path} exists; choose another name, or replace it with --overwrite"
+        )
     if not place.resolve().parent.is_dir():
         raise ConfigError(f"--output {path}: there is no directory {place.resolve().parent}")
 
@@ -51,7 +53,9 @@ def open_output(path: str) -> Iterator[IO[bytes]]:
     try:
         with partial.open("xb") as work:
             if place.name.endswith(".gz"):
-                with gzip.GzipFile(filename="", mode="wb", fileobj=work, mtime=0) as packed:  # equal rankings, equal bytes
+                with gzip.GzipFile(
+                    filename="", mode="wb", fileobj=work, mtime=0
+                ) as packed:  # equal rankings, equal bytes
                     yield packed  # type: ignore[misc]
             else:
                 yield work

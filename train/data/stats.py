@@ -16,7 +16,9 @@ class StatsConfig:
     """Options of `kwise data stats`."""
 
     file: str = option(help="rankings as JSON Lines, .gz or not; - for stdin")
-    against: str | None = option(None, "another file of rankings, as a validation split: which prompts are in both")
+    against: str | None = option(
+        None, "another file of rankings, as a validation split: which prompts are in both"
+    )
     json: bool = option(False, "JSON instead of a table")
 
     def __post_init__(self) -> None:
@@ -45,9 +47,16 @@ def run(config: StatsConfig) -> int:
     summary = gatherer.summary()
     leakage = None
     if config.against is not None:
-        leakage = _leakage(gatherer.num_by_prompt_key, _gathered(config.against).num_by_prompt_key, config.against)
+        leakage = _leakage(
+            gatherer.num_by_prompt_key, _gathered(config.against).num_by_prompt_key, config.against
+        )
     if config.json:
-        print(json.dumps({"file": config.file, **asdict(summary), "leakage": leakage and asdict(leakage)}, indent=2))
+        print(
+            json.dumps(
+                {"file": config.file, **asdict(summary), "leakage": leakage and asdict(leakage)},
+                indent=2,
+            )
+        )
     else:
         print("\n".join(_table(config.file, summary, leakage)))
     return 0
@@ -94,13 +103,19 @@ def _table(path: str, summary: Summary, leakage: Leakage | None) -> Iterator[str
         ("prompt, characters", _characters(summary.prompt_characters)),
         ("response, characters", _characters(summary.response_characters)),
         ("repeated rankings", f"{summary.num_repeated_rankings:,}"),
-        ("repeated responses", f"{summary.num_repeated_responses:,} (same text as another of the ranking)"),
+        (
+            "repeated responses",
+            f"{summary.num_repeated_responses:,} (same text as another of the ranking)",
+        ),
         ("longer one wins", f"{_percent(summary.longer_wins_share)} of pairs of different length"),
     ]
     if agreement.num_ranking_pairs:
         tau = "none" if agreement.kendall_tau_b is None else f"{agreement.kendall_tau_b:.3f}"
         rows += [
-            ("annotators agree", f"{_percent(agreement.agreement)} of {agreement.num_pairs:,} pairs that two rankings order"),
+            (
+                "annotators agree",
+                f"{_percent(agreement.agreement)} of {agreement.num_pairs:,} pairs that two rankings order",
+            ),
             (
                 "Kendall's tau-b",
                 f"{tau}, mean of {agreement.num_ranking_pairs:,} x two rankings of {agreement.num_prompts:,} prompts",

@@ -39,7 +39,9 @@ class Summary:
     response_characters: Lengths
     num_repeated_rankings: int  # same prompt, same responses with the same ranks as an earlier one
     num_repeated_responses: int  # the same text as an earlier response of the ranking
-    longer_wins_share: float | None  # of the untied pairs of different length; 0.5: length tells nothing
+    longer_wins_share: (
+        float | None
+    )  # of the untied pairs of different length; 0.5: length tells nothing
     agreement: Agreement
 
 
@@ -62,11 +64,19 @@ class Gatherer:
         return self._num_by_prompt_key
 
     def add(self, ranking: Ranking) -> None:
-        prompt = _hash(*(part for message in ranking.prompt for part in (message.role, message.content)))
-        rank_of = {_hash(text): rank for text, rank in zip(ranking.responses, ranking.ranks, strict=True)}
+        prompt = _hash(
+            *(part for message in ranking.prompt for part in (message.role, message.content))
+        )
+        rank_of = {
+            _hash(text): rank for text, rank in zip(ranking.responses, ranking.ranks, strict=True)
+        }
         self._by_prompt[prompt].append(rank_of)
         self._num_by_prompt_key[prompt_key(ranking.prompt)] += 1
-        whole = _hash(str(prompt), *sorted(f"{text} {rank}" for text, rank in rank_of.items()), str(len(ranking.responses)))
+        whole = _hash(
+            str(prompt),
+            *sorted(f"{text} {rank}" for text, rank in rank_of.items()),
+            str(len(ranking.responses)),
+        )
         self._num_repeated_rankings += whole in self._seen
         self._seen.add(whole)
         num = len(ranking.responses)
@@ -78,7 +88,9 @@ class Gatherer:
         self._prompt_characters.append(sum(len(message.content) for message in ranking.prompt))
         lengths = [len(text) for text in ranking.responses]
         self._response_characters.extend(lengths)
-        for (rank, length), (other_rank, other_length) in combinations(zip(ranking.ranks, lengths, strict=True), 2):
+        for (rank, length), (other_rank, other_length) in combinations(
+            zip(ranking.ranks, lengths, strict=True), 2
+        ):
             longer = (other_rank - rank) * (length - other_length)
             self._num_longer_wins += longer > 0
             self._num_longer_loses += longer < 0
@@ -98,13 +110,21 @@ class Gatherer:
             num_repeated_rankings=self._num_repeated_rankings,
             num_repeated_responses=self._num_repeated_responses,
             longer_wins_share=_share(self._num_longer_wins, decided),
-            agreement=agreement(rankings for rankings in self._by_prompt.values() if len(rankings) > 1),
+            agreement=agreement(
+                rankings for rankings in self._by_prompt.values() if len(rankings) > 1
+            ),
         )
 
 
 def prompt_key(prompt: Conversation) -> int:
     """The same for prompts that differ in white space and case alone: a leak from one split to another is seldom exact."""
-    return _hash(*(" ".join(part.casefold().split()) for message in prompt for part in (message.role, message.content)))
+    return _hash(
+        *(
+            " ".join(part.casefold().split())
+            for message in prompt
+            for part in (message.role, message.content)
+        )
+    )
 
 
 def _hash(*parts: str) -> int:

@@ -21,7 +21,12 @@ class Tally:
     def lines(self, *, is_written: bool = True) -> list[str]:
         """For people, on standard error."""
         name = self.format.value if self.format else "no format"
-        lines = [f"{name}: {self.num_rows} rows read, {self.num_rankings if is_written else 'no'} rankings written"]
-        lines += [f"left out: {num} x {what}: {reason}" for (what, reason), num in sorted(self.left.items())]
+        lines = [
+            f"{name}: {self.num_rows} rows read, {self.num_rankings if is_written else 'no'} rankings written"
+        ]
+        lines += [
+            f"left out: {num} x {what}: {reason}"
+            for (what, reason), num in sorted(self.left.items())
+        ]
         lines += [f"the first row that cannot be read: {self.first_bad}"] if self.first_bad else []
         return lines + [f"note: {num} x {reason}" for reason, num in sorted(self.notes.items())]

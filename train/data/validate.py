@@ -6,7 +6,14 @@ from pathlib import Path
 from kwise.options import check_bounds, option
 from kwise.train.data.files import Stored, read_rows, stored_as
 from kwise.train.data.formats.table import FormatName, detect
-from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, open_plain, read_checked
+from kwise.train.rankings import (
+    MAX_PROBLEMS,
+    Ranking,
+    RankingsError,
+    display_name,
+    open_plain,
+    read_checked,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +21,13 @@ class ValidateConfig:
     """Options of `kwise data validate`."""
 
     file: str = option(help="rankings as JSON Lines, .gz or not; - for stdin")
-    allow_tied: bool = option(False, "a ranking may be one tie throughout, as kwise train takes it with --ties or regression")
-    max_problems: int = option(MAX_PROBLEMS, "problems that are printed; all are counted", minimum=1)
+    allow_tied: bool = option(
+        False,
+        "a ranking may be one tie throughout, as kwise train takes it with --ties or regression",
+    )
+    max_problems: int = option(
+        MAX_PROBLEMS, "problems that are printed; all are counted", minimum=1
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -41,7 +53,12 @@ def run(config: ValidateConfig) -> int:
             problems.append(checked)
     if num_problems:
         more = f" (the first {len(problems)} above)" if num_problems > len(problems) else ""
-        raise RankingsError([*problems, f"{name}: {num_problems} of {num_problems + num_rankings} lines are bad{more}"])
+        raise RankingsError(
+            [
+                *problems,
+                f"{name}: {num_problems} of {num_problems + num_rankings} lines are bad{more}",
+            ]
+        )
     if not num_rankings:
         raise RankingsError([f"{name}: no rankings"])
     print(f"{name}: {num_rankings} rankings, no problems")

@@ -38,7 +38,11 @@ def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
     except ModuleNotFoundError:
         raise ConfigError("--lora-rank needs the package peft: pip install 'kwise[lora]'") from None
     model = reward_model.model
-    targets = config.lora_targets if config.lora_targets == ALL_LINEAR else _layers(model, config.lora_targets)
+    targets = (
+        config.lora_targets
+        if config.lora_targets == ALL_LINEAR
+        else _layers(model, config.lora_targets)
+    )
     lora = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
         r=config.lora_rank,
@@ -52,7 +56,9 @@ def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
     try:
         adapted = peft.get_peft_model(model, lora)
     except ValueError as error:
-        raise ConfigError(f"--lora-targets {config.lora_targets}: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(
+            f"--lora-targets {config.lora_targets}: {' '.join(str(error).split())[:200]}"
+        ) from error
     # PEFT looks a base model up on the hub when it saves; the adapter's config has its name in the end.
     lora.base_model_name_or_path = None
     return adapted
@@ -62,7 +68,11 @@ def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
     """Write what `PeftModel.from_pretrained(base, directory)` reads; `base_model` is noted as what it belongs to."""
     adapted.peft_config["default"].base_model_name_or_path = base_model
     adapted.save_pretrained(directory, save_embedding_layers=False)
-    base = "its weights in four bits (NF4, double quantisation)" if _is_in_four_bits(adapted) else "its weights as they are"
+    base = (
+        "its weights in four bits (NF4, double quantisation)"
+        if _is_in_four_bits(adapted)
+        else "its weights as they are"
+    )
     (directory / "README.md").write_text(
         _README.format(model=base_model, base=base), encoding="utf-8"
     )  # PEFT's is a blank form
@@ -90,7 +100,9 @@ def _layers(model: PreTrainedModel, targets: str) -> list[str]:
     layers = [name for name, _ in model.named_modules() if name]
     for name in names:
         if not any(f".{layer}".endswith(f".{name}") for layer in layers):
-            raise ConfigError(f"--lora-targets {name}: {type(model).__name__} has no layer of this name")
+            raise ConfigError(
+                f"--lora-targets {name}: {type(model).__name__} has no layer of this name"
+            )
     return names
 
 

@@ -62,8 +62,14 @@ def trie_mask(ends: Tensor) -> TrieMask:
 def _runs(ends: Tensor) -> list[Run]:
     on_host = ends.cpu().numpy()
     rows = np.arange(len(on_host))
-    begins = [0, *(rows[1:][on_host[:-1] == rows[1:]]).tolist(), len(on_host)]  # a subtree ends where the next row is no child
-    starts = [start for begin, after in pairwise(begins) for start in range(begin, after, _MOST_ROWS)]
+    begins = [
+        0,
+        *(rows[1:][on_host[:-1] == rows[1:]]).tolist(),
+        len(on_host),
+    ]  # a subtree ends where the next row is no child
+    starts = [
+        start for begin, after in pairwise(begins) for start in range(begin, after, _MOST_ROWS)
+    ]
     runs = []
     for start, end in pairwise([*starts, len(on_host)]):
         path = np.concatenate([np.flatnonzero(on_host[:start] > start), rows[start:end]])
@@ -73,7 +79,9 @@ def _runs(ends: Tensor) -> list[Run]:
                 start=start,
                 end=end,
                 path=None if num_keys == end else torch.from_numpy(path).to(ends.device),
-                visible=torch.ones(length, num_keys, dtype=torch.bool, device=ends.device).tril(num_keys - length),
+                visible=torch.ones(length, num_keys, dtype=torch.bool, device=ends.device).tril(
+                    num_keys - length
+                ),
             )
         )
     return runs
@@ -95,11 +103,14 @@ def trie_attention(
         NotImplementedError: the model's attention is not the plain one.
     """
     if not isinstance(attention_mask, TrieMask):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
     if other := [name for name in _OTHER_ATTENTION if kwargs.get(name) is not None]:
         raise NotImplementedError(f"attention with {other[0]} over a trie")
     outputs = [
-        _of_run(query[:, :, run.start : run.end], run.keys(key), run.keys(value), run, scaling) for run in attention_mask.runs
+        _of_run(query[:, :, run.start : run.end], run.keys(key), run.keys(value), run, scaling)
+        for run in attention_mask.runs
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 

@@ -30,9 +30,13 @@ def four_bit_options(model: str) -> dict[str, Any]:
     try:
         import bitsandbytes  # noqa: F401
     except ModuleNotFoundError:
-        raise ConfigError("--load-in-4bit needs the package bitsandbytes: pip install 'kwise[qlora]'") from None
+        raise ConfigError(
+            "--load-in-4bit needs the package bitsandbytes: pip install 'kwise[qlora]'"
+        ) from None
     if model.endswith(".gguf"):
-        raise ConfigError("--load-in-4bit reads a Hugging Face checkpoint; the weights of a .gguf file are dequantised")
+        raise ConfigError(
+            "--load-in-4bit reads a Hugging Face checkpoint; the weights of a .gguf file are dequantised"
+        )
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -60,9 +64,13 @@ def fold_adapters(adapted: Any) -> None:
     """Put a plain layer, dequantised and with its adapter added, in the place of every adapted layer of four bits."""
     from peft.tuners.lora import LoraLayer
 
-    for name, layer in [(name, layer) for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)]:
+    for name, layer in [
+        (name, layer) for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)
+    ]:
         if has_four_bits(base := layer.get_base_layer()):
-            adapted.set_submodule(name, _plain(base, _weight(base) + layer.get_delta_weight("default")))
+            adapted.set_submodule(
+                name, _plain(base, _weight(base) + layer.get_delta_weight("default"))
+            )
 
 
 @torch.no_grad()
@@ -90,11 +98,17 @@ def _plain(layer: Any, weight: Tensor) -> nn.Module:
         plain: nn.Module = Conv1D(layer.out_features, layer.in_features)
         weight = weight.T.contiguous()
     else:
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        plain = nn.Linear(
+            layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta"
+        )
     plain.weight, plain.bias = nn.Parameter(weight), layer.bias
     return plain
 
 
 def _device() -> Any:
     accelerator = torch.accelerator.current_accelerator()
-    return "cpu" if accelerator is None else torch.device(accelerator.type, torch.accelerator.current_device_index())
+    return (
+        "cpu"
+        if accelerator is None
+        else torch.device(accelerator.type, torch.accelerator.current_device_index())
+    )

@@ -27,7 +27,17 @@ from transformers.utils import ModelOutput
 from kwise.engine.trie import Trie, build_trie
 from kwise.train.model import attention
 
-_OF_FORWARD = frozenset({"input_ids", "attention_mask", "position_ids", "ends", "last_nodes", "text_nodes", "text_targets"})
+_OF_FORWARD = frozenset(
+    {
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "ends",
+        "last_nodes",
+        "text_nodes",
+        "text_targets",
+    }
+)
 
 
 class TrainLayout(Enum):
@@ -37,7 +47,9 @@ class TrainLayout(Enum):
     PADDED = "padded"
 
 
-def lay_out(sequences: Sequence[Sequence[int]], layout: TrainLayout, pad_token_id: int) -> dict[str, Tensor]:
+def lay_out(
+    sequences: Sequence[Sequence[int]], layout: TrainLayout, pad_token_id: int
+) -> dict[str, Tensor]:
     """What `rewards_of` reads; a dict because Hugging Face's `Trainer` moves dicts of tensors between devices.
 
     trie: input_ids, position_ids: int64[1, N]; ends: int64[N], rows below row n are n+1 … ends[n]-1; last_nodes: int64[S].
@@ -49,7 +61,10 @@ def lay_out(sequences: Sequence[Sequence[int]], layout: TrainLayout, pad_token_i
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
     lengths_S = torch.tensor([len(sequence) for sequence in sequences])
     # From the lengths, not from the ids: the padding token may occur inside a conversation.
-    return {"input_ids": input_ids, "attention_mask": (torch.arange(input_ids.shape[1]) < lengths_S[:, None]).long()}
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (torch.arange(input_ids.shape[1]) < lengths_S[:, None]).long(),
+    }
 
 
 def trie_of(sequences: Sequence[Sequence[int]]) -> Trie:
@@ -59,9 +74,17 @@ def trie_of(sequences: Sequence[Sequence[int]]) -> Trie:
 
 def trie_tensors(trie: Trie) -> dict[str, Tensor]:
     """`lay_out`'s of a trie."""
-    input_ids, position_ids = torch.from_numpy(trie.token_ids)[None], torch.from_numpy(trie.depths)[None]
+    input_ids, position_ids = (
+        torch.from_numpy(trie.token_ids)[None],
+        torch.from_numpy(trie.depths)[None],
+    )
     ends, last_nodes = torch.from_numpy(trie.ends), torch.from_numpy(trie.last_nodes)
-    return {"input_ids": input_ids, "position_ids": position_ids, "ends": ends, "last_nodes": last_nodes}
+    return {
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "ends": ends,
+        "last_nodes": last_nodes,
+    }
 
 
 @dataclass
@@ -77,7 +100,9 @@ def rewards_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
     return rewards_and_text_of(model, tensors)[0]
 
 
-def rewards_and_text_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def rewards_and_text_of(
+    model: nn.Module, tensors: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor | None]:
     """The reward of each sequence, float32[S], and the log-probabilities of `text_targets`, float32[M], if there are any: the one
     place where training and evaluation run the model.
 
@@ -116,21 +141,31 @@ def read_tries(model: PreTrainedModel) -> None:
 def best_layout(model: PreTrainedModel) -> TrainLayout:
     """TRIE where the backbone's hidden states over a trie are those of whole sequences: measured, not looked up by name, and
     not by rewards, which a small head would make alike."""
-    windows = getattr(model.config, "sliding_window", None) or set(getattr(model.config, "layer_types", None) or ()) - {
-        "full_attention"
-    }
+    windows = getattr(model.config, "sliding_window", None) or set(
+        getattr(model.config, "layer_types", None) or ()
+    ) - {"full_attention"}
     plain = model.config._attn_implementation
     takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
-    if windows or not takes_positions or not isinstance(getattr(model, "score", None), torch.nn.Module):
+    if (
+        windows
+        or not takes_positions
+        or not isinstance(getattr(model, "score", None), torch.nn.Module)
+    ):
         return TrainLayout.PADDED
     sequences = [[3, 4, 5, 6, 7], [3, 4, 5, 8], [3, 4, 5, 9, 10, 11]]
-    tensors = {name: tensor.to(model.device) for name, tensor in lay_out(sequences, TrainLayout.TRIE, 0).items()}
+    tensors = {
+        name: tensor.to(model.device)
+        for name, tensor in lay_out(sequences, TrainLayout.TRIE, 0).items()
+    }
     was_training = model.training
     model.eval()
     model.config._attn_implementation = attention.IMPLEMENTATION
     try:
         over_trie = _states(model, tensors)[tensors["last_nodes"]]
-        whole = [model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1] for ids in sequences]
+        whole = [
+            model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1]
+            for ids in sequences
+        ]
         expected = torch.stack(whole)
         alike = torch.allclose(over_trie, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     except Exception:  # noqa: BLE001 - whatever a model raises that does not read such a mask or such ids

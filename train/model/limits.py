@@ -12,8 +12,15 @@ _NO_LIMIT = 10**9
 def model_max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The longest conversation, in tokens: what positions and the tokenizer's configuration allow. None where neither
     states a limit (ALiBi, recurrent models)."""
-    stated = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length, *_position_rows(model)]
-    return min((int(limit) for limit in stated if limit is not None and 0 < limit < _NO_LIMIT), default=None)
+    stated = [
+        getattr(model.config, "max_position_embeddings", None),
+        tokenizer.model_max_length,
+        *_position_rows(model),
+    ]
+    return min(
+        (int(limit) for limit in stated if limit is not None and 0 < limit < _NO_LIMIT),
+        default=None,
+    )
 
 
 def _position_rows(model: PreTrainedModel) -> Iterator[int]:
@@ -22,5 +29,9 @@ def _position_rows(model: PreTrainedModel) -> Iterator[int]:
     RoBERTa and its kin give the first token the position `padding_idx` + 1: of 514 rows, 512 are for tokens.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+        if (
+            isinstance(module, nn.Embedding)
+            and "position" in name
+            and module.padding_idx is not None
+        ):
             yield module.num_embeddings - module.padding_idx - 1

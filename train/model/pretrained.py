@@ -47,4 +47,8 @@ def reading(option: str, name: str) -> Iterator[None]:
 def _problem(name: str, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     line = text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
-    return f"cannot be read: {line}" if Path(name).exists() else f"there is no such file or directory, and of the hub: {line}"
+    return (
+        f"cannot be read: {line}"
+        if Path(name).exists()
+        else f"there is no such file or directory, and of the hub: {line}"
+    )

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from kwise.errors import ConfigError
 from kwise.train.model.four_bit import four_bit_options, leave_weights_alone
@@ -45,13 +49,17 @@ class RewardModel:
         sequences = [token_ids(self.tokenizer, conversation) for conversation in conversations]
         tensors = lay_out(sequences, self.layout, self.model.config.pad_token_id)
         self.model.eval()
-        return rewards_of(self.model, {name: tensor.to(self.model.device) for name, tensor in tensors.items()}).tolist()
+        return rewards_of(
+            self.model, {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        ).tolist()
 
     def save(self, directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write what `from_pretrained` of a model and of a tokenizer read, chat template included. state_dict: where the model's
         own is in parts."""
         self.model.save_pretrained(directory, state_dict=state_dict)
-        for weights in directory.glob("*.safetensors"):  # which safetensors makes readable to their owner alone
+        for weights in directory.glob(
+            "*.safetensors"
+        ):  # which safetensors makes readable to their owner alone
             weights.chmod((directory / "config.json").stat().st_mode)
         self.tokenizer.save_pretrained(directory)
 
@@ -82,11 +90,17 @@ def load_reward_model(
     if model.endswith(".gguf") and not Path(model).is_file():
         raise ConfigError(f"--model {model}: there is no such file")
     tokenizer = load_tokenizer(model, chat_template)
-    torch.manual_seed(seed)  # layers between backbone and head, where an architecture has them, start at random
+    torch.manual_seed(
+        seed
+    )  # layers between backbone and head, where an architecture has them, start at random
     quantised = four_bit_options(model) if load_in_4bit else {}
     with reading("--model", model):
         loaded, loading = AutoModelForSequenceClassification.from_pretrained(
-            **source_of(model), num_labels=1, dtype=torch.float32, output_loading_info=True, **quantised
+            **source_of(model),
+            num_labels=1,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **quantised,
         )
     leave_weights_alone(loaded)
     # Left behind by quantised sources; a later from_pretrained would look for quantised weights.
@@ -99,13 +113,17 @@ def load_reward_model(
     pad_token_id = choose_pad_token(tokenizer, configured=loaded.config.pad_token_id)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
     loaded.config.pad_token_id = pad_token_id
-    loaded.config.use_cache = False  # a reward is one pass: keys and values would be kept for nothing
+    loaded.config.use_cache = (
+        False  # a reward is one pass: keys and values would be kept for nothing
+    )
     disable_dropout(loaded)
     layout = agree(best_layout(loaded))
     if layout is TrainLayout.TRIE:
         read_tries(loaded)
     new_layers = sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
-    return RewardModel(model=loaded, tokenizer=tokenizer, layout=layout, new_layers=tuple(new_layers))
+    return RewardModel(
+        model=loaded, tokenizer=tokenizer, layout=layout, new_layers=tuple(new_layers)
+    )
 
 
 def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
@@ -114,7 +132,9 @@ def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     Raises:
         ConfigError: the architecture has no such layer.
     """
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]
     heads = [(name, module) for name, module in linear if module.out_features == 1]
     if not heads:
         raise ConfigError(f"--model: {type(model).__name__} has no linear head with one output")
@@ -156,4 +176,6 @@ def _check_backbone(model: PreTrainedModel, missing: Sequence[str], name: str) -
     prefix = f"{model.base_model_prefix}."
     lost = sorted(key for key in missing if key.startswith(prefix) and "pooler" not in key)
     if lost:
-        raise ConfigError(f"--model {name}: the checkpoint lacks {len(lost)} weights of the language model, {lost[0]} first")
+        raise ConfigError(
+            f"--model {name}: the checkpoint lacks {len(lost)} weights of the language model, {lost[0]} first"
+        )

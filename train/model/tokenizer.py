@@ -30,9 +30,15 @@ def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenize
         OSError: there is no such chat template.
     """
     with reading("--model", model):
-        tokenizer = _from_gguf(Path(model)) if model.endswith(".gguf") else AutoTokenizer.from_pretrained(model)
+        tokenizer = (
+            _from_gguf(Path(model))
+            if model.endswith(".gguf")
+            else AutoTokenizer.from_pretrained(model)
+        )
     if not tokenizer.is_fast:
-        raise ConfigError(f"--model {model}: has no fast tokenizer (tokenizer.json), which the engine needs")
+        raise ConfigError(
+            f"--model {model}: has no fast tokenizer (tokenizer.json), which the engine needs"
+        )
     tokenizer.padding_side = "right"
     if chat_template is not None:
         tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
@@ -104,21 +110,30 @@ def _from_gguf(path: Path) -> PreTrainedTokenizerBase:
         for name in ("bos", "eos", "unk", "pad")
         if (token_id := read.init_kwargs.get(f"{name}_token_id")) is not None
     }
-    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=read.chat_template, **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, chat_template=read.chat_template, **special
+    )
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
-    return token_ids(tokenizer, (Message(role="user", content="Well?"), Message(role="assistant", content=response)))
+    return token_ids(
+        tokenizer,
+        (Message(role="user", content="Well?"), Message(role="assistant", content=response)),
+    )
 
 
-def _pad_candidates(tokenizer: PreTrainedTokenizerBase, configured: int | None) -> Iterator[int | None]:
+def _pad_candidates(
+    tokenizer: PreTrainedTokenizerBase, configured: int | None
+) -> Iterator[int | None]:
     """In the order of preference. After the usual ones any special token, reserved ones for instance, the later the
     better: the first are those that templates use."""
     yield tokenizer.pad_token_id
     yield configured
     yield tokenizer.unk_token_id
     added: dict[int, Any] = tokenizer.added_tokens_decoder
-    yield from sorted((token_id for token_id, token in added.items() if token.special), reverse=True)
+    yield from sorted(
+        (token_id for token_id, token in added.items() if token.special), reverse=True
+    )
 
 
 def _names(tokenizer: PreTrainedTokenizerBase, ids: set[int]) -> str:

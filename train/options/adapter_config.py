@@ -14,12 +14,20 @@ class AdapterConfig:
     """LoRA: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". `check_adapter` says what goes together."""
 
     lora_rank: int = option(
-        0, "train adapters of this rank and the head, the other weights frozen; 0 trains all weights", minimum=0
+        0,
+        "train adapters of this rank and the head, the other weights frozen; 0 trains all weights",
+        minimum=0,
     )
-    lora_alpha: int | None = option(None, "an adapter is scaled by alpha / rank; unset takes twice the rank", minimum=1)
+    lora_alpha: int | None = option(
+        None, "an adapter is scaled by alpha / rank; unset takes twice the rank", minimum=1
+    )
     lora_dropout: float = option(0.0, "of what an adapter reads", minimum=0, maximum=0.9)
-    lora_targets: str = option(ALL_LINEAR, "layers that get an adapter: all-linear, or names as q_proj,v_proj")
-    load_in_4bit: bool = option(False, "hold the frozen weights in four bits (QLoRA): less memory, less exact")
+    lora_targets: str = option(
+        ALL_LINEAR, "layers that get an adapter: all-linear, or names as q_proj,v_proj"
+    )
+    load_in_4bit: bool = option(
+        False, "hold the frozen weights in four bits (QLoRA): less memory, less exact"
+    )
 
     @property
     def lora_scale_alpha(self) -> int:

@@ -50,38 +50,78 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
     """
 
     data: str = option(help="rankings as JSON Lines, .gz or not; - reads standard input")
-    model: str = option(None, "required: the model to start from, a Hugging Face directory, a hub name or a .gguf file")
-    output: Path = option(None, "required: directory for the checkpoint, training_report.json and, meanwhile, steps/")
-    recipe: str = option("", "options of a published run as defaults, by its name (--list-recipes), or of a .yaml file")
-    chat_template: Path | None = option(None, "Jinja file to use in place of the model's own chat template")
-    epochs: float = option(1.0, "passes over the rankings; more overfit soon", exclusive_minimum=0, maximum=1e6)
+    model: str = option(
+        None,
+        "required: the model to start from, a Hugging Face directory, a hub name or a .gguf file",
+    )
+    output: Path = option(
+        None, "required: directory for the checkpoint, training_report.json and, meanwhile, steps/"
+    )
+    recipe: str = option(
+        "",
+        "options of a published run as defaults, by its name (--list-recipes), or of a .yaml file",
+    )
+    chat_template: Path | None = option(
+        None, "Jinja file to use in place of the model's own chat template"
+    )
+    epochs: float = option(
+        1.0, "passes over the rankings; more overfit soon", exclusive_minimum=0, maximum=1e6
+    )
     learning_rate: float = option(
-        3e-5, "peak of the schedule; larger models take less, LoRA more", exclusive_minimum=0, maximum=1
+        3e-5,
+        "peak of the schedule; larger models take less, LoRA more",
+        exclusive_minimum=0,
+        maximum=1,
     )
     schedule: Schedule = option(Schedule.COSINE, "how the learning rate falls after the warm-up")
-    final_learning_rate_ratio: float = option(0.0, "part of the learning rate that is left at the end", minimum=0, maximum=0.99)
-    rankings_per_step: int = option(4, "rankings of an optimizer step; published runs take 64 of 33,000", minimum=1)
+    final_learning_rate_ratio: float = option(
+        0.0, "part of the learning rate that is left at the end", minimum=0, maximum=0.99
+    )
+    rankings_per_step: int = option(
+        4, "rankings of an optimizer step; published runs take 64 of 33,000", minimum=1
+    )
     rankings_per_pass: int = option(
-        1, "rankings computed at a time, by memory: the result is the same; must divide --rankings-per-step", minimum=1
+        1,
+        "rankings computed at a time, by memory: the result is the same; must divide --rankings-per-step",
+        minimum=1,
     )
-    warmup_ratio: float = option(0.1, "part of the steps over which the learning rate rises", minimum=0, maximum=1)
+    warmup_ratio: float = option(
+        0.1, "part of the steps over which the learning rate rises", minimum=0, maximum=1
+    )
     weight_decay: float = option(0.0, "of AdamW", minimum=0, maximum=100)
-    max_gradient_norm: float = option(1.0, "gradients are scaled down to this norm; 0 for never", minimum=0, maximum=1e9)
-    validation_fraction: float = option(
-        0.15, "part of the distinct prompts, held out and measured before and after; 0 for none", minimum=0, maximum=0.9
+    max_gradient_norm: float = option(
+        1.0, "gradients are scaled down to this norm; 0 for never", minimum=0, maximum=1e9
     )
-    seed: int = option(0, "of the split, the head's first weights and the order", minimum=0, maximum=2**32 - 1)
-    precision: Precision = option(Precision.AUTO, "of matrix products; auto is bf16 where the device is fast at it")
+    validation_fraction: float = option(
+        0.15,
+        "part of the distinct prompts, held out and measured before and after; 0 for none",
+        minimum=0,
+        maximum=0.9,
+    )
+    seed: int = option(
+        0, "of the split, the head's first weights and the order", minimum=0, maximum=2**32 - 1
+    )
+    precision: Precision = option(
+        Precision.AUTO, "of matrix products; auto is bf16 where the device is fast at it"
+    )
     gradient_checkpointing: Checkpointing = option(
         Checkpointing.NONE,
         "what is computed again in the backward pass instead of being kept: nothing, what is cheap, or whole layers; "
         "less memory, more time",
     )
-    max_tokens: int | None = option(None, "longest conversation in tokens; unset takes the model's limit", minimum=2)
-    overlong: Overlong = option(Overlong.ERROR, "a ranking with a longer conversation is an error, or skipped whole")
-    save_every: int = option(100, "steps between checkpoints to resume from (3x the weights); 0 for none", minimum=0)
+    max_tokens: int | None = option(
+        None, "longest conversation in tokens; unset takes the model's limit", minimum=2
+    )
+    overlong: Overlong = option(
+        Overlong.ERROR, "a ranking with a longer conversation is an error, or skipped whole"
+    )
+    save_every: int = option(
+        100, "steps between checkpoints to resume from (3x the weights); 0 for none", minimum=0
+    )
     eval_every: int = option(
-        0, "steps between evaluations on the validation split, in the precision of training; 0 for none", minimum=0
+        0,
+        "steps between evaluations on the validation split, in the precision of training; 0 for none",
+        minimum=0,
     )
     early_stopping_patience: int = option(
         0,
@@ -89,9 +129,14 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         "evaluation instead of --save-every; 0 for never",
         minimum=0,
     )
-    report_to: str = option("none", "experiment tracker: tensorboard, wandb, trackio, or whichever of Trainer's is installed")
+    report_to: str = option(
+        "none",
+        "experiment tracker: tensorboard, wandb, trackio, or whichever of Trainer's is installed",
+    )
     log_every: int = option(2, "steps between lines of progress", minimum=1)
-    resume: bool = option(False, "go on with the run in --output from its newest complete step checkpoint")
+    resume: bool = option(
+        False, "go on with the run in --output from its newest complete step checkpoint"
+    )
     overwrite: bool = option(False, "replace what an earlier kwise train wrote to --output")
 
     def __post_init__(self) -> None:
@@ -105,7 +150,9 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         if self.eval_every and not self.validation_fraction:
             raise ConfigError("--eval-every needs a validation split; --validation-fraction is 0")
         if self.load_in_4bit and self.text_regulariser:
-            raise ConfigError("--load-in-4bit and --text-regulariser exclude each other: its LM head reads unrounded states")
+            raise ConfigError(
+                "--load-in-4bit and --text-regulariser exclude each other: its LM head reads unrounded states"
+            )
         if self.early_stopping_patience and not self.eval_every:
             raise ConfigError("--early-stopping-patience counts evaluations: give --eval-every")
         if self.rankings_per_step % self.rankings_per_pass:

@@ -48,15 +48,29 @@ class ObjectiveConfig:
         "−log σ of every pair's difference; −σ of it; the order as a whole; the squared error of scores. --ties, --margin and "
         "--label-smoothing are of pairs",
     )
-    pair_weighting: PairWeighting = option(PairWeighting.MEAN, "mean: every prompt counts the same; sum: every pair does")
+    pair_weighting: PairWeighting = option(
+        PairWeighting.MEAN, "mean: every prompt counts the same; sum: every pair does"
+    )
     ties: Ties = option(Ties.IGNORE, "what a tie tells: nothing, or that rewards are alike")
     tie_strength: float = option(
-        1.0, "how common ties are: ν of Davidson; Rao and Kupper's θ − 1", exclusive_minimum=0, maximum=1e6
+        1.0,
+        "how common ties are: ν of Davidson; Rao and Kupper's θ − 1",
+        exclusive_minimum=0,
+        maximum=1e6,
     )
-    margin: Margin = option(Margin.NONE, "by how much the better reward is to be higher: by ranks or scores apart")
+    margin: Margin = option(
+        Margin.NONE, "by how much the better reward is to be higher: by ranks or scores apart"
+    )
     margin_scale: float = option(1.0, "times the margin", exclusive_minimum=0, maximum=1e6)
-    label_smoothing: float = option(0.0, "part of the pairs thought to be the wrong way round", minimum=0, maximum=0.49)
-    centring: float = option(0.0, "weight of the mean squared reward, which keeps rewards around 0", minimum=0, maximum=1e6)
+    label_smoothing: float = option(
+        0.0, "part of the pairs thought to be the wrong way round", minimum=0, maximum=0.49
+    )
+    centring: float = option(
+        0.0,
+        "weight of the mean squared reward, which keeps rewards around 0",
+        minimum=0,
+        maximum=1e6,
+    )
     text_regulariser: float = option(
         0.0,
         "weight of a language model's loss on the best response, which keeps the hidden states general; 0.01 in GRM",
@@ -79,9 +93,13 @@ def check_objective(config: ObjectiveConfig) -> None:
     if config.ties is not Ties.IGNORE and config.label_smoothing:
         raise ConfigError("--label-smoothing and --ties exclude each other")
     if config.margin is Margin.NONE and config.margin_scale != 1:
-        raise ConfigError("--margin-scale is of --margin ranks and --margin scores; --margin is none")
+        raise ConfigError(
+            "--margin-scale is of --margin ranks and --margin scores; --margin is none"
+        )
     if config.ties is Ties.IGNORE and config.tie_strength != 1:
-        raise ConfigError("--tie-strength is of --ties rao-kupper and --ties davidson; --ties is ignore")
+        raise ConfigError(
+            "--tie-strength is of --ties rao-kupper and --ties davidson; --ties is ignore"
+        )
     if config.pair_weighting is PairWeighting.SUM and config.objective in (
         ObjectiveName.PLACKETT_LUCE,
         ObjectiveName.REGRESSION,

@@ -29,7 +29,9 @@ def recipe_names() -> list[str]:
 
 def summary(name: str) -> str:
     """The first line of the recipe, a comment."""
-    return (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    return (
+        (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    )
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -40,7 +42,9 @@ def read_recipe(name: str) -> dict[str, Any]:
         OSError: the file cannot be read.
     """
     if not name.endswith(".yaml") and name not in recipe_names():
-        raise ConfigError(f"--recipe {name}: known are {', '.join(recipe_names())}, and files that end with .yaml")
+        raise ConfigError(
+            f"--recipe {name}: known are {', '.join(recipe_names())}, and files that end with .yaml"
+        )
     path = Path(name) if name.endswith(".yaml") else _FOLDER / f"{name}.yaml"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -52,7 +56,9 @@ def read_recipe(name: str) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(TrainConfig)} - _NOT_OF_RECIPES
     for key in values:
         if key not in known:
-            raise ConfigError(f"{path}: {key}: no option of a recipe; known are {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{path}: {key}: no option of a recipe; known are {', '.join(sorted(known))}"
+            )
     return {key: _typed(value, hints[key], f"{path}: {key}") for key, value in values.items()}
 
 
@@ -69,12 +75,18 @@ def _typed(value: Any, hint: Any, at: str) -> Any:
     try:
         return kind(value)
     except (ValueError, TypeError):
-        wanted = f"one of {', '.join(member.value for member in kind)}" if issubclass(kind, Enum) else _article(kind)
+        wanted = (
+            f"one of {', '.join(member.value for member in kind)}"
+            if issubclass(kind, Enum)
+            else _article(kind)
+        )
         raise ConfigError(f"{at}: {value!r} is not {wanted}") from None
 
 
 def _article(kind: type) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(kind, f"a {kind.__name__}")
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
+        kind, f"a {kind.__name__}"
+    )
 
 
 class ListRecipes(argparse.Action):
@@ -85,5 +97,7 @@ class ListRecipes(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
         width = max(map(len, recipe_names()))
-        parser._print_message("".join(f"{name:{width}}  {summary(name)}\n" for name in recipe_names()), sys.stdout)
+        parser._print_message(
+            "".join(f"{name:{width}}  {summary(name)}\n" for name in recipe_names()), sys.stdout
+        )
         parser.exit()

@@ -37,20 +37,34 @@ def model_card(report: TrainingReport) -> ModelCard:
         _validation(report),
         "## Training",
         "The objective, on what it was trained on:",
-        _table(("step", "loss"), [(str(loss.step), f"{loss.loss:.4f}") for loss in _thinned(report.losses)]),
+        _table(
+            ("step", "loss"),
+            [(str(loss.step), f"{loss.loss:.4f}") for loss in _thinned(report.losses)],
+        ),
         "Options:",
-        _table(("option", "value"), [(f"`{name}`", f"`{value}`") for name, value in _options(report)]),
+        _table(
+            ("option", "value"), [(f"`{name}`", f"`{value}`") for name, value in _options(report)]
+        ),
         "## Made with",
-        _table(("what", "version"), [*report.versions.items(), ("git revision", report.git_revision or "none")]),
+        _table(
+            ("what", "version"),
+            [*report.versions.items(), ("git revision", report.git_revision or "none")],
+        ),
     ]
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n")
+    return ModelCard(
+        f"---\n{metadata.to_yaml()}\n---\n\n"
+        + "\n\n".join(section for section in sections if section)
+        + "\n"
+    )
 
 
 def _meaning(config: dict[str, Any]) -> str:
     """What the numbers are, by what they were trained for."""
     if config["objective"] == "regression":
         return "It estimates the score that people would give."
-    plain = config["ties"] == "ignore" and config["margin"] == "none" and not config["label_smoothing"]
+    plain = (
+        config["ties"] == "ignore" and config["margin"] == "none" and not config["label_smoothing"]
+    )
     if config["objective"] == "plackett-luce":
         chance = ": they choose one response after another, each with a probability in proportion to exp of its number"
     elif config["objective"] == "pairs" and plain:
@@ -66,7 +80,9 @@ def _meaning(config: dict[str, Any]) -> str:
 def _options(report: TrainingReport) -> list[tuple[str, Any]]:
     """Those that say what was computed."""
     return [
-        (name, value) for name, value in sorted(report.config.items()) if name not in ("data", "output", "resume", "overwrite")
+        (name, value)
+        for name, value in sorted(report.config.items())
+        if name not in ("data", "output", "resume", "overwrite")
     ]
 
 
@@ -80,14 +96,19 @@ def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
         ("held out", f"{report.num_validation} rankings"),
         ("skipped, over the limit of tokens", str(report.num_skipped)),
         ("weights", f"{report.num_trained:,} trained of {report.num_parameters:,}"),
-        ("steps", f"{report.num_steps} in {report.precision}, {_processes(report)}, {report.training_s:.0f} s"),
+        (
+            "steps",
+            f"{report.num_steps} in {report.precision}, {_processes(report)}, {report.training_s:.0f} s",
+        ),
     ]
 
 
 def _processes(report: TrainingReport) -> str:
     if report.num_processes == 1:
         return "1 process"
-    return f"{report.num_processes} processes" + (" with the weights in parts" if report.sharded else "")
+    return f"{report.num_processes} processes" + (
+        " with the weights in parts" if report.sharded else ""
+    )
 
 
 def _validation(report: TrainingReport) -> str:
@@ -95,16 +116,34 @@ def _validation(report: TrainingReport) -> str:
         return "Nothing was held out."
     before = {part.name: part.accuracy for part in report.before.slices}
     rows = [
-        ("loss of pairs", str(report.after.num_pairs), f"{report.before.loss:.4f}", f"{report.after.loss:.4f}"),
-        ("pairwise accuracy", str(report.after.num_pairs), f"{report.before.accuracy:.1%}", f"{report.after.accuracy:.1%}"),
+        (
+            "loss of pairs",
+            str(report.after.num_pairs),
+            f"{report.before.loss:.4f}",
+            f"{report.after.loss:.4f}",
+        ),
+        (
+            "pairwise accuracy",
+            str(report.after.num_pairs),
+            f"{report.before.accuracy:.1%}",
+            f"{report.after.accuracy:.1%}",
+        ),
     ]
     rows += [
-        (f"accuracy, {part.name}", str(part.num_pairs), f"{before[part.name]:.1%}", f"{part.accuracy:.1%}")
+        (
+            f"accuracy, {part.name}",
+            str(part.num_pairs),
+            f"{before[part.name]:.1%}",
+            f"{part.accuracy:.1%}",
+        )
         for part in report.after.slices
     ]
     text = _table(("", "pairs", "before", "after"), rows)
     if report.evaluations:
-        during = [(str(e.step), f"{e.loss:.4f}", f"{e.accuracy:.1%}") for e in _thinned(report.evaluations)]
+        during = [
+            (str(e.step), f"{e.loss:.4f}", f"{e.accuracy:.1%}")
+            for e in _thinned(report.evaluations)
+        ]
         text += f"\n\nDuring training, in its precision:\n\n{_table(('step', 'loss of pairs', 'pairwise accuracy'), during)}"
     if report.best_step is not None:
         text += f"\n\nThe weights are those after step {report.best_step}, which had the best validation loss."
@@ -129,7 +168,9 @@ def _eval_results(report: TrainingReport) -> list[EvalResult] | None:
 def _thinned(logged: Sequence[T]) -> list[T]:
     """At most `_MAX_ROWS` and the last."""
     stride = -(-len(logged) // _MAX_ROWS) or 1
-    return [one for index, one in enumerate(logged) if index % stride == 0 or index == len(logged) - 1]
+    return [
+        one for index, one in enumerate(logged) if index % stride == 0 or index == len(logged) - 1
+    ]
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

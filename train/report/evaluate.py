@@ -65,7 +65,9 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
             num_pairs[name] += int(is_pair_KK.sum())
         losses.append(kwise_loss(rewards_K, ranks_K).item())
     if not losses:
-        raise ValueError(f"{len(rankings)} rankings without a pair: there is nothing to evaluate on")
+        raise ValueError(
+            f"{len(rankings)} rankings without a pair: there is nothing to evaluate on"
+        )
     accuracies = {name: num_right[name] / count for name, count in num_pairs.items() if count}
     return Evaluation(
         num_rankings=len(rankings),
@@ -73,7 +75,8 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
         accuracy=accuracies.pop(_ALL),
         loss=sum(losses) / len(losses),
         slices=tuple(
-            Slice(name=name, num_pairs=num_pairs[name], accuracy=accuracy) for name, accuracy in sorted(accuracies.items())
+            Slice(name=name, num_pairs=num_pairs[name], accuracy=accuracy)
+            for name, accuracy in sorted(accuracies.items())
         ),
     )
 

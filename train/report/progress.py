@@ -20,14 +20,29 @@ class ProgressLines(TrainerCallback):
         if state.global_step:
             self._write(f"resuming after step {state.global_step} of {state.max_steps}")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if logs and "eval_loss" in logs:
             loss, accuracy = logs["eval_loss"], logs["eval_accuracy"]
-            best = "" if state.best_metric is None or loss < state.best_metric else f", best loss {state.best_metric:.4f}"
-            self._write(f"validation at step {state.global_step}: loss {loss:.4f}, pairwise accuracy {accuracy:.1%}{best}")
+            best = (
+                ""
+                if state.best_metric is None or loss < state.best_metric
+                else f", best loss {state.best_metric:.4f}"
+            )
+            self._write(
+                f"validation at step {state.global_step}: loss {loss:.4f}, pairwise accuracy {accuracy:.1%}{best}"
+            )
         if not logs or "loss" not in logs:
             return
-        step_s = (time.perf_counter() - self._started_s) / max(state.global_step - self._first_step, 1)
+        step_s = (time.perf_counter() - self._started_s) / max(
+            state.global_step - self._first_step, 1
+        )
         left_s = step_s * (state.max_steps - state.global_step)
         self._write(
             f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "

@@ -10,9 +10,15 @@ _PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "bitsandbyt
 def git_revision() -> str | None:
     """The commit of the working directory, "-dirty" where files that git knows were changed since; None outside of git."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
+            ["git", "status", "--porcelain", "-uno"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return None

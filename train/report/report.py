@@ -78,19 +78,28 @@ class TrainingReport:
             f"{self.precision}, {self.training_s:.0f} s of {self.total_s:.0f} s"
         ]
         if self.best_step is not None:
-            lines.append(f"the weights are those after step {self.best_step}, which had the best validation loss")
+            lines.append(
+                f"the weights are those after step {self.best_step}, which had the best validation loss"
+            )
         if self.num_skipped:
             lines.append(f"skipped {self.num_skipped} rankings with a conversation over the limit")
         if self.before and self.after:
             lines += [
                 f"validation on {self.after.num_rankings} rankings ({self.after.num_pairs} pairs):",
                 "            loss    pairwise accuracy",
-                *(f"  {name:<8}{e.loss:6.3f}   {e.accuracy:6.1%}" for name, e in self._evaluations()),
+                *(
+                    f"  {name:<8}{e.loss:6.3f}   {e.accuracy:6.1%}"
+                    for name, e in self._evaluations()
+                ),
             ]
         return "\n".join(lines)
 
     def _evaluations(self) -> list[tuple[str, Evaluation]]:
-        return [(name, e) for name, e in (("before", self.before), ("after", self.after)) if e is not None]
+        return [
+            (name, e)
+            for name, e in (("before", self.before), ("after", self.after))
+            if e is not None
+        ]
 
 
 def rankings_by_size(rankings: Sequence[Ranking]) -> dict[int, int]:
@@ -102,7 +111,11 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
     """`config` in JSON's types. Of the data only the name: a report may travel where the path means nothing."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     plain = {
-        name: value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value
+        name: value.value
+        if isinstance(value, Enum)
+        else str(value)
+        if isinstance(value, Path)
+        else value
         for name, value in values.items()
     }
     return plain | {"data": Path(config.data).name}

@@ -35,7 +35,9 @@ def training_arguments(
         )
     num_steps = config.num_steps(num_rankings)
     if config.early_stopping_patience and config.eval_every > num_steps:
-        raise ConfigError(f"--eval-every is {config.eval_every}; the run has {num_steps} steps, so nothing would be evaluated")
+        raise ConfigError(
+            f"--eval-every is {config.eval_every}; the run has {num_steps} steps, so nothing would be evaluated"
+        )
     # load_best_model_at_end needs the weights of every evaluation.
     save_every = config.eval_every if config.early_stopping_patience else config.save_every
     # A run too short to reach its first step checkpoint writes none at its end either.
@@ -90,7 +92,10 @@ def _schedule(config: TrainConfig) -> dict[str, Any]:
     """Both kinds with a warm-up; transformers lets only its cosine and its polynomial end above 0."""
     rest = config.final_learning_rate_ratio
     if config.schedule is Schedule.COSINE:
-        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": rest}}
+        return {
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": rest},
+        }
     # A polynomial of power 1; its default end is not 0.
     kwargs = {"lr_end": rest * config.learning_rate, "power": 1.0}
     return {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": kwargs}

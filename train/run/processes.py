@@ -40,9 +40,13 @@ class Processes:
         """Raises ConfigError where the launcher asks for what is not supported, mixed precision too, which would round rewards."""
         for plugin, name in {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.items():
             if _asked_for(plugin):
-                raise ConfigError(f"launched with {name}: kwise train shards weights by FSDP 2 (train/launch/fsdp.yaml)")
+                raise ConfigError(
+                    f"launched with {name}: kwise train shards weights by FSDP 2 (train/launch/fsdp.yaml)"
+                )
         if _asked_for("FSDP") and os.environ.get("FSDP_VERSION") != "2":
-            raise ConfigError("launched with FSDP 1: set fsdp_version: 2, as train/launch/fsdp.yaml does")
+            raise ConfigError(
+                "launched with FSDP 1: set fsdp_version: 2, as train/launch/fsdp.yaml does"
+            )
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
         if precision != "no":
             raise ConfigError(

@@ -11,12 +11,27 @@ from kwise.train.rankings import Ranking
 from kwise.train.report.report import plain_config
 
 # Where and how often it writes, and how much memory it takes, not what it computes.
-_FREE_TO_CHANGE = {"recipe", "output", "save_every", "log_every", "report_to", "gradient_checkpointing", "resume", "overwrite"}
+_FREE_TO_CHANGE = {
+    "recipe",
+    "output",
+    "save_every",
+    "log_every",
+    "report_to",
+    "gradient_checkpointing",
+    "resume",
+    "overwrite",
+}
 
 
-def describe_run(config: TrainConfig, rankings: Sequence[Ranking], *, sharded: bool) -> dict[str, Any]:
+def describe_run(
+    config: TrainConfig, rankings: Sequence[Ranking], *, sharded: bool
+) -> dict[str, Any]:
     """What steps/run.json holds from the beginning."""
-    return {"config": plain_config(config), "rankings_sha256": rankings_sha256(rankings), "sharded": sharded}
+    return {
+        "config": plain_config(config),
+        "rankings_sha256": rankings_sha256(rankings),
+        "sharded": sharded,
+    }
 
 
 def rankings_sha256(rankings: Sequence[Ranking]) -> str:
@@ -24,7 +39,9 @@ def rankings_sha256(rankings: Sequence[Ranking]) -> str:
     digest = hashlib.sha256()
     for ranking in rankings:
         prompt = [[message.role, message.content] for message in ranking.prompt]
-        digest.update(json.dumps([prompt, ranking.responses, ranking.ranks, ranking.scores]).encode() + b"\n")
+        digest.update(
+            json.dumps([prompt, ranking.responses, ranking.ranks, ranking.scores]).encode() + b"\n"
+        )
     return digest.hexdigest()
 
 
@@ -33,8 +50,12 @@ def check_same_run(run: dict[str, Any], noted: dict[str, Any]) -> None:
     if run["rankings_sha256"] != noted["rankings_sha256"]:
         raise ConfigError("--resume: the rankings are not those that the run began with")
     if run["sharded"] != noted.get("sharded", False):
-        raise ConfigError("--resume: launched with FSDP or without, as the run was not: its weights lie in other files")
+        raise ConfigError(
+            "--resume: launched with FSDP or without, as the run was not: its weights lie in other files"
+        )
     for name, value in run["config"].items():
         if name not in _FREE_TO_CHANGE and value != noted["config"].get(name):
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} was {noted['config'].get(name)} in the run to resume and is {value} now")
+            raise ConfigError(
+                f"{flag} was {noted['config'].get(name)} in the run to resume and is {value} now"
+            )

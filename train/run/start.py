@@ -17,8 +17,15 @@ class Start(TrainerCallback):
     """before: the validation before training, from when training begins; None without a validation split.
     training_began_s: `time.perf_counter`'s."""
 
-    def __init__(self, run: dict[str, Any], steps: StepsDir, validation: Validation, processes: Processes) -> None:
-        self._run, self._steps, self._validation, self._processes = run, steps, validation, processes
+    def __init__(
+        self, run: dict[str, Any], steps: StepsDir, validation: Validation, processes: Processes
+    ) -> None:
+        self._run, self._steps, self._validation, self._processes = (
+            run,
+            steps,
+            validation,
+            processes,
+        )
         self.before: Evaluation | None = None
         self.training_began_s = 0.0
 
@@ -46,5 +53,7 @@ class Start(TrainerCallback):
         if self.before is None and state.global_step == 0:
             self.before = self._validation.tell("before training")
             if self._processes.is_main:
-                self._steps.write_run(self._run | {"before": asdict(self.before) if self.before else None})
+                self._steps.write_run(
+                    self._run | {"before": asdict(self.before) if self.before else None}
+                )
         self.training_began_s = time.perf_counter()

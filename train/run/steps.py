@@ -43,7 +43,9 @@ class MarkComplete(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """`Trainer` notes the best checkpoint by its path, which changes when the output directory is moved."""
         if state.best_global_step:
-            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
+            state.best_model_checkpoint = str(
+                Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            )
 
 
 class StepsDir:
@@ -68,7 +70,9 @@ class StepsDir:
         elif resume and not self.path.is_dir():
             raise ConfigError(f"--resume: {self.output} has no unfinished run")
         elif not resume:
-            raise ConfigError(f"--output: {self.output} is not empty; choose --resume or --overwrite")
+            raise ConfigError(
+                f"--output: {self.output} is not empty; choose --resume or --overwrite"
+            )
 
     def open(self, *, overwrite: bool) -> None:
         """Make the directory, after `check` and once the run is sure to begin. An unfinished run that is overwritten is
@@ -84,10 +88,18 @@ class StepsDir:
     def _check_ours(self) -> None:
         """Raises ConfigError where anything in the output directory is not known to be written by kwise train."""
         ours = set(self._published())
-        if self.path.is_dir() and (self.read_run() is not None or {path.name for path in self.path.iterdir()} <= {_MOVED}):
+        if self.path.is_dir() and (
+            self.read_run() is not None or {path.name for path in self.path.iterdir()} <= {_MOVED}
+        ):
             ours |= {self.path.name, *self._moved()}
-        if foreign := sorted(name for name in _names(self.output) if name.partition("/")[0] not in ours and name not in ours):
-            raise ConfigError(f"--overwrite: {self.output} has {foreign[0]}, which kwise train is not known to have written")
+        if foreign := sorted(
+            name
+            for name in _names(self.output)
+            if name.partition("/")[0] not in ours and name not in ours
+        ):
+            raise ConfigError(
+                f"--overwrite: {self.output} has {foreign[0]}, which kwise train is not known to have written"
+            )
 
     def _published(self) -> list[str]:
         """The files of the checkpoint in the output directory, by its report and with it; none without a report of ours."""
@@ -106,7 +118,9 @@ class StepsDir:
     def newest_complete(self) -> Path | None:
         """The checkpoint to resume from, if there is one."""
         complete = [marker.parent for marker in self.path.glob(f"checkpoint-*/{_MARKER}")]
-        return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+        return max(
+            complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None
+        )
 
     def read_run(self) -> dict[str, Any] | None:
         """What `write_run` wrote, or None if the run was interrupted before that."""

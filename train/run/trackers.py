@@ -17,7 +17,11 @@ def check_tracker(name: str) -> list[str]:
     if name == NONE:
         return []
     if name not in INTEGRATION_TO_CALLBACK:
-        raise ConfigError(f"--report-to {name}: known are {', '.join(sorted({NONE, *INTEGRATION_TO_CALLBACK}))}")
+        raise ConfigError(
+            f"--report-to {name}: known are {', '.join(sorted({NONE, *INTEGRATION_TO_CALLBACK}))}"
+        )
     if name not in get_available_reporting_integrations():
-        raise ConfigError(f"--report-to {name} needs its package, which is not installed: pip install {name.replace('_', '-')}")
+        raise ConfigError(
+            f"--report-to {name} needs its package, which is not installed: pip install {name.replace('_', '-')}"
+        )
     return [name]

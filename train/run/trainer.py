@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 
 from kwise.train.model.checkpointing import keep_less
@@ -55,7 +62,9 @@ class RankingTrainer(Trainer):
         out.
         """
         if checkpoint is not None:
-            self.has_ended = _has_ended(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)))
+            self.has_ended = _has_ended(
+                TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            )
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def compute_loss(
@@ -80,7 +89,9 @@ class RankingTrainer(Trainer):
             texts_B = text_losses(log_probs_M, inputs["text_sizes"].tolist())
             losses_B = (1 - self.text_weight) * losses_B + self.text_weight * texts_B
         if not losses_B.isfinite().all():
-            raise NotFinite(f"the loss of step {self.state.global_step + 1} is not finite: {losses_B.tolist()}")
+            raise NotFinite(
+                f"the loss of step {self.state.global_step + 1} is not finite: {losses_B.tolist()}"
+            )
         total = num_items_in_batch or inputs["weights"].sum()
         return (inputs["weights"] * losses_B).sum() * self.args.world_size / total
 
@@ -99,7 +110,9 @@ class RankingTrainer(Trainer):
             evaluation = self.validation.measure()
         metrics = {"eval_loss": evaluation.loss, "eval_accuracy": evaluation.accuracy}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -135,15 +148,25 @@ def make_trainer(
         steps_dir=steps_dir,
     )
     keep_less(reward_model.model, config.gradient_checkpointing)
-    callbacks: list[TrainerCallback] = [start, MarkComplete(processes), ProgressLines(progress), HowOften()]
+    callbacks: list[TrainerCallback] = [
+        start,
+        MarkComplete(processes),
+        ProgressLines(progress),
+        HowOften(),
+    ]
     if config.early_stopping_patience:
         callbacks += [EvaluateTheLast(), EarlyStoppingCallback(config.early_stopping_patience)]
     trainer = RankingTrainer(
         model=model,
         args=arguments,
-        train_dataset=[*rankings, replace(rankings[0], counts=False)],  # see EpochOrder for the last
+        train_dataset=[
+            *rankings,
+            replace(rankings[0], counts=False),
+        ],  # see EpochOrder for the last
         eval_dataset=list(validation.rankings),
-        data_collator=partial(collate, layout=reward_model.layout, pad_token_id=reward_model.model.config.pad_token_id),
+        data_collator=partial(
+            collate, layout=reward_model.layout, pad_token_id=reward_model.model.config.pad_token_id
+        ),
         processing_class=reward_model.tokenizer,
         callbacks=callbacks,
     )

@@ -69,10 +69,22 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     set_seed(config.seed)
     num_parameters = reward_model.model.num_parameters()
     model = add_adapter(reward_model, config) if config.lora_rank else reward_model.model
-    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    num_trained = sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad
+    )
     run = describe_run(config, rankings, sharded=processes.sharded)
     start = Start(run, steps, validation, processes)
-    trainer = make_trainer(model, reward_model, data.training, validation, config, processes, start, steps.path, progress)
+    trainer = make_trainer(
+        model,
+        reward_model,
+        data.training,
+        validation,
+        config,
+        processes,
+        start,
+        steps.path,
+        progress,
+    )
 
     start.open(overwrite=config.overwrite)
     progress(f"training on {len(data.training)} rankings in {trainer.precision.value}")
@@ -89,7 +101,9 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             save_adapter(model, config.model, final / ADAPTER_NAME)
         merge_adapter(model)
     after = validation.tell("after training")
-    weights = trainer.accelerator.get_state_dict(reward_model.model)  # in all processes: each may have a part of them
+    weights = trainer.accelerator.get_state_dict(
+        reward_model.model
+    )  # in all processes: each may have a part of them
     if processes.is_main:
         reward_model.save(final, weights)
         if (steps.path / RUNS_NAME).is_dir():
@@ -115,7 +129,9 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         training_s=training_s,
         total_s=time.perf_counter() - started_s,
         versions=versions(),
-        files=tuple(sorted({*file_names(final), CARD_NAME} - {REPORT_NAME})) if processes.is_main else (),
+        files=tuple(sorted({*file_names(final), CARD_NAME} - {REPORT_NAME}))
+        if processes.is_main
+        else (),
     )
     if processes.is_main:
         model_card(report).save(final / CARD_NAME)
@@ -129,11 +145,17 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
 def _check_launch(config: TrainConfig, processes: Processes) -> None:
     """Raises ConfigError where several processes cannot do what was asked for."""
     if processes.count > 1 and (config.data == "-" or Path(config.data).is_fifo()):
-        raise ConfigError("standard input or a pipe cannot be read by several processes: give DATA as a file")
+        raise ConfigError(
+            "standard input or a pipe cannot be read by several processes: give DATA as a file"
+        )
     if processes.sharded and config.lora_rank:
-        raise ConfigError("--lora-rank: adapters are not merged into sharded weights; launch with DDP")
+        raise ConfigError(
+            "--lora-rank: adapters are not merged into sharded weights; launch with DDP"
+        )
     if processes.sharded and config.text_regulariser:
-        raise ConfigError("--text-regulariser reads whole embeddings, which sharded weights have not; launch with DDP")
+        raise ConfigError(
+            "--text-regulariser reads whole embeddings, which sharded weights have not; launch with DDP"
+        )
 
 
 def _check_finite(model: nn.Module, step: int) -> None:

@@ -21,14 +21,22 @@ class Validation:
     ) -> None:
         """Raises RankingsError where all that is held out are ties."""
         if rankings and not any(ranking.num_pairs() for ranking in rankings):
-            raise RankingsError([f"all {len(rankings)} rankings of the validation split are one tie: it can measure nothing"])
+            raise RankingsError(
+                [
+                    f"all {len(rankings)} rankings of the validation split are one tie: it can measure nothing"
+                ]
+            )
         self.rankings = rankings
         self._reward_model, self._processes, self._progress = reward_model, processes, progress
 
     def measure(self) -> Evaluation:
         """With the weights as they are; the same in every process."""
         model = self._reward_model
-        known = iter(self._processes.map(lambda ranking: model.rewards(ranking.conversations()), self.rankings))
+        known = iter(
+            self._processes.map(
+                lambda ranking: model.rewards(ranking.conversations()), self.rankings
+            )
+        )
         return evaluate(lambda _: next(known), self.rankings)
 
     def tell(self, when: str) -> Evaluation | None:
@@ -36,10 +44,16 @@ class Validation:
         if not self.rankings:
             return None
         evaluation = self.measure()
-        self._progress(f"validation {when}: loss {evaluation.loss:.4f}, pairwise accuracy {evaluation.accuracy:.1%}")
+        self._progress(
+            f"validation {when}: loss {evaluation.loss:.4f}, pairwise accuracy {evaluation.accuracy:.1%}"
+        )
         return evaluation
 
 
 def evaluation_from(plain: dict[str, Any] | None) -> Evaluation | None:
     """The evaluation whose `asdict` was written as JSON."""
-    return Evaluation(**{**plain, "slices": tuple(Slice(**part) for part in plain["slices"])}) if plain else None
+    return (
+        Evaluation(**{**plain, "slices": tuple(Slice(**part) for part in plain["slices"])})
+        if plain
+        else None
+    )

@@ -63,19 +63,28 @@ def tokenize_rankings(
     problems: list[str] = []
     for ranking in rankings:
         try:
-            input_ids = tuple(tuple(token_ids(tokenizer, conversation)) for conversation in ranking.conversations())
+            input_ids = tuple(
+                tuple(token_ids(tokenizer, conversation))
+                for conversation in ranking.conversations()
+            )
         except TemplateError as error:
             problems.append(f"{ranking.origin}: prompt: the chat template refuses it: {error}")
             continue
         longest = max(range(len(input_ids)), key=lambda index: len(input_ids[index]))
         if any(ids[-1] == tokenizer.pad_token_id for ids in input_ids):
-            problems.append(f"{ranking.origin}: responses: one ends with the padding token {tokenizer.pad_token!r}")
+            problems.append(
+                f"{ranking.origin}: responses: one ends with the padding token {tokenizer.pad_token!r}"
+            )
         elif max_tokens is None or len(input_ids[longest]) <= max_tokens:
             best = input_ids[ranking.ranks.index(1)]
             length = prompt_length(tokenizer, ranking.prompt, best) if with_text else None
             if length == 0:
-                problems.append(f"{ranking.origin}: prompt: --text-regulariser: no token of it stands before the best response")
-            tokenized.append(TokenizedRanking(ranking=ranking, input_ids=input_ids, prompt_length=length))
+                problems.append(
+                    f"{ranking.origin}: prompt: --text-regulariser: no token of it stands before the best response"
+                )
+            tokenized.append(
+                TokenizedRanking(ranking=ranking, input_ids=input_ids, prompt_length=length)
+            )
         elif not skip_overlong:
             problems.append(
                 f"{ranking.origin}: responses[{longest}]: {len(input_ids[longest])} tokens; the limit is {max_tokens}"
@@ -91,15 +100,22 @@ def collate(rankings: Sequence[TokenizedRanking], layout: TrainLayout, pad_token
     """One batch of B rankings, their S sequences one after another."""
     sequences = [ids for ranking in rankings for ids in ranking.input_ids]
     ranks = torch.tensor([rank for tokenized in rankings for rank in tokenized.ranking.ranks])
-    given = [tokenized.ranking.scores or [math.nan] * len(tokenized.input_ids) for tokenized in rankings]
+    given = [
+        tokenized.ranking.scores or [math.nan] * len(tokenized.input_ids) for tokenized in rankings
+    ]
     scores = torch.tensor([score for group in given for score in group], dtype=torch.float32)
     group_sizes = torch.tensor([len(tokenized.input_ids) for tokenized in rankings])
     weights = torch.tensor([float(tokenized.counts) for tokenized in rankings])
     judged = {"ranks": ranks, "scores": scores, "group_sizes": group_sizes, "weights": weights}
-    lengths = [tokenized.prompt_length for tokenized in rankings if tokenized.prompt_length is not None]
+    lengths = [
+        tokenized.prompt_length for tokenized in rankings if tokenized.prompt_length is not None
+    ]
     if not lengths:
         return lay_out(sequences, layout, pad_token_id) | judged
     firsts = np.cumsum([0, *(len(tokenized.input_ids) for tokenized in rankings[:-1])])
-    best = [int(first) + tokenized.ranking.ranks.index(1) for first, tokenized in zip(firsts, rankings, strict=True)]
+    best = [
+        int(first) + tokenized.ranking.ranks.index(1)
+        for first, tokenized in zip(firsts, rankings, strict=True)
+    ]
     trie = trie_of(sequences)  # `text_head` has refused any other layout
     return trie_tensors(trie) | judged | text_tensors(trie, best, lengths)

@@ -52,7 +52,13 @@ def kwise_loss(rewards_K: Tensor, ranks_K: Tensor) -> Tensor:
     return -terms_KK.sum() / is_pair_KK.sum().clamp(min=1)
 
 
-def ranking_losses(rewards_S: Tensor, judged_S: Judged, group_sizes: list[int], objective: Objective) -> Tensor:
+def ranking_losses(
+    rewards_S: Tensor, judged_S: Judged, group_sizes: list[int], objective: Objective
+) -> Tensor:
     """[B]: `objective` of each of the B rankings whose rewards lie one after another; `group_sizes[b]` is the K of b."""
-    groups = zip(rewards_S.split(group_sizes), *(part.split(group_sizes) for part in judged_S), strict=True)
-    return torch.stack([objective(rewards_K, Judged(ranks_K, scores_K)) for rewards_K, ranks_K, scores_K in groups])
+    groups = zip(
+        rewards_S.split(group_sizes), *(part.split(group_sizes) for part in judged_S), strict=True
+    )
+    return torch.stack(
+        [objective(rewards_K, Judged(ranks_K, scores_K)) for rewards_K, ranks_K, scores_K in groups]
+    )

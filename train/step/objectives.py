@@ -12,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kwise.train.options.objective_config import Margin, ObjectiveConfig, ObjectiveName, PairWeighting, Ties
+from kwise.train.options.objective_config import (
+    Margin,
+    ObjectiveConfig,
+    ObjectiveName,
+    PairWeighting,
+    Ties,
+)
 from kwise.train.step.loss import Judged, Objective
 
 
@@ -63,7 +69,9 @@ def _pairs(rewards_K: Tensor, judged: Judged, config: ObjectiveConfig) -> Tensor
             ties_KK = wins_KK - F.logsigmoid(-margins_KK - math.log(theta)) - math.log(theta**2 - 1)
         case Ties.DAVIDSON:
             log_nu = math.log(config.tie_strength)
-            parts = torch.stack([torch.zeros_like(margins_KK), -margins_KK, log_nu - margins_KK / 2])
+            parts = torch.stack(
+                [torch.zeros_like(margins_KK), -margins_KK, log_nu - margins_KK / 2]
+            )
             wins_KK = parts.logsumexp(0)
             ties_KK = wins_KK - (log_nu - margins_KK / 2)
     return _reduce(wins_KK * is_pair_KK + ties_KK * is_tie_KK, is_pair_KK | is_tie_KK, config)
@@ -81,10 +89,18 @@ def _wanted(judged: Judged, config: ObjectiveConfig, dtype: torch.dtype) -> Tens
         return config.margin_scale * (scores_K[:, None] - scores_K[None, :])
     ranks_K = judged.ranks_K.to(dtype)
     if config.margin is Margin.RANKS:
-        return config.margin_scale * (ranks_K[None, :] - ranks_K[:, None]) / (ranks_K.max() - 1).clamp(min=1)
+        return (
+            config.margin_scale
+            * (ranks_K[None, :] - ranks_K[:, None])
+            / (ranks_K.max() - 1).clamp(min=1)
+        )
     return torch.zeros_like(ranks_K)[:, None]
 
 
 def _reduce(terms_KK: Tensor, counts_KK: Tensor, config: ObjectiveConfig) -> Tensor:
     total = terms_KK.sum()
-    return total if config.pair_weighting is PairWeighting.SUM else total / counts_KK.sum().clamp(min=1)
+    return (
+        total
+        if config.pair_weighting is PairWeighting.SUM
+        else total / counts_KK.sum().clamp(min=1)
+    )

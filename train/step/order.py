@@ -30,5 +30,9 @@ class EpochOrder(Sampler[int]):
         return math.ceil(self._num_rankings / self._per_round) * self._per_round
 
     def __iter__(self) -> Iterator[int]:
-        yield from np.random.default_rng([self._seed, self._epoch]).permutation(self._num_rankings).tolist()
+        yield from (
+            np.random.default_rng([self._seed, self._epoch])
+            .permutation(self._num_rankings)
+            .tolist()
+        )
         yield from [self._num_rankings] * (len(self) - self._num_rankings)

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.options.config import Overlong, TrainConfig
 from kwise.train.options.objective_config import Margin, learns_from_ties, needs_scores
-from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, read_rankings, split_by_prompt
+from kwise.train.rankings import (
+    MAX_PROBLEMS,
+    Ranking,
+    RankingsError,
+    read_rankings,
+    split_by_prompt,
+)
 from kwise.train.step.batch import TokenizedRanking, tokenize_rankings
 
 
@@ -35,15 +41,22 @@ def read_data(config: TrainConfig) -> list[Ranking]:
     if needs_scores(config):
         without = [ranking.origin for ranking in rankings if ranking.scores is None]
         by_margin = config.margin is Margin.SCORES
-        wanted = "--margin scores (unlike --margin ranks)" if by_margin else "--objective regression"
+        wanted = (
+            "--margin scores (unlike --margin ranks)" if by_margin else "--objective regression"
+        )
         if without:
             raise RankingsError(
-                [f"{origin}: responses: {wanted} needs scores; these have ranks" for origin in without[:MAX_PROBLEMS]]
+                [
+                    f"{origin}: responses: {wanted} needs scores; these have ranks"
+                    for origin in without[:MAX_PROBLEMS]
+                ]
             )
     return rankings
 
 
-def prepare(rankings: Sequence[Ranking], reward_model: RewardModel, config: TrainConfig) -> Prepared:
+def prepare(
+    rankings: Sequence[Ranking], reward_model: RewardModel, config: TrainConfig
+) -> Prepared:
     """Tokenise and split.
 
     Raises:
@@ -58,8 +71,14 @@ def prepare(rankings: Sequence[Ranking], reward_model: RewardModel, config: Trai
         with_text=config.text_regulariser > 0,
     )
     if not tokenized:
-        raise RankingsError([f"{config.data}: all {len(rankings)} rankings have a conversation over the limit of tokens"])
-    training, held_out = split_by_prompt([item.ranking for item in tokenized], config.validation_fraction, config.seed)
+        raise RankingsError(
+            [
+                f"{config.data}: all {len(rankings)} rankings have a conversation over the limit of tokens"
+            ]
+        )
+    training, held_out = split_by_prompt(
+        [item.ranking for item in tokenized], config.validation_fraction, config.seed
+    )
     kept = set(training)
     return Prepared(
         num_read=len(rankings),

@@ -41,17 +41,25 @@ def text_head(name: str, reward_model: RewardModel) -> TextHead:
             f"--text-regulariser: {type(reward_model.model).__name__} is no causal model that is computed over the trie"
         )
     with reading("--text-regulariser: --model", name):
-        source, loading = AutoModelForCausalLM.from_pretrained(**source_of(name), dtype=torch.float32, output_loading_info=True)
+        source, loading = AutoModelForCausalLM.from_pretrained(
+            **source_of(name), dtype=torch.float32, output_loading_info=True
+        )
     if loading["missing_keys"]:
-        raise ConfigError(f"--text-regulariser: {name} has no LM head: it lacks {sorted(loading['missing_keys'])[0]}")
+        raise ConfigError(
+            f"--text-regulariser: {name} has no LM head: it lacks {sorted(loading['missing_keys'])[0]}"
+        )
     model = reward_model.model
     weight: Tensor = source.to(model.device).eval().get_output_embeddings().weight.detach()
     tied = source.get_output_embeddings().weight is source.get_input_embeddings().weight
     input_ids = torch.arange(3, 11, device=model.device)[None]
     expected = source(input_ids).logits
     states = model.eval().base_model(input_ids).last_hidden_state
-    if not torch.allclose(states @ weight.T, expected, rtol=0, atol=1e-4 * float(expected.abs().max())):
-        raise ConfigError(f"--text-regulariser: the logits of {type(source).__name__} are more than its head's products")
+    if not torch.allclose(
+        states @ weight.T, expected, rtol=0, atol=1e-4 * float(expected.abs().max())
+    ):
+        raise ConfigError(
+            f"--text-regulariser: the logits of {type(source).__name__} are more than its head's products"
+        )
     return _tied_head(model) if tied else _FrozenHead(weight)
 
 
@@ -72,15 +80,23 @@ class _FrozenHead(nn.Module):
         return F.linear(states.float(), self.weight)
 
 
-def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, input_ids: TokenIds) -> int:
+def prompt_length(
+    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, input_ids: TokenIds
+) -> int:
     """How many of a conversation's tokens stand before the response: those of the prompt as the template opens an answer to it."""
     messages = [{"role": message.role, "content": message.content} for message in prompt]
     opened = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
-    differ = [index for index, (ours, theirs) in enumerate(zip(opened, input_ids, strict=False)) if ours != theirs]
+    differ = [
+        index
+        for index, (ours, theirs) in enumerate(zip(opened, input_ids, strict=False))
+        if ours != theirs
+    ]
     return differ[0] if differ else min(len(opened), len(input_ids))
 
 
-def text_tensors(trie: Trie, best: Sequence[int], prompt_lengths: Sequence[int]) -> dict[str, Tensor]:
+def text_tensors(
+    trie: Trie, best: Sequence[int], prompt_lengths: Sequence[int]
+) -> dict[str, Tensor]:
     """What the model's forward reads beside the trie, of which sequence best[b] is the best response of ranking b:
     text_nodes: int64[M], whose hidden state predicts text_targets: int64[M]; text_sizes: int64[B] with the sum M."""
     nodes, targets = [], []

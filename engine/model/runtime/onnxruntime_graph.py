@@ -33,7 +33,15 @@ _MAX_BUFFERS = 4096
 class OnnxRuntimeGraph:
     """See `graph.open_graph`. few_shapes: inputs come in shapes that repeat, so that memory can be planned."""
 
-    def __init__(self, path: Path, *, device: str, threads: int, memory_bytes: int = 0, few_shapes: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str,
+        threads: int,
+        memory_bytes: int = 0,
+        few_shapes: bool = False,
+    ) -> None:
         (place,) = parse_devices(device)
         cuda = place.kind is Kind.CUDA
         options = ort.SessionOptions()
@@ -53,11 +61,15 @@ class OnnxRuntimeGraph:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
             # Without `enable_fallback=0` what CUDA cannot do would be tried on the CPU, and a line printed.
-            self._session = ort.InferenceSession(path, options, providers=providers(place, memory_bytes), enable_fallback=0)
+            self._session = ort.InferenceSession(
+                path, options, providers=providers(place, memory_bytes), enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime's own have no other base
             if not cuda:
                 raise
-            raise ConfigError(f"--device {place.name} cannot run this model: {_first_line(error)}") from error
+            raise ConfigError(
+                f"--device {place.name} cannot run this model: {_first_line(error)}"
+            ) from error
         self._session.disable_fallback()
         if cuda:
             check_placement(place, self._session.get_providers(), _assigned(self._session))
@@ -108,7 +120,9 @@ class BoundRun:
         if key not in self._buffers:
             if len(self._buffers) >= _MAX_BUFFERS:
                 self._buffers.clear()
-            self._buffers[key] = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, kind, index)
+            self._buffers[key] = ort.OrtValue.ortvalue_from_shape_and_type(
+                array.shape, array.dtype.type, kind, index
+            )
         self._buffers[key].update_inplace(array)
         return self._buffers[key]
 
@@ -127,7 +141,9 @@ def providers(device: Device, memory_bytes: int) -> list[str | tuple[str, dict[s
     return [(_CUDA, options), _CPU]
 
 
-def check_placement(device: Device, session_providers: Iterable[str], assigned: Mapping[str, Iterable[str]]) -> None:
+def check_placement(
+    device: Device, session_providers: Iterable[str], assigned: Mapping[str, Iterable[str]]
+) -> None:
     """assigned: the operators that each provider runs.
 
     Raises:
@@ -170,7 +186,9 @@ def _cpu_flags() -> frozenset[str]:
 
 def _find_cuda() -> None:
     if _CUDA not in ort.get_available_providers():
-        raise ConfigError("--device cuda needs onnxruntime-gpu: install 'kwise[engine-gpu]' in an environment of its own")
+        raise ConfigError(
+            "--device cuda needs onnxruntime-gpu: install 'kwise[engine-gpu]' in an environment of its own"
+        )
     # The libraries that the extra installs lie in Python packages, where the loader does not look.
     ort.preload_dlls()
 

@@ -31,16 +31,22 @@ def open_graph(
     Raises:
         ConfigError: the runtime is not installed, has no such device, or cannot run the graph.
     """
-    package, extra = ("openvino", "openvino") if runtime is Runtime.OPENVINO else ("onnxruntime", "engine")
+    package, extra = (
+        ("openvino", "openvino") if runtime is Runtime.OPENVINO else ("onnxruntime", "engine")
+    )
     if find_spec(package) is None:
-        raise ConfigError(f"--runtime {runtime.value} needs the package {package}: pip install 'kwise[{extra}]'")
+        raise ConfigError(
+            f"--runtime {runtime.value} needs the package {package}: pip install 'kwise[{extra}]'"
+        )
     if runtime is Runtime.OPENVINO:
         from kwise.engine.model.runtime.openvino_graph import OpenVinoGraph
 
         return OpenVinoGraph(path, precision=precision, device=device, threads=threads)
     from kwise.engine.model.runtime.onnxruntime_graph import OnnxRuntimeGraph
 
-    graph = OnnxRuntimeGraph(path, device=device, threads=threads, memory_bytes=device_memory_bytes, few_shapes=trie)
+    graph = OnnxRuntimeGraph(
+        path, device=device, threads=threads, memory_bytes=device_memory_bytes, few_shapes=trie
+    )
     if device == "cpu" or not trie:
         return graph
     from kwise.engine.model.shape_buckets import BucketedGraph

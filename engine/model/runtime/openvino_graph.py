@@ -30,10 +30,14 @@ class OpenVinoGraph:
         try:
             compiled = core.compile_model(core.read_model(path), "CPU", options)
         except RuntimeError as error:  # all that it raises
-            raise ConfigError(f"--runtime openvino cannot run this model: {str(error).strip().splitlines()[-1]}") from error
+            raise ConfigError(
+                f"--runtime openvino cannot run this model: {str(error).strip().splitlines()[-1]}"
+            ) from error
         self._request = compiled.create_infer_request()
         self.inputs: Mapping[str, Shape] = {
-            node.any_name: tuple(size.get_length() if size.is_static else None for size in node.partial_shape)
+            node.any_name: tuple(
+                size.get_length() if size.is_static else None for size in node.partial_shape
+            )
             for node in compiled.inputs
         }
         self.runtime = f"openvino {openvino.__version__.split('-')[0]} CPU"

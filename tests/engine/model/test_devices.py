@@ -76,7 +76,9 @@ class OnCpu(GraphSession):
     """A session that takes any device's name and runs on the CPU; `off` is added to its rewards. Its first pass waits for
     `company`, where that is set, so that another session must take what waits meanwhile."""
 
-    def __init__(self, artifact: Artifact, *, device: str = "cpu", off: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self, artifact: Artifact, *, device: str = "cpu", off: float = 0.0, **options: Any
+    ) -> None:
         super().__init__(artifact, **options | {"threads": 1})
         self.device, self.off = device, off
         self.company: threading.Barrier | None = None
@@ -87,20 +89,32 @@ class OnCpu(GraphSession):
         if self.company is not None and len(self.batches) == 1:
             self.company.wait(20)
         passed = super().run(batch)
-        return Pass(rewards=passed.rewards + self.off, num_rows=passed.num_rows, num_reused=passed.num_reused)
+        return Pass(
+            rewards=passed.rewards + self.off,
+            num_rows=passed.num_rows,
+            num_reused=passed.num_reused,
+        )
 
 
 def _groups() -> list[Group]:
     """Two prompts, asked about one response at a time."""
-    prompts = [f"Tell me in one short sentence what you know about {what}." for what in ("cabbages", "kings")]
+    prompts = [
+        f"Tell me in one short sentence what you know about {what}."
+        for what in ("cabbages", "kings")
+    ]
     return [
-        Group(prompt=(Message(role="user", content=prompt),), responses=(f"There are {number} of them.",))
+        Group(
+            prompt=(Message(role="user", content=prompt),),
+            responses=(f"There are {number} of them.",),
+        )
         for number in range(8)
         for prompt in prompts
     ]
 
 
-async def test_two_sessions_share_one_queue_and_each_keeps_the_prompts_it_has_seen(tiny_artifact: Path) -> None:
+async def test_two_sessions_share_one_queue_and_each_keeps_the_prompts_it_has_seen(
+    tiny_artifact: Path,
+) -> None:
     artifact = read_artifact(tiny_artifact)
     sessions = [OnCpu(artifact, prompt_cache_bytes=1 << 20) for _ in range(2)]
     company = threading.Barrier(2)
@@ -111,14 +125,18 @@ async def test_two_sessions_share_one_queue_and_each_keeps_the_prompts_it_has_se
         scored = await asyncio.gather(*map(scorer.score, _groups()))
     async with Scorer.load(tiny_artifact, EngineConfig(prompt_cache_bytes=0)) as alone:
         expected = [raw_rewards(await alone.score(group)) for group in _groups()]
-    assert [raw_rewards(outcome) for outcome in scored] == [pytest.approx(raw, abs=2e-5) for raw in expected]
+    assert [raw_rewards(outcome) for outcome in scored] == [
+        pytest.approx(raw, abs=2e-5) for raw in expected
+    ]
     assert sum(map(len, (sessions[0].batches, sessions[1].batches))) == scorer.counters.model_passes
     assert sum(sum(session.batches) for session in sessions) == len(_groups())
     assert all(session.batches and len(session.prompt_cache) for session in sessions)
     assert scorer.counters.reused_rows > 0
 
 
-def test_each_device_gets_a_session_and_is_checked(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_device_gets_a_session_and_is_checked(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[OnCpu] = []
 
     def make(artifact: Artifact, **options: Any) -> OnCpu:

@@ -35,15 +35,22 @@ def artifact(tiny_artifact: Path) -> Artifact:
     return read_artifact(tiny_artifact)
 
 
-def _arrays(graph: OnnxRuntimeGraph, num_classes: int, lengths: tuple[int, ...], num_past: int) -> dict[str, NDArray[Any]]:
+def _arrays(
+    graph: OnnxRuntimeGraph, num_classes: int, lengths: tuple[int, ...], num_past: int
+) -> dict[str, NDArray[Any]]:
     """All inputs of a batch of one prompt of 20 tokens, `num_past` of them known, and to be kept where none is."""
-    trie = build_trie([np.concatenate([np.arange(20), np.full(length, length)]) for length in lengths])
+    trie = build_trie(
+        [np.concatenate([np.arange(20), np.full(length, length)]) for length in lengths]
+    )
     past = np.full(trie.num_nodes, NOT_PAST)
     past[:num_past] = np.arange(num_past)
     packed = pack(trie, num_classes, past, num_past)
     random = np.random.default_rng(0)
     widths = {name: shape[1] for name, shape in graph.inputs.items() if name.startswith("past.")}
-    states = {name: random.standard_normal((num_past, int(width or 0)), np.float32) for name, width in widths.items()}
+    states = {
+        name: random.standard_normal((num_past, int(width or 0)), np.float32)
+        for name, width in widths.items()
+    }
     return packed.arrays | states | {"kept": packed.entries[: 0 if num_past else 20]}
 
 
@@ -60,22 +67,36 @@ def test_a_memory_limit_is_kept_by_an_arena_that_grows_by_what_is_asked() -> Non
 
 def test_fast_kernels_of_int8_are_taken_where_their_sums_are_exact() -> None:
     assert sums_exactly({"avx512f", "avx512_vnni"}) and sums_exactly({"avx2", "avx_vnni"})
-    assert not sums_exactly({"avx2"}) and not sums_exactly({"avx512f", "avx_vnni"}) and not sums_exactly(frozenset())
+    assert (
+        not sums_exactly({"avx2"})
+        and not sums_exactly({"avx512f", "avx_vnni"})
+        and not sums_exactly(frozenset())
+    )
 
 
 def test_a_session_that_fell_back_to_the_cpu_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--device cuda:1: ONNX Runtime could not load its CUDA provider"):
+    with pytest.raises(
+        ConfigError, match=r"--device cuda:1: ONNX Runtime could not load its CUDA provider"
+    ):
         check_placement(GPU, [CPU_PROVIDER], {CPU_PROVIDER: {"MatMul"}})
 
 
 def test_heavy_work_left_to_the_cpu_is_refused_and_arithmetic_on_shapes_is_not() -> None:
     both = [CUDA_PROVIDER, CPU_PROVIDER]
-    check_placement(GPU, both, {CUDA_PROVIDER: {"MatMul", "Attention"}, CPU_PROVIDER: {"Shape", "Concat"}})
-    with pytest.raises(ConfigError, match=r"--device cuda:1: .*no CUDA kernel for this model's Attention and"):
-        check_placement(GPU, both, {CUDA_PROVIDER: {"MatMul"}, CPU_PROVIDER: {"Shape", "Attention"}})
+    check_placement(
+        GPU, both, {CUDA_PROVIDER: {"MatMul", "Attention"}, CPU_PROVIDER: {"Shape", "Concat"}}
+    )
+    with pytest.raises(
+        ConfigError, match=r"--device cuda:1: .*no CUDA kernel for this model's Attention and"
+    ):
+        check_placement(
+            GPU, both, {CUDA_PROVIDER: {"MatMul"}, CPU_PROVIDER: {"Shape", "Attention"}}
+        )
 
 
-def test_the_names_of_heavy_operators_are_those_that_onnx_runtime_reports(artifact: Artifact) -> None:
+def test_the_names_of_heavy_operators_are_those_that_onnx_runtime_reports(
+    artifact: Artifact,
+) -> None:
     """Else the check would find nothing on any machine."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -85,7 +106,9 @@ def test_the_names_of_heavy_operators_are_those_that_onnx_runtime_reports(artifa
 
 
 @pytest.mark.parametrize("num_past", [0, 12])
-def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffers_again(artifact: Artifact, num_past: int) -> None:
+def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffers_again(
+    artifact: Artifact, num_past: int
+) -> None:
     graph = OnnxRuntimeGraph(artifact.graph_path(), device="cpu", threads=1)
     bound = BoundRun(graph._session, CPU)
     first = _arrays(graph, artifact.manifest.num_classes, (3, 9, 30), num_past)
@@ -107,7 +130,9 @@ class OnGpu(ort.InferenceSession):
     made: ClassVar[list[tuple[ort.SessionOptions, Any]]] = []
     loaded = True
 
-    def __init__(self, path: Path, options: ort.SessionOptions, providers: Any, **flags: Any) -> None:
+    def __init__(
+        self, path: Path, options: ort.SessionOptions, providers: Any, **flags: Any
+    ) -> None:
         assert flags == {"enable_fallback": 0}
         OnGpu.made.append((options, providers))
         super().__init__(path, options, providers=[CPU_PROVIDER], **flags)
@@ -127,7 +152,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
     return OnGpu
 
 
-def test_on_a_gpu_the_trie_layout_comes_in_few_shapes_and_memory_is_planned(artifact: Artifact, gpu: type[OnGpu]) -> None:
+def test_on_a_gpu_the_trie_layout_comes_in_few_shapes_and_memory_is_planned(
+    artifact: Artifact, gpu: type[OnGpu]
+) -> None:
     for trie in (True, False):
         graph = open_graph(
             artifact.graph_path(),
@@ -143,7 +170,14 @@ def test_on_a_gpu_the_trie_layout_comes_in_few_shapes_and_memory_is_planned(arti
     assert [options.enable_mem_pattern for options, _ in gpu.made] == [True, False]
     assert [asked for _, asked in gpu.made] == [providers(GPU, 1 << 30)] * 2
     assert not isinstance(
-        open_graph(artifact.graph_path(), runtime=Runtime.AUTO, precision=Precision.FP32, device="cpu", threads=1, trie=True),
+        open_graph(
+            artifact.graph_path(),
+            runtime=Runtime.AUTO,
+            precision=Precision.FP32,
+            device="cpu",
+            threads=1,
+            trie=True,
+        ),
         BucketedGraph,
     )
 
@@ -151,7 +185,9 @@ def test_on_a_gpu_the_trie_layout_comes_in_few_shapes_and_memory_is_planned(arti
 def test_a_gpu_that_is_not_to_be_had_is_a_config_error_and_nothing_runs_on_the_cpu_instead(
     artifact: Artifact, gpu: type[OnGpu], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"--device cuda:0 cannot run this model: .*missing\.onnx"):
+    with pytest.raises(
+        ConfigError, match=r"--device cuda:0 cannot run this model: .*missing\.onnx"
+    ):
         OnnxRuntimeGraph(tmp_path / "missing.onnx", device="cuda", threads=1)
     monkeypatch.setattr(gpu, "loaded", False)
     with pytest.raises(ConfigError, match="could not load its CUDA provider"):

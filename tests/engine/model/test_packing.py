@@ -28,7 +28,10 @@ def _known(draw: st.DrawFn) -> tuple[Trie, Int64, list[int | None]]:
     for last in draw(st.lists(st.sampled_from(trie.last_nodes.tolist()), max_size=4)):
         path = trie.path(last)
         known |= set(path[: draw(st.integers(0, len(path)))].tolist())
-    entries: list[int | None] = [*(known - set(trie.last_nodes.tolist())), *draw(st.lists(st.none(), max_size=3))]
+    entries: list[int | None] = [
+        *(known - set(trie.last_nodes.tolist())),
+        *draw(st.lists(st.none(), max_size=3)),
+    ]
     entries += draw(st.lists(st.sampled_from([*known, None]), max_size=3))
     draw(st.randoms(use_true_random=False)).shuffle(entries)
     past = np.full(trie.num_nodes, NOT_PAST)
@@ -72,7 +75,9 @@ def test_every_row_sees_its_ancestors_and_itself_once(
 
 
 @given(KNOWN, CLASSES)
-def test_aligned_keys_lie_at_their_depths(known: tuple[Trie, Int64, list[int | None]], num_classes: int) -> None:
+def test_aligned_keys_lie_at_their_depths(
+    known: tuple[Trie, Int64, list[int | None]], num_classes: int
+) -> None:
     """In whatever company: so a softmax over them is one sum in one order, followed by zeros."""
     trie, past, entries = known
     packed = pack(trie, num_classes, past, len(entries), aligned=True)
@@ -102,7 +107,11 @@ def test_rows_are_the_nodes_that_are_not_past_in_their_order(
         assert packed.entries[node] == packed.num_rows + past[node]
     assert packed.arrays["last_rows"].tolist() == packed.entries[trie.last_nodes].tolist()
     assert (packed.arrays["last_rows"] < packed.num_rows).all()
-    for name, values in (("positions", trie.depths), ("orders", np.arange(trie.num_nodes)), ("ends", trie.ends)):
+    for name, values in (
+        ("positions", trie.depths),
+        ("orders", np.arange(trie.num_nodes)),
+        ("ends", trie.ends),
+    ):
         assert packed.arrays[name].shape == (packed.num_rows + len(entries),)
         assert packed.arrays[name][packed.entries].tolist() == values.tolist()
 
@@ -114,11 +123,21 @@ def test_padding_is_the_last_query_again_and_minus_one_for_keys(
     trie, past, entries = known
     packed = pack(trie, num_classes, past, len(entries))
     names = {f"{kind}.{c}" for kind in ("queries", "keys") for c in range(num_classes)}
-    assert packed.arrays.keys() == {"input_ids", "positions", "orders", "ends", "last_rows", "outputs", *names}
+    assert packed.arrays.keys() == {
+        "input_ids",
+        "positions",
+        "orders",
+        "ends",
+        "last_rows",
+        "outputs",
+        *names,
+    }
     assert all(array.dtype == np.int64 for array in packed.arrays.values())
     for queries, keys in _tiles(packed, num_classes):
         real = len(set(queries.tolist()))
-        assert queries.tolist() == [min(queries[0] + i, queries[0] + real - 1) for i in range(len(queries))]
+        assert queries.tolist() == [
+            min(queries[0] + i, queries[0] + real - 1) for i in range(len(queries))
+        ]
         num_keys = int((keys >= 0).sum())
         assert (keys[:num_keys] >= 0).all()
         assert (keys[num_keys:] == -1).all()
@@ -133,7 +152,9 @@ def test_a_class_without_tiles_is_one_score_that_nobody_reads(batch: list[Int64]
     empty = [c for c in range(12) if c not in used]
     assert empty
     for c in empty:
-        assert packed.arrays[f"queries.{c}"].tolist() == packed.arrays[f"keys.{c}"].tolist() == [[0]]
+        assert (
+            packed.arrays[f"queries.{c}"].tolist() == packed.arrays[f"keys.{c}"].tolist() == [[0]]
+        )
 
 
 # A small model in numpy
@@ -158,18 +179,26 @@ def _naive(sequence: Int64, embedding: Any, rotations: Any, layers: Layers) -> t
     return hidden[-1], states
 
 
-def _packed(packed: Packed, num_classes: int, past: Any, embedding: Any, rotations: Any, layers: Layers) -> Any:
+def _packed(
+    packed: Packed, num_classes: int, past: Any, embedding: Any, rotations: Any, layers: Layers
+) -> Any:
     """The same from the packed arrays: gather, masked attention per tile, and `outputs` to bring rows home."""
     arrays = packed.arrays
     hidden = embedding[arrays["input_ids"]] + rotations[arrays["positions"][: packed.num_rows]]
     for (wq, wk, wv), (past_keys, past_values) in zip(layers, past, strict=True):
-        query, key, value = hidden @ wq, np.concatenate([hidden @ wk, past_keys]), np.concatenate([hidden @ wv, past_values])
+        query, key, value = (
+            hidden @ wq,
+            np.concatenate([hidden @ wk, past_keys]),
+            np.concatenate([hidden @ wv, past_values]),
+        )
         attended = []
         for c in range(num_classes):
             queries, keys = arrays[f"queries.{c}"], arrays[f"keys.{c}"]
             order = arrays["orders"][queries][..., None]
             visible = (
-                (keys >= 0)[:, None] & (arrays["orders"][keys][:, None] <= order) & (order < arrays["ends"][keys][:, None])
+                (keys >= 0)[:, None]
+                & (arrays["orders"][keys][:, None] <= order)
+                & (order < arrays["ends"][keys][:, None])
             )
             scores = np.where(visible, query[queries] @ key[keys].swapaxes(1, 2), -np.inf)
             attended.append((_softmax(scores) @ value[keys]).reshape(-1, hidden.shape[1]))
@@ -185,7 +214,10 @@ def test_attention_over_packed_rows_is_attention_over_each_sequence(
     trie, past, entries = known
     random = np.random.default_rng(seed)
     width = 5
-    embedding, rotations = random.normal(size=(VOCAB, width)), random.normal(size=(trie.depths.max() + 1, width))
+    embedding, rotations = (
+        random.normal(size=(VOCAB, width)),
+        random.normal(size=(trie.depths.max() + 1, width)),
+    )
     model = embedding, rotations, random.normal(size=(2, 3, width, width))
 
     def naive(node: int) -> tuple[Any, Any]:
@@ -203,7 +235,10 @@ def test_attention_over_packed_rows_is_attention_over_each_sequence(
 @given(BATCHES, CLASSES)
 def test_nothing_past_is_the_same_as_no_past(batch: list[Int64], num_classes: int) -> None:
     trie = build_trie(batch)
-    without, empty = pack(trie, num_classes), pack(trie, num_classes, np.full(trie.num_nodes, NOT_PAST), 0)
+    without, empty = (
+        pack(trie, num_classes),
+        pack(trie, num_classes, np.full(trie.num_nodes, NOT_PAST), 0),
+    )
     assert without.num_rows == trie.num_nodes
     assert without.entries.tolist() == empty.entries.tolist() == list(range(trie.num_nodes))
     assert {name: array.tolist() for name, array in without.arrays.items()} == {
@@ -214,14 +249,18 @@ def test_nothing_past_is_the_same_as_no_past(batch: list[Int64], num_classes: in
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.booleans())
 @pytest.mark.parametrize("num_classes", [1, 8])
-def test_large_batches_see_their_ancestors(num_classes: int, seed: int, system_is_past: bool) -> None:
+def test_large_batches_see_their_ancestors(
+    num_classes: int, seed: int, system_is_past: bool
+) -> None:
     random = np.random.default_rng(seed)
     system = random.integers(0, VOCAB, random.integers(1, 300))
     batch = []
     for _ in range(random.integers(1, 5)):
         prompt = np.concatenate([system, random.integers(0, VOCAB, random.integers(1, 200))])
         lengths = random.integers(1, 120, random.integers(1, 5))
-        batch.extend(np.concatenate([prompt, random.integers(0, VOCAB, length)]) for length in lengths)
+        batch.extend(
+            np.concatenate([prompt, random.integers(0, VOCAB, length)]) for length in lengths
+        )
     trie = build_trie(batch)
     past = np.full(trie.num_nodes, NOT_PAST)
     num_past = len(system) if system_is_past else 0

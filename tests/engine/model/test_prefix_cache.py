@@ -22,7 +22,9 @@ def _key(tokens: Tokens) -> bytes:
 
 
 def _shared(a: Tokens, b: Tokens) -> int:
-    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def _spelled(segment: Segment, stop: int) -> States:
@@ -42,7 +44,11 @@ def _put(cache: PromptCache, tokens: Tokens, start: int) -> None:
 class PromptCacheKeepsPrefixes(RuleBasedStateMachine):
     """Beside the kept prefixes, the least recently used first, each with the prefixes that its chain goes through."""
 
-    @initialize(max_bytes=st.sampled_from([0, 15, 16, 40, 60, 90, 150, 1000]).map(lambda tokens: tokens * TOKEN_BYTES))
+    @initialize(
+        max_bytes=st.sampled_from([0, 15, 16, 40, 60, 90, 150, 1000]).map(
+            lambda tokens: tokens * TOKEN_BYTES
+        )
+    )
     def start(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.cache = PromptCache(max_bytes)
@@ -53,8 +59,12 @@ class PromptCacheKeepsPrefixes(RuleBasedStateMachine):
     def draw_tokens(self, data: st.DataObject) -> Tokens:
         """What goes on from any part of what was sent before."""
         before = data.draw(st.sampled_from(self.sent))
-        kept = before[: data.draw(st.integers(0, len(before)))] if data.draw(st.booleans()) else before
-        run = data.draw(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 14, 20])), max_size=2))
+        kept = (
+            before[: data.draw(st.integers(0, len(before)))] if data.draw(st.booleans()) else before
+        )
+        run = data.draw(
+            st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 14, 20])), max_size=2)
+        )
         tokens = kept + tuple(token for token, times in run for _ in range(times))
         self.sent.append(tokens)
         return tokens
@@ -74,7 +84,9 @@ class PromptCacheKeepsPrefixes(RuleBasedStateMachine):
         assert (segment is None) == (shared == 0)
         if segment is not None:
             assert segment.start < shared <= len(segment.key) // 4
-            for state, expected in zip(_spelled(segment, shared), states_along(_array(tokens[:shared])), strict=True):
+            for state, expected in zip(
+                _spelled(segment, shared), states_along(_array(tokens[:shared])), strict=True
+            ):
                 np.testing.assert_array_equal(state, expected)
         self.use(segment)
 
@@ -90,7 +102,11 @@ class PromptCacheKeepsPrefixes(RuleBasedStateMachine):
         size = 4 * len(tokens) + BYTES_PER_TOKEN * (len(tokens) - start)
         if start != shared or tokens in self.chains or size > self.max_bytes:
             return
-        parents = [] if parent is None else self.chains[next(kept for kept in self.chains if _key(kept) == parent.key)]
+        parents = (
+            []
+            if parent is None
+            else self.chains[next(kept for kept in self.chains if _key(kept) == parent.key)]
+        )
         self.sizes[tokens] = size
         self.chains[tokens] = [tokens, *parents]
         for used in parents:
@@ -116,10 +132,14 @@ class PromptCacheKeepsPrefixes(RuleBasedStateMachine):
             assert all(used in self.chains for chain in self.chains.values() for used in chain)
 
 
-PromptCacheKeepsPrefixes.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+PromptCacheKeepsPrefixes.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None
+)
 TestPromptCacheKeepsPrefixes = PromptCacheKeepsPrefixes.TestCase
 
-PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=MIN_TOKENS, max_size=40).map(tuple), min_size=1, max_size=6)
+PROMPTS = st.lists(
+    st.lists(st.integers(0, 2), min_size=MIN_TOKENS, max_size=40).map(tuple), min_size=1, max_size=6
+)
 
 
 @given(PROMPTS, st.integers(0, MIN_TOKENS * TOKEN_BYTES - 1))

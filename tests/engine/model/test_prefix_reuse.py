@@ -20,7 +20,9 @@ Tokens = tuple[int, ...]
 
 def _sequence(tokens: Tokens, prompt_tokens: int = 0) -> EncodedSequence:
     token_ids = np.array(tokens, np.int64)
-    return EncodedSequence(token_ids=token_ids, type_ids=None, num_tokens=len(tokens), prompt_tokens=prompt_tokens)
+    return EncodedSequence(
+        token_ids=token_ids, type_ids=None, num_tokens=len(tokens), prompt_tokens=prompt_tokens
+    )
 
 
 @st.composite
@@ -42,7 +44,9 @@ def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
             prompts.append(before[:kept] + draw(_runs()))
             tokens = prompts[-1] + draw(_runs()) or (0,)
             # An odd caller's prompt_tokens; unread padding that was cut can leave more of them than tokens.
-            told = st.sampled_from([len(prompts[-1]), len(prompts[-1]), 0, len(tokens), len(tokens) + 3])
+            told = st.sampled_from(
+                [len(prompts[-1]), len(prompts[-1]), 0, len(tokens), len(tokens) + 3]
+            )
             batch.append(_sequence(tokens, draw(told)))
         batches.append(batch)
     return batches
@@ -99,7 +103,9 @@ def test_past_states_are_those_of_their_nodes_and_kept_ones_are_computed(
 
 @settings(deadline=None)
 @given(_batches())
-def test_what_a_large_cache_was_told_is_a_prompt_is_computed_once(batches: list[list[EncodedSequence]]) -> None:
+def test_what_a_large_cache_was_told_is_a_prompt_is_computed_once(
+    batches: list[list[EncodedSequence]],
+) -> None:
     cache = PromptCache(LARGE)
     for batch in batches:
         _run(batch, cache)
@@ -161,11 +167,15 @@ def test_a_system_prompt_is_held_once_for_the_prompts_that_share_it() -> None:
     reuse = _run([_sequence((*second, 1), len(second))], cache)
     assert (reuse.past != NOT_PAST).sum() == reuse.num_past == len(PROMPT)
     assert len(reuse.kept) == 40
-    assert sum(len(segment.states[0]) for segment in cache._segments.values()) == len(PROMPT) + 20 + 40
+    assert (
+        sum(len(segment.states[0]) for segment in cache._segments.values()) == len(PROMPT) + 20 + 40
+    )
 
 
 def test_prompts_of_one_batch_that_share_their_beginning_are_held_once() -> None:
     cache = PromptCache(LARGE)
     first, second = (*PROMPT, *range(20)), (*PROMPT, *range(50, 90))
     _run([_sequence((*first, 1), len(first)), _sequence((*second, 1), len(second))], cache)
-    assert sum(len(segment.states[0]) for segment in cache._segments.values()) == len(PROMPT) + 20 + 40
+    assert (
+        sum(len(segment.states[0]) for segment in cache._segments.values()) == len(PROMPT) + 20 + 40
+    )

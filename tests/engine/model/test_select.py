@@ -30,7 +30,11 @@ ALL = list(Precision)
     ],
 )
 def test_the_first_that_can_be_served_is(
-    allowed: list[Precision], runtime: Runtime, kind: Kind, has_bf16: bool, expected: tuple[Precision, Runtime]
+    allowed: list[Precision],
+    runtime: Runtime,
+    kind: Kind,
+    has_bf16: bool,
+    expected: tuple[Precision, Runtime],
 ) -> None:
     assert choose(allowed, runtime, kind, ALL, lambda: has_bf16) == expected
 
@@ -38,12 +42,30 @@ def test_the_first_that_can_be_served_is(
 @pytest.mark.parametrize(
     ("allowed", "runtime", "kind", "held", "reason"),
     [
-        ([INT8], Runtime.AUTO, Kind.CPU, [FP32], r"int8: the artifact holds fp32 \(name one of those, or kwise"),
+        (
+            [INT8],
+            Runtime.AUTO,
+            Kind.CPU,
+            [FP32],
+            r"int8: the artifact holds fp32 \(name one of those, or kwise",
+        ),
         ([BF16], Runtime.AUTO, Kind.CPU, ALL, "this CPU has neither AVX512-BF16 nor AMX"),
         ([FP16], Runtime.AUTO, Kind.CPU, ALL, "fp16: not computed on --device cpu"),
         ([INT8], Runtime.AUTO, Kind.CUDA, ALL, "int8: not computed on --device cuda"),
-        ([INT8], Runtime.OPENVINO, Kind.CPU, ALL, "int8: not computed on --device cpu with --runtime openvino"),
-        ([FP16, BF16], Runtime.AUTO, Kind.CPU, [FP32], "fp16: the artifact holds fp32 .*; bf16: the artifact holds fp32"),
+        (
+            [INT8],
+            Runtime.OPENVINO,
+            Kind.CPU,
+            ALL,
+            "int8: not computed on --device cpu with --runtime openvino",
+        ),
+        (
+            [FP16, BF16],
+            Runtime.AUTO,
+            Kind.CPU,
+            [FP32],
+            "fp16: the artifact holds fp32 .*; bf16: the artifact holds fp32",
+        ),
     ],
 )
 def test_each_refusal_has_its_reason(
@@ -57,12 +79,19 @@ def test_what_is_not_installed_is_one_more_reason() -> None:
     def cpu_has_bf16() -> bool:
         raise ConfigError("it needs the package openvino")
 
-    assert choose([BF16, FP32], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16) == (FP32, Runtime.ONNXRUNTIME)
+    assert choose([BF16, FP32], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16) == (
+        FP32,
+        Runtime.ONNXRUNTIME,
+    )
     with pytest.raises(ConfigError, match="--precision bf16: it needs the package openvino"):
         choose([BF16], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16)
 
 
-@given(st.lists(st.sampled_from(ALL), min_size=1, unique=True), st.sets(st.sampled_from(ALL)), st.booleans())
+@given(
+    st.lists(st.sampled_from(ALL), min_size=1, unique=True),
+    st.sets(st.sampled_from(ALL)),
+    st.booleans(),
+)
 def test_nothing_is_served_that_was_not_allowed_or_not_held(
     allowed: list[Precision], held: set[Precision], has_bf16: bool
 ) -> None:

@@ -20,7 +20,9 @@ from kwise.engine.text.encoder import ConversationEncoder
 from kwise.errors import ConfigError
 from kwise.types import Group, Message
 
-EXACT = 2e-5  # fp32, another order of additions; 8e-6 is the most that 2,760 random batches differed by
+EXACT = (
+    2e-5  # fp32, another order of additions; 8e-6 is the most that 2,760 random batches differed by
+)
 LARGE = 64 << 20
 VOCAB = 40
 
@@ -35,7 +37,11 @@ def encoder(artifact: Artifact) -> ConversationEncoder:
     return new_encoder(artifact, EngineConfig())
 
 
-@pytest.fixture(scope="module", params=[Runtime.ONNXRUNTIME, Runtime.OPENVINO], ids=lambda runtime: runtime.value)
+@pytest.fixture(
+    scope="module",
+    params=[Runtime.ONNXRUNTIME, Runtime.OPENVINO],
+    ids=lambda runtime: runtime.value,
+)
 def runtime(request: pytest.FixtureRequest) -> Runtime:
     return request.param
 
@@ -51,7 +57,9 @@ def plain(artifact: Artifact) -> GraphSession:
 
 
 def _encode(encoder: ConversationEncoder, group: Group) -> list[EncodedSequence]:
-    outcomes = [outcome for outcome in encoder.encode(group) if isinstance(outcome, EncodedSequence)]
+    outcomes = [
+        outcome for outcome in encoder.encode(group) if isinstance(outcome, EncodedSequence)
+    ]
     assert len(outcomes) == len(group.responses)
     return outcomes
 
@@ -88,7 +96,9 @@ def test_responses_one_call_after_another_get_the_rewards_of_one_batch_and_compu
                 assert alone.num_reused == sequence.prompt_tokens > MIN_TOKENS
 
 
-def test_without_prompt_cache_every_call_computes_its_prompt(encoder: ConversationEncoder, plain: GraphSession) -> None:
+def test_without_prompt_cache_every_call_computes_its_prompt(
+    encoder: ConversationEncoder, plain: GraphSession
+) -> None:
     for response in ("Paris.", "Rome.", "Paris."):
         (sequence,) = _encode(encoder, _asked("What is the capital of France?", response))
         alone = plain.run([sequence])
@@ -117,7 +127,9 @@ def test_a_new_prompt_beside_a_known_one_is_scored_and_kept(
     session = _session(artifact, LARGE, runtime)
     known, new = tuple(range(100, 140)), (*range(100, 110), *range(200, 230))
     session.run(_encode(encoder, Group(prompt=known, responses=((1,),))))
-    batch = [_encode(encoder, Group(prompt=prompt, responses=((3,),)))[0] for prompt in (known, new)]
+    batch = [
+        _encode(encoder, Group(prompt=prompt, responses=((3,),)))[0] for prompt in (known, new)
+    ]
     for num_reused in (40 - 10, 40 + 30):
         passed = session.run(batch)
         assert passed.num_reused == num_reused
@@ -131,10 +143,16 @@ def test_a_reused_prompt_that_is_a_whole_sequence_gets_its_reward(
     session = _session(artifact, LARGE, runtime)
     prompt = np.arange(100, 140)
     whole = EncodedSequence(token_ids=prompt, type_ids=None, num_tokens=40, prompt_tokens=40)
-    longer = EncodedSequence(token_ids=np.append(prompt, 7), type_ids=None, num_tokens=41, prompt_tokens=40)
+    longer = EncodedSequence(
+        token_ids=np.append(prompt, 7), type_ids=None, num_tokens=41, prompt_tokens=40
+    )
     expected = plain.run([whole, longer]).rewards
     assert session.run([whole, longer]).num_rows == 41
-    for batch, right in (([whole, longer], expected), ([whole], expected[:1]), ([longer, longer], expected[[1, 1]])):
+    for batch, right in (
+        ([whole, longer], expected),
+        ([whole], expected[:1]),
+        ([longer, longer], expected[[1, 1]]),
+    ):
         passed = session.run(batch)
         assert passed.rewards == pytest.approx(right, abs=EXACT)
         assert passed.num_rows == len({len(sequence.token_ids) for sequence in batch})
@@ -147,7 +165,11 @@ def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
     prompts = [random.integers(3, VOCAB, random.integers(1, 200))]
     for _ in range(draw(st.integers(1, 5))):
         before = prompts[random.integers(len(prompts))]
-        prompts.append(np.concatenate([before[: random.integers(len(before) + 1)], random.integers(3, VOCAB, 30)]))
+        prompts.append(
+            np.concatenate(
+                [before[: random.integers(len(before) + 1)], random.integers(3, VOCAB, 30)]
+            )
+        )
     batches = []
     for _ in range(draw(st.integers(2, 12))):
         batch = []
@@ -155,7 +177,11 @@ def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
             prompt = prompts[random.integers(len(prompts))]
             tokens = np.concatenate([prompt, random.integers(3, VOCAB, random.integers(0, 60))])
             told = int(random.choice([0, len(prompt), len(tokens)], p=[0.1, 0.8, 0.1]))
-            batch.append(EncodedSequence(token_ids=tokens, type_ids=None, num_tokens=len(tokens), prompt_tokens=told))
+            batch.append(
+                EncodedSequence(
+                    token_ids=tokens, type_ids=None, num_tokens=len(tokens), prompt_tokens=told
+                )
+            )
         batches.append(batch)
     return batches
 
@@ -163,7 +189,11 @@ def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches=_batches(), max_tokens=st.sampled_from([40, 150, 400, 10_000]))
 def test_any_batches_one_after_another_get_the_rewards_of_a_session_without_cache(
-    artifact: Artifact, plain: GraphSession, runtime: Runtime, batches: list[list[EncodedSequence]], max_tokens: int
+    artifact: Artifact,
+    plain: GraphSession,
+    runtime: Runtime,
+    batches: list[list[EncodedSequence]],
+    max_tokens: int,
 ) -> None:
     bytes_per_token = 4 * sum(plain._states.values())
     session = _session(artifact, max_tokens * (bytes_per_token + 4), runtime)
@@ -174,7 +204,9 @@ def test_any_batches_one_after_another_get_the_rewards_of_a_session_without_cach
         assert session.prompt_cache.num_bytes <= session.prompt_cache.max_bytes
 
 
-def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert _session(artifact, 0, Runtime.AUTO).runtime.startswith("onnxruntime ")
     assert _session(artifact, 0, Runtime.OPENVINO).runtime.endswith(" CPU")
     with pytest.raises(ConfigError, match=r"--runtime openvino runs on --device cpu, not 'cuda'"):
@@ -183,5 +215,7 @@ def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(artifact: Art
         GraphSession(artifact, device="cuda")
     monkeypatch.setattr("kwise.engine.model.runtime.open.find_spec", lambda _: None)
     for runtime, extra in ((Runtime.OPENVINO, "openvino"), (Runtime.AUTO, "engine")):
-        with pytest.raises(ConfigError, match=rf"needs the package .*: pip install 'kwise\[{extra}\]'"):
+        with pytest.raises(
+            ConfigError, match=rf"needs the package .*: pip install 'kwise\[{extra}\]'"
+        ):
             GraphSession(artifact, runtime=runtime)

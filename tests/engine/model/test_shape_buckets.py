@@ -34,7 +34,10 @@ class NoGraph:
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         self.shapes.append(tuple(arrays[name].shape for name in sorted(arrays)))
-        return [np.zeros(len(arrays["last_rows"]), np.float32), np.zeros((len(arrays["kept"]), 3), np.float32)]
+        return [
+            np.zeros(len(arrays["last_rows"]), np.float32),
+            np.zeros((len(arrays["kept"]), 3), np.float32),
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,10 @@ def _bucketed(artifact: Artifact, prompt_cache_bytes: int) -> GraphSession:
 
 def _sequences(batch: Sequence[Int64]) -> list[EncodedSequence]:
     return [
-        EncodedSequence(token_ids=ids, type_ids=None, num_tokens=len(ids), prompt_tokens=3 * len(ids) // 4) for ids in batch
+        EncodedSequence(
+            token_ids=ids, type_ids=None, num_tokens=len(ids), prompt_tokens=3 * len(ids) // 4
+        )
+        for ids in batch
     ]
 
 
@@ -61,7 +67,9 @@ def _batch(random: np.random.Generator, max_rows: int) -> list[Int64]:
     while sum(map(len, batch)) < max_rows:
         prompt = random.integers(0, 50_000, random.integers(5, 300))
         lengths = random.integers(1, 200, random.integers(1, 9))
-        batch.extend(np.concatenate([prompt, random.integers(0, 50_000, length)]) for length in lengths)
+        batch.extend(
+            np.concatenate([prompt, random.integers(0, 50_000, length)]) for length in lengths
+        )
     return batch
 
 
@@ -86,9 +94,13 @@ def test_padding_changes_no_reward_whatever_is_cached(
         assert (passed.num_rows, passed.num_reused) == (expected.num_rows, expected.num_reused)
     # What is kept is counted, and nothing of the padding hangs on it.
     assert bucketed.prompt_cache.num_bytes == plain.prompt_cache.num_bytes
-    states = [state for segment in bucketed.prompt_cache._segments.values() for state in segment.states]
+    states = [
+        state for segment in bucketed.prompt_cache._segments.values() for state in segment.states
+    ]
     # An array of ONNX Runtime's own memory has no array beneath it.
-    assert all(not isinstance(state.base, np.ndarray) or len(state.base) == len(state) for state in states)
+    assert all(
+        not isinstance(state.base, np.ndarray) or len(state.base) == len(state) for state in states
+    )
 
 
 def test_large_batches_of_many_tiles_keep_their_rewards(artifact: Artifact) -> None:
@@ -96,11 +108,15 @@ def test_large_batches_of_many_tiles_keep_their_rewards(artifact: Artifact) -> N
     bucketed, plain = _bucketed(artifact, 64 << 20), GraphSession(artifact, threads=1)
     for max_rows in (3000, 200, 3000, 1500):
         batch = _sequences([ids % 40_000 for ids in _batch(random, max_rows)])
-        np.testing.assert_allclose(bucketed.run(batch).rewards, plain.run(batch).rewards, rtol=0, atol=EXACT)
+        np.testing.assert_allclose(
+            bucketed.run(batch).rewards, plain.run(batch).rewards, rtol=0, atol=EXACT
+        )
 
 
 @given(st.integers(0, 100_000), st.sampled_from([1, 8, 64]), st.sampled_from([1, 2, 4]))
-def test_rounding_up_adds_less_than_a_step_and_repeats_itself(size: int, smallest: int, steps: int) -> None:
+def test_rounding_up_adds_less_than_a_step_and_repeats_itself(
+    size: int, smallest: int, steps: int
+) -> None:
     rounded = round_up(size, smallest, steps)
     assert rounded == round_up(rounded, smallest, steps) >= size
     assert rounded <= max(smallest, size + max(size // steps, 1)) if size else rounded == 0

@@ -14,7 +14,9 @@ Tokens = tuple[int, ...]
 
 
 def _prefixes(sequences: Iterable[Int64]) -> set[Tokens]:
-    return {tuple(sequence[: n + 1].tolist()) for sequence in sequences for n in range(len(sequence))}
+    return {
+        tuple(sequence[: n + 1].tolist()) for sequence in sequences for n in range(len(sequence))
+    }
 
 
 def _keys(sequences: Iterable[Int64]) -> list[bytes]:
@@ -22,7 +24,9 @@ def _keys(sequences: Iterable[Int64]) -> list[bytes]:
 
 
 @given(BATCHES, st.data())
-def test_a_trie_costs_its_distinct_prefixes_but_for_the_cached_ones(batch: list[Int64], data: st.DataObject) -> None:
+def test_a_trie_costs_its_distinct_prefixes_but_for_the_cached_ones(
+    batch: list[Int64], data: st.DataObject
+) -> None:
     drawn = data.draw(st.lists(st.sampled_from(batch), max_size=4))
     cached = [sequence[: data.draw(st.integers(0, len(sequence)))] for sequence in drawn]
     filling = TrieFilling(_keys(cached))
@@ -48,7 +52,9 @@ def test_cached_prefixes_are_no_company() -> None:
     prompt, other = np.arange(40), np.arange(100, 140)
     filling = new_filling("trie", _keys([other]))
     filling.add(sort_key(prompt))
-    assert filling.distance(sort_key(np.append(prompt, 1))) < filling.distance(sort_key(np.append(other, 1)))
+    assert filling.distance(sort_key(np.append(prompt, 1))) < filling.distance(
+        sort_key(np.append(other, 1))
+    )
 
 
 def test_the_cached_prefixes_are_not_changed() -> None:
@@ -63,7 +69,10 @@ def test_a_long_prompt_is_worth_a_batch_of_twice_its_length() -> None:
     prompt = np.arange(100)
     filling = TrieFilling()
     filling.add(sort_key(np.append(prompt, 1000)))
-    relative, stranger = sort_key(np.append(prompt, np.arange(2000, 2060))), sort_key(np.arange(500, 560))
+    relative, stranger = (
+        sort_key(np.append(prompt, np.arange(2000, 2060))),
+        sort_key(np.arange(500, 560)),
+    )
     assert filling.fits(relative, max_rows=50) and not filling.fits(stranger, max_rows=50)
     filling.add(relative)
     assert not filling.fits(sort_key(np.append(prompt, np.arange(3000, 3060))), max_rows=50)

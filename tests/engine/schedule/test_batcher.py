@@ -26,7 +26,9 @@ PATIENCE_S = 3  # of waits that would otherwise hang a failing test
 
 
 def _sequence(*tokens: int) -> EncodedSequence:
-    return EncodedSequence(token_ids=np.array(tokens, np.int64), type_ids=None, num_tokens=len(tokens))
+    return EncodedSequence(
+        token_ids=np.array(tokens, np.int64), type_ids=None, num_tokens=len(tokens)
+    )
 
 
 def _reward(sequence: EncodedSequence) -> float:
@@ -62,14 +64,21 @@ class FaultySession:
 class Running:
     """A started batcher with what a test looks at."""
 
-    def __init__(self, session: FaultySession, max_batch_tokens: int, max_queue_tokens: int) -> None:
+    def __init__(
+        self, session: FaultySession, max_batch_tokens: int, max_queue_tokens: int
+    ) -> None:
         self.session = session
         self.counters = Counters()
         self.queue = WorkQueue(layout="padded", max_batch_tokens=max_batch_tokens)
-        self.batcher = Batcher([session], self.queue, max_queue_tokens=max_queue_tokens, counters=self.counters)
+        self.batcher = Batcher(
+            [session], self.queue, max_queue_tokens=max_queue_tokens, counters=self.counters
+        )
 
     def submit(
-        self, *sequences: tuple[int, ...], priority: Priority = Priority.INTERACTIVE, client: str = ""
+        self,
+        *sequences: tuple[int, ...],
+        priority: Priority = Priority.INTERACTIVE,
+        client: str = "",
     ) -> "list[asyncio.Future[Any]]":
         with self.batcher.reserve(sum(map(len, sequences)), client):
             pass
@@ -87,12 +96,19 @@ class Running:
         _, pending = await asyncio.wait(futures, timeout=PATIENCE_S)
         assert not pending
         return [
-            "cancelled" if f.cancelled() else f.exception() if f.exception() is not None else f.result().raw for f in futures
+            "cancelled"
+            if f.cancelled()
+            else f.exception()
+            if f.exception() is not None
+            else f.result().raw
+            for f in futures
         ]
 
 
 @asynccontextmanager
-async def _running(*, missing: int = 0, max_batch_tokens: int = 64, max_queue_tokens: int = 1000) -> AsyncIterator[Running]:
+async def _running(
+    *, missing: int = 0, max_batch_tokens: int = 64, max_queue_tokens: int = 1000
+) -> AsyncIterator[Running]:
     running = Running(FaultySession(missing=missing), max_batch_tokens, max_queue_tokens)
     running.batcher.start()
     try:
@@ -105,7 +121,9 @@ async def _running(*, missing: int = 0, max_batch_tokens: int = 64, max_queue_to
 @settings(max_examples=40, deadline=None)
 @given(
     groups=st.lists(
-        st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9).map(tuple), min_size=1, max_size=4),
+        st.lists(
+            st.lists(st.integers(0, 99), min_size=1, max_size=9).map(tuple), min_size=1, max_size=4
+        ),
         min_size=1,
         max_size=6,
     ),
@@ -118,12 +136,17 @@ def test_each_future_gets_its_own_reward_or_its_own_error(
     async def scenario() -> None:
         async with _running(max_batch_tokens=max_batch_tokens, max_queue_tokens=10_000) as running:
             sent = [
-                [(*tokens, POISON) if (group, place) in poisoned else tokens for place, tokens in enumerate(members)]
+                [
+                    (*tokens, POISON) if (group, place) in poisoned else tokens
+                    for place, tokens in enumerate(members)
+                ]
                 for group, members in enumerate(groups)
             ]
             futures = [running.submit(*group) for group in sent]
             for group, group_futures in zip(sent, futures, strict=True):
-                for tokens, outcome in zip(group, await running.settle(*group_futures), strict=True):
+                for tokens, outcome in zip(
+                    group, await running.settle(*group_futures), strict=True
+                ):
                     if POISON in tokens:
                         assert isinstance(outcome, ModelFailed)
                     else:
@@ -137,7 +160,11 @@ async def test_failing_sequence_leaves_its_neighbours_and_its_siblings_unharmed(
     """Its siblings once shared its error, and so did whoever had joined one of them."""
     async with _running() as running:
         held = await running.hold()
-        futures = [*running.submit((1, 2), (3,)), *running.submit((4,), (POISON,)), *running.submit((6, 7))]
+        futures = [
+            *running.submit((1, 2), (3,)),
+            *running.submit((4,), (POISON,)),
+            *running.submit((6, 7)),
+        ]
         running.session.gate.set()
         assert await running.settle(held) == [5]
         first, second, third, fourth, fifth = await running.settle(*futures)
@@ -194,7 +221,9 @@ async def test_a_client_may_have_as_many_waiting_as_are_left_free() -> None:
     async with _running(max_queue_tokens=12) as running:
         held = await running.hold()
         futures = [future for _ in range(6) for future in running.submit((1,), client="greedy")]
-        with pytest.raises(Overloaded, match="6 tokens, 6 of them this client's, and its limit is 12"):
+        with pytest.raises(
+            Overloaded, match="6 tokens, 6 of them this client's, and its limit is 12"
+        ):
             running.submit((1,), client="greedy")
         for client in ("first", "second"):
             futures += running.submit((1,), (1,), client=client)
@@ -202,7 +231,9 @@ async def test_a_client_may_have_as_many_waiting_as_are_left_free() -> None:
         assert await running.settle(held, *futures) == [5, *[1] * 10]
 
 
-async def test_a_fault_of_the_queue_fails_what_waits_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_of_the_queue_fails_what_waits_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The batcher's task ended, and everybody waited for ever."""
     async with _running() as running:
         held = await running.hold()
@@ -241,7 +272,9 @@ async def test_retry_time_grows_with_the_queue() -> None:
         waiting = running.submit((1,) * 100_000)
         with pytest.raises(Overloaded) as raised:
             running.submit((1,))
-        assert raised.value.retry_after_s == 10  # 100 s at 1,000 tokens a second, until a pass was timed
+        assert (
+            raised.value.retry_after_s == 10
+        )  # 100 s at 1,000 tokens a second, until a pass was timed
         waiting[0].cancel()
         running.session.gate.set()
         await running.settle(held)
@@ -274,7 +307,12 @@ async def test_counters_tell_what_was_run() -> None:
         running.session.gate.set()
         await running.settle(held, *futures)
         counters = running.counters
-        assert (counters.model_passes, counters.sequences, counters.unshared_rows, counters.rows) == (2, 3, 6, 6)
+        assert (
+            counters.model_passes,
+            counters.sequences,
+            counters.unshared_rows,
+            counters.rows,
+        ) == (2, 3, 6, 6)
         assert counters.reused_rows == 0
         assert counters.rejected_groups == counters.abandoned == 0
 
@@ -299,7 +337,9 @@ async def test_too_few_rewards_fail_the_batch_and_misassign_none() -> None:
         assert await running.settle(*running.submit((3,))) == [3]
 
 
-async def test_session_runs_on_without_a_pause_while_work_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_session_runs_on_without_a_pause_while_work_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each batch follows the one before directly: the batcher sets no timer and leaves nothing behind."""
     async with _running(max_batch_tokens=2) as running:
         held = await running.hold()
@@ -307,7 +347,9 @@ async def test_session_runs_on_without_a_pause_while_work_waits(monkeypatch: pyt
         timers: list[Any] = []
         loop = asyncio.get_running_loop()
         schedule = loop.call_at
-        monkeypatch.setattr(loop, "call_at", lambda *a, **k: (timers.append(a), schedule(*a, **k))[1])
+        monkeypatch.setattr(
+            loop, "call_at", lambda *a, **k: (timers.append(a), schedule(*a, **k))[1]
+        )
         running.session.gate.set()
         assert await asyncio.gather(held, *futures)
         assert timers == []
@@ -390,7 +432,10 @@ async def test_reserved_tokens_count_as_waiting_until_they_are_given_back() -> N
 async def test_hastened_work_takes_the_better_turn() -> None:
     async with _running(max_batch_tokens=1) as running:
         held = await running.hold()
-        first, second = running.submit((1,), priority=Priority.BULK), running.submit((2,), priority=Priority.BULK)
+        first, second = (
+            running.submit((1,), priority=Priority.BULK),
+            running.submit((2,), priority=Priority.BULK),
+        )
         third = running.submit((3,))
         running.batcher.hasten(second[0], Priority.INTERACTIVE, "")
         running.session.gate.set()
@@ -428,12 +473,16 @@ class KnowingSession(FaultySession):
     def __init__(self) -> None:
         super().__init__()
         self.prompt_cache = PromptCache(1 << 10)
-        self.prompt_cache.put(sort_key(np.array(self.PROMPT)), 0, [np.zeros((len(self.PROMPT), 1), np.float32)])
+        self.prompt_cache.put(
+            sort_key(np.array(self.PROMPT)), 0, [np.zeros((len(self.PROMPT), 1), np.float32)]
+        )
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         passed = super().run(batch)
         num_reused = len(self.PROMPT) * len(batch)
-        return Pass(rewards=passed.rewards, num_rows=passed.num_rows - num_reused, num_reused=num_reused)
+        return Pass(
+            rewards=passed.rewards, num_rows=passed.num_rows - num_reused, num_reused=num_reused
+        )
 
 
 async def test_what_the_session_knows_costs_no_rows_and_is_counted() -> None:
@@ -442,7 +491,9 @@ async def test_what_the_session_knows_costs_no_rows_and_is_counted() -> None:
     batcher = Batcher([session], queue, max_queue_tokens=1000, counters=counters)
     batcher.start()
     try:
-        futures = batcher.submit([_sequence(*session.PROMPT, n, 60, 61, 62) for n in range(30, 36)], Priority.INTERACTIVE)
+        futures = batcher.submit(
+            [_sequence(*session.PROMPT, n, 60, 61, 62) for n in range(30, 36)], Priority.INTERACTIVE
+        )
         await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
     finally:
         await batcher.stop()

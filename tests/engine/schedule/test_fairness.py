@@ -45,7 +45,11 @@ def test_clients_are_served_by_cost_and_not_by_number() -> None:
         turns.add(Item("long", cost=10))
         turns.add(Item("short", cost=1))
     first = take_all(turns)[:55]
-    assert sum(item.cost for item in first if item.client == "long") == sum(i.cost for i in first if i.client == "short") == 50
+    assert (
+        sum(item.cost for item in first if item.client == "long")
+        == sum(i.cost for i in first if i.client == "short")
+        == 50
+    )
 
 
 @pytest.mark.parametrize("with_bulk", [False, True])
@@ -99,7 +103,9 @@ def test_hastened_work_is_charged_to_who_waits_for_it() -> None:
 
 
 @given(st.lists(st.sampled_from(Priority), min_size=1, max_size=200))
-def test_bulk_has_one_turn_in_so_many_and_interactive_work_the_others(priorities: list[Priority]) -> None:
+def test_bulk_has_one_turn_in_so_many_and_interactive_work_the_others(
+    priorities: list[Priority],
+) -> None:
     turns: Turns[Item] = Turns()
     for number, priority in enumerate(priorities):
         turns.add(Item(str(number % 3), priority=priority))
@@ -140,7 +146,9 @@ class TurnsKeepTheirPromises(RuleBasedStateMachine):
             slower = before[0] is Priority.INTERACTIVE and priority is Priority.BULK
             assert (item.priority, item.client) == (before if slower else (priority, client))
             if (item.priority, item.client) != before:
-                line = [i for i in self.turns.in_order() if (i.priority, i.client) == (priority, client)]
+                line = [
+                    i for i in self.turns.in_order() if (i.priority, i.client) == (priority, client)
+                ]
                 assert line[0] is item
                 self.waiting.remove(item)
                 self.waiting.insert(0, item)
@@ -149,7 +157,11 @@ class TurnsKeepTheirPromises(RuleBasedStateMachine):
     def take(self, data: st.DataObject) -> None:
         order = list(self.turns.in_order())
         if order:
-            company = data.draw(st.lists(st.sampled_from(order[1:]), unique=True)) if len(order) > 1 else []
+            company = (
+                data.draw(st.lists(st.sampled_from(order[1:]), unique=True))
+                if len(order) > 1
+                else []
+            )
             self.turns.take([order[0], *company], [item.cost for item in (order[0], *company)])
             for item in (order[0], *company):
                 self.waiting.remove(item)
@@ -159,7 +171,9 @@ class TurnsKeepTheirPromises(RuleBasedStateMachine):
         order = list(self.turns.in_order())
         assert len(self.turns) == len(order) == len(self.waiting)
         assert set(map(id, order)) == set(map(id, self.waiting))
-        for client, priority in product("abc", Priority):  # first come, first served, but for what was hastened
+        for client, priority in product(
+            "abc", Priority
+        ):  # first come, first served, but for what was hastened
             arrived = [i for i in self.waiting if (i.client, i.priority) == (client, priority)]
             assert [i for i in order if (i.client, i.priority) == (client, priority)] == arrived
 
@@ -168,7 +182,9 @@ TestTurnsKeepTheirPromises = TurnsKeepTheirPromises.TestCase
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=40), st.integers(1, 3))
-def test_slots_are_never_more_nor_lost_whoever_gives_up(steps: list[tuple[int, bool]], num_slots: int) -> None:
+def test_slots_are_never_more_nor_lost_whoever_gives_up(
+    steps: list[tuple[int, bool]], num_slots: int
+) -> None:
     async def scenario() -> None:
         slots = Slots(num_slots)
         holding = 0
@@ -212,6 +228,8 @@ async def test_a_ticket_that_somebody_else_waits_for_too_takes_that_turn() -> No
     slots.hasten(tickets["f"], Priority.INTERACTIVE, "modest")  # no task has begun
     await asyncio.sleep(0)
     slots.hasten(tickets["e"], Priority.INTERACTIVE, "modest")
-    slots.hasten(tickets["e"], Priority.BULK, "greedy")  # a group has one ticket, and others join other responses of it
+    slots.hasten(
+        tickets["e"], Priority.BULK, "greedy"
+    )  # a group has one ticket, and others join other responses of it
     await asyncio.gather(*tasks)
     assert called == ["a", "e", "f", "b", "c", "d"]

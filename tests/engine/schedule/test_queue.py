@@ -15,7 +15,10 @@ from kwise.types import Priority
 
 
 def _work(
-    tokens: list[int], future: "asyncio.Future[object]", priority: Priority = Priority.INTERACTIVE, client: str = ""
+    tokens: list[int],
+    future: "asyncio.Future[object]",
+    priority: Priority = Priority.INTERACTIVE,
+    client: str = "",
 ) -> Work:
     token_ids = np.array(tokens, np.int64)
     sequence = EncodedSequence(token_ids=token_ids, type_ids=None, num_tokens=len(tokens))
@@ -83,7 +86,12 @@ class QueueKeepsItsPromises(RuleBasedStateMachine):
         if self.waiting:
             self.queue.hasten(data.draw(st.sampled_from(self.waiting)).future, priority, client)
 
-    @rule(cached=st.lists(st.sampled_from([(9,) * 31, (9,) * 40, (9,) * 32 + (0, 1), (0, 0), (1, 2, 0)]), unique=True))
+    @rule(
+        cached=st.lists(
+            st.sampled_from([(9,) * 31, (9,) * 40, (9,) * 32 + (0, 1), (0, 0), (1, 2, 0)]),
+            unique=True,
+        )
+    )
     def take(self, cached: list[tuple[int, ...]]) -> None:
         alive = [work for work in self.waiting if not work.future.done()]
         batch = self.queue.take(_keys(cached))
@@ -108,7 +116,9 @@ class QueueKeepsItsPromises(RuleBasedStateMachine):
         assert len(self.queue) == len(self.waiting)
         assert self.queue.num_tokens == sum(len(_tokens(work)) for work in self.waiting)
         for client in "ab":
-            assert self.queue.num_tokens_of(client) == sum(len(_tokens(w)) for w in self.waiting if w.client == client)
+            assert self.queue.num_tokens_of(client) == sum(
+                len(_tokens(w)) for w in self.waiting if w.client == client
+            )
 
 
 TestQueueKeepsItsPromises = QueueKeepsItsPromises.TestCase
@@ -122,7 +132,9 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.mark.parametrize("layout", ["trie", "padded"])
-def test_a_sequence_longer_than_a_batch_runs_without_strangers(layout: str, loop: asyncio.AbstractEventLoop) -> None:
+def test_a_sequence_longer_than_a_batch_runs_without_strangers(
+    layout: str, loop: asyncio.AbstractEventLoop
+) -> None:
     queue = WorkQueue(layout=layout, max_batch_tokens=4)
     long, short = _work([1] * 9, loop.create_future()), _work([2], loop.create_future())
     queue.add(long)
@@ -133,23 +145,37 @@ def test_a_sequence_longer_than_a_batch_runs_without_strangers(layout: str, loop
 
 def test_bulk_fills_what_interactive_work_leaves(loop: asyncio.AbstractEventLoop) -> None:
     queue = WorkQueue(layout="trie", max_batch_tokens=4)
-    bulk, interactive = _work([1, 1], loop.create_future(), Priority.BULK), _work([2, 2], loop.create_future())
+    bulk, interactive = (
+        _work([1, 1], loop.create_future(), Priority.BULK),
+        _work([2, 2], loop.create_future()),
+    )
     queue.add(bulk)
     queue.add(interactive)
     assert queue.take() == [interactive, bulk]
 
 
-def test_a_batch_takes_its_own_priority_before_relatives_of_the_other(loop: asyncio.AbstractEventLoop) -> None:
+def test_a_batch_takes_its_own_priority_before_relatives_of_the_other(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
     prompt = list(range(40))
     queue = WorkQueue(layout="trie", max_batch_tokens=51)
-    first, stranger = _work([*prompt, 1], loop.create_future()), _work([50] * 10, loop.create_future())
+    first, stranger = (
+        _work([*prompt, 1], loop.create_future()),
+        _work([50] * 10, loop.create_future()),
+    )
     relative = _work([*prompt, 2], loop.create_future(), Priority.BULK)
     for work in (first, relative, stranger):
         queue.add(work)
-    assert queue.take() == [first, stranger, relative]  # larger than a batch, for what the relative shares
+    assert queue.take() == [
+        first,
+        stranger,
+        relative,
+    ]  # larger than a batch, for what the relative shares
 
 
-def test_one_client_with_a_long_line_leaves_the_next_batch_to_another(loop: asyncio.AbstractEventLoop) -> None:
+def test_one_client_with_a_long_line_leaves_the_next_batch_to_another(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
     queue = WorkQueue(layout="trie", max_batch_tokens=4)
     for n in range(3000):
         queue.add(_work([n, n], loop.create_future(), client="greedy"))
@@ -180,7 +206,9 @@ def test_padded_batch_prefers_the_firsts_length(loop: asyncio.AbstractEventLoop)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_padding_is_less_than_a_tenth_of_a_busy_queues_batches(seed: int, loop: asyncio.AbstractEventLoop) -> None:
+def test_padding_is_less_than_a_tenth_of_a_busy_queues_batches(
+    seed: int, loop: asyncio.AbstractEventLoop
+) -> None:
     """Lengths spread as those of real responses are, about log-normally."""
     lengths = np.clip(np.random.default_rng(seed).lognormal(5.5, 0.6, 600), 10, 2000).astype(int)
     queue = WorkQueue(layout="padded", max_batch_tokens=4096)
@@ -216,7 +244,12 @@ def test_hastened_work_goes_before_its_clients_other_work(loop: asyncio.Abstract
     for work in (*interactive, *bulk):
         queue.add(work)
     queue.hasten(bulk[1].future, Priority.INTERACTIVE, "")
-    assert [queue.take() for _ in range(5)] == [[bulk[1]], *([work] for work in interactive), [bulk[0]], [bulk[2]]]
+    assert [queue.take() for _ in range(5)] == [
+        [bulk[1]],
+        *([work] for work in interactive),
+        [bulk[0]],
+        [bulk[2]],
+    ]
 
 
 def test_hastening_what_is_gone_changes_nothing(loop: asyncio.AbstractEventLoop) -> None:
@@ -230,7 +263,9 @@ def test_hastening_what_is_gone_changes_nothing(loop: asyncio.AbstractEventLoop)
     assert [queue.take() for _ in range(3)] == [[works[1]], [works[2]], []]
 
 
-def test_what_does_not_fit_an_empty_batch_leaves_it_to_others(loop: asyncio.AbstractEventLoop) -> None:
+def test_what_does_not_fit_an_empty_batch_leaves_it_to_others(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
     """32 long ones in line behind a short one ended the search, and the batch had 100 rows of 2,048."""
     queue = WorkQueue(layout="trie", max_batch_tokens=2048)
     for index, length in enumerate([100, *[2000] * 32, *[100] * 40]):
@@ -244,7 +279,11 @@ def test_a_shared_prompt_is_charged_once(loop: asyncio.AbstractEventLoop) -> Non
     rows = {"groups": 0, "singles": 0}
     for number in range(12):
         for response in range(32):
-            queue.add(_work([number] * 1000 + [2000 + response] * 20, loop.create_future(), client="groups"))
+            queue.add(
+                _work(
+                    [number] * 1000 + [2000 + response] * 20, loop.create_future(), client="groups"
+                )
+            )
         queue.add(_work([number, *range(100, 1999)], loop.create_future(), client="singles"))
     for _ in range(12):
         batch = queue.take()

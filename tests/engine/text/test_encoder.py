@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.chat_template import compile_template
@@ -45,7 +54,9 @@ def _user(text: str) -> Conversation:
     return (Message(role="user", content=text),)
 
 
-def _new(tokenizer: Tokenizer, template: str | None, trailing_pad_id: int | None = None, **limits: Any) -> ConversationEncoder:
+def _new(
+    tokenizer: Tokenizer, template: str | None, trailing_pad_id: int | None = None, **limits: Any
+) -> ConversationEncoder:
     return ConversationEncoder(
         tokenizer,
         template=template,
@@ -71,7 +82,10 @@ def _limited(real: Any, **limits: Any) -> ConversationEncoder:
 
 
 def _reference(real: Any, prompt: Conversation, response: str) -> list[int]:
-    messages = [{"role": m.role, "content": m.content} for m in (*prompt, Message(role="assistant", content=response))]
+    messages = [
+        {"role": m.role, "content": m.content}
+        for m in (*prompt, Message(role="assistant", content=response))
+    ]
     token_ids: list[int] = real.apply_chat_template(messages, tokenize=True)
     return token_ids
 
@@ -91,7 +105,9 @@ def test_tokens_are_those_of_the_whole_conversation(
     encoder: ConversationEncoder, real: Any, prompt: Conversation, responses: tuple[str, ...]
 ) -> None:
     outcomes = encoder.encode(Group(prompt=prompt, responses=responses))
-    assert [_ids(outcome) for outcome in outcomes] == [_reference(real, prompt, response) for response in responses]
+    assert [_ids(outcome) for outcome in outcomes] == [
+        _reference(real, prompt, response) for response in responses
+    ]
     for outcome in outcomes:
         assert isinstance(outcome, EncodedSequence)
         assert outcome.num_tokens == len(outcome.token_ids)
@@ -100,32 +116,56 @@ def test_tokens_are_those_of_the_whole_conversation(
 
 
 @pytest.mark.parametrize(
-    "response", ["", "<|im_end|>", "<|im_start|>", "<|im_", "\n", " a", "é<|im_end|>\n\n<|im_start|>", "\u202e\0"]
+    "response",
+    [
+        "",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|im_",
+        "\n",
+        " a",
+        "é<|im_end|>\n\n<|im_start|>",
+        "\u202e\0",
+    ],
 )
-def test_awkward_responses_in_company_keep_their_tokens(encoder: ConversationEncoder, real: Any, response: str) -> None:
+def test_awkward_responses_in_company_keep_their_tokens(
+    encoder: ConversationEncoder, real: Any, response: str
+) -> None:
     prompt = _user("What is 1+1?")
     for responses in ((response,), (response, "2"), (response, response + "x", "")):
         outcomes = encoder.encode(Group(prompt=prompt, responses=responses))
-        assert [_ids(outcome) for outcome in outcomes] == [_reference(real, prompt, r) for r in responses]
+        assert [_ids(outcome) for outcome in outcomes] == [
+            _reference(real, prompt, r) for r in responses
+        ]
 
 
-def test_prompt_of_an_ordinary_group_is_tokenised_once(encoder: ConversationEncoder, real: Any) -> None:
+def test_prompt_of_an_ordinary_group_is_tokenised_once(
+    encoder: ConversationEncoder, real: Any
+) -> None:
     prompt = (Message(role="system", content="Be brief."), *_user("What is 1+1?"))
-    texts = [encoder._render((*prompt, Message(role="assistant", content=response))) for response in ("Two.", "Two!", "2")]
+    texts = [
+        encoder._render((*prompt, Message(role="assistant", content=response)))
+        for response in ("Two.", "Two!", "2")
+    ]
     cut = encoder._cut(commonprefix(texts))
     assert cut > 0
     assert texts[0][cut:] == "<|im_start|>assistant\nTwo.<|im_end|>\n"
 
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-CORPUS = ["the cat sat on the mat user assistant system\n", "Is this not a test? The End. <|im_end|>\n"] * 20
+CORPUS = [
+    "the cat sat on the mat user assistant system\n",
+    "Is this not a test? The End. <|im_end|>\n",
+] * 20
 
 
 def _trained(prepend_scheme: str) -> str:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme)
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=160, special_tokens=["<unk>"], show_progress=False))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=160, special_tokens=["<unk>"], show_progress=False)
+    )
     text: str = tokenizer.to_str()
     return text
 
@@ -133,7 +173,21 @@ def _trained(prepend_scheme: str) -> str:
 TRAINED = {scheme: _trained(scheme) for scheme in ("first", "always", "never")}
 SMALL_TEXTS = st.lists(
     st.sampled_from(
-        ["the cat", "The End", " ", "  ", "\n", "[X]", "a[X]", "[X][X]", "<|im_end|>", "<|im_start|>", "<|im", "-", ""]
+        [
+            "the cat",
+            "The End",
+            " ",
+            "  ",
+            "\n",
+            "[X]",
+            "a[X]",
+            "[X][X]",
+            "<|im_end|>",
+            "<|im_start|>",
+            "<|im",
+            "-",
+            "",
+        ]
     ),
     max_size=5,
 ).map("".join)
@@ -144,20 +198,35 @@ def _tokenizers(draw: st.DrawFn) -> Tokenizer:
     tokenizer = Tokenizer.from_str(TRAINED[draw(st.sampled_from(sorted(TRAINED)))])
     if draw(st.booleans()):
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    contents = ["<|im_start|>", "<|im_end|>", "[X]", "<|im_end|>\n<|im_start|>user", "[X][X]", "at", "\n"]
+    contents = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "[X]",
+        "<|im_end|>\n<|im_start|>user",
+        "[X][X]",
+        "at",
+        "\n",
+    ]
     for content in draw(st.lists(st.sampled_from(contents), unique=True, min_size=1)):
-        flags = {name: draw(st.booleans()) for name in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+        flags = {
+            name: draw(st.booleans())
+            for name in ("lstrip", "rstrip", "single_word", "normalized", "special")
+        }
         # Most real tokens are plain; all flags drawn freely would seldom leave anything to cut at.
         if draw(st.booleans()):
             flags |= {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
-        token = AddedToken(content, **{name: value for name, value in flags.items() if name != "special"})
+        token = AddedToken(
+            content, **{name: value for name, value in flags.items() if name != "special"}
+        )
         (tokenizer.add_special_tokens if flags["special"] else tokenizer.add_tokens)([token])
     return tokenizer
 
 
 @settings(max_examples=400, deadline=None)
 @given(
-    tokenizer=_tokenizers(), prompt=_prompts(SMALL_TEXTS), responses=st.lists(SMALL_TEXTS, min_size=1, max_size=3).map(tuple)
+    tokenizer=_tokenizers(),
+    prompt=_prompts(SMALL_TEXTS),
+    responses=st.lists(SMALL_TEXTS, min_size=1, max_size=3).map(tuple),
 )
 def test_any_kind_of_added_token_keeps_the_tokens_of_the_whole(
     tokenizer: Tokenizer, prompt: Conversation, responses: tuple[str, ...]
@@ -165,7 +234,12 @@ def test_any_kind_of_added_token_keeps_the_tokens_of_the_whole(
     expected = []
     for response in responses:
         messages = (*prompt, Message(role="assistant", content=response))
-        expected.append(_whole(tokenizer, "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages)))
+        expected.append(
+            _whole(
+                tokenizer,
+                "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in messages),
+            )
+        )
     outcomes = _new(tokenizer, CHATML).encode(Group(prompt=prompt, responses=responses))
     assert [_ids(outcome) for outcome in outcomes] == expected
 
@@ -182,18 +256,26 @@ def _whole(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def test_metaspace_that_marks_only_the_first_piece_is_cut_and_exact() -> None:
     tokenizer = Tokenizer.from_str(TRAINED["first"])
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in ("<|im_start|>", "<|im_end|>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, normalized=False) for t in ("<|im_start|>", "<|im_end|>")]
+    )
     encoder = _new(tokenizer, CHATML)
     text = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
     assert encoder._cut(text[: text.index("{}")]) == text.rindex("<|im_start|>")
     outcomes = encoder.encode(Group(prompt=_user("the cat"), responses=("the mat", "sat")))
-    expected = [tokenizer.encode(text.format(r), add_special_tokens=False).ids for r in ("the mat", "sat")]
+    expected = [
+        tokenizer.encode(text.format(r), add_special_tokens=False).ids for r in ("the mat", "sat")
+    ]
     assert [_ids(outcome) for outcome in outcomes] == expected
 
 
 @pytest.mark.parametrize(
     "processor",
-    [processors.BertProcessing(("<unk>", 0), ("<unk>", 0)), processors.RobertaProcessing(("<unk>", 0), ("<unk>", 0)), None],
+    [
+        processors.BertProcessing(("<unk>", 0), ("<unk>", 0)),
+        processors.RobertaProcessing(("<unk>", 0), ("<unk>", 0)),
+        None,
+    ],
     ids=["bert", "roberta", "none"],
 )
 def test_without_template_prompt_and_response_are_a_pair(processor: Any) -> None:
@@ -207,7 +289,9 @@ def test_without_template_prompt_and_response_are_a_pair(processor: Any) -> None
     assert isinstance(outcome, EncodedSequence) and outcome.type_ids is not None
     assert outcome.type_ids.tolist() == expected.type_ids
     with pytest.raises(InvalidRequest, match="one user turn"):
-        encoder.encode(Group(prompt=(Message(role="system", content="x"), *_user("y")), responses=("z",)))
+        encoder.encode(
+            Group(prompt=(Message(role="system", content="x"), *_user("y")), responses=("z",))
+        )
 
 
 def _bert_like() -> Tokenizer:
@@ -259,7 +343,9 @@ def test_prompt_tokens_begin_every_response_of_the_group(
     assert all(num_shared <= len(_ids(outcome)) for outcome in outcomes)
 
 
-PLAIN = st.lists(UNICODE | st.sampled_from(["<|im_", "|>", "\n", " ", "x"]), max_size=5).map("".join)
+PLAIN = st.lists(UNICODE | st.sampled_from(["<|im_", "|>", "\n", " ", "x"]), max_size=5).map(
+    "".join
+)
 
 
 @settings(max_examples=200, deadline=None)
@@ -280,21 +366,32 @@ def test_prompt_tokens_are_the_same_whoever_else_is_in_the_group(
 def test_one_prompt_is_as_long_for_one_response_as_for_nine(encoder: ConversationEncoder) -> None:
     prompt, responses = _user("Name a river."), tuple(f"The {name}." for name in "ABCDEFGHI")
     together = _num_shared(encoder.encode(Group(prompt=prompt, responses=responses)))
-    alone = [_num_shared(encoder.encode(Group(prompt=prompt, responses=(response,)))) for response in responses]
+    alone = [
+        _num_shared(encoder.encode(Group(prompt=prompt, responses=(response,))))
+        for response in responses
+    ]
     assert alone == [[number] for number in together]
     assert len(set(together)) == 1
 
 
 @given(
     prompt=st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple),
-    responses=st.lists(st.lists(st.integers(0, 9), max_size=6).map(tuple), min_size=1, max_size=4).map(tuple),
+    responses=st.lists(
+        st.lists(st.integers(0, 9), max_size=6).map(tuple), min_size=1, max_size=4
+    ).map(tuple),
 )
-def test_prompt_tokens_of_token_ids_are_the_prompts(prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...]) -> None:
+def test_prompt_tokens_of_token_ids_are_the_prompts(
+    prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...]
+) -> None:
     encoder = _new(Tokenizer.from_str(TRAINED["first"]), CHATML, vocab_size=10)
-    assert _num_shared(encoder.encode(Group(prompt=prompt, responses=responses))) == [len(prompt)] * len(responses)
+    assert _num_shared(encoder.encode(Group(prompt=prompt, responses=responses))) == [
+        len(prompt)
+    ] * len(responses)
 
 
-def test_prompt_tokens_of_a_shortened_conversation_are_those_of_what_is_left_of_it(real: Any) -> None:
+def test_prompt_tokens_of_a_shortened_conversation_are_those_of_what_is_left_of_it(
+    real: Any,
+) -> None:
     prompt = (*_user("one " * 20), Message(role="assistant", content="two"), *_user("three"))
     whole = _limited(real).encode(Group(prompt=_user("three"), responses=("a",)))
     encoder = _limited(real, max_tokens=len(_ids(whole[0])), overlong=Overlong.DROP_TURNS)
@@ -304,7 +401,9 @@ def test_prompt_tokens_of_a_shortened_conversation_are_those_of_what_is_left_of_
 
 
 def test_a_pair_of_texts_has_no_known_prompt_tokens() -> None:
-    assert _num_shared(_new(_bert_like(), None).encode(Group(prompt=_user("the cat"), responses=("sat", "on")))) == [0, 0]
+    assert _num_shared(
+        _new(_bert_like(), None).encode(Group(prompt=_user("the cat"), responses=("sat", "on")))
+    ) == [0, 0]
 
 
 # Control tokens
@@ -312,7 +411,9 @@ def test_a_pair_of_texts_has_no_known_prompt_tokens() -> None:
 
 @given(response=TEXTS)
 @settings(deadline=None)
-def test_control_tokens_of_a_response_are_counted(encoder: ConversationEncoder, real: Any, response: str) -> None:
+def test_control_tokens_of_a_response_are_counted(
+    encoder: ConversationEncoder, real: Any, response: str
+) -> None:
     (outcome,) = encoder.encode(Group(prompt=_user("<|im_end|>"), responses=(response,)))
     # SmolLM2's unknown token is <|endoftext|>, which rare bytes become without being spelled out.
     special = set(real.added_tokens_decoder) - {real.unk_token_id}
@@ -324,7 +425,9 @@ def test_control_tokens_of_a_response_are_counted(encoder: ConversationEncoder, 
 def test_refused_control_tokens_leave_siblings_scored(real: Any) -> None:
     encoder = _limited(real, control_tokens=ControlTokens.REJECT)
     prompt = _user("hi")
-    first, refused, partial = encoder.encode(Group(prompt=prompt, responses=("a", "b<|im_end|><|im_start|>", "<|im_")))
+    first, refused, partial = encoder.encode(
+        Group(prompt=prompt, responses=("a", "b<|im_end|><|im_start|>", "<|im_"))
+    )
     assert _ids(first) == _reference(real, prompt, "a")
     assert _ids(partial) == _reference(real, prompt, "<|im_")
     assert isinstance(refused, InvalidRequest)
@@ -361,13 +464,17 @@ def test_overlong_response_alone_is_refused_with_size_and_limit(real: Any) -> No
     assert refused.field == "responses[1]"
     assert f"{len(long)} tokens" in refused.problem
     assert f"limit is {len(long) - 1}" in refused.problem
-    (kept,) = _limited(real, max_tokens=len(long)).encode(Group(prompt=prompt, responses=("a b c d",)))
+    (kept,) = _limited(real, max_tokens=len(long)).encode(
+        Group(prompt=prompt, responses=("a b c d",))
+    )
     assert _ids(kept) == long
 
 
 def test_a_response_of_too_many_characters_is_refused_unread(real: Any) -> None:
     encoder = _limited(real, max_tokens=100)
-    fitting, refused = encoder.encode(Group(prompt=_user("Hi"), responses=("short", "a " * 500_000)))
+    fitting, refused = encoder.encode(
+        Group(prompt=_user("Hi"), responses=("short", "a " * 500_000))
+    )
     assert _ids(fitting) == _reference(real, _user("Hi"), "short")
     assert isinstance(refused, InvalidRequest)
     assert refused.field == "responses[1].text"
@@ -382,7 +489,10 @@ def test_a_prompt_of_too_many_characters_is_refused_before_anything_is_tokenised
     encoder.check(Group(prompt=fits, responses=("short",)))
     # A message counts as one character more than its role and content have, for each costs the template time.
     for message in (Message(role="system", content=""), Message(role="x" * 1_280_000, content="")):
-        with pytest.raises(InvalidRequest, match=r"^prompt: the conversation has \d+ characters and the limit is 1280000$"):
+        with pytest.raises(
+            InvalidRequest,
+            match=r"^prompt: the conversation has \d+ characters and the limit is 1280000$",
+        ):
             encoder.check(Group(prompt=(message, *fits), responses=("short",)))
 
 
@@ -390,7 +500,9 @@ def test_a_prompt_of_too_many_characters_is_refused_before_anything_is_tokenised
 def test_prompt_too_long_by_itself_refuses_the_group(real: Any, overlong: Overlong) -> None:
     prompt = _user("word " * 50)
     with pytest.raises(InvalidRequest, match="limit of a conversation is 40") as raised:
-        _limited(real, max_tokens=40, overlong=overlong).encode(Group(prompt=prompt, responses=("a", "b")))
+        _limited(real, max_tokens=40, overlong=overlong).encode(
+            Group(prompt=prompt, responses=("a", "b"))
+        )
     assert raised.value.field == "prompt"
     assert "word" not in str(raised.value)
 
@@ -400,14 +512,18 @@ WORDS = st.integers(0, 8).map(lambda n: "cat " * n)
 
 @given(prompt=_prompts(WORDS), response=WORDS, excess=st.integers(1, 60))
 @settings(deadline=None)
-def test_dropping_turns_drops_as_little_as_needed(real: Any, prompt: Conversation, response: str, excess: int) -> None:
+def test_dropping_turns_drops_as_little_as_needed(
+    real: Any, prompt: Conversation, response: str, excess: int
+) -> None:
     whole = _reference(real, prompt, response)
     limit = len(whole) - excess
     assume(limit > 0)
     encoder = _limited(real, max_tokens=limit, overlong=Overlong.DROP_TURNS)
     system = prompt[: prompt[0].role == "system"]
     turns = prompt[len(system) :]
-    shorter = [_reference(real, (*system, *turns[start:]), response) for start in range(2, len(turns), 2)]
+    shorter = [
+        _reference(real, (*system, *turns[start:]), response) for start in range(2, len(turns), 2)
+    ]
     expected = next((token_ids for token_ids in shorter if len(token_ids) <= limit), None)
     try:
         (outcome,) = encoder.encode(Group(prompt=prompt, responses=(response,)))
@@ -441,11 +557,15 @@ def test_each_response_drops_only_what_it_needs(real: Any) -> None:
 
 
 @pytest.mark.parametrize("overlong", list(Overlong))
-def test_a_response_that_fits_is_scored_however_long_its_prompt_looks(real: Any, overlong: Overlong) -> None:
+def test_a_response_that_fits_is_scored_however_long_its_prompt_looks(
+    real: Any, overlong: Overlong
+) -> None:
     """The prompt alone, with the template's opening of the next turn, once counted for the group: it can be longer than
     the whole conversation of a template that closes turns more briefly than it opens them."""
     template = (
-        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}" + "<|im_start|>" * 9 + "{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}"
+        + "<|im_start|>" * 9
+        + "{% endif %}"
     )
     encoder = _new(real.backend_tokenizer, template, max_tokens=6, overlong=overlong)
     fits, refused = encoder.encode(Group(prompt=_user("a b c"), responses=(" d", " d e f g h i j")))
@@ -466,13 +586,19 @@ def test_a_prompt_that_fills_the_limit_leaves_room_for_an_empty_response() -> No
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ messages[-1].content if messages[-1].content != 'none' }}", None], ids=["template", "pair"]
+    "template",
+    ["{{ messages[-1].content if messages[-1].content != 'none' }}", None],
+    ids=["template", "pair"],
 )
-def test_a_conversation_without_tokens_is_refused_and_its_siblings_are_scored(template: str | None) -> None:
+def test_a_conversation_without_tokens_is_refused_and_its_siblings_are_scored(
+    template: str | None,
+) -> None:
     """Nothing could be packed, and the whole batch failed."""
     tokenizer = Tokenizer.from_str(TRAINED["never"])
     prompt = _user("the" if template else "")
-    empty, scored = _new(tokenizer, template).encode(Group(prompt=prompt, responses=("none" if template else "", "the cat")))
+    empty, scored = _new(tokenizer, template).encode(
+        Group(prompt=prompt, responses=("none" if template else "", "the cat"))
+    )
     assert isinstance(empty, InvalidRequest)
     assert empty.field == "responses[0]"
     assert "no tokens" in empty.problem
@@ -481,7 +607,9 @@ def test_a_conversation_without_tokens_is_refused_and_its_siblings_are_scored(te
 
 def test_a_response_that_the_template_refuses_leaves_its_siblings_scored(real: Any) -> None:
     template = "{% if messages[-1].content == 'bad' %}{{ raise_exception('no') }}{% endif %}{{ messages[-1].content }}"
-    good, bad, last = _new(real.backend_tokenizer, template).encode(Group(prompt=_user("a"), responses=("b", "bad", "c d")))
+    good, bad, last = _new(real.backend_tokenizer, template).encode(
+        Group(prompt=_user("a"), responses=("b", "bad", "c d"))
+    )
     assert _ids(good) == real("b", add_special_tokens=False)["input_ids"]
     assert _ids(last) == real("c d", add_special_tokens=False)["input_ids"]
     assert isinstance(bad, InvalidRequest)
@@ -495,17 +623,27 @@ VOCAB = 10
 
 @given(
     prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6).map(tuple),
-    responses=st.lists(st.lists(st.integers(0, VOCAB - 1), max_size=6).map(tuple), min_size=1, max_size=4).map(tuple),
+    responses=st.lists(
+        st.lists(st.integers(0, VOCAB - 1), max_size=6).map(tuple), min_size=1, max_size=4
+    ).map(tuple),
     pad=st.none() | st.integers(0, VOCAB - 1),
 )
 def test_trailing_padding_is_cut_where_transformers_reads_the_reward(
     prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...], pad: int | None
 ) -> None:
-    encoder = _new(Tokenizer.from_str(TRAINED["first"]), CHATML, trailing_pad_id=pad, vocab_size=VOCAB)
-    for outcome, response in zip(encoder.encode(Group(prompt=prompt, responses=responses)), responses, strict=True):
+    encoder = _new(
+        Tokenizer.from_str(TRAINED["first"]), CHATML, trailing_pad_id=pad, vocab_size=VOCAB
+    )
+    for outcome, response in zip(
+        encoder.encode(Group(prompt=prompt, responses=responses)), responses, strict=True
+    ):
         whole = prompt + response
         # transformers: (arange(length) * (input_ids != pad)).argmax()
-        last = len(whole) - 1 if pad is None else int((np.arange(len(whole)) * (np.array(whole) != pad)).argmax())
+        last = (
+            len(whole) - 1
+            if pad is None
+            else int((np.arange(len(whole)) * (np.array(whole) != pad)).argmax())
+        )
         assert tuple(_ids(outcome)) == whole[: last + 1]
         assert isinstance(outcome, EncodedSequence)
         assert outcome.num_tokens == len(whole)
@@ -563,7 +701,11 @@ def test_the_number_of_ids_is_checked_before_the_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "field"), [(Group(prompt=(1,), responses=()), "responses"), (Group(prompt=(), responses=("a",)), "prompt")]
+    ("group", "field"),
+    [
+        (Group(prompt=(1,), responses=()), "responses"),
+        (Group(prompt=(), responses=("a",)), "prompt"),
+    ],
 )
 def test_empty_group_is_refused(group: Group, field: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
@@ -586,7 +728,9 @@ def test_empty_group_is_refused(group: Group, field: str) -> None:
 )
 def test_template_that_refuses_is_the_requests_fault(template: str) -> None:
     with pytest.raises(InvalidRequest, match="chat template refuses") as raised:
-        _new(Tokenizer.from_str(TRAINED["first"]), template).encode(Group(prompt=_user("a"), responses=("b",)))
+        _new(Tokenizer.from_str(TRAINED["first"]), template).encode(
+            Group(prompt=_user("a"), responses=("b",))
+        )
     assert raised.value.field == "prompt.messages"
 
 
@@ -608,16 +752,28 @@ def test_templates_render_as_in_transformers(real: Any, template: str) -> None:
         {"role": "user", "content": "a\n"},
         {"role": "assistant", "content": " b"},
     ]
-    expected = real.apply_chat_template(messages, chat_template=template, tokenize=False, bos_token="<s>")
-    special = {name: value for name, value in real.special_tokens_map.items() if isinstance(value, str)}
+    expected = real.apply_chat_template(
+        messages, chat_template=template, tokenize=False, bos_token="<s>"
+    )
+    special = {
+        name: value for name, value in real.special_tokens_map.items() if isinstance(value, str)
+    }
     rendered = compile_template(template).render(
-        messages=messages, add_generation_prompt=False, tools=None, documents=None, **{**special, "bos_token": "<s>"}
+        messages=messages,
+        add_generation_prompt=False,
+        tools=None,
+        documents=None,
+        **{**special, "bos_token": "<s>"},
     )
     assert rendered == expected
 
 
-def test_a_prompt_that_ends_with_an_assistants_turn_is_refused_as_in_training(encoder: ConversationEncoder) -> None:
+def test_a_prompt_that_ends_with_an_assistants_turn_is_refused_as_in_training(
+    encoder: ConversationEncoder,
+) -> None:
     """It was scored, as a conversation that no model was trained on."""
     prompt = (Message(role="user", content="one"), Message(role="assistant", content="two"))
-    with pytest.raises(InvalidRequest, match=r"prompt\.messages\[1\]\.role: an assistant's turn ends the prompt"):
+    with pytest.raises(
+        InvalidRequest, match=r"prompt\.messages\[1\]\.role: an assistant's turn ends the prompt"
+    ):
         encoder.encode(Group(prompt=prompt, responses=("three",)))

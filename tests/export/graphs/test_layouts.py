@@ -36,7 +36,9 @@ def assert_parity(checkpoint: Path, artifact: Path, layout: str, *, openvino: bo
     for messages, responses in read_examples()[:3]:
         if tokenizer.chat_template is None:
             messages = [{"role": "user", "content": messages[-1]["content"]}]
-        outcomes = encoder.encode(Group(prompt=tuple(Message(**m) for m in messages), responses=tuple(responses)))
+        outcomes = encoder.encode(
+            Group(prompt=tuple(Message(**m) for m in messages), responses=tuple(responses))
+        )
         for response, outcome in zip(responses, outcomes, strict=True):
             assert isinstance(outcome, EncodedSequence)
             batch.append(outcome)
@@ -44,41 +46,62 @@ def assert_parity(checkpoint: Path, artifact: Path, layout: str, *, openvino: bo
                 inputs = tokenizer(messages[0]["content"], response, return_tensors="pt")
             else:
                 whole = [*messages, {"role": "assistant", "content": response}]
-                inputs = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=True, return_tensors="pt")
+                inputs = tokenizer.apply_chat_template(
+                    whole, tokenize=True, return_dict=True, return_tensors="pt"
+                )
             with torch.inference_mode():
                 expected.append(float(model(**inputs).logits))
     assert np.std(expected) > 1e-2, "rewards so alike would hide a wrong graph"
     allowed = allowed_difference(1e-4, expected)
     for runtime in (Runtime.ONNXRUNTIME, Runtime.OPENVINO):
         if runtime is Runtime.OPENVINO and not openvino:
-            with pytest.raises(ConfigError, match=r"--runtime openvino cannot run this model: .*If operation"):
+            with pytest.raises(
+                ConfigError, match=r"--runtime openvino cannot run this model: .*If operation"
+            ):
                 GraphSession(verified, runtime=runtime)
             continue
         session = GraphSession(verified, runtime=runtime)
         few = 3 if runtime is Runtime.OPENVINO else len(batch)  # every new shape costs it time
         alone = [float(session.run([sequence]).rewards[0]) for sequence in batch[:few]]
-        np.testing.assert_allclose(alone, expected[:few], rtol=0, atol=allowed, err_msg=runtime.value)
+        np.testing.assert_allclose(
+            alone, expected[:few], rtol=0, atol=allowed, err_msg=runtime.value
+        )
         together = session.run(batch).rewards
-        np.testing.assert_allclose(together[:few], alone, rtol=0, atol=allowed, err_msg=runtime.value)
+        np.testing.assert_allclose(
+            together[:few], alone, rtol=0, atol=allowed, err_msg=runtime.value
+        )
         np.testing.assert_allclose(together, expected, rtol=0, atol=allowed, err_msg=runtime.value)
 
 
 @pytest.mark.parametrize("family", TRIE)
-def test_causal_models_share_prefixes_and_keep_their_rewards(family: str, smollm2_tokenizer: Any, tmp_path: Path) -> None:
+def test_causal_models_share_prefixes_and_keep_their_rewards(
+    family: str, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
     checkpoint = tiny_model(*TRIE[family], smollm2_tokenizer, tmp_path / "checkpoint")
     assert_parity(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), "trie")
 
 
 @pytest.mark.parametrize("family", PADDED)
-def test_other_models_run_padded_and_keep_their_rewards(family: str, smollm2_tokenizer: Any, tmp_path: Path) -> None:
+def test_other_models_run_padded_and_keep_their_rewards(
+    family: str, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
     checkpoint = tiny_model(*PADDED[family], smollm2_tokenizer, tmp_path / "checkpoint")
-    assert_parity(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), "padded", openvino=family != "deberta-v2")
+    assert_parity(
+        checkpoint,
+        export_quietly(checkpoint, tmp_path / "artifact"),
+        "padded",
+        openvino=family != "deberta-v2",
+    )
 
 
 def test_a_causal_model_can_be_exported_padded(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from kwise.export.exporter import Layout
 
-    assert_parity(tiny_checkpoint, export_quietly(tiny_checkpoint, tmp_path / "artifact", layout=Layout.PADDED), "padded")
+    assert_parity(
+        tiny_checkpoint,
+        export_quietly(tiny_checkpoint, tmp_path / "artifact", layout=Layout.PADDED),
+        "padded",
+    )
 
 
 def test_the_real_minilm_with_a_head_reads_pairs_of_texts(tmp_path: Path) -> None:

@@ -18,11 +18,20 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.export.graphs.rotary import patching_specs
 
 
-def test_a_layer_is_one_rotation_of_queries_one_of_keys_and_one_attention_a_class(tiny_artifact: Path) -> None:
+def test_a_layer_is_one_rotation_of_queries_one_of_keys_and_one_attention_a_class(
+    tiny_artifact: Path,
+) -> None:
     artifact = read_artifact(tiny_artifact)
     graph = onnx.load(artifact.graph_path(), load_external_data=False)
-    counts = {kind: sum(node.op_type == kind for node in graph.graph.node) for kind in ("RotaryEmbedding", "Attention", "Neg")}
-    assert counts == {"RotaryEmbedding": 2 * 2, "Attention": 2 * artifact.manifest.num_classes, "Neg": 0}
+    counts = {
+        kind: sum(node.op_type == kind for node in graph.graph.node)
+        for kind in ("RotaryEmbedding", "Attention", "Neg")
+    }
+    assert counts == {
+        "RotaryEmbedding": 2 * 2,
+        "Attention": 2 * artifact.manifest.num_classes,
+        "Neg": 0,
+    }
     assert {node.domain for node in graph.graph.node} == {""}, "only operators that ONNX defines"
 
 
@@ -34,11 +43,20 @@ def test_every_weight_of_the_checkpoint_is_in_the_file_beside_the_graph_once(
     graph = onnx.load(path, load_external_data=False)
     external = [t for t in graph.graph.initializer if external_data_helper.uses_external_data(t)]
     external_data_helper.load_external_data_for_model(graph, str(path.parent))
-    expected = dict(AutoModelForSequenceClassification.from_pretrained(tiny_checkpoint).named_parameters())
-    assert sorted(tensor.name.removesuffix(".transposed") for tensor in external) == sorted(expected)
+    expected = dict(
+        AutoModelForSequenceClassification.from_pretrained(tiny_checkpoint).named_parameters()
+    )
+    assert sorted(tensor.name.removesuffix(".transposed") for tensor in external) == sorted(
+        expected
+    )
     for tensor in external:
-        array, weight = onnx.numpy_helper.to_array(tensor), expected[tensor.name.removesuffix(".transposed")].detach().numpy()
-        np.testing.assert_array_equal(array, weight.T if tensor.name.endswith(".transposed") else weight)
+        array, weight = (
+            onnx.numpy_helper.to_array(tensor),
+            expected[tensor.name.removesuffix(".transposed")].detach().numpy(),
+        )
+        np.testing.assert_array_equal(
+            array, weight.T if tensor.name.endswith(".transposed") else weight
+        )
     assert path.stat().st_size < 2_000_000, "no weight is in the graph itself"
 
 
@@ -49,18 +67,27 @@ def test_a_rotation_is_replaced_only_where_it_is_the_same() -> None:
     alike, unlike = Part(), Part()
     type(alike).__module__ = modeling_llama.__name__
     assert [spec.o for spec in patching_specs(alike)] == [modeling_llama]
-    type(unlike).__module__ = modeling_gptj.__name__  # rotates pairs of neighbours, and is called otherwise
+    type(
+        unlike
+    ).__module__ = modeling_gptj.__name__  # rotates pairs of neighbours, and is called otherwise
     assert patching_specs(unlike) == []
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 40, 150])
-def test_a_reward_is_the_same_whatever_part_of_its_prefix_comes_from_the_cache(tiny_artifact: Path, length: int) -> None:
+def test_a_reward_is_the_same_whatever_part_of_its_prefix_comes_from_the_cache(
+    tiny_artifact: Path, length: int
+) -> None:
     artifact = read_artifact(tiny_artifact)
     ids = np.random.default_rng(0).integers(3, 40_000, 160)
     fresh, caching = GraphSession(artifact), GraphSession(artifact, prompt_cache_bytes=64 << 20)
 
     def sequence(token_ids: np.ndarray, prompt_tokens: int) -> EncodedSequence:  # type: ignore[type-arg]
-        return EncodedSequence(token_ids=token_ids, type_ids=None, num_tokens=len(token_ids), prompt_tokens=prompt_tokens)
+        return EncodedSequence(
+            token_ids=token_ids,
+            type_ids=None,
+            num_tokens=len(token_ids),
+            prompt_tokens=prompt_tokens,
+        )
 
     caching.run([sequence(ids[: length + 1], length)])
     passed = caching.run([sequence(ids, 0), sequence(np.concatenate([ids[:length], ids[:9]]), 0)])

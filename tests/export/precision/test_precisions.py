@@ -27,7 +27,13 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
 from kwise.export.parity import ParityError
 from kwise.export.precision import agreement
-from kwise.export.precision.agreement import encode_groups, measure, read_texts, rewards_of, shortcomings
+from kwise.export.precision.agreement import (
+    encode_groups,
+    measure,
+    read_texts,
+    rewards_of,
+    shortcomings,
+)
 from kwise.export.precision.half import write_half
 from kwise.export.precision.int8 import write_int8
 from kwise.export.precision.matmuls import kinds
@@ -36,7 +42,10 @@ from kwise.export.precision.rotation import Rotation
 from kwise.export.precision.rounding import round_weights
 from kwise.train.rankings import RankingsError
 
-NAMES = (*(f"self_attn.{name}" for name in "qkvo"), *(f"mlp.{name}" for name in ("gate", "up", "down")))
+NAMES = (
+    *(f"self_attn.{name}" for name in "qkvo"),
+    *(f"mlp.{name}" for name in ("gate", "up", "down")),
+)
 # Weights in the products of two layers of width 64: queries, keys, values, outputs, and the MLP's.
 PRODUCTS = {
     "gpt2": 2 * (4 * 64 * 64 + 2 * 64 * 256),
@@ -50,7 +59,9 @@ Float32 = NDArray[np.float32]
 def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """In all precisions. Random weights of this size leave few margins clear of any rounding, hence the lower bound."""
     path = tmp_path_factory.mktemp("precisions") / "tiny"
-    return read_artifact(export_quietly(tiny_checkpoint, path, dtype="fp32,fp16,bf16,int8", min_agreement=0.9))
+    return read_artifact(
+        export_quietly(tiny_checkpoint, path, dtype="fp32,fp16,bf16,int8", min_agreement=0.9)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +95,9 @@ def product(directory: Path, weight: Float32, leading: tuple[int, ...] = ()) -> 
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*leading, "rows", columns])],
         [numpy_helper.from_array(weight, "w")],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path
+    )
     return path
 
 
@@ -95,16 +108,24 @@ def runner(path: Path) -> Callable[[Float32], Float32]:
 
 def quantised(x: Float32) -> tuple[Float32, Float32]:
     """Rows rounded to 127 levels either way, and their scales [rows, 1], as the module's text says."""
-    scale = np.maximum(np.abs(x).max(axis=1, keepdims=True) * np.float32(1 / 127), np.float32(1e-20))
+    scale = np.maximum(
+        np.abs(x).max(axis=1, keepdims=True) * np.float32(1 / 127), np.float32(1e-20)
+    )
     return np.round(x / scale), scale
 
 
-@pytest.mark.parametrize(("rows", "width", "columns"), [(7, 576, 192), (1, 1536, 8), (3, 33, 5), (4, 48, 7)])
-def test_an_int8_product_is_that_of_rounded_rows_and_columns(tmp_path: Path, rows: int, width: int, columns: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "width", "columns"), [(7, 576, 192), (1, 1536, 8), (3, 33, 5), (4, 48, 7)]
+)
+def test_an_int8_product_is_that_of_rounded_rows_and_columns(
+    tmp_path: Path, rows: int, width: int, columns: int
+) -> None:
     """Summed up exactly: extreme values saturate a 16-bit sum of two on CPUs without VNNI."""
     rng = np.random.default_rng(width)
     weight = rng.choice([-1.0, 1.0], (width, columns)).astype(np.float32)
-    x = (rng.standard_normal((rows, width)) * np.where(np.arange(width) == 3, 50, 1)).astype(np.float32)
+    x = (rng.standard_normal((rows, width)) * np.where(np.arange(width) == 3, 50, 1)).astype(
+        np.float32
+    )
     write_int8(product(tmp_path, weight), tmp_path / "model.int8.onnx")
     rotated = Rotation(width).rotated
     x_rounded, x_scale = quantised(rotated(x))
@@ -119,10 +140,15 @@ def test_an_int8_product_is_that_of_rounded_rows_and_columns(tmp_path: Path, row
 
 
 @pytest.mark.parametrize(("leading", "gemm"), [((), False), ((1,), False), ((), True)])
-def test_rows_that_the_head_reads_have_sixteen_bits(tmp_path: Path, leading: tuple[int, ...], gemm: bool) -> None:
+def test_rows_that_the_head_reads_have_sixteen_bits(
+    tmp_path: Path, leading: tuple[int, ...], gemm: bool
+) -> None:
     """Once each, however many sequences end in them; the others' are as before."""
     rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal((*leading, 9, 64)).astype(np.float32), rng.standard_normal((64, 24)).astype(np.float32)
+    x, weight = (
+        rng.standard_normal((*leading, 9, 64)).astype(np.float32),
+        rng.standard_normal((64, 24)).astype(np.float32),
+    )
     path = product(tmp_path, weight, leading)
     model = onnx.load(path)
     if gemm:
@@ -131,12 +157,16 @@ def test_rows_that_the_head_reads_have_sixteen_bits(tmp_path: Path, leading: tup
         model.graph.initializer.append(numpy_helper.from_array(np.zeros(24, np.float32), "c"))
         onnx.save(model, path)
     write_int8(path, tmp_path / "plain.onnx")
-    model.graph.input.append(helper.make_tensor_value_info("last_rows", TensorProto.INT64, ["sequences"]))
+    model.graph.input.append(
+        helper.make_tensor_value_info("last_rows", TensorProto.INT64, ["sequences"])
+    )
     onnx.save(model, path)
     write_int8(path, tmp_path / "finer.onnx")
     last = np.array([4, 7, 4, 0])
     plain = runner(tmp_path / "plain.onnx")(x).reshape(9, 24)
-    finer = OnnxRuntimeGraph(tmp_path / "finer.onnx", device="cpu", threads=0).run({"x": x, "last_rows": last})[0]
+    finer = OnnxRuntimeGraph(tmp_path / "finer.onnx", device="cpu", threads=0).run(
+        {"x": x, "last_rows": last}
+    )[0]
     assert finer.shape == (*leading, 9, 24)
     finer = finer.reshape(9, 24)
     others = np.setdiff1d(np.arange(9), last)
@@ -155,7 +185,12 @@ def row_product(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Float32],
     return runner(directory / "model.int8.onnx")
 
 
-@given(rows=st.integers(1, 40), position=st.integers(0, 39), scale=st.floats(1e-3, 1e6), seed=st.integers(0, 1000))
+@given(
+    rows=st.integers(1, 40),
+    position=st.integers(0, 39),
+    scale=st.floats(1e-3, 1e6),
+    seed=st.integers(0, 1000),
+)
 def test_the_rounding_of_a_row_is_its_own(
     row_product: Callable[[Float32], Float32], rows: int, position: int, scale: float, seed: int
 ) -> None:
@@ -174,13 +209,22 @@ def test_rows_of_zeros_and_channels_of_zeros_stay_zero(tmp_path: Path) -> None:
     write_int8(product(tmp_path, weight), tmp_path / "model.int8.onnx")
     x = np.zeros((2, 64), np.float32)
     x[1] = 1
-    np.testing.assert_allclose(runner(tmp_path / "model.int8.onnx")(x), [[0, 0, 0], [0, 64, 0]], rtol=0.02)
+    np.testing.assert_allclose(
+        runner(tmp_path / "model.int8.onnx")(x), [[0, 0, 0], [0, 64, 0]], rtol=0.02
+    )
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [(Precision.FP16, np.float16), (Precision.BF16, ml_dtypes.bfloat16)])
-def test_an_emulated_product_rounds_factors_and_result(tmp_path: Path, precision: Precision, dtype: Any) -> None:
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [(Precision.FP16, np.float16), (Precision.BF16, ml_dtypes.bfloat16)]
+)
+def test_an_emulated_product_rounds_factors_and_result(
+    tmp_path: Path, precision: Precision, dtype: Any
+) -> None:
     rng = np.random.default_rng(0)
-    weight, x = rng.standard_normal((96, 12)).astype(np.float32), rng.standard_normal((5, 96)).astype(np.float32)
+    weight, x = (
+        rng.standard_normal((96, 12)).astype(np.float32),
+        rng.standard_normal((5, 96)).astype(np.float32),
+    )
     write_half(product(tmp_path, weight), tmp_path / "half.onnx", precision, emulated=True)
     exact = x.astype(dtype).astype(np.float64) @ weight.astype(dtype).astype(np.float64)
     found = runner(tmp_path / "half.onnx")(x)
@@ -188,15 +232,26 @@ def test_an_emulated_product_rounds_factors_and_result(tmp_path: Path, precision
     np.testing.assert_allclose(found, exact, rtol=float(ml_dtypes.finfo(dtype).eps), atol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "kind"), [(Precision.FP16, TensorProto.FLOAT16), (Precision.BF16, TensorProto.BFLOAT16)])
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [(Precision.FP16, TensorProto.FLOAT16), (Precision.BF16, TensorProto.BFLOAT16)],
+)
 def test_products_alone_are_half(artifact: Artifact, precision: Precision, kind: int) -> None:
     """Attention's factors and every weight that is multiplied but the head's; the graph's inputs and outputs are fp32's."""
-    halves, whole = (onnx.load(artifact.graph_path(p), load_external_data=False).graph for p in (precision, Precision.FP32))
+    halves, whole = (
+        onnx.load(artifact.graph_path(p), load_external_data=False).graph
+        for p in (precision, Precision.FP32)
+    )
     weights = {tensor.name: tensor for tensor in halves.initializer}
     multiplied = {n.input[1] for n in halves.node if n.op_type == "MatMul"} & weights.keys()
     assert {weights[name].data_type for name in multiplied if 1 not in weights[name].dims} == {kind}
-    assert {weights[name].data_type for name in multiplied if 1 in weights[name].dims} == {TensorProto.FLOAT}
-    assert {t.data_type for t in halves.initializer if t.name not in multiplied} <= {TensorProto.FLOAT, TensorProto.INT64}
+    assert {weights[name].data_type for name in multiplied if 1 in weights[name].dims} == {
+        TensorProto.FLOAT
+    }
+    assert {t.data_type for t in halves.initializer if t.name not in multiplied} <= {
+        TensorProto.FLOAT,
+        TensorProto.INT64,
+    }
     assert {n.op_type for n in halves.node if narrow_names(halves, kind) & set(n.input)} <= {
         "MatMul",
         "Attention",
@@ -237,13 +292,17 @@ def test_a_reward_does_not_depend_on_what_is_cached_of_its_prompt(
         assert np.abs(passed.rewards - without.run(group).rewards).max() < 0.01 * std
 
 
-def test_a_reward_does_not_depend_on_a_conversation_that_ends_within_its_own(artifact: Artifact) -> None:
+def test_a_reward_does_not_depend_on_a_conversation_that_ends_within_its_own(
+    artifact: Artifact,
+) -> None:
     """The row in which another ends has more bits for that other only; likewise where it comes from the prompt cache."""
     rng = np.random.default_rng(0)
     ids = rng.integers(5, 40_000, 90)
 
     def sequence(length: int, prompt_tokens: int) -> EncodedSequence:
-        return EncodedSequence(token_ids=ids[:length], prompt_tokens=prompt_tokens, type_ids=None, num_tokens=length)
+        return EncodedSequence(
+            token_ids=ids[:length], prompt_tokens=prompt_tokens, type_ids=None, num_tokens=length
+        )
 
     whole, within = sequence(90, 70), [sequence(length, length) for length in (70, 60, 80, 89)]
     without = GraphSession(artifact, precision=Precision.INT8)
@@ -260,7 +319,9 @@ def test_a_reward_does_not_depend_on_a_conversation_that_ends_within_its_own(art
     assert abs(passed.rewards[0] - alone) < 0.01 * std
 
 
-def test_agreement_is_counted_by_hand(artifact: Artifact, groups: list[list[EncodedSequence]]) -> None:
+def test_agreement_is_counted_by_hand(
+    artifact: Artifact, groups: list[list[EncodedSequence]]
+) -> None:
     """Of the session's own rewards, one group turned round: all of its pairs are the wrong way, and its tau is -1."""
     session = GraphSession(artifact)
     own = rewards_of(session, groups)
@@ -286,9 +347,13 @@ def test_the_manifest_says_what_was_measured(artifact: Artifact) -> None:
         report = promised.report
         assert report["clear_agreement"] >= 0.9 and report["num_groups"] > 10
         assert report["emulated"] is (precision is not Precision.INT8)
-        assert promised.max_difference >= report["max_error"] * report["reward_std"] * (2 if report["emulated"] else 1)
+        assert promised.max_difference >= report["max_error"] * report["reward_std"] * (
+            2 if report["emulated"] else 1
+        )
         assert promised.max_change == pytest.approx(0.01 * report["reward_std"])
-    weights = [(artifact.path / f"model{name}.onnx.data").stat().st_size for name in ("", ".bf16", ".int8")]
+    weights = [
+        (artifact.path / f"model{name}.onnx.data").stat().st_size for name in ("", ".bf16", ".int8")
+    ]
     assert weights == sorted(weights, reverse=True)
 
 
@@ -297,7 +362,9 @@ def test_other_architectures_too(family: str, smollm2_tokenizer: Any, tmp_path: 
     """GPT-2's products have their biases in one node with them; ModernBERT is padded, its attention written out;
     rotary angles are products too, and no precision but fp32 can hold them."""
     checkpoint = tiny_model(*(TRIE | PADDED)[family], smollm2_tokenizer, tmp_path / "checkpoint")
-    path = export_quietly(checkpoint, tmp_path / "artifact", dtype="fp32,fp16,bf16,int8", min_agreement=0.8)
+    path = export_quietly(
+        checkpoint, tmp_path / "artifact", dtype="fp32,fp16,bf16,int8", min_agreement=0.8
+    )
     artifact = read_artifact(path)
     sizes = kinds(artifact.graph_path(), attention=True)
     assert sum(sizes.values()) - sizes["attention"] == PRODUCTS[family]
@@ -305,12 +372,26 @@ def test_other_architectures_too(family: str, smollm2_tokenizer: Any, tmp_path: 
         report = artifact.manifest.promise(precision).report
         assert (report["kept_in_fp32"], report["share_of_products"]) == ([], 1)
         assert 0 < report["mean_error"] < bound
-    int8, fp16 = (onnx.load(artifact.graph_path(p), load_external_data=False).graph for p in (Precision.INT8, Precision.FP16))
-    assert sum(int(np.prod(t.dims)) for t in int8.initializer if t.data_type == TensorProto.INT8) == PRODUCTS[family]
+    int8, fp16 = (
+        onnx.load(artifact.graph_path(p), load_external_data=False).graph
+        for p in (Precision.INT8, Precision.FP16)
+    )
+    assert (
+        sum(int(np.prod(t.dims)) for t in int8.initializer if t.data_type == TensorProto.INT8)
+        == PRODUCTS[family]
+    )
     rounded = narrow_names(fp16, TensorProto.FLOAT16)
-    assert {n.op_type for n in fp16.node if rounded & set(n.input)} <= {"MatMul", "Gemm", "Attention", "Cast", *MOVES}
+    assert {n.op_type for n in fp16.node if rounded & set(n.input)} <= {
+        "MatMul",
+        "Gemm",
+        "Attention",
+        "Cast",
+        *MOVES,
+    }
     weights = {tensor.name for tensor in fp16.initializer}
-    beside_softmax = [n for n in fp16.node if n.op_type == "MatMul" and rounded - weights >= set(n.input)]
+    beside_softmax = [
+        n for n in fp16.node if n.op_type == "MatMul" and rounded - weights >= set(n.input)
+    ]
     assert len(beside_softmax) == (4 if family in PADDED else 0)
 
 
@@ -327,7 +408,10 @@ def test_int8_hides_no_number_that_is_none(tmp_path: Path, width: int, value: fl
 
 def test_a_gemm_has_its_weights_either_way_round_and_its_bias(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    weight, bias = rng.standard_normal((64, 64)).astype(np.float32), rng.standard_normal(64).astype(np.float32)
+    weight, bias = (
+        rng.standard_normal((64, 64)).astype(np.float32),
+        rng.standard_normal(64).astype(np.float32),
+    )
     graph = onnx.load(product(tmp_path, weight))
     graph.graph.initializer.append(numpy_helper.from_array(bias, "c"))
     del graph.graph.node[:]
@@ -347,7 +431,9 @@ def test_a_gemm_has_its_weights_either_way_round_and_its_bias(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
-def test_names_that_look_like_those_of_turned_weights_are_others(tmp_path: Path, precision: Precision) -> None:
+def test_names_that_look_like_those_of_turned_weights_are_others(
+    tmp_path: Path, precision: Precision
+) -> None:
     """And a Gemm may name no bias."""
     rng = np.random.default_rng(0)
     weight, other = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
@@ -378,7 +464,10 @@ def test_a_weight_that_is_read_through_a_node_that_does_nothing_is_one(tmp_path:
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     graph = onnx.load(product(tmp_path, weight))
     graph.graph.node[0].output[0] = "once"
-    shared = [helper.make_node("Identity", ["w"], ["same"]), helper.make_node("Identity", ["same"], ["again"])]
+    shared = [
+        helper.make_node("Identity", ["w"], ["same"]),
+        helper.make_node("Identity", ["same"], ["again"]),
+    ]
     graph.graph.node.extend([*shared, helper.make_node("MatMul", ["once", "again"], ["y"])])
     onnx.save(graph, tmp_path / "model.onnx")
     assert kinds(tmp_path / "model.onnx", attention=True) == {"w": 2 * 64 * 64}
@@ -388,35 +477,59 @@ def test_a_weight_that_is_read_through_a_node_that_does_nothing_is_one(tmp_path:
     assert [n.op_type for n in stored.node].count("MatMulIntegerToFloat") == 2
 
 
-def test_without_numbers_or_margins_nothing_is_good_enough(artifact: Artifact, groups: list[list[EncodedSequence]]) -> None:
+def test_without_numbers_or_margins_nothing_is_good_enough(
+    artifact: Artifact, groups: list[list[EncodedSequence]]
+) -> None:
     session = GraphSession(artifact)
     expected = rewards_of(session, groups)
     found = measure(session, groups, expected)
     assert shortcomings(Precision.INT8, found, 0.0) == ""
-    assert "a reward is not a finite number" in shortcomings(Precision.INT8, replace(found, max_error=np.nan), 1e-9)
+    assert "a reward is not a finite number" in shortcomings(
+        Precision.INT8, replace(found, max_error=np.nan), 1e-9
+    )
     alike = measure(session, groups, [np.zeros(len(rewards)) for rewards in expected])
-    assert "no two rewards of a prompt have a clear margin" in shortcomings(Precision.INT8, alike, 1e-9)
+    assert "no two rewards of a prompt have a clear margin" in shortcomings(
+        Precision.INT8, alike, 1e-9
+    )
 
 
 def test_fp32_need_not_be_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    path = export_quietly(tiny_checkpoint, tmp_path / "int8", dtype="int8", rankings=str(EXAMPLES), min_agreement=0.9)
+    path = export_quietly(
+        tiny_checkpoint, tmp_path / "int8", dtype="int8", rankings=str(EXAMPLES), min_agreement=0.9
+    )
     artifact = read_artifact(path)
     assert artifact.manifest.held == [Precision.INT8]
-    assert {file.name for file in path.iterdir()} == artifact.manifest.files.keys() | {"manifest.json"}
+    assert {file.name for file in path.iterdir()} == artifact.manifest.files.keys() | {
+        "manifest.json"
+    }
     assert "model.onnx" not in artifact.manifest.files
 
 
-def test_kinds_that_err_stay_in_fp32_until_the_rest_ranks_as_fp32_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_kinds_that_err_stay_in_fp32_until_the_rest_ranks_as_fp32_does(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """Of the tiny model not all can be int8 if all of the examples' clear pairs are to keep their order."""
-    exported = export_quietly(tiny_checkpoint, tmp_path / "int8", dtype="fp32,int8", rankings=str(EXAMPLES), min_agreement=1)
+    exported = export_quietly(
+        tiny_checkpoint,
+        tmp_path / "int8",
+        dtype="fp32,int8",
+        rankings=str(EXAMPLES),
+        min_agreement=1,
+    )
     artifact = read_artifact(exported)
     report = artifact.manifest.promise(Precision.INT8).report
     kept = set(report["kept_in_fp32"])
     sizes = kinds(artifact.graph_path(), attention=False)
     assert kept and kept < sizes.keys() == {f"layers.*.{name}_proj" for name in NAMES}
-    assert report["share_of_products"] == pytest.approx(1 - sum(sizes[kind] for kind in kept) / sum(sizes.values()))
+    assert report["share_of_products"] == pytest.approx(
+        1 - sum(sizes[kind] for kind in kept) / sum(sizes.values())
+    )
     graph = onnx.load(artifact.graph_path(Precision.INT8), load_external_data=False).graph
-    stored = {t.name: t.data_type for t in graph.initializer if "_proj" in t.name and not t.name.endswith(".scale")}
+    stored = {
+        t.name: t.data_type
+        for t in graph.initializer
+        if "_proj" in t.name and not t.name.endswith(".scale")
+    }
     for name, data_type in stored.items():
         is_kept = any(kind.removeprefix("layers.*.") in name for kind in kept)
         assert data_type == (TensorProto.FLOAT if is_kept else TensorProto.INT8), name
@@ -428,7 +541,8 @@ def test_a_precision_that_is_not_good_enough_is_not_written(
     """Whatever stays in fp32. What is required cannot be had, so that the test does not hang on the model."""
     monkeypatch.setattr(agreement, "_MAX_CHANGE", -1.0)
     with pytest.raises(
-        ParityError, match=r"int8: a reward changes with its company by 0\.\d\d% of the rewards' standard deviation"
+        ParityError,
+        match=r"int8: a reward changes with its company by 0\.\d\d% of the rewards' standard deviation",
     ):
         export_quietly(tiny_checkpoint, tmp_path / "refused", dtype="fp32,int8")
     assert list(tmp_path.iterdir()) == []
@@ -443,7 +557,9 @@ def test_as_few_kinds_stay_in_fp32_as_are_enough(num_kinds: int, data: st.DataOb
         with pytest.raises(ParityError, match="not enough"):
             _least_kept(order, lambda kept: (found, "" if len(kept) >= least else "not enough"))
     else:
-        kept, _ = _least_kept(order, lambda kept: (found, "" if len(kept) >= least else "not enough"))
+        kept, _ = _least_kept(
+            order, lambda kept: (found, "" if len(kept) >= least else "not enough")
+        )
         assert kept == order[:least]
 
 
@@ -457,10 +573,14 @@ def with_large_weight(artifact: Artifact, size: float, path: Path) -> Artifact:
     return Artifact(path=path, manifest=artifact.manifest, golden=())
 
 
-def test_fp16_that_overflows_is_not_written(artifact: Artifact, groups: list[list[EncodedSequence]], tmp_path: Path) -> None:
+def test_fp16_that_overflows_is_not_written(
+    artifact: Artifact, groups: list[list[EncodedSequence]], tmp_path: Path
+) -> None:
     """The weights are finite in fp16, what they sum up to is not: the rewards are no numbers, and agree with none."""
     changed = with_large_weight(artifact, 6e4, tmp_path)
-    write_half(changed.graph_path(), changed.graph_path(Precision.FP16), Precision.FP16, emulated=True)
+    write_half(
+        changed.graph_path(), changed.graph_path(Precision.FP16), Precision.FP16, emulated=True
+    )
     expected = rewards_of(GraphSession(changed), groups)
     assert np.isfinite(np.concatenate(expected)).all()
     found = measure(GraphSession(changed, precision=Precision.FP16), groups, expected)
@@ -471,21 +591,34 @@ def test_text_on_which_fp32_overflows_chooses_no_rounding(
     artifact: Artifact, groups: list[list[EncodedSequence]], tmp_path: Path
 ) -> None:
     changed = with_large_weight(artifact, 3e38, tmp_path)
-    with pytest.raises(ParityError, match=r"the model's values at .*, or their squares, are not finite in fp32"):
-        round_weights(changed.graph_path(), [Precision.INT8], GraphSession(changed), groups, tmp_path)
+    with pytest.raises(
+        ParityError, match=r"the model's values at .*, or their squares, are not finite in fp32"
+    ):
+        round_weights(
+            changed.graph_path(), [Precision.INT8], GraphSession(changed), groups, tmp_path
+        )
 
 
 def test_a_weight_beyond_fp16_is_named(artifact: Artifact, tmp_path: Path) -> None:
     changed = with_large_weight(artifact, 1e6, tmp_path)
-    with pytest.raises(ParityError, match=r"float16 has no number as large as 1e\+06, which is in .*up_proj"):
+    with pytest.raises(
+        ParityError, match=r"float16 has no number as large as 1e\+06, which is in .*up_proj"
+    ):
         write_half(changed.graph_path(), changed.graph_path(Precision.FP16), Precision.FP16)
     write_half(changed.graph_path(), changed.graph_path(Precision.BF16), Precision.BF16)
 
 
-def test_what_is_asked_for_in_vain_is_named(tiny_checkpoint: Path, artifact: Artifact, tmp_path: Path) -> None:
+def test_what_is_asked_for_in_vain_is_named(
+    tiny_checkpoint: Path, artifact: Artifact, tmp_path: Path
+) -> None:
     for dtype in ("fp8", "", "int8,int8", "int8,"):
         with pytest.raises(ConfigError, match="--dtype is"):
             export_quietly(tiny_checkpoint, tmp_path / "none", dtype=dtype)
     (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "Hi"}) + "\n")
     with pytest.raises(RankingsError, match=r"bad\.jsonl:1"):
-        export_quietly(tiny_checkpoint, tmp_path / "none", dtype="fp32,int8", rankings=str(tmp_path / "bad.jsonl"))
+        export_quietly(
+            tiny_checkpoint,
+            tmp_path / "none",
+            dtype="fp32,int8",
+            rankings=str(tmp_path / "bad.jsonl"),
+        )

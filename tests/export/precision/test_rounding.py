@@ -47,18 +47,25 @@ def to_bf16(column: Float32) -> Float32:
 
 def correlated(rng: np.random.Generator, rows: int, width: int) -> Float32:
     """Rows as models have them: most of their variance along a few directions, which are the same for each seed."""
-    directions = np.random.default_rng(7).standard_normal((width, width)) * np.geomspace(30, 0.1, width)[:, None]
+    directions = (
+        np.random.default_rng(7).standard_normal((width, width))
+        * np.geomspace(30, 0.1, width)[:, None]
+    )
     return (rng.standard_normal((rows, width)) @ directions).astype(np.float32)
 
 
 @given(seed=st.integers(0, 1000), width=st.sampled_from([1, 5, 64, 200]))
-def test_products_of_other_rows_err_less_than_with_the_nearest_weights(seed: int, width: int) -> None:
+def test_products_of_other_rows_err_less_than_with_the_nearest_weights(
+    seed: int, width: int
+) -> None:
     rng = np.random.default_rng(seed)
     seen, unseen = correlated(rng, 8 * width, width), correlated(rng, 50, width)
     weights = rng.standard_normal((16, width)).astype(np.float32)
     chosen = compensated(weights, seen.T @ seen, to_bf16)
     np.testing.assert_array_equal(chosen, to_bf16(chosen))
-    error, nearest_error = (np.linalg.norm(unseen @ (w - weights).T) for w in (chosen, to_bf16(weights)))
+    error, nearest_error = (
+        np.linalg.norm(unseen @ (w - weights).T) for w in (chosen, to_bf16(weights))
+    )
     assert error < 0.7 * nearest_error if width >= 64 else error <= 1.5 * nearest_error
 
 
@@ -66,13 +73,18 @@ def test_products_of_other_rows_err_less_than_with_the_nearest_weights(seed: int
 def test_where_channels_have_nothing_in_common_the_nearest_is_best(seed: int) -> None:
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((6, 40)).astype(np.float32)
-    np.testing.assert_array_equal(compensated(weights, np.diag(rng.uniform(1, 9, 40)), to_bf16), to_bf16(weights))
+    np.testing.assert_array_equal(
+        compensated(weights, np.diag(rng.uniform(1, 9, 40)), to_bf16), to_bf16(weights)
+    )
 
 
 @given(seed=st.integers(0, 1000))
 def test_weights_that_the_precision_has_stay_as_they_are(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    rows, weights = correlated(rng, 100, 150), to_bf16(rng.standard_normal((6, 150)).astype(np.float32))
+    rows, weights = (
+        correlated(rng, 100, 150),
+        to_bf16(rng.standard_normal((6, 150)).astype(np.float32)),
+    )
     np.testing.assert_array_equal(compensated(weights, rows.T @ rows, to_bf16), weights)
 
 
@@ -88,7 +100,10 @@ def test_few_rows_and_channels_that_are_always_zero_do_no_harm(rows: int) -> Non
 
 
 def test_moments_are_those_of_the_rows_that_the_checkpoint_multiplies(
-    artifact: Artifact, groups: Sequence[Sequence[EncodedSequence]], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Artifact,
+    groups: Sequence[Sequence[EncodedSequence]],
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of conversations alone, for a batch has a prompt's rows once. In portions, too."""
     alone = [[group[0]] for group in groups]
@@ -108,12 +123,16 @@ def test_moments_are_those_of_the_rows_that_the_checkpoint_multiplies(
     for most in (calibration._MOST_BYTES, 4 * 64**2 * 3):
         monkeypatch.setattr(calibration, "_MOST_BYTES", most)
         found = {}
-        for products, moments in second_moments(graph, artifact.graph_path(), GraphSession(artifact), alone):
+        for products, moments in second_moments(
+            graph, artifact.graph_path(), GraphSession(artifact), alone
+        ):
             for node in products:
                 found[node.input[1].split(".weight")[0]] = moments
         assert found.keys() == expected.keys()
         for name, moments in found.items():
-            np.testing.assert_allclose(moments, expected[name], rtol=1e-3, atol=1e-3 * np.abs(expected[name]).max())
+            np.testing.assert_allclose(
+                moments, expected[name], rtol=1e-3, atol=1e-3 * np.abs(expected[name]).max()
+            )
     assert not list(artifact.path.glob("moments*"))
 
 
@@ -121,20 +140,29 @@ def test_every_product_has_its_weights_in_the_precision(
     artifact: Artifact, groups: Sequence[Sequence[EncodedSequence]], tmp_path: Path
 ) -> None:
     precisions = (Precision.FP16, Precision.BF16, Precision.INT8)
-    rounded = round_weights(artifact.graph_path(), precisions, GraphSession(artifact), groups, tmp_path)
+    rounded = round_weights(
+        artifact.graph_path(), precisions, GraphSession(artifact), groups, tmp_path
+    )
     graph = Rewriting(artifact.graph_path(), artifact.graph_path())
-    weights = {weight_key(node): columns_of(graph, node) for node in graph.nodes if is_product(graph, node)}
+    weights = {
+        weight_key(node): columns_of(graph, node) for node in graph.nodes if is_product(graph, node)
+    }
     for precision, dtype in zip(precisions, (np.float16, ml_dtypes.bfloat16, np.int8), strict=True):
         assert rounded[precision].keys() == weights.keys()
         for key, matrix in rounded[precision].items():
             assert matrix.dtype == dtype and matrix.shape == weights[key].shape
             if precision is not Precision.INT8:
                 error = np.abs(matrix.astype(np.float32) - weights[key]).max()
-                assert 0 < error < 8 * float(ml_dtypes.finfo(dtype).eps) * np.abs(weights[key]).max()
+                assert (
+                    0 < error < 8 * float(ml_dtypes.finfo(dtype).eps) * np.abs(weights[key]).max()
+                )
 
 
 def test_no_shipped_text_both_chooses_and_measures() -> None:
-    measured, calibrating = ({response for _, responses in half for response in responses} for half in split(read_texts("")))
+    measured, calibrating = (
+        {response for _, responses in half for response in responses}
+        for half in split(read_texts(""))
+    )
     assert len(measured) > 20 and len(calibrating) > 20
     assert not measured & calibrating
 
@@ -148,7 +176,10 @@ def test_what_is_measured_on_has_chosen_nothing(count: int) -> None:
     assert len(measured) + len(calibrating) == max(min(count, 32), 2)
 
 
-@given(width=st.sampled_from([576, 1536, 4096, 11008, 48, 33, 67, 2 * 67, 1]), position=st.integers(0, 10**6))
+@given(
+    width=st.sampled_from([576, 1536, 4096, 11008, 48, 33, 67, 2 * 67, 1]),
+    position=st.integers(0, 10**6),
+)
 def test_a_rotation_keeps_products_and_spreads_outliers(width: int, position: int) -> None:
     rng = np.random.default_rng(position)
     rotation = Rotation(width)
@@ -156,9 +187,14 @@ def test_a_rotation_keeps_products_and_spreads_outliers(width: int, position: in
     assert width % (a * b) == 0 and max(a, b) <= 64
     for matrix in rotation.matrices:
         np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-6)
-    x, weight = rng.standard_normal((5, width)).astype(np.float32), rng.standard_normal((width, 9)).astype(np.float32)
+    x, weight = (
+        rng.standard_normal((5, width)).astype(np.float32),
+        rng.standard_normal((width, 9)).astype(np.float32),
+    )
     x[:, position % width] = 100
-    np.testing.assert_allclose(rotation.rotated(x) @ rotation.rotated(weight.T).T, x @ weight, rtol=1e-3, atol=2e-2)
+    np.testing.assert_allclose(
+        rotation.rotated(x) @ rotation.rotated(weight.T).T, x @ weight, rtol=1e-3, atol=2e-2
+    )
     one = np.zeros((1, width), np.float32)
     one[0, position % width] = 1
     assert np.abs(rotation.rotated(one)).max() <= 2 / np.sqrt(a * b) + 1e-6
@@ -167,4 +203,6 @@ def test_a_rotation_keeps_products_and_spreads_outliers(width: int, position: in
 def test_a_rotation_is_over_as_many_channels_as_can_be() -> None:
     sides = {576: (24, 24), 1536: (32, 48), 4096: (64, 64), 33: (3, 11), 67: (1, 1), 134: (1, 2)}
     assert {width: Rotation(width).sides for width in sides} == sides
-    np.testing.assert_allclose(cosine_transform(2), np.array([[1, 1], [1, -1]]) / np.sqrt(2), atol=1e-7)
+    np.testing.assert_allclose(
+        cosine_transform(2), np.array([[1, 1], [1, -1]]) / np.sqrt(2), atol=1e-7
+    )

@@ -30,7 +30,10 @@ def kwise(*arguments: str | Path) -> int:
 
 
 def written(path: Path, *rows: Any) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -38,7 +41,9 @@ def files_in(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
-def test_pairs_become_rankings_that_train_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_become_rankings_that_train_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out.jsonl"
     assert kwise("convert", written(tmp_path / "in.jsonl", *PAIRS), "--output", output) == 0
     assert [(r.prompt[0].content, r.responses, r.ranks) for r in read_rankings(output)] == [
@@ -65,11 +70,18 @@ def test_several_files_and_a_compressed_output(tmp_path: Path) -> None:
     [
         (["{"], "in.jsonl:3: row: not JSON"),
         (["3"], "in.jsonl:3: row: must be an object"),
-        ([{"prompt": "P", "chosen": 1, "rejected": "b"}], "in.jsonl:3: chosen: must be a text, not a number"),
+        (
+            [{"prompt": "P", "chosen": 1, "rejected": "b"}],
+            "in.jsonl:3: chosen: must be a text, not a number",
+        ),
     ],
 )
 def test_a_bad_row_leaves_no_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rows: list[Any], problem: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rows: list[Any],
+    problem: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     written(Path("in.jsonl"), *PAIRS[:2], *rows, PAIRS[2])
@@ -87,8 +99,12 @@ def test_a_bad_row_leaves_no_output(
 
 
 @pytest.mark.parametrize("num_bad", [MAX_PROBLEMS, MAX_PROBLEMS + 1])
-def test_problems_are_told_up_to_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str], num_bad: int) -> None:
-    assert kwise("convert", "--format", "trl", written(tmp_path / "in.jsonl", *["{"] * num_bad)) == 1
+def test_problems_are_told_up_to_a_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_bad: int
+) -> None:
+    assert (
+        kwise("convert", "--format", "trl", written(tmp_path / "in.jsonl", *["{"] * num_bad)) == 1
+    )
     said = capsys.readouterr().err
     assert said.count("not JSON") == MAX_PROBLEMS
     assert ("there are more" in said) == (num_bad > MAX_PROBLEMS)
@@ -123,23 +139,51 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
         ("convert none.jsonl", 1, "No such file or directory: 'none.jsonl'"),
         ("convert .", 1, "Is a directory"),
         ("convert in.jsonl --output .", 2, "--output . is not a file"),
-        ("convert in.jsonl --output no/where.jsonl", 2, "--output no/where.jsonl: there is no directory"),
+        (
+            "convert in.jsonl --output no/where.jsonl",
+            2,
+            "--output no/where.jsonl: there is no directory",
+        ),
         ("convert in.jsonl --output /dev/null --overwrite", 2, "--output /dev/null is not a file"),
         ("convert in.jsonl --format csv", 2, "'csv' is not one of kwise, hh-rlhf"),
         ("convert in.jsonl --score-column x", 2, "--score-column means nothing for the format trl"),
-        ("convert in.jsonl --merge annotator", 2, "--merge annotator means nothing for the format trl"),
+        (
+            "convert in.jsonl --merge annotator",
+            2,
+            "--merge annotator means nothing for the format trl",
+        ),
         ("convert - -", 2, "standard input (-) can be read once"),
-        ("convert strange.jsonl", 2, "strange.jsonl:1: the keys (text, label) are of no format that is known"),
+        (
+            "convert strange.jsonl",
+            2,
+            "strange.jsonl:1: the keys (text, label) are of no format that is known",
+        ),
         ("convert strange.jsonl --format trl", 1, "strange.jsonl:1: row: has no 'chosen'"),
         ("convert empty.jsonl", 1, "empty.jsonl: no rankings"),
-        ("convert tied.jsonl", 1, "left out: 1 x ranking: all responses are tied (--keep-tied writes them)"),
+        (
+            "convert tied.jsonl",
+            1,
+            "left out: 1 x ranking: all responses are tied (--keep-tied writes them)",
+        ),
         ("convert array.json", 1, "array.json: no rankings"),
         ("validate none.jsonl", 1, "No such file or directory"),
         ("validate empty.jsonl", 1, "empty.jsonl: no rankings"),
         ("validate strange.jsonl", 1, "strange.jsonl:1: ranking: has no 'prompt'"),
-        ("validate in.jsonl", 1, "in.jsonl: is of the format trl, by its first row; kwise data convert makes rankings of it"),
-        ("validate array.json", 1, "array.json: is a JSON array; kwise data convert makes rankings of it"),
-        ("validate some.parquet", 1, "some.parquet: is Parquet; kwise data convert makes rankings of it"),
+        (
+            "validate in.jsonl",
+            1,
+            "in.jsonl: is of the format trl, by its first row; kwise data convert makes rankings of it",
+        ),
+        (
+            "validate array.json",
+            1,
+            "array.json: is a JSON array; kwise data convert makes rankings of it",
+        ),
+        (
+            "validate some.parquet",
+            1,
+            "some.parquet: is Parquet; kwise data convert makes rankings of it",
+        ),
         ("validate in.jsonl --max-problems 0", 2, "--max-problems is 0; it must be at least 1"),
         ("stats in.jsonl", 1, "see kwise data validate"),
         ("stats empty.jsonl", 1, "empty.jsonl: no rankings"),
@@ -148,7 +192,12 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
     ],
 )
 def test_a_mistake_is_told_with_its_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, code: int, says: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    code: int,
+    says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     written(Path("in.jsonl"), *PAIRS)
@@ -156,7 +205,13 @@ def test_a_mistake_is_told_with_its_exit_code(
     written(Path("empty.jsonl"))
     written(Path("array.json"), [])
     written(Path("some.parquet"), "PAR1 and so on")
-    written(Path("tied.jsonl"), {"instruction": "P", "completions": [{"response": text, "overall_score": 1} for text in "ab"]})
+    written(
+        Path("tied.jsonl"),
+        {
+            "instruction": "P",
+            "completions": [{"response": text, "overall_score": 1} for text in "ab"],
+        },
+    )
     assert kwise(*arguments.split()) == code
     said = capsys.readouterr()
     assert says in " ".join(said.err.split()) and said.out == "" and "Traceback" not in said.err
@@ -197,15 +252,22 @@ def test_a_ranking_is_written_before_the_next_row_is_read(monkeypatch: pytest.Mo
     assert stream.num_rows < 5010
 
 
-@pytest.mark.parametrize(("begin", "says"), [(b"BZh91AY", "packed by bzip2"), (b"\x28\xb5\x2f\xfd\0", "packed by zstandard")])
-def test_what_has_to_be_unpacked_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], begin: bytes, says: str) -> None:
+@pytest.mark.parametrize(
+    ("begin", "says"),
+    [(b"BZh91AY", "packed by bzip2"), (b"\x28\xb5\x2f\xfd\0", "packed by zstandard")],
+)
+def test_what_has_to_be_unpacked_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], begin: bytes, says: str
+) -> None:
     (tmp_path / "in").write_bytes(begin)
     assert kwise("convert", tmp_path / "in") == 1
     assert f"{says}; unpack it first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["convert", "validate", "stats"])
-def test_help_shows_no_empty_default_and_every_format(capsys: pytest.CaptureFixture[str], task: str) -> None:
+def test_help_shows_no_empty_default_and_every_format(
+    capsys: pytest.CaptureFixture[str], task: str
+) -> None:
     assert kwise(task, "--help") == 0
     shown = capsys.readouterr().out
     assert "(default: )" not in " ".join(shown.split())
@@ -213,9 +275,15 @@ def test_help_shows_no_empty_default_and_every_format(capsys: pytest.CaptureFixt
 
 
 def test_ties_throughout_are_kept_and_valid_on_demand(tmp_path: Path) -> None:
-    tied = {"instruction": "P", "completions": [{"response": text, "overall_score": 1} for text in "ab"]}
+    tied = {
+        "instruction": "P",
+        "completions": [{"response": text, "overall_score": 1} for text in "ab"],
+    }
     output = tmp_path / "out.jsonl"
-    assert kwise("convert", written(tmp_path / "in.jsonl", tied), "--keep-tied", "--output", output) == 0
+    assert (
+        kwise("convert", written(tmp_path / "in.jsonl", tied), "--keep-tied", "--output", output)
+        == 0
+    )
     assert [ranking.ranks for ranking in read_rankings(output, allow_tied=True)] == [(1, 1)]
     assert (kwise("validate", output), kwise("validate", output, "--allow-tied")) == (1, 0)
 
@@ -236,13 +304,20 @@ def test_commands_are_joined_by_pipes() -> None:
     assert converted.returncode == 0, converted.stderr
     stats = process("stats", "-", "--json", pipe_from=converted.stdout)
     assert json.loads(stats.stdout)["num_rankings"] == 3
-    assert process("validate", "-", pipe_from=converted.stdout).stdout == b"<stdin>: 3 rankings, no problems\n"
+    assert (
+        process("validate", "-", pipe_from=converted.stdout).stdout
+        == b"<stdin>: 3 rankings, no problems\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "row", "says"),
     [
-        ("convert", {**PAIRS[0], "chosen": "x" * 1000}, b"trl: 500 rows read, 500 rankings written\n"),
+        (
+            "convert",
+            {**PAIRS[0], "chosen": "x" * 1000},
+            b"trl: 500 rows read, 500 rankings written\n",
+        ),
         ("validate", GOOD, b""),
         ("stats --json", GOOD, b""),
     ],
@@ -272,7 +347,9 @@ def test_validate_reads_a_pipe_that_has_a_name_once() -> None:
         pipe.write(json.dumps(GOOD) + "\n")
     program = [sys.executable, "-m", "kwise", "data", "validate", f"/dev/fd/{read_end}"]
     with os.fdopen(read_end):
-        ended = subprocess.run(program, pass_fds=[read_end], capture_output=True, check=False, timeout=60)
+        ended = subprocess.run(
+            program, pass_fds=[read_end], capture_output=True, check=False, timeout=60
+        )
     assert ended.stdout == f"/dev/fd/{read_end}: 1 rankings, no problems\n".encode(), ended.stderr
 
 
@@ -284,6 +361,10 @@ def test_no_command_on_data_imports_what_takes_long(tmp_path: Path) -> None:
     )
     for arguments in (("convert", path), ("validate", path), ("stats", path)):
         ended = subprocess.run(
-            [sys.executable, "-c", program, "data", *arguments], capture_output=True, text=True, check=False, timeout=60
+            [sys.executable, "-c", program, "data", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
         assert ended.stderr.splitlines()[-1] == "[]", ended.stderr

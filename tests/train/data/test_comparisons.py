@@ -39,10 +39,16 @@ def written(orders: Sequence[Order]) -> list[str]:
         ("a>b b>c c>a", ["a>b", "b>c", "c>a"], 3),
         ("a>b a=b", ["a=b", "a>b"], 2),
         ("a=b b=c a>c", ["a=b", "a>c", "b=c"], 3),
-        ("a>b b>a c>d d>a", ["a>b", "b>a", "c>d>a"], 2),  # what is not contradicted is merged all the same
+        (
+            "a>b b>a c>d d>a",
+            ["a>b", "b>a", "c>d>a"],
+            2,
+        ),  # what is not contradicted is merged all the same
     ],
 )
-def test_orders_of_comparisons(comparisons: str, orders: list[str], num_contradictions: int) -> None:
+def test_orders_of_comparisons(
+    comparisons: str, orders: list[str], num_contradictions: int
+) -> None:
     merged = merge(said(comparisons))
     assert written(merged.orders) == sorted(orders)
     assert merged.num_contradictions == num_contradictions
@@ -60,11 +66,15 @@ HIDDEN = st.lists(st.integers(0, 4), min_size=2, max_size=7)  # ranks of respons
 @st.composite
 def _consistent(draw: Any) -> tuple[list[int], list[Comparison]]:
     ranks = draw(HIDDEN)
-    pairs = draw(st.lists(st.sampled_from(list(combinations(range(len(ranks)), 2))), min_size=1, max_size=12))
+    pairs = draw(
+        st.lists(st.sampled_from(list(combinations(range(len(ranks)), 2))), min_size=1, max_size=12)
+    )
     comparisons = []
     for first, second in pairs:
         better, worse = (first, second) if ranks[first] <= ranks[second] else (second, first)
-        comparisons.append(Comparison(better=str(better), worse=str(worse), tied=ranks[first] == ranks[second]))
+        comparisons.append(
+            Comparison(better=str(better), worse=str(worse), tied=ranks[first] == ranks[second])
+        )
     return ranks, comparisons
 
 
@@ -81,14 +91,22 @@ def _relations(orders: Sequence[Order]) -> set[tuple[str, str, str]]:
 def _closure(comparisons: Sequence[Comparison]) -> set[tuple[str, str, str]]:
     """Everything that follows, by Floyd and Warshall on "at least as good" and "better", as slowly as it pleases."""
     names = {name for c in comparisons for name in (c.better, c.worse)}
-    at_least = {(c.better, c.worse) for c in comparisons} | {(c.worse, c.better) for c in comparisons if c.tied}
+    at_least = {(c.better, c.worse) for c in comparisons} | {
+        (c.worse, c.better) for c in comparisons if c.tied
+    }
     better = {(c.better, c.worse) for c in comparisons if not c.tied}
     for middle in names:
         for a in names:
             for b in names:
                 if (a, middle) in at_least and (middle, b) in at_least:
                     at_least.add((a, b))
-    implied = {(a, d) for (b, c) in better for a in names for d in names if _reach(a, b, at_least) and _reach(c, d, at_least)}
+    implied = {
+        (a, d)
+        for (b, c) in better
+        for a in names
+        for d in names
+        if _reach(a, b, at_least) and _reach(c, d, at_least)
+    }
     ties = {("=", *sorted((a, b))) for a, b in at_least if a != b and (b, a) in at_least}
     return {(">", a, b) for a, b in implied} | {(sign, a, b) for sign, a, b in ties}
 
@@ -98,13 +116,17 @@ def _reach(a: str, b: str, at_least: set[tuple[str, str]]) -> bool:
 
 
 @given(_consistent())
-def test_of_consistent_comparisons_none_is_lost_and_none_is_invented(drawn: tuple[list[int], list[Comparison]]) -> None:
+def test_of_consistent_comparisons_none_is_lost_and_none_is_invented(
+    drawn: tuple[list[int], list[Comparison]],
+) -> None:
     ranks, comparisons = drawn
     merged = merge(comparisons)
     assert merged.num_contradictions == 0
     output = _relations(merged.orders)
     for c in comparisons:
-        assert (("=", *sorted((c.better, c.worse))) if c.tied else (">", c.better, c.worse)) in output
+        assert (
+            ("=", *sorted((c.better, c.worse))) if c.tied else (">", c.better, c.worse)
+        ) in output
     assert output <= _closure(comparisons)
     for sign, a, b in output:
         assert ranks[int(a)] < ranks[int(b)] if sign == ">" else ranks[int(a)] == ranks[int(b)]
@@ -115,15 +137,22 @@ def test_all_pairs_of_a_hidden_order_make_one_ranking(ranks: list[int]) -> None:
     comparisons = []
     for a, b in combinations(range(len(ranks)), 2):
         better, worse = (a, b) if ranks[a] <= ranks[b] else (b, a)
-        comparisons.append(Comparison(better=str(better), worse=str(worse), tied=ranks[a] == ranks[b]))
+        comparisons.append(
+            Comparison(better=str(better), worse=str(worse), tied=ranks[a] == ranks[b])
+        )
     [order] = merge(comparisons).orders
-    assert [{ranks[int(name)] for name in group} for group in order] == [{rank} for rank in sorted(set(ranks))]
+    assert [{ranks[int(name)] for name in group} for group in order] == [
+        {rank} for rank in sorted(set(ranks))
+    ]
 
 
 ANY = st.lists(
-    st.builds(Comparison, better=st.sampled_from("abc"), worse=st.sampled_from("defabc"), tied=st.booleans()).filter(
-        lambda c: c.better != c.worse
-    ),
+    st.builds(
+        Comparison,
+        better=st.sampled_from("abc"),
+        worse=st.sampled_from("defabc"),
+        tied=st.booleans(),
+    ).filter(lambda c: c.better != c.worse),
     max_size=10,
 )
 
@@ -132,7 +161,14 @@ ANY = st.lists(
 def test_no_comparison_is_lost_even_among_contradictions(comparisons: list[Comparison]) -> None:
     merged = merge(comparisons)
     output = _relations(merged.orders)
-    assert all((("=", *sorted((c.better, c.worse))) if c.tied else (">", c.better, c.worse)) in output for c in comparisons)
+    assert all(
+        (("=", *sorted((c.better, c.worse))) if c.tied else (">", c.better, c.worse)) in output
+        for c in comparisons
+    )
     assert output <= _closure(comparisons)
     if merged.num_contradictions == 0:
-        assert not any((">", b, a) in output or ("=", *sorted((a, b))) in output for s, a, b in output if s == ">")
+        assert not any(
+            (">", b, a) in output or ("=", *sorted((a, b))) in output
+            for s, a, b in output
+            if s == ">"
+        )

@@ -21,7 +21,11 @@ from kwise.train.data.formats.items import RowProblem
 from kwise.train.rankings import RankingsError
 
 ROWS: list[dict[str, Any]] = [
-    {"prompt": "ünï ☂ \n", "answers": [{"text": "a", "score": 1.5}, {"text": "b", "score": -2.0}], "none": None},
+    {
+        "prompt": "ünï ☂ \n",
+        "answers": [{"text": "a", "score": 1.5}, {"text": "b", "score": -2.0}],
+        "none": None,
+    },
     {"prompt": "", "answers": [], "none": "x"},
     {"prompt": 'quoted "[{,\\', "answers": [{"text": "c" * 100_000, "score": 0.0}], "none": "y"},
 ]
@@ -34,13 +38,19 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
         parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
         return str(path)
     is_array = ".json" in path.suffixes
-    text = json.dumps(rows, indent=1, ensure_ascii=False) if is_array else "\n\n".join(json.dumps(row) for row in rows)
+    text = (
+        json.dumps(rows, indent=1, ensure_ascii=False)
+        if is_array
+        else "\n\n".join(json.dumps(row) for row in rows)
+    )
     content = (("\ufeff" if "bom" in path.name else "") + text).encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "bom.jsonl", "a.json", "a.json.gz", "bom.json", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "bom.jsonl", "a.json", "a.json.gz", "bom.json", "a.parquet"]
+)
 def test_rows_are_the_same_in_every_kind_of_file(tmp_path: Path, name: str) -> None:
     numbers, rows = zip(*read_rows(written(tmp_path / name, ROWS)), strict=True)
     assert list(rows) == ROWS
@@ -48,7 +58,9 @@ def test_rows_are_the_same_in_every_kind_of_file(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz"])
-def test_the_content_tells_the_kind_and_the_name_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_content_tells_the_kind_and_the_name_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     content = Path(written(tmp_path / name, ROWS)).read_bytes()
     plain = tmp_path / "data"
     plain.write_bytes(content)
@@ -66,8 +78,12 @@ JSON = st.recursive(
 
 @example([0.0], 1, False, None)  # "0." was taken for the number 0
 @given(st.lists(JSON, max_size=5), st.integers(1, 40), st.booleans(), st.sampled_from([None, 2]))
-def test_an_array_is_read_alike_wherever_chunks_end(values: list[Any], chunk: int, is_ascii: bool, indent: int | None) -> None:
-    content = json.dumps(values, ensure_ascii=is_ascii, indent=indent).encode("utf-8", "surrogatepass")
+def test_an_array_is_read_alike_wherever_chunks_end(
+    values: list[Any], chunk: int, is_ascii: bool, indent: int | None
+) -> None:
+    content = json.dumps(values, ensure_ascii=is_ascii, indent=indent).encode(
+        "utf-8", "surrogatepass"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "_CHUNK_BYTES", chunk)
         assert [row for _, row in files._array_rows(io.BytesIO(content), "a.json")] == values
@@ -76,7 +92,11 @@ def test_an_array_is_read_alike_wherever_chunks_end(values: list[Any], chunk: in
 @pytest.mark.parametrize(
     ("content", "num_rows", "problem"),
     [
-        ('[{"a": 1}, {"a": ]', 1, "a.json:2: row: not JSON: Expecting value; no row can be found after it"),
+        (
+            '[{"a": 1}, {"a": ]',
+            1,
+            "a.json:2: row: not JSON: Expecting value; no row can be found after it",
+        ),
         ('[{"a": 1}, {"a": 2', 1, "a.json:2: row: not JSON: "),
         ('[{"a": 1} {"a": 2}]', 1, "a.json:2: row: ',' or ']' expected"),
         ('[{"a": 1}', 1, "a.json:2: row: the array does not end"),
@@ -88,7 +108,11 @@ def test_an_array_is_read_alike_wherever_chunks_end(values: list[Any], chunk: in
     ],
 )
 def test_a_damaged_array_ends_with_the_place_of_the_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes, num_rows: int, problem: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str | bytes,
+    num_rows: int,
+    problem: str,
 ) -> None:
     """Whatever is left out between elements would be rows lost silently."""
     monkeypatch.chdir(tmp_path)
@@ -139,7 +163,9 @@ def test_parquet_inside_gzip_is_refused(tmp_path: Path) -> None:
         read_all(read_rows(str(path)))
 
 
-def test_parquet_on_standard_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_on_standard_input_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = Path(written(tmp_path / "a.parquet", ROWS)).read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     with pytest.raises(ConfigError, match="give it as a file"):
@@ -151,7 +177,11 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
     path = written(tmp_path / "a.parquet", ROWS)
     program = "import sys; sys.modules['pyarrow'] = None; from kwise.cli import main; sys.exit(main(sys.argv[1:]))"
     ended = subprocess.run(
-        [sys.executable, "-c", program, "data", "convert", path], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", program, "data", "convert", path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "pip install 'kwise[data]'" in ended.stderr
@@ -175,8 +205,13 @@ class Endless(io.RawIOBase):
         return len(buffer)
 
 
-@pytest.mark.parametrize(("begin", "again"), [(b"", b'{"a": 1}\n'), (b"[0", b', {"a": 1}'), (b" \n [0", b',{"a":\n "1"}')])
-def test_rows_come_before_the_next_are_read(monkeypatch: pytest.MonkeyPatch, begin: bytes, again: bytes) -> None:
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [(b"", b'{"a": 1}\n'), (b"[0", b', {"a": 1}'), (b" \n [0", b',{"a":\n "1"}')],
+)
+def test_rows_come_before_the_next_are_read(
+    monkeypatch: pytest.MonkeyPatch, begin: bytes, again: bytes
+) -> None:
     stream = Endless(begin, again)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(stream)))
     rows = read_rows("-")

@@ -16,7 +16,10 @@ from kwise.train.data.agreement import agreement
 
 def ranking(prompt: Any, **ranks: int) -> dict[str, Any]:
     """Each response by its text."""
-    return {"prompt": prompt, "responses": [{"text": text, "rank": rank} for text, rank in ranks.items()]}
+    return {
+        "prompt": prompt,
+        "responses": [{"text": text, "rank": rank} for text, rank in ranks.items()],
+    }
 
 
 def written(path: Path, *rows: dict[str, Any]) -> str:
@@ -30,19 +33,30 @@ def figures(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return found
 
 
-def test_counts_ties_lengths_and_repetitions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_ties_lengths_and_repetitions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     twin = ranking("P", aaa=1, b=2)
     twin["responses"].append({"text": "b", "rank": 2})
     path = written(
         tmp_path / "a.jsonl",
-        ranking("P", aa=1, b=2, cccc=2),  # longer wins: aa > b; loses: aa > cccc; b and cccc are tied
+        ranking(
+            "P", aa=1, b=2, cccc=2
+        ),  # longer wins: aa > b; loses: aa > cccc; b and cccc are tied
         ranking("P", aa=1, cccc=2, b=2),  # the same ranking in another order
         twin,  # "b" twice
-        ranking([{"role": "user", "content": "12345"}, {"role": "user", "content": "6"}], a=1, b=2),  # of one length
+        ranking(
+            [{"role": "user", "content": "12345"}, {"role": "user", "content": "6"}], a=1, b=2
+        ),  # of one length
         ranking("P", a=1, b=1),  # all tied
     )
     found = figures(capsys, path)
-    assert (found["num_rankings"], found["num_prompts"], found["num_responses"], found["num_pairs"]) == (5, 2, 13, 11)
+    assert (
+        found["num_rankings"],
+        found["num_prompts"],
+        found["num_responses"],
+        found["num_pairs"],
+    ) == (5, 2, 13, 11)
     assert found["num_by_k"] == {"2": 2, "3": 3}
     assert found["tied_pair_share"] == 4 / 11
     assert found["num_all_tied"] == 1
@@ -67,15 +81,24 @@ def test_prompts_in_both_splits_are_found_whatever_their_case_and_spaces(
         tmp_path / "val.jsonl",
         ranking(" why is the SKY blue?", d=1, e=2),
         ranking("Whyisthe sky blue?", d=1, e=2),
-        ranking([{"role": "user", "content": "another"}], d=1, e=2),  # the same prompt, written as messages
+        ranking(
+            [{"role": "user", "content": "another"}], d=1, e=2
+        ),  # the same prompt, written as messages
         ranking("x y", a=1, b=2),
     )
     leakage = figures(capsys, training, "--against", validation)["leakage"]
-    assert leakage == {"against": validation, "num_prompts": 2, "num_rankings": 3, "num_rankings_against": 2}
+    assert leakage == {
+        "against": validation,
+        "num_prompts": 2,
+        "num_rankings": 3,
+        "num_rankings_against": 2,
+    }
     assert figures(capsys, training, "--against", training)["leakage"]["num_rankings"] == 4
 
 
-def test_annotators_of_one_prompt_are_compared_on_what_both_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_annotators_of_one_prompt_are_compared_on_what_both_ranked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = written(
         tmp_path / "a.jsonl",
         ranking("P", a=1, b=2, c=3),
@@ -91,10 +114,16 @@ def test_annotators_of_one_prompt_are_compared_on_what_both_ranked(tmp_path: Pat
     assert found["kendall_tau_b"] == pytest.approx((1 / 3 + 2 / math.sqrt(6)) / 2)
 
 
-def test_a_single_ranking_has_no_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_ranking_has_no_agreement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = written(tmp_path / "a.jsonl", ranking("P", a=1, b=2))
     found = figures(capsys, path)
-    assert (found["agreement"]["agreement"], found["agreement"]["kendall_tau_b"], found["longer_wins_share"]) == (
+    assert (
+        found["agreement"]["agreement"],
+        found["agreement"]["kendall_tau_b"],
+        found["longer_wins_share"],
+    ) == (
         None,
         None,
         None,
@@ -105,7 +134,9 @@ RANKS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, ma
 
 
 @given(RANKS)
-def test_taus_follow_their_definition_and_do_not_depend_on_which_is_first(ranks: list[tuple[int, int]]) -> None:
+def test_taus_follow_their_definition_and_do_not_depend_on_which_is_first(
+    ranks: list[tuple[int, int]],
+) -> None:
     first, second = ({index: pair[side] for index, pair in enumerate(ranks)} for side in (0, 1))
     found = agreement([[first, second]])
     signs = [(_sign(a[0] - b[0]), _sign(a[1] - b[1])) for a, b in combinations(ranks, 2)]
@@ -121,8 +152,15 @@ def _sign(difference: int) -> int:
     return (difference > 0) - (difference < 0)
 
 
-def test_the_table_says_what_the_json_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path / "a.jsonl", ranking("P", aa=1, b=2, c=2), ranking("P", aa=1, b=2), ranking("Q", a=1, b=1))
+def test_the_table_says_what_the_json_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(
+        tmp_path / "a.jsonl",
+        ranking("P", aa=1, b=2, c=2),
+        ranking("P", aa=1, b=2),
+        ranking("Q", a=1, b=1),
+    )
     assert main(["data", "stats", path, "--against", path]) == 0
     table = dict(row.strip().split("  ", 1) for row in capsys.readouterr().out.splitlines()[1:])
     table = {name: value.strip() for name, value in table.items()}

@@ -32,14 +32,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def config_of(**changed: Any) -> TrainConfig:
-    return TrainConfig(**{"data": "d", "model": "m", "output": Path("o"), "lora_rank": 4, **changed})
+    return TrainConfig(
+        **{"data": "d", "model": "m", "output": Path("o"), "lora_rank": 4, **changed}
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_and_head_learn_the_rest_is_frozen_and_merging_changes_no_reward(
     family: str, smollm2_tokenizer: Any, tmp_path: Path
 ) -> None:
-    loaded = load_reward_model(str(tiny_model(family, FAMILIES[family], smollm2_tokenizer, tmp_path)))
+    loaded = load_reward_model(
+        str(tiny_model(family, FAMILIES[family], smollm2_tokenizer, tmp_path))
+    )
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     torch.manual_seed(0)
     adapted = add_adapter(loaded, config_of()).train()
@@ -47,15 +51,25 @@ def test_adapters_and_head_learn_the_rest_is_frozen_and_merging_changes_no_rewar
     gradients = []
     for layout in (*{loaded.layout, TrainLayout.PADDED}, *[TrainLayout.PADDED] * 3):
         optimizer.zero_grad()
-        kwise_loss(rewards_of(adapted, lay_out(SEQUENCES, layout, 2)), torch.tensor([3, 1, 2])).backward()
-        gradients.append({name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None})
+        kwise_loss(
+            rewards_of(adapted, lay_out(SEQUENCES, layout, 2)), torch.tensor([3, 1, 2])
+        ).backward()
+        gradients.append(
+            {name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None}
+        )
         if len(gradients) > 1:
             optimizer.step()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
-    assert gradients[0].keys() <= trained and all("lora_" in n or "modules_to_save" in n for n in trained)
-    frozen = {name.replace(".base_layer", ""): p for name, p in adapted.named_parameters() if name not in trained}
+    assert gradients[0].keys() <= trained and all(
+        "lora_" in n or "modules_to_save" in n for n in trained
+    )
+    frozen = {
+        name.replace(".base_layer", ""): p
+        for name, p in adapted.named_parameters()
+        if name not in trained
+    }
     for name, value in frozen.items():
         plain = name.removeprefix("base_model.model.").replace("original_module.", "")
         torch.testing.assert_close(value, before[plain], rtol=0, atol=0, msg=name)
@@ -67,7 +81,11 @@ def test_adapters_and_head_learn_the_rest_is_frozen_and_merging_changes_no_rewar
     assert loaded.model.state_dict().keys() == before.keys()
     with torch.inference_mode():
         torch.testing.assert_close(rewards_of(loaded.model, tensors), as_adapted, rtol=0, atol=1e-5)
-    changed = {name for name, value in loaded.model.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name
+        for name, value in loaded.model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
     assert changed and not any("embed" in name or "norm" in name.lower() for name in changed)
 
 
@@ -75,31 +93,56 @@ def test_adapters_and_head_learn_the_rest_is_frozen_and_merging_changes_no_rewar
 def test_a_run_with_adapters_resumes_exactly_and_leaves_the_merged_model_and_the_adapter(
     data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    changed = {"epochs": 1.0, "lora_rank": 4, "lora_dropout": 0.1, "learning_rate": 1e-2, "log_every": 1}
-    whole, parted = (options(data, tiny_checkpoint, tmp_path / name, **changed) for name in ("whole", "parted"))
+    changed = {
+        "epochs": 1.0,
+        "lora_rank": 4,
+        "lora_dropout": 0.1,
+        "learning_rate": 1e-2,
+        "log_every": 1,
+    }
+    whole, parted = (
+        options(data, tiny_checkpoint, tmp_path / name, **changed) for name in ("whole", "parted")
+    )
     report = train(TrainConfig(**whole))
     assert 0 < report.num_trained < report.num_parameters / 10
-    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "model.safetensors"} <= set(report.files)
+    assert {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "model.safetensors",
+    } <= set(report.files)
     interrupted_at("step 8/", TrainConfig(**parted))
-    sizes = [path.stat().st_size for path in (tmp_path / "parted" / "steps").glob("*/*.safetensors")]
+    sizes = [
+        path.stat().st_size for path in (tmp_path / "parted" / "steps").glob("*/*.safetensors")
+    ]
     assert sizes and max(sizes) < (tmp_path / "whole" / "model.safetensors").stat().st_size / 10
     resumed = train(TrainConfig(**parted, resume=True))
     assert [loss.step for loss in resumed.losses] == [loss.step for loss in report.losses]
-    assert [loss.loss for loss in resumed.losses] == pytest.approx([loss.loss for loss in report.losses], abs=2e-4)
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parted"))
+    assert [loss.loss for loss in resumed.losses] == pytest.approx(
+        [loss.loss for loss in report.losses], abs=2e-4
+    )
+    ours, theirs = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parted")
+    )
     for name, weights in ours.items():
         torch.testing.assert_close(theirs[name], weights, rtol=0, atol=2e-5, msg=name)
 
     base = AutoModelForSequenceClassification.from_pretrained(tiny_checkpoint)
     adapted = PeftModel.from_pretrained(base, tmp_path / "whole" / "adapter").eval()
     merged = load_reward_model(str(tmp_path / "whole"))
-    conversation = (Message(role="user", content="Question 1?"), Message(role="assistant", content="yes no"))
-    ids = merged.tokenizer.apply_chat_template([{"role": m.role, "content": m.content} for m in conversation])
+    conversation = (
+        Message(role="user", content="Question 1?"),
+        Message(role="assistant", content="yes no"),
+    )
+    ids = merged.tokenizer.apply_chat_template(
+        [{"role": m.role, "content": m.content} for m in conversation]
+    )
     with torch.inference_mode():
         expected = adapted(input_ids=torch.tensor([ids])).logits.item()
     assert merged.rewards([conversation])[0] == pytest.approx(expected, abs=1e-5)
 
-    train(TrainConfig(**{**whole, "lora_rank": 0, "lora_dropout": 0.0, "epochs": 0.1}, overwrite=True))
+    train(
+        TrainConfig(**{**whole, "lora_rank": 0, "lora_dropout": 0.0, "epochs": 0.1}, overwrite=True)
+    )
     assert not (tmp_path / "whole" / "adapter").exists()
 
 
@@ -109,18 +152,32 @@ def test_every_layer_that_is_named_gets_an_adapter_whatever_stands_around_its_na
     """The name with a space before it was no layer, and q_proj was trained alone."""
     loaded = load_reward_model(str(tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path)))
     adapted = add_adapter(loaded, config_of(lora_targets="q_proj, v_proj"))
-    names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_parameters() if ".lora_A" in name}
+    names = {
+        name.split(".lora_A")[0].rpartition(".")[2]
+        for name, _ in adapted.named_parameters()
+        if ".lora_A" in name
+    }
     assert names == {"q_proj", "v_proj"}
 
 
-def test_layers_that_are_not_there_and_options_without_a_rank_are_refused(smollm2_tokenizer: Any, tmp_path: Path) -> None:
+def test_layers_that_are_not_there_and_options_without_a_rank_are_refused(
+    smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
     loaded = load_reward_model(str(tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path)))
     with pytest.raises(ConfigError, match="--lora-targets query: "):
         add_adapter(loaded, config_of(lora_targets="query"))
     for targets in ("q_proj, v_porj", "proj", "q_proj,"):
-        with pytest.raises(ConfigError, match=r"^--lora-targets (v_porj|proj|): LlamaForSequenceClassification has no layer"):
+        with pytest.raises(
+            ConfigError,
+            match=r"^--lora-targets (v_porj|proj|): LlamaForSequenceClassification has no layer",
+        ):
             add_adapter(loaded, config_of(lora_targets=targets))
-    for changed in ({"lora_alpha": 8}, {"lora_dropout": 0.1}, {"lora_targets": "q_proj"}, {"load_in_4bit": True}):
+    for changed in (
+        {"lora_alpha": 8},
+        {"lora_dropout": 0.1},
+        {"lora_targets": "q_proj"},
+        {"load_in_4bit": True},
+    ):
         with pytest.raises(ConfigError, match=r"^--lo[\w-]+ is of --lora-rank"):
             config_of(lora_rank=0, **changed)
 
@@ -129,21 +186,37 @@ def test_layers_that_are_not_there_and_options_without_a_rank_are_refused(smollm
 def test_beside_weights_of_four_bits_what_is_saved_is_what_was_trained(
     data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    changed = {"epochs": 1.0, "lora_rank": 4, "load_in_4bit": True, "learning_rate": 1e-2, "log_every": 1}
-    whole, parted = (options(data, tiny_checkpoint, tmp_path / name, **changed) for name in ("whole", "parted"))
+    changed = {
+        "epochs": 1.0,
+        "lora_rank": 4,
+        "load_in_4bit": True,
+        "learning_rate": 1e-2,
+        "log_every": 1,
+    }
+    whole, parted = (
+        options(data, tiny_checkpoint, tmp_path / name, **changed) for name in ("whole", "parted")
+    )
     report = train(TrainConfig(**whole, eval_every=13))
     assert report.after.accuracy > report.before.accuracy and report.after.loss < report.before.loss
     # The last evaluation was of the model in four bits with adapters, the one after training of what is saved.
     assert report.evaluations[-1].step == report.num_steps
     assert report.after.loss == pytest.approx(report.evaluations[-1].loss, abs=1e-5)
 
-    saved, read = (load_file(path / "model.safetensors") for path in (tmp_path / "whole", tiny_checkpoint))
-    assert saved.keys() == read.keys() and {tensor.dtype for tensor in saved.values()} == {torch.float32}
-    changed_little = [torch.dist(saved[n], read[n]) / read[n].norm() for n in read if n.endswith("_proj.weight")]
+    saved, read = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "whole", tiny_checkpoint)
+    )
+    assert saved.keys() == read.keys() and {tensor.dtype for tensor in saved.values()} == {
+        torch.float32
+    }
+    changed_little = [
+        torch.dist(saved[n], read[n]) / read[n].norm() for n in read if n.endswith("_proj.weight")
+    ]
     assert all(0.02 < change < 0.5 for change in changed_little), "four bits round every weight"
     assert "four bits" in (tmp_path / "whole" / "adapter" / "README.md").read_text()
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
-    assert not hasattr(loaded.config, "quantization_config") and not getattr(loaded, "is_quantized", False)
+    assert not hasattr(loaded.config, "quantization_config") and not getattr(
+        loaded, "is_quantized", False
+    )
 
     interrupted_at("step 8/", TrainConfig(**parted))
     train(TrainConfig(**parted, resume=True))
@@ -177,16 +250,31 @@ def test_four_bits_merged_saved_and_read_back_give_the_rewards_of_the_adapted_mo
 
 
 def test_four_bits_of_a_gguf_file_or_beside_the_text_regulariser_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--load-in-4bit and --text-regulariser exclude each other"):
+    with pytest.raises(
+        ConfigError, match=r"--load-in-4bit and --text-regulariser exclude each other"
+    ):
         config_of(load_in_4bit=True, text_regulariser=0.1)
     with pytest.raises(ConfigError, match=r"--load-in-4bit reads a Hugging Face checkpoint"):
         load_reward_model(str(smollm2_directory() / SMOLLM2_GGUF), load_in_4bit=True)
 
 
-def test_layers_that_the_checkpoint_lacks_are_not_in_four_bits(tmp_path: Path, smollm2_tokenizer: Any) -> None:
+def test_layers_that_the_checkpoint_lacks_are_not_in_four_bits(
+    tmp_path: Path, smollm2_tokenizer: Any
+) -> None:
     bert = tiny_model("Bert", FAMILIES["Bert"], smollm2_tokenizer, tmp_path)
-    weights = {name: tensor for name, tensor in load_file(bert / "model.safetensors").items() if "pooler" not in name}
+    weights = {
+        name: tensor
+        for name, tensor in load_file(bert / "model.safetensors").items()
+        if "pooler" not in name
+    }
     save_file(weights, bert / "model.safetensors", {"format": "pt"})
     loaded = load_reward_model(str(bert), load_in_4bit=True)
-    linear = {name: module for name, module in loaded.model.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert {name for name, module in linear.items() if not has_four_bits(module)} == {"classifier", "bert.pooler.dense"}
+    linear = {
+        name: module
+        for name, module in loaded.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    assert {name for name, module in linear.items() if not has_four_bits(module)} == {
+        "classifier",
+        "bert.pooler.dense",
+    }

@@ -15,11 +15,20 @@ from kwise.train.model.layout import TrainLayout, lay_out
 # Of few ids, so that prefixes are shared and some sequences are prefixes of others.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=6)
 # Long enough to be cut into several calls, at and off the cut.
-LONG = [[*range(n), *tail] for n, tails in ((255, [[7], [8]]), (600, [[1] * 300, [2] * 256, [3]])) for tail in tails]
+LONG = [
+    [*range(n), *tail]
+    for n, tails in ((255, [[7], [8]]), (600, [[1] * 300, [2] * 256, [3]]))
+    for tail in tails
+]
 
 
-@given(sequences=SEQUENCES | st.sampled_from([LONG, LONG[:1], LONG[3:]]), heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]))
-def test_output_and_gradients_are_those_of_a_mask(sequences: list[list[int]], heads: tuple[int, int]) -> None:
+@given(
+    sequences=SEQUENCES | st.sampled_from([LONG, LONG[:1], LONG[3:]]),
+    heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
+)
+def test_output_and_gradients_are_those_of_a_mask(
+    sequences: list[list[int]], heads: tuple[int, int]
+) -> None:
     ends = lay_out(sequences, TrainLayout.TRIE, 0)["ends"]
     rows = torch.arange(len(ends))
     visible = (rows[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :])
@@ -31,11 +40,15 @@ def test_output_and_gradients_are_those_of_a_mask(sequences: list[list[int]], he
 
     in_runs = trie_attention(nn.Module(), query, key, value, trie_mask(ends), scaling=0.3)[0]
     repeated = [tensor.repeat_interleave(shared, 1) for tensor in (key, value)]
-    expected = F.scaled_dot_product_attention(query, *repeated, attn_mask=visible, scale=0.3).transpose(1, 2)
+    expected = F.scaled_dot_product_attention(
+        query, *repeated, attn_mask=visible, scale=0.3
+    ).transpose(1, 2)
 
     torch.testing.assert_close(in_runs, expected)
     upstream = torch.randn_like(expected)
-    for ours, theirs in zip(_gradients(in_runs, upstream, inputs), _gradients(expected, upstream, inputs), strict=True):
+    for ours, theirs in zip(
+        _gradients(in_runs, upstream, inputs), _gradients(expected, upstream, inputs), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -48,4 +61,6 @@ def test_attention_of_another_kind_is_refused(argument: dict[str, Any]) -> None:
     """`best_layout` then chooses the padded layout; ignoring the argument would train another model."""
     query = torch.zeros(1, 1, 2, 4)
     with pytest.raises(NotImplementedError, match=next(iter(argument))):
-        trie_attention(nn.Module(), query, query, query, trie_mask(torch.tensor([2, 2])), **argument)
+        trie_attention(
+            nn.Module(), query, query, query, trie_mask(torch.tensor([2, 2])), **argument
+        )

@@ -22,7 +22,9 @@ class Products(TorchDispatchMode):
 
     count = 0
 
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.count += operator in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
         return operator(*args, **(kwargs or {}))
 
@@ -50,9 +52,13 @@ def test_checkpointing_changes_no_gradient_and_selective_repeats_fewer_products_
             keep_less(model, checkpointing)
             model.zero_grad()
             with Products() as products:
-                kwise_loss(rewards_of(model, lay_out(SEQUENCES, layout, 2)), torch.tensor([1, 2, 3])).backward()
+                kwise_loss(
+                    rewards_of(model, lay_out(SEQUENCES, layout, 2)), torch.tensor([1, 2, 3])
+                ).backward()
             counts.append(products.count)
-            gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+            gradients.append(
+                {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            )
         assert counts[0] < counts[1] < counts[2], "none, selective, full"
         for again in gradients[1:]:
             assert again.keys() == gradients[0].keys()
@@ -60,11 +66,19 @@ def test_checkpointing_changes_no_gradient_and_selective_repeats_fewer_products_
                 torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 
 
-def test_an_architecture_without_checkpointing_is_refused(smollm2_tokenizer: Any, tmp_path: Any) -> None:
+def test_an_architecture_without_checkpointing_is_refused(
+    smollm2_tokenizer: Any, tmp_path: Any
+) -> None:
     model = load_reward_model(str(tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path))).model
-    type(model).supports_gradient_checkpointing, before = False, type(model).supports_gradient_checkpointing
+    type(model).supports_gradient_checkpointing, before = (
+        False,
+        type(model).supports_gradient_checkpointing,
+    )
     try:
-        with pytest.raises(ConfigError, match="--gradient-checkpointing: LlamaForSequenceClassification does not support it"):
+        with pytest.raises(
+            ConfigError,
+            match="--gradient-checkpointing: LlamaForSequenceClassification does not support it",
+        ):
             keep_less(model, Checkpointing.FULL)
     finally:
         type(model).supports_gradient_checkpointing = before

@@ -9,7 +9,13 @@ import transformers
 
 from kwise.train.model.limits import model_max_tokens
 
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 1}
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_labels": 1,
+}
 NO_LIMIT = SimpleNamespace(model_max_length=int(1e30))
 
 
@@ -36,9 +42,16 @@ def test_other_models_read_as_many_tokens_as_they_state(family: str) -> None:
 
 
 def test_the_tokenizers_limit_counts_where_it_is_smaller() -> None:
-    assert model_max_tokens(model_of("Llama", max_position_embeddings=34), SimpleNamespace(model_max_length=20)) == 20
+    assert (
+        model_max_tokens(
+            model_of("Llama", max_position_embeddings=34), SimpleNamespace(model_max_length=20)
+        )
+        == 20
+    )
 
 
 def test_a_model_without_positions_states_no_limit() -> None:
-    config = transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2, num_labels=1)
+    config = transformers.BloomConfig(
+        vocab_size=64, hidden_size=32, n_layer=1, n_head=2, num_labels=1
+    )
     assert model_max_tokens(transformers.BloomForSequenceClassification(config), NO_LIMIT) is None

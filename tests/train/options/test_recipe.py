@@ -33,10 +33,20 @@ def test_every_recipe_is_a_valid_configuration_and_says_what_it_is(name: str) ->
 
 def test_flags_win_and_the_rest_are_defaults() -> None:
     recipe = parsed("--recipe", "instructgpt")
-    assert (recipe.learning_rate, recipe.rankings_per_step, recipe.final_learning_rate_ratio) == (9e-6, 64, 0.1)
+    assert (recipe.learning_rate, recipe.rankings_per_step, recipe.final_learning_rate_ratio) == (
+        9e-6,
+        64,
+        0.1,
+    )
     # Also a flag that says what the default is, and one that stands before the recipe.
-    config = parsed("--rankings-per-step", "4", "--recipe", "instructgpt", "--learning-rate", "1e-5")
-    assert (config.learning_rate, config.rankings_per_step, config.final_learning_rate_ratio) == (1e-5, 4, 0.1)
+    config = parsed(
+        "--rankings-per-step", "4", "--recipe", "instructgpt", "--learning-rate", "1e-5"
+    )
+    assert (config.learning_rate, config.rankings_per_step, config.final_learning_rate_ratio) == (
+        1e-5,
+        4,
+        0.1,
+    )
     assert config.warmup_ratio == TrainConfig(data="d", model="m", output=Path("o")).warmup_ratio
     assert parsed() == TrainConfig(data="data.jsonl", model="m", output=Path("o"))
 
@@ -76,12 +86,27 @@ def test_numbers_without_a_point_and_names_are_read_as_their_types(tmp_path: Pat
         read_recipe("instructgtp")
 
 
-def test_a_run_by_the_name_of_a_recipe(data: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_run_by_the_name_of_a_recipe(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
     output = tmp_path / "out"
-    arguments = ["train", str(data), "--model", str(tiny_checkpoint), "--output", str(output), "--epochs", "0.2"]
+    arguments = [
+        "train",
+        str(data),
+        "--model",
+        str(tiny_checkpoint),
+        "--output",
+        str(output),
+        "--epochs",
+        "0.2",
+    ]
     assert main([*arguments, "--recipe", "stackllama", "--precision", "fp32"]) == 0
     card = (output / "README.md").read_text()
-    assert "| `lora_rank` | `8` |" in card and "| `schedule` | `linear` |" in card and "| `epochs` | `0.2` |" in card
+    assert (
+        "| `lora_rank` | `8` |" in card
+        and "| `schedule` | `linear` |" in card
+        and "| `epochs` | `0.2` |" in card
+    )
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main(["train", "--list-recipes"])

@@ -42,7 +42,10 @@ def test_the_card_names_data_options_losses_and_accuracy_by_slice(trained: Any, 
 @pytest.mark.parametrize(
     ("changed", "meaning"),
     [
-        ({}, "the one with the higher, with probability σ of the difference. Numbers of different prompts are not comparable."),
+        (
+            {},
+            "the one with the higher, with probability σ of the difference. Numbers of different prompts are not comparable.",
+        ),
         ({"objective": "regression"}, "It estimates the score that people would give."),
         ({"objective": "sigmoid"}, "the one with the higher; by how much is no probability."),
         ({"margin": "ranks"}, "the one with the higher; by how much is no probability."),
@@ -51,7 +54,9 @@ def test_the_card_names_data_options_losses_and_accuracy_by_slice(trained: Any, 
         ({"ties": "davidson"}, "the model of ties `davidson`"),
     ],
 )
-def test_what_a_number_means_depends_on_the_objective(trained: Any, changed: dict[str, Any], meaning: str) -> None:
+def test_what_a_number_means_depends_on_the_objective(
+    trained: Any, changed: dict[str, Any], meaning: str
+) -> None:
     """Every card said that σ of a difference is a probability."""
     report, _ = trained
     text = model_card(replace(report, config=report.config | changed)).text
@@ -62,7 +67,12 @@ def test_slices_part_the_pairs_by_size_and_by_distance_of_ranks(trained: Any) ->
     report, _ = trained
     pairs = {part.name: part.num_pairs for part in report.after.slices}
     # Of five ranks four pairs are neighbours, three are two apart, and three more; four rankings are held out.
-    assert pairs == {"K = 5": 40, "ranks 1 apart": 16, "ranks 2 apart": 12, "ranks 3 or more apart": 12}
+    assert pairs == {
+        "K = 5": 40,
+        "ranks 1 apart": 16,
+        "ranks 2 apart": 12,
+        "ranks 3 or more apart": 12,
+    }
     for evaluation in (report.before, report.after):
         parts = {part.name: part.num_pairs * part.accuracy for part in evaluation.slices}
         apart = sum(right for name, right in parts.items() if name.startswith("ranks"))

@@ -33,7 +33,12 @@ CHANGED = {
     "eval_every": 4,
     "save_every": 2,
 }
-FSDP = ["-m", "accelerate.commands.launch", f"--config_file={ROOT / 'train/launch/fsdp.yaml'}", "--num_processes=2"]
+FSDP = [
+    "-m",
+    "accelerate.commands.launch",
+    f"--config_file={ROOT / 'train/launch/fsdp.yaml'}",
+    "--num_processes=2",
+]
 LAUNCHES = {
     "whole": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kwise"],
     "sharded": [*FSDP, str(ROOT / "tests/fsdp_on_cpus.py")],
@@ -60,7 +65,9 @@ def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
 ) -> None:
     report, expected = one
     two = options(data, tiny_checkpoint, tmp_path / "two", **CHANGED)
-    with subprocess.Popen(launched(launch, two), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        launched(launch, two), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             while not StepsDir(two["output"]).newest_complete():
                 assert process.poll() is None, "it ended before it could be killed"
@@ -71,15 +78,23 @@ def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
                 each.kill()
             psutil.wait_procs(workers)
     assert (two["output"] / "steps").is_dir(), "it had finished when it was killed"
-    finished = subprocess.run([*launched(launch, two), "--resume"], capture_output=True, text=True, timeout=100)
+    finished = subprocess.run(
+        [*launched(launch, two), "--resume"], capture_output=True, text=True, timeout=100
+    )
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("checkpoint: ") == finished.stderr.count("resuming after step") == 1
+    assert (
+        finished.stdout.count("checkpoint: ") == finished.stderr.count("resuming after step") == 1
+    )
     assert report.num_training == 27
     written = json.loads((tmp_path / "two" / "training_report.json").read_text())
     assert written["num_processes"] == 2 and written["num_steps"] == report.num_steps == 14
     # Trainer rounds what it logs to 1e-4.
-    assert [loss["loss"] for loss in written["losses"]] == pytest.approx([loss.loss for loss in report.losses], abs=2e-4)
-    assert [e["loss"] for e in written["evaluations"]] == pytest.approx([e.loss for e in report.evaluations], abs=1e-5)
+    assert [loss["loss"] for loss in written["losses"]] == pytest.approx(
+        [loss.loss for loss in report.losses], abs=2e-4
+    )
+    assert [e["loss"] for e in written["evaluations"]] == pytest.approx(
+        [e.loss for e in report.evaluations], abs=1e-5
+    )
     assert written["sharded"] is (launch == "sharded")
     weights = load_file(tmp_path / "two" / "model.safetensors")
     assert weights.keys() == expected.keys()

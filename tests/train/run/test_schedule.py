@@ -17,16 +17,26 @@ from kwise.train.run.arguments import training_arguments
 def arguments_of(num_processes: int = 1, **options: Any) -> Any:
     config = TrainConfig(data="d", model="m", output=Path("o"), **options)
     return training_arguments(
-        config, layout=TrainLayout.TRIE, num_rankings=400, num_processes=num_processes, sharded=False, steps_dir=Path("steps")
+        config,
+        layout=TrainLayout.TRIE,
+        num_rankings=400,
+        num_processes=num_processes,
+        sharded=False,
+        steps_dir=Path("steps"),
     )
 
 
 @pytest.mark.parametrize(
     ("schedule", "falling"),
-    [("cosine", lambda part: (1 + math.cos(math.pi * part)) / 2), ("linear", lambda part: 1 - part)],
+    [
+        ("cosine", lambda part: (1 + math.cos(math.pi * part)) / 2),
+        ("linear", lambda part: 1 - part),
+    ],
 )
 @pytest.mark.parametrize("rest", [0.0, 0.1])
-def test_after_the_warm_up_it_falls_to_what_is_to_be_left(schedule: str, falling: Any, rest: float) -> None:
+def test_after_the_warm_up_it_falls_to_what_is_to_be_left(
+    schedule: str, falling: Any, rest: float
+) -> None:
     arguments = arguments_of(
         schedule=Schedule(schedule),
         final_learning_rate_ratio=rest,
@@ -51,8 +61,11 @@ def test_after_the_warm_up_it_falls_to_what_is_to_be_left(schedule: str, falling
 
 
 def test_the_rankings_of_a_step_are_shared_evenly_by_all_processes() -> None:
-    assert arguments_of(2, rankings_per_step=8, rankings_per_pass=2).gradient_accumulation_steps == 2
+    assert (
+        arguments_of(2, rankings_per_step=8, rankings_per_pass=2).gradient_accumulation_steps == 2
+    )
     with pytest.raises(
-        ConfigError, match="--rankings-per-step is 4; 3 processes with --rankings-per-pass 1 need a multiple of 3"
+        ConfigError,
+        match="--rankings-per-step is 4; 3 processes with --rankings-per-pass 1 need a multiple of 3",
     ):
         arguments_of(3)

@@ -31,7 +31,9 @@ def fsdp_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
     config = load_config_from_file(str(ROOT / "train/launch/fsdp.yaml")).fsdp_config
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for name, value in config.items():
-        monkeypatch.setenv(name.upper(), str(value).lower() if isinstance(value, bool) else str(value))
+        monkeypatch.setenv(
+            name.upper(), str(value).lower() if isinstance(value, bool) else str(value)
+        )
     return config
 
 
@@ -40,7 +42,9 @@ def test_by_arithmetic_the_70b_recipe_fits_32_devices_of_80_gb(fsdp_environment:
     assert recipe["gradient_checkpointing"] is Checkpointing.FULL
     assert recipe["rankings_per_step"] % (32 * recipe["rankings_per_pass"]) == 0
     with torch.device("meta"):
-        model = LlamaForSequenceClassification(LlamaConfig(num_labels=1, pad_token_id=0, **LLAMA_70B))
+        model = LlamaForSequenceClassification(
+            LlamaConfig(num_labels=1, pad_token_id=0, **LLAMA_70B)
+        )
     plugin = FullyShardedDataParallelPlugin()
     plugin.set_auto_wrap_policy(model)
     (layer_class,) = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
@@ -49,7 +53,9 @@ def test_by_arithmetic_the_70b_recipe_fits_32_devices_of_80_gb(fsdp_environment:
     per_layer = sum(parameter.numel() for parameter in layers[0].parameters())
     rows = 1024 + 9 * 512  # of a pass: a ranking of K = 9
     in_parts = 16 * model.num_parameters() / 32  # float32 weights, gradients, two moments
-    gathered = 2 * (4 + 2) * per_layer  # a layer and the next, float32 and what autocast makes of it
+    gathered = (
+        2 * (4 + 2) * per_layer
+    )  # a layer and the next, float32 and what autocast makes of it
     kept = 4 * rows * 8192 * 80  # the input of each layer
     working = 4 * rows * (12 * 8192 + 4 * 28672)  # within one layer, computed again
     assert 34e9 < in_parts < 35e9
@@ -62,10 +68,14 @@ def test_launch_configurations_are_accelerates(name: str) -> None:
     assert config.num_processes == 8 and config.mixed_precision == "no"
 
 
-def test_what_shards_otherwise_is_refused(fsdp_environment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_shards_otherwise_is_refused(
+    fsdp_environment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(ConfigError, match=r"launched with FSDP 1: set fsdp_version: 2"):
         Processes()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match=r"launched with DeepSpeed: kwise train shards weights by FSDP 2"):
+    with pytest.raises(
+        ConfigError, match=r"launched with DeepSpeed: kwise train shards weights by FSDP 2"
+    ):
         Processes()

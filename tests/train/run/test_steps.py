@@ -26,7 +26,9 @@ def check(output: Path) -> None:
     StepsDir(output).check(resume=False, overwrite=True)
 
 
-def test_a_finished_checkpoint_and_an_unfinished_run_of_ours_may_be_overwritten(tmp_path: Path) -> None:
+def test_a_finished_checkpoint_and_an_unfinished_run_of_ours_may_be_overwritten(
+    tmp_path: Path,
+) -> None:
     write_checkpoint(tmp_path / "finished", "config.json", "model.safetensors")
     check(tmp_path / "finished")
     unfinished = StepsDir(tmp_path / "unfinished")
@@ -45,11 +47,26 @@ def test_a_finished_checkpoint_and_an_unfinished_run_of_ours_may_be_overwritten(
         ({"steps/run.json": json.dumps({"config": {}})}, "steps"),
         ({"steps/run.json": json.dumps(RUN), "thesis.tex": "mine"}, "thesis.tex"),
         ({REPORT_NAME: "{}"}, REPORT_NAME),
-        ({REPORT_NAME: json.dumps({**OURS, "files": ["model"]}), "model": "", "thesis.tex": "mine"}, "thesis.tex"),
-        ({REPORT_NAME: json.dumps({**OURS, "files": ["sub/thesis.tex", "..", "sub"]}), "sub/thesis.tex": "mine"}, "sub"),
+        (
+            {
+                REPORT_NAME: json.dumps({**OURS, "files": ["model"]}),
+                "model": "",
+                "thesis.tex": "mine",
+            },
+            "thesis.tex",
+        ),
+        (
+            {
+                REPORT_NAME: json.dumps({**OURS, "files": ["sub/thesis.tex", "..", "sub"]}),
+                "sub/thesis.tex": "mine",
+            },
+            "sub",
+        ),
     ],
 )
-def test_a_directory_with_anything_else_in_it_is_refused_by_name(tmp_path: Path, files: dict[str, str], named: str) -> None:
+def test_a_directory_with_anything_else_in_it_is_refused_by_name(
+    tmp_path: Path, files: dict[str, str], named: str
+) -> None:
     """Any directory with a steps/ in it was taken for ours and deleted whole."""
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -84,7 +101,9 @@ def test_the_folders_of_a_checkpoint_are_overwritten_file_by_file(tmp_path: Path
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("old")
     write_checkpoint(tmp_path, "config.json")
-    (tmp_path / REPORT_NAME).write_text(json.dumps({**OURS, "files": ["config.json", "adapter/old", "runs/events"]}))
+    (tmp_path / REPORT_NAME).write_text(
+        json.dumps({**OURS, "files": ["config.json", "adapter/old", "runs/events"]})
+    )
     check(tmp_path)
     (tmp_path / "adapter" / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match=r"has adapter/thesis\.tex, which"):
@@ -98,7 +117,11 @@ def test_the_folders_of_a_checkpoint_are_overwritten_file_by_file(tmp_path: Path
         (final / name).write_text("new")
     steps.publish(final)
     steps.close()
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"adapter", "adapter/new", REPORT_NAME}
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
+        "adapter",
+        "adapter/new",
+        REPORT_NAME,
+    }
 
 
 def test_a_file_for_an_output_is_refused(tmp_path: Path) -> None:
@@ -125,7 +148,11 @@ def write_final(steps: StepsDir, files: dict[str, str]) -> None:
 
 
 def contents(output: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in output.iterdir() if path.is_file() and path.name != REPORT_NAME}
+    return {
+        path.name: path.read_text()
+        for path in output.iterdir()
+        if path.is_file() and path.name != REPORT_NAME
+    }
 
 
 def test_a_file_of_somebody_elses_is_not_replaced_and_nothing_is_moved(tmp_path: Path) -> None:

@@ -15,8 +15,14 @@ def test_an_unknown_tracker_and_one_that_is_not_installed_are_refused(
     data: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert check_tracker("none") == []
-    with pytest.raises(ConfigError, match=r"^--report-to tensorbored: known are .*none, .*tensorboard, .*wandb$"):
-        train(TrainConfig(**options(data, tiny_checkpoint, tmp_path / "out", report_to="tensorbored")))
-    with pytest.raises(ConfigError, match=r"^--report-to neptune needs its package, .*pip install neptune$"):
+    with pytest.raises(
+        ConfigError, match=r"^--report-to tensorbored: known are .*none, .*tensorboard, .*wandb$"
+    ):
+        train(
+            TrainConfig(**options(data, tiny_checkpoint, tmp_path / "out", report_to="tensorbored"))
+        )
+    with pytest.raises(
+        ConfigError, match=r"^--report-to neptune needs its package, .*pip install neptune$"
+    ):
         check_tracker("neptune")
     assert not (tmp_path / "out").exists()

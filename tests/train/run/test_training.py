@@ -36,11 +36,19 @@ def test_training_ranks_prompts_that_it_has_not_seen(trained: Any) -> None:
     assert report.after.accuracy > 0.9 and report.after.loss < report.before.loss
 
 
-def test_the_checkpoint_loads_with_plain_transformers_and_gives_the_same_reward(trained: Any) -> None:
+def test_the_checkpoint_loads_with_plain_transformers_and_gives_the_same_reward(
+    trained: Any,
+) -> None:
     _, output = trained
-    conversation = (Message(role="user", content="Question 1?"), Message(role="assistant", content="yes no"))
+    conversation = (
+        Message(role="user", content="Question 1?"),
+        Message(role="assistant", content="yes no"),
+    )
     ours = load_reward_model(str(output), chat_template=None, seed=1).rewards([conversation])[0]
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(output), AutoTokenizer.from_pretrained(output)
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(output),
+        AutoTokenizer.from_pretrained(output),
+    )
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
     with torch.inference_mode():
         plain = model(torch.tensor([tokenizer.apply_chat_template(messages)])).logits.item()
@@ -60,7 +68,9 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
 ) -> None:
     _, uninterrupted = trained
     settings = options(data, tiny_checkpoint, tmp_path / "killed")
-    process = subprocess.Popen(command(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         while not list(settings["output"].glob("steps/checkpoint-*/complete")):
             assert process.poll() is None, "it ended before it could be killed"
@@ -70,7 +80,9 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
         process.wait()
     assert (settings["output"] / "steps").is_dir(), "it had finished when it was killed"
     train(TrainConfig(**settings, resume=True))
-    resumed, whole = (load_file(path / "model.safetensors") for path in (settings["output"], uninterrupted))
+    resumed, whole = (
+        load_file(path / "model.safetensors") for path in (settings["output"], uninterrupted)
+    )
     assert resumed.keys() == whole.keys()
     for name, weights in whole.items():
         # Threads may sum in another order in another process; a lost or repeated step differs by 1e-3.
@@ -78,11 +90,15 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
 
 
 @pytest.mark.timeout(120)
-def test_ctrl_c_exits_with_130_and_leaves_a_run_to_resume(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_ctrl_c_exits_with_130_and_leaves_a_run_to_resume(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = options(data, tiny_checkpoint, tmp_path / "stopped", epochs=400.0)
-    with subprocess.Popen(command(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(settings), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         signal.signal(signal.SIGINT, before)
         try:
             while not StepsDir(settings["output"]).newest_complete():
@@ -94,7 +110,9 @@ def test_ctrl_c_exits_with_130_and_leaves_a_run_to_resume(data: Path, tiny_check
             process.kill()
     assert (process.returncode, output) == (130, "")
     assert "Traceback" not in errors
-    assert StepsDir(settings["output"]).newest_complete() and StepsDir(settings["output"]).read_run()
+    assert (
+        StepsDir(settings["output"]).newest_complete() and StepsDir(settings["output"]).read_run()
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_published(
@@ -104,10 +122,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_published(
     path, output = tmp_path / "scores.jsonl", tmp_path / "out"
     items = [{"text": text, "score": score} for text, score in (("yes", 1e30), ("no", -1e30))]
     path.write_text(json.dumps({"prompt": "Well?", "responses": items}), encoding="utf-8")
-    arguments = [str(path), "--model", str(tiny_checkpoint), "--output", str(output), "--objective", "regression"]
+    arguments = [
+        str(path),
+        "--model",
+        str(tiny_checkpoint),
+        "--output",
+        str(output),
+        "--objective",
+        "regression",
+    ]
     assert main(["train", *arguments, "--validation-fraction", "0"]) == 1
     error = capsys.readouterr().err
-    assert "the loss of step 1 is not finite: [inf]" in error and "no checkpoint is written" in error
+    assert (
+        "the loss of step 1 is not finite: [inf]" in error and "no checkpoint is written" in error
+    )
     assert [path.name for path in output.iterdir()] == ["steps"]
 
 
@@ -125,7 +153,9 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_published(
 
 
 @pytest.mark.timeout(60)
-def test_the_data_is_read_once_so_that_a_pipe_will_do(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_data_is_read_once_so_that_a_pipe_will_do(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """It was read again after training for a hash: a FIFO waited for ever, `<(cat …)` gave the hash of nothing."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -148,21 +178,35 @@ def test_rankings_computed_one_or_four_at_a_time_give_the_same_weights(
         torch.testing.assert_close(four[name], weights, rtol=0, atol=1e-4, msg=name)
 
 
-def test_how_often_a_resumed_run_saves_and_logs_may_be_changed(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_how_often_a_resumed_run_saves_and_logs_may_be_changed(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """`Trainer` took both from the state of the run before."""
     settings = options(data, tiny_checkpoint, tmp_path / "out", epochs=2.0)
     interrupted_at("step 12/", TrainConfig(**settings))
     saved: set[str] = set()
 
     def progress(line: str) -> None:
-        saved.update(path.parent.name for path in (tmp_path / "out").glob("steps/checkpoint-*/complete"))
+        saved.update(
+            path.parent.name for path in (tmp_path / "out").glob("steps/checkpoint-*/complete")
+        )
 
-    report = train(TrainConfig(**{**settings, "resume": True, "save_every": 6, "log_every": 1}), progress)
+    report = train(
+        TrainConfig(**{**settings, "resume": True, "save_every": 6, "log_every": 1}), progress
+    )
     assert [loss.step for loss in report.losses if loss.step > 10] == list(range(11, 27))
-    assert saved - {"checkpoint-5"} == {"checkpoint-10", "checkpoint-12", "checkpoint-18", "checkpoint-24", "checkpoint-26"}
+    assert saved - {"checkpoint-5"} == {
+        "checkpoint-10",
+        "checkpoint-12",
+        "checkpoint-18",
+        "checkpoint-24",
+        "checkpoint-26",
+    }
 
 
-def test_an_earlier_checkpoint_survives_a_run_that_does_not_begin(trained: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_earlier_checkpoint_survives_a_run_that_does_not_begin(
+    trained: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """--overwrite deleted it before the options, the data and the model were looked at."""
     _, output = trained
     before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
@@ -180,18 +224,26 @@ def test_a_half_written_step_checkpoint_is_not_resumed_from(tmp_path: Path) -> N
     assert StepsDir(tmp_path).newest_complete() == tmp_path / "steps" / "checkpoint-5"
 
 
-def test_a_directory_with_something_in_it_is_refused(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_directory_with_something_in_it_is_refused(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ConfigError, match="is not empty"):
         train(TrainConfig(**options(data, tiny_checkpoint, tmp_path)))
-    with pytest.raises(ConfigError, match=r"mine\.txt, which kwise train is not known to have written"):
+    with pytest.raises(
+        ConfigError, match=r"mine\.txt, which kwise train is not known to have written"
+    ):
         train(TrainConfig(**options(data, tiny_checkpoint, tmp_path, overwrite=True)))
     assert (tmp_path / "mine.txt").exists()
 
 
-def test_a_conversation_over_the_limit_is_refused_by_line(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_conversation_over_the_limit_is_refused_by_line(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     settings = options(data, tiny_checkpoint, tmp_path / "out", max_tokens=10)
-    with pytest.raises(RankingsError, match=r"rankings\.jsonl:1: responses\[0\]: \d+ tokens; the limit is 10"):
+    with pytest.raises(
+        RankingsError, match=r"rankings\.jsonl:1: responses\[0\]: \d+ tokens; the limit is 10"
+    ):
         train(TrainConfig(**settings))
     with pytest.raises(RankingsError):
         train(TrainConfig(**settings, overlong=Overlong.SKIP))

@@ -19,7 +19,9 @@ def pairs_of(ranks: list[int]) -> list[tuple[int, int]]:
 def explicit_loss(rewards: Tensor, ranks: list[int]) -> Tensor:
     """One pair after another, as the formula is written."""
     pairs = pairs_of(ranks)
-    return -sum((F.logsigmoid(rewards[w] - rewards[l]) for w, l in pairs), torch.zeros(())) / max(len(pairs), 1)
+    return -sum((F.logsigmoid(rewards[w] - rewards[l]) for w, l in pairs), torch.zeros(())) / max(
+        len(pairs), 1
+    )
 
 
 @st.composite
@@ -31,7 +33,9 @@ def rankings(draw: st.DrawFn, bound: float = 1e4) -> tuple[list[float], list[int
 
 @given(rankings())
 @settings(deadline=None)
-def test_value_and_gradient_are_those_of_explicit_pairs(ranking: tuple[list[float], list[int]]) -> None:
+def test_value_and_gradient_are_those_of_explicit_pairs(
+    ranking: tuple[list[float], list[int]],
+) -> None:
     values, ranks = ranking
     ours = torch.tensor(values, dtype=torch.float64, requires_grad=True)
     theirs = ours.detach().clone().requires_grad_()
@@ -40,7 +44,9 @@ def test_value_and_gradient_are_those_of_explicit_pairs(ranking: tuple[list[floa
     loss.backward()
     if pairs_of(ranks):
         expected.backward()
-    torch.testing.assert_close(ours.grad, theirs.grad if pairs_of(ranks) else torch.zeros_like(ours))
+    torch.testing.assert_close(
+        ours.grad, theirs.grad if pairs_of(ranks) else torch.zeros_like(ours)
+    )
 
 
 @given(rankings(bound=50.0), st.randoms(use_true_random=False), st.floats(-100, 100))
@@ -53,7 +59,9 @@ def test_neither_order_nor_a_common_shift_changes_the_loss(
     random.shuffle(order)  # type: ignore[attr-defined]
     rewards = torch.tensor(values, dtype=torch.float64)
     moved = kwise_loss(rewards[order] + shift, torch.tensor(ranks)[order])
-    torch.testing.assert_close(moved, kwise_loss(rewards, torch.tensor(ranks)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        moved, kwise_loss(rewards, torch.tensor(ranks)), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_tied_responses_do_not_push_each_other() -> None:
@@ -73,7 +81,9 @@ def test_each_ranking_of_a_batch_has_the_loss_that_it_has_alone() -> None:
     rewards, ranks = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5]), torch.tensor([1, 2, 3, 1, 2])
     expected = torch.stack([kwise_loss(rewards[:2], ranks[:2]), kwise_loss(rewards[2:], ranks[2:])])
     judged = Judged(ranks, torch.full((5,), torch.nan))
-    losses = ranking_losses(rewards, judged, [2, 3], lambda rewards_K, judged_K: kwise_loss(rewards_K, judged_K.ranks_K))
+    losses = ranking_losses(
+        rewards, judged, [2, 3], lambda rewards_K, judged_K: kwise_loss(rewards_K, judged_K.ranks_K)
+    )
     torch.testing.assert_close(losses, expected)
 
 

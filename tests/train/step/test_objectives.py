@@ -16,7 +16,14 @@ from training_runs import options as run_options
 
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
-from kwise.train.options.objective_config import Margin, ObjectiveConfig, ObjectiveName, PairWeighting, Ties, learns_from_ties
+from kwise.train.options.objective_config import (
+    Margin,
+    ObjectiveConfig,
+    ObjectiveName,
+    PairWeighting,
+    Ties,
+    learns_from_ties,
+)
 from kwise.train.rankings import Ranking, RankingsError, parse_ranking
 from kwise.train.report.evaluate import evaluate
 from kwise.train.run.training import train
@@ -36,7 +43,9 @@ def reduced(terms: list[float], config: ObjectiveConfig) -> float:
     return sum(terms) / (1 if config.pair_weighting is PairWeighting.SUM else max(len(terms), 1))
 
 
-def pairs(rewards: list[float], ranks: list[int], scores: list[float], config: ObjectiveConfig) -> float:
+def pairs(
+    rewards: list[float], ranks: list[int], scores: list[float], config: ObjectiveConfig
+) -> float:
     terms = []
     for i, j in combinations(range(len(ranks)), 2):
         if ranks[i] > ranks[j]:
@@ -51,7 +60,9 @@ def pairs(rewards: list[float], ranks: list[int], scores: list[float], config: O
         if config.ties is Ties.IGNORE:
             if not is_tie:
                 e = config.label_smoothing
-                terms.append(-(1 - e) * math.log(sigmoid(difference)) - e * math.log(sigmoid(-difference)))
+                terms.append(
+                    -(1 - e) * math.log(sigmoid(difference)) - e * math.log(sigmoid(-difference))
+                )
             continue
         # Strengths π_i and π_j, of which only the quotient matters.
         a, b = math.exp(difference), 1.0
@@ -67,25 +78,40 @@ def pairs(rewards: list[float], ranks: list[int], scores: list[float], config: O
     return reduced(terms, config)
 
 
-def literal(rewards: list[float], ranks: list[int], _: list[float], config: ObjectiveConfig) -> float:
+def literal(
+    rewards: list[float], ranks: list[int], _: list[float], config: ObjectiveConfig
+) -> float:
     """As some texts print the loss of InstructGPT: −Σ σ(r_w − r_l)."""
     return reduced(
-        [-sigmoid(rewards[i] - rewards[j]) for i, j in permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]], config
+        [
+            -sigmoid(rewards[i] - rewards[j])
+            for i, j in permutations(range(len(ranks)), 2)
+            if ranks[i] < ranks[j]
+        ],
+        config,
     )
 
 
-def plackett_luce(rewards: list[float], ranks: list[int], _: list[float], config: ObjectiveConfig) -> float:
+def plackett_luce(
+    rewards: list[float], ranks: list[int], _: list[float], config: ObjectiveConfig
+) -> float:
     """The best is chosen among all, the next among the rest, and so on."""
     terms = []
     for k in range(len(ranks)):
         if ranks[k] < max(ranks):
-            rest = [math.exp(rewards[other]) for other in range(len(ranks)) if ranks[other] >= ranks[k]]
+            rest = [
+                math.exp(rewards[other]) for other in range(len(ranks)) if ranks[other] >= ranks[k]
+            ]
             terms.append(-math.log(math.exp(rewards[k]) / sum(rest)))
     return reduced(terms, config)
 
 
-def regression(rewards: list[float], _: list[int], scores: list[float], config: ObjectiveConfig) -> float:
-    return sum((reward - score) ** 2 for reward, score in zip(rewards, scores, strict=True)) / len(rewards)
+def regression(
+    rewards: list[float], _: list[int], scores: list[float], config: ObjectiveConfig
+) -> float:
+    return sum((reward - score) ** 2 for reward, score in zip(rewards, scores, strict=True)) / len(
+        rewards
+    )
 
 
 CASES: dict[str, tuple[Reference, dict[str, Any]]] = {
@@ -123,7 +149,9 @@ def test_value_and_gradient_are_those_of_the_formula(
     rewards, ranks, scores = group
 
     def expected(values: list[float]) -> float:
-        return formula(values, ranks, scores, config) + centring * sum(value**2 for value in values) / len(values)
+        return formula(values, ranks, scores, config) + centring * sum(
+            value**2 for value in values
+        ) / len(values)
 
     tensor = torch.tensor(rewards, dtype=torch.float64, requires_grad=True)
     loss = objective_of(config)(tensor, Judged(torch.tensor(ranks), torch.tensor(scores)))
@@ -131,14 +159,23 @@ def test_value_and_gradient_are_those_of_the_formula(
     loss.backward()
     step = 1e-5
     for k in range(len(rewards)):
-        up, down = ([value + sign * step * (place == k) for place, value in enumerate(rewards)] for sign in (1, -1))
-        assert tensor.grad[k].item() == pytest.approx((expected(up) - expected(down)) / (2 * step), rel=1e-4, abs=1e-7)
+        up, down = (
+            [value + sign * step * (place == k) for place, value in enumerate(rewards)]
+            for sign in (1, -1)
+        )
+        assert tensor.grad[k].item() == pytest.approx(
+            (expected(up) - expected(down)) / (2 * step), rel=1e-4, abs=1e-7
+        )
 
 
 @given(judged_groups())
-def test_the_default_is_the_loss_that_evaluations_report(group: tuple[list[float], list[int], list[float]]) -> None:
+def test_the_default_is_the_loss_that_evaluations_report(
+    group: tuple[list[float], list[int], list[float]],
+) -> None:
     rewards, ranks, scores = torch.tensor(group[0]), torch.tensor(group[1]), torch.tensor(group[2])
-    torch.testing.assert_close(objective_of(ObjectiveConfig())(rewards, Judged(ranks, scores)), kwise_loss(rewards, ranks))
+    torch.testing.assert_close(
+        objective_of(ObjectiveConfig())(rewards, Judged(ranks, scores)), kwise_loss(rewards, ranks)
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -153,14 +190,32 @@ def test_far_apart_rewards_have_a_finite_loss_and_gradient(case: str) -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"objective": ObjectiveName.SIGMOID, "margin": Margin.RANKS}, "--margin is of --objective pairs"),
-        ({"objective": ObjectiveName.REGRESSION, "ties": Ties.DAVIDSON}, "--ties is of --objective pairs"),
-        ({"objective": ObjectiveName.PLACKETT_LUCE, "label_smoothing": 0.1}, "--label-smoothing is of --objective pairs"),
-        ({"objective": ObjectiveName.PLACKETT_LUCE, "pair_weighting": PairWeighting.SUM}, "plackett-luce has no pairs"),
+        (
+            {"objective": ObjectiveName.SIGMOID, "margin": Margin.RANKS},
+            "--margin is of --objective pairs",
+        ),
+        (
+            {"objective": ObjectiveName.REGRESSION, "ties": Ties.DAVIDSON},
+            "--ties is of --objective pairs",
+        ),
+        (
+            {"objective": ObjectiveName.PLACKETT_LUCE, "label_smoothing": 0.1},
+            "--label-smoothing is of --objective pairs",
+        ),
+        (
+            {"objective": ObjectiveName.PLACKETT_LUCE, "pair_weighting": PairWeighting.SUM},
+            "plackett-luce has no pairs",
+        ),
         ({"ties": Ties.DAVIDSON, "label_smoothing": 0.1}, "exclude each other"),
         ({"label_smoothing": 0.5}, "--label-smoothing is 0.5; it must be at most 0.49"),
-        ({"margin_scale": 2.0}, "--margin-scale is of --margin ranks and --margin scores; --margin is none"),
-        ({"tie_strength": 2.0}, "--tie-strength is of --ties rao-kupper and --ties davidson; --ties is ignore"),
+        (
+            {"margin_scale": 2.0},
+            "--margin-scale is of --margin ranks and --margin scores; --margin is none",
+        ),
+        (
+            {"tie_strength": 2.0},
+            "--tie-strength is of --ties rao-kupper and --ties davidson; --ties is ignore",
+        ),
         ({"centring": math.inf}, "--centring is inf; it must be at most 1000000.0"),
         ({"centring": math.nan}, "--centring is nan; it must be at least 0"),
     ],
@@ -171,15 +226,22 @@ def test_an_option_that_would_be_ignored_is_refused(options: dict[str, Any], pro
 
 
 def test_scores_are_kept_and_asked_for_where_they_are_needed(tmp_path: Path) -> None:
-    scored = b'{"prompt": "p", "responses": [{"text": "a", "score": 0.5}, {"text": "b", "score": 4}]}'
+    scored = (
+        b'{"prompt": "p", "responses": [{"text": "a", "score": 0.5}, {"text": "b", "score": 4}]}'
+    )
     ranking = parse_ranking(scored, origin="x:1")
     assert (ranking.scores, ranking.ranks) == ((0.5, 4), (2, 1))
     assert replace(ranking, scores=None) != ranking
     data = tmp_path / "data.jsonl"
-    data.write_bytes(scored + b'\n{"prompt": "p", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}')
+    data.write_bytes(
+        scored
+        + b'\n{"prompt": "p", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}'
+    )
     for options in ({"objective": ObjectiveName.REGRESSION}, {"margin": Margin.SCORES}):
         config = TrainConfig(data=str(data), model="nowhere", output=tmp_path / "out", **options)
-        with pytest.raises(RankingsError, match=r"data\.jsonl:2: responses: --.* needs scores; these have ranks"):
+        with pytest.raises(
+            RankingsError, match=r"data\.jsonl:2: responses: --.* needs scores; these have ranks"
+        ):
             train(config)
 
 
@@ -191,7 +253,10 @@ def test_a_ranking_that_is_one_tie_is_learnt_from_where_ties_say_something(
     path = tmp_path / "data.jsonl"
     path.write_text(data.read_text(encoding="utf-8") + f"\n{tied}\n", encoding="utf-8")
     settings = run_options(path, tiny_checkpoint, tmp_path / "out", epochs=0.1)
-    with pytest.raises(RankingsError, match=r"data\.jsonl:31: responses: all 2 are tied: there is no pair to learn from"):
+    with pytest.raises(
+        RankingsError,
+        match=r"data\.jsonl:31: responses: all 2 are tied: there is no pair to learn from",
+    ):
         train(TrainConfig(**settings))
     report = train(TrainConfig(**settings, ties=Ties.DAVIDSON))
     assert report.rankings_by_size == {2: 1, 5: 30}
@@ -202,5 +267,7 @@ def test_a_ranking_that_is_one_tie_is_learnt_from_where_ties_say_something(
 def test_an_evaluation_leaves_rankings_without_a_pair_out() -> None:
     prompt = (Message(role="user", content="?"),)
     pair = Ranking(prompt=prompt, responses=("a", "b"), ranks=(1, 2))
-    evaluation = evaluate(lambda _: [1.0, 0.0], [pair, Ranking(prompt=prompt, responses=("a", "b"), ranks=(1, 1))])
+    evaluation = evaluate(
+        lambda _: [1.0, 0.0], [pair, Ranking(prompt=prompt, responses=("a", "b"), ranks=(1, 1))]
+    )
     assert (evaluation.num_pairs, evaluation.loss) == (1, pytest.approx(-math.log(sigmoid(1.0))))

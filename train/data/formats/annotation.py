@@ -23,24 +23,35 @@ class ChosenPrompt:
     note: str
 
 
-def choose_prompt(fields: Mapping[str, Any], responses: Collection[str], column: str) -> ChosenPrompt:
+def choose_prompt(
+    fields: Mapping[str, Any], responses: Collection[str], column: str
+) -> ChosenPrompt:
     """`column`, or the only field that is a text or messages and no response, or the only one of those with a
     usual name."""
     if column and column not in fields:
         refuse("--prompt-column", f"there is no field {column!r}; there are {listed(fields)}")
-    texts = [name for name, value in fields.items() if name not in responses and (isinstance(value, str) or is_messages(value))]
+    texts = [
+        name
+        for name, value in fields.items()
+        if name not in responses and (isinstance(value, str) or is_messages(value))
+    ]
     possible = [column] if column else texts
     if len(possible) > 1:
         possible = [name for name in possible if name.lower() in _USUAL_PROMPTS] or possible
     if len(possible) != 1:
-        refuse("fields", f"the prompt may be {listed(possible) or 'none of them'}; say which with --prompt-column")
+        refuse(
+            "fields",
+            f"the prompt may be {listed(possible) or 'none of them'}; say which with --prompt-column",
+        )
     [chosen] = possible
     value = fields[chosen]
     dropped = sorted(name for name in texts if name != chosen)
     return ChosenPrompt(
         prompt=user(value) if isinstance(value, str) else messages(value, chosen),
         guesses=() if column else (("--prompt-column", chosen),),
-        note=f"fields that are neither the prompt nor ranked are not written: {listed(dropped)}" if dropped else "",
+        note=f"fields that are neither the prompt nor ranked are not written: {listed(dropped)}"
+        if dropped
+        else "",
     )
 
 
@@ -51,7 +62,10 @@ def field_named(option: str, fields: Mapping[str, Any], at: str) -> str:
         return option
     found = [name for name in fields if _plain(name) == _plain(option)]
     if len(found) != 1 and at:
-        refuse(at, f"the option {option[:40]!a} is not the name of one field; there are {listed(fields)}")
+        refuse(
+            at,
+            f"the option {option[:40]!a} is not the name of one field; there are {listed(fields)}",
+        )
     return found[0] if len(found) == 1 else ""
 
 

@@ -23,7 +23,9 @@ from kwise.train.data.formats.fields import as_list, as_text, records, refuse, r
 from kwise.train.data.formats.items import Item, Left, Ranked, ReadOptions, Row
 
 _FLAT = ".responses"
-_META = frozenset({"id", "external_id", "status", "metadata", "vectors", "suggestions", "responses", "_server_id"})
+_META = frozenset(
+    {"id", "external_id", "status", "metadata", "vectors", "suggestions", "responses", "_server_id"}
+)
 
 Answer = tuple[Any, Any]
 """(value, status)."""
@@ -32,17 +34,25 @@ Answer = tuple[Any, Any]
 def is_argilla(row: Row) -> bool:
     if isinstance(row.get("fields"), dict) and "responses" in row:
         return True
-    return any(key.endswith(_FLAT) for key in row) or any(_is_hub_question(value) for value in row.values())
+    return any(key.endswith(_FLAT) for key in row) or any(
+        _is_hub_question(value) for value in row.values()
+    )
 
 
 def read_argilla(row: Row, options: ReadOptions) -> Iterator[Item]:
     fields, answers = _fields(row), _answers(row)
-    rankings = {name: found for name, found in answers.items() if any(_is_ranking(value, fields) for value, _ in found)}
+    rankings = {
+        name: found
+        for name, found in answers.items()
+        if any(_is_ranking(value, fields) for value, _ in found)
+    }
     if options.question and all(value is None for value, _ in answers.get(options.question, ())):
         yield Left(what="row", reason="question not answered", answered=tuple(rankings))
         return
     if not rankings:
-        yield Left(what="row", reason="no annotator's ranking of options that are named like the fields")
+        yield Left(
+            what="row", reason="no annotator's ranking of options that are named like the fields"
+        )
         return
     question = one_question(tuple(rankings), options.question)
     for value, status in rankings[question]:
@@ -104,7 +114,10 @@ def _answers(row: Row) -> dict[str, list[Answer]]:
     nested = row.get("responses") if "fields" in row else None
     if isinstance(nested, dict):  # Argilla 2
         for name, found in nested.items():
-            answers[name] = [(answer.get("value"), answer.get("status")) for answer in records(found, f"responses.{name}")]
+            answers[name] = [
+                (answer.get("value"), answer.get("status"))
+                for answer in records(found, f"responses.{name}")
+            ]
     elif isinstance(nested, list):  # Argilla 1
         for index, response in enumerate(records(nested, "responses")):
             values = response.get("values") or {}
@@ -126,7 +139,9 @@ def _answers(row: Row) -> dict[str, list[Answer]]:
 
 def _is_hub_question(value: Any) -> bool:
     return (
-        isinstance(value, list) and bool(value) and all(isinstance(v, dict) and {"user_id", "value"} <= v.keys() for v in value)
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(v, dict) and {"user_id", "value"} <= v.keys() for v in value)
     )
 
 

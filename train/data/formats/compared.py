@@ -54,13 +54,18 @@ def read_summarize(row: Row, _: ReadOptions) -> Iterator[Item]:
     choice = required(row, "choice")
     if isinstance(choice, bool) or choice not in (0, 1):
         refuse("choice", "must be 0 or 1")
-    sides = [text(summary, "text", f"summaries[{index}]").strip() for index, summary in enumerate(summaries)]
+    sides = [
+        text(summary, "text", f"summaries[{index}]").strip()
+        for index, summary in enumerate(summaries)
+    ]
     worker = text(row, "worker") if row.get("worker") is not None else None
     prompt = user(_summarize_prompt(required(row, "info")))
     if sides[0] == sides[1]:
         yield Left(what="row", reason=_SAME)
     else:
-        yield Compared(prompt=prompt, better=sides[int(choice)], worse=sides[1 - int(choice)], annotator=worker)
+        yield Compared(
+            prompt=prompt, better=sides[int(choice)], worse=sides[1 - int(choice)], annotator=worker
+        )
 
 
 def _summarize_prompt(post: Row) -> str:
@@ -76,7 +81,10 @@ def read_arena(row: Row, _: ReadOptions) -> Iterator[Item]:
     if "winner_tie" in row:
         yield from _read_arena_55k(row)
         return
-    a, b = (_judged(messages(required(row, key), key), row) for key in ("conversation_a", "conversation_b"))
+    a, b = (
+        _judged(messages(required(row, key), key), row)
+        for key in ("conversation_a", "conversation_b")
+    )
     winner = text(row, "winner")
     if winner not in _WINNERS:
         refuse("winner", f"must be one of {', '.join(_WINNERS)}")
@@ -88,7 +96,10 @@ def _read_arena_55k(row: Row) -> Iterator[Item]:
     prompts, a, b = (_texts(row, key) for key in ("prompt", "response_a", "response_b"))
     won = {winner: number(row, f"winner_{winner}") for winner in ("model_a", "model_b", "tie")}
     if sorted(won.values()) != [0, 0, 1]:
-        refuse("winner_model_a", "winner_model_b and winner_tie: one of the three must be 1, the others 0")
+        refuse(
+            "winner_model_a",
+            "winner_model_b and winner_tie: one of the three must be 1, the others 0",
+        )
     for key, answers in (("response_a", a), ("response_b", b)):
         if len(answers) != len(prompts):
             refuse(key, f"has {len(answers)} turns for the {len(prompts)} of the prompt")
@@ -111,13 +122,18 @@ def _texts(row: Row, key: str) -> list[Any]:
             refuse(key, str(error))
     if not as_list(value, key):
         refuse(key, "must not be empty")
-    return [turn if turn is None else as_text(turn, f"{key}[{index}]") for index, turn in enumerate(value)]
+    return [
+        turn if turn is None else as_text(turn, f"{key}[{index}]")
+        for index, turn in enumerate(value)
+    ]
 
 
 def _conversation(prompts: list[str], answers: list[str]) -> Conversation:
     turns = zip(prompts, answers, strict=True)
     return tuple(
-        Message(role=role, content=said) for turn in turns for role, said in zip(("user", "assistant"), turn, strict=True)
+        Message(role=role, content=said)
+        for turn in turns
+        for role, said in zip(("user", "assistant"), turn, strict=True)
     )
 
 
@@ -132,7 +148,11 @@ def _battle(a: Conversation, b: Conversation, winner: str, judge: str | None) ->
         return Left(what="row", reason=PARTED)
     better, worse = (b, a) if winner == "model_b" else (a, b)
     return Compared(
-        prompt=a[:shared], better=better[-1].content, worse=worse[-1].content, tied=winner in _TIES, annotator=judge
+        prompt=a[:shared],
+        better=better[-1].content,
+        worse=worse[-1].content,
+        tied=winner in _TIES,
+        annotator=judge,
     )
 
 
@@ -151,8 +171,15 @@ def _judged(turns: Conversation, row: Row) -> Conversation:
 
 def read_helpsteer_preference(row: Row, _: ReadOptions) -> Iterator[Item]:
     is_third = "context" in row
-    prompt = messages(required(row, "context"), "context") if is_third else parse_nemo(text(row, "prompt"))
-    first, second = (text(row, key) for key in (("response1", "response2") if is_third else ("response_1", "response_2")))
+    prompt = (
+        messages(required(row, "context"), "context")
+        if is_third
+        else parse_nemo(text(row, "prompt"))
+    )
+    first, second = (
+        text(row, key)
+        for key in (("response1", "response2") if is_third else ("response_1", "response_2"))
+    )
     column = "overall_preference" if is_third else "preference_strength"
     strength = number(row, column)
     if abs(strength) > _MAX_STRENGTH or strength != int(strength):

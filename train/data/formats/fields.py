@@ -83,7 +83,11 @@ def nested(row: Row, path: str, at: str = "") -> tuple[Any, str]:
 
 def records(value: Any, at: str) -> list[dict[str, Any]]:
     """A list of objects, or one object of equally long lists."""
-    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+    if (
+        isinstance(value, dict)
+        and value
+        and all(isinstance(column, list) for column in value.values())
+    ):
         lengths = {len(column) for column in value.values()}
         if len(lengths) != 1:
             refuse(at, "is an object of lists of different lengths")
@@ -106,7 +110,9 @@ def messages(value: Any, at: str) -> Conversation:
     """Messages with `role` and `content`, a text or parts; one message may stand without its list. Other keys (num_tokens, …) are
     ignored, but for tool calls, which a response cannot say."""
     turns = []
-    is_one = isinstance(value, dict) and isinstance(value.get("role"), str)  # else its values are lists: messages by columns
+    is_one = isinstance(value, dict) and isinstance(
+        value.get("role"), str
+    )  # else its values are lists: messages by columns
     for index, item in enumerate([value] if is_one else records(value, at)):
         here = f"{at}[{index}]"
         if item.get("tool_calls"):
@@ -125,7 +131,10 @@ def _content(message: Row, at: str) -> str:
     parts = records(content, f"{at}.content")
     for index, part in enumerate(parts):
         if part.get("type") != "text":
-            refuse(f"{at}.content[{index}].type", f"is {str(part.get('type'))[:40]!a}; only text can be read")
+            refuse(
+                f"{at}.content[{index}].type",
+                f"is {str(part.get('type'))[:40]!a}; only text can be read",
+            )
     return "".join(text(part, "text", f"{at}.content[{index}]") for index, part in enumerate(parts))
 
 
@@ -133,7 +142,11 @@ def is_messages(value: Any) -> bool:
     """Whether this looks like messages; `messages` says what is wrong with them."""
     if isinstance(value, dict):
         return "role" in value and "content" in value
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "role" in item for item in value)
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and "role" in item for item in value)
+    )
 
 
 def user(content: str) -> Conversation:

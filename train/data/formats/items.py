@@ -34,8 +34,12 @@ class Ranked:
     ranks: tuple[int, ...] | None = None
     scores: tuple[float, ...] | None = None
     note: str = ""  # what is to be counted of a ranking that is kept
-    row: Row | None = None  # the row itself where it is a ranking of our schema already, with its ids and metadata
-    guesses: tuple[tuple[str, str], ...] = ()  # (option that is not given, what was taken for it): one for the whole input
+    row: Row | None = (
+        None  # the row itself where it is a ranking of our schema already, with its ids and metadata
+    )
+    guesses: tuple[
+        tuple[str, str], ...
+    ] = ()  # (option that is not given, what was taken for it): one for the whole input
 
     def order(self) -> tuple[float, ...]:
         """One number a response; lower is better."""
@@ -62,7 +66,9 @@ class Compared:
         """The ranking of the two."""
         ranks = None if self.scores else ((1, 1) if self.tied else (1, 2))
         responses = (self.better, self.worse)
-        return Ranked(prompt=self.prompt, responses=responses, ranks=ranks, scores=self.scores, note=self.note)
+        return Ranked(
+            prompt=self.prompt, responses=responses, ranks=ranks, scores=self.scores, note=self.note
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

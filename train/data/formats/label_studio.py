@@ -37,7 +37,11 @@ def read_label_studio(row: Row, options: ReadOptions) -> Iterator[Item]:
             yield Left(what="annotation", reason="cancelled")
             continue
         results = records(required(annotation, "result", at), f"{at}.result")
-        rankers = {str(result.get("from_name")): result for result in results if result.get("type") == "ranker"}
+        rankers = {
+            str(result.get("from_name")): result
+            for result in results
+            if result.get("type") == "ranker"
+        }
         if not rankers or (options.question and options.question not in rankers):
             yield Left(what="annotation", reason="question not answered", answered=tuple(rankers))
             continue
@@ -45,9 +49,15 @@ def read_label_studio(row: Row, options: ReadOptions) -> Iterator[Item]:
         yield from _ranking(task, question, rankers[question], f"{at}.result", options)
 
 
-def _ranking(task: Mapping[str, Any], question: str, result: Row, at: str, options: ReadOptions) -> Iterator[Item]:
+def _ranking(
+    task: Mapping[str, Any], question: str, result: Row, at: str, options: ReadOptions
+) -> Iterator[Item]:
     value = required(result, "value", at)
-    order = required(value, "ranker", f"{at}.value") if isinstance(value, dict) else refuse(f"{at}.value", "must be an object")
+    order = (
+        required(value, "ranker", f"{at}.value")
+        if isinstance(value, dict)
+        else refuse(f"{at}.value", "must be an object")
+    )
     if isinstance(order, dict) and order.keys() == {question} and not options.buckets:
         [order] = order.values()
     groups, num_left = _groups(order, f"{at}.value.ranker", options.buckets)
@@ -85,11 +95,17 @@ def _ids(value: Any, at: str) -> list[str]:
 def _items(task: Mapping[str, Any], ids: list[str], at: str) -> tuple[str, dict[str, str]]:
     """(the name of the list that has these ids, the text of each)."""
     for name, value in task.items():
-        if isinstance(value, list) and all(isinstance(item, dict) and "id" in item for item in value):
+        if isinstance(value, list) and all(
+            isinstance(item, dict) and "id" in item for item in value
+        ):
             items = {str(item["id"]): (index, item) for index, item in enumerate(value)}
             if value and items.keys() >= set(ids):
                 texts = {
-                    key: text(item, "body" if item.get("body") is not None else "title", f"data.{name}[{index}]")
+                    key: text(
+                        item,
+                        "body" if item.get("body") is not None else "title",
+                        f"data.{name}[{index}]",
+                    )
                     for key, (index, item) in items.items()
                 }
                 return name, texts

@@ -20,13 +20,26 @@ label decides. Scores that do not put `chosen` above `rejected` (UltraFeedback h
 from collections.abc import Iterator
 from os.path import commonprefix
 
-from kwise.train.data.formats.fields import as_text, is_messages, messages, number, refuse, required, text, user
+from kwise.train.data.formats.fields import (
+    as_text,
+    is_messages,
+    messages,
+    number,
+    refuse,
+    required,
+    text,
+    user,
+)
 from kwise.train.data.formats.items import Compared, Item, Left, ReadOptions, Row
 from kwise.train.data.formats.transcript import is_hh, num_common, parse_hh, parse_hh_prompt
 from kwise.types import Conversation, Message
 
 _LIKELY_PROMPTS = ("question", "instruction", "input", "query", "context")
-_SCORES = (("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"))
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
 SPLIT = "prompt taken from what chosen and rejected have in common"
 PARTED = "the two conversations part before the last turn, and a response is one turn"
 
@@ -49,15 +62,24 @@ def read_trl(row: Row, options: ReadOptions) -> Iterator[Item]:
         required(row, column)
     if row.get(column) is None:
         if likely := [name for name in _LIKELY_PROMPTS if row.get(name)]:
-            refuse("row", f"has no 'prompt', but {likely[0]!r}; if that is the prompt, say so: --prompt-column {likely[0]}")
+            refuse(
+                "row",
+                f"has no 'prompt', but {likely[0]!r}; if that is the prompt, say so: --prompt-column {likely[0]}",
+            )
         if is_messages(chosen):
             yield _of_conversations(row, messages(chosen, "chosen"), messages(rejected, "rejected"))
         else:
-            yield _pair(row, *_split_texts(as_text(chosen, "chosen"), as_text(rejected, "rejected")), note=SPLIT)
+            yield _pair(
+                row,
+                *_split_texts(as_text(chosen, "chosen"), as_text(rejected, "rejected")),
+                note=SPLIT,
+            )
         return
     prompt = _prompt(row, column)
     if is_messages(chosen):
-        yield _of_conversations(row, *(_whole(prompt, messages(row[key], key), key) for key in ("chosen", "rejected")))
+        yield _of_conversations(
+            row, *(_whole(prompt, messages(row[key], key), key) for key in ("chosen", "rejected"))
+        )
         return
     chosen, rejected = as_text(chosen, "chosen"), as_text(rejected, "rejected")
     if not (isinstance(row[column], str) and is_hh(row[column])):
@@ -83,7 +105,9 @@ def _whole(prompt: Conversation, turns: Conversation, key: str) -> Conversation:
     other has not."""
     if turns[: len(prompt)] == prompt:
         return turns
-    if prompt[0].role == "system" and turns[: len(prompt) - 1] == prompt[1:]:  # it has a column of its own
+    if (
+        prompt[0].role == "system" and turns[: len(prompt) - 1] == prompt[1:]
+    ):  # it has a column of its own
         return prompt[:1] + turns
     if turns[0].role == "system" and turns[1 : len(prompt) + 1] == prompt:
         return turns

@@ -33,14 +33,18 @@ def read_ultrafeedback(row: Row, options: ReadOptions) -> Iterator[Item]:
 
 
 def read_stack_exchange(row: Row, options: ReadOptions) -> Iterator[Item]:
-    yield from _scored(row, user(text(row, "question")), "answers", "text", options.score_column or "pm_score")
+    yield from _scored(
+        row, user(text(row, "question")), "answers", "text", options.score_column or "pm_score"
+    )
 
 
 def read_helpsteer2(row: Row, options: ReadOptions) -> Iterator[Item]:
     if (score := _score(row, options.score_column or "helpfulness")) is None:
         yield Left(what="response", reason="no score")
     else:
-        yield Rated(prompt=parse_nemo(text(row, "prompt")), response=text(row, "response"), score=score)
+        yield Rated(
+            prompt=parse_nemo(text(row, "prompt")), response=text(row, "response"), score=score
+        )
 
 
 def read_stack_exchange_api(row: Row, _: ReadOptions) -> Iterator[Item]:
@@ -75,7 +79,9 @@ def _score(judged: Row, column: str, at: str = "") -> float | None:
     return None if value in _NO_SCORE else as_number(value, where)
 
 
-def _scored(row: Row, prompt: Conversation, list_key: str, text_key: str, column: str) -> Iterator[Item]:
+def _scored(
+    row: Row, prompt: Conversation, list_key: str, text_key: str, column: str
+) -> Iterator[Item]:
     """The ranking of the responses that have a score."""
     responses, scores = [], []
     for index, answer in enumerate(records(required(row, list_key), list_key)):

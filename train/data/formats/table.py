@@ -49,7 +49,9 @@ def _has(*keys: str, **inner: str) -> Callable[[Row], bool]:
     """A row with `keys`, and with lists of objects that have a key: `answers="rank"`. An empty list will do."""
 
     def fits(row: Row) -> bool:
-        return row.keys() >= {*keys, *inner} and all(_objects_have(row[name], key) for name, key in inner.items())
+        return row.keys() >= {*keys, *inner} and all(
+            _objects_have(row[name], key) for name, key in inner.items()
+        )
 
     return fits
 
@@ -61,16 +63,22 @@ def _either(*fits: Callable[[Row], bool]) -> Callable[[Row], bool]:
 def _objects_have(value: Any, key: str) -> bool:
     if isinstance(value, dict):
         return key in value  # a Sequence of Hugging Face datasets
-    return isinstance(value, list) and (not value or (isinstance(value[0], dict) and key in value[0]))
+    return isinstance(value, list) and (
+        not value or (isinstance(value[0], dict) and key in value[0])
+    )
 
 
 def _is_hh_pair(row: Row) -> bool:
-    return row.get("prompt") is None and all(isinstance(row.get(k), str) and is_hh(row[k]) for k in ("chosen", "rejected"))
+    return row.get("prompt") is None and all(
+        isinstance(row.get(k), str) and is_hh(row[k]) for k in ("chosen", "rejected")
+    )
 
 
 FORMATS: dict[FormatName, Format] = {
     FormatName.KWISE: Format(
-        fits=_has("prompt", responses="text"), read=ranked.read_kwise, summary="rankings of our own schema"
+        fits=_has("prompt", responses="text"),
+        read=ranked.read_kwise,
+        summary="rankings of our own schema",
     ),
     FormatName.LABEL_STUDIO: Format(
         fits=label_studio.is_label_studio,
@@ -79,7 +87,10 @@ FORMATS: dict[FormatName, Format] = {
         options=("--prompt-column", "--question", "--buckets"),
     ),
     FormatName.HH_RLHF: Format(
-        fits=_is_hh_pair, read=pairs.read_hh, summary="chosen, rejected: Human/Assistant transcripts", options=("--merge",)
+        fits=_is_hh_pair,
+        read=pairs.read_hh,
+        summary="chosen, rejected: Human/Assistant transcripts",
+        options=("--merge",),
     ),
     FormatName.TRL: Format(
         fits=_has("chosen", "rejected"),
@@ -100,7 +111,9 @@ FORMATS: dict[FormatName, Format] = {
         options=("--score-column",),
     ),
     FormatName.NECTAR: Format(
-        fits=_has("prompt", answers="rank"), read=ranked.read_nectar, summary="prompt, answers with ranks"
+        fits=_has("prompt", answers="rank"),
+        read=ranked.read_nectar,
+        summary="prompt, answers with ranks",
     ),
     FormatName.STACK_EXCHANGE: Format(
         fits=_has("question", answers="pm_score"),
@@ -128,7 +141,14 @@ FORMATS: dict[FormatName, Format] = {
     FormatName.ARENA: Format(
         fits=_either(
             _has("conversation_a", "conversation_b", "winner"),
-            _has("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"),
+            _has(
+                "prompt",
+                "response_a",
+                "response_b",
+                "winner_model_a",
+                "winner_model_b",
+                "winner_tie",
+            ),
         ),
         read=compared.read_arena,
         summary="LMSYS and LMArena battles, MT-bench",

@@ -23,7 +23,8 @@ def parse_hh(text: str, at: str) -> Conversation:
     if first or not parts:
         refuse(at, "does not begin with 'Human:' or 'Assistant:'")
     return tuple(
-        Message(role=_HH_ROLES[name], content=content.strip()) for name, content in zip(parts[::2], parts[1::2], strict=True)
+        Message(role=_HH_ROLES[name], content=content.strip())
+        for name, content in zip(parts[::2], parts[1::2], strict=True)
     )
 
 
@@ -37,8 +38,13 @@ def parse_nemo(text: str) -> Conversation:
     """The prompts of HelpSteer2: the user's text, and before each further turn "<extra_id_1>Assistant\\n" or
     "<extra_id_1>User\\n" on a line of its own (https://huggingface.co/datasets/nvidia/HelpSteer2)."""
     first, *parts = _NEMO_TURN.split(text)
-    turns = [Message(role="user", content=first)] if first else []  # nothing stands before a mark at the beginning
-    turns += [Message(role=role.lower(), content=content) for role, content in zip(parts[::2], parts[1::2], strict=True)]
+    turns = (
+        [Message(role="user", content=first)] if first else []
+    )  # nothing stands before a mark at the beginning
+    turns += [
+        Message(role=role.lower(), content=content)
+        for role, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
     return tuple(turns) or (Message(role="user", content=""),)
 
 
