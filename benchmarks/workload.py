@@ -117,8 +117,12 @@ def run_queued(
         for sequence in group:
             future: Future[object] = loop.create_future()
             work = Work(
-                sequence=sequence, priority=Priority.BULK, client="", arrival_s=0.0, future=future
-            )  # type: ignore[arg-type]
+                sequence=sequence,
+                priority=Priority.BULK,
+                client="",
+                arrival_s=0.0,
+                future=future,  # type: ignore[arg-type]
+            )
             place[id(work)] = len(place)
             queue.add(work)
     rewards = np.empty(len(place), np.float32)

@@ -93,9 +93,8 @@ def from_options(config_type: type[T], namespace: argparse.Namespace) -> T:
     Raises:
         ConfigError: a value is out of range.
     """
-    values = {
-        field.name: getattr(namespace, field.name) for field in dataclasses.fields(config_type)
-    }  # type: ignore[arg-type]
+    fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
+    values = {field.name: getattr(namespace, field.name) for field in fields}
     return config_type(
         **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     )
