@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import export_quietly
 
 from kwise.benchmarks.precision import figure_of
 from kwise.cli import main
+from tests.exports import export_quietly
 
 
 def test_ratios_are_within_a_repeat_and_without_the_warm_up() -> None:

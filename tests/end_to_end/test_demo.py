@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Server, raw_rewards, read_examples, running_server
 
 from kwise.client import RewardClient
+from tests.real_data import ROOT, read_examples
+from tests.servers import Server, raw_rewards, running_server
 
 # Real rankings of nine responses, where the machine has them; they are not part of this project.
 REAL_RANKINGS = Path(

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import Server, export_quietly, raw_rewards, read_examples, running_server, wait_until
 
 from kwise.benchmarks.serving import memory_bytes
 from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.engine.artifact import read_artifact
 from kwise.protos.kwise.v1 import reward_pb2 as pb
+from tests.exports import export_quietly
+from tests.real_data import read_examples
+from tests.servers import Server, raw_rewards, running_server, wait_until
 
 EXACT = 1e-4
 Prompt = list[dict[str, str]]

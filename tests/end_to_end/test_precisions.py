@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import export_quietly, raw_rewards, read_examples, running_server
 
 from kwise.client import RewardClient
 from kwise.engine.artifact import MANIFEST, Manifest, read_artifact
@@ -14,6 +13,9 @@ from kwise.engine.model.precision import Precision
 from kwise.engine.model.runtime.open import cpu_has_bf16
 from kwise.engine.scorer import Scorer
 from kwise.errors import ArtifactError, ConfigError
+from tests.exports import export_quietly
+from tests.real_data import read_examples
+from tests.servers import raw_rewards, running_server
 
 
 @pytest.fixture(scope="module")

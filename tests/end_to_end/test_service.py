@@ -12,13 +12,14 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Server, read_examples, running_server, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kwise.protos.kwise.v1 import reward_pb2 as pb
+from tests.real_data import read_examples
+from tests.servers import Server, running_server, wait_until
 
 EXACT = 1e-4  # fp32, another order of additions; differences of 4e-6 are usual
 

@@ -3,12 +3,12 @@
 from random import Random
 
 import numpy as np
-from batches import BATCHES
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as random_arrays
 
 from kwise.engine.trie import Int64, Trie, build_trie, common_prefix, key_length, sort_key
+from tests.batches import BATCHES
 
 TOKEN_IDS = st.sampled_from([0, 1, 255, 256, 65_535, 65_536, 2**31 - 1])
 SEQUENCES = random_arrays(np.int64, st.integers(0, 6), elements=TOKEN_IDS)

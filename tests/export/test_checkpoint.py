@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import export_quietly
-from tiny_models import GROUPED, SMALL, tiny_model
 
 from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig
@@ -22,6 +20,8 @@ from kwise.export.checkpoint import rope_limit
 from kwise.export.exporter import Layout
 from kwise.export.parity import allowed_difference
 from kwise.types import Group
+from tests.exports import export_quietly
+from tests.tiny_models import GROUPED, SMALL, tiny_model
 
 LIMIT = 384
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import export_quietly
 
 from kwise.engine.artifact import MANIFEST, read_artifact
 from kwise.engine.model.precision import Precision
 from kwise.errors import ConfigError
 from kwise.export.parity import ParityError, allowed_difference
 from kwise.export.publishing import check_destination, publish
+from tests.exports import export_quietly
 
 
 @pytest.fixture

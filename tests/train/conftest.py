@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import options
 
 from kwise.train.options.config import TrainConfig
 from kwise.train.run.training import train
+from tests.training_runs import options
 
 
 @pytest.fixture(scope="session")

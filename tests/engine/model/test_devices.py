@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import raw_rewards
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from kwise.engine.scorer import Scorer
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ArtifactError, ConfigError
 from kwise.types import Group, Message
+from tests.servers import raw_rewards
 
 
 @pytest.mark.parametrize(

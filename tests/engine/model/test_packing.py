@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import BATCHES, VOCAB
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwise.engine.model.packing import NOT_PAST, Packed, pack
 from kwise.engine.trie import Int64, Trie, build_trie
+from tests.batches import BATCHES, VOCAB
 
 CLASSES = st.integers(1, 6)
 

@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from token_states import BYTES_PER_TOKEN, states_along
 
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache, Segment, States
 from kwise.engine.trie import Int64, sort_key
+from tests.token_states import BYTES_PER_TOKEN, states_along
 
 TOKEN_BYTES = BYTES_PER_TOKEN + 4  # of a segment that has all of its prefix's tokens
 Tokens = tuple[int, ...]

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_states import BYTES_PER_TOKEN, WIDTHS, states_of
 
 from kwise.engine.model.packing import NOT_PAST, pack
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache
 from kwise.engine.model.prefix_reuse import Reuse, keep, plan_reuse
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
+from tests.token_states import BYTES_PER_TOKEN, WIDTHS, states_of
 
 TOKEN_BYTES = BYTES_PER_TOKEN + 4
 LARGE = 1 << 20

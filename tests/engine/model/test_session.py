@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import read_examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.errors import ConfigError
 from kwise.types import Group, Message
+from tests.real_data import read_examples
 
 EXACT = (
     2e-5  # fp32, another order of additions; 8e-6 is the most that 2,760 random batches differed by

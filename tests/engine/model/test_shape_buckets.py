@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import BATCHES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from kwise.engine.model.session import GraphSession
 from kwise.engine.model.shape_buckets import BucketedGraph, round_up
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import Int64, build_trie
+from tests.batches import BATCHES
 
 EXACT = 1e-5  # fp32, another order of additions
 CLASSES = 8

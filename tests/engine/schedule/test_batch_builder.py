@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 
 import numpy as np
-from batches import BATCHES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.engine.schedule.batch_builder import PaddedFilling, TrieFilling, new_filling
 from kwise.engine.trie import Int64, sort_key
+from tests.batches import BATCHES
 
 Tokens = tuple[int, ...]
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import export_quietly, read_examples
-from tiny_models import PADDED, TRIE, tiny_model
 
 from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig
@@ -23,6 +21,9 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
 from kwise.export.parity import allowed_difference
 from kwise.types import Group, Message
+from tests.exports import export_quietly
+from tests.real_data import read_examples
+from tests.tiny_models import PADDED, TRIE, tiny_model
 
 
 def assert_parity(checkpoint: Path, artifact: Path, layout: str, *, openvino: bool = True) -> None:

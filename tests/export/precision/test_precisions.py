@@ -10,12 +10,10 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from conftest import EXAMPLES, export_quietly
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from tiny_models import PADDED, TRIE, tiny_model
 
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
@@ -41,6 +39,9 @@ from kwise.export.precision.precisions import _least_kept
 from kwise.export.precision.rotation import Rotation
 from kwise.export.precision.rounding import round_weights
 from kwise.train.rankings import RankingsError
+from tests.exports import export_quietly
+from tests.real_data import EXAMPLES
+from tests.tiny_models import PADDED, TRIE, tiny_model
 
 NAMES = (
     *(f"self_attn.{name}" for name in "qkvo"),

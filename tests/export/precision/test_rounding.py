@@ -8,7 +8,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import EXAMPLES
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from kwise.export.precision.matmuls import columns_of, is_product, weight_key
 from kwise.export.precision.rotation import Rotation, cosine_transform
 from kwise.export.precision.rounding import compensated, round_weights
 from kwise.export.weights import Rewriting
+from tests.real_data import EXAMPLES
 
 Float32 = NDArray[np.float32]
 

@@ -5,11 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMOLLM2_GGUF, smollm2_directory
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import GROUPED, SMALL, tiny_model
-from training_runs import IGNORED_WARNINGS, interrupted_at, options
 from transformers import AutoModelForSequenceClassification
 
 from kwise.errors import ConfigError
@@ -21,6 +18,9 @@ from kwise.train.options.config import TrainConfig
 from kwise.train.run.training import train
 from kwise.train.step.loss import kwise_loss
 from kwise.types import Message
+from tests.real_data import SMOLLM2_GGUF, smollm2_directory
+from tests.tiny_models import GROUPED, SMALL, tiny_model
+from tests.training_runs import IGNORED_WARNINGS, interrupted_at, options
 
 pytestmark = IGNORED_WARNINGS
 SEQUENCES = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 4]]

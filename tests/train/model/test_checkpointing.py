@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import GROUPED, SMALL, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kwise.errors import ConfigError
@@ -13,6 +12,7 @@ from kwise.train.model.layout import TrainLayout, lay_out, rewards_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import Checkpointing
 from kwise.train.step.loss import kwise_loss
+from tests.tiny_models import GROUPED, SMALL, tiny_model
 
 SEQUENCES = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 4]]
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import GROUPED, SMALL, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from kwise.train.model.layout import TrainLayout, best_layout, lay_out, read_tries, rewards_of
 from kwise.train.step.loss import kwise_loss
+from tests.tiny_models import GROUPED, SMALL, tiny_model
 
 
 def model_of(family: str, options: dict[str, Any], tokenizer: Any, path: Path) -> Any:

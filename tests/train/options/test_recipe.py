@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import IGNORED_WARNINGS
 
 from kwise.cli import main
 from kwise.errors import ConfigError
 from kwise.train.command import add_arguments, config_of
 from kwise.train.options.config import Schedule, TrainConfig
 from kwise.train.options.recipe import read_recipe, recipe_names, summary
+from tests.training_runs import IGNORED_WARNINGS
 
 pytestmark = IGNORED_WARNINGS
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from training_runs import IGNORED_WARNINGS
 
 from kwise.train.rankings import read_rankings
 from kwise.train.report.card import model_card
 from kwise.train.report.provenance import git_revision
 from kwise.train.run.run_record import rankings_sha256
+from tests.training_runs import IGNORED_WARNINGS
 
 pytestmark = IGNORED_WARNINGS
 

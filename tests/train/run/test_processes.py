@@ -10,9 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
-from training_runs import IGNORED_WARNINGS, command, options
 
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
@@ -20,6 +18,8 @@ from kwise.train.run.processes import Processes
 from kwise.train.run.steps import StepsDir
 from kwise.train.run.training import train
 from kwise.train.step.order import EpochOrder
+from tests.real_data import ROOT
+from tests.training_runs import IGNORED_WARNINGS, command, options
 
 pytestmark = IGNORED_WARNINGS
 

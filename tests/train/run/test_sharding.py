@@ -7,13 +7,13 @@ import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from kwise.errors import ConfigError
 from kwise.train.options.config import Checkpointing
 from kwise.train.options.recipe import read_recipe
 from kwise.train.run.processes import Processes
+from tests.real_data import ROOT
 
 LLAMA_70B = {
     "vocab_size": 32000,

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import IGNORED_WARNINGS, interrupted_at, options
 
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
 from kwise.train.run.training import train
+from tests.training_runs import IGNORED_WARNINGS, interrupted_at, options
 
 pytestmark = IGNORED_WARNINGS
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from training_runs import options
 
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
 from kwise.train.run.trackers import check_tracker
 from kwise.train.run.training import train
+from tests.training_runs import options
 
 
 def test_an_unknown_tracker_and_one_that_is_not_installed_are_refused(

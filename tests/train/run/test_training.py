@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_runs import IGNORED_WARNINGS, command, interrupted_at, options
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kwise.cli import main
@@ -27,6 +26,7 @@ from kwise.train.run.trainer import RankingTrainer
 from kwise.train.run.training import train
 from kwise.train.step.loss import NotFinite
 from kwise.types import Message
+from tests.training_runs import IGNORED_WARNINGS, command, interrupted_at, options
 
 pytestmark = IGNORED_WARNINGS
 

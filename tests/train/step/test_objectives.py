@@ -11,8 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_runs import IGNORED_WARNINGS
-from training_runs import options as run_options
 
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
@@ -30,6 +28,8 @@ from kwise.train.run.training import train
 from kwise.train.step.loss import Judged, kwise_loss
 from kwise.train.step.objectives import objective_of
 from kwise.types import Message
+from tests.training_runs import IGNORED_WARNINGS
+from tests.training_runs import options as run_options
 
 pytestmark = IGNORED_WARNINGS
 Reference = Callable[[list[float], list[int], list[float], ObjectiveConfig], float]

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
-from tiny_models import GROUPED, SMALL, tiny_model
-from training_runs import IGNORED_WARNINGS, options
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from kwise.errors import ConfigError
@@ -23,6 +21,8 @@ from kwise.train.step.batch import collate, tokenize_rankings
 from kwise.train.step.loss import kwise_loss
 from kwise.train.step.text_regulariser import install_text_head, text_head, text_losses
 from kwise.types import Message
+from tests.tiny_models import GROUPED, SMALL, tiny_model
+from tests.training_runs import IGNORED_WARNINGS, options
 
 pytestmark = IGNORED_WARNINGS
 RANKINGS = [

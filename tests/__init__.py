@@ -1,0 +1,1 @@
+"""Tests of kwise, in folders that mirror the source. Helper modules lie beside this file."""
