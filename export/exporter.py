@@ -39,7 +39,7 @@ from kwise.export.graphs.trie_graph import NUM_CLASSES, export_trie
 from kwise.export.parity import ParityCase, check_parity, reference_cases
 from kwise.export.precision.agreement import Texts, read_texts
 from kwise.export.precision.precisions import add_precisions
-from kwise.export.publishing import check_destination, publish
+from kwise.export.publishing import check_destination, publish_artifact
 from kwise.options import check_bounds, option
 from kwise.types import Message
 
@@ -129,7 +129,7 @@ def export(config: ExportConfig) -> Artifact:
         del checkpoint
         gc.collect()
         manifest = _prove(manifest, cases, texts, config, work)
-        publish(work, destination)
+        publish_artifact(work, destination)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

@@ -1,16 +1,15 @@
-"""Putting a finished artifact into its place, and telling an artifact from any other directory before it is replaced."""
+"""Put a finished artifact in its place, and refuse to replace any other kind of directory."""
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 from kwise.engine.artifact import MANIFEST, Manifest
 from kwise.errors import ConfigError
+from kwise.publish import publish_directory
 
 
 def check_destination(destination: Path, *, overwrite: bool) -> None:
-    """Raises ConfigError where something is there already that must not, or may not, be replaced."""
+    """Raise ConfigError if something is at `destination` that must not be replaced."""
     if not destination.exists():
         return
     if not overwrite:
@@ -18,42 +17,48 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
             f"{destination} exists; choose another directory, or replace an artifact with --overwrite"
         )
     if (problem := _foreign(destination)) is not None:
-        raise ConfigError(f"--overwrite: {destination} is no artifact by kwise export: {problem}")
+        raise ConfigError(
+            f"--overwrite: {destination} is not an artifact of kwise export: {problem}"
+        )
 
 
-def publish(work: Path, destination: Path) -> None:
-    """Rename `work` to `destination`. What was there is moved aside and deleted last: a failure in between loses nothing."""
+def publish_artifact(work: Path, destination: Path) -> None:
+    """Make the directory `work` the artifact `destination`, readable by all users; see `publish_directory`.
+
+    Raises:
+        OSError: as `publish_directory`.
+    """
     _open_permissions(work)
-    if not destination.exists():
-        work.rename(destination)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}-replaced-", dir=destination.parent))
-    destination.rename(aside)
-    try:
-        work.rename(destination)
-    except BaseException:
-        aside.rename(destination)
-        raise
-    shutil.rmtree(aside)
+    publish_directory(work, destination)
 
 
 def _foreign(directory: Path) -> str | None:
-    """Why a directory is not an artifact and nothing else; None where it is. Damaged files may be replaced, unknown ones not."""
+    """Return why a directory is not an artifact and nothing else, or None if it is one.
+
+    Damaged files of an artifact may be replaced; files that its manifest does not list may not.
+    """
     try:
         manifest = Manifest(**json.loads((directory / MANIFEST).read_text(encoding="utf-8")))
         if manifest.fingerprint != manifest.computed_fingerprint():
-            return f"the fingerprint in {MANIFEST} is not that of its content"
-        ours = {MANIFEST, *manifest.files}
+            return f"the fingerprint in {MANIFEST} does not match its content"
+        known = {MANIFEST, *manifest.files}
     except (OSError, ValueError, TypeError):
         return f"it has no readable {MANIFEST}"
     return next(
-        (f"it has {path.name}" for path in sorted(directory.iterdir()) if path.name not in ours),
+        (
+            f"it contains {path.name}"
+            for path in sorted(directory.iterdir())
+            if path.name not in known
+        ),
         None,
     )
 
 
 def _open_permissions(directory: Path) -> None:
-    """What mkdtemp and onnx write only the owner can read; a server may run as another user."""
+    """Let every user read the artifact, because a server may run as another user.
+
+    mkdtemp and onnx let only the owner read what they write.
+    """
     directory.chmod(0o755)
     for path in directory.iterdir():
         path.chmod(0o644)

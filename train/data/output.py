@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from kwise.errors import ConfigError
+from kwise.publish import publish_file
 
 
 def check_output(path: str, *, overwrite: bool) -> None:
@@ -59,7 +60,7 @@ def open_output(path: str) -> Iterator[IO[bytes]]:
                     yield packed  # type: ignore[misc]
             else:
                 yield work
-        partial.replace(place)
+        publish_file(partial, place)
     finally:
         partial.unlink(missing_ok=True)
 

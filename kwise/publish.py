@@ -1,0 +1,120 @@
+"""Put a finished file or directory in its place in one step.
+
+A reader meets the old one or the new one, never a mixture. Write into a temporary place beside the
+target, on the same file system, then call `publish_directory` or `publish_file`. Data reach the disk
+before names do, so this holds for a crash of the machine as well as of the process.
+
+Renaming replaces a file atomically, but POSIX has no rename that replaces a directory with files in
+it. Linux can exchange two directories (renameat2 with RENAME_EXCHANGE, since 3.15). Python does not
+expose it; hence ctypes. The alternative, a symbolic link that is switched over, would change what
+users find in the place of their directory.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+# The kernel is older, or the file system (NFS, most FUSE) has no exchange.
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
+
+
+def publish_directory(work: Path, target: Path) -> None:
+    """Make the directory `work` the directory `target`; delete the directory that was there before.
+
+    `target` always names a complete directory: the old one until the exchange, then the new one.
+    A crash leaves `work` behind, which holds the new directory before the exchange, and what is left
+    of the old one after it. Both paths must be on one file system. If `target` is a symbolic link,
+    the directory that it points to is replaced.
+
+    A reader that must not mix two versions opens the directory once (`os.open`) and its files
+    relative to that descriptor. If a file is missing, the directory has been replaced and is being
+    deleted, so the reader opens `target` anew.
+
+    Where there is no exchange (macOS, NFS), the old directory is renamed aside and then the new one
+    renamed into its place. Readers may find no directory for that moment, but never a mixture. A
+    crash in that moment leaves both directories complete beside `target`: the old one as
+    `.NAME-replaced-*`, the new one as `work`.
+
+    Raises:
+        OSError: A rename failed, and `target` is as it was; or the new directory is in place and the
+            old one could not be deleted.
+    """
+    target = target.resolve()
+    _sync_tree(work)
+    if not target.is_dir():
+        work.rename(target)
+        _sync(target.parent)
+        return
+    old = work
+    try:
+        _exchange(work, target)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        old = _replace_in_two_steps(work, target)
+    _sync(target.parent)
+    shutil.rmtree(old)
+
+
+def publish_file(work: Path, target: Path) -> None:
+    """Make the file `work` the file `target`, replacing the file that was there before.
+
+    Raises:
+        OSError: The rename failed, and `target` is as it was.
+    """
+    _sync(work)
+    work.replace(target)
+    _sync(target.parent)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Exchange two paths; raise OSError, with an errno of `_NO_EXCHANGE` if that is impossible."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    result = libc.renameat2(
+        _AT_FDCWD,
+        os.fsencode(first),
+        _AT_FDCWD,
+        os.fsencode(second),
+        ctypes.c_uint(_RENAME_EXCHANGE),
+    )
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(first), None, str(second))
+
+
+def _replace_in_two_steps(work: Path, target: Path) -> Path:
+    """Rename `target` aside and `work` to `target`. Return where the old directory is."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-replaced-", dir=target.parent))
+    target.rename(aside)  # over the empty directory
+    try:
+        work.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    return aside
+
+
+def _sync_tree(directory: Path) -> None:
+    """Flush all files below a directory to disk, and the directories that name them."""
+    for root, _, names in os.walk(directory):
+        for name in names:
+            path = Path(root, name)
+            if path.is_file() and not path.is_symlink():
+                _sync(path)
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    """Flush a file's bytes or a directory's names to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
