@@ -5,26 +5,42 @@ Dimensions: K responses in a group.
 
 from dataclasses import dataclass, field
 
-from kwise.errors import KwiseError
+from kwise.errors import KwiseError, Status
 from kwise.types import Comparison, Reward, Timing
 
 
 class RewardServiceError(KwiseError):
     """A call, a group or a response that the server did not score.
 
-    `code` is the name of a gRPC status ("INVALID_ARGUMENT"), which may be one that gRPC itself sets
-    ("DEADLINE_EXCEEDED"): hence no class per status here. `target` is the server's address where a whole call failed, ""
-    where a group or a response did. `retry_after_s` is the server's advice when overloaded.
+    One class stands for every status, because gRPC itself may set one (DEADLINE_EXCEEDED, say).
+
+    Attributes:
+        status: the gRPC status; UNKNOWN if `code` is not a name that gRPC defines.
+        code: the name of the status, as the server sent it.
+        message: the server's message, without code and address.
+        response: the index of the response that the error is about; None if it is not about one.
+        target: the server's address if a whole call failed; "" if a group or a response did.
+        retry_after_s: the server's advice when to try again, in seconds; None if it gave none.
     """
 
+    status = Status.UNKNOWN
+
     def __init__(
-        self, code: str, message: str, *, target: str = "", retry_after_s: float | None = None
+        self,
+        code: str,
+        message: str,
+        *,
+        target: str = "",
+        retry_after_s: float | None = None,
+        response: int | None = None,
     ) -> None:
         super().__init__(f"{code} at {target}: {message}" if target else f"{code}: {message}")
+        self.status = Status.named(code)
         self.code = code
         self.message = message
         self.target = target
         self.retry_after_s = retry_after_s
+        self.response = response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,34 +1,65 @@
-"""Every error that a request can meet, each with exactly one gRPC status.
+"""Every error that a request can meet. Each one has exactly one status, under gRPC's name for it.
 
     KwiseError
-    ├── InvalidRequest    INVALID_ARGUMENT    the client's mistake: field, size and limit, never the text itself
-    ├── UnknownModel      NOT_FOUND
-    ├── Overloaded        RESOURCE_EXHAUSTED  the queue is full; carries a time after which to try again
-    ├── Unavailable       UNAVAILABLE         draining, or not ready yet; the same request may succeed elsewhere or later
-    └── ModelFailed       INTERNAL            the runtime failed on this response; details are in the server's log
+    ├── InvalidRequest      INVALID_ARGUMENT    a field of the request breaks a limit
+    ├── UnknownModel        NOT_FOUND           no model of that name is served here
+    ├── Overloaded          RESOURCE_EXHAUSTED  the queue is full; says when to try again
+    ├── Unavailable         UNAVAILABLE         the server drains; try again elsewhere or later
+    ├── ModelFailed         INTERNAL            the runtime failed on this response
+    └── RewardServiceError  any status          what a client met (kwise.client.results)
 
-`ArtifactError` and `ConfigError` are met at start-up, before there are requests. This module knows the names of the
-statuses and nothing of gRPC: each protocol maps them in one place.
+`ArtifactError` and `ConfigError` occur at start-up, before there are requests. This module knows the
+names of the statuses and imports no protocol; each protocol maps them in one place.
 """
 
 from enum import Enum
-from typing import ClassVar
 
 
 class Status(Enum):
-    """The gRPC status codes that kwise answers with, by gRPC's own names."""
+    """The status codes of gRPC, by name. kwise itself sets five of them; gRPC can set the others."""
 
+    OK = "OK"
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
-    UNAVAILABLE = "UNAVAILABLE"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    ABORTED = "ABORTED"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
+    UNIMPLEMENTED = "UNIMPLEMENTED"
     INTERNAL = "INTERNAL"
+    UNAVAILABLE = "UNAVAILABLE"
+    DATA_LOSS = "DATA_LOSS"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+
+    @classmethod
+    def named(cls, name: str) -> "Status":
+        """Return the status called `name`, and UNKNOWN for a name that gRPC does not define."""
+        return cls.__members__.get(name, cls.UNKNOWN)
 
 
 class KwiseError(Exception):
-    """The root; never raised itself. The message is written for the client."""
+    """The root of all errors of requests; it is never raised itself. Messages address the client.
 
-    status: ClassVar[Status]
+    Attributes:
+        status: the gRPC status of the error.
+        response: the index of the response that the error is about; None if it is about the group
+            or the server. The message names the response wherever this is set.
+    """
+
+    status: Status
+    response: int | None = None
+
+    def at(self, response: int) -> "KwiseError":
+        """Return the error as that of the response at index `response`, if it is about one response.
+
+        Requests that share a computation have one error, but each has its own order of responses.
+        """
+        return self
 
 
 class InvalidRequest(KwiseError):
@@ -42,6 +73,7 @@ class InvalidRequest(KwiseError):
 
     Attributes:
         field: the path of the field in the request ("responses[3].text").
+        problem: the message without the field.
     """
 
     status = Status.INVALID_ARGUMENT
@@ -55,12 +87,14 @@ class InvalidRequest(KwiseError):
         self._field_in_response = field
 
     def at(self, response: int) -> "InvalidRequest":
-        """Return the same error for the response at another index."""
+        """Return the error as that of another response; an error of the group stays what it is."""
+        if self.response is None:
+            return self
         return InvalidRequest(self._field_in_response, self.problem, response=response)
 
 
 class UnknownModel(KwiseError):
-    """No model called `name` is served here; the message says which are."""
+    """No model called `name` is served here; the message names the one that is."""
 
     status = Status.NOT_FOUND
 
@@ -69,8 +103,11 @@ class UnknownModel(KwiseError):
 
 
 class Overloaded(KwiseError):
-    """The client has as many tokens in the queue as are left free. `retry_after_s`: when there should be room, at the present
-    rate; 0.05 to 10 seconds."""
+    """The client already has as many tokens in the queue as are left free for it.
+
+    Attributes:
+        retry_after_s: seconds until there should be room, at the present rate; 0.05 to 10.
+    """
 
     status = Status.RESOURCE_EXHAUSTED
 
@@ -78,8 +115,9 @@ class Overloaded(KwiseError):
         self, queued_tokens: int, own_tokens: int, max_queue_tokens: int, retry_after_s: float
     ) -> None:
         super().__init__(
-            f"the queue holds {queued_tokens} tokens, {own_tokens} of them this client's, and its limit is {max_queue_tokens} "
-            f"(--max-queue-tokens); a client may have as many as are left free: try again in {retry_after_s:.2f} s"
+            f"the queue holds {queued_tokens} tokens, {own_tokens} of them this client's, and its "
+            f"limit is {max_queue_tokens} (--max-queue-tokens); a client may queue as many tokens as "
+            f"are left free: try again in {retry_after_s:.2f} s"
         )
         self.retry_after_s = retry_after_s
 
@@ -90,21 +128,33 @@ class Unavailable(KwiseError):
     status = Status.UNAVAILABLE
 
     @classmethod
-    def leaving(cls) -> "Unavailable":
+    def draining(cls) -> "Unavailable":
+        """Return the error of a request that meets a server which is shutting down."""
         return cls("the server is shutting down; send the request again")
+
+    leaving = draining
 
 
 class ModelFailed(KwiseError):
-    """The runtime raised on this response, alone as well as in company, or its reward is not a number."""
+    """The runtime failed on this response, both in its batch and alone, or its reward is NaN."""
 
     status = Status.INTERNAL
 
-    def __init__(self) -> None:
-        super().__init__("the model failed on this response; the server's log has the details")
+    def __init__(self, response: int | None = None) -> None:
+        prefix = "" if response is None else f"responses[{response}]: "
+        super().__init__(f"{prefix}the model failed on this response; the server's log has details")
+        self.response = response
+
+    def at(self, response: int) -> "ModelFailed":
+        """Return the error as that of the response at index `response`."""
+        return ModelFailed(response)
 
 
 class ArtifactError(Exception):
-    """An artifact is missing, damaged, of another schema, or fails its golden check. The message names the file."""
+    """An artifact is missing or damaged, has another schema, or fails its golden check.
+
+    The message names the file.
+    """
 
 
 class ConfigError(ValueError):

@@ -88,16 +88,15 @@ def add_options(parser: argparse.ArgumentParser, config_type: type) -> None:
 
 
 def from_options(config_type: type[T], namespace: argparse.Namespace) -> T:
-    """The config that the parsed arguments describe.
+    """Return the config that the parsed arguments describe.
 
     Raises:
         ConfigError: a value is out of range.
     """
-    fields = dataclasses.fields(config_type)  # type: ignore[arg-type]
-    values = {field.name: getattr(namespace, field.name) for field in fields}
-    return config_type(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    )
+    names = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
+    values = {name: getattr(namespace, name) for name in names}
+    # argparse collects repeated values in lists, and a frozen config holds tuples.
+    return config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
 def _flag(name: str) -> str:
