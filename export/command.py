@@ -7,7 +7,7 @@ from kwise.engine.model.precision import Precision
 from kwise.export.exporter import ExportConfig, export
 from kwise.export.parity import ParityError
 from kwise.options import add_options, from_options
-from kwise.train.rankings import RankingsError
+from kwise.train.rankings.errors import RankingsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

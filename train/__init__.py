@@ -1,6 +1,6 @@
 """Training: rankings in, a plain Hugging Face `…ForSequenceClassification(num_labels=1)` checkpoint out.
 
-data        rankings.py the schema; prepared.py, batch.py; data/ other formats → rankings (`kwise data`)
+data        rankings/ the schema; prepared.py, batch.py; data/ other formats → rankings (`kwise data`)
 model       model.py, tokenizer.py, pretrained.py, limits.py; adapter.py LoRA; precision.py bf16
 a pass      layout.py trie or padded; attention.py over the trie; loss.py, objectives.py, text_regulariser.py
 a run       training.py from beginning to end; trainer.py on Hugging Face's; arguments.py, order.py, processes.py, progress.py

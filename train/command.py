@@ -7,7 +7,7 @@ from dataclasses import fields
 from kwise.options import add_options, from_options
 from kwise.train.options.config import TrainConfig
 from kwise.train.options.recipe import ListRecipes, read_recipe
-from kwise.train.rankings import RankingsError
+from kwise.train.rankings.errors import RankingsError
 
 _NOT_GIVEN = object()
 

@@ -20,7 +20,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.errors import ConfigError, InvalidRequest
 from kwise.export.parity import shipped_conversations
-from kwise.train.rankings import read_rankings
+from kwise.train.rankings.read import read_rankings
 from kwise.types import Conversation, Group, Message
 
 _CLEAR = 0.05

@@ -8,7 +8,7 @@ from kwise.options import add_options, from_options
 from kwise.train.data import convert, stats, validate
 from kwise.train.data.formats.table import FORMATS
 from kwise.train.data.output import reader_may_leave
-from kwise.train.rankings import RankingsError
+from kwise.train.rankings.errors import RankingsError
 
 _TASKS: dict[str, tuple[Any, type, str]] = {
     "convert": (convert.run, convert.ConvertConfig, "rankings of preference data in other formats"),

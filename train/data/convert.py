@@ -33,7 +33,9 @@ from kwise.train.data.formats.table import FORMATS, FormatName, detect
 from kwise.train.data.lines import line, usable
 from kwise.train.data.output import check_output, open_output
 from kwise.train.data.tally import Tally
-from kwise.train.rankings import MAX_PROBLEMS, RankingsError, display_name, parse_ranking
+from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
+from kwise.train.rankings.open_file import display_name
+from kwise.train.rankings.schema import parse_ranking
 from kwise.types import Conversation
 
 

@@ -14,7 +14,9 @@ from typing import Any, BinaryIO
 
 from kwise.errors import ConfigError
 from kwise.train.data.formats.items import RowProblem
-from kwise.train.rankings import JsonError, RankingsError, display_name, open_plain, parse_json
+from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.json_value import JsonError, parse_json
+from kwise.train.rankings.open_file import display_name, open_decompressed
 
 _CHUNK_BYTES = 1 << 16
 _PARQUET_ROWS = 64
@@ -61,7 +63,7 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
         ConfigError: Parquet without pyarrow, or from standard input.
         OSError: the file cannot be read.
     """
-    with open_plain(path) as stream:
+    with open_decompressed(path) as stream:
         begin = stream.peek(16)
         if packed := next((name for magic, name in _PACKED.items() if begin.startswith(magic)), ""):
             raise RankingsError([f"{display_name(path)}: is packed by {packed}; unpack it first"])

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass
 from kwise.errors import ConfigError
 from kwise.options import option
 from kwise.train.data.summary import Gatherer, Lengths, Summary
-from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError, display_name, read_checked
+from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
+from kwise.train.rankings.open_file import display_name
+from kwise.train.rankings.read import parse_lines
+from kwise.train.rankings.schema import Ranking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,7 @@ def run(config: StatsConfig) -> int:
 def _gathered(path: str) -> Gatherer:
     gatherer, num_rankings = Gatherer(), 0
     problems: list[str] = []
-    for checked in read_checked(path, allow_tied=True):
+    for checked in parse_lines(path, allow_tied=True):
         if isinstance(checked, Ranking):
             gatherer.add(checked)
             num_rankings += 1

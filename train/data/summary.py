@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from kwise.train.data.agreement import Agreement, agreement
-from kwise.train.rankings import Ranking
+from kwise.train.rankings.schema import Ranking
 from kwise.types import Conversation
 
 

@@ -6,14 +6,10 @@ from pathlib import Path
 from kwise.options import check_bounds, option
 from kwise.train.data.files import Stored, read_rows, stored_as
 from kwise.train.data.formats.table import FormatName, detect
-from kwise.train.rankings import (
-    MAX_PROBLEMS,
-    Ranking,
-    RankingsError,
-    display_name,
-    open_plain,
-    read_checked,
-)
+from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
+from kwise.train.rankings.open_file import display_name, open_decompressed
+from kwise.train.rankings.read import parse_lines
+from kwise.train.rankings.schema import Ranking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +40,7 @@ def run(config: ValidateConfig) -> int:
     _refuse_others(config.file)
     num_rankings = num_problems = 0
     problems: list[str] = []
-    for checked in read_checked(config.file, allow_tied=config.allow_tied):
+    for checked in parse_lines(config.file, allow_tied=config.allow_tied):
         if isinstance(checked, Ranking):
             num_rankings += 1
             continue
@@ -70,7 +66,7 @@ def _refuse_others(path: str) -> None:
     comes through a pipe cannot be read twice."""
     if path == "-" or not Path(path).is_file():
         return
-    with open_plain(path) as stream:
+    with open_decompressed(path) as stream:
         stored = stored_as(stream.peek(16))
     found = stored.value if stored is not Stored.LINES else ""
     if not found:

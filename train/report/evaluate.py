@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kwise.train.rankings import Ranking
+from kwise.train.rankings.schema import Ranking
 from kwise.train.step.loss import kwise_loss
 from kwise.types import Conversation
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kwise.train.options.config import TrainConfig
-from kwise.train.rankings import Ranking
+from kwise.train.rankings.schema import Ranking
 from kwise.train.report.evaluate import Evaluation
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from kwise.train.model.layout import TrainLayout, lay_out, trie_of, trie_tensors
 from kwise.train.model.tokenizer import token_ids
-from kwise.train.rankings import MAX_PROBLEMS, Ranking, RankingsError
+from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
+from kwise.train.rankings.schema import Ranking
 from kwise.train.step.text_regulariser import prompt_length, text_tensors
 from kwise.types import TokenIds
 

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.options.config import Overlong, TrainConfig
 from kwise.train.options.objective_config import Margin, learns_from_ties, needs_scores
-from kwise.train.rankings import (
-    MAX_PROBLEMS,
-    Ranking,
-    RankingsError,
-    read_rankings,
-    split_by_prompt,
-)
+from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
+from kwise.train.rankings.read import read_rankings
+from kwise.train.rankings.schema import Ranking
+from kwise.train.rankings.split import split_by_prompt
 from kwise.train.step.batch import TokenizedRanking, tokenize_rankings
 
 

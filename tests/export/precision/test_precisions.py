@@ -38,7 +38,7 @@ from kwise.export.precision.matmuls import kinds
 from kwise.export.precision.precisions import _least_kept
 from kwise.export.precision.rotation import Rotation
 from kwise.export.precision.rounding import round_weights
-from kwise.train.rankings import RankingsError
+from kwise.train.rankings.errors import RankingsError
 from tests.exports import export_quietly
 from tests.real_data import EXAMPLES
 from tests.tiny_models import PADDED, TRIE, tiny_model

@@ -16,7 +16,8 @@ from kwise.cli import main
 from kwise.train.data.convert import ConvertConfig, convert
 from kwise.train.data.formats.table import FormatName
 from kwise.train.data.tally import Tally
-from kwise.train.rankings import MAX_PROBLEMS, read_rankings
+from kwise.train.rankings.errors import MAX_PROBLEMS
+from kwise.train.rankings.read import read_rankings
 
 PAIRS = [{"prompt": f"P{index}", "chosen": "good", "rejected": "bad"} for index in range(3)]
 GOOD = {"prompt": "P", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
@@ -226,7 +227,7 @@ def test_validate_checks_every_line(
     written(Path("bad.jsonl"), GOOD, {**GOOD, "promt": 1}, "{", GOOD, "x")
     assert kwise("validate", "bad.jsonl", "--max-problems", "2") == 1
     assert capsys.readouterr().err.splitlines() == [
-        "bad.jsonl:2: ranking: unknown key 'promt'; known are id, metadata, prompt, responses, source",
+        "bad.jsonl:2: ranking: unknown key 'promt'; known keys are id, metadata, prompt, responses, source",
         "bad.jsonl:3: line: not JSON: Expecting property name enclosed in double quotes at column 1",
         "bad.jsonl: 3 of 5 lines are bad (the first 2 above)",
     ]

@@ -18,7 +18,7 @@ from kwise.errors import ConfigError
 from kwise.train.data import files
 from kwise.train.data.files import read_rows
 from kwise.train.data.formats.items import RowProblem
-from kwise.train.rankings import RankingsError
+from kwise.train.rankings.errors import RankingsError
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -136,7 +136,7 @@ def test_a_bad_line_is_a_problem_and_the_next_line_follows(tmp_path: Path) -> No
     assert [kind.split(":")[1].split(" at")[0] for kind in kinds[1:4]] == [
         " not JSON",
         " not UTF-8",
-        " not JSON that can be read",
+        " not readable as JSON",
     ]
 
 

@@ -13,7 +13,7 @@ from kwise.train.data.convert import ConvertConfig, Merge, convert
 from kwise.train.data.formats.scored import vote_score
 from kwise.train.data.formats.table import FORMATS, FormatName, detect
 from kwise.train.data.tally import Tally
-from kwise.train.rankings import RankingsError
+from kwise.train.rankings.errors import RankingsError
 
 USER, ASSISTANT = "user", "assistant"
 
@@ -994,7 +994,7 @@ def test_a_score_may_lie_in_nested_objects(tmp_path: Path) -> None:
         (
             "response.Rating",
             {},
-            "completions[0].response: must be an object that has 'Rating', not a text",
+            "completions[0].response: must be an object that has 'Rating', not a string",
         ),
         (
             "annotations.helpfulness",

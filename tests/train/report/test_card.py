@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from kwise.train.rankings import read_rankings
+from kwise.train.rankings.read import read_rankings
 from kwise.train.report.card import model_card
 from kwise.train.report.provenance import git_revision
 from kwise.train.run.run_record import rankings_sha256

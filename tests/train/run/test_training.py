@@ -19,7 +19,8 @@ from kwise.cli import main
 from kwise.errors import ConfigError
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import Overlong, TrainConfig
-from kwise.train.rankings import RankingsError, read_rankings
+from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.read import read_rankings
 from kwise.train.run.run_record import rankings_sha256
 from kwise.train.run.steps import StepsDir
 from kwise.train.run.trainer import RankingTrainer

@@ -22,7 +22,8 @@ from kwise.train.options.objective_config import (
     Ties,
     learns_from_ties,
 )
-from kwise.train.rankings import Ranking, RankingsError, parse_ranking
+from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.schema import Ranking, parse_ranking
 from kwise.train.report.evaluate import evaluate
 from kwise.train.run.training import train
 from kwise.train.step.loss import Judged, kwise_loss
@@ -255,7 +256,7 @@ def test_a_ranking_that_is_one_tie_is_learnt_from_where_ties_say_something(
     settings = run_options(path, tiny_checkpoint, tmp_path / "out", epochs=0.1)
     with pytest.raises(
         RankingsError,
-        match=r"data\.jsonl:31: responses: all 2 are tied: there is no pair to learn from",
+        match=r"data\.jsonl:31: responses: all 2 are tied, so there is no pair to learn from",
     ):
         train(TrainConfig(**settings))
     report = train(TrainConfig(**settings, ties=Ties.DAVIDSON))

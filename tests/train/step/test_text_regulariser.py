@@ -15,7 +15,9 @@ from kwise.errors import ConfigError
 from kwise.train.model.layout import TrainLayout, rewards_and_text_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
-from kwise.train.rankings import Ranking, RankingsError, read_rankings
+from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.read import read_rankings
+from kwise.train.rankings.schema import Ranking
 from kwise.train.run.training import train
 from kwise.train.step.batch import collate, tokenize_rankings
 from kwise.train.step.loss import kwise_loss

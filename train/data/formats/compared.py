@@ -38,7 +38,7 @@ from kwise.train.data.formats.fields import (
 from kwise.train.data.formats.items import Compared, Item, Left, ReadOptions, Row
 from kwise.train.data.formats.pairs import PARTED
 from kwise.train.data.formats.transcript import num_common, parse_nemo
-from kwise.train.rankings import JsonError, parse_json
+from kwise.train.rankings.json_value import JsonError, parse_json
 from kwise.types import Conversation, Message
 
 _TIES = ("tie", "tie (bothbad)", "both_bad")

@@ -9,7 +9,7 @@ import math
 from typing import Any, NoReturn
 
 from kwise.train.data.formats.items import Row, RowProblem
-from kwise.train.rankings import kind
+from kwise.train.rankings.json_value import json_type
 from kwise.types import Conversation, Message
 
 
@@ -30,7 +30,7 @@ def text(row: Row, key: str, at: str = "") -> str:
 
 def as_text(value: Any, at: str) -> str:
     if not isinstance(value, str):
-        refuse(at, f"must be a text, not {kind(value)}")
+        refuse(at, f"must be a text, not {json_type(value)}")
     return value
 
 
@@ -56,7 +56,7 @@ def as_number(value: Any, at: str) -> float:
         except ValueError:
             refuse(at, "is a text that is no number")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        refuse(at, f"must be a number, not {kind(value)}")
+        refuse(at, f"must be a number, not {json_type(value)}")
     try:
         is_finite = math.isfinite(value)
     except OverflowError:  # a whole number of hundreds of digits
@@ -74,7 +74,7 @@ def nested(row: Row, path: str, at: str = "") -> tuple[Any, str]:
         if value is None:
             break
         if not isinstance(value, dict):
-            refuse(at, f"must be an object that has {key[:40]!a}, not {kind(value)}")
+            refuse(at, f"must be an object that has {key[:40]!a}, not {json_type(value)}")
         if key not in value:
             refuse(at or "row", f"has no {key!r}")
         value, at = value[key], _join(at, key)
@@ -93,16 +93,16 @@ def records(value: Any, at: str) -> list[dict[str, Any]]:
             refuse(at, "is an object of lists of different lengths")
         return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
-        refuse(at, f"must be a list, not {kind(value)}")
+        refuse(at, f"must be a list, not {json_type(value)}")
     for index, item in enumerate(value):
         if not isinstance(item, dict):
-            refuse(f"{at}[{index}]", f"must be an object, not {kind(item)}")
+            refuse(f"{at}[{index}]", f"must be an object, not {json_type(item)}")
     return value
 
 
 def as_list(value: Any, at: str) -> list[Any]:
     if not isinstance(value, list):
-        refuse(at, f"must be a list, not {kind(value)}")
+        refuse(at, f"must be a list, not {json_type(value)}")
     return value
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from kwise.train.data.formats.annotation import choose_prompt, one_question
 from kwise.train.data.formats.fields import as_list, records, refuse, required, text
 from kwise.train.data.formats.items import Item, Left, Ranked, ReadOptions, Row
-from kwise.train.rankings import kind
+from kwise.train.rankings.json_value import json_type
 
 
 def is_label_studio(row: Row) -> bool:
@@ -27,7 +27,7 @@ def is_label_studio(row: Row) -> bool:
 def read_label_studio(row: Row, options: ReadOptions) -> Iterator[Item]:
     task = required(row, "data")
     if not isinstance(task, dict):
-        refuse("data", f"must be an object, not {kind(task)}")
+        refuse("data", f"must be an object, not {json_type(task)}")
     annotations = records(required(row, "annotations"), "annotations")
     if not annotations:
         yield Left(what="row", reason="no annotator's ranking")
@@ -80,7 +80,7 @@ def _groups(order: Any, at: str, buckets: tuple[str, ...]) -> tuple[list[list[st
     if isinstance(order, list):
         return [[item] for item in _ids(order, at)], 0
     if not isinstance(order, dict):
-        refuse(at, f"must be a list of ids or an object of such lists, not {kind(order)}")
+        refuse(at, f"must be a list of ids or an object of such lists, not {json_type(order)}")
     if not buckets:
         names = ", ".join(name[:40] for name in order if name != "_") or "_ alone"
         refuse(at, f"is in buckets ({names}); say their order, best first, with --buckets")

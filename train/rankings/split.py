@@ -1,0 +1,46 @@
+"""The split of rankings into a training and a validation part, by prompt."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.schema import Ranking
+from kwise.types import Conversation
+
+
+def split_by_prompt(
+    rankings: Sequence[Ranking], fraction: float, seed: int
+) -> tuple[list[Ranking], list[Ranking]]:
+    """Return (training, validation), each in the given order.
+
+    All rankings of a prompt go to the same part, because a model that has trained on a prompt
+    knows more about its other responses than about new prompts.
+
+    The distinct prompts are ordered by a hash of their content and the seed. The first
+    round(fraction · n) of them, at least 1 and at most n − 1, are for validation. So the split
+    depends neither on the order of the file nor on the machine. With a fraction of 0 everything
+    is for training.
+
+    Raises:
+        RankingsError: the fraction is above 0 and there are fewer than two distinct prompts.
+    """
+    if fraction == 0:
+        return list(rankings), []
+    prompts = sorted(
+        {ranking.prompt for ranking in rankings}, key=lambda prompt: _prompt_hash(prompt, seed)
+    )
+    if len(prompts) < 2:
+        raise RankingsError(
+            [f"a validation split needs at least 2 distinct prompts; there is {len(prompts)}"]
+        )
+    num_validation = min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)
+    validation_prompts = set(prompts[:num_validation])
+    training = [ranking for ranking in rankings if ranking.prompt not in validation_prompts]
+    validation = [ranking for ranking in rankings if ranking.prompt in validation_prompts]
+    return training, validation
+
+
+def _prompt_hash(prompt: Conversation, seed: int) -> bytes:
+    turns = [[message.role, message.content] for message in prompt]
+    return hashlib.sha256(json.dumps([seed, turns]).encode()).digest()
