@@ -356,7 +356,7 @@ class TestShell:
             7,
         )
         _, group = read_line("f:1", '{"prompt": [1], "responses": [[2]]}', Priority.BULK)
-        assert group.responses == ([2],)
+        assert [list(response) for response in group.responses] == [[2]]
 
     @pytest.mark.parametrize(
         ("text", "says"),

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -126,7 +127,10 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
         ThreadPoolExecutor(4) as workers,
         server.stub() as stub,
     ):
-        model = lambda: stub.GetModel(pb.GetModelRequest())  # noqa: E731
+
+        def model() -> Any:
+            return stub.GetModel(pb.GetModelRequest())
+
         calls = [workers.submit(load, worker, server.address) for worker in range(4)]
         try:
             server.process.send_signal(signal.SIGHUP)  # nothing has changed
@@ -288,11 +292,13 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
 
     async def fuzz() -> None:
         async with grpc.aio.insecure_channel(hardy_server.address) as channel:
-            unary = [
+            unary: list[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = [
                 channel.unary_unary(f"/kwise.v1.RewardService/{rpc}")
                 for rpc in ("Score", "Rank", "Compare", "GetModel")
             ]
-            stream = channel.stream_stream("/kwise.v1.RewardService/ScoreStream")
+            stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+                "/kwise.v1.RewardService/ScoreStream"
+            )
 
             async def send() -> None:
                 try:
@@ -336,11 +342,12 @@ def test_a_stream_that_breaks_off_in_what_is_no_request_has_its_requests_answere
             await asyncio.sleep(number % 10 / 1000)
             yield b"\xff no request"
 
+        stream: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
+            "/kwise.v1.RewardService/ScoreStream"
+        )
         answered = set()
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            async for reply in channel.stream_stream("/kwise.v1.RewardService/ScoreStream")(
-                sent(), timeout=60
-            ):
+            async for reply in stream(sent(), timeout=60):
                 answered.add(pb.ScoreStreamResponse.FromString(reply).id)
         assert answered == {str(id_) for id_ in range(number % 5)}
         assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT

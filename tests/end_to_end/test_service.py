@@ -219,7 +219,7 @@ def test_200_responses_one_response_and_identical_responses(
 
 def test_36_comparisons_after_a_score_of_9_run_the_model_zero_times(stub: Any) -> None:
     messages, responses = next((m, r) for m, r in read_examples() if len(r) == 9)
-    request = {"prompt": conversation(messages), "responses": texts(*responses)}
+    request: dict[str, Any] = {"prompt": conversation(messages), "responses": texts(*responses)}
     scored = stub.Score(pb.ScoreRequest(**request))
     before = counters(stub)
     compared = stub.Compare(pb.CompareRequest(**request))
@@ -365,7 +365,7 @@ def invalid_requests() -> dict[str, tuple[pb.ScoreRequest, str]]:
             "2048",
         ),
         "unknown priority": (
-            pb.ScoreRequest(prompt=prompt, responses=texts("a"), priority=77),
+            pb.ScoreRequest(prompt=prompt, responses=texts("a"), priority=77),  # type: ignore[arg-type]
             "priority",
         ),
     }
@@ -385,7 +385,7 @@ def test_a_malformed_request_is_told_its_field_and_good_ones_beside_it_are_answe
     with pytest.raises(grpc.RpcError) as failed:
         stub.Score(request)
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert field in failed.value.details()
+    assert field in (failed.value.details() or "")
     assert all(len(call.result().rewards) == 2 for call in good)
 
 
@@ -425,7 +425,7 @@ def test_an_unknown_model_is_not_found(stub: Any) -> None:
         with pytest.raises(grpc.RpcError) as failed:
             call(request)
         assert failed.value.code() is grpc.StatusCode.NOT_FOUND
-        assert "tiny" in failed.value.details()
+        assert "tiny" in (failed.value.details() or "")
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_a_comparison_names_the_pair_that_is_not_there(
     with pytest.raises(grpc.RpcError) as failed:
         stub.Compare(request)
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert field in failed.value.details()
+    assert field in (failed.value.details() or "")
 
 
 def test_control_tokens_are_counted_and_can_be_refused(
@@ -633,11 +633,12 @@ def test_a_stream_whose_client_does_not_read_holds_its_own_groups_back_and_can_b
 
 def test_health_and_reflection_answer(tiny_server: Server) -> None:
     with grpc.insecure_channel(tiny_server.address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        # The stubs' type hints lack the rpcs, because they are attributes that gRPC adds.
+        health: Any = health_pb2_grpc.HealthStub(channel)
         for service in ("", "kwise.v1.RewardService"):
             reply = health.Check(health_pb2.HealthCheckRequest(service=service))
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
         (listed,) = reflection.ServerReflectionInfo(
             iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         )
@@ -676,13 +677,14 @@ def test_sigterm_ends_what_is_idle_at_once(tiny_artifact: Path) -> None:
         stream = OpenStream(stub)
         stream.send(pb.ScoreRequest(prompt=pb.Prompt(text="Hello"), responses=texts("a")))
         assert next(stream.replies).response.rewards
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=""))
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         assert stop(server) < 5
         with pytest.raises(grpc.RpcError) as ended:
             next(stream.replies)
         assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "shutting down" in ended.value.details()
+        assert "shutting down" in (ended.value.details() or "")
         stream.close()
     assert_nothing_went_wrong(server)
 

@@ -132,7 +132,7 @@ async def test_bad_response_is_named_by_its_place_whatever_is_cached() -> None:
                 await scorer.score(Group(prompt=(1,), responses=((2,), (3, VOCAB))))
             ).rewards[1]
         except InvalidRequest as error:
-            outcome = error  # type: ignore[assignment]
+            outcome = error
         assert isinstance(outcome, InvalidRequest)
         assert outcome.field == "responses[1].token_ids[1]"
 

@@ -60,7 +60,9 @@ def test_a_gpus_options_name_the_device_and_leave_fp32_exact() -> None:
 
 
 def test_a_memory_limit_is_kept_by_an_arena_that_grows_by_what_is_asked() -> None:
-    (_, options), _ = providers(GPU, 8 << 30)
+    cuda, _ = providers(GPU, 8 << 30)
+    assert isinstance(cuda, tuple)
+    options = cuda[1]
     assert options["gpu_mem_limit"] == str(8 << 30)
     assert options["arena_extend_strategy"] == "kSameAsRequested"
 

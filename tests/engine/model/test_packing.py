@@ -254,7 +254,7 @@ def test_large_batches_see_their_ancestors(
 ) -> None:
     random = np.random.default_rng(seed)
     system = random.integers(0, VOCAB, random.integers(1, 300))
-    batch = []
+    batch: list[Int64] = []
     for _ in range(random.integers(1, 5)):
         prompt = np.concatenate([system, random.integers(0, VOCAB, random.integers(1, 200))])
         lengths = random.integers(1, 120, random.integers(1, 5))

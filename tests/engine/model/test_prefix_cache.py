@@ -29,7 +29,7 @@ def _shared(a: Tokens, b: Tokens) -> int:
 
 def _spelled(segment: Segment, stop: int) -> States:
     """The states of the first `stop` tokens of the segment's prefix."""
-    parts = []
+    parts: list[States] = []
     for part in segment.chain():
         parts.insert(0, [state[: stop - part.start] for state in part.states])
         stop = part.start

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.session import Pass
 from kwise.engine.schedule.batcher import Batcher, Counters
@@ -39,6 +40,7 @@ def _reward(sequence: EncodedSequence) -> float:
 class FaultySession:
     """A session that raises on `POISON`, can be held at `gate`, and can answer with `missing` rewards too few."""
 
+    precision = Precision.FP32
     runtime = "test"
     prompt_cache = PromptCache(0)
 
@@ -347,9 +349,12 @@ async def test_session_runs_on_without_a_pause_while_work_waits(
         timers: list[Any] = []
         loop = asyncio.get_running_loop()
         schedule = loop.call_at
-        monkeypatch.setattr(
-            loop, "call_at", lambda *a, **k: (timers.append(a), schedule(*a, **k))[1]
-        )
+
+        def record(*arguments: Any, **named: Any) -> asyncio.TimerHandle:
+            timers.append(arguments)
+            return schedule(*arguments, **named)
+
+        monkeypatch.setattr(loop, "call_at", record)
         running.session.gate.set()
         assert await asyncio.gather(held, *futures)
         assert timers == []

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import external_data_helper
 from transformers import AutoModelForSequenceClassification
 from transformers.models.gptj import modeling_gptj
@@ -81,7 +82,7 @@ def test_a_reward_is_the_same_whatever_part_of_its_prefix_comes_from_the_cache(
     ids = np.random.default_rng(0).integers(3, 40_000, 160)
     fresh, caching = GraphSession(artifact), GraphSession(artifact, prompt_cache_bytes=64 << 20)
 
-    def sequence(token_ids: np.ndarray, prompt_tokens: int) -> EncodedSequence:  # type: ignore[type-arg]
+    def sequence(token_ids: NDArray[np.int64], prompt_tokens: int) -> EncodedSequence:
         return EncodedSequence(
             token_ids=token_ids,
             type_ids=None,

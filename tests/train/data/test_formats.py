@@ -626,7 +626,8 @@ def _spoilt(draw: Any) -> tuple[FormatName, Any]:
     """A row of some format with one value, at any depth, replaced or taken away."""
     _, name, rows, _ = draw(st.sampled_from(CASES))
     row = json.loads(json.dumps(draw(st.sampled_from(rows))))
-    place, key = None, None
+    place: Any = None
+    key: Any = None
     value: Any = row
     while isinstance(value, dict | list) and value and (place is None or draw(st.booleans())):
         place, key = (

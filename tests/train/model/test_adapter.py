@@ -197,6 +197,7 @@ def test_beside_weights_of_four_bits_what_is_saved_is_what_was_trained(
         options(data, tiny_checkpoint, tmp_path / name, **changed) for name in ("whole", "parted")
     )
     report = train(TrainConfig(**whole, eval_every=13))
+    assert report.before is not None and report.after is not None
     assert report.after.accuracy > report.before.accuracy and report.after.loss < report.before.loss
     # The last evaluation was of the model in four bits with adapters, the one after training of what is saved.
     assert report.evaluations[-1].step == report.num_steps

@@ -39,10 +39,9 @@ def test_output_and_gradients_are_those_of_a_mask(
     shared = heads[0] // heads[1]
 
     in_runs = trie_attention(nn.Module(), query, key, value, trie_mask(ends), scaling=0.3)[0]
-    repeated = [tensor.repeat_interleave(shared, 1) for tensor in (key, value)]
-    expected = F.scaled_dot_product_attention(
-        query, *repeated, attn_mask=visible, scale=0.3
-    ).transpose(1, 2)
+    keys, values = (tensor.repeat_interleave(shared, 1) for tensor in (key, value))
+    expected = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=0.3)
+    expected = expected.transpose(1, 2)
 
     torch.testing.assert_close(in_runs, expected)
     upstream = torch.randn_like(expected)

@@ -10,7 +10,7 @@ import pytest
 from kwise.errors import ConfigError
 from kwise.train.run.steps import REPORT_NAME, StepsDir
 
-OURS = {"rankings_by_size": {}, "versions": {}}
+OURS: dict[str, object] = {"rankings_by_size": {}, "versions": {}}
 RUN = {"config": {}, "rankings_sha256": ""}
 
 

@@ -271,4 +271,5 @@ def test_an_evaluation_leaves_rankings_without_a_pair_out() -> None:
     evaluation = evaluate(
         lambda _: [1.0, 0.0], [pair, Ranking(prompt=prompt, responses=("a", "b"), ranks=(1, 1))]
     )
-    assert (evaluation.num_pairs, evaluation.loss) == (1, pytest.approx(-math.log(sigmoid(1.0))))
+    assert evaluation.num_pairs == 1
+    assert evaluation.loss == pytest.approx(-math.log(sigmoid(1.0)))

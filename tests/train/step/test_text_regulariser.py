@@ -1,6 +1,7 @@
 """The text loss over the trie is that of the language model on whole conversations, in value and gradient."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,8 @@ def test_a_run_with_the_regulariser_keeps_the_text_of_the_best_responses_likelie
         )
         assert report.after is not None and report.after.accuracy > 0.9
         trained = load_reward_model(str(output))
-        install_text_head(
-            trained.model,
-            lambda states, model=trained.model: F.linear(
-                states, model.get_input_embeddings().weight
-            ),
-        )
+        embeddings = trained.model.get_input_embeddings().weight
+        install_text_head(trained.model, partial(F.linear, weight=embeddings))
         rankings = tokenize_rankings(
             read_rankings(data)[:3],
             trained.tokenizer,
