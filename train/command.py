@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     # Here, because torch and transformers take seconds to import: --help and a wrong option answer before.
     from kwise.train.run.training import train
-    from kwise.train.step.loss import NotFinite
+    from kwise.train.step.losses import NotFinite
 
     try:
         report = train(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 from kwise.errors import ConfigError
 from kwise.options import check_bounds, option
 from kwise.train.options.adapter_config import AdapterConfig, check_adapter
-from kwise.train.options.objective_config import ObjectiveConfig, check_objective
+from kwise.train.options.objectives import ObjectiveConfig, check_objective
 
 
 class Precision(Enum):

@@ -8,7 +8,7 @@ from typing import Any
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
 from kwise.train.rankings.schema import Ranking
-from kwise.train.report.report import plain_config
+from kwise.train.report.training_report import plain_config
 
 # Where and how often it writes, and how much memory it takes, not what it computes.
 _FREE_TO_CHANGE = {

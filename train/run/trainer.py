@@ -37,17 +37,16 @@ from kwise.train.run.processes import Processes
 from kwise.train.run.steps import MarkComplete
 from kwise.train.run.validation import Validation
 from kwise.train.step.batch import Batch, TokenizedRanking, collate
-from kwise.train.step.loss import Judged, NotFinite, Objective, ranking_losses
-from kwise.train.step.objectives import objective_of
-from kwise.train.step.order import EpochOrder
+from kwise.train.step.epoch_order import EpochOrder
+from kwise.train.step.losses import Labels, NotFinite, RankingLoss, batch_losses, ranking_loss
 from kwise.train.step.text_regulariser import text_losses
 
 
 class RankingTrainer(Trainer):
-    """A `Trainer` whose items are rankings, whose loss is `objective`, and which evaluates on `validation`."""
+    """A `Trainer` whose items are rankings, whose loss is `loss`, and which evaluates on `validation`."""
 
     control: TrainerControl
-    objective: Objective
+    loss: RankingLoss
     text_weight: float
     validation: Validation
     order: EpochOrder
@@ -83,8 +82,8 @@ class RankingTrainer(Trainer):
         """
         with self.in_precision():
             rewards_S, log_probs_M = rewards_and_text_of(model, inputs)
-        judged = Judged(inputs["ranks"], inputs["scores"])
-        losses_B = ranking_losses(rewards_S, judged, inputs["group_sizes"].tolist(), self.objective)
+        labels_S = Labels(inputs["ranks"], inputs["scores"])
+        losses_B = batch_losses(rewards_S, labels_S, inputs["group_sizes"].tolist(), self.loss)
         if log_probs_M is not None:
             texts_B = text_losses(log_probs_M, inputs["text_sizes"].tolist())
             losses_B = (1 - self.text_weight) * losses_B + self.text_weight * texts_B
@@ -170,7 +169,7 @@ def make_trainer(
         processing_class=reward_model.tokenizer,
         callbacks=callbacks,
     )
-    trainer.objective = objective_of(config)
+    trainer.loss = ranking_loss(config)
     trainer.text_weight = config.text_regulariser
     trainer.validation = validation
     trainer.precision = choose_precision(config.precision, arguments.device)

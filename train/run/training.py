@@ -14,19 +14,24 @@ from kwise.errors import ConfigError
 from kwise.train.model.adapter import add_adapter, merge_adapter, save_adapter
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
-from kwise.train.report.card import CARD_NAME, model_card
+from kwise.train.report.model_card import CARD_NAME, model_card
 from kwise.train.report.provenance import git_revision, versions
-from kwise.train.report.report import LoggedEvaluation, LoggedLoss, TrainingReport, rankings_by_size
+from kwise.train.report.training_report import (
+    LoggedEvaluation,
+    LoggedLoss,
+    TrainingReport,
+    rankings_by_size,
+)
+from kwise.train.run.before_training import Start
 from kwise.train.run.processes import Processes
 from kwise.train.run.run_record import describe_run
-from kwise.train.run.start import Start
 from kwise.train.run.steps import ADAPTER_NAME, REPORT_NAME, RUNS_NAME, StepsDir, file_names
 from kwise.train.run.trackers import check_tracker
 from kwise.train.run.trainer import make_trainer
 from kwise.train.run.validation import Validation
-from kwise.train.step.loss import NotFinite
-from kwise.train.step.prepared import Prepared, prepare, read_data
+from kwise.train.step.losses import NotFinite
 from kwise.train.step.text_regulariser import install_text_head, text_head
+from kwise.train.step.training_data import Prepared, prepare, read_data
 
 
 def print_progress(line: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.schema import Ranking
-from kwise.train.report.evaluate import Evaluation, Slice, evaluate
+from kwise.train.report.evaluation import Evaluation, Slice, evaluate
 from kwise.train.run.processes import Processes
 
 

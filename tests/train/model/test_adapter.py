@@ -16,7 +16,7 @@ from kwise.train.model.layout import TrainLayout, lay_out, rewards_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
 from kwise.train.run.training import train
-from kwise.train.step.loss import kwise_loss
+from kwise.train.step.losses import kwise_loss
 from kwise.types import Message
 from tests.real_data import SMOLLM2_GGUF, smollm2_directory
 from tests.tiny_models import GROUPED, SMALL, tiny_model

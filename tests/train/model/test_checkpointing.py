@@ -11,7 +11,7 @@ from kwise.train.model.checkpointing import keep_less
 from kwise.train.model.layout import TrainLayout, lay_out, rewards_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import Checkpointing
-from kwise.train.step.loss import kwise_loss
+from kwise.train.step.losses import kwise_loss
 from tests.tiny_models import GROUPED, SMALL, tiny_model
 
 SEQUENCES = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 4]]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from kwise.train.model.layout import TrainLayout, best_layout, lay_out, read_tries, rewards_of
-from kwise.train.step.loss import kwise_loss
+from kwise.train.step.losses import kwise_loss
 from tests.tiny_models import GROUPED, SMALL, tiny_model
 
 

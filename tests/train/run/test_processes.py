@@ -17,7 +17,7 @@ from kwise.train.options.config import TrainConfig
 from kwise.train.run.processes import Processes
 from kwise.train.run.steps import StepsDir
 from kwise.train.run.training import train
-from kwise.train.step.order import EpochOrder
+from kwise.train.step.epoch_order import EpochOrder
 from tests.real_data import ROOT
 from tests.training_runs import IGNORED_WARNINGS, command, options
 

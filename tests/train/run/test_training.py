@@ -25,7 +25,7 @@ from kwise.train.run.run_record import rankings_sha256
 from kwise.train.run.steps import StepsDir
 from kwise.train.run.trainer import RankingTrainer
 from kwise.train.run.training import train
-from kwise.train.step.loss import NotFinite
+from kwise.train.step.losses import NotFinite
 from kwise.types import Message
 from tests.training_runs import IGNORED_WARNINGS, command, interrupted_at, options
 

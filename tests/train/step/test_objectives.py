@@ -1,8 +1,10 @@
-"""Each objective against its formula, written out pair by pair in plain Python, and its gradient against finite differences."""
+"""Each objective agrees with its formula, written out pair by pair in plain Python, and with finite
+differences. The table of objectives is complete."""
 
 import math
+import pkgutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,24 @@ from hypothesis import strategies as st
 
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
-from kwise.train.options.objective_config import (
+from kwise.train.options.objectives import (
+    OBJECTIVES,
+    TIE_MODELS,
     Margin,
+    Objective,
     ObjectiveConfig,
     ObjectiveName,
     PairWeighting,
     Ties,
     learns_from_ties,
+    objective_from_plain,
+    objective_of,
 )
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.schema import Ranking, parse_ranking
-from kwise.train.report.evaluate import evaluate
+from kwise.train.report.evaluation import evaluate
 from kwise.train.run.training import train
-from kwise.train.step.loss import Judged, kwise_loss
-from kwise.train.step.objectives import objective_of
+from kwise.train.step.losses import Labels, kwise_loss, ranking_loss
 from kwise.types import Message
 from tests.training_runs import IGNORED_WARNINGS
 from tests.training_runs import options as run_options
@@ -131,7 +137,7 @@ CASES: dict[str, tuple[Reference, dict[str, Any]]] = {
 
 
 @st.composite
-def judged_groups(draw: st.DrawFn) -> tuple[list[float], list[int], list[float]]:
+def labelled_groups(draw: st.DrawFn) -> tuple[list[float], list[int], list[float]]:
     """(rewards, ranks, scores), the ranks being those of the scores, dense, with ties."""
     K = draw(st.integers(2, 9))
     rewards = draw(st.lists(st.floats(-5, 5), min_size=K, max_size=K))
@@ -141,7 +147,7 @@ def judged_groups(draw: st.DrawFn) -> tuple[list[float], list[int], list[float]]
 
 
 @pytest.mark.parametrize("case", CASES)
-@given(group=judged_groups(), centring=st.sampled_from([0.0, 0.2]))
+@given(group=labelled_groups(), centring=st.sampled_from([0.0, 0.2]))
 def test_value_and_gradient_are_those_of_the_formula(
     case: str, group: tuple[list[float], list[int], list[float]], centring: float
 ) -> None:
@@ -155,7 +161,7 @@ def test_value_and_gradient_are_those_of_the_formula(
         ) / len(values)
 
     tensor = torch.tensor(rewards, dtype=torch.float64, requires_grad=True)
-    loss = objective_of(config)(tensor, Judged(torch.tensor(ranks), torch.tensor(scores)))
+    loss = ranking_loss(config)(tensor, Labels(torch.tensor(ranks), torch.tensor(scores)))
     assert loss.item() == pytest.approx(expected(rewards), rel=1e-9, abs=1e-9)
     loss.backward()
     step = 1e-5
@@ -169,21 +175,47 @@ def test_value_and_gradient_are_those_of_the_formula(
         )
 
 
-@given(judged_groups())
+ENTRIES: dict[str, Objective] = {
+    name.value: entry for name, entry in (*OBJECTIVES.items(), *TIE_MODELS.items())
+}
+
+
+def test_every_objective_and_tie_model_has_an_entry_a_function_of_its_own_and_a_case() -> None:
+    assert OBJECTIVES.keys() == set(ObjectiveName)
+    assert TIE_MODELS.keys() == set(Ties) - {Ties.IGNORE}
+    assert len({entry.loss for entry in ENTRIES.values()}) == len(ENTRIES)
+    tested = [objective_of(ObjectiveConfig(**options)) for _, options in CASES.values()]
+    names = {field.name for field in fields(ObjectiveConfig)}
+    for name, entry in ENTRIES.items():
+        assert callable(pkgutil.resolve_name(entry.loss)), name
+        assert entry in tested, f"no case compares {name} with its formula"
+        assert entry.summary and entry.source and entry.meaning.endswith("."), name
+        assert set(entry.options) <= names, name
+
+
+def test_a_config_is_read_back_from_a_report() -> None:
+    config = ObjectiveConfig(ties=Ties.DAVIDSON, tie_strength=0.5)
+    plain = {"objective": "pairs", "pair_weighting": "mean", "ties": "davidson", "margin": "none"}
+    numbers = {"tie_strength": 0.5, "margin_scale": 1.0, "label_smoothing": 0.0, "centring": 0.0}
+    report = {**plain, **numbers, "text_regulariser": 0.0, "learning_rate": 1e-3}
+    assert objective_from_plain(report) == config
+
+
+@given(labelled_groups())
 def test_the_default_is_the_loss_that_evaluations_report(
     group: tuple[list[float], list[int], list[float]],
 ) -> None:
     rewards, ranks, scores = torch.tensor(group[0]), torch.tensor(group[1]), torch.tensor(group[2])
     torch.testing.assert_close(
-        objective_of(ObjectiveConfig())(rewards, Judged(ranks, scores)), kwise_loss(rewards, ranks)
+        ranking_loss(ObjectiveConfig())(rewards, Labels(ranks, scores)), kwise_loss(rewards, ranks)
     )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_far_apart_rewards_have_a_finite_loss_and_gradient(case: str) -> None:
     rewards = torch.tensor([-1e4, 1e4, 0.0, 0.0], requires_grad=True)
-    judged = Judged(torch.tensor([1, 3, 2, 2]), torch.tensor([2.0, 0.0, 1.0, 1.0]))
-    loss = objective_of(ObjectiveConfig(**CASES[case][1]))(rewards, judged)
+    labels = Labels(torch.tensor([1, 3, 2, 2]), torch.tensor([2.0, 0.0, 1.0, 1.0]))
+    loss = ranking_loss(ObjectiveConfig(**CASES[case][1]))(rewards, labels)
     loss.backward()
     assert loss.isfinite() and rewards.grad.isfinite().all()
 
@@ -193,29 +225,29 @@ def test_far_apart_rewards_have_a_finite_loss_and_gradient(case: str) -> None:
     [
         (
             {"objective": ObjectiveName.SIGMOID, "margin": Margin.RANKS},
-            "--margin is of --objective pairs",
+            "--margin has no effect with --objective sigmoid; it is an option of --objective pairs",
         ),
         (
             {"objective": ObjectiveName.REGRESSION, "ties": Ties.DAVIDSON},
-            "--ties is of --objective pairs",
+            "--ties has no effect with --objective regression",
         ),
         (
             {"objective": ObjectiveName.PLACKETT_LUCE, "label_smoothing": 0.1},
-            "--label-smoothing is of --objective pairs",
+            "--label-smoothing has no effect with --objective plackett-luce",
         ),
         (
             {"objective": ObjectiveName.PLACKETT_LUCE, "pair_weighting": PairWeighting.SUM},
-            "plackett-luce has no pairs",
+            "plackett-luce; it is an option of --objective pairs and sigmoid",
         ),
         ({"ties": Ties.DAVIDSON, "label_smoothing": 0.1}, "exclude each other"),
         ({"label_smoothing": 0.5}, "--label-smoothing is 0.5; it must be at most 0.49"),
         (
             {"margin_scale": 2.0},
-            "--margin-scale is of --margin ranks and --margin scores; --margin is none",
+            "--margin-scale has no effect with --margin none; give --margin ranks or",
         ),
         (
             {"tie_strength": 2.0},
-            "--tie-strength is of --ties rao-kupper and --ties davidson; --ties is ignore",
+            "--tie-strength has no effect with --ties ignore; give --ties rao-kupper or",
         ),
         ({"centring": math.inf}, "--centring is inf; it must be at most 1000000.0"),
         ({"centring": math.nan}, "--centring is nan; it must be at least 0"),

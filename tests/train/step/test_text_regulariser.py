@@ -21,7 +21,7 @@ from kwise.train.rankings.read import read_rankings
 from kwise.train.rankings.schema import Ranking
 from kwise.train.run.training import train
 from kwise.train.step.batch import collate, tokenize_rankings
-from kwise.train.step.loss import kwise_loss
+from kwise.train.step.losses import kwise_loss
 from kwise.train.step.text_regulariser import install_text_head, text_head, text_losses
 from kwise.types import Message
 from tests.tiny_models import GROUPED, SMALL, tiny_model

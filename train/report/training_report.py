@@ -10,7 +10,7 @@ from typing import Any
 
 from kwise.train.options.config import TrainConfig
 from kwise.train.rankings.schema import Ranking
-from kwise.train.report.evaluate import Evaluation
+from kwise.train.report.evaluation import Evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from kwise.train.step.loss import Judged, kwise_loss, ranking_losses
+from kwise.train.step.losses import Labels, batch_losses, kwise_loss
 
 
 def pairs_of(ranks: list[int]) -> list[tuple[int, int]]:
@@ -80,9 +80,9 @@ def test_extreme_rewards_give_a_finite_loss_and_gradient() -> None:
 def test_each_ranking_of_a_batch_has_the_loss_that_it_has_alone() -> None:
     rewards, ranks = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5]), torch.tensor([1, 2, 3, 1, 2])
     expected = torch.stack([kwise_loss(rewards[:2], ranks[:2]), kwise_loss(rewards[2:], ranks[2:])])
-    judged = Judged(ranks, torch.full((5,), torch.nan))
-    losses = ranking_losses(
-        rewards, judged, [2, 3], lambda rewards_K, judged_K: kwise_loss(rewards_K, judged_K.ranks_K)
+    labels = Labels(ranks, torch.full((5,), torch.nan))
+    losses = batch_losses(
+        rewards, labels, [2, 3], lambda rewards_K, labels_K: kwise_loss(rewards_K, labels_K.ranks_K)
     )
     torch.testing.assert_close(losses, expected)
 

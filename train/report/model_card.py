@@ -1,6 +1,7 @@
-"""The README.md of a checkpoint: its report for people, with the front matter that hubs and search engines read.
+"""The README.md of a checkpoint: its training report for people, with the front matter that hubs read.
 
-Of the data only what identifies it: the card travels with the weights, and the texts may not. The licence is the user's to give.
+The card names the data by hash and never quotes it, because the card travels with the weights and the texts may not.
+It states no licence, because only the user can choose one.
 """
 
 from collections.abc import Sequence
@@ -8,15 +9,17 @@ from typing import Any, TypeVar
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from kwise.train.report.report import TrainingReport
+from kwise.train.options.objectives import objective_from_plain, objective_of, reward_meaning
+from kwise.train.report.training_report import TrainingReport
 
 CARD_NAME = "README.md"
-_MAX_ROWS = 20  # of a table; the report has them all
+_MAX_ROWS = 20  # per table; the report has all rows
 T = TypeVar("T")
 
 
 def model_card(report: TrainingReport) -> ModelCard:
-    """The card of the checkpoint that `report` describes."""
+    """Return the card of the checkpoint that `report` describes."""
+    objective = objective_from_plain(report.config)
     model = str(report.config["model"])
     metadata = ModelCardData(
         model_name="reward model",
@@ -27,16 +30,19 @@ def model_card(report: TrainingReport) -> ModelCard:
     )
     sections = [
         "# Reward model",
-        f"`{model}` with one linear layer in place of its vocabulary, trained by "
-        "kwise on rankings of K responses to a prompt: a conversation gives one number. "
-        f"{_meaning(report.config)} `AutoModelForSequenceClassification.from_pretrained` loads it.",
-        "The licence is not stated here: it follows from those of the model, of the data, and from yours.",
+        f"`{model}` with a linear layer of one output in place of its LM head. It gives one number, the "
+        "reward, to a conversation. kwise trained it on rankings of K responses to a prompt. "
+        f"{reward_meaning(objective)}",
+        "`AutoModelForSequenceClassification.from_pretrained` loads it.",
+        "No licence is stated here: it depends on the licences of the base model and of the data, and "
+        "on your choice.",
         "## Data",
         _table(("what", "value"), _data_rows(report)),
         "## Validation",
         _validation(report),
         "## Training",
-        "The objective, on what it was trained on:",
+        f"The objective is `{objective.objective.value}` ({objective_of(objective).source}). "
+        "Its value on the training data:",
         _table(
             ("step", "loss"),
             [(str(loss.step), f"{loss.loss:.4f}") for loss in _thinned(report.losses)],
@@ -58,27 +64,8 @@ def model_card(report: TrainingReport) -> ModelCard:
     )
 
 
-def _meaning(config: dict[str, Any]) -> str:
-    """What the numbers are, by what they were trained for."""
-    if config["objective"] == "regression":
-        return "It estimates the score that people would give."
-    plain = (
-        config["ties"] == "ignore" and config["margin"] == "none" and not config["label_smoothing"]
-    )
-    if config["objective"] == "plackett-luce":
-        chance = ": they choose one response after another, each with a probability in proportion to exp of its number"
-    elif config["objective"] == "pairs" and plain:
-        chance = ", with probability σ of the difference"
-    elif config["ties"] != "ignore":
-        chance = f", or none, with the probabilities of the model of ties `{config['ties']}`"
-    else:
-        chance = "; by how much is no probability"
-    better = f"Of two responses to a prompt people prefer the one with the higher{chance}."
-    return f"{better} Numbers of different prompts are not comparable."
-
-
 def _options(report: TrainingReport) -> list[tuple[str, Any]]:
-    """Those that say what was computed."""
+    """Return the options that influence the result, by name."""
     return [
         (name, value)
         for name, value in sorted(report.config.items())
@@ -94,8 +81,8 @@ def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
         ("rankings", sizes),
         ("trained on", f"{report.num_training} rankings, {report.num_training_pairs} pairs"),
         ("held out", f"{report.num_validation} rankings"),
-        ("skipped, over the limit of tokens", str(report.num_skipped)),
-        ("weights", f"{report.num_trained:,} trained of {report.num_parameters:,}"),
+        ("skipped, longer than the token limit", str(report.num_skipped)),
+        ("weights", f"{report.num_trained:,} trained out of {report.num_parameters:,}"),
         (
             "steps",
             f"{report.num_steps} in {report.precision}, {_processes(report)}, {report.training_s:.0f} s",
@@ -106,14 +93,12 @@ def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
 def _processes(report: TrainingReport) -> str:
     if report.num_processes == 1:
         return "1 process"
-    return f"{report.num_processes} processes" + (
-        " with the weights in parts" if report.sharded else ""
-    )
+    return f"{report.num_processes} processes" + (" with sharded weights" if report.sharded else "")
 
 
 def _validation(report: TrainingReport) -> str:
     if report.before is None or report.after is None:
-        return "Nothing was held out."
+        return "No rankings were held out."
     before = {part.name: part.accuracy for part in report.before.slices}
     rows = [
         (
@@ -144,9 +129,9 @@ def _validation(report: TrainingReport) -> str:
             (str(e.step), f"{e.loss:.4f}", f"{e.accuracy:.1%}")
             for e in _thinned(report.evaluations)
         ]
-        text += f"\n\nDuring training, in its precision:\n\n{_table(('step', 'loss of pairs', 'pairwise accuracy'), during)}"
+        text += f"\n\nDuring training, in the precision of training:\n\n{_table(('step', 'loss of pairs', 'pairwise accuracy'), during)}"
     if report.best_step is not None:
-        text += f"\n\nThe weights are those after step {report.best_step}, which had the best validation loss."
+        text += f"\n\nThe weights are those after step {report.best_step}, which have the lowest validation loss."
     return text
 
 
@@ -166,7 +151,7 @@ def _eval_results(report: TrainingReport) -> list[EvalResult] | None:
 
 
 def _thinned(logged: Sequence[T]) -> list[T]:
-    """At most `_MAX_ROWS` and the last."""
+    """Return at most `_MAX_ROWS` evenly spaced items and the last one."""
     stride = -(-len(logged) // _MAX_ROWS) or 1
     return [
         one for index, one in enumerate(logged) if index % stride == 0 or index == len(logged) - 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kwise.train.rankings.schema import Ranking
-from kwise.train.step.loss import kwise_loss
+from kwise.train.step.losses import kwise_loss
 from kwise.types import Conversation
 
 RewardFunction = Callable[[Sequence[Conversation]], Sequence[float]]

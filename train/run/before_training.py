@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from kwise.train.report.evaluate import Evaluation
+from kwise.train.report.evaluation import Evaluation
 from kwise.train.run.processes import Processes
 from kwise.train.run.run_record import check_same_run
 from kwise.train.run.steps import StepsDir

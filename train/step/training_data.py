@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.options.config import Overlong, TrainConfig
-from kwise.train.options.objective_config import Margin, learns_from_ties, needs_scores
+from kwise.train.options.objectives import learns_from_ties, option_that_needs_scores
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
 from kwise.train.rankings.read import read_rankings
 from kwise.train.rankings.schema import Ranking
@@ -35,16 +35,12 @@ def read_data(config: TrainConfig) -> list[Ranking]:
         OSError: it cannot be read.
     """
     rankings = read_rankings(config.data, allow_tied=learns_from_ties(config))
-    if needs_scores(config):
+    if option := option_that_needs_scores(config):
         without = [ranking.origin for ranking in rankings if ranking.scores is None]
-        by_margin = config.margin is Margin.SCORES
-        wanted = (
-            "--margin scores (unlike --margin ranks)" if by_margin else "--objective regression"
-        )
         if without:
             raise RankingsError(
                 [
-                    f"{origin}: responses: {wanted} needs scores; these have ranks"
+                    f"{origin}: responses: {option} needs scores; these have ranks"
                     for origin in without[:MAX_PROBLEMS]
                 ]
             )

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from kwise.train.options.objectives import OBJECTIVES, ObjectiveName
 from kwise.train.rankings.read import read_rankings
-from kwise.train.report.card import model_card
+from kwise.train.report.model_card import model_card
 from kwise.train.report.provenance import git_revision
 from kwise.train.run.run_record import rankings_sha256
 from tests.training_runs import IGNORED_WARNINGS
@@ -42,25 +43,31 @@ def test_the_card_names_data_options_losses_and_accuracy_by_slice(trained: Any, 
 @pytest.mark.parametrize(
     ("changed", "meaning"),
     [
-        (
-            {},
-            "the one with the higher, with probability σ of the difference. Numbers of different prompts are not comparable.",
-        ),
-        ({"objective": "regression"}, "It estimates the score that people would give."),
-        ({"objective": "sigmoid"}, "the one with the higher; by how much is no probability."),
-        ({"margin": "ranks"}, "the one with the higher; by how much is no probability."),
-        ({"label_smoothing": 0.1}, "the one with the higher; by how much is no probability."),
-        ({"objective": "plackett-luce"}, "they choose one response after another"),
-        ({"ties": "davidson"}, "the model of ties `davidson`"),
+        ({}, "the higher reward, with probability σ of the difference."),
+        ({"objective": "regression"}, "The reward estimates the score that people would give."),
+        ({"objective": "sigmoid"}, "the size of the difference is not a probability."),
+        ({"margin": "ranks"}, "the size of the difference is not a probability."),
+        ({"label_smoothing": 0.1}, "the size of the difference is not a probability."),
+        ({"ties": "davidson", "margin": "ranks"}, "the difference is not a probability."),
+        ({"objective": "plackett-luce"}, "choosing the best of those that are left"),
+        ({"ties": "davidson"}, "the probabilities of Davidson's model"),
+        ({"ties": "rao-kupper"}, "the probabilities of Rao and Kupper's model"),
     ],
 )
-def test_what_a_number_means_depends_on_the_objective(
+def test_what_a_reward_means_depends_on_the_objective(
     trained: Any, changed: dict[str, Any], meaning: str
 ) -> None:
     """Every card said that σ of a difference is a probability."""
     report, _ = trained
     text = model_card(replace(report, config=report.config | changed)).text
     assert meaning in text and ("σ" in text) == (not changed)
+
+
+@pytest.mark.parametrize("name", ObjectiveName)
+def test_the_card_names_the_source_of_the_objective(trained: Any, name: ObjectiveName) -> None:
+    report, _ = trained
+    card = model_card(replace(report, config=report.config | {"objective": name.value}))
+    assert f"The objective is `{name.value}` ({OBJECTIVES[name].source})." in card.text
 
 
 def test_slices_part_the_pairs_by_size_and_by_distance_of_ranks(trained: Any) -> None:
