@@ -60,9 +60,9 @@ def train_with_kwise(checkpoint: str, data: str, steps: int, checkpointing: str)
 
 def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int) -> dict[str, Any]:
     """The same of TRL: one step of all C(K,2) pairs. Two passes of a second step follow, untimed, for the peak of memory."""
-    from datasets import Dataset
+    from datasets import Dataset  # pyright: ignore[reportMissingImports] - an extra
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardConfig, RewardTrainer  # pyright: ignore[reportMissingImports]
 
     ranking = json.loads(Path(data).read_text(encoding="utf-8"))
     ranked = sorted(ranking["responses"], key=lambda response: int(response["rank"]))
