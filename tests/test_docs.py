@@ -78,7 +78,7 @@ def test_files_and_modules_exist(page: Path) -> None:
     for module in MODULE.findall(code):
         path = ROOT / module.replace(".", "/")
         # The last part may be a name in the module.
-        candidates = (path, path.with_suffix(".py"), path.parent, path.parent.with_suffix(".py"))
+        candidates = [path, path.with_suffix(".py"), path.parent, path.parent.with_suffix(".py")]
         if module.count(".") < 2:
             candidates = candidates[:2]
         if not any(candidate.exists() for candidate in candidates):
