@@ -7,7 +7,6 @@ import gzip
 import itertools
 import json
 import time
-from asyncio import Future, new_event_loop
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,11 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.session import Session
-from kwise.engine.schedule.queue import Work, WorkQueue
+from kwise.engine.schedule.batch_builder import batch_builder
+from kwise.engine.schedule.fair_queue import Flow
+from kwise.engine.schedule.policy import FairBatching, Policy
 from kwise.engine.sequence import EncodedSequence
+from kwise.engine.trie import sort_key
 from kwise.errors import ConfigError
 from kwise.types import Group, Message, Priority
 
@@ -102,34 +104,40 @@ def real_groups(artifact: Artifact, path: Path, count: int) -> list[list[Encoded
     return groups
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Waiting:
+    """A sequence that waits for the model, and its place among the rewards."""
+
+    index: int
+    sequence: EncodedSequence
+    sort_key: bytes
+
+    @property
+    def cost(self) -> int:
+        return len(self.sequence.token_ids)
+
+
 def run_queued(
     session: Session,
     layout: str,
     groups: Sequence[Sequence[EncodedSequence]],
     max_batch_tokens: int,
 ) -> tuple[float, NDArray[np.float32]]:
-    """(seconds, rewards in order) of groups that wait together, batched by the engine's own queue, in this thread."""
-    loop = new_event_loop()
-    queue = WorkQueue(layout=layout, max_batch_tokens=max_batch_tokens)
-    place: dict[int, int] = {}
+    """Run groups that wait together through the engine's batching policy, in this thread.
+
+    Returns:
+        (seconds, rewards float32[sequences of all groups, in order])
+    """
+    policy: Policy[_Waiting] = FairBatching(
+        batch_builder(layout), max_batch_tokens=max_batch_tokens
+    )
+    sequences = [sequence for group in groups for sequence in group]
     started = time.perf_counter()
-    for group in groups:
-        for sequence in group:
-            future: Future[object] = loop.create_future()
-            work = Work(
-                sequence=sequence,
-                priority=Priority.BULK,
-                client="",
-                arrival_s=0.0,
-                future=future,  # type: ignore[arg-type]
-            )
-            place[id(work)] = len(place)
-            queue.add(work)
-    rewards = np.empty(len(place), np.float32)
-    while batch := queue.take(session.prompt_cache.prefixes):
-        rewards[[place[id(work)] for work in batch]] = session.run(
-            [work.sequence for work in batch]
-        ).rewards
-    seconds = time.perf_counter() - started
-    loop.close()
-    return seconds, rewards
+    for index, sequence in enumerate(sequences):
+        waiting = _Waiting(index=index, sequence=sequence, sort_key=sort_key(sequence.token_ids))
+        policy.add(waiting, Flow(Priority.BULK, ""))
+    rewards = np.empty(len(sequences), np.float32)
+    while batch := policy.take(session.prompt_cache.prefixes):
+        result = session.run([waiting.sequence for waiting in batch])
+        rewards[[waiting.index for waiting in batch]] = result.rewards
+    return time.perf_counter() - started, rewards

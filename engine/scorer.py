@@ -1,15 +1,19 @@
-"""A group in, rewards out. `Scorer.score` reads as a request goes: cache, join, tokenise, queue, model, cache, reply.
+"""Scores groups of responses: `Scorer.score` is the whole way of a request, top to bottom.
 
-Knows no protocol: gRPC, shell commands and tests call the same method. One event loop owns all of its state.
+A request is checked, looked up in the cache, and admitted. What is neither cached nor in flight
+starts one `RewardInFlight` per response, which passes the tokenizer pool and the batcher and is
+decided by one future. A request that asks for a reward in flight joins it. The last request that
+leaves a reward cancels it.
+
+The scorer knows no protocol: gRPC, commands and tests call the same method. One event loop owns all
+of its state.
 """
 
 import asyncio
-import functools
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from typing import Any
 
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
@@ -18,44 +22,27 @@ from kwise.engine.model.devices import parse_devices
 from kwise.engine.model.select import choose_for
 from kwise.engine.model.session import GraphSession, Session
 from kwise.engine.reward_cache import RewardCache, StoredReward, reward_keys
-from kwise.engine.schedule.batcher import Batcher, Counters
-from kwise.engine.schedule.queue import Finished, WorkQueue
-from kwise.engine.schedule.slots import Slots, Ticket
-from kwise.engine.sequence import EncodedSequence
+from kwise.engine.schedule.batch_builder import batch_builder
+from kwise.engine.schedule.batcher import Batcher
+from kwise.engine.schedule.counters import Counters
+from kwise.engine.schedule.fair_queue import Flow
+from kwise.engine.schedule.in_flight import RewardInFlight, TokenizerJob
+from kwise.engine.schedule.policy import FairBatching
+from kwise.engine.schedule.tokenizer_pool import TokenizerPool
 from kwise.engine.text.encoder import ConversationEncoder
-from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Unavailable
-from kwise.types import Group, Message, Priority, Reward, ScoredGroup, Timing
+from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
+from kwise.types import Group, Message, Reward, ScoredGroup, Timing
 
-# English has about four characters a token. Only admission counts with it, before the tokens are known.
+# English has about four characters a token. Admission uses this before the tokens are known.
 _CHARACTERS_PER_TOKEN = 4
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Pending:
-    """A reward being computed, and how many requests wait for it; the last to leave cancels it.
-
-    priority, client: whose turn it takes, the best of those that wait. ticket: its group's place before the tokenizer. work: its
-    place in the batcher, once it is there.
-    """
-
-    future: "asyncio.Future[tuple[StoredReward | InvalidRequest, Timing]]"
-    priority: Priority
-    client: str
-    ticket: Ticket
-    work: "asyncio.Future[Finished] | None" = None
-    waiters: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Lookup:
-    """What is known of a group before any work: rewards in the cache, and what is or must be computed."""
-
-    cached: dict[bytes, StoredReward] = field(default_factory=dict)
-    awaited: dict[bytes, _Pending] = field(default_factory=dict)
-
-
 class Scorer:
-    """Scores groups with one artifact. `async with Scorer.load(path, config) as scorer: await scorer.score(group)`."""
+    """Scores groups with one artifact.
+
+    async with Scorer.load(path, config) as scorer:
+        scored = await scorer.score(group)
+    """
 
     def __init__(
         self,
@@ -72,7 +59,6 @@ class Scorer:
         self.precision = sessions[0].precision
         self.max_tokens = effective_max_tokens(artifact, config)
         self._encoder = encoder
-        self._sessions = sessions
         self._cache = RewardCache(config.cache_bytes)
         self._namespace = "|".join(
             (
@@ -84,24 +70,39 @@ class Scorer:
                 config.control_tokens.value,
             )
         ).encode()
-        self._pending: dict[bytes, _Pending] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(
-            config.tokenizer_threads, thread_name_prefix="kwise-tokenizer"
+        self._in_flight: dict[bytes, RewardInFlight] = {}
+        self._is_stopped = False
+        self._batcher = Batcher(
+            sessions,
+            FairBatching(
+                batch_builder(artifact.manifest.layout), max_batch_tokens=config.max_batch_tokens
+            ),
+            max_queue_tokens=config.max_queue_tokens,
+            counters=self.counters,
         )
-        self._tokenizer_slots = Slots(config.tokenizer_threads)
-        self._batcher: Batcher
+        self._admission = self._batcher.admission
+        self._tokenizers = TokenizerPool(
+            encoder.encode,
+            num_threads=config.tokenizer_threads,
+            submit=self._batcher.submit,
+            release=self._admission.release,
+        )
 
     @classmethod
     def load(
         cls, path: Path, config: EngineConfig | None = None, counters: Counters | None = None
     ) -> "Scorer":
-        """Read and verify the artifact, load it on each device, and score its golden conversations there. `counters`: those of
-        the scorer that this one takes over from.
+        """Load an artifact on each device and check its golden rewards there.
+
+        Args:
+            path: the artifact's directory.
+            config: the engine's options; None for the defaults.
+            counters: those of a scorer that this one takes over from, which go on counting.
 
         Raises:
-            ArtifactError: damaged, or a golden reward comes out wrong on this runtime and device.
-            ConfigError: the device is not to be had, or a limit does not suit the artifact.
+            ArtifactError: the artifact is damaged, or a golden reward comes out wrong on this
+                runtime and device.
+            ConfigError: a device is not available, or a limit does not suit the artifact.
         """
         config = config or EngineConfig()
         devices = parse_devices(config.device)
@@ -135,69 +136,149 @@ class Scorer:
 
     @property
     def description(self) -> str:
-        """What is served, for the log."""
+        """The name, fingerprint, layout, precision and runtime of the model, for the log."""
         manifest = self.artifact.manifest
-        return f"{manifest.name} {manifest.fingerprint[:12]} ({manifest.layout} layout, {self.precision.value}, {self.runtime})"
+        how = f"{manifest.layout} layout, {self.precision.value}, {self.runtime}"
+        return f"{manifest.name} {manifest.fingerprint[:12]} ({how})"
 
     def start(self) -> None:
         """Begin to serve, in the running event loop."""
-        manifest = self.artifact.manifest
-        queue = WorkQueue(layout=manifest.layout, max_batch_tokens=self.config.max_batch_tokens)
-        self._batcher = Batcher(
-            self._sessions,
-            queue,
-            max_queue_tokens=self.config.max_queue_tokens,
-            counters=self.counters,
-        )
         self._batcher.start()
+        self._tokenizers.start()
 
     async def idle(self) -> None:
-        """Until nothing is being computed. What is asked for meanwhile is waited for too."""
-        while self._pending:
-            await asyncio.wait([pending.future for pending in self._pending.values()])
+        """Wait until nothing is being computed, including what is requested meanwhile."""
+        while self._in_flight:
+            await asyncio.wait([reward.future for reward in self._in_flight.values()])
 
     async def close(self) -> None:
-        """Stop, and let go of threads and model."""
+        """Stop, and release the threads and the model."""
         await self.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def stop(self) -> None:
-        """Answer all that waits, and whatever comes later, with Unavailable."""
+        """Answer everything that waits or runs, and all later requests, with Unavailable."""
+        self._is_stopped = True
+        await self._tokenizers.stop()
         await self._batcher.stop()
-        for key, pending in list(self._pending.items()):
-            self._fail(key, pending, Unavailable.leaving())
+        for reward in self._in_flight.values():
+            reward.fail(Unavailable.leaving())
 
     async def score(self, group: Group) -> ScoredGroup:
-        """One outcome per response, in order; what is wrong with one response is in its place.
+        """Return one reward or error per response, in order.
 
-        Cancelling the call drops what nobody else waits for.
+        An error of one response is in its place, and its siblings are scored. If the call is
+        cancelled, the rewards that nobody else waits for leave the queue.
 
         Raises:
-            InvalidRequest: the group as a whole is malformed, or none of its responses leaves its prompt scorable.
-            Overloaded: the queue is full.
+            InvalidRequest: the group as a whole is malformed, or its prompt is why no response can
+                be scored.
+            Overloaded: the queue is full. Nothing was started or joined.
             Unavailable: the scorer stops.
             ModelFailed: the runtime failed on every response.
         """
         self._encoder.check(group)
         keys = reward_keys(self._namespace, group)
-        lookup = self._look_up(keys, group)
+        flow = Flow(group.priority, group.client)
+        cached = self._look_up(keys)
+        in_flight = self._start_or_join(group, keys, cached, flow)
         try:
-            computed = {key: await _outcome(pending) for key, pending in lookup.awaited.items()}
+            if in_flight:
+                await asyncio.wait([reward.future for reward in in_flight.values()])
         finally:
-            self._leave(lookup.awaited)
-        rewards: list[Reward | KwiseError] = []
-        for index, key in enumerate(keys):
-            if (stored := lookup.cached.get(key)) is not None:
-                rewards.append(self._reward(stored, cached=True))
+            self._leave(in_flight.values(), flow)
+        return self._reply(keys, cached, in_flight)
+
+    def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, StoredReward]:
+        """Return the rewards that are cached, by key."""
+        found = {key: self._cache.get(key) for key in keys}
+        cached = {key: stored for key, stored in found.items() if stored is not None}
+        self.counters.cache_hits += len(cached)
+        return cached
+
+    def _start_or_join(
+        self, group: Group, keys: Sequence[bytes], cached: Mapping[bytes, StoredReward], flow: Flow
+    ) -> dict[bytes, RewardInFlight]:
+        """Start the rewards that are neither cached nor in flight, and join the others, by key.
+
+        Admission comes first. A refused request leaves no trace, and a request that joins a reward
+        never gets the refusal of the request that started it.
+        """
+        missing = {key: index for index, key in enumerate(keys) if key not in cached}
+        new = {key: index for key, index in missing.items() if key not in self._in_flight}
+        if self._is_stopped and missing:
+            raise Unavailable.leaving()
+        job = self._admit(group, new) if new else None
+        self.counters.joined += len(missing) - len(new)
+        in_flight = {key: self._in_flight[key] for key in missing}
+        for reward in in_flight.values():
+            reward.waiters[flow] += 1
+            if reward.waiters[flow] == 1:
+                self._tokenizers.join(reward, flow)
+                self._batcher.join(reward, flow)
+        if job is not None:
+            self._tokenizers.add(job)
+        return in_flight
+
+    def _admit(self, group: Group, new: Mapping[bytes, int]) -> TokenizerJob:
+        """Admit the responses that `new` names by key and index, and put their rewards in flight.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        costs = _estimated_tokens(group, new.values(), self.max_tokens)
+        try:
+            self._admission.check(sum(costs), group.client)
+        except Overloaded:
+            self.counters.rejected_groups += 1
+            raise
+        responses: Any = tuple(group.responses[index] for index in new.values())
+        job = TokenizerJob(
+            group=replace(group, responses=responses),
+            rewards=[
+                RewardInFlight(key=key, client=group.client, cost=cost)
+                for key, cost in zip(new, costs, strict=True)
+            ],
+            admitted_at_s=asyncio.get_running_loop().time(),
+        )
+        for reward in job.rewards:
+            reward.job = job
+            self._admission.count(reward)
+            self._in_flight[reward.key] = reward
+        return job
+
+    def _leave(self, rewards: Iterable[RewardInFlight], flow: Flow) -> None:
+        """Store what was computed, and cancel what nobody waits for any more."""
+        for reward in rewards:
+            if reward.is_computed:
+                self._cache.put(reward.key, _stored(reward))
+            reward.waiters[flow] -= 1
+            if reward.waiters[flow]:
                 continue
-            outcome = computed[key][0]
-            if isinstance(outcome, KwiseError):
+            del reward.waiters[flow]
+            self._tokenizers.leave(reward, flow)
+            self._batcher.leave(reward, flow)
+            if not reward.waiters:
+                self._admission.release(reward)
+                reward.future.cancel()
+                del self._in_flight[reward.key]
+
+    def _reply(
+        self,
+        keys: Sequence[bytes],
+        cached: Mapping[bytes, StoredReward],
+        computed: Mapping[bytes, RewardInFlight],
+    ) -> ScoredGroup:
+        rewards: list[Reward | KwiseError] = []
+        seen: set[bytes] = set()
+        for index, key in enumerate(keys):
+            if key in cached:
+                rewards.append(self._reward(cached[key], is_cached=True))
+            elif isinstance(outcome := _outcome(computed[key]), KwiseError):
                 rewards.append(_at_index(outcome, index))
             else:
-                rewards.append(self._reward(outcome, cached=keys.index(key) < index))
+                # A response that stands twice in the request is computed once.
+                rewards.append(self._reward(outcome, is_cached=key in seen))
+                seen.add(key)
         _raise_for_group(rewards)
         manifest = self.artifact.manifest
         return ScoredGroup(
@@ -206,176 +287,10 @@ class Scorer:
             fingerprint=manifest.fingerprint,
             precision=self.precision.value,
             runtime=self.runtime,
-            timing=_slowest([timing for _, timing in computed.values()]),
+            timing=_slowest(computed.values()),
         )
 
-    def _look_up(self, keys: Sequence[bytes], group: Group) -> _Lookup:
-        """Rewards that are cached, being computed, or must be; computing the last starts here."""
-        lookup = _Lookup()
-        ticket: Ticket | None = None  # one for all of the group that must be computed
-        new: dict[bytes, int] = {}
-        for index, key in enumerate(keys):
-            if key in lookup.cached or key in lookup.awaited:
-                continue
-            if (stored := self._cache.get(key)) is not None:
-                lookup.cached[key] = stored
-                continue
-            if (pending := self._pending.get(key)) is not None:
-                self.counters.joined += 1
-                self._hasten(pending, group)
-            else:
-                ticket = ticket or Ticket(priority=group.priority, client=group.client)
-                future = asyncio.get_running_loop().create_future()
-                self._pending[key] = _Pending(
-                    future=future, priority=group.priority, client=group.client, ticket=ticket
-                )
-                new[key] = index
-            lookup.awaited[key] = self._pending[key]
-            self._pending[key].waiters += 1
-        self.counters.cache_hits += len(lookup.cached)
-        if ticket is not None:
-            task = asyncio.create_task(self._compute(group, new, ticket), name="kwise group")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return lookup
-
-    def _hasten(self, pending: _Pending, group: Group) -> None:
-        """Who joins must not wait behind a bulk turn, or behind all that another client has in line, for that one asked first."""
-        if (pending.priority, group.priority) != (Priority.INTERACTIVE, Priority.BULK):
-            pending.priority, pending.client = group.priority, group.client
-            if pending.work is None:
-                self._tokenizer_slots.hasten(pending.ticket, pending.priority, pending.client)
-            else:
-                self._batcher.hasten(pending.work, pending.priority, pending.client)
-
-    def _leave(self, awaited: dict[bytes, _Pending]) -> None:
-        for key, pending in awaited.items():
-            pending.waiters -= 1
-            if pending.waiters == 0 and not pending.future.done():
-                pending.future.cancel()
-                if self._pending.get(key) is pending:
-                    del self._pending[key]
-
-    async def _compute(self, group: Group, new: dict[bytes, int], ticket: Ticket) -> None:
-        """Compute the rewards of the responses that `new` names by index, and answer all who wait for them."""
-        waiting = {key: self._pending[key] for key in new}
-        part = Group(
-            prompt=group.prompt,
-            responses=tuple(group.responses[index] for index in new.values()),  # type: ignore[arg-type]
-            priority=group.priority,
-            client=group.client,
-        )
-        try:
-            ticket.cost = estimated = _estimated_tokens(part, self.max_tokens)
-            started_s = perf_counter()
-            with self._batcher.reserve(estimated, group.client):
-                async with self._tokenizer_slots.turn(ticket):
-                    outcomes = await self._encode(part, list(waiting.values()))
-            tokenizer_ms = (perf_counter() - started_s) * 1000
-            scorable: dict[bytes, EncodedSequence] = {}
-            for key, outcome in zip(new, outcomes, strict=True):
-                if isinstance(outcome, InvalidRequest):
-                    self._resolve(key, waiting[key], outcome, Timing(tokenizer_ms=tokenizer_ms))
-                elif not waiting[key].future.done():
-                    scorable[key] = outcome
-            self._submit(scorable, waiting, group, tokenizer_ms)
-        except asyncio.CancelledError:
-            for key, pending in waiting.items():
-                self._fail(key, pending, asyncio.CancelledError())
-            raise
-        except Exception as error:  # noqa: BLE001 - it is raised again in every request that waits
-            for key, pending in waiting.items():
-                self._fail(key, pending, error)
-
-    async def _encode(
-        self, group: Group, waiting: Sequence[_Pending]
-    ) -> list[EncodedSequence | InvalidRequest]:
-        """`ConversationEncoder.encode` in a tokenizer thread, unless everybody left before it was the group's turn."""
-
-        def encode() -> list[EncodedSequence | InvalidRequest]:
-            if all(pending.future.done() for pending in waiting):
-                raise Unavailable("nobody waits for this group any more")
-            try:
-                return self._encoder.encode(group)
-            except Exception:
-                raise
-            except (
-                BaseException
-            ) as panic:  # tokenizers' panics are no Exceptions, and nobody expects less
-                raise RuntimeError("the tokenizer panicked") from panic
-
-        return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
-
-    def _submit(
-        self,
-        scorable: dict[bytes, EncodedSequence],
-        waiting: dict[bytes, _Pending],
-        group: Group,
-        tokenizer_ms: float,
-    ) -> None:
-        """Hand a group's sequences to the batcher, each with the turn of the most urgent request that waits for it."""
-        futures = self._batcher.submit(list(scorable.values()), group.priority, group.client)
-        for (key, sequence), future in zip(scorable.items(), futures, strict=True):
-            pending = waiting[key]
-            pending.work = future
-            pending.future.add_done_callback(functools.partial(_cancel_with, future))
-            future.add_done_callback(
-                functools.partial(self._finish, key, pending, sequence, tokenizer_ms)
-            )
-            if (pending.priority, pending.client) != (group.priority, group.client):
-                self._batcher.hasten(future, pending.priority, pending.client)
-
-    def _finish(
-        self,
-        key: bytes,
-        pending: _Pending,
-        sequence: EncodedSequence,
-        tokenizer_ms: float,
-        future: "asyncio.Future[Finished]",
-    ) -> None:
-        """The batcher is done with a sequence."""
-        if future.cancelled():
-            self._fail(key, pending, asyncio.CancelledError())
-        elif (error := future.exception()) is not None:
-            self._fail(key, pending, error)
-        else:
-            finished = future.result()
-            stored = StoredReward(
-                raw=finished.raw,
-                tokens=sequence.num_tokens,
-                dropped_tokens=sequence.dropped_tokens,
-                control_tokens=sequence.control_tokens,
-            )
-            self._cache.put(key, stored)
-            timing = Timing(
-                tokenizer_ms=tokenizer_ms,
-                queue_ms=finished.queue_s * 1000,
-                model_ms=finished.model_s * 1000,
-            )
-            self._resolve(key, pending, stored, timing)
-
-    def _resolve(
-        self, key: bytes, pending: _Pending, outcome: StoredReward | InvalidRequest, timing: Timing
-    ) -> None:
-        self._forget(key, pending)
-        if not pending.future.done():
-            pending.future.set_result((outcome, timing))
-
-    def _fail(self, key: bytes, pending: _Pending, error: BaseException) -> None:
-        self._forget(key, pending)
-        if pending.future.done():
-            return
-        if isinstance(error, asyncio.CancelledError):
-            pending.future.cancel()
-        else:
-            pending.future.set_exception(error)
-            pending.future.exception()  # every waiter may have left: then nobody retrieves it, which is not a fault
-
-    def _forget(self, key: bytes, pending: _Pending) -> None:
-        if self._pending.get(key) is pending:
-            del self._pending[key]
-
-    def _reward(self, stored: StoredReward, *, cached: bool) -> Reward:
+    def _reward(self, stored: StoredReward, *, is_cached: bool) -> Reward:
         manifest = self.artifact.manifest
         return Reward(
             value=(stored.raw - manifest.reward_mean) / manifest.reward_std,
@@ -383,25 +298,31 @@ class Scorer:
             tokens=stored.tokens,
             dropped_tokens=stored.dropped_tokens,
             control_tokens=stored.control_tokens,
-            cached=cached,
+            cached=is_cached,
         )
 
 
-def _cancel_with(future: "asyncio.Future[Finished]", pending: "asyncio.Future[object]") -> None:
-    if pending.cancelled():
-        future.cancel()
+def _stored(reward: RewardInFlight) -> StoredReward:
+    raw = reward.future.result()
+    assert reward.sequence is not None, "a computed reward has been tokenised"
+    return StoredReward(
+        raw=raw,
+        tokens=reward.sequence.num_tokens,
+        dropped_tokens=reward.sequence.dropped_tokens,
+        control_tokens=reward.sequence.control_tokens,
+    )
 
 
-async def _outcome(pending: _Pending) -> "tuple[StoredReward | KwiseError, Timing]":
-    """What came of one response. Errors that are the whole group's, or the server's, are raised."""
+def _outcome(reward: RewardInFlight) -> StoredReward | InvalidRequest | ModelFailed:
+    """Return the reward, or the error that may be one response's. Other errors are raised."""
     try:
-        return await asyncio.shield(pending.future)
+        return _stored(reward)
     except (InvalidRequest, ModelFailed) as error:
-        return error, Timing()
+        return error
 
 
 def _raise_for_group(rewards: Sequence[Reward | KwiseError]) -> None:
-    """Where nothing was scored and no response is at fault by itself, the call fails instead of saying so K times."""
+    """Fail the call if nothing was scored and no response is at fault by itself."""
     errors = [reward for reward in rewards if isinstance(reward, KwiseError)]
     if len(errors) == len(rewards) and not any(_is_of_response(error) for error in errors):
         raise errors[0]
@@ -412,30 +333,31 @@ def _is_of_response(error: KwiseError) -> bool:
 
 
 def _at_index(error: KwiseError, index: int) -> KwiseError:
-    """The same error naming the response's place in this request, which may not be where it was first met."""
-    return (
-        error.at(index)
-        if isinstance(error, InvalidRequest) and error.response is not None
-        else error
-    )
+    """Return the error with the index of the response in this request.
+
+    The reward may have been started by a request in which the response had another index.
+    """
+    if isinstance(error, InvalidRequest) and error.response is not None:
+        return error.at(index)
+    return error
 
 
-def _estimated_tokens(group: Group, max_tokens: int) -> int:
-    """About how many tokens the group's conversations have, from lengths alone; token ids over the limit cost nothing."""
+def _estimated_tokens(group: Group, indices: Iterable[int], max_tokens: int) -> list[int]:
+    """Estimate the tokens of each conversation from lengths alone.
+
+    Conversations in token ids that exceed the limit cost nothing, because they are refused.
+    """
     if isinstance(group.prompt[0], Message):
         prompt_length = sum(len(message.content) for message in group.prompt)
-        return (
-            sum(prompt_length + len(response) for response in group.responses)
-            // _CHARACTERS_PER_TOKEN
-            + 1
-        )
-    lengths = [len(group.prompt) + len(response) for response in group.responses]
-    return sum(length for length in lengths if length <= max_tokens)
+        lengths = [prompt_length + len(group.responses[index]) for index in indices]
+        return [length // _CHARACTERS_PER_TOKEN + 1 for length in lengths]
+    lengths = [len(group.prompt) + len(group.responses[index]) for index in indices]
+    return [length if length <= max_tokens else 0 for length in lengths]
 
 
-def _slowest(timings: Sequence[Timing]) -> Timing:
+def _slowest(rewards: Collection[RewardInFlight]) -> Timing:
     return Timing(
-        tokenizer_ms=max((timing.tokenizer_ms for timing in timings), default=0.0),
-        queue_ms=max((timing.queue_ms for timing in timings), default=0.0),
-        model_ms=max((timing.model_ms for timing in timings), default=0.0),
+        tokenizer_ms=1000 * max((reward.tokenizer_s for reward in rewards), default=0.0),
+        queue_ms=1000 * max((reward.queue_s for reward in rewards), default=0.0),
+        model_ms=1000 * max((reward.model_s for reward in rewards), default=0.0),
     )

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.engine.model.session import Session
-from kwise.engine.schedule.batch_builder import new_filling
+from kwise.engine.schedule.batch_builder import batch_builder
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
@@ -223,12 +223,12 @@ def encoded(encoder: ConversationEncoder, case: ParityCase) -> EncodedSequence:
 def _batches(sequences: Sequence[EncodedSequence], layout: str) -> list[list[EncodedSequence]]:
     """The sequences in order, in batches of up to `_MAX_ROWS` rows: all padded to the longest would need gigabytes."""
     batches: list[list[EncodedSequence]] = []
-    filling = new_filling(layout)
+    batch = batch_builder(layout)(())
     for sequence in sequences:
         key = sort_key(sequence.token_ids)
-        if not batches or filling.rows_with(key) > _MAX_ROWS:
+        if not batches or batch.rows_with(key) > _MAX_ROWS:
             batches.append([])
-            filling = new_filling(layout)
-        filling.add(key)
+            batch = batch_builder(layout)(())
+        batch.add(key)
         batches[-1].append(sequence)
     return batches

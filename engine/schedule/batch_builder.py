@@ -1,41 +1,51 @@
-"""What a batch costs and whom it should take next, by layout: plain arithmetic on token sequences.
+"""What a batch costs and which sequence suits it, for each layout. Plain arithmetic on sort keys.
 
-A batch is bounded in token rows, which is what memory and time follow. In the trie layout a sequence costs the rows that
-the batch does not have yet; in the padded layout every sequence costs as much as the longest.
+A batch is bounded in token rows, because memory and time follow them. In the trie layout a sequence
+costs the rows that the batch does not have yet. In the padded layout every sequence costs as many
+rows as the longest one.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kwise.engine.trie import KEY_BYTES, common_prefix, key_length
 
-# A shared prefix shorter than this is a template's opening, which all conversations share.
+# Two sequences are related if they share this many tokens. All conversations share a template's
+# opening, which is shorter.
 _RELATED_TOKENS = 32
-# The share of a padded batch that may be padding, and how many rows of it cost less than another pass.
-_MAX_PADDING, _LITTLE_PADDING = 0.1, 64
+# At most this share of a padded batch may be padding, unless it is so few rows that another pass
+# of the model would cost more.
+_MAX_PADDING, _MIN_PADDING_ROWS = 0.1, 64
 
 
-class Filling(Protocol):
-    """One batch being filled, with sequences by their sort keys."""
+class BatchBuilder(Protocol):
+    """A batch under construction. A sequence is represented by its sort key."""
 
     rows: int
 
     def rows_with(self, key: bytes) -> int:
-        """Rows of the batch if it took this sequence too."""
+        """Return the rows that the batch has if it takes this sequence too."""
 
     def add(self, key: bytes) -> None:
-        """Take it."""
+        """Add a sequence to the batch."""
 
     def fits(self, key: bytes, max_rows: int) -> bool:
-        """Whether it should be taken, in a batch of about `max_rows`."""
+        """Return True if a batch of about `max_rows` should take this sequence."""
 
     def distance(self, key: bytes) -> int:
-        """How badly the sequence suits the batch's first one: 0 suits best."""
+        """Return how badly the sequence suits the first one of the batch; 0 is best."""
 
 
-class TrieFilling:
-    """Prefers what shares a prefix with the first sequence. `cached`: sort keys, ascending, of prefixes that cost nothing."""
+NewBatchBuilder = Callable[[Sequence[bytes]], BatchBuilder]
+"""Make an empty batch. The argument holds the sort keys, ascending, of cached prefixes."""
+
+
+class TrieBatchBuilder:
+    """A batch in the trie layout. It prefers sequences that share a prefix with its first one.
+
+    cached: sort keys, ascending, of prefixes whose rows cost nothing.
+    """
 
     def __init__(self, cached: Sequence[bytes] = ()) -> None:
         self.rows = 0
@@ -55,46 +65,50 @@ class TrieFilling:
         insort(self._keys, key)
 
     def fits(self, key: bytes, max_rows: int) -> bool:
-        """A long prompt is worth a larger batch, up to twice the first sequence: in the next one it would be computed again."""
+        """Allow twice the rows of the first sequence to those that share half of it.
+
+        A long prompt is worth a larger batch, because the next batch would compute it again.
+        """
         rows = self.rows_with(key)
         half = KEY_BYTES * ((key_length(self._first) + 1) // 2)
-        return rows <= max_rows or (
-            rows <= 2 * self._first_rows and key[:half] == self._first[:half]
-        )
+        shares_half = key[:half] == self._first[:half]
+        return rows <= max_rows or (rows <= 2 * self._first_rows and shares_half)
 
     def distance(self, key: bytes) -> int:
         related = KEY_BYTES * _RELATED_TOKENS
-        return 0 if len(self._first) >= related and key[:related] == self._first[:related] else 1
+        is_related = len(self._first) >= related and key[:related] == self._first[:related]
+        return 0 if is_related else 1
 
 
-class PaddedFilling:
-    """Prefers what is as long as the first sequence, and takes what wastes little."""
+class PaddedBatchBuilder:
+    """A batch in the padded layout. It prefers sequences that are as long as its first one."""
 
     def __init__(self) -> None:
         self.rows = 0
-        self._tokens = 0
-        self._count = 0
-        self._longest = 0
-        self._first = 0
+        self._num_tokens = 0
+        self._num_sequences = 0
+        self._max_length = 0
+        self._first_length = 0
 
     def rows_with(self, key: bytes) -> int:
-        return (self._count + 1) * max(self._longest, key_length(key))
+        return (self._num_sequences + 1) * max(self._max_length, key_length(key))
 
     def add(self, key: bytes) -> None:
         self.rows = self.rows_with(key)
-        self._count += 1
-        self._tokens += key_length(key)
-        self._longest = max(self._longest, key_length(key))
-        self._first = self._first or key_length(key)
+        self._num_sequences += 1
+        self._num_tokens += key_length(key)
+        self._max_length = max(self._max_length, key_length(key))
+        self._first_length = self._first_length or key_length(key)
 
     def fits(self, key: bytes, max_rows: int) -> bool:
         rows = self.rows_with(key)
-        padding = rows - self._tokens - key_length(key)
-        return rows <= max_rows and padding <= max(_LITTLE_PADDING, _MAX_PADDING * rows)
+        padding = rows - self._num_tokens - key_length(key)
+        return rows <= max_rows and padding <= max(_MIN_PADDING_ROWS, _MAX_PADDING * rows)
 
     def distance(self, key: bytes) -> int:
-        return abs(self._first - key_length(key))
+        return abs(self._first_length - key_length(key))
 
 
-def new_filling(layout: str, cached: Sequence[bytes] = ()) -> Filling:
-    return TrieFilling(cached) if layout == "trie" else PaddedFilling()
+def batch_builder(layout: str) -> NewBatchBuilder:
+    """Return what makes an empty batch of the layout, "trie" or "padded"."""
+    return TrieBatchBuilder if layout == "trie" else lambda _: PaddedBatchBuilder()

@@ -257,7 +257,7 @@ async def test_a_padded_batch_that_fails_as_a_whole_fails_one_response(tmp_path:
             Group(prompt=(3,), responses=((1, 1, 1, 1), (2,))),
         ]
         calls = [asyncio.create_task(scorer.score(group)) for group in groups]
-        while scorer._batcher._queue.num_tokens < 17:
+        while len(scorer._batcher._policy) < 7:
             await asyncio.sleep(0)
         session.gate.set()
         async with asyncio.timeout(PATIENCE_S):
@@ -299,7 +299,7 @@ async def test_groups_that_wait_for_a_tokenizer_thread_are_refused_beyond_the_li
         assert scorer.counters.rejected_groups == 7
         encoder.gate.set()
         await asyncio.wait(waiting, timeout=PATIENCE_S)
-        assert scorer._batcher._reserved_of.total() == 0
+        assert scorer._admission.num_tokens == 0
 
 
 def _text(prompt: str) -> Group:
@@ -337,7 +337,7 @@ async def test_an_interactive_request_does_not_wait_for_the_bulk_turn_of_what_it
             for number in (2, 3, 4)
         ]
         bulk = [asyncio.create_task(scorer.score(group)) for group in long]
-        while scorer._batcher._queue.num_tokens < 3 * 16:
+        while len(scorer._batcher._policy) < 3:
             await asyncio.sleep(0)
         joined = asyncio.create_task(scorer.score(Group(prompt=(1,), responses=((4,) * 15,))))
         await asyncio.sleep(0)
@@ -363,12 +363,72 @@ async def test_a_reward_joined_before_it_was_tokenised_has_the_joiners_turn_too(
         joined = asyncio.create_task(scorer.score(Group(prompt=(1,), responses=((3,) * 15,))))
         await asyncio.sleep(0)
         encoder.gate.set()
-        while scorer._batcher._queue.num_tokens < 2 * 16:
+        while len(scorer._batcher._policy) < 2:
             await asyncio.sleep(0)
         session.gate.set()
         async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(busy, joined, *bulk)
         assert [batch[0][-1] for batch in session.batches] == [1, 3, 2]
+
+
+async def test_a_request_that_joins_never_gets_the_refusal_of_another() -> None:
+    """The refusal of the group that asked first once went to those who had joined its rewards."""
+    encoder = _encoder()
+    encoder.gate.clear()
+    async with _scorer(encoder=encoder, max_queue_tokens=100, tokenizer_threads=1) as scorer:
+        first = asyncio.create_task(scorer.score(_ids(1, *range(2, 9))))
+        await asyncio.sleep(0)
+        large = Group(prompt=(1,), responses=((2,), *((3,) * n for n in range(2, 30))))
+        with pytest.raises(Overloaded):
+            await scorer.score(large)
+        assert scorer.counters.rejected_groups == 1
+        assert scorer.counters.joined == 0, "a refused request joins nothing"
+        joined = asyncio.create_task(scorer.score(_ids(1, 2, 3)))
+        await asyncio.sleep(0)
+        assert scorer.counters.joined == 2
+        encoder.gate.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await first
+            assert [_raw(reward) for reward in (await joined).rewards] == [3, 4]
+        assert scorer._admission.num_tokens == 0 and not scorer._in_flight
+
+
+async def test_a_reward_is_computed_for_the_one_who_joined_it_if_the_first_leaves() -> None:
+    session = SumSession()
+    async with _scorer(session) as scorer:
+        session.gate.clear()
+        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
+        await _entered(session)
+        first = asyncio.create_task(scorer.score(_ids(1, 2, 3)))
+        joined = asyncio.create_task(scorer.score(_ids(1, 2)))
+        while len(scorer._batcher._policy) < 2:
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert len(scorer._batcher._policy) == 1, "nobody waits for the other response"
+        session.gate.set()
+        async with asyncio.timeout(PATIENCE_S):
+            await busy
+            assert _raw((await joined).rewards[0]) == 3
+        assert session.batches == [[(7, 1)], [(1, 2)]]
+        assert scorer._admission.num_tokens == 0 and not scorer._in_flight
+
+
+async def test_what_was_computed_is_cached_even_if_a_sibling_is_left() -> None:
+    """A group with one long queue behind it is cancelled: what it has is not computed again."""
+    session = SumSession()
+    async with _scorer(session, max_batch_tokens=16) as scorer:
+        group = Group(prompt=(1,), responses=((2,) * 15, (3,) * 15))
+        call = asyncio.create_task(scorer.score(group))
+        await _entered(session)
+        session.gate.clear()
+        while scorer.counters.sequences < 1:
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        session.gate.set()
+        scored = await scorer.score(Group(prompt=(1,), responses=((2,) * 15,)))
+        assert isinstance(scored.rewards[0], Reward) and scored.rewards[0].cached
 
 
 # The end

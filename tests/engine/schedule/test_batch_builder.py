@@ -1,4 +1,4 @@
-"""A batch's cost is counted as the session will have it: rows of the trie but for what is known, or padded rows."""
+"""A batch builder counts the rows that the session computes, in each layout."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.engine.schedule.batch_builder import PaddedFilling, TrieFilling, new_filling
+from kwise.engine.schedule.batch_builder import PaddedBatchBuilder, TrieBatchBuilder, batch_builder
 from kwise.engine.trie import Int64, sort_key
 from tests.batches import BATCHES
 
@@ -25,54 +25,54 @@ def _keys(sequences: Iterable[Int64]) -> list[bytes]:
 
 @given(BATCHES, st.data())
 def test_a_trie_costs_its_distinct_prefixes_but_for_the_cached_ones(
-    batch: list[Int64], data: st.DataObject
+    sequences: list[Int64], data: st.DataObject
 ) -> None:
-    drawn = data.draw(st.lists(st.sampled_from(batch), max_size=4))
+    drawn = data.draw(st.lists(st.sampled_from(sequences), max_size=4))
     cached = [sequence[: data.draw(st.integers(0, len(sequence)))] for sequence in drawn]
-    filling = TrieFilling(_keys(cached))
-    for taken, sequence in enumerate(batch, start=1):
-        expected = len(_prefixes(batch[:taken]) - _prefixes(cached))
-        assert filling.rows_with(sort_key(sequence)) == expected
-        filling.add(sort_key(sequence))
-        assert filling.rows == expected
+    batch = TrieBatchBuilder(_keys(cached))
+    for taken, sequence in enumerate(sequences, start=1):
+        expected = len(_prefixes(sequences[:taken]) - _prefixes(cached))
+        assert batch.rows_with(sort_key(sequence)) == expected
+        batch.add(sort_key(sequence))
+        assert batch.rows == expected
 
 
 @given(BATCHES)
-def test_padded_sequences_cost_as_much_as_the_longest(batch: list[Int64]) -> None:
-    filling = PaddedFilling()
-    for taken, sequence in enumerate(batch, start=1):
-        expected = taken * max(len(other) for other in batch[:taken])
-        assert filling.rows_with(sort_key(sequence)) == expected
-        filling.add(sort_key(sequence))
-        assert filling.rows == expected
+def test_padded_sequences_cost_as_much_as_the_longest(sequences: list[Int64]) -> None:
+    batch = PaddedBatchBuilder()
+    for taken, sequence in enumerate(sequences, start=1):
+        expected = taken * max(len(other) for other in sequences[:taken])
+        assert batch.rows_with(sort_key(sequence)) == expected
+        batch.add(sort_key(sequence))
+        assert batch.rows == expected
 
 
-def test_cached_prefixes_are_no_company() -> None:
+def test_cached_prefixes_make_no_sequence_related() -> None:
     """What suits a batch is what its first sequence shares, not what the session happens to know."""
     prompt, other = np.arange(40), np.arange(100, 140)
-    filling = new_filling("trie", _keys([other]))
-    filling.add(sort_key(prompt))
-    assert filling.distance(sort_key(np.append(prompt, 1))) < filling.distance(
+    batch = batch_builder("trie")(_keys([other]))
+    batch.add(sort_key(prompt))
+    assert batch.distance(sort_key(np.append(prompt, 1))) < batch.distance(
         sort_key(np.append(other, 1))
     )
 
 
 def test_the_cached_prefixes_are_not_changed() -> None:
     cached = _keys([np.arange(40)])
-    filling = TrieFilling(cached)
-    filling.add(sort_key(np.arange(50)))
+    batch = TrieBatchBuilder(cached)
+    batch.add(sort_key(np.arange(50)))
     assert cached == _keys([np.arange(40)])
 
 
 def test_a_long_prompt_is_worth_a_batch_of_twice_its_length() -> None:
     """Nine responses to a prompt longer than a batch ran one by one, each with the prompt again."""
     prompt = np.arange(100)
-    filling = TrieFilling()
-    filling.add(sort_key(np.append(prompt, 1000)))
+    batch = TrieBatchBuilder()
+    batch.add(sort_key(np.append(prompt, 1000)))
     relative, stranger = (
         sort_key(np.append(prompt, np.arange(2000, 2060))),
         sort_key(np.arange(500, 560)),
     )
-    assert filling.fits(relative, max_rows=50) and not filling.fits(stranger, max_rows=50)
-    filling.add(relative)
-    assert not filling.fits(sort_key(np.append(prompt, np.arange(3000, 3060))), max_rows=50)
+    assert batch.fits(relative, max_rows=50) and not batch.fits(stranger, max_rows=50)
+    batch.add(relative)
+    assert not batch.fits(sort_key(np.append(prompt, np.arange(3000, 3060))), max_rows=50)

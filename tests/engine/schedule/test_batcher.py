@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.session import Pass
-from kwise.engine.schedule.batcher import Batcher, Counters
-from kwise.engine.schedule.queue import WorkQueue
+from kwise.engine.schedule.batch_builder import batch_builder
+from kwise.engine.schedule.batcher import Batcher
+from kwise.engine.schedule.counters import Counters
+from kwise.engine.schedule.fair_queue import Flow
+from kwise.engine.schedule.in_flight import RewardInFlight
+from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
 from kwise.errors import ModelFailed, Overloaded, Unavailable
@@ -35,6 +39,13 @@ def _sequence(*tokens: int) -> EncodedSequence:
 def _reward(sequence: EncodedSequence) -> float:
     """Depends on every token and its place; small integers, exact in float32."""
     return float(sum((place + 1) * int(token) for place, token in enumerate(sequence.token_ids)))
+
+
+def _in_flight(sequence: EncodedSequence, flow: Flow) -> RewardInFlight:
+    reward = RewardInFlight(key=b"", client=flow.client, cost=0)
+    reward.waiters[flow] += 1
+    reward.set_sequence(sequence)
+    return reward
 
 
 class FaultySession:
@@ -71,9 +82,11 @@ class Running:
     ) -> None:
         self.session = session
         self.counters = Counters()
-        self.queue = WorkQueue(layout="padded", max_batch_tokens=max_batch_tokens)
+        self.policy: FairBatching[RewardInFlight] = FairBatching(
+            batch_builder("padded"), max_batch_tokens=max_batch_tokens
+        )
         self.batcher = Batcher(
-            [session], self.queue, max_queue_tokens=max_queue_tokens, counters=self.counters
+            [session], self.policy, max_queue_tokens=max_queue_tokens, counters=self.counters
         )
 
     def submit(
@@ -81,29 +94,34 @@ class Running:
         *sequences: tuple[int, ...],
         priority: Priority = Priority.INTERACTIVE,
         client: str = "",
-    ) -> "list[asyncio.Future[Any]]":
-        with self.batcher.reserve(sum(map(len, sequences)), client):
-            pass
-        return self.batcher.submit([_sequence(*tokens) for tokens in sequences], priority, client)
+    ) -> list[RewardInFlight]:
+        """Admit and submit a group, as the scorer does."""
+        self.batcher.admission.check(sum(map(len, sequences)), client)
+        rewards = [_in_flight(_sequence(*tokens), Flow(priority, client)) for tokens in sequences]
+        self.batcher.submit(rewards)
+        return rewards
 
-    async def hold(self) -> "asyncio.Future[Any]":
+    def leave(self, reward: RewardInFlight) -> None:
+        """The last request that waits for the reward leaves, as in the scorer."""
+        for flow in reward.waiters:
+            self.batcher.leave(reward, flow)
+        self.batcher.admission.release(reward)
+        reward.future.cancel()
+
+    async def hold(self) -> RewardInFlight:
         """Keep the session busy with a sequence of one token, so that what comes next waits."""
         self.session.gate.clear()
-        (future,) = self.submit((5,))
+        (reward,) = self.submit((5,))
         await asyncio.wait_for(self.session.entered.wait(), PATIENCE_S)
-        return future
+        return reward
 
-    async def settle(self, *futures: "asyncio.Future[Any]") -> list[Any]:
-        """What became of each: its raw reward, or its error."""
-        _, pending = await asyncio.wait(futures, timeout=PATIENCE_S)
+    async def settle(self, *rewards: RewardInFlight) -> list[Any]:
+        """Return what became of each: its raw reward, its error, or "cancelled"."""
+        _, pending = await asyncio.wait([r.future for r in rewards], timeout=PATIENCE_S)
         assert not pending
         return [
-            "cancelled"
-            if f.cancelled()
-            else f.exception()
-            if f.exception() is not None
-            else f.result().raw
-            for f in futures
+            "cancelled" if r.future.cancelled() else r.future.exception() or r.future.result()
+            for r in rewards
         ]
 
 
@@ -132,7 +150,7 @@ async def _running(
     poisoned=st.sets(st.tuples(st.integers(0, 5), st.integers(0, 3))),
     max_batch_tokens=st.integers(1, 80),
 )
-def test_each_future_gets_its_own_reward_or_its_own_error(
+def test_each_sequence_gets_its_own_reward_or_its_own_error(
     groups: list[list[tuple[int, ...]]], poisoned: set[tuple[int, int]], max_batch_tokens: int
 ) -> None:
     async def scenario() -> None:
@@ -144,16 +162,14 @@ def test_each_future_gets_its_own_reward_or_its_own_error(
                 ]
                 for group, members in enumerate(groups)
             ]
-            futures = [running.submit(*group) for group in sent]
-            for group, group_futures in zip(sent, futures, strict=True):
-                for tokens, outcome in zip(
-                    group, await running.settle(*group_futures), strict=True
-                ):
+            submitted = [running.submit(*group) for group in sent]
+            for group, rewards in zip(sent, submitted, strict=True):
+                for tokens, outcome in zip(group, await running.settle(*rewards), strict=True):
                     if POISON in tokens:
                         assert isinstance(outcome, ModelFailed)
                     else:
                         assert outcome == _reward(_sequence(*tokens))
-            assert len(running.queue) == running.queue.num_tokens == 0
+            assert len(running.policy) == running.batcher.admission.num_tokens == 0
 
     asyncio.run(scenario())
 
@@ -162,14 +178,14 @@ async def test_failing_sequence_leaves_its_neighbours_and_its_siblings_unharmed(
     """Its siblings once shared its error, and so did whoever had joined one of them."""
     async with _running() as running:
         held = await running.hold()
-        futures = [
+        rewards = [
             *running.submit((1, 2), (3,)),
             *running.submit((4,), (POISON,)),
             *running.submit((6, 7)),
         ]
         running.session.gate.set()
         assert await running.settle(held) == [5]
-        first, second, third, fourth, fifth = await running.settle(*futures)
+        first, second, third, fourth, fifth = await running.settle(*rewards)
         assert (first, second, third, fifth) == (5, 3, 4, 20)
         assert isinstance(fourth, ModelFailed)
         whole = [(1, 2), (6, 7), (3,), (4,), (POISON,)]
@@ -186,7 +202,7 @@ async def test_a_failed_batch_is_not_run_again_for_those_who_left() -> None:
         loop = asyncio.get_running_loop()
 
         def leave_during_the_pass(batch: Sequence[EncodedSequence]) -> Pass:
-            loop.call_soon_threadsafe(gone.cancel)  # handled before the pass's own end
+            loop.call_soon_threadsafe(running.leave, gone)  # handled before the pass's own end
             return FaultySession.run(running.session, batch)
 
         running.session.run = leave_during_the_pass  # type: ignore[method-assign]
@@ -210,8 +226,7 @@ async def test_full_queue_refuses_and_says_when_to_try_again() -> None:
         with pytest.raises(Overloaded) as raised:
             running.submit((2,), (3,))
         assert raised.value.retry_after_s >= 0.05
-        assert running.counters.rejected_groups == 1
-        assert running.queue.num_tokens == 3
+        assert running.batcher.admission.num_tokens == 3
         fits = running.submit((2,))
         running.session.gate.set()
         assert await running.settle(held, *waiting, *fits) == [5, 6, 2]
@@ -222,15 +237,15 @@ async def test_a_client_may_have_as_many_waiting_as_are_left_free() -> None:
     """One that fills the queue would otherwise have everybody else refused."""
     async with _running(max_queue_tokens=12) as running:
         held = await running.hold()
-        futures = [future for _ in range(6) for future in running.submit((1,), client="greedy")]
+        rewards = [future for _ in range(6) for future in running.submit((1,), client="greedy")]
         with pytest.raises(
             Overloaded, match="6 tokens, 6 of them this client's, and its limit is 12"
         ):
             running.submit((1,), client="greedy")
         for client in ("first", "second"):
-            futures += running.submit((1,), (1,), client=client)
+            rewards += running.submit((1,), (1,), client=client)
         running.session.gate.set()
-        assert await running.settle(held, *futures) == [5, *[1] * 10]
+        assert await running.settle(held, *rewards) == [5, *[1] * 10]
 
 
 async def test_a_fault_of_the_queue_fails_what_waits_and_ends_nothing(
@@ -241,21 +256,36 @@ async def test_a_fault_of_the_queue_fails_what_waits_and_ends_nothing(
         held = await running.hold()
         waiting = running.submit((1,), (2,))
         with monkeypatch.context() as patch:
-            patch.setattr("kwise.engine.schedule.queue.new_filling", lambda *_: 1 / 0)
+            patch.setattr("kwise.engine.schedule.fair_queue.FairQueue.in_order", lambda _: 1 / 0)
             running.session.gate.set()
             first, *others = await running.settle(held, *waiting)
         assert first == 5 and all(isinstance(error, ModelFailed) for error in others)
         assert await running.settle(*running.submit((3,))) == [3]
 
 
-async def test_time_without_a_pass_counts_only_while_work_waits() -> None:
-    async with _running(max_batch_tokens=2) as running:
-        await asyncio.sleep(0.2)
-        await running.settle(*running.submit((1,)))
-        await asyncio.sleep(0.2)
-        await running.settle(*running.submit(*((n, n) for n in range(8))))
-        assert 0 < running.counters.idle_with_work_s < 0.1
-        assert running.counters.busy_s > 0
+async def test_time_without_a_pass_counts_only_while_work_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a clock that the test moves."""
+    async with _running() as running:
+        now_s = 1000.0
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now_s)
+        await asyncio.sleep(0)
+        now_s += 100  # nothing waits
+        (first,) = running.submit((1,))
+        now_s += 3  # the reward waits until the event loop reaches the batcher
+        await first.future
+        assert running.counters.idle_with_work_s == 3
+        assert running.counters.busy_s == 0
+        now_s += 100
+        running.session.gate.clear()
+        running.session.entered.clear()
+        (second,) = running.submit((2,))
+        await running.session.entered.wait()
+        now_s += 7
+        running.session.gate.set()
+        await second.future
+        assert (running.counters.idle_with_work_s, running.counters.busy_s) == (3, 7)
 
 
 async def test_group_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
@@ -277,7 +307,7 @@ async def test_retry_time_grows_with_the_queue() -> None:
         assert (
             raised.value.retry_after_s == 10
         )  # 100 s at 1,000 tokens a second, until a pass was timed
-        waiting[0].cancel()
+        running.leave(waiting[0])
         running.session.gate.set()
         await running.settle(held)
 
@@ -286,7 +316,7 @@ async def test_cancelled_sequences_never_reach_the_session() -> None:
     async with _running() as running:
         held = await running.hold()
         gone, kept = running.submit((1,), (2,))
-        gone.cancel()
+        running.leave(gone)
         running.session.gate.set()
         assert await running.settle(held, gone, kept) == [5, "cancelled", 2]
         assert running.session.batches == [[(5,)], [(2,)]]
@@ -296,7 +326,7 @@ async def test_cancelled_sequences_never_reach_the_session() -> None:
 async def test_cancelling_what_runs_harms_nobody() -> None:
     async with _running() as running:
         held = await running.hold()
-        held.cancel()
+        running.leave(held)
         (after,) = running.submit((3,))
         running.session.gate.set()
         assert await running.settle(held, after) == ["cancelled", 3]
@@ -305,9 +335,9 @@ async def test_cancelling_what_runs_harms_nobody() -> None:
 async def test_counters_tell_what_was_run() -> None:
     async with _running() as running:
         held = await running.hold()
-        futures = running.submit((1, 2, 3), (4, 5))
+        rewards = running.submit((1, 2, 3), (4, 5))
         running.session.gate.set()
-        await running.settle(held, *futures)
+        await running.settle(held, *rewards)
         counters = running.counters
         assert (
             counters.model_passes,
@@ -325,9 +355,9 @@ async def test_times_are_told_and_not_negative() -> None:
         (waited,) = running.submit((1,))
         running.session.gate.set()
         await running.settle(held, waited)
-        assert held.result().model_s > 0
-        assert held.result().queue_s >= 0
-        assert waited.result().queue_s > 0
+        assert held.model_s > 0
+        assert held.queue_s >= 0
+        assert waited.queue_s > 0
 
 
 async def test_too_few_rewards_fail_the_batch_and_misassign_none() -> None:
@@ -345,7 +375,7 @@ async def test_session_runs_on_without_a_pause_while_work_waits(
     """Each batch follows the one before directly: the batcher sets no timer and leaves nothing behind."""
     async with _running(max_batch_tokens=2) as running:
         held = await running.hold()
-        futures = running.submit(*((n, n) for n in range(8)))
+        rewards = running.submit(*((n, n) for n in range(8)))
         timers: list[Any] = []
         loop = asyncio.get_running_loop()
         schedule = loop.call_at
@@ -356,20 +386,20 @@ async def test_session_runs_on_without_a_pause_while_work_waits(
 
         monkeypatch.setattr(loop, "call_at", record)
         running.session.gate.set()
-        assert await asyncio.gather(held, *futures)
+        await asyncio.gather(*(reward.future for reward in (held, *rewards)))
         assert timers == []
         assert running.session.batches == [[(5,)], *([(n, n)] for n in range(8))]
         # All arrived at once, and the next starts when the last ends: what one waited longer is the other's own time.
-        for earlier, later in pairwise(future.result() for future in futures):
+        for earlier, later in pairwise(rewards):
             assert later.queue_s >= earlier.queue_s
 
 
 async def test_work_that_arrives_while_the_session_runs_shares_the_next_batch() -> None:
     async with _running() as running:
         held = await running.hold()
-        futures = [future for n in range(4) for future in running.submit((n,))]
+        rewards = [future for n in range(4) for future in running.submit((n,))]
         running.session.gate.set()
-        await running.settle(held, *futures)
+        await running.settle(held, *rewards)
         assert running.session.batches == [[(5,)], [(0,), (1,), (2,), (3,)]]
 
 
@@ -388,7 +418,7 @@ async def test_stop_while_a_failed_batch_is_run_apart_leaves_no_future_undecided
     """The groups that had not had their turn were forgotten."""
     async with _running() as running:
         held = await running.hold()
-        futures = [*running.submit((POISON,)), *running.submit((1,)), *running.submit((2,), (3,))]
+        rewards = [*running.submit((POISON,)), *running.submit((1,)), *running.submit((2,), (3,))]
         apart = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -403,38 +433,12 @@ async def test_stop_while_a_failed_batch_is_run_apart_leaves_no_future_undecided
         await running.settle(held)
         await asyncio.wait_for(apart.wait(), PATIENCE_S)
         await running.batcher.stop()
-        failed, *left = await running.settle(*futures)
+        failed, *left = await running.settle(*rewards)
         assert isinstance(failed, ModelFailed)
         assert all(isinstance(outcome, Unavailable) for outcome in left)
 
 
-async def test_submitting_after_stop_is_refused() -> None:
-    """It once waited for ever."""
-    async with _running() as running:
-        await running.batcher.stop()
-        with pytest.raises(Unavailable):
-            running.submit((1,))
-        with pytest.raises(Unavailable), running.batcher.reserve(1):
-            pass
-
-
-# What is on its way to the queue
-
-
-async def test_reserved_tokens_count_as_waiting_until_they_are_given_back() -> None:
-    async with _running(max_queue_tokens=4) as running:
-        with running.batcher.reserve(3):
-            with pytest.raises(Overloaded) as raised, running.batcher.reserve(2):
-                pass
-            assert raised.value.retry_after_s >= 0.05
-            with pytest.raises(Overloaded):
-                running.submit((1, 1))
-            assert running.counters.rejected_groups == 2
-            assert len(running.submit((1,), client="another")) == 1
-        assert await running.settle(*running.submit((1, 1))) == [3]
-
-
-async def test_hastened_work_takes_the_better_turn() -> None:
+async def test_a_bulk_reward_that_an_interactive_request_joins_goes_before_bulk() -> None:
     async with _running(max_batch_tokens=1) as running:
         held = await running.hold()
         first, second = (
@@ -442,27 +446,29 @@ async def test_hastened_work_takes_the_better_turn() -> None:
             running.submit((2,), priority=Priority.BULK),
         )
         third = running.submit((3,))
-        running.batcher.hasten(second[0], Priority.INTERACTIVE, "")
+        running.batcher.join(second[0], Flow(Priority.INTERACTIVE, "another"))
         running.session.gate.set()
         await running.settle(held, *first, *second, *third)
-        assert running.session.batches == [[(5,)], [(2,)], [(3,)], [(1,)]]
+        assert running.session.batches == [[(5,)], [(3,)], [(2,)], [(1,)]]
 
 
 async def test_two_sessions_share_the_queue() -> None:
     first, second = FaultySession(), FaultySession()
     first.gate.clear()
     second.gate.clear()
-    queue = WorkQueue(layout="padded", max_batch_tokens=1)
-    batcher = Batcher([first, second], queue, max_queue_tokens=100, counters=Counters())
+    policy: FairBatching[RewardInFlight] = FairBatching(batch_builder("padded"), max_batch_tokens=1)
+    batcher = Batcher([first, second], policy, max_queue_tokens=100, counters=Counters())
     batcher.start()
     try:
-        futures = batcher.submit([_sequence(1), _sequence(2)], Priority.INTERACTIVE)
+        flow = Flow(Priority.INTERACTIVE, "")
+        rewards = [_in_flight(_sequence(token), flow) for token in (1, 2)]
+        batcher.submit(rewards)
         async with asyncio.timeout(PATIENCE_S):
             await first.entered.wait()
             await second.entered.wait()
             first.gate.set()
             second.gate.set()
-            assert [finished.raw for finished in await asyncio.gather(*futures)] == [1, 2]
+            assert await asyncio.gather(*(reward.future for reward in rewards)) == [1, 2]
         assert sorted(first.batches + second.batches) == [[(1,)], [(2,)]]
     finally:
         first.gate.set()
@@ -492,14 +498,15 @@ class KnowingSession(FaultySession):
 
 async def test_what_the_session_knows_costs_no_rows_and_is_counted() -> None:
     session, counters = KnowingSession(), Counters()
-    queue = WorkQueue(layout="trie", max_batch_tokens=16)
-    batcher = Batcher([session], queue, max_queue_tokens=1000, counters=counters)
+    policy: FairBatching[RewardInFlight] = FairBatching(batch_builder("trie"), max_batch_tokens=16)
+    batcher = Batcher([session], policy, max_queue_tokens=1000, counters=counters)
     batcher.start()
     try:
-        futures = batcher.submit(
-            [_sequence(*session.PROMPT, n, 60, 61, 62) for n in range(30, 36)], Priority.INTERACTIVE
-        )
-        await asyncio.wait_for(asyncio.gather(*futures), PATIENCE_S)
+        flow = Flow(Priority.INTERACTIVE, "")
+        sequences = [_sequence(*session.PROMPT, n, 60, 61, 62) for n in range(30, 36)]
+        rewards = [_in_flight(sequence, flow) for sequence in sequences]
+        batcher.submit(rewards)
+        await asyncio.wait_for(asyncio.gather(*(r.future for r in rewards)), PATIENCE_S)
     finally:
         await batcher.stop()
     assert [len(batch) for batch in session.batches] == [4, 2]

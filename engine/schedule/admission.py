@@ -1,0 +1,53 @@
+"""The limit on the tokens that wait, and who may add to them."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from kwise.engine.schedule.in_flight import RewardInFlight
+from kwise.errors import Overloaded
+
+
+class Admission:
+    """Counts the tokens that wait, in all and by client.
+
+    A client may have as many waiting tokens as are left free beside them (the dynamic threshold of
+    Choudhury and Hahne, 1998), so that one client with many groups fills half of the limit. The
+    first group of a client only needs to fit. If nothing waits, any group is admitted, so that a
+    group that is larger than the limit is served too.
+
+    Args:
+        max_queue_tokens: the limit.
+        seconds_for: returns the seconds that the model takes for a number of tokens.
+    """
+
+    def __init__(self, max_queue_tokens: int, seconds_for: Callable[[int], float]) -> None:
+        self._max_queue_tokens = max_queue_tokens
+        self._seconds_for = seconds_for
+        self._tokens_of: Counter[str] = Counter()
+        self.num_tokens = 0
+
+    def check(self, num_tokens: int, client: str) -> None:
+        """Raise Overloaded if `client` may not add `num_tokens` now."""
+        waiting, own = self.num_tokens, self._tokens_of[client]
+        excess = waiting + num_tokens - self._max_queue_tokens
+        if own:
+            excess += own + num_tokens
+        if waiting and excess > 0:
+            retry_after_s = min(max(0.05, self._seconds_for(min(excess, waiting))), 10.0)
+            raise Overloaded(waiting, own, self._max_queue_tokens, retry_after_s)
+
+    def count(self, reward: RewardInFlight) -> None:
+        """Count the reward's tokens as waiting; again when its cost is known exactly."""
+        self._set(reward, reward.cost)
+
+    def release(self, reward: RewardInFlight) -> None:
+        """Stop counting the reward's tokens, because it no longer waits."""
+        self._set(reward, 0)
+
+    def _set(self, reward: RewardInFlight, num_tokens: int) -> None:
+        change = num_tokens - reward.queued_tokens
+        reward.queued_tokens = num_tokens
+        self.num_tokens += change
+        self._tokens_of[reward.client] += change
+        if not self._tokens_of[reward.client]:
+            del self._tokens_of[reward.client]

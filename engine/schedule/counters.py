@@ -1,0 +1,20 @@
+"""What an engine has done since it started."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """Totals that only grow. See `Counters` in reward.proto for the meaning of each."""
+
+    model_passes: int = 0
+    sequences: int = 0
+    rows: int = 0
+    unshared_rows: int = 0
+    reused_rows: int = 0
+    cache_hits: int = 0
+    joined: int = 0
+    rejected_groups: int = 0
+    abandoned: int = 0
+    busy_s: float = 0.0
+    idle_with_work_s: float = 0.0

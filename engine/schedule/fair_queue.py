@@ -1,0 +1,159 @@
+"""A queue that serves clients fairly. It knows no clock, event loop or tokens.
+
+A flow is one client at one priority. Within a priority, the least-served flow goes next. A new flow
+starts at the current virtual time, so idle time earns no credit (fair queueing: Demers, Keshav and
+Shenker 1989). A client with 10,000 waiting items therefore delays the single item of another client
+by one item. Interactive flows go before bulk flows, except that every `BULK_EVERY`-th turn is for
+bulk, so that neither can starve the other.
+
+Several requests may wait for one item. The item then waits in the flow of each, and leaves all of
+them when the first one reaches it, so that joining an item never makes it later.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from heapq import heapify, heappop, heapreplace
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from kwise.types import Priority
+
+BULK_EVERY = 8
+
+
+class Flow(NamedTuple):
+    """What is served fairly: one client at one priority."""
+
+    priority: Priority
+    client: str
+
+
+class Waiting(Hashable, Protocol):
+    """An item that waits. Items are compared by identity."""
+
+    @property
+    def cost(self) -> int:
+        """The expected cost, in any unit that all items share."""
+
+
+T = TypeVar("T", bound=Waiting)
+
+
+class _Line(Generic[T]):
+    """The items of one flow, in order of arrival, and the cost that the flow has been charged."""
+
+    def __init__(self, served: float) -> None:
+        self.items: OrderedDict[T, None] = OrderedDict()
+        self.served = served
+
+
+class FairQueue(Generic[T]):
+    """Items in the order in which they should be served."""
+
+    def __init__(self) -> None:
+        self._lines: dict[Priority, dict[str, _Line[T]]] = {priority: {} for priority in Priority}
+        self._virtual_time = dict.fromkeys(Priority, 0.0)
+        self._flows_of: dict[T, Counter[Flow]] = {}
+        self._turns_since_bulk = 0
+
+    def __len__(self) -> int:
+        return len(self._flows_of)
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._flows_of
+
+    def add(self, item: T, flow: Flow) -> None:
+        """Append `item` to the flow, once for each request that waits for it.
+
+        An item may be in several flows. Adding it to another one never makes it later.
+        """
+        flows = self._flows_of.setdefault(item, Counter())
+        flows[flow] += 1
+        if flows[flow] == 1:
+            lines = self._lines[flow.priority]
+            if flow.client not in lines:
+                lines[flow.client] = _Line(self._virtual_time[flow.priority])
+            lines[flow.client].items[item] = None
+
+    def remove(self, item: T, flow: Flow) -> bool:
+        """Undo one `add`. Return True if nobody waits for the item any more, so that it is gone.
+
+        An item that is not in the queue is ignored.
+        """
+        flows = self._flows_of.get(item)
+        if flows is None:
+            return False
+        flows[flow] -= 1
+        if flows[flow] > 0:
+            return False
+        self._leave(item, flow)
+        if not flows:
+            del self._flows_of[item]
+        return not flows
+
+    def discard(self, item: T) -> None:
+        """Remove the item from all of its flows."""
+        for flow in list(self._flows_of.pop(item, ())):
+            self._leave(item, flow)
+
+    def in_order(self) -> Iterator[tuple[T, Flow]]:
+        """Yield each item with the flow that reaches it first, the next item first.
+
+        The order assumes that each item takes a turn by itself. The queue must not change meanwhile.
+        """
+        bulk_first = self._turns_since_bulk >= BULK_EVERY - 1
+        first, second = Priority.INTERACTIVE, Priority.BULK
+        seen: set[T] = set()
+        for priority in (second, first) if bulk_first else (first, second):
+            yield from self._in_order(priority, seen)
+
+    def take(self, turn: Sequence[tuple[T, Flow]], costs: Sequence[int]) -> None:
+        """Remove items that are served together in one turn, and charge each flow its cost.
+
+        Args:
+            turn: pairs from `in_order`; the first one decides whether this is a turn for bulk.
+            costs: what serving each item really costs, in the unit of `Waiting.cost`.
+        """
+        if turn[0][1].priority is Priority.BULK:
+            self._turns_since_bulk = 0
+        elif self._lines[Priority.BULK]:
+            self._turns_since_bulk += 1
+        for (_, flow), cost in zip(turn, costs, strict=True):
+            lines = self._lines[flow.priority]
+            lines[flow.client].served += cost
+            self._virtual_time[flow.priority] += cost / len(lines)
+        for item, _ in turn:
+            self.discard(item)
+
+    def clear(self) -> list[T]:
+        """Remove and return all items."""
+        items = list(self._flows_of)
+        for item in items:
+            self.discard(item)
+        return items
+
+    def _leave(self, item: T, flow: Flow) -> None:
+        if item in self._flows_of:
+            del self._flows_of[item][flow]
+        lines = self._lines[flow.priority]
+        del lines[flow.client].items[item]
+        if not lines[flow.client].items:
+            del lines[flow.client]
+
+    def _in_order(self, priority: Priority, seen: set[T]) -> Iterator[tuple[T, Flow]]:
+        """Merge the lines by served cost; skip items in `seen`, and add what was yielded to it."""
+        lines = self._lines[priority]
+        heap = [
+            (line.served, number, iter(line.items), Flow(priority, client))
+            for number, (client, line) in enumerate(lines.items())
+        ]
+        heapify(heap)
+        while heap:
+            served, number, items, flow = heap[0]
+            item = next((item for item in items if item not in seen), None)
+            if item is None:
+                heappop(heap)
+                continue
+            if len(self._flows_of[item]) > 1:
+                seen.add(item)
+            yield item, flow
+            heapreplace(heap, (served + item.cost, number, items, flow))

@@ -1,0 +1,85 @@
+"""A reward that is being computed. One object and one future carry it from admission to reply."""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+
+from kwise.engine.schedule.fair_queue import Flow
+from kwise.engine.sequence import EncodedSequence
+from kwise.engine.trie import sort_key
+from kwise.types import Group
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RewardInFlight:
+    """One reward and the requests that wait for it.
+
+    Attributes:
+        key: the key of the reward in the reward cache.
+        client: the client whose request started it, and whose share of the queue it takes.
+        future: the raw reward. It raises InvalidRequest, ModelFailed or Unavailable. It is cancelled
+            when the last waiting request leaves.
+        waiters: how many requests wait, by flow.
+        job: the tokenizer job that the reward is part of.
+        cost: tokens of the conversation: an estimate until `sequence` is set.
+        queued_tokens: the tokens that admission counts for it now.
+        sequence: the tokens, once the tokenizer has run.
+        sort_key: the tokens as bytes that sort like them; empty until then.
+        tokenizer_s, queue_s, model_s: seconds that it spent before the tokenizer's result, in the
+            queue, and in the model's pass.
+        queued_at_s: when it entered the batching queue, on the event loop's clock.
+    """
+
+    key: bytes
+    client: str
+    cost: int
+    queued_tokens: int = 0
+    future: "asyncio.Future[float]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    waiters: Counter[Flow] = field(default_factory=Counter)
+    job: "TokenizerJob | None" = None
+    sequence: EncodedSequence | None = None
+    sort_key: bytes = b""
+    tokenizer_s: float = 0.0
+    queue_s: float = 0.0
+    model_s: float = 0.0
+    queued_at_s: float = 0.0
+
+    @property
+    def is_computed(self) -> bool:
+        """True once the future holds a reward, and no error."""
+        future = self.future
+        return future.done() and not future.cancelled() and future.exception() is None
+
+    def set_sequence(self, sequence: EncodedSequence) -> None:
+        """Set the tokens, and with them the exact cost."""
+        self.sequence = sequence
+        self.sort_key = sort_key(sequence.token_ids)
+        self.cost = len(sequence.token_ids)
+
+    def fail(self, error: Exception) -> None:
+        """Raise `error` in every waiting request, unless the reward is decided already."""
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # asyncio logs an exception that nobody retrieves, and all may leave
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TokenizerJob:
+    """Responses to one prompt that are tokenised together.
+
+    Attributes:
+        group: the prompt, with the responses that no other request has in flight.
+        rewards: one per response of `group`, in order.
+        admitted_at_s: when the group was admitted, on the event loop's clock.
+    """
+
+    group: Group
+    rewards: list[RewardInFlight]
+    admitted_at_s: float
+
+    @property
+    def cost(self) -> int:
+        """The estimated tokens of all its conversations."""
+        return sum(reward.cost for reward in self.rewards)

@@ -1,0 +1,104 @@
+"""Which sequences the next batch holds: a synchronous policy without clock, event loop or runtime.
+
+A batch starts with the item that fair queueing puts first, and is filled up to `max_batch_tokens`
+rows with those of the next 512 items that suit it, its own priority first.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Protocol, TypeVar
+
+from kwise.engine.schedule.batch_builder import NewBatchBuilder
+from kwise.engine.schedule.fair_queue import FairQueue, Flow, Waiting
+
+# How many items a batch considers. It bounds the time that the policy itself takes.
+_WINDOW = 512
+# Stop after 32 sequences that do not fit once the batch is 75 % full.
+_FILL_THRESHOLD, _MAX_SKIPS = 0.75, 32
+
+
+class TokenSequence(Waiting, Protocol):
+    """A token sequence that waits for the model. Its cost is its number of tokens."""
+
+    @property
+    def sort_key(self) -> bytes:
+        """The token ids as bytes that sort like them; see `kwise.engine.trie.sort_key`."""
+
+
+T = TypeVar("T", bound=TokenSequence)
+
+
+class Policy(Protocol[T]):
+    """The order in which waiting sequences are batched. The batcher is its only caller."""
+
+    def __len__(self) -> int:
+        """Return how many sequences wait."""
+
+    def __contains__(self, item: T) -> bool: ...
+
+    def add(self, item: T, flow: Flow) -> None:
+        """Let `item` wait for one more request, in that request's flow."""
+
+    def remove(self, item: T, flow: Flow) -> bool:
+        """Undo one `add`. Return True if nobody waits for the item any more."""
+
+    def take(self, cached: Sequence[bytes] = ()) -> list[T]:
+        """Remove and return the next batch; empty if nothing waits.
+
+        cached: sort keys, ascending, of the prefixes that cost the session no rows.
+        """
+
+    def clear(self) -> list[T]:
+        """Remove and return everything that waits."""
+
+
+class FairBatching(Policy[T]):
+    """Serves clients fairly, and batches sequences that share a prefix or a length.
+
+    A sequence of more than `max_batch_tokens` gets a batch of its own. Responses to a very long
+    prompt may exceed the limit up to twofold, so that the prompt is computed once.
+    """
+
+    def __init__(self, new_batch: NewBatchBuilder, *, max_batch_tokens: int) -> None:
+        self._new_batch = new_batch
+        self._max_batch_tokens = max_batch_tokens
+        self._queue: FairQueue[T] = FairQueue()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._queue
+
+    def add(self, item: T, flow: Flow) -> None:
+        self._queue.add(item, flow)
+
+    def remove(self, item: T, flow: Flow) -> bool:
+        return self._queue.remove(item, flow)
+
+    def clear(self) -> list[T]:
+        return self._queue.clear()
+
+    def take(self, cached: Sequence[bytes] = ()) -> list[T]:
+        waiting = list(islice(self._queue.in_order(), _WINDOW))
+        if not waiting:
+            return []
+        first, *others = waiting
+        batch, turn = self._new_batch(cached), [first]
+        batch.add(first[0].sort_key)
+        costs = [batch.rows]
+        priority = first[1].priority
+        others.sort(key=lambda w: (w[1].priority is not priority, batch.distance(w[0].sort_key)))
+        num_skipped = 0
+        for candidate in others:
+            key, rows = candidate[0].sort_key, batch.rows
+            if batch.fits(key, self._max_batch_tokens):
+                batch.add(key)
+                turn.append(candidate)
+                costs.append(batch.rows - rows)
+            elif rows > _FILL_THRESHOLD * self._max_batch_tokens:
+                num_skipped += 1
+                if num_skipped == _MAX_SKIPS:
+                    break
+        self._queue.take(turn, costs)
+        return [item for item, _ in turn]
