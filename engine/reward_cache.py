@@ -1,9 +1,10 @@
-"""Rewards by key, least recently used first out, bounded in bytes.
+"""A cache of rewards by key, bounded in bytes; the least recently used go first.
 
-A reward is a pure function of its key (what the artifact is, how the engine treats conversations, prompt, response), so
-an entry never goes stale. Keys are 256-bit BLAKE2b digests instead of the texts: an entry's size is then fixed whatever
-the prompt's, and two texts with one digest are not to be found by chance or by intent, unlike with the 64-bit hashes that
-other caches compare. Used from one thread.
+A reward is a pure function of its key: the artifact, how the engine treats conversations, the
+prompt and the response. An entry therefore never goes stale. A key is a 256-bit BLAKE2b digest and
+not the text, so that an entry has a fixed size whatever the length of the prompt. Two texts with one
+digest cannot be found by chance or on purpose, unlike with the 64-bit hashes that other caches
+compare. Used from one thread.
 """
 
 import hashlib
@@ -14,13 +15,13 @@ from typing import cast
 
 from kwise.types import Group, Message, TokenIds
 
-# A 32-byte key, the entry and the table's share of both, measured with tracemalloc.
+# The 32-byte key, the entry, and the table's share of both, measured with tracemalloc.
 ENTRY_BYTES = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredReward:
-    """What is known of one (prompt, response): the fields of `Reward` that do not depend on the call."""
+    """The fields of `Reward` that do not depend on the request or on normalisation."""
 
     raw: float
     tokens: int
@@ -29,20 +30,21 @@ class StoredReward:
 
 
 class RewardCache:
-    """At most `max_bytes` of rewards; 0 keeps none."""
+    """Holds rewards of at most `max_bytes`; 0 turns the cache off."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_entries = max_bytes // ENTRY_BYTES
         self._entries: OrderedDict[bytes, StoredReward] = OrderedDict()
 
     def get(self, key: bytes) -> StoredReward | None:
-        """The reward of `key`, which becomes the most recently used."""
+        """Return the reward of `key`, or None. It becomes the most recently used."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
         return entry
 
     def put(self, key: bytes, reward: StoredReward) -> None:
+        """Store a reward, and evict the least recently used ones beyond the limit."""
         self._entries[key] = reward
         self._entries.move_to_end(key)
         while len(self._entries) > self._max_entries:
@@ -53,14 +55,18 @@ class RewardCache:
 
     @property
     def num_bytes(self) -> int:
+        """The memory that the entries take."""
         return len(self._entries) * ENTRY_BYTES
 
 
 def reward_keys(namespace: bytes, group: Group) -> list[bytes]:
-    """One key per response: digest of (namespace, prompt, response).
+    """Return one key per response: the digest of (namespace, prompt, response).
 
-    `namespace` names all else that a reward depends on: artifact, runtime, length policy. Every part is preceded by its
-    kind and length, so that no two different groups write the same bytes.
+    Args:
+        namespace: names everything else that a reward depends on: artifact, runtime, length policy.
+        group: the prompt and its responses.
+
+    Each part is preceded by its kind and length, so that no two different groups give the same bytes.
     """
     prompt = hashlib.blake2b(digest_size=32)
     _update(prompt, b"namespace", namespace)
@@ -76,7 +82,11 @@ def reward_keys(namespace: bytes, group: Group) -> list[bytes]:
 
 
 def _parts(content: Sequence[Message | str] | TokenIds) -> Iterator[bytes]:
-    """Token ids are one part, written at C's speed: a request may have hundreds of thousands of them."""
+    """Yield the parts that the digest covers.
+
+    Token ids are one part, because a request may have hundreds of thousands of them and `repr`
+    writes them at C's speed.
+    """
     if content and not isinstance(content[0], Message | str):
         yield b"ids"
         yield repr(content).encode()
