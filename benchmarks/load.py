@@ -24,7 +24,7 @@ from kwise.benchmarks import machine
 from kwise.benchmarks.serving import serving
 from kwise.benchmarks.workload import Cell, run_queued
 from kwise.client import AsyncRewardClient, RewardClient
-from kwise.client.messages import score_request
+from kwise.client.messages import to_group
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.session import GraphSession
@@ -209,7 +209,7 @@ def _from_cache(clients: int, address: str) -> float:
 
 async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -> float:
     """Groups a second over one stream with up to `window` unanswered, as fast as this process can send and read."""
-    request = score_request("", *_CACHED, Priority.INTERACTIVE)
+    group = to_group("", *_CACHED, Priority.INTERACTIVE)
     async with grpc.aio.insecure_channel(address) as channel:
         room, answered = asyncio.Semaphore(window), 0
         ends_at = time.perf_counter() + seconds
@@ -218,14 +218,14 @@ async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -
             number = 0
             while time.perf_counter() < ends_at:
                 await room.acquire()
-                yield pb.ScoreStreamRequest(id=str(number), request=request)
+                yield pb.ScoreStreamRequest(id=str(number), group=group)
                 number += 1
 
         started = time.perf_counter()
         async for reply in reward_pb2_grpc.RewardServiceStub(channel).ScoreStream(requests()):
             if (
-                not all(reward.cached for reward in reply.response.rewards)
-                or len(reply.response.rewards) != 9
+                not all(reward.cached for reward in reply.scored.rewards)
+                or len(reply.scored.rewards) != 9
             ):
                 raise RuntimeError(f"not from the cache: {reply}")
             answered += 1
@@ -235,7 +235,7 @@ async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -
 
 async def _latency(address: str, calls: int) -> dict[str, float]:
     """One call after the other, cached and empty in turns."""
-    request = score_request("", *_CACHED, Priority.INTERACTIVE)
+    request = pb.ScoreRequest(group=to_group("", *_CACHED, Priority.INTERACTIVE))
     async with grpc.aio.insecure_channel(address) as channel:
         score: Any = reward_pb2_grpc.RewardServiceStub(channel).Score
         check = channel.unary_unary(

@@ -20,7 +20,7 @@ from kwise.engine.artifact import MODEL, Artifact
 _MAX_BATCH_TOKENS = 4096
 # Each fills a batch: many short sequences, a few long ones, one that is nearly all prompt.
 _SHAPES = [Cell(P=64, R=64, K=62), Cell(P=1024, R=128, K=23), Cell(P=3900, R=20, K=9)]
-_IMPORTS = {"engine": "kwise.engine.server.server", "client": "kwise.client"}
+_IMPORTS = {"engine": "kwise.engine.server.serve", "client": "kwise.client"}
 
 
 def run(artifact: Artifact, checkpoint: str) -> dict[str, Any]:

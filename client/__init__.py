@@ -1,14 +1,26 @@
-"""The client of kwise.v1. Needs grpcio and protobuf alone: no runtime, no tokenizer, no numpy.
+"""Clients of a kwise server. They need grpcio and protobuf, but no runtime, tokenizer or numpy.
 
 with RewardClient("localhost:50051") as client:
     scored = client.score("What is 2 + 2?", ["4", "5"])
 """
 
 from kwise.client.aio import AsyncRewardClient
-from kwise.client.results import ComparedGroup, Counters, ModelInfo, RankedGroup, RewardServiceError
+from kwise.client.errors import RewardServiceError
 from kwise.client.sync import RewardClient
-from kwise.errors import InvalidRequest, KwiseError
-from kwise.types import Comparison, Group, Message, Priority, Reward, ScoredGroup, Timing
+from kwise.errors import InvalidRequest, KwiseError, Status
+from kwise.types import (
+    ComparedGroup,
+    Comparison,
+    Counters,
+    Group,
+    Message,
+    ModelInfo,
+    Priority,
+    RankedGroup,
+    Reward,
+    ScoredGroup,
+    Timing,
+)
 
 __all__ = [
     "AsyncRewardClient",
@@ -26,5 +38,6 @@ __all__ = [
     "RewardClient",
     "RewardServiceError",
     "ScoredGroup",
+    "Status",
     "Timing",
 ]

@@ -1,4 +1,4 @@
-"""The asyncio client: `RewardClient` with `await`. What they share is in messages.py and flight.py."""
+"""The asyncio client. It shares messages.py, flight.py and retry.py with the blocking one."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
@@ -16,21 +16,23 @@ from kwise.client.channel import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
     check_target,
+    check_timeout,
     client_metadata,
-    seconds,
 )
-from kwise.client.flight import Flight, is_break
+from kwise.client.flight import Flight, is_interrupted
 from kwise.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
-from kwise.client.results import ComparedGroup, ModelInfo, RankedGroup
 from kwise.client.retry import Attempts
 from kwise.errors import KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
-from kwise.types import Priority, ScoredGroup
+from kwise.types import ComparedGroup, ModelInfo, Priority, RankedGroup, ScoredGroup
 
 
 class AsyncRewardClient:
-    """As `RewardClient`, whose methods say what each one takes, answers and raises. Make it where a loop runs."""
+    """`RewardClient` with `await`. That class documents the arguments, the methods and the errors.
+
+    Create it in a coroutine: gRPC binds it to the running event loop.
+    """
 
     def __init__(
         self,
@@ -42,8 +44,8 @@ class AsyncRewardClient:
         client: str = "",
     ) -> None:
         self._target = check_target("target", target)
-        self._timeout_s = seconds("timeout_s", timeout_s)
-        self._connect_timeout_s = seconds("connect_timeout_s", connect_timeout_s)
+        self._timeout_s = check_timeout("timeout_s", timeout_s)
+        self._connect_timeout_s = check_timeout("connect_timeout_s", connect_timeout_s)
         self._reached = self._closed = False
         self._model = model
         self._metadata = client_metadata(client)
@@ -66,7 +68,7 @@ class AsyncRewardClient:
         await self._channel.close()
 
     async def wait_until_ready(self, timeout_s: float = 5.0) -> None:
-        seconds("timeout_s", timeout_s)
+        check_timeout("timeout_s", timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._channel.channel_ready()
@@ -82,8 +84,10 @@ class AsyncRewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> ScoredGroup:
-        request = messages.score_request(self._model, prompt, responses, priority)
-        return messages.scored_group(await self._call(self._stub.Score, request, timeout_s))
+        group = messages.to_group(self._model, prompt, responses, priority)
+        request = pb.ScoreRequest(group=group)
+        response = await self._call(self._stub.Score, request, timeout_s)
+        return messages.from_scored_group(response.scored)
 
     async def rank(
         self,
@@ -93,8 +97,9 @@ class AsyncRewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> RankedGroup:
-        request = messages.rank_request(self._model, prompt, responses, priority)
-        return messages.ranked_group(await self._call(self._stub.Rank, request, timeout_s))
+        group = messages.to_group(self._model, prompt, responses, priority)
+        request = pb.RankRequest(group=group)
+        return messages.from_rank_response(await self._call(self._stub.Rank, request, timeout_s))
 
     async def compare(
         self,
@@ -105,12 +110,15 @@ class AsyncRewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> ComparedGroup:
-        request = messages.compare_request(self._model, prompt, responses, pairs, priority)
-        return messages.compared_group(await self._call(self._stub.Compare, request, timeout_s))
+        group = messages.to_group(self._model, prompt, responses, priority)
+        request = pb.CompareRequest(group=group, pairs=messages.to_pairs(pairs))
+        response = await self._call(self._stub.Compare, request, timeout_s)
+        return messages.from_compare_response(response)
 
     async def get_model(self, *, timeout_s: float | None = None) -> ModelInfo:
         request = pb.GetModelRequest(model=self._model)
-        return messages.model_info(await self._call(self._stub.GetModel, request, timeout_s))
+        response = await self._call(self._stub.GetModel, request, timeout_s)
+        return messages.from_model_response(response)
 
     async def score_many(
         self,
@@ -119,13 +127,16 @@ class AsyncRewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> AsyncIterator[ScoredGroup | KwiseError]:
-        """As `RewardClient.score_many`. `groups` is drawn from on the event loop, so it must not block."""
-        requests = messages.group_requests(self._model, groups, priority)
+        """Yield results as `RewardClient.score_many` does.
+
+        `groups` is drawn from on the event loop, so it must not block.
+        """
+        stream_groups = messages.to_stream_groups(self._model, groups, priority)
         await self._time_left(
             timeout_s
-        )  # for the first connection; then the flight keeps its own time
+        )  # waits for the first connection; the flight keeps its own time
         flight = Flight(
-            requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target
+            stream_groups, self._timeout_s if timeout_s is None else timeout_s, target=self._target
         )
         while True:
             try:
@@ -133,8 +144,8 @@ class AsyncRewardClient:
                     async for result in results:
                         yield result
             except grpc.RpcError as error:
-                failure = messages.call_error(error, self._target)
-                if self._closed or not is_break(failure):
+                failure = messages.from_rpc_error(error, self._target)
+                if self._closed or not is_interrupted(failure):
                     raise failure from error
                 flight.refused(failure)
             if flight.done:
@@ -142,7 +153,11 @@ class AsyncRewardClient:
             await asyncio.sleep(flight.pause_s())
 
     async def _stream(self, flight: Flight) -> AsyncGenerator[ScoredGroup | KwiseError, None]:
-        """The flight on one stream, until it is done or stranded. Raises grpc.RpcError when the stream breaks."""
+        """Carry the flight on one stream, until that has answered all. Yield results.
+
+        Raises:
+            grpc.RpcError: the stream broke.
+        """
         to_send: asyncio.Queue[pb.ScoreStreamRequest | None] = asyncio.Queue()
 
         async def sent() -> AsyncIterator[pb.ScoreStreamRequest]:
@@ -160,7 +175,7 @@ class AsyncRewardClient:
                     yield result
                     flight.resume()
                     continue
-                if flight.stranded:
+                if flight.is_over:
                     return
                 try:
                     async with asyncio.timeout(max(flight.remaining_s, 0)):
@@ -168,14 +183,14 @@ class AsyncRewardClient:
                 except TimeoutError:
                     raise flight.out_of_time() from None
                 if not isinstance(reply, pb.ScoreStreamResponse):  # grpc.aio.EOF
-                    return  # the server closed the stream; what it owed goes on the next
+                    return  # the server closed the stream; unanswered groups go on the next one
                 flight.accept(reply)
         finally:
             to_send.put_nowait(None)  # ends gRPC's task that reads the queue
             call.cancel()
 
     async def _time_left(self, timeout_s: float | None) -> float:
-        left_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
+        left_s = self._timeout_s if timeout_s is None else check_timeout("timeout_s", timeout_s)
         if not self._reached:
             started_s = monotonic()
             await self.wait_until_ready(min(self._connect_timeout_s, left_s))
@@ -188,7 +203,7 @@ class AsyncRewardClient:
             try:
                 return await method(request, timeout=attempts.left_s, metadata=self._metadata)
             except grpc.RpcError as error:
-                failure = messages.call_error(error, self._target)
+                failure = messages.from_rpc_error(error, self._target)
                 if self._closed:
                     raise failure from error
                 await asyncio.sleep(attempts.pause_s(failure))

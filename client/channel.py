@@ -1,4 +1,4 @@
-"""How a channel to a kwise server is set up, and what both clients agree on beside the messages."""
+"""The channel to a kwise server, and the checks of arguments that both clients share."""
 
 import re
 from json import dumps
@@ -13,8 +13,9 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": "kwise.v1.RewardService"}],
-            # A restarting server is waited for, until the call's deadline; retry.py sends again what it lost. One that never
-            # answered is not there: the clients wait for the first connection themselves, and for less.
+            # Calls wait for a server that restarts, until their deadline, and retry.py sends again
+            # what it lost. The first connection is different: a server that never answered may not
+            # exist, so the clients wait for that one themselves, and for less long.
             "waitForReady": True,
         }
     ]
@@ -25,30 +26,31 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    (
-        "grpc.keepalive_time_ms",
-        60_000,
-    ),  # a dead peer is noticed in 80 s; the server permits pings every 30 s
+    # A dead server is noticed after 80 s. The server permits pings every 30 s.
+    ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
-# A year: gRPC turns infinity, and much longer times, into deadlines that have passed.
-_LONGEST_WAIT_S = 365 * 86_400
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_CONNECT_TIMEOUT_S = 30.0
+# A year. gRPC turns infinity, and much longer times, into deadlines in the past.
+_MAX_TIMEOUT_S = 365 * 86_400
 
-# The schemes of gRPC's own resolvers, which judge what follows (https://github.com/grpc/grpc/blob/master/doc/naming.md).
+# The schemes of gRPC's resolvers, which check the rest of the URI:
+# https://github.com/grpc/grpc/blob/master/doc/naming.md
 _URI = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):\S.*")
-# A port may be a service's name, as http.
+# A port may be the name of a service, such as http.
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):(?P<port>[0-9]+|[A-Za-z][A-Za-z0-9-]*)")
 
 
 def check_target(name: str, target: Any) -> str:
-    """`target`, where it can be an address. gRPC takes nearly anything and waits: "localhost" is port 443 to it.
+    """Return `target` if it can be an address.
+
+    gRPC itself accepts nearly any text and waits: for it, "localhost" is port 443 of localhost.
 
     Raises:
-        TypeError: it is no text.
-        InvalidRequest: it is neither HOST:PORT nor a URI of gRPC's; names the argument.
+        TypeError: it is not a str.
+        InvalidRequest: it is neither HOST:PORT nor a URI of gRPC; names the argument.
     """
     if not isinstance(target, str):
         raise TypeError(f"{name} must be a str, not {type(target).__name__}")
@@ -56,8 +58,11 @@ def check_target(name: str, target: Any) -> str:
         return target
     address = _HOST_PORT.fullmatch(target)
     if address is None:
-        expected = "must be HOST:PORT, with an IPv6 address in [], or a URI of gRPC's (unix:PATH, dns:///HOST:PORT)"
-        raise InvalidRequest(name, f"{expected}, not {target[:100]!a}")
+        raise InvalidRequest(
+            name,
+            "must be HOST:PORT, with an IPv6 address in [], or a URI of gRPC (unix:PATH, "
+            f"dns:///HOST:PORT), not {target[:100]!a}",
+        )
     port = address["port"]
     if port.isdecimal() and (len(port) > 5 or not 0 < int(port) < 1 << 16):
         raise InvalidRequest(
@@ -66,17 +71,26 @@ def check_target(name: str, target: Any) -> str:
     return target
 
 
-def seconds(name: str, value: Any) -> float:
-    """A time-out that can be waited for. Raises TypeError or ValueError, naming the argument."""
+def check_timeout(name: str, value: Any) -> float:
+    """Return a timeout in seconds as a float.
+
+    Raises:
+        TypeError: it is not a number; names the argument.
+        ValueError: it is NaN, not above 0, or longer than a year; names the argument.
+    """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not 0 < value <= _LONGEST_WAIT_S:  # which NaN is not either
-        raise ValueError(f"{name} must be above 0 and at most {_LONGEST_WAIT_S} s, not {value}")
+    if not 0 < value <= _MAX_TIMEOUT_S:  # false for NaN too
+        raise ValueError(f"{name} must be above 0 and at most {_MAX_TIMEOUT_S} s, not {value}")
     return float(value)
 
 
 def client_metadata(client: str) -> tuple[tuple[str, str], ...]:
-    """What names the client of a call, see reward.proto. Raises ValueError for what no HTTP header can hold."""
+    """Return the metadata that names the client of a call. See reward.proto.
+
+    Raises:
+        ValueError: the name cannot be sent in an HTTP header.
+    """
     if not (client.isascii() and client.isprintable()):
         raise ValueError(f"client must be printable ASCII, not {client!r}")
     return ((CLIENT_KEY, client),) if client else ()

@@ -1,7 +1,7 @@
-"""Between Python arguments, `kwise.v1` messages and the client's results; the only module here that both clients need to
-agree on.
+"""Conversion between Python arguments, `kwise.v1` messages and results, for both clients.
 
-Types are checked here, because protobuf's own complaints name no field. Limits and unlike kinds are the server's to judge.
+Types of arguments are checked here, because protobuf's own complaints name no field. Limits, and
+whether prompt and responses fit together, are checked by the server.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,12 +9,24 @@ from dataclasses import fields
 from operator import index
 from typing import Any, TypeAlias
 
-from kwise.client.results import ComparedGroup, Counters, ModelInfo, RankedGroup, RewardServiceError
+from kwise.client.errors import RewardServiceError
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
-from kwise.types import Comparison, Group, Message, Priority, Reward, ScoredGroup, Timing
+from kwise.types import (
+    ComparedGroup,
+    Comparison,
+    Counters,
+    Group,
+    Message,
+    ModelInfo,
+    Priority,
+    RankedGroup,
+    Reward,
+    ScoredGroup,
+    Timing,
+)
 
-# One user turn; a conversation; or token ids with the chat template applied.
+# One message of the user; a conversation; or token ids with the chat template applied.
 PromptLike: TypeAlias = str | Sequence[Message | Mapping[str, str]] | Sequence[int]
 ResponsesLike: TypeAlias = Sequence[str] | Sequence[Sequence[int]]
 GroupLike: TypeAlias = Group | tuple[PromptLike, ResponsesLike]
@@ -24,145 +36,83 @@ _PRIORITIES = {Priority.INTERACTIVE: pb.PRIORITY_INTERACTIVE, Priority.BULK: pb.
 _MAX_UINT32 = (1 << 32) - 1
 
 
-def score_request(
+# Requests
+
+
+def to_group(
     model: str, prompt: PromptLike, responses: ResponsesLike, priority: PriorityLike
-) -> pb.ScoreRequest:
-    """Raises TypeError or ValueError, naming the argument and what is expected; so do the two below."""
-    return pb.ScoreRequest(
+) -> pb.Group:
+    """Return the group of a request.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is expected; names the argument.
+    """
+    return pb.Group(
         model=model,
-        prompt=_prompt(prompt),
-        responses=_responses(responses),
-        priority=_priority(priority),
+        prompt=_to_prompt(prompt),
+        responses=_to_responses(responses),
+        priority=_to_priority(priority),
     )
 
 
-def rank_request(
-    model: str, prompt: PromptLike, responses: ResponsesLike, priority: PriorityLike
-) -> pb.RankRequest:
-    return pb.RankRequest(
-        model=model,
-        prompt=_prompt(prompt),
-        responses=_responses(responses),
-        priority=_priority(priority),
-    )
+def to_pairs(pairs: Sequence[tuple[int, int]] | None) -> list[pb.Pair]:
+    """Return the pairs of a `CompareRequest`; None stands for all pairs.
+
+    Raises:
+        TypeError, ValueError: `pairs` is empty, or an item is not a pair of indices; names the item.
+    """
+    if pairs is None:
+        return []
+    messages = []
+    expected = "pairs must be a sequence of pairs of indices, or None"
+    for number, pair in enumerate(_items(expected, pairs)):
+        name = f"pairs[{number}]"
+        indices = _items(f"{name} must be two indices into responses", pair)
+        if len(indices) != 2:
+            raise ValueError(f"{name} must be two indices into responses; it has {len(indices)}")
+        first, second = (_uint32(f"{name}[{end}]", value) for end, value in enumerate(indices))
+        messages.append(pb.Pair(first=first, second=second))
+    if not messages:
+        raise ValueError("pairs is empty; give None for all pairs")
+    return messages
 
 
-def compare_request(
-    model: str,
-    prompt: PromptLike,
-    responses: ResponsesLike,
-    pairs: Sequence[tuple[int, int]] | None,
-    priority: PriorityLike,
-) -> pb.CompareRequest:
-    return pb.CompareRequest(
-        model=model,
-        prompt=_prompt(prompt),
-        responses=_responses(responses),
-        pairs=_pairs(pairs),
-        priority=_priority(priority),
-    )
+def to_stream_group(model: str, group: GroupLike, priority: PriorityLike) -> pb.Group:
+    """Return the message of one group of `score_many`.
 
+    A `Group` keeps its own priority; a pair (prompt, responses) takes `priority`.
 
-def group_request(model: str, group: GroupLike, priority: PriorityLike) -> pb.ScoreRequest:
-    """A `Group` keeps its own priority; a pair (prompt, responses) takes the one given."""
+    Raises:
+        TypeError, ValueError: it is not a group; names what is wrong.
+    """
     if isinstance(group, Group):
-        return score_request(model, group.prompt, group.responses, group.priority)
+        return to_group(model, group.prompt, group.responses, group.priority)
     expected = "a group must be a Group or a pair (prompt, responses)"
     pair = _items(expected, group)
     if len(pair) != 2 or isinstance(group, str):
-        raise ValueError(f"{expected}; this {_kind(group)} has {len(pair)} items")
-    return score_request(model, pair[0], pair[1], priority)
+        raise ValueError(f"{expected}; this {_type_name(group)} has {len(pair)} items")
+    return to_group(model, pair[0], pair[1], priority)
 
 
-def group_requests(
+def to_stream_groups(
     model: str, groups: Iterable[GroupLike], priority: PriorityLike
-) -> Iterator[pb.ScoreRequest | InvalidRequest]:
-    """One per group, in order; a group that is none has its error in its place. Raises ValueError for a wrong priority."""
-    _priority(priority)
-    for number, group in enumerate(groups):
-        request: pb.ScoreRequest | InvalidRequest
-        try:
-            request = group_request(model, group, priority)
-        except (TypeError, ValueError) as error:
-            request = InvalidRequest(f"groups[{number}]", str(error))
-        yield request
+) -> Iterator[pb.Group | InvalidRequest]:
+    """Yield the message of each group, or an error in place of an item that is not a group.
 
-
-def scored_group(response: pb.ScoreResponse) -> ScoredGroup:
-    return ScoredGroup(
-        rewards=tuple(map(_reward, response.rewards)),
-        model=response.model,
-        fingerprint=response.fingerprint,
-        precision=response.precision,
-        runtime=response.runtime,
-        timing=_timing(response.timing),
-    )
-
-
-def ranked_group(response: pb.RankResponse) -> RankedGroup:
-    return RankedGroup(
-        ranks=tuple(ranked.rank if ranked.HasField("rank") else None for ranked in response.ranks),
-        rewards=tuple(_reward(ranked.reward) for ranked in response.ranks),
-        model=response.model,
-        fingerprint=response.fingerprint,
-        precision=response.precision,
-        runtime=response.runtime,
-        timing=_timing(response.timing),
-    )
-
-
-def compared_group(response: pb.CompareResponse) -> ComparedGroup:
-    return ComparedGroup(
-        comparisons=tuple(map(_comparison, response.comparisons)),
-        rewards=tuple(map(_reward, response.rewards)),
-        model=response.model,
-        fingerprint=response.fingerprint,
-        precision=response.precision,
-        runtime=response.runtime,
-        timing=_timing(response.timing),
-    )
-
-
-def model_info(response: pb.GetModelResponse) -> ModelInfo:
-    counters = Counters(
-        **{field.name: getattr(response.counters, field.name) for field in fields(Counters)}
-    )
-    values = {
-        field.name: getattr(response, field.name)
-        for field in fields(ModelInfo)
-        if field.name != "counters"
-    }
-    return ModelInfo(**values, counters=counters)
-
-
-def response_error(error: pb.ResponseError) -> RewardServiceError:
-    return RewardServiceError(
-        error.code, error.message, retry_after_s=error.retry_after_ms / 1000 or None
-    )
-
-
-def no_server(target: str, waited_s: float) -> RewardServiceError:
-    return RewardServiceError(
-        "UNAVAILABLE", f"no server was ready within {waited_s:g} s", target=target
-    )
-
-
-def call_error(error: Any, target: str) -> RewardServiceError:
-    """The end of a failed call to the server at `target`; raise it `from error`.
-
-    `error` is a grpc.RpcError of a blocking or an asyncio call, whose common methods that class does not declare.
+    Raises:
+        ValueError: the priority is wrong.
     """
-    code, details, trailers = error.code(), error.details(), error.trailing_metadata()
-    pushback_ms = next(
-        (value for key, value in trailers or () if key == "grpc-retry-pushback-ms"), None
-    )
-    retry_after_s = None if pushback_ms is None else float(pushback_ms) / 1000
-    return RewardServiceError(
-        code.name, details or "no details", target=target, retry_after_s=retry_after_s
-    )
+    _to_priority(priority)
+    for number, group in enumerate(groups):
+        message: pb.Group | InvalidRequest
+        try:
+            message = to_stream_group(model, group, priority)
+        except (TypeError, ValueError) as error:
+            message = InvalidRequest(f"groups[{number}]", str(error))
+        yield message
 
 
-def _prompt(prompt: Any) -> pb.Prompt:
+def _to_prompt(prompt: Any) -> pb.Prompt:
     if isinstance(prompt, str):
         return pb.Prompt(text=_text("prompt", prompt))
     expected = "prompt must be a str, a sequence of messages, or a sequence of token ids"
@@ -170,14 +120,14 @@ def _prompt(prompt: Any) -> pb.Prompt:
     if not items:
         raise ValueError(f"{expected}; it is empty")
     if isinstance(items[0], Message | Mapping):
-        messages = [_message(f"prompt[{number}]", item) for number, item in enumerate(items)]
+        messages = [_to_message(f"prompt[{number}]", item) for number, item in enumerate(items)]
         return pb.Prompt(messages=pb.Conversation(messages=messages))
     if isinstance(items[0], str):
         raise TypeError(f"{expected}, not of str")
-    return pb.Prompt(token_ids=_token_ids("prompt", items))
+    return pb.Prompt(token_ids=_to_token_ids("prompt", items))
 
 
-def _message(name: str, message: Any) -> pb.Message:
+def _to_message(name: str, message: Any) -> pb.Message:
     if isinstance(message, Message):
         return pb.Message(
             role=_text(f"{name}.role", message.role),
@@ -185,59 +135,37 @@ def _message(name: str, message: Any) -> pb.Message:
         )
     if not isinstance(message, Mapping):
         raise TypeError(
-            f'{name} must be a Message or {{"role": …, "content": …}}, not {_kind(message)}'
+            f'{name} must be a Message or {{"role": …, "content": …}}, not {_type_name(message)}'
         )
     if missing := {"role", "content"} - message.keys():
         raise ValueError(f"{name} has no {' and no '.join(sorted(missing))}")
-    role, content = message["role"], message["content"]
     return pb.Message(
-        role=_text(f"{name}['role']", role), content=_text(f"{name}['content']", content)
+        role=_text(f"{name}['role']", message["role"]),
+        content=_text(f"{name}['content']", message["content"]),
     )
 
 
-def _responses(responses: Any) -> list[pb.Response]:
+def _to_responses(responses: Any) -> list[pb.Response]:
     expected = "responses must be a sequence of str or of sequences of token ids"
     if isinstance(responses, str):
         raise TypeError(f"{expected}, not one str")
-    return [
-        _response(f"responses[{number}]", response)
-        for number, response in enumerate(_items(expected, responses))
-    ]
+    items = _items(expected, responses)
+    return [_to_response(f"responses[{number}]", item) for number, item in enumerate(items)]
 
 
-def _response(name: str, response: Any) -> pb.Response:
+def _to_response(name: str, response: Any) -> pb.Response:
     if isinstance(response, str):
         return pb.Response(text=_text(name, response))
     ids = _items(f"{name} must be a str or a sequence of token ids", response)
-    return pb.Response(token_ids=_token_ids(name, ids))
+    return pb.Response(token_ids=_to_token_ids(name, ids))
 
 
-def _token_ids(name: str, values: list[Any]) -> pb.TokenIds:
-    return pb.TokenIds(
-        ids=[_uint32(f"{name}[{number}]", value) for number, value in enumerate(values)]
-    )
+def _to_token_ids(name: str, values: list[Any]) -> pb.TokenIds:
+    ids = [_uint32(f"{name}[{number}]", value) for number, value in enumerate(values)]
+    return pb.TokenIds(ids=ids)
 
 
-def _pairs(pairs: Any) -> list[pb.Pair]:
-    if pairs is None:
-        return []
-    checked = []
-    for number, pair in enumerate(
-        _items("pairs must be a sequence of pairs of indices, or None", pairs)
-    ):
-        name = f"pairs[{number}]"
-        ends = _items(f"{name} must be two indices into responses", pair)
-        if len(ends) != 2:
-            raise ValueError(f"{name} must be two indices into responses; it has {len(ends)}")
-        checked.append(
-            pb.Pair(first=_uint32(f"{name}[0]", ends[0]), second=_uint32(f"{name}[1]", ends[1]))
-        )
-    if not checked:
-        raise ValueError("pairs is empty; give None for all pairs")
-    return checked
-
-
-def _priority(priority: PriorityLike) -> pb.Priority:
+def _to_priority(priority: PriorityLike) -> pb.Priority:
     try:
         return _PRIORITIES[Priority(priority)]
     except ValueError:
@@ -249,9 +177,10 @@ def _priority(priority: PriorityLike) -> pb.Priority:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {_kind(value)}")
+        raise TypeError(f"{name} must be a str, not {_type_name(value)}")
     try:
-        value.encode()  # JSON can spell a lone surrogate ("\ud800"); UTF-8, and so protobuf, cannot
+        # JSON can spell a lone surrogate ("\ud800"); UTF-8, and so protobuf, cannot.
+        value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{name} is not Unicode text: a lone surrogate at character {error.start}"
@@ -263,9 +192,9 @@ def _uint32(name: str, value: Any) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = index(value)  # also numpy's integers and tensors of one element
+        number = index(value)  # accepts numpy's integers and tensors of one element too
     except TypeError:
-        raise TypeError(f"{name} must be an int, not {_kind(value)}") from None
+        raise TypeError(f"{name} must be an int, not {_type_name(value)}") from None
     if not 0 <= number <= _MAX_UINT32:
         raise ValueError(f"{name} is {number}; it must be between 0 and {_MAX_UINT32}")
     return number
@@ -273,17 +202,60 @@ def _uint32(name: str, value: Any) -> int:
 
 def _items(expected: str, value: Any) -> list[Any]:
     if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
-        raise TypeError(f"{expected}, not {_kind(value)}")
+        raise TypeError(f"{expected}, not {_type_name(value)}")
     return list(value)
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return type(value).__name__
 
 
-def _reward(reward: pb.Reward) -> Reward | KwiseError:
+# Results
+
+
+def from_scored_group(scored: pb.ScoredGroup) -> ScoredGroup:
+    """Return the scored group of a reply."""
+    return ScoredGroup(**_scored_fields(scored))
+
+
+def from_rank_response(response: pb.RankResponse) -> RankedGroup:
+    """Return the ranked group of a reply."""
+    ranks = tuple(entry.rank if entry.HasField("rank") else None for entry in response.ranks)
+    return RankedGroup(**_scored_fields(response.scored), ranks=ranks)
+
+
+def from_compare_response(response: pb.CompareResponse) -> ComparedGroup:
+    """Return the compared group of a reply."""
+    comparisons = tuple(map(_from_comparison, response.comparisons))
+    return ComparedGroup(**_scored_fields(response.scored), comparisons=comparisons)
+
+
+def from_model_response(response: pb.GetModelResponse) -> ModelInfo:
+    """Return the description of the model of a reply."""
+    counters = {field.name: getattr(response.counters, field.name) for field in fields(Counters)}
+    others = [field.name for field in fields(ModelInfo) if field.name != "counters"]
+    return ModelInfo(
+        **{name: getattr(response, name) for name in others}, counters=Counters(**counters)
+    )
+
+
+def _scored_fields(scored: pb.ScoredGroup) -> dict[str, Any]:
+    timing = scored.timing
+    return {
+        "rewards": tuple(map(_from_reward, scored.rewards)),
+        "model": scored.model,
+        "fingerprint": scored.fingerprint,
+        "precision": scored.precision,
+        "runtime": scored.runtime,
+        "timing": Timing(
+            tokenizer_ms=timing.tokenizer_ms, queue_ms=timing.queue_ms, model_ms=timing.model_ms
+        ),
+    }
+
+
+def _from_reward(reward: pb.Reward) -> Reward | KwiseError:
     if reward.HasField("error"):
-        return response_error(reward.error)
+        return from_error(reward.error)
     return Reward(
         value=reward.value,
         raw=reward.raw,
@@ -294,10 +266,10 @@ def _reward(reward: pb.Reward) -> Reward | KwiseError:
     )
 
 
-def _comparison(comparison: pb.Comparison) -> Comparison:
+def _from_comparison(comparison: pb.Comparison) -> Comparison:
     first, second = comparison.pair.first, comparison.pair.second
     if comparison.HasField("error"):
-        return Comparison(first=first, second=second, error=response_error(comparison.error))
+        return Comparison(first=first, second=second, error=from_error(comparison.error))
     return Comparison(
         first=first,
         second=second,
@@ -306,7 +278,39 @@ def _comparison(comparison: pb.Comparison) -> Comparison:
     )
 
 
-def _timing(timing: pb.Timing) -> Timing:
-    return Timing(
-        tokenizer_ms=timing.tokenizer_ms, queue_ms=timing.queue_ms, model_ms=timing.model_ms
+# Errors
+
+
+def from_error(error: pb.Error) -> RewardServiceError:
+    """Return the error of a group or a response."""
+    return RewardServiceError(
+        error.code,
+        error.message,
+        retry_after_s=error.retry_after_ms / 1000 if error.HasField("retry_after_ms") else None,
+        response=error.response if error.HasField("response") else None,
+    )
+
+
+def no_server(target: str, waited_s: float) -> RewardServiceError:
+    """Return the error of a call to an address where no server became ready."""
+    return RewardServiceError(
+        "UNAVAILABLE", f"no server was ready within {waited_s:g} s", target=target
+    )
+
+
+def from_rpc_error(error: Any, target: str) -> RewardServiceError:
+    """Return the error of a failed call to the server at `target`; raise it `from error`.
+
+    `error` is the grpc.RpcError of a blocking or an asyncio call. Their common methods are not
+    declared in that class.
+    """
+    trailers = dict(error.trailing_metadata() or ())
+    retry_after_ms = trailers.get("grpc-retry-pushback-ms")
+    response = trailers.get("kwise-response")
+    return RewardServiceError(
+        error.code().name,
+        error.details() or "no details",
+        target=target,
+        retry_after_s=None if retry_after_ms is None else float(retry_after_ms) / 1000,
+        response=None if response is None else int(response),
     )

@@ -1,43 +1,46 @@
-"""When to send again what a server refused or lost: one policy for single calls and for streams.
+"""When to send a request again: one policy for single calls and for streams.
 
-Every rpc is idempotent, so what failed for want of a server or of room is sent again until the caller's time is over, at the
-server's advice where it gives one, else after pauses that double. gRPC's own retries end after five attempts.
+Every rpc is idempotent, so a request that failed because the server was away or full is sent again
+until the caller's time is over. The pause is the server's advice if there is any, and otherwise
+doubles. gRPC's own retries are not used, because they end after five attempts.
 """
 
 from collections.abc import Callable
 from random import uniform
 from time import monotonic
 
-from kwise.client.results import RewardServiceError
+from kwise.client.errors import RewardServiceError
+from kwise.errors import Status
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0
 
 
 def is_retried(failure: RewardServiceError) -> bool:
-    """Whether the same request may succeed later. A message over gRPC's limit is RESOURCE_EXHAUSTED too, without advice."""
-    if failure.code == "RESOURCE_EXHAUSTED":
+    """Return whether the same request may succeed later."""
+    if failure.status is Status.RESOURCE_EXHAUSTED:
+        # Without advice, the message exceeds gRPC's size limit, and would again.
         return failure.retry_after_s is not None
-    # A server whose grace has ended cancels its calls.
-    return failure.code in {"UNAVAILABLE", "CANCELLED"}
+    # A server whose grace period is over cancels its calls.
+    return failure.status in (Status.UNAVAILABLE, Status.CANCELLED)
 
 
 class Backoff:
-    """Pauses between attempts, spread at random so that clients refused together do not come back together."""
+    """Pauses between attempts, random so that clients refused together do not return together."""
 
     def __init__(self) -> None:
         self._refusals = 0
 
     def reset(self) -> None:
-        """There was an answer."""
+        """Start with the shortest pause again, after an answer."""
         self._refusals = 0
 
     def pause_s(self, retry_after_s: float | None) -> float:
-        """Seconds to wait, `retry_after_s` being the server's advice."""
-        longest_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._refusals)
+        """Return the seconds to wait, given the server's advice (None if there is none)."""
+        max_pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**self._refusals)
         self._refusals += 1
         if retry_after_s:
             return uniform(retry_after_s, 1.25 * retry_after_s)
-        return uniform(longest_s / 2, longest_s)
+        return uniform(max_pause_s / 2, max_pause_s)
 
 
 class Attempts:
@@ -50,10 +53,15 @@ class Attempts:
 
     @property
     def left_s(self) -> float:
+        """The seconds that are left for the call; 0 if there are none."""
         return max(self._ends_at - self._now(), 0.0)
 
     def pause_s(self, failure: RewardServiceError) -> float:
-        """Seconds to wait before the next attempt. Raises `failure` where another would not help, or there is no time for it."""
+        """Return the seconds to wait before the next attempt.
+
+        Raises:
+            RewardServiceError: `failure`, if another attempt cannot help or would come too late.
+        """
         pause_s = self._backoff.pause_s(failure.retry_after_s)
         if not is_retried(failure) or pause_s >= self.left_s:
             raise failure

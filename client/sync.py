@@ -16,30 +16,40 @@ from kwise.client.channel import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
     check_target,
+    check_timeout,
     client_metadata,
-    seconds,
 )
-from kwise.client.flight import Flight, is_break
+from kwise.client.flight import Flight, is_interrupted
 from kwise.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
-from kwise.client.results import ComparedGroup, ModelInfo, RankedGroup
 from kwise.client.retry import Attempts
 from kwise.errors import KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
-from kwise.types import Priority, ScoredGroup
+from kwise.types import ComparedGroup, ModelInfo, Priority, RankedGroup, ScoredGroup
 
 _T = TypeVar("_T")
 
 
 class RewardClient:
-    """Rewards from the server at `target` ("host:port", or a URI of gRPC's such as "unix:/path"; else it raises `InvalidRequest`).
+    """A blocking client of one server. It can be shared between threads.
 
-    `timeout_s` bounds each call, retries and the wait for a server that restarts included; `connect_timeout_s` the wait for
-    a server that was never reached yet. `model` names the model that must answer, "" for whichever is served. `client` names
-    whose turn the calls take at a busy server, "" that of the connection, which the clients of a process share; say so where
-    many come through one proxy, or one job has many connections. What a restart or a full queue cost is sent again. Safe to
-    share between threads.
-    Every method raises `RewardServiceError` for a failed call and TypeError or ValueError for arguments that are no request.
+    Requests that fail because the server restarts or its queue is full are sent again until the
+    timeout. Every method that calls the server raises `RewardServiceError` if the call fails, and
+    TypeError or ValueError if an argument is not what is expected.
+
+    Args:
+        target: HOST:PORT, or a URI of gRPC such as "unix:/path".
+        timeout_s: the longest time of one call, in seconds, with retries and with the wait for a
+            server that restarts.
+        connect_timeout_s: the longest wait for the first connection, in seconds.
+        model: the name of the model that must answer; "" for whichever the server serves.
+        client: the client for which the calls count at a busy server, which shares its time evenly
+            among clients; "" for the connection, which all clients of a process share. Set it if
+            many clients come through one proxy, or if one job has many connections.
+
+    Raises:
+        InvalidRequest: `target` cannot be an address.
+        TypeError, ValueError: another argument is not what is expected.
     """
 
     def __init__(
@@ -52,8 +62,8 @@ class RewardClient:
         client: str = "",
     ) -> None:
         self._target = check_target("target", target)
-        self._timeout_s = seconds("timeout_s", timeout_s)
-        self._connect_timeout_s = seconds("connect_timeout_s", connect_timeout_s)
+        self._timeout_s = check_timeout("timeout_s", timeout_s)
+        self._connect_timeout_s = check_timeout("connect_timeout_s", connect_timeout_s)
         self._reached = self._closed = False
         self._model = model
         self._metadata = client_metadata(client)
@@ -72,14 +82,18 @@ class RewardClient:
         self.close()
 
     def close(self) -> None:
-        self._reached = self._closed = (
-            True  # reached, so that a later call is refused at once, by gRPC
-        )
+        """Close the connection. Later calls raise ValueError."""
+        # `_reached`, so that gRPC refuses a later call at once and nobody waits for a connection.
+        self._reached = self._closed = True
         self._channel.close()
 
     def wait_until_ready(self, timeout_s: float = 5.0) -> None:
-        """Raises `RewardServiceError` (UNAVAILABLE) if no server is ready at the target within `timeout_s`."""
-        seconds("timeout_s", timeout_s)
+        """Wait for the first connection.
+
+        Raises:
+            RewardServiceError: no server was ready within `timeout_s` seconds (UNAVAILABLE).
+        """
+        check_timeout("timeout_s", timeout_s)
         ready = grpc.channel_ready_future(self._channel)
         try:
             ready.result(timeout=timeout_s)
@@ -96,9 +110,19 @@ class RewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> ScoredGroup:
-        """One reward per response, in order; a response that could not be scored has its error in its place."""
-        request = messages.score_request(self._model, prompt, responses, priority)
-        return messages.scored_group(self._call(self._stub.Score, request, timeout_s))
+        """Return one reward per response, in order. A failed response has its error in its place.
+
+        Args:
+            prompt: a text (one message of the user), a conversation, or token ids with the chat
+                template applied.
+            responses: texts, or sequences of token ids if the prompt is token ids.
+            priority: "bulk" waits behind "interactive".
+            timeout_s: in place of the client's `timeout_s`.
+        """
+        group = messages.to_group(self._model, prompt, responses, priority)
+        request = pb.ScoreRequest(group=group)
+        response = self._call(self._stub.Score, request, timeout_s)
+        return messages.from_scored_group(response.scored)
 
     def rank(
         self,
@@ -108,9 +132,10 @@ class RewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> RankedGroup:
-        """The responses' ranks, 1 the best."""
-        request = messages.rank_request(self._model, prompt, responses, priority)
-        return messages.ranked_group(self._call(self._stub.Rank, request, timeout_s))
+        """Return the ranks of the responses, 1 for the best, and their rewards. See `score`."""
+        group = messages.to_group(self._model, prompt, responses, priority)
+        request = pb.RankRequest(group=group)
+        return messages.from_rank_response(self._call(self._stub.Rank, request, timeout_s))
 
     def compare(
         self,
@@ -121,14 +146,21 @@ class RewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> ComparedGroup:
-        """Margin and win probability of each pair of indices; None means all C(K,2)."""
-        request = messages.compare_request(self._model, prompt, responses, pairs, priority)
-        return messages.compared_group(self._call(self._stub.Compare, request, timeout_s))
+        """Return the margin and win probability of pairs of responses. See `score`.
+
+        Args:
+            pairs: pairs of indices into `responses`; None for all C(K,2) pairs.
+        """
+        group = messages.to_group(self._model, prompt, responses, priority)
+        request = pb.CompareRequest(group=group, pairs=messages.to_pairs(pairs))
+        response = self._call(self._stub.Compare, request, timeout_s)
+        return messages.from_compare_response(response)
 
     def get_model(self, *, timeout_s: float | None = None) -> ModelInfo:
-        return messages.model_info(
-            self._call(self._stub.GetModel, pb.GetModelRequest(model=self._model), timeout_s)
-        )
+        """Return a description of the model that is served, with the server's limits and counters."""
+        request = pb.GetModelRequest(model=self._model)
+        response = self._call(self._stub.GetModel, request, timeout_s)
+        return messages.from_model_response(response)
 
     def score_many(
         self,
@@ -137,23 +169,28 @@ class RewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> Iterator[ScoredGroup | KwiseError]:
-        """One result per group, in input order; a group that failed, or is none, yields its error.
+        """Yield one result per group, in the order of `groups`, over one stream.
 
-        Up to 128 groups are drawn ahead of the results handed out. Groups are `Group`s or pairs (prompt, responses);
-        the pairs take `priority`. A broken stream is opened again for what is unanswered; `timeout_s` is the longest
-        wait without any result, after which the iterator raises `RewardServiceError`.
+        A group that failed, or an item that is not a group, yields its error. Up to 128 groups are
+        drawn ahead of the results yielded. A stream that breaks is opened again for the groups that
+        have no result.
+
+        Args:
+            groups: `Group`s, or pairs (prompt, responses).
+            priority: the priority of the pairs; a `Group` has its own.
+            timeout_s: the longest wait without any result, in seconds.
         """
-        requests = messages.group_requests(self._model, groups, priority)
-        self._time_left(timeout_s)  # for the first connection; then the flight keeps its own time
+        stream_groups = messages.to_stream_groups(self._model, groups, priority)
+        self._time_left(timeout_s)  # waits for the first connection; the flight keeps its own time
         flight = Flight(
-            requests, self._timeout_s if timeout_s is None else timeout_s, target=self._target
+            stream_groups, self._timeout_s if timeout_s is None else timeout_s, target=self._target
         )
         while True:
             try:
                 yield from self._stream(flight)
             except grpc.RpcError as error:
-                failure = messages.call_error(error, self._target)
-                if self._closed or not is_break(failure):
+                failure = messages.from_rpc_error(error, self._target)
+                if self._closed or not is_interrupted(failure):
                     raise failure from error
                 flight.refused(failure)
             if flight.done:
@@ -161,11 +198,15 @@ class RewardClient:
             sleep(flight.pause_s())
 
     def _stream(self, flight: Flight) -> Iterator[ScoredGroup | KwiseError]:
-        """The flight on one stream, until it is done or stranded. Raises grpc.RpcError when the stream breaks."""
+        """Carry the flight on one stream, until that has answered all. Yield results.
+
+        Raises:
+            grpc.RpcError: the stream broke.
+        """
         to_send: SimpleQueue[pb.ScoreStreamRequest | None] = SimpleQueue()
         call = self._stub.ScoreStream(iter(to_send.get, None), metadata=self._metadata)
         replies: SimpleQueue[pb.ScoreStreamResponse | grpc.RpcError | None] = SimpleQueue()
-        # gRPC's blocking iterator has no time-out of its own, a queue has.
+        # A thread and a queue, because gRPC's blocking iterator has no timeout and a queue has one.
         Thread(target=_read, args=(call, replies), name="kwise-score-many", daemon=True).start()
         try:
             for request in flight.start():
@@ -177,14 +218,14 @@ class RewardClient:
                     yield result
                     flight.resume()
                     continue
-                if flight.stranded:
+                if flight.is_over:
                     return
                 try:
                     reply = replies.get(timeout=max(flight.remaining_s, 0))
                 except Empty:
                     raise flight.out_of_time() from None
                 if reply is None:
-                    return  # the server closed the stream; what it owed goes on the next
+                    return  # the server closed the stream; unanswered groups go on the next one
                 if isinstance(reply, grpc.RpcError):
                     raise reply
                 flight.accept(reply)
@@ -193,8 +234,8 @@ class RewardClient:
             call.cancel()
 
     def _time_left(self, timeout_s: float | None) -> float:
-        """Seconds that a call has, after the wait for the first connection. Raises `RewardServiceError` as that does."""
-        left_s = self._timeout_s if timeout_s is None else seconds("timeout_s", timeout_s)
+        """Wait for the first connection, and return the seconds that are left for the call."""
+        left_s = self._timeout_s if timeout_s is None else check_timeout("timeout_s", timeout_s)
         if not self._reached:
             started_s = monotonic()
             self.wait_until_ready(min(self._connect_timeout_s, left_s))
@@ -207,14 +248,14 @@ class RewardClient:
             try:
                 return method(request, timeout=attempts.left_s, metadata=self._metadata)
             except grpc.RpcError as error:
-                failure = messages.call_error(error, self._target)
+                failure = messages.from_rpc_error(error, self._target)
                 if self._closed:
                     raise failure from error
                 sleep(attempts.pause_s(failure))
 
 
 def _read(call: Iterable[pb.ScoreStreamResponse], replies: "SimpleQueue[Any]") -> None:
-    """Every reply, then None or the error that the stream ended with."""
+    """Put every reply into `replies`, then None, or the error that the stream ended with."""
     try:
         for reply in call:
             replies.put(reply)

@@ -150,6 +150,15 @@ def read_artifact(path: Path) -> Artifact:
     return Artifact(path=path, manifest=manifest, golden=_read_golden(path / GOLDEN))
 
 
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of the artifact in directory `path`, and none of its other files.
+
+    Raises:
+        ArtifactError: the manifest is missing or malformed, or has another schema.
+    """
+    return _read_manifest(path / MANIFEST)
+
+
 def describe_file(path: Path) -> dict[str, Any]:
     """{"sha256": hex, "bytes": size} of a file."""
     with path.open("rb") as file:

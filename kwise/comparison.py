@@ -1,5 +1,6 @@
-"""Ranks, margins and win probabilities from rewards: arithmetic that costs no pass of the model."""
+"""Ranks, margins and win probabilities that follow from rewards without a pass of the model."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import combinations
 from math import exp
@@ -9,47 +10,66 @@ from kwise.types import Comparison, Reward
 
 
 def ranks(rewards: Sequence[Reward | KwiseError]) -> list[int | None]:
-    """1 for the largest raw reward; equal rewards share a rank and the next goes on after them (1, 2, 2, 4).
+    """Return the rank of each response, in the order of `rewards`.
 
-    None in the place of a response that has no reward.
+    The largest raw reward has rank 1. Equal rewards share a rank, and the next rank counts all of
+    them (1, 2, 2, 4). A response without a reward has no rank: None.
     """
-    raw = [reward.raw for reward in rewards if isinstance(reward, Reward)]
+    # NaN has no order and would spoil that of the others.
+    ascending = sorted(r.raw for r in rewards if isinstance(r, Reward) and r.raw == r.raw)
     return [
-        1 + sum(other > r.raw for other in raw) if isinstance(r, Reward) else None for r in rewards
+        1 + len(ascending) - bisect_right(ascending, r.raw) if isinstance(r, Reward) else None
+        for r in rewards
     ]
 
 
 def win_probability(margin: float) -> float:
-    """σ(margin), the probability that the first is preferred (Bradley and Terry 1952), without overflow."""
+    """Return sigmoid(margin), the probability that the first response of a pair is preferred.
+
+    This is the model of Bradley and Terry (1952). It does not overflow for any margin.
+    """
     if margin >= 0:
         return 1 / (1 + exp(-margin))
     return exp(margin) / (1 + exp(margin))
 
 
+def check_pairs(pairs: Sequence[tuple[int, int]], num_responses: int) -> None:
+    """Check that every pair consists of indices below `num_responses`.
+
+    Raises:
+        InvalidRequest: a pair names a response that does not exist; names the pair.
+    """
+    for number, (first, second) in enumerate(pairs):
+        if not (0 <= first < num_responses and 0 <= second < num_responses):
+            raise InvalidRequest(
+                f"pairs[{number}]", f"({first}, {second}) with {num_responses} responses"
+            )
+
+
+def compare_pair(rewards: Sequence[Reward | KwiseError], first: int, second: int) -> Comparison:
+    """Return the comparison of the responses `first` and `second`, which must exist."""
+    a, b = rewards[first], rewards[second]
+    if isinstance(a, KwiseError):
+        return Comparison(first=first, second=second, error=a)
+    if isinstance(b, KwiseError):
+        return Comparison(first=first, second=second, error=b)
+    margin = a.raw - b.raw
+    return Comparison(
+        first=first, second=second, margin=margin, win_probability=win_probability(margin)
+    )
+
+
 def compare(
     rewards: Sequence[Reward | KwiseError], pairs: Sequence[tuple[int, int]] | None = None
 ) -> list[Comparison]:
-    """One comparison per pair of indices, in order; no pairs given means all C(K,2), (0,1), (0,2), …
+    """Return one comparison per pair of indices, in order.
+
+    `pairs` defaults to all C(K,2) pairs: (0,1), (0,2), …, (1,2), …
 
     Raises:
-        InvalidRequest: a pair names a response that is not there.
+        InvalidRequest: a pair names a response that does not exist.
     """
-    checked = pairs or list(combinations(range(len(rewards)), 2))
-    comparisons = []
-    for number, (first, second) in enumerate(checked):
-        if not (0 <= first < len(rewards) and 0 <= second < len(rewards)):
-            raise InvalidRequest(
-                f"pairs[{number}]", f"({first}, {second}) with {len(rewards)} responses"
-            )
-        a, b = rewards[first], rewards[second]
-        if isinstance(a, Reward) and isinstance(b, Reward):
-            margin = a.raw - b.raw
-            comparison = Comparison(
-                first=first, second=second, margin=margin, win_probability=win_probability(margin)
-            )
-        else:
-            error = a if isinstance(a, KwiseError) else b
-            assert isinstance(error, KwiseError)
-            comparison = Comparison(first=first, second=second, error=error)
-        comparisons.append(comparison)
-    return comparisons
+    if not pairs:
+        pairs = list(combinations(range(len(rewards)), 2))
+    check_pairs(pairs, len(rewards))
+    return [compare_pair(rewards, first, second) for first, second in pairs]

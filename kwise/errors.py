@@ -6,7 +6,8 @@
     ├── Overloaded          RESOURCE_EXHAUSTED  the queue is full; says when to try again
     ├── Unavailable         UNAVAILABLE         the server drains; try again elsewhere or later
     ├── ModelFailed         INTERNAL            the runtime failed on this response
-    └── RewardServiceError  any status          what a client met (kwise.client.results)
+    ├── ServiceFailed       INTERNAL            the server has a bug
+    └── RewardServiceError  any status          what a client met (kwise.client.errors)
 
 `ArtifactError` and `ConfigError` occur at start-up, before there are requests. This module knows the
 names of the statuses and imports no protocol; each protocol maps them in one place.
@@ -148,6 +149,15 @@ class ModelFailed(KwiseError):
     def at(self, response: int) -> "ModelFailed":
         """Return the error as that of the response at index `response`."""
         return ModelFailed(response)
+
+
+class ServiceFailed(KwiseError):
+    """The server has a bug. The details are in its log only."""
+
+    status = Status.INTERNAL
+
+    def __init__(self) -> None:
+        super().__init__("internal error; the server's log has the details")
 
 
 class ArtifactError(Exception):

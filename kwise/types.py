@@ -1,5 +1,7 @@
-"""What crosses the boundaries between modules: conversations in, rewards out. Plain data, standard library only, so
-that the client and the engine share it.
+"""The data that crosses the boundaries between modules: groups of responses in, rewards out.
+
+Plain dataclasses that import the standard library only, so that client, server and engine share
+them.
 
 Dimensions: K responses in a group.
 """
@@ -13,7 +15,12 @@ from kwise.errors import KwiseError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation; `role` is "system", "user", "assistant" or what else the chat template knows."""
+    """One message of a conversation.
+
+    Attributes:
+        role: "system", "user", "assistant", or another role that the chat template knows.
+        content: the text.
+    """
 
     role: str
     content: str
@@ -22,13 +29,12 @@ class Message:
 Conversation = tuple[Message, ...]
 TokenIds = tuple[int, ...]
 
-
-# Metadata of a call: the name of the client that it is for.
+# The key of the metadata that names the client of a call. See `client` in `Group`.
 CLIENT_KEY = "kwise-client"
 
 
 class Priority(Enum):
-    """Which line a group waits in. Bulk work yields to interactive work, but for a small share."""
+    """The importance of a group. Bulk groups wait behind interactive ones, except for a small share."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"
@@ -38,8 +44,13 @@ class Priority(Enum):
 class Group:
     """K responses to one prompt.
 
-    A prompt is a conversation or token ids (chat template applied); the responses are then texts or token ids
-    respectively. `InvalidRequest` from the engine names a field by these names. `client`: who asks; clients take turns.
+    Errors of the engine name a field by its name in this class.
+
+    Attributes:
+        prompt: a conversation, or token ids with the chat template applied.
+        responses: K texts if the prompt is a conversation, K sequences of token ids otherwise.
+        priority: the importance of the group.
+        client: the client that asks. The server shares its time evenly among clients.
     """
 
     prompt: Conversation | TokenIds
@@ -50,11 +61,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """The reward of one (prompt, response).
+    """The reward of one response.
 
-    `value` is (raw − mean) / std with the artifact's normalisation and `raw` the head's output; `tokens` is the length
-    of the scored conversation, `dropped_tokens` what the length policy took from its prompt, `control_tokens` how many
-    special tokens the response's own text spells out. `cached`: no pass of the model was needed for it.
+    Attributes:
+        value: (raw - mean) / std, with the artifact's normalisation.
+        raw: the output of the model's head.
+        tokens: the length of the scored conversation, after truncation.
+        dropped_tokens: the number of tokens that truncation took from the prompt.
+        control_tokens: the number of special tokens that the response's own text spells out.
+        cached: True if the reward cost no pass of the model in this call.
     """
 
     value: float
@@ -67,7 +82,13 @@ class Reward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Where a group's time went, in milliseconds; `queue_ms` and `model_ms` are those of its slowest response."""
+    """Where a group's time went, in milliseconds. All are 0 if every reward was cached.
+
+    Attributes:
+        tokenizer_ms: from the wait for a tokenizer thread until the token ids exist.
+        queue_ms: the longest wait of a response for its batch.
+        model_ms: the longest batch that a response of the group was part of.
+    """
 
     tokenizer_ms: float = 0.0
     queue_ms: float = 0.0
@@ -76,9 +97,15 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
-    """The answer to a group: one outcome per response, in order, all from the artifact named by `fingerprint`.
+    """The rewards of a group, all from one artifact.
 
-    A response that could not be scored has its error in its place. precision, runtime: what computed the rewards.
+    Attributes:
+        rewards: one per response, in order. A response that was not scored has its error here.
+        model: the name of the model.
+        fingerprint: the SHA-256 of the artifact.
+        precision: the precision of the matrix products ("fp32", "fp16", "bf16" or "int8").
+        runtime: the library and the device that computed the rewards.
+        timing: where the time went.
     """
 
     rewards: tuple[Reward | KwiseError, ...]
@@ -90,10 +117,28 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """One pair of a group: `margin` = raw(first) − raw(second), `win_probability` = σ(margin).
+class RankedGroup(ScoredGroup):
+    """The rewards of a group and the ranks that follow from them.
 
-    `error` is set, and the numbers are none (NaN), where one of the two has no reward.
+    Attributes:
+        ranks: one per response, in order. 1 is the best, equal rewards share a rank, and a response
+            without a reward has None.
+    """
+
+    ranks: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One pair of responses of a group.
+
+    Attributes:
+        first: the index of a response.
+        second: the index of a response.
+        margin: the raw reward of `first` minus the raw reward of `second`; NaN with an error.
+        win_probability: sigmoid(margin), the probability that `first` is preferred; NaN with an
+            error.
+        error: why one of the two responses has no reward; None if both have one.
     """
 
     first: int
@@ -101,3 +146,51 @@ class Comparison:
     margin: float = math.nan
     win_probability: float = math.nan
     error: KwiseError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedGroup(ScoredGroup):
+    """The rewards of a group and the comparisons that follow from them.
+
+    Attributes:
+        comparisons: one per pair that was asked for, in order.
+    """
+
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Work that an engine has done since it started. reward.proto describes each counter."""
+
+    model_passes: int
+    sequences: int
+    rows: int
+    unshared_rows: int
+    reused_rows: int
+    cache_hits: int
+    joined: int
+    rejected_groups: int
+    abandoned: int
+    busy_s: float
+    idle_with_work_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """The model that a server serves, and its limits. reward.proto describes the fields."""
+
+    model: str
+    fingerprint: str
+    layout: str
+    precision: str
+    runtime: str
+    max_tokens: int
+    max_batch_tokens: int
+    overlong: str
+    control_tokens: str
+    reward_mean: float
+    reward_std: float
+    counters: Counters
+    max_responses: int
+    max_pairs: int

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kwise.engine.config import EngineConfig
-from kwise.engine.server.server import ServerConfig
+from kwise.engine.server.config import ServerConfig
 from kwise.errors import ConfigError
 from kwise.options import add_options, check_bounds, from_options, option
 

@@ -1,4 +1,4 @@
-"""`kwise compare`: how likely each response is preferred to each other one."""
+"""The command `kwise compare`: how likely one response is preferred to another, for each pair."""
 
 import argparse
 from typing import Any
@@ -15,13 +15,14 @@ _PREVIEW_CHARACTERS = 20
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
     return run_report(
         arguments, Report(fields=_fields, header=_HEADER, rows=_rows, min_responses=2)
     )
 
 
 def _rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
-    """One row per pair; the responses are numbered from 0, as in the JSON."""
+    """Return one row per pair. Responses are numbered from 0, as in the JSON."""
     return [_row(line, comparison) for comparison in compare(scored.rewards, line.pairs)]
 
 

@@ -1,4 +1,4 @@
-"""`kwise rank`: the order of responses, the best first."""
+"""The command `kwise rank`: the order of the responses, the best first."""
 
 import argparse
 from typing import Any
@@ -13,11 +13,12 @@ __all__ = ["add_arguments", "run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
     return run_report(arguments, Report(fields=_fields, header=HEADER, rows=_sorted_rows))
 
 
 def _sorted_rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
-    """Responses without a rank come last."""
+    """Return one row per response, the best first. Responses without a rank come last."""
     order = [len(scored.rewards) + 1 if rank is None else rank for rank in ranks(scored.rewards)]
     return [
         row

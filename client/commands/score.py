@@ -1,4 +1,4 @@
-"""`kwise score`: the rewards of responses."""
+"""The command `kwise score`: the rewards of the responses."""
 
 import argparse
 from typing import Any
@@ -15,11 +15,12 @@ HEADER = ("rank", "reward", "response")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
     return run_report(arguments, Report(fields=_fields, header=HEADER, rows=rows))
 
 
 def rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
-    """One row per response, in order; an error stands where the response would."""
+    """Return one row per response, in order. A response without a reward shows its error."""
     return [
         _row(rank, outcome, response)
         for rank, outcome, response in zip(

@@ -1,8 +1,9 @@
-"""What `kwise score`, `rank` and `compare` share: groups from files or the command line, all in flight together, and JSON
-lines out, or tables where a person reads them.
+"""The common part of `kwise score`, `rank` and `compare`.
 
-Each command is the columns that it adds to a line (`Report`). Ranks and comparisons follow from the rewards without the
-server, by the functions that the server itself uses, so all three commands send one kind of request.
+It reads groups from files or the command line, keeps them in flight together, and writes JSON lines,
+or tables if the output is a terminal. Each command adds its own columns (`Report`). All three ask the
+server for rewards only, because ranks and comparisons follow from the rewards by the functions that
+the server uses itself.
 """
 
 import argparse
@@ -19,10 +20,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_target, seconds
+from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_target, check_timeout
 from kwise.client.commands.table import table, terminal_columns
-from kwise.client.messages import compare_request
-from kwise.client.results import RewardServiceError
+from kwise.client.errors import RewardServiceError
+from kwise.client.messages import to_group, to_pairs
 from kwise.client.sync import RewardClient
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.types import Group, Priority, Reward, ScoredGroup
@@ -30,7 +31,15 @@ from kwise.types import Group, Priority, Reward, ScoredGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One group of the input. `where` is FILE:LINE; `fields` is the JSON object as it came; `problem`: why it is no group."""
+    """One line of the input.
+
+    Attributes:
+        where: FILE:LINE.
+        fields: the JSON object as it was read.
+        responses: the responses of the group.
+        pairs: the pairs to compare; None for all.
+        problem: why the line is not a group; None if it is one.
+    """
 
     where: str
     fields: dict[str, Any]
@@ -41,7 +50,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """How one command tells a result: keys added to the JSON object, and rows of a table with their header."""
+    """The output of one command.
+
+    Attributes:
+        fields: returns the keys that a result adds to the JSON object.
+        header: the header of the table.
+        rows: returns the rows of the table.
+        min_responses: the fewest responses that a group may have.
+    """
 
     fields: Callable[[Line, ScoredGroup], dict[str, Any]]
     header: tuple[str, ...]
@@ -50,13 +66,14 @@ class Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that all three commands have."""
     parser.add_argument(
         "files",
         metavar="FILE",
         nargs="*",
-        help='JSON lines {"prompt": text, messages or token ids, "responses": [text, {"text": text} or token ids, ...]}; '
-        "other keys are kept, those of the result replaced; gzipped or not; '-' or none: standard input. Each "
-        "line that is not blank has a line in the output",
+        help='JSON lines {"prompt": text, messages or token ids, "responses": [text, {"text": text} '
+        "or token ids, ...]}, gzipped or not; '-' or no FILE is standard input. Other keys are kept, "
+        "except those of the result. Each line that is not blank has a line in the output",
     )
     parser.add_argument(
         "--prompt", metavar="TEXT", help="score one group given on the command line"
@@ -71,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--server",
         metavar="HOST:PORT",
         default=DEFAULT_TARGET,
-        help=f"the server, or a URI of gRPC's as unix:PATH (default: {DEFAULT_TARGET})",
+        help=f"the server, or a URI of gRPC such as unix:PATH (default: {DEFAULT_TARGET})",
     )
     parser.add_argument(
         "--timeout-s",
@@ -87,15 +104,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--priority",
         choices=[priority.value for priority in Priority],
         default=Priority.INTERACTIVE.value,
-        help="bulk waits behind interactive work (default: interactive)",
+        help="bulk waits behind interactive requests (default: interactive)",
     )
     parser.add_argument(
-        "--json", action="store_true", help="JSON lines even where the output is a terminal"
+        "--json", action="store_true", help="write JSON lines even if the output is a terminal"
     )
 
 
 def run(arguments: argparse.Namespace, report: Report) -> int:
-    """Answer every line of the input. 0; 1 if a line is bad, or a response of it was not scored; 2 for a wrong command line."""
+    """Answer every line of the input, and return the exit code.
+
+    It is 0; 1 if a line is bad or a response was not scored; 2 if the command line is wrong.
+    """
     if problem := _problem(arguments, report):
         print(f"kwise {arguments.command}: {problem}", file=sys.stderr)
         return 2
@@ -103,19 +123,20 @@ def run(arguments: argparse.Namespace, report: Report) -> int:
         code = _run(arguments, report)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone (`| head`). What Python flushes at exit must have somewhere to go.
+        # The reader has gone (`| head`). Python flushes at exit and needs somewhere to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
 
 
 def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
+    """Return what is wrong with the command line, or None."""
     try:
         check_target("--server", arguments.server)
-        seconds("--timeout-s", arguments.timeout_s)
+        check_timeout("--timeout-s", arguments.timeout_s)
     except (InvalidRequest, ValueError) as error:
         return str(error)
-    # Before the server is looked for: a name mistyped is told at once.
+    # Before the server is contacted, so that a mistyped name is reported at once.
     if missing := [
         name for name in arguments.files or [] if name != "-" and not Path(name).exists()
     ]:
@@ -128,7 +149,7 @@ def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
 
 
 def _too_few(responses: Sequence[Any], min_responses: int) -> str | None:
-    """In the server's words where it would refuse them too."""
+    """Return why there are too few responses, or None if there are enough."""
     if len(responses) >= min_responses:
         return None
     return (
@@ -180,7 +201,7 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
         show = _show_table if sys.stdout.isatty() and not arguments.json else _show_json
 
         def show_bad_lines() -> None:
-            """Those before the next group: each line of the input has one in the output, in order."""
+            """Show the bad lines before the next group. Each input line has an output line, in order."""
             while in_flight and in_flight[0].problem is not None:
                 line = in_flight.popleft()
                 show(line, InvalidRequest(line.where, line.problem or ""), report)
@@ -196,27 +217,25 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
 
 
 def _problems(result: ScoredGroup | KwiseError) -> Iterator[str]:
-    """Why a group, or each response of it that has no reward, was not scored."""
+    """Yield why the group, or each response of it without a reward, was not scored."""
     if isinstance(result, KwiseError):
         yield str(result)
         return
     for index, outcome in enumerate(result.rewards):
         if isinstance(outcome, KwiseError):
             message = error_fields(outcome)["message"]
-            yield (
-                message
-                if message.startswith(f"responses[{index}]")
-                else f"responses[{index}]: {message}"
-            )
+            # The message of an error that is about a response names the response.
+            named = outcome.response is not None
+            yield message if named else f"responses[{index}]: {message}"
 
 
 def read_line(
     where: str, text: str, priority: Priority, min_responses: int = 1
 ) -> tuple[Line, Group]:
-    """The group that one line of JSON describes.
+    """Return the line, and the group that its JSON describes.
 
     Raises:
-        TypeError, ValueError: it describes none; the message says why.
+        TypeError, ValueError: it does not describe a group; the message says why.
     """
     fields = _object(text)
     if missing := [key for key in ("prompt", "responses") if key not in fields]:
@@ -229,10 +248,9 @@ def read_line(
         _response_of(number, response) for number, response in enumerate(fields["responses"])
     ]
     pairs = fields.get("pairs")
-    # Checked here, where the line's number is known, and with the client's own words.
-    for number, pair in enumerate(
-        compare_request("", fields["prompt"], responses, pairs, priority).pairs
-    ):
+    # Checked here with the client's own functions, because here the line's number is known.
+    to_group("", fields["prompt"], responses, priority)
+    for number, pair in enumerate(to_pairs(pairs)):
         if max(pair.first, pair.second) >= len(responses):
             raise ValueError(
                 f"pairs[{number}] is ({pair.first}, {pair.second}) with {len(responses)} responses"
@@ -262,10 +280,12 @@ def _fields_of_bad_line(text: str) -> dict[str, Any]:
 
 
 def reward_fields(outcome: Reward | KwiseError) -> dict[str, Any]:
+    """Return the JSON object of one response's reward or error."""
     return {"error": error_fields(outcome)} if isinstance(outcome, KwiseError) else asdict(outcome)
 
 
 def error_fields(error: KwiseError) -> dict[str, str]:
+    """Return the JSON object of an error."""
     if isinstance(error, RewardServiceError):
         return {"code": error.code, "message": error.message}
     return {"code": error.status.name, "message": str(error)}
@@ -280,7 +300,9 @@ def _response_of(number: int, response: Any) -> Any:
 
 
 def _texts(name: str) -> Iterator[tuple[str, str]]:
-    """(FILE:LINE, text) of every line that is not blank. The first bytes tell a gzip file, not the name, as in training.
+    """Yield (FILE:LINE, text) of every line that is not blank; "-" is standard input.
+
+    A gzip file is recognised by its first bytes and not by its name, as in training.
 
     Raises:
         OSError: the file cannot be read, or is not a whole gzip file.
@@ -291,7 +313,7 @@ def _texts(name: str) -> Iterator[tuple[str, str]]:
         if plain.peek(2)[:2] == b"\x1f\x8b":
             plain = gzip.GzipFile(fileobj=plain)
         try:
-            # Bytes that are not UTF-8 become lone surrogates, which fail their own line and no other.
+            # Bytes that are not UTF-8 become lone surrogates, so that only their line fails.
             with io.TextIOWrapper(plain, encoding="utf-8", errors="surrogateescape") as lines:
                 for number, text in enumerate(lines, start=1):
                     if text.strip():
@@ -313,21 +335,19 @@ def _show_json(line: Line, result: ScoredGroup | KwiseError, report: Report) -> 
     fields = {**line.fields, **added}
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
-    except (
-        ValueError
-    ):  # NaN or an infinity, which Python alone would read: null, as where there is no rank
+    except ValueError:  # NaN and infinity are not JSON: null, like a missing rank
         fields = json.loads(json.dumps(fields), parse_constant=lambda _: None)
         text = json.dumps(fields, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:  # another locale, or a lone surrogate in a key that we only echo
+    except UnicodeEncodeError:  # another locale, or a lone surrogate in a key of the input
         text = json.dumps(fields)
     print(text)
 
 
 def _show_table(line: Line, result: ScoredGroup | KwiseError, report: Report) -> None:
     if isinstance(result, KwiseError):
-        return  # it has been told on standard error
+        return  # it is on standard error already
     print(
         "\n".join(table(report.header, report.rows(line, result), terminal_columns())), end="\n\n"
     )

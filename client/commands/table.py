@@ -1,4 +1,4 @@
-"""Plain tables as wide as the terminal, by the width of characters on the screen rather than their number."""
+"""Plain tables that fit the terminal, measured in columns of the screen and not in characters."""
 
 from collections.abc import Sequence
 from shutil import get_terminal_size
@@ -9,16 +9,20 @@ _MIN_LAST_COLUMNS = 10
 
 
 def terminal_columns() -> int:
+    """Return the width of the terminal."""
     return get_terminal_size().columns
 
 
 def width(text: str) -> int:
-    """Columns that `text` takes on a terminal: 2 for wide characters (CJK, most emoji), 0 for combining ones."""
+    """Return the columns that `text` takes on a terminal.
+
+    Wide characters (CJK, most emoji) take 2, combining ones 0.
+    """
     return sum(map(_char_width, text))
 
 
 def clip(text: str, columns: int) -> str:
-    """`text` on one line of at most `columns` columns, with … where it was cut.
+    """Return `text` on one line of at most `columns` columns, with … where it was cut.
 
     Control characters become spaces: a response must not write escape sequences to the terminal.
     """
@@ -29,17 +33,20 @@ def clip(text: str, columns: int) -> str:
     )
     if width(line) <= columns:
         return line
-    kept, used = [], 0
+    clipped, used = [], 0
     for char in line:
         if used + _char_width(char) > columns - 1:
             break
-        kept.append(char)
+        clipped.append(char)
         used += _char_width(char)
-    return "".join(kept) + "…" if columns > 0 else ""
+    return "".join(clipped) + "…" if columns > 0 else ""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> list[str]:
-    """Lines of at most `columns` columns: the last column of text takes what the others leave, at least 10."""
+    """Return lines of at most `columns` columns.
+
+    The last column of the table takes what the others leave, and at least 10 columns.
+    """
     *widths, last = (
         max(width(row[column]) for row in (header, *rows)) for column in range(len(header))
     )
@@ -47,7 +54,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], columns: int) ->
     lines = []
     for row in (header, *rows):
         cells = [
-            " " * (wanted - width(cell)) + cell for cell, wanted in zip(row, widths, strict=False)
+            " " * (columns - width(cell)) + cell for cell, columns in zip(row, widths, strict=False)
         ]
         lines.append(_GAP.join([*cells, clip(row[-1], min(room, last))]))
     return lines

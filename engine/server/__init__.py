@@ -1,1 +1,5 @@
-"""The engine's protocols: thin, one file each. gRPC and protobuf stay here."""
+"""Serve a scorer over gRPC.
+
+`service.py` knows no protocol. The other modules are gRPC's: the rpcs (`grpc_service.py`), a stream
+(`stream.py`), the messages (`messages.py`) and the process (`serve.py`, `reload.py`, `command.py`).
+"""

@@ -1,4 +1,4 @@
-"""`kwise serve ARTIFACT`."""
+"""The command `kwise serve ARTIFACT`."""
 
 import argparse
 import asyncio
@@ -10,25 +10,34 @@ from pathlib import Path
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.schedule.batcher import SESSION_THREADS
-from kwise.engine.server.server import ServerConfig, serve
+from kwise.engine.server.config import ServerConfig
+from kwise.engine.server.reload import LOADER_THREAD
+from kwise.engine.server.serve import serve
 from kwise.options import add_options, from_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to `parser`."""
     parser.add_argument("artifact", type=Path, help="directory written by `kwise export`")
     add_options(parser, ServerConfig)
     add_options(parser, EngineConfig)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    signal.signal(
-        signal.SIGHUP, signal.SIG_IGN
-    )  # until there is something to reload: by default it ends the process
+    """Serve until a signal ends the process, and return 0."""
+    # SIGHUP ends a process by default. It is ignored until there is an artifact to reload.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     engine, server = from_options(EngineConfig, arguments), from_options(ServerConfig, arguments)
     asyncio.run(serve(arguments.artifact, engine, server))
-    if any(thread.name.startswith(SESSION_THREADS) for thread in threading.enumerate()):
-        # Python's own exit waits for threads, and a pass of a large model that nobody waits for takes its time.
+    if _is_computing():
+        # A pass of the model or a load still runs, and nobody waits for it. Python's own exit would
+        # wait for it, or tear the runtime down under it.
         logging.shutdown()
         os._exit(0)
     return 0
+
+
+def _is_computing() -> bool:
+    names = (SESSION_THREADS, LOADER_THREAD)
+    return any(thread.name.startswith(names) for thread in threading.enumerate())

@@ -1,20 +1,23 @@
-"""Between `kwise.v1` messages and the engine's own types, one function per message; and errors to gRPC statuses."""
+"""Conversion between `kwise.v1` messages and kwise's own types, one function per message."""
+
+from collections.abc import Iterable
 
 import grpc
 
-from kwise.comparison import compare, ranks
-from kwise.engine.scorer import Scorer
+from kwise.engine.server.service import in_slices
 from kwise.errors import InvalidRequest, KwiseError, Overloaded
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import (
+    ComparedGroup,
     Comparison,
     Conversation,
     Group,
     Message,
+    ModelInfo,
     Priority,
+    RankedGroup,
     Reward,
     ScoredGroup,
-    Timing,
     TokenIds,
 )
 
@@ -26,40 +29,48 @@ _PRIORITIES = {
 
 
 def status_code(error: KwiseError) -> grpc.StatusCode:
-    """The one gRPC status of an error."""
+    """Return the gRPC status of an error."""
     return grpc.StatusCode[error.status.name]
 
 
-def to_group(
-    request: "pb.ScoreRequest | pb.RankRequest | pb.CompareRequest", client: str = ""
-) -> Group:
-    """The group that a request of `client` asks about.
+def trailers(error: KwiseError) -> tuple[tuple[str, str], ...]:
+    """Return the trailing metadata of a call that fails with `error`. See reward.proto."""
+    metadata = []
+    if isinstance(error, Overloaded):
+        # gRPC's retry policy obeys this key (gRFC A6, "pushback").
+        metadata.append(("grpc-retry-pushback-ms", str(_retry_after_ms(error))))
+    if error.response is not None:
+        metadata.append(("kwise-response", str(error.response)))
+    return tuple(metadata)
+
+
+def to_group(group: pb.Group, client: str = "") -> Group:
+    """Return the group that `client` asks about.
 
     Raises:
-        InvalidRequest: a field is missing, or prompt and responses are of unlike kinds.
+        InvalidRequest: a field is missing, or a response is of another kind than the prompt needs.
     """
-    if (priority := _PRIORITIES.get(request.priority)) is None:
-        raise InvalidRequest("priority", f"{request.priority} is not a Priority")
-    prompt = _prompt(request.prompt)
-    if not request.responses:
+    if (priority := _PRIORITIES.get(group.priority)) is None:
+        raise InvalidRequest("priority", f"{group.priority} is not a Priority")
+    prompt = _to_prompt(group.prompt)
+    if not group.responses:
         raise InvalidRequest("responses", "there are none; give at least one")
-    wanted = "token_ids" if request.prompt.WhichOneof("kind") == "token_ids" else "text"
-    for index, response in enumerate(request.responses):
-        if (kind := response.WhichOneof("kind")) != wanted:
-            problem = (
-                "neither text nor token_ids is set"
-                if kind is None
-                else f"{kind} cannot follow this kind of prompt"
+    expected = "token_ids" if group.prompt.WhichOneof("kind") == "token_ids" else "text"
+    for index, response in enumerate(group.responses):
+        if (kind := response.WhichOneof("kind")) != expected:
+            given = "neither text nor token_ids" if kind is None else kind
+            raise InvalidRequest(
+                "", f"{given} is set; this prompt needs {expected}", response=index
             )
-            raise InvalidRequest("", f"{problem}; this prompt needs {wanted}", response=index)
-    if wanted == "token_ids":
-        ids = tuple(tuple(response.token_ids.ids) for response in request.responses)
-        return Group(prompt=prompt, responses=ids, priority=priority, client=client)
-    texts = tuple(response.text for response in request.responses)
-    return Group(prompt=prompt, responses=texts, priority=priority, client=client)
+    responses: tuple[str, ...] | tuple[TokenIds, ...]
+    if expected == "token_ids":
+        responses = tuple(tuple(response.token_ids.ids) for response in group.responses)
+    else:
+        responses = tuple(response.text for response in group.responses)
+    return Group(prompt=prompt, responses=responses, priority=priority, client=client)
 
 
-def _prompt(prompt: pb.Prompt) -> Conversation | TokenIds:
+def _to_prompt(prompt: pb.Prompt) -> Conversation | TokenIds:
     match prompt.WhichOneof("kind"):
         case "text":
             return (Message(role="user", content=prompt.text),)
@@ -78,60 +89,47 @@ def _prompt(prompt: pb.Prompt) -> Conversation | TokenIds:
             raise InvalidRequest("prompt", "none of text, messages and token_ids is set")
 
 
-def to_score_response(scored: ScoredGroup) -> pb.ScoreResponse:
-    return pb.ScoreResponse(
-        rewards=map(to_reward, scored.rewards),
+def to_pairs(pairs: Iterable[pb.Pair]) -> list[tuple[int, int]]:
+    """Return pairs of indices."""
+    return [(pair.first, pair.second) for pair in pairs]
+
+
+async def from_scored_group(scored: ScoredGroup) -> pb.ScoredGroup:
+    """Return the message of a scored group. Built in slices, see `in_slices`."""
+    message = pb.ScoredGroup(
         model=scored.model,
         fingerprint=scored.fingerprint,
         precision=scored.precision,
         runtime=scored.runtime,
-        timing=_timing(scored.timing),
+        timing=pb.Timing(
+            tokenizer_ms=scored.timing.tokenizer_ms,
+            queue_ms=scored.timing.queue_ms,
+            model_ms=scored.timing.model_ms,
+        ),
     )
+    async for rewards in in_slices(scored.rewards):
+        message.rewards.extend(map(_from_reward, rewards))
+    return message
 
 
-def to_rank_response(scored: ScoredGroup) -> pb.RankResponse:
-    ranked = zip(ranks(scored.rewards), scored.rewards, strict=True)
-    return pb.RankResponse(
-        ranks=[pb.RankedResponse(rank=rank, reward=to_reward(reward)) for rank, reward in ranked],
-        model=scored.model,
-        fingerprint=scored.fingerprint,
-        precision=scored.precision,
-        runtime=scored.runtime,
-        timing=_timing(scored.timing),
-    )
+async def from_ranked_group(ranked: RankedGroup) -> pb.RankResponse:
+    """Return the message of a ranked group."""
+    response = pb.RankResponse(ranks=(pb.Rank(rank=rank) for rank in ranked.ranks))
+    response.scored.MergeFrom(await from_scored_group(ranked))
+    return response
 
 
-def check_pairs(request: pb.CompareRequest) -> None:
-    """Before any reward is computed.
-
-    Raises:
-        InvalidRequest: fewer than two responses, or a pair that names one that is not there.
-    """
-    count = len(request.responses)
-    if count < 2:
-        raise InvalidRequest("responses", f"there are {count}; a comparison needs at least two")
-    for number, pair in enumerate(request.pairs):
-        if max(pair.first, pair.second) >= count:
-            raise InvalidRequest(
-                f"pairs[{number}]", f"({pair.first}, {pair.second}) with {count} responses"
-            )
+async def from_compared_group(compared: ComparedGroup) -> pb.CompareResponse:
+    """Return the message of a compared group. Built in slices, see `in_slices`."""
+    response = pb.CompareResponse(scored=await from_scored_group(compared))
+    async for comparisons in in_slices(compared.comparisons):
+        response.comparisons.extend(map(_from_comparison, comparisons))
+    return response
 
 
-def to_compare_response(scored: ScoredGroup, pairs: list[tuple[int, int]]) -> pb.CompareResponse:
-    return pb.CompareResponse(
-        comparisons=map(_comparison, compare(scored.rewards, pairs)),
-        rewards=map(to_reward, scored.rewards),
-        model=scored.model,
-        fingerprint=scored.fingerprint,
-        precision=scored.precision,
-        runtime=scored.runtime,
-        timing=_timing(scored.timing),
-    )
-
-
-def to_reward(reward: Reward | KwiseError) -> pb.Reward:
+def _from_reward(reward: Reward | KwiseError) -> pb.Reward:
     if isinstance(reward, KwiseError):
-        return pb.Reward(error=to_response_error(reward))
+        return pb.Reward(error=from_error(reward))
     return pb.Reward(
         value=reward.value,
         raw=reward.raw,
@@ -142,56 +140,35 @@ def to_reward(reward: Reward | KwiseError) -> pb.Reward:
     )
 
 
-def to_response_error(error: KwiseError) -> pb.ResponseError:
-    return pb.ResponseError(
-        code=error.status.name, message=str(error), retry_after_ms=retry_after_ms(error)
-    )
-
-
-def retry_after_ms(error: KwiseError) -> int:
-    return round(error.retry_after_s * 1000) if isinstance(error, Overloaded) else 0
-
-
-def to_model_response(scorer: Scorer) -> pb.GetModelResponse:
-    manifest, config, counters = scorer.artifact.manifest, scorer.config, scorer.counters
-    return pb.GetModelResponse(
-        model=manifest.name,
-        fingerprint=manifest.fingerprint,
-        layout=manifest.layout,
-        precision=scorer.precision.value,
-        runtime=scorer.runtime,
-        max_tokens=scorer.max_tokens,
-        max_batch_tokens=config.max_batch_tokens,
-        overlong=config.overlong.value,
-        control_tokens=config.control_tokens.value,
-        reward_mean=manifest.reward_mean,
-        reward_std=manifest.reward_std,
-        counters=pb.Counters(
-            model_passes=counters.model_passes,
-            sequences=counters.sequences,
-            rows=counters.rows,
-            unshared_rows=counters.unshared_rows,
-            reused_rows=counters.reused_rows,
-            cache_hits=counters.cache_hits,
-            joined=counters.joined,
-            rejected_groups=counters.rejected_groups,
-            abandoned=counters.abandoned,
-            busy_s=counters.busy_s,
-            idle_with_work_s=counters.idle_with_work_s,
-        ),
-    )
-
-
-def _comparison(comparison: Comparison) -> pb.Comparison:
+def _from_comparison(comparison: Comparison) -> pb.Comparison:
     return pb.Comparison(
         pair=pb.Pair(first=comparison.first, second=comparison.second),
         margin=comparison.margin,
         win_probability=comparison.win_probability,
-        error=None if comparison.error is None else to_response_error(comparison.error),
+        error=None if comparison.error is None else from_error(comparison.error),
     )
 
 
-def _timing(timing: Timing) -> pb.Timing:
-    return pb.Timing(
-        tokenizer_ms=timing.tokenizer_ms, queue_ms=timing.queue_ms, model_ms=timing.model_ms
+def from_error(error: KwiseError) -> pb.Error:
+    """Return the message of an error of a group or a response."""
+    return pb.Error(
+        code=error.status.name,
+        message=str(error),
+        retry_after_ms=_retry_after_ms(error) if isinstance(error, Overloaded) else None,
+        response=error.response,
+    )
+
+
+def _retry_after_ms(error: Overloaded) -> int:
+    return round(error.retry_after_s * 1000)
+
+
+def from_model_info(info: ModelInfo) -> pb.GetModelResponse:
+    """Return the message that describes the model."""
+    counters = {
+        name: getattr(info.counters, name) for name in pb.Counters.DESCRIPTOR.fields_by_name
+    }
+    others = [n for n in pb.GetModelResponse.DESCRIPTOR.fields_by_name if n != "counters"]
+    return pb.GetModelResponse(
+        **{name: getattr(info, name) for name in others}, counters=pb.Counters(**counters)
     )

@@ -1,26 +1,36 @@
-"""Another artifact under a running service: SIGHUP loads what lies at the artifact's path now, and no request fails.
+"""Replace the artifact of a running server: SIGHUP loads what the artifact's path holds now.
 
-The artifact must be replaced by renaming, as `kwise export --overwrite` does, and never be written over: the runtime maps the
-weights, and the running model would answer from the new ones. The new model is read, verified and checked beside the old one,
-which goes on serving; for that time both are in memory. New requests then go to the new model, and the old one leaves when it
-has answered what it had taken. Replies name the fingerprint of the model that made them. Where the new one is refused, the old
-one stays.
+The manifest is compared first, so that an unchanged artifact, or one of another name, is not loaded.
+The new model is loaded and checked while the old one serves; both are in memory for that time. Then
+new requests go to the new model, and the old one is closed when it has answered what it had. If the
+new artifact is refused, the old one goes on serving.
+
+The artifact must be replaced by renaming, as `kwise export --overwrite` does. The runtime maps the
+weights of the running model, so overwritten files would change its rewards.
 """
 
 import asyncio
 import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
+from kwise.engine.artifact import read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.service import RewardService
 from kwise.errors import ArtifactError, ConfigError
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+LOADER_THREAD = "kwise-load"
 
 
 class Reloader:
-    """Reloads one at a time: `ask` from a signal handler, `run` as a task."""
+    """Reloads the artifact of a service, one reload at a time."""
 
     def __init__(self, service: RewardService, artifact: Path, engine: EngineConfig) -> None:
         self._service = service
@@ -29,45 +39,68 @@ class Reloader:
         self._asked = asyncio.Event()
 
     def ask(self) -> None:
+        """Ask for a reload. Safe in a signal handler of the event loop."""
         self._asked.set()
 
     async def run(self) -> None:
-        """For ever."""
+        """Reload each time that somebody asks, until cancelled."""
         while True:
             await self._asked.wait()
             self._asked.clear()
+            serving = self._service.scorer.description
             try:
                 await self._reload()
-            except Exception:  # noqa: BLE001 - the next SIGHUP must find somebody
-                _LOG.exception(
-                    "reload failed, %s goes on serving", self._service.scorer.description
-                )
+            except (ArtifactError, ConfigError) as error:
+                _LOG.error("reload refused, %s goes on serving: %s", serving, error)
+            except Exception:  # noqa: BLE001 - the next SIGHUP must still be obeyed
+                _LOG.exception("reload failed, %s goes on serving", serving)
 
     async def _reload(self) -> None:
         old = self._service.scorer
         serving = old.artifact.manifest
-        try:
-            new = await asyncio.to_thread(Scorer.load, self._artifact, self._engine, old.counters)
-        except (ArtifactError, ConfigError) as error:
-            _LOG.error("reload refused, %s goes on serving: %s", old.description, error)
-            return
-        if new.artifact.manifest.name != serving.name:
-            _LOG.error(
-                "reload refused, %s goes on serving: this artifact is called %s, and clients ask for %s (kwise export --name)",
-                old.description,
-                new.artifact.manifest.name,
-                serving.name,
+        found = read_manifest(self._artifact)
+        if found.name != serving.name:
+            raise ArtifactError(
+                f"{self._artifact}: this artifact is called {found.name}, and clients ask for "
+                f"{serving.name} (kwise export --name)"
             )
-            return
-        if new.artifact.manifest.fingerprint == serving.fingerprint:
+        if found.fingerprint == serving.fingerprint:
             _LOG.info("reload: %s has not changed", self._artifact)
             return
-        new.start()
-        self._service.scorer = new
-        self._service.leaving.add(old)
-        _LOG.info(
-            "serving %s instead of %s %s", new.description, serving.name, serving.fingerprint[:12]
+        _LOG.info("reload: loading %s", self._artifact)
+        new = await in_daemon_thread(
+            lambda: Scorer.load(self._artifact, self._engine, old.counters)
         )
-        await old.idle()
-        await old.close()
-        self._service.leaving.discard(old)
+        new.start()
+        _LOG.info("serving %s instead of %s", new.description, old.description)
+        await self._service.swap(new)
+
+
+async def in_daemon_thread(work: Callable[[], _T]) -> _T:
+    """Return `work()`, run in a thread that does not delay the end of the process.
+
+    `asyncio.to_thread` would: the event loop and the interpreter wait for its thread at exit, and
+    loading a large model takes minutes.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def finish(result: _T | None, error: BaseException | None) -> None:
+        if future.done():  # cancelled
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as raised:  # noqa: BLE001 - it is raised again where it is awaited
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=run, name=LOADER_THREAD, daemon=True).start()
+    return await future

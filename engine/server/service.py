@@ -1,162 +1,253 @@
-"""`kwise.v1.RewardService` over one scorer: every rpc is admit, score, reply.
+"""The reward service without a protocol: plain dataclasses in, plain dataclasses or `KwiseError` out.
 
-A request is admitted in one place (`_scored`), where the model's name and the server's state are checked, and an error is
-answered in one place (`_answer`). `_running` counts calls, so that the server knows when it may leave.
+It holds the scorer that is served, admits requests, and knows when it is idle. gRPC is an adapter on
+top of it (`grpc_service.py`); HTTP would be another one. An adapter converts messages, wraps each call
+in `call()`, and maps the status of an error to its own protocol.
+
+All methods run on one event loop. Work that grows with the pairs of a request is done in slices,
+between which the loop serves other requests.
 """
 
 import asyncio
-import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from dataclasses import dataclass, fields
+from itertools import combinations, islice
+from math import comb
+from typing import Any, TypeVar
 
-import grpc
-
+from kwise.comparison import check_pairs, compare_pair, ranks
 from kwise.engine.scorer import Scorer
-from kwise.engine.server import messages
-from kwise.engine.server.stream import Context, GroupStream
-from kwise.errors import KwiseError, Overloaded, Unavailable, UnknownModel
-from kwise.protos.kwise.v1 import reward_pb2 as pb
-from kwise.protos.kwise.v1 import reward_pb2_grpc
-from kwise.types import CLIENT_KEY, ScoredGroup
+from kwise.errors import InvalidRequest, KwiseError, ServiceFailed, Unavailable, UnknownModel
+from kwise.types import (
+    ComparedGroup,
+    Comparison,
+    Counters,
+    Group,
+    ModelInfo,
+    RankedGroup,
+    ScoredGroup,
+)
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+# Items that are worked on between two turns of the event loop: about 1 ms for comparisons.
+SLICE_ITEMS = 256
 
-class RewardService(reward_pb2_grpc.RewardServiceServicer):
-    """Serves `scorer`, which may be replaced: a request is answered by the one that it met. After `drain`, new requests get
-    UNAVAILABLE, running ones finish, and streams end once they have answered what they have read. `num_calls`: how many have
-    arrived. `leaving`: scorers that were replaced and still answer."""
 
-    def __init__(self, scorer: Scorer) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """The largest request that is accepted. `ServerConfig` describes the options."""
+
+    max_responses: int = 2048
+    max_pairs: int = 100_000
+
+    def check(self, num_responses: int, num_pairs: int = 0) -> None:
+        """Check the size of a request. Adapters call this before they convert a message.
+
+        Raises:
+            InvalidRequest: there are more responses or pairs than the limit allows.
+        """
+        if num_responses > self.max_responses:
+            raise InvalidRequest(
+                "responses",
+                f"there are {num_responses}; the limit is {self.max_responses} (--max-responses)",
+            )
+        if num_pairs > self.max_pairs:
+            raise InvalidRequest(
+                "pairs", f"there are {num_pairs}; the limit is {self.max_pairs} (--max-pairs)"
+            )
+
+
+class RewardService:
+    """Scores, ranks and compares groups with the scorer that is served at present.
+
+    `swap` replaces the scorer. A request is answered by the scorer that was served when it arrived.
+
+    Attributes:
+        scorer: the scorer that answers new requests.
+        limits: the largest request that is accepted.
+        draining: set once the service refuses new requests.
+        num_calls: the number of calls that have arrived.
+    """
+
+    def __init__(self, scorer: Scorer, limits: RequestLimits | None = None) -> None:
         self.scorer = scorer
-        self.leaving: set[Scorer] = set()
-        self._draining = asyncio.Event()
+        self.limits = limits or RequestLimits()
+        self.draining = asyncio.Event()
         self.num_calls = 0
+        self._replaced: set[Scorer] = set()  # scorers that still answer what they had accepted
         self._num_running = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def drain(self) -> None:
-        self._draining.set()
+    # Requests
 
-    async def idle(self) -> None:
-        """Until no call runs."""
-        await self._idle.wait()
+    async def score(self, group: Group, model: str = "") -> ScoredGroup:
+        """Return the rewards of the group.
 
-    async def stop(self) -> None:
-        """Answer all that waits with UNAVAILABLE."""
-        await asyncio.gather(*(scorer.stop() for scorer in (self.scorer, *self.leaving)))
+        Args:
+            group: the responses to score.
+            model: the name of the model that must answer; "" for whichever is served.
 
-    async def close(self) -> None:
-        await asyncio.gather(*(scorer.close() for scorer in (self.scorer, *self.leaving)))
+        Raises:
+            InvalidRequest: the group is malformed, or larger than the limits allow.
+            UnknownModel: no model of that name is served.
+            Overloaded: the queue has no room for the client.
+            Unavailable: the service drains or stops.
+            ModelFailed: the runtime failed on every response.
+        """
+        self._admit(model)
+        self.limits.check(len(group.responses))
+        return await self.scorer.score(group)
 
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
-        with self._running():
-            return messages.to_score_response(
-                await _answer(self._scored(request, client_of(context)), context)
+    async def rank(self, group: Group, model: str = "") -> RankedGroup:
+        """Return the rewards and ranks of the group's responses. Raises the same errors as `score`."""
+        scored = await self.score(group, model)
+        return RankedGroup(**_fields_of(scored), ranks=tuple(ranks(scored.rewards)))
+
+    async def compare(
+        self, group: Group, pairs: Sequence[tuple[int, int]] = (), model: str = ""
+    ) -> ComparedGroup:
+        """Return the rewards of the group and comparisons of pairs of its responses.
+
+        Args:
+            group: at least two responses.
+            pairs: indices of responses; empty for all C(K,2) pairs.
+            model: the name of the model that must answer; "" for whichever is served.
+
+        Raises:
+            InvalidRequest: as `score`; or there are too few responses, too many pairs, or a pair names
+                a response that does not exist.
+            KwiseError: as `score`.
+        """
+        self._admit(model)
+        num_responses = len(group.responses)
+        self.limits.check(num_responses, len(pairs))
+        if num_responses < 2:
+            raise InvalidRequest(
+                "responses", f"there are {num_responses}; a comparison needs at least two"
             )
-
-    async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:
-        with self._running():
-            return messages.to_rank_response(
-                await _answer(self._scored(request, client_of(context)), context)
+        if not pairs and (num_pairs := comb(num_responses, 2)) > self.limits.max_pairs:
+            raise InvalidRequest(
+                "pairs",
+                f"none are given, and all pairs of {num_responses} responses are {num_pairs}; the "
+                f"limit is {self.limits.max_pairs} (--max-pairs): give the pairs that you need",
             )
-
-    async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
-        with self._running():
-            scored = await _answer(self._scored(request, client_of(context)), context)
-            return messages.to_compare_response(
-                scored, [(pair.first, pair.second) for pair in request.pairs]
+        check_pairs(pairs, num_responses)
+        scored = await self.scorer.score(group)
+        comparisons: list[Comparison] = []
+        async for part in in_slices(pairs or combinations(range(num_responses), 2)):
+            comparisons.extend(
+                compare_pair(scored.rewards, first, second) for first, second in part
             )
+        return ComparedGroup(**_fields_of(scored), comparisons=tuple(comparisons))
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        with self._running():
-            return await _answer(self._model(request), context)
+    def model_info(self, model: str = "") -> ModelInfo:
+        """Describe the model that is served.
 
-    async def ScoreStream(  # type: ignore[override]  # the generated stub knows only handlers that are iterators
-        self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
-    ) -> None:
-        """Replies as groups finish. A client that goes away cancels what it alone waited for."""
-        with self._running():
-            respond = functools.partial(self._stream_response, client_of(context))
-            await _answer(GroupStream(context, respond, self._draining).run(), context)
+        Raises:
+            UnknownModel: no model of that name is served.
+            Unavailable: the service drains.
+        """
+        self._admit(model)
+        scorer = self.scorer
+        manifest, config, counters = scorer.artifact.manifest, scorer.config, scorer.counters
+        return ModelInfo(
+            model=manifest.name,
+            fingerprint=manifest.fingerprint,
+            layout=manifest.layout,
+            precision=scorer.precision.value,
+            runtime=scorer.runtime,
+            max_tokens=scorer.max_tokens,
+            max_batch_tokens=config.max_batch_tokens,
+            overlong=config.overlong.value,
+            control_tokens=config.control_tokens.value,
+            reward_mean=manifest.reward_mean,
+            reward_std=manifest.reward_std,
+            counters=Counters(**{f.name: getattr(counters, f.name) for f in fields(Counters)}),
+            max_responses=self.limits.max_responses,
+            max_pairs=self.limits.max_pairs,
+        )
+
+    def _admit(self, model: str) -> None:
+        if self.draining.is_set():
+            raise Unavailable.draining()
+        served = self.scorer.artifact.manifest.name
+        if model and model != served:
+            raise UnknownModel(model, served)
+
+    # The life of the service
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def call(self) -> Iterator[None]:
+        """Count a call as running, and report bugs in it. Adapters wrap each call in this.
+
+        Raises:
+            ServiceFailed: in place of an exception that is not a `KwiseError`.
+        """
         self.num_calls += 1
         self._num_running += 1
         self._idle.clear()
         try:
-            yield
+            with bugs_reported():
+                yield
         finally:
             self._num_running -= 1
             if not self._num_running:
                 self._idle.set()
 
-    async def _stream_response(
-        self, client: str, request: pb.ScoreStreamRequest
-    ) -> pb.ScoreStreamResponse:
-        try:
-            scored = await self._scored(request.request, client)
-        except KwiseError as error:
-            return pb.ScoreStreamResponse(id=request.id, error=messages.to_response_error(error))
-        except Exception:  # noqa: BLE001 - the stream's other groups must go on
-            _LOG.exception("a group of a stream failed")
-            error_message = pb.ResponseError(
-                code="INTERNAL", message="internal error; the server's log has the details"
-            )
-            return pb.ScoreStreamResponse(id=request.id, error=error_message)
-        return pb.ScoreStreamResponse(id=request.id, response=messages.to_score_response(scored))
+    async def swap(self, scorer: Scorer) -> None:
+        """Serve `scorer`, which has been started. Return once the old one has answered all it had."""
+        old, self.scorer = self.scorer, scorer
+        self._replaced.add(old)
+        await old.idle()
+        await old.close()
+        self._replaced.discard(old)
 
-    async def _scored(
-        self, request: pb.ScoreRequest | pb.RankRequest | pb.CompareRequest, client: str
-    ) -> ScoredGroup:
-        self._admit(request.model)
-        if isinstance(request, pb.CompareRequest):
-            messages.check_pairs(request)
-        return await self.scorer.score(messages.to_group(request, client))
+    def drain(self) -> None:
+        """Refuse new requests from now on. Running ones finish."""
+        self.draining.set()
 
-    async def _model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
-        self._admit(request.model)
-        return messages.to_model_response(self.scorer)
+    async def idle(self) -> None:
+        """Return once no call is running."""
+        await self._idle.wait()
 
-    def _admit(self, model: str) -> None:
-        if self._draining.is_set():
-            raise Unavailable.leaving()
-        served = self.scorer.artifact.manifest.name
-        if model and model != served:
-            raise UnknownModel(model, served)
+    async def stop(self) -> None:
+        """Answer every waiting request with `Unavailable`."""
+        await asyncio.gather(*(scorer.stop() for scorer in (self.scorer, *self._replaced)))
+
+    async def close(self) -> None:
+        """Stop, and release the models."""
+        await asyncio.gather(*(scorer.close() for scorer in (self.scorer, *self._replaced)))
 
 
-def client_of(context: Context) -> str:
-    """Whose turn a call takes: the client that it names, as behind a proxy, or else its connection."""
-    named = (value for key, value in context.invocation_metadata() or () if key == CLIENT_KEY)
-    return str(next(named, "")) or context.peer()
+@contextmanager
+def bugs_reported() -> Iterator[None]:
+    """Log an exception that is not a `KwiseError`, and raise `ServiceFailed` in its place.
 
-
-async def _answer(work: Awaitable[_T], context: Context) -> _T:
-    """The result, or the end of the call with the error's status."""
+    Its details belong in the log and not in a reply.
+    """
     try:
-        return await work
-    except Overloaded as error:
-        # gRPC's retry policy obeys this trailer (gRFC A6, "pushback").
-        pushback = (("grpc-retry-pushback-ms", str(messages.retry_after_ms(error))),)
-        await _abort(context, error, pushback)
-    except KwiseError as error:
-        await _abort(context, error, ())
-    except Exception:  # noqa: BLE001 - the details belong in the log, not in the reply
+        yield
+    except Exception as error:
+        if isinstance(error, KwiseError):
+            raise
         _LOG.exception("a request failed")
-        await context.abort(
-            grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
-        )
-    raise AssertionError("abort raises")
+        raise ServiceFailed from error
 
 
-async def _abort(
-    context: Context, error: KwiseError, trailers: tuple[tuple[str, str], ...]
-) -> NoReturn:
-    await context.abort(messages.status_code(error), str(error), trailers)
-    raise AssertionError("abort raises")
+async def in_slices(items: Iterable[_T], size: int = SLICE_ITEMS) -> AsyncIterator[list[_T]]:
+    """Yield `items` in lists of at most `size`, and let the event loop run between two lists."""
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part
+        if len(part) == size:
+            await asyncio.sleep(0)
+
+
+def _fields_of(scored: ScoredGroup) -> dict[str, Any]:
+    """Return the fields of a scored group, without copying the rewards."""
+    return {field.name: getattr(scored, field.name) for field in fields(ScoredGroup)}

@@ -1,7 +1,8 @@
-"""One stream of groups: reads while there is room, answers as groups finish, and ends when client or server is done.
+"""One stream of groups over gRPC: read while there is room, answer groups as they finish.
 
-It reads and writes through the call's context and not as an async generator, which is closed at its `yield` when the client
-goes away, in a task that is not its own: the groups in flight would be left to the garbage collector.
+It uses the call's `read` and `write` and is not an async generator. When the client goes away, a
+generator is closed at its `yield`, in a task that is not its own, and the groups in flight would be
+left to the garbage collector.
 """
 
 import asyncio
@@ -15,14 +16,21 @@ from google.protobuf.message import DecodeError
 from kwise.errors import InvalidRequest, KwiseError, Unavailable
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
-# Groups of one stream that are worked on at once; a client that sends more waits at gRPC's flow control.
+# Groups of one stream that are worked on at once. A client that sends more waits at HTTP/2's flow
+# control.
 MAX_STREAM_GROUPS = 256
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GroupStream:
-    """`answer` gives the reply to one request and raises nothing; `draining` is set once the server is about to leave."""
+    """The requests and replies of one `ScoreStream` call.
+
+    Args:
+        context: the gRPC call.
+        answer: returns the reply to one request and does not raise.
+        draining: set once the server shuts down; no further requests are read then.
+    """
 
     def __init__(
         self,
@@ -38,16 +46,17 @@ class GroupStream:
         self._groups: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Until all that was read is answered. Cancelled, it cancels what it alone waits for.
+        """Return once every request that was read is answered. If cancelled, cancel their work.
 
         Raises:
-            InvalidRequest: the client has sent what is no request.
-            Unavailable: the server drains; what the client has sent beyond the answers must go on another stream.
+            InvalidRequest: the client sent bytes that are not a request.
+            Unavailable: the server drains; unanswered requests belong on another stream.
         """
         draining = asyncio.create_task(self._draining.wait())
         try:
             error = await self._read(draining)
-            # Also before an error: gRPC takes no status while a write is on its way, and the client would wait for ever.
+            # Replies come before an error too: gRPC accepts no status while a write is in progress,
+            # and the client would wait for ever.
             await asyncio.gather(*self._groups)
         finally:
             await _cancel(draining, *self._groups)
@@ -55,7 +64,7 @@ class GroupStream:
             raise error
 
     async def _read(self, draining: "asyncio.Task[bool]") -> KwiseError | None:
-        """Start what the client sends. None when it has sent its last, else why the stream must end before."""
+        """Start a task for each request. Return None at the stream's end, or why it ends early."""
         num_read = 0
         while not draining.done():
             reading = asyncio.ensure_future(self._context.read())
@@ -67,10 +76,10 @@ class GroupStream:
             except DecodeError:
                 return InvalidRequest(
                     f"requests[{num_read}]",
-                    "is no kwise.v1.ScoreStreamRequest; the stream ends before it",
+                    "this is not a kwise.v1.ScoreStreamRequest; the stream ends before it",
                 )
             except grpc.aio.BaseError:
-                return None  # the client has gone, and the call's own cancellation is on its way
+                return None  # the client has gone, and gRPC will cancel this call
             finally:
                 await _cancel(reading)
             if not isinstance(request, pb.ScoreStreamRequest):  # grpc.aio.EOF
@@ -80,14 +89,15 @@ class GroupStream:
             group = asyncio.create_task(self._serve(request))
             self._groups.add(group)
             group.add_done_callback(self._groups.discard)
-        return Unavailable.leaving()
+        return Unavailable.draining()
 
     async def _serve(self, request: pb.ScoreStreamRequest) -> None:
         response = await self._answer(request)
         async with self._writing:
-            with suppress(grpc.aio.BaseError):  # as above
+            with suppress(grpc.aio.BaseError):  # the client has gone
                 await self._context.write(response)
-        self._room.release()  # only once it is written: a slow reader holds its own groups back, and nobody else's
+        # Only after the write, so that a client that reads slowly delays its own groups alone.
+        self._room.release()
 
 
 async def _cancel(*tasks: "asyncio.Future[Any]") -> None:

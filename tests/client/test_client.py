@@ -37,7 +37,7 @@ class Service(reward_pb2_grpc.RewardServiceServicer):
     def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
         if self.draining:
             context.abort(grpc.StatusCode.UNAVAILABLE, DRAINING)
-        return pb.ScoreResponse(rewards=map(reward, request.responses), model="m", fingerprint="f")
+        return pb.ScoreResponse(scored=scored_group(request.group))
 
     def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
         raise NotImplementedError
@@ -51,10 +51,14 @@ class Service(reward_pb2_grpc.RewardServiceServicer):
     def ScoreStream(self, request_iterator: Any, context: Any) -> Iterator[pb.ScoreStreamResponse]:
         for item in request_iterator:
             if self.draining:
-                error = pb.ResponseError(code="UNAVAILABLE", message=DRAINING)
+                error = pb.Error(code="UNAVAILABLE", message=DRAINING)
                 yield pb.ScoreStreamResponse(id=item.id, error=error)
             else:
-                yield pb.ScoreStreamResponse(id=item.id, response=self.Score(item.request, context))
+                yield pb.ScoreStreamResponse(id=item.id, scored=scored_group(item.group))
+
+
+def scored_group(group: pb.Group) -> pb.ScoredGroup:
+    return pb.ScoredGroup(rewards=map(reward, group.responses), model="m", fingerprint="f")
 
 
 def reward(response: pb.Response) -> pb.Reward:
@@ -62,7 +66,7 @@ def reward(response: pb.Response) -> pb.Reward:
         return pb.Reward(value=math.inf, raw=math.inf, tokens=1)
     if response.text == "bad":
         return pb.Reward(
-            error=pb.ResponseError(code="INVALID_ARGUMENT", message="the conversation is too long")
+            error=pb.Error(code="INVALID_ARGUMENT", message="the conversation is too long")
         )
     return pb.Reward(value=len(response.text), raw=len(response.text), tokens=1)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kwise.client import AsyncRewardClient, ModelInfo, RewardClient, RewardServiceError, messages
 from kwise.client.commands.shell import read_line
 from kwise.client.commands.table import clip, table, width
-from kwise.client.flight import Flight, is_break
+from kwise.client.flight import Flight, is_interrupted
 from kwise.client.retry import Attempts
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import Group, Message, Priority, Reward, Timing
@@ -32,7 +32,7 @@ def through_the_wire(message: Any) -> Any:
 class TestRequests:
     @given(prompt=texts, responses=st.lists(texts))
     def test_texts_arrive_as_they_are(self, prompt: str, responses: list[str]) -> None:
-        request = through_the_wire(messages.score_request("m", prompt, responses, "bulk"))
+        request = through_the_wire(messages.to_group("m", prompt, responses, "bulk"))
         assert (request.model, request.prompt.text, request.priority) == (
             "m",
             prompt,
@@ -44,9 +44,7 @@ class TestRequests:
     def test_token_ids_arrive_as_they_are(
         self, prompt: list[int], responses: list[list[int]]
     ) -> None:
-        request = through_the_wire(
-            messages.rank_request("", prompt, responses, Priority.INTERACTIVE)
-        )
+        request = through_the_wire(messages.to_group("", prompt, responses, Priority.INTERACTIVE))
         assert list(request.prompt.token_ids.ids) == prompt
         assert [list(response.token_ids.ids) for response in request.responses] == responses
 
@@ -54,28 +52,28 @@ class TestRequests:
     def test_messages_may_be_dicts_or_dataclasses(self, turns: list[tuple[str, str]]) -> None:
         dicts = [{"role": role, "content": content} for role, content in turns]
         typed = [Message(role=role, content=content) for role, content in turns]
-        request = through_the_wire(messages.score_request("", dicts, ["a"], "interactive"))
+        request = through_the_wire(messages.to_group("", dicts, ["a"], "interactive"))
         assert [(m.role, m.content) for m in request.prompt.messages.messages] == turns
-        assert request == messages.score_request("", typed, ["a"], "interactive")
+        assert request == messages.to_group("", typed, ["a"], "interactive")
 
     def test_pairs_are_kept_in_order_and_none_means_all(self) -> None:
-        request = messages.compare_request("", "p", ["a", "b"], [(1, 0), (0, 1)], "interactive")
-        assert [(pair.first, pair.second) for pair in request.pairs] == [(1, 0), (0, 1)]
-        assert not messages.compare_request("", "p", ["a", "b"], None, "interactive").pairs
+        request = messages.to_pairs([(1, 0), (0, 1)])
+        assert [(pair.first, pair.second) for pair in request] == [(1, 0), (0, 1)]
+        assert not messages.to_pairs(None)
 
     def test_a_group_keeps_its_own_priority_and_a_pair_takes_the_given_one(self) -> None:
         group = Group(
             prompt=(Message(role="user", content="p"),), responses=("a",), priority=Priority.BULK
         )
-        assert messages.group_request("", group, "interactive").priority == pb.PRIORITY_BULK
+        assert messages.to_stream_group("", group, "interactive").priority == pb.PRIORITY_BULK
         assert (
-            messages.group_request("", ("p", ["a"]), "interactive").priority
+            messages.to_stream_group("", ("p", ["a"]), "interactive").priority
             == pb.PRIORITY_INTERACTIVE
         )
 
     def test_anything_with_an_index_is_a_token_id(self) -> None:
         np = pytest.importorskip("numpy")
-        request = messages.score_request("", np.arange(3), [np.array([7, 8])], "interactive")
+        request = messages.to_group("", np.arange(3), [np.array([7, 8])], "interactive")
         assert list(request.prompt.token_ids.ids) == [0, 1, 2]
         assert list(request.responses[0].token_ids.ids) == [7, 8]
 
@@ -115,18 +113,18 @@ class TestRequests:
         self, prompt: Any, responses: Any, error: type[Exception], says: str
     ) -> None:
         with pytest.raises(error) as raised:
-            messages.score_request("", prompt, responses, "interactive")
+            messages.to_group("", prompt, responses, "interactive")
         assert says in str(raised.value)
 
     def test_wrong_priorities_pairs_and_groups_are_named(self) -> None:
         with pytest.raises(ValueError, match="'interactive', 'bulk', not 'urgent'"):
-            messages.score_request("", "p", ["a"], "urgent")
+            messages.to_group("", "p", ["a"], "urgent")
         for pairs in ([(0, 1, 2)], [(0, -1)], []):
             with pytest.raises(ValueError, match="pairs"):
-                messages.compare_request("", "p", ["a", "b"], pairs, "interactive")  # type: ignore[arg-type]
+                messages.to_pairs(pairs)  # type: ignore[arg-type]
         for group in ("ab", 3, ("p",)):
             with pytest.raises((TypeError, ValueError), match="pair"):
-                messages.group_request("", group, "interactive")  # type: ignore[arg-type]
+                messages.to_stream_group("", group, "interactive")  # type: ignore[arg-type]
 
 
 class TestResults:
@@ -143,12 +141,10 @@ class TestResults:
         reward = pb.Reward(
             value=value, raw=raw, tokens=tokens, dropped_tokens=1, control_tokens=2, cached=cached
         )
-        failed = pb.Reward(error=pb.ResponseError(code="INVALID_ARGUMENT", message=message))
+        failed = pb.Reward(error=pb.Error(code="INVALID_ARGUMENT", message=message))
         timing = pb.Timing(tokenizer_ms=1, queue_ms=2, model_ms=3)
-        reply = pb.ScoreResponse(
-            rewards=[reward, failed], model="m", fingerprint="f", timing=timing
-        )
-        group = messages.scored_group(through_the_wire(reply))
+        reply = pb.ScoredGroup(rewards=[reward, failed], model="m", fingerprint="f", timing=timing)
+        group = messages.from_scored_group(through_the_wire(reply))
         first, second = group.rewards
         assert first == Reward(
             value=value, raw=raw, tokens=tokens, dropped_tokens=1, control_tokens=2, cached=cached
@@ -159,24 +155,22 @@ class TestResults:
         assert group.timing == Timing(tokenizer_ms=1, queue_ms=2, model_ms=3)
 
     def test_an_absent_rank_is_none(self) -> None:
-        failed = pb.Reward(error=pb.ResponseError(code="INTERNAL", message="x"))
+        failed = pb.Reward(error=pb.Error(code="INTERNAL", message="x"))
         reply = pb.RankResponse(
-            ranks=[
-                pb.RankedResponse(rank=1, reward=pb.Reward(raw=2)),
-                pb.RankedResponse(reward=failed),
-            ]
+            scored=pb.ScoredGroup(rewards=[pb.Reward(raw=2), failed]),
+            ranks=[pb.Rank(rank=1), pb.Rank()],
         )
-        group = messages.ranked_group(through_the_wire(reply))
+        group = messages.from_rank_response(through_the_wire(reply))
         assert group.ranks == (1, None)
         assert isinstance(group.rewards[1], RewardServiceError)
 
     def test_comparisons_keep_pairs_numbers_and_errors(self) -> None:
         good = pb.Comparison(pair=pb.Pair(first=1, second=0), margin=-2, win_probability=0.25)
         bad = pb.Comparison(
-            pair=pb.Pair(first=0, second=2), error=pb.ResponseError(code="INTERNAL", message="x")
+            pair=pb.Pair(first=0, second=2), error=pb.Error(code="INTERNAL", message="x")
         )
-        reply = pb.CompareResponse(comparisons=[good, bad], rewards=[pb.Reward()] * 3)
-        first, second = messages.compared_group(through_the_wire(reply)).comparisons
+        reply = pb.CompareResponse(comparisons=[good, bad])
+        first, second = messages.from_compare_response(through_the_wire(reply)).comparisons
         assert (first.first, first.second, first.margin, first.win_probability, first.error) == (
             1,
             0,
@@ -188,7 +182,7 @@ class TestResults:
 
     def test_every_field_of_the_model_and_its_counters_is_told(self) -> None:
         reply = pb.GetModelResponse(model="m", max_tokens=9, counters=pb.Counters(cache_hits=7))
-        info = messages.model_info(through_the_wire(reply))
+        info = messages.from_model_response(through_the_wire(reply))
         assert (info.model, info.max_tokens, info.counters.cache_hits) == ("m", 9, 7)
         assert set(ModelInfo.__dataclass_fields__) == set(
             pb.GetModelResponse.DESCRIPTOR.fields_by_name
@@ -204,7 +198,7 @@ class TestResults:
             details=lambda: "full",
             trailing_metadata=lambda: trailers,
         )
-        error = messages.call_error(failed, "host:7")
+        error = messages.from_rpc_error(failed, "host:7")
         assert (error.code, error.message, error.retry_after_s) == (
             "RESOURCE_EXHAUSTED",
             "full",
@@ -259,7 +253,7 @@ class TestFlight:
     def flight(self, num_groups: int, window_groups: int = 4) -> tuple[Flight, list[float]]:
         clock = [0.0]
         requests = (
-            messages.score_request("", str(number), ["a"], "bulk") for number in range(num_groups)
+            messages.to_group("", str(number), ["a"], "bulk") for number in range(num_groups)
         )
         return Flight(requests, 10.0, window_groups, now=lambda: clock[0], target="host:7"), clock
 
@@ -278,17 +272,15 @@ class TestFlight:
                 if (result := flight.pop()) is not None:
                     answered.append(result.fingerprint)  # type: ignore[union-attr]
                     continue
-                if flight.stranded or choices.random() < 0.1:
+                if flight.is_over or choices.random() < 0.1:
                     break
                 request = owed.pop(choices.randrange(len(owed)))
                 if choices.random() < 0.2:
-                    error = pb.ResponseError(
-                        code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=50
-                    )
+                    error = pb.Error(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=50)
                     flight.accept(pb.ScoreStreamResponse(id=request.id, error=error))
                 else:
-                    response = pb.ScoreResponse(fingerprint=request.request.prompt.text)
-                    flight.accept(pb.ScoreStreamResponse(id=request.id, response=response))
+                    response = pb.ScoredGroup(fingerprint=request.group.prompt.text)
+                    flight.accept(pb.ScoreStreamResponse(id=request.id, scored=response))
             if flight.done:
                 break
             clock[0] = 0.0
@@ -296,18 +288,16 @@ class TestFlight:
 
     def test_only_a_broken_stream_is_followed_by_another(self) -> None:
         """A stream that broke while grpc.aio wrote to it ended `score_many` with INTERNAL, the server's UNAVAILABLE hidden."""
-        assert is_break(RewardServiceError("UNAVAILABLE", "gone"))
-        assert is_break(RewardServiceError("INTERNAL", "Internal error from Core"))
-        assert not is_break(RewardServiceError("INTERNAL", "the model failed on this group"))
-        assert not is_break(RewardServiceError("INVALID_ARGUMENT", "prompt"))
+        assert is_interrupted(RewardServiceError("UNAVAILABLE", "gone"))
+        assert is_interrupted(RewardServiceError("INTERNAL", "Internal error from Core"))
+        assert not is_interrupted(RewardServiceError("INTERNAL", "the model failed on this group"))
+        assert not is_interrupted(RewardServiceError("INVALID_ARGUMENT", "prompt"))
 
     def test_an_error_of_one_group_is_its_result(self) -> None:
         flight, _ = self.flight(1)
         (request,) = flight.send()
         flight.accept(
-            pb.ScoreStreamResponse(
-                id=request.id, error=pb.ResponseError(code="INTERNAL", message="x")
-            )
+            pb.ScoreStreamResponse(id=request.id, error=pb.Error(code="INTERNAL", message="x"))
         )
         assert isinstance(flight.pop(), RewardServiceError)
         assert flight.done
@@ -316,7 +306,7 @@ class TestFlight:
         """Streams came back after a fifth of a second, whatever the server said."""
         flight, _ = self.flight(1)
         (request,) = flight.send()
-        full = pb.ResponseError(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=3000)
+        full = pb.Error(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=3000)
         flight.accept(pb.ScoreStreamResponse(id=request.id, error=full))
         assert 3.0 <= flight.pause_s() <= 3.75
 
@@ -327,10 +317,10 @@ class TestFlight:
         for _ in range(4):
             flight.accept(
                 pb.ScoreStreamResponse(
-                    id=request.id, error=pb.ResponseError(code="UNAVAILABLE", message="draining")
+                    id=request.id, error=pb.Error(code="UNAVAILABLE", message="draining")
                 )
             )
-            assert flight.stranded
+            assert flight.is_over
             assert not flight.send()
             pauses.append(flight.pause_s())
             assert flight.start() == [request]

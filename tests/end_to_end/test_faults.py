@@ -24,6 +24,7 @@ from kwise.engine.artifact import read_artifact
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from tests.exports import export_quietly
 from tests.real_data import read_examples
+from tests.requests import compare_request, score_request
 from tests.servers import Server, raw_rewards, running_server, wait_until
 
 EXACT = 1e-4
@@ -135,14 +136,15 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
         try:
             server.process.send_signal(signal.SIGHUP)  # nothing has changed
             wait_until(lambda: "has not changed" in server.log.text)
+            shutil.rmtree(path)
+            shutil.copytree(other, path)
             (path / "model.onnx").write_bytes(b"damaged")
             server.process.send_signal(signal.SIGHUP)
             wait_until(lambda: "reload refused" in server.log.text)
             assert f"{path / 'model.onnx'}: 7 bytes where the manifest says" in server.log.text
             assert model().fingerprint == fingerprints[0]
             before = model().counters
-            shutil.rmtree(path)
-            shutil.copytree(other, path)
+            shutil.copy(other / "model.onnx", path)
             server.process.send_signal(signal.SIGHUP)
             wait_until(lambda: model().fingerprint == fingerprints[1])
             assert model().counters.sequences >= before.sequences > 0
@@ -219,20 +221,20 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
 ) -> None:
     """Random bytes, real requests with bytes changed, cut or repeated, and messages with hostile fields, on every rpc."""
     rng = random.Random(0)
-    message = pb.ScoreRequest(
+    message = score_request(
         prompt=pb.Prompt(
             messages=pb.Conversation(messages=[pb.Message(**turn) for turn in groups[0][0]])
         ),
         responses=[pb.Response(text=text) for text in groups[0][1][:2]],
     )
-    ids = pb.ScoreRequest(
+    ids = score_request(
         prompt=pb.Prompt(token_ids=pb.TokenIds(ids=range(5, 30))),
         responses=[pb.Response(token_ids=pb.TokenIds(ids=[7, 8, 9]))],
     )
     seeds = [
         message.SerializeToString(),
         ids.SerializeToString(),
-        pb.CompareRequest(pairs=[pb.Pair(first=9)]).SerializeToString(),
+        compare_request(pairs=[pb.Pair(first=9)]).SerializeToString(),
     ]
     codes: dict[str, int] = {}
 
@@ -259,7 +261,7 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
             rng.choice([pb.Response(), pb.Response(text=text()), pb.Response(token_ids=some_ids())])
             for _ in range(rng.randrange(6))
         ]
-        return pb.CompareRequest(  # a Score or Rank request too, but for the pairs
+        return compare_request(  # a Score or Rank request too, but for the pairs
             model=rng.choice(["", "", "", "tiny", text()[:40]]),
             prompt=prompt,
             responses=responses,
@@ -335,10 +337,10 @@ def test_a_stream_that_breaks_off_in_what_is_no_request_has_its_requests_answere
         async def sent() -> AsyncIterator[bytes]:
             for id_ in range(number % 5):
                 response = pb.Response(text="To be sure." if number % 2 else "")
-                request = pb.ScoreRequest(
+                request = score_request(
                     prompt=pb.Prompt(text=f"Why {number}?"), responses=[response]
                 )
-                yield pb.ScoreStreamRequest(id=str(id_), request=request).SerializeToString()
+                yield pb.ScoreStreamRequest(id=str(id_), group=request.group).SerializeToString()
             await asyncio.sleep(number % 10 / 1000)
             yield b"\xff no request"
 

@@ -54,7 +54,7 @@ class Response(_message.Message):
     token_ids: TokenIds
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
 
-class ScoreRequest(_message.Message):
+class Group(_message.Message):
     __slots__ = ("model", "prompt", "responses", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -66,21 +66,21 @@ class ScoreRequest(_message.Message):
     priority: Priority
     def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
-class ScoreResponse(_message.Message):
-    __slots__ = ("rewards", "model", "fingerprint", "timing", "precision", "runtime")
+class ScoredGroup(_message.Message):
+    __slots__ = ("rewards", "model", "fingerprint", "precision", "runtime", "timing")
     REWARDS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
-    TIMING_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
     rewards: _containers.RepeatedCompositeFieldContainer[Reward]
     model: str
     fingerprint: str
-    timing: Timing
     precision: str
     runtime: str
-    def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ...) -> None: ...
+    timing: Timing
+    def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class Reward(_message.Message):
     __slots__ = ("value", "raw", "tokens", "dropped_tokens", "control_tokens", "cached", "error")
@@ -97,18 +97,20 @@ class Reward(_message.Message):
     dropped_tokens: int
     control_tokens: int
     cached: bool
-    error: ResponseError
-    def __init__(self, value: _Optional[float] = ..., raw: _Optional[float] = ..., tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., control_tokens: _Optional[int] = ..., cached: bool = ..., error: _Optional[_Union[ResponseError, _Mapping]] = ...) -> None: ...
+    error: Error
+    def __init__(self, value: _Optional[float] = ..., raw: _Optional[float] = ..., tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., control_tokens: _Optional[int] = ..., cached: bool = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
-class ResponseError(_message.Message):
-    __slots__ = ("code", "message", "retry_after_ms")
+class Error(_message.Message):
+    __slots__ = ("code", "message", "retry_after_ms", "response")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
     retry_after_ms: int
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+    response: int
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., response: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("tokenizer_ms", "queue_ms", "model_ms")
@@ -120,41 +122,37 @@ class Timing(_message.Message):
     model_ms: float
     def __init__(self, tokenizer_ms: _Optional[float] = ..., queue_ms: _Optional[float] = ..., model_ms: _Optional[float] = ...) -> None: ...
 
+class ScoreRequest(_message.Message):
+    __slots__ = ("group",)
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    group: Group
+    def __init__(self, group: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
+
+class ScoreResponse(_message.Message):
+    __slots__ = ("scored",)
+    SCORED_FIELD_NUMBER: _ClassVar[int]
+    scored: ScoredGroup
+    def __init__(self, scored: _Optional[_Union[ScoredGroup, _Mapping]] = ...) -> None: ...
+
 class RankRequest(_message.Message):
-    __slots__ = ("model", "prompt", "responses", "priority")
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_FIELD_NUMBER: _ClassVar[int]
-    RESPONSES_FIELD_NUMBER: _ClassVar[int]
-    PRIORITY_FIELD_NUMBER: _ClassVar[int]
-    model: str
-    prompt: Prompt
-    responses: _containers.RepeatedCompositeFieldContainer[Response]
-    priority: Priority
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    __slots__ = ("group",)
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    group: Group
+    def __init__(self, group: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("ranks", "model", "fingerprint", "timing", "precision", "runtime")
+    __slots__ = ("scored", "ranks")
+    SCORED_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
-    TIMING_FIELD_NUMBER: _ClassVar[int]
-    PRECISION_FIELD_NUMBER: _ClassVar[int]
-    RUNTIME_FIELD_NUMBER: _ClassVar[int]
-    ranks: _containers.RepeatedCompositeFieldContainer[RankedResponse]
-    model: str
-    fingerprint: str
-    timing: Timing
-    precision: str
-    runtime: str
-    def __init__(self, ranks: _Optional[_Iterable[_Union[RankedResponse, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ...) -> None: ...
+    scored: ScoredGroup
+    ranks: _containers.RepeatedCompositeFieldContainer[Rank]
+    def __init__(self, scored: _Optional[_Union[ScoredGroup, _Mapping]] = ..., ranks: _Optional[_Iterable[_Union[Rank, _Mapping]]] = ...) -> None: ...
 
-class RankedResponse(_message.Message):
-    __slots__ = ("rank", "reward")
+class Rank(_message.Message):
+    __slots__ = ("rank",)
     RANK_FIELD_NUMBER: _ClassVar[int]
-    REWARD_FIELD_NUMBER: _ClassVar[int]
     rank: int
-    reward: Reward
-    def __init__(self, rank: _Optional[int] = ..., reward: _Optional[_Union[Reward, _Mapping]] = ...) -> None: ...
+    def __init__(self, rank: _Optional[int] = ...) -> None: ...
 
 class Pair(_message.Message):
     __slots__ = ("first", "second")
@@ -165,36 +163,20 @@ class Pair(_message.Message):
     def __init__(self, first: _Optional[int] = ..., second: _Optional[int] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
-    __slots__ = ("model", "prompt", "responses", "pairs", "priority")
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_FIELD_NUMBER: _ClassVar[int]
-    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("group", "pairs")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
-    PRIORITY_FIELD_NUMBER: _ClassVar[int]
-    model: str
-    prompt: Prompt
-    responses: _containers.RepeatedCompositeFieldContainer[Response]
+    group: Group
     pairs: _containers.RepeatedCompositeFieldContainer[Pair]
-    priority: Priority
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., responses: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    def __init__(self, group: _Optional[_Union[Group, _Mapping]] = ..., pairs: _Optional[_Iterable[_Union[Pair, _Mapping]]] = ...) -> None: ...
 
 class CompareResponse(_message.Message):
-    __slots__ = ("comparisons", "rewards", "model", "fingerprint", "timing", "precision", "runtime")
+    __slots__ = ("scored", "comparisons")
+    SCORED_FIELD_NUMBER: _ClassVar[int]
     COMPARISONS_FIELD_NUMBER: _ClassVar[int]
-    REWARDS_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
-    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
-    TIMING_FIELD_NUMBER: _ClassVar[int]
-    PRECISION_FIELD_NUMBER: _ClassVar[int]
-    RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    scored: ScoredGroup
     comparisons: _containers.RepeatedCompositeFieldContainer[Comparison]
-    rewards: _containers.RepeatedCompositeFieldContainer[Reward]
-    model: str
-    fingerprint: str
-    timing: Timing
-    precision: str
-    runtime: str
-    def __init__(self, comparisons: _Optional[_Iterable[_Union[Comparison, _Mapping]]] = ..., rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ...) -> None: ...
+    def __init__(self, scored: _Optional[_Union[ScoredGroup, _Mapping]] = ..., comparisons: _Optional[_Iterable[_Union[Comparison, _Mapping]]] = ...) -> None: ...
 
 class Comparison(_message.Message):
     __slots__ = ("pair", "margin", "win_probability", "error")
@@ -205,26 +187,26 @@ class Comparison(_message.Message):
     pair: Pair
     margin: float
     win_probability: float
-    error: ResponseError
-    def __init__(self, pair: _Optional[_Union[Pair, _Mapping]] = ..., margin: _Optional[float] = ..., win_probability: _Optional[float] = ..., error: _Optional[_Union[ResponseError, _Mapping]] = ...) -> None: ...
+    error: Error
+    def __init__(self, pair: _Optional[_Union[Pair, _Mapping]] = ..., margin: _Optional[float] = ..., win_probability: _Optional[float] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class ScoreStreamRequest(_message.Message):
-    __slots__ = ("id", "request")
+    __slots__ = ("id", "group")
     ID_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     id: str
-    request: ScoreRequest
-    def __init__(self, id: _Optional[str] = ..., request: _Optional[_Union[ScoreRequest, _Mapping]] = ...) -> None: ...
+    group: Group
+    def __init__(self, id: _Optional[str] = ..., group: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
 
 class ScoreStreamResponse(_message.Message):
-    __slots__ = ("id", "response", "error")
+    __slots__ = ("id", "scored", "error")
     ID_FIELD_NUMBER: _ClassVar[int]
-    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     id: str
-    response: ScoreResponse
-    error: ResponseError
-    def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[ScoreResponse, _Mapping]] = ..., error: _Optional[_Union[ResponseError, _Mapping]] = ...) -> None: ...
+    scored: ScoredGroup
+    error: Error
+    def __init__(self, id: _Optional[str] = ..., scored: _Optional[_Union[ScoredGroup, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model",)
@@ -233,7 +215,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "fingerprint", "layout", "precision", "runtime", "max_tokens", "max_batch_tokens", "overlong", "control_tokens", "reward_mean", "reward_std", "counters")
+    __slots__ = ("model", "fingerprint", "layout", "precision", "runtime", "max_tokens", "max_batch_tokens", "overlong", "control_tokens", "reward_mean", "reward_std", "counters", "max_responses", "max_pairs")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +228,8 @@ class GetModelResponse(_message.Message):
     REWARD_MEAN_FIELD_NUMBER: _ClassVar[int]
     REWARD_STD_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PAIRS_FIELD_NUMBER: _ClassVar[int]
     model: str
     fingerprint: str
     layout: str
@@ -258,7 +242,9 @@ class GetModelResponse(_message.Message):
     reward_mean: float
     reward_std: float
     counters: Counters
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ...) -> None: ...
+    max_responses: int
+    max_pairs: int
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., max_responses: _Optional[int] = ..., max_pairs: _Optional[int] = ...) -> None: ...
 
 class Counters(_message.Message):
     __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows", "busy_s", "idle_with_work_s")

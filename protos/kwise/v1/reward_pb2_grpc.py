@@ -26,19 +26,36 @@ if _version_not_supported:
 
 
 class RewardServiceStub(object):
-    """Every rpc is idempotent: a reward is a pure function of (artifact, prompt, response), so a call that failed with
-    UNAVAILABLE can be sent again as it is. A full queue's RESOURCE_EXHAUSTED has the trailing metadata `grpc-retry-pushback-ms`,
-    which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
-    cancels, leaves the queue before it costs a pass of the model.
+    """Rewards from a reward model.
 
-    Clients take turns. A client is a connection, or what the metadata `kwise-client` of its calls names.
+    Idempotency: every rpc is idempotent, because a reward is a pure function of the artifact, the
+    prompt and the response. The same call can be sent again at any time.
 
-    Statuses common to the unary rpcs:
-    INVALID_ARGUMENT    a malformed request; the message names the field and the limit
-    NOT_FOUND           no model of that name is served
-    RESOURCE_EXHAUSTED  the client has as many tokens in the queue as are left free, text not tokenised yet estimated
-    UNAVAILABLE         the server drains, or is not ready yet
-    INTERNAL            the model failed on every response
+    Deadlines: give every call one. A group leaves the queue before it costs a pass of the model when
+    its deadline passes or its client cancels.
+
+    Retries: send a call again after UNAVAILABLE, and after RESOURCE_EXHAUSTED if it has the trailing
+    metadata `grpc-retry-pushback-ms`, after that many milliseconds. gRPC's own retry policy does
+    this. Do not retry the other statuses. CANCELLED from a server whose grace period is over may be
+    retried too.
+
+    Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
+    `kwise-client` of its calls.
+
+    Statuses of all unary rpcs:
+    INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
+    value and the limit. If the problem lies in one response, the trailing
+    metadata `kwise-response` has its index.
+    NOT_FOUND           The server does not serve a model of that name.
+    RESOURCE_EXHAUSTED  The queue has no room for this client. A message that is larger than the
+    server's --max-message-bytes has this status too, without advice to retry.
+    UNAVAILABLE         The server drains, or is not ready yet.
+    INTERNAL            The model failed on every response, or the server has a bug. The server's
+    log has the details.
+    UNKNOWN             The request is not a protobuf message of the right type.
+
+    Limits of a request, refused before any work is done: the number of responses
+    (--max-responses) and the number of pairs of a Compare (--max-pairs).
     """
 
     def __init__(self, channel):
@@ -75,57 +92,85 @@ class RewardServiceStub(object):
 
 
 class RewardServiceServicer(object):
-    """Every rpc is idempotent: a reward is a pure function of (artifact, prompt, response), so a call that failed with
-    UNAVAILABLE can be sent again as it is. A full queue's RESOURCE_EXHAUSTED has the trailing metadata `grpc-retry-pushback-ms`,
-    which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
-    cancels, leaves the queue before it costs a pass of the model.
+    """Rewards from a reward model.
 
-    Clients take turns. A client is a connection, or what the metadata `kwise-client` of its calls names.
+    Idempotency: every rpc is idempotent, because a reward is a pure function of the artifact, the
+    prompt and the response. The same call can be sent again at any time.
 
-    Statuses common to the unary rpcs:
-    INVALID_ARGUMENT    a malformed request; the message names the field and the limit
-    NOT_FOUND           no model of that name is served
-    RESOURCE_EXHAUSTED  the client has as many tokens in the queue as are left free, text not tokenised yet estimated
-    UNAVAILABLE         the server drains, or is not ready yet
-    INTERNAL            the model failed on every response
+    Deadlines: give every call one. A group leaves the queue before it costs a pass of the model when
+    its deadline passes or its client cancels.
+
+    Retries: send a call again after UNAVAILABLE, and after RESOURCE_EXHAUSTED if it has the trailing
+    metadata `grpc-retry-pushback-ms`, after that many milliseconds. gRPC's own retry policy does
+    this. Do not retry the other statuses. CANCELLED from a server whose grace period is over may be
+    retried too.
+
+    Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
+    `kwise-client` of its calls.
+
+    Statuses of all unary rpcs:
+    INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
+    value and the limit. If the problem lies in one response, the trailing
+    metadata `kwise-response` has its index.
+    NOT_FOUND           The server does not serve a model of that name.
+    RESOURCE_EXHAUSTED  The queue has no room for this client. A message that is larger than the
+    server's --max-message-bytes has this status too, without advice to retry.
+    UNAVAILABLE         The server drains, or is not ready yet.
+    INTERNAL            The model failed on every response, or the server has a bug. The server's
+    log has the details.
+    UNKNOWN             The request is not a protobuf message of the right type.
+
+    Limits of a request, refused before any work is done: the number of responses
+    (--max-responses) and the number of pairs of a Compare (--max-pairs).
     """
 
     def Score(self, request, context):
-        """One reward per response, in the request's order. A response that cannot be scored (too long, refused control
-        tokens, the model fails on it) carries its own error; its siblings are scored. Where none is scored, and no response
-        is at fault by itself, the call fails.
+        """Return one reward per response, in the order of the request.
+
+        A response that cannot be scored (it is too long, it has control tokens that are refused, the
+        model fails on it) has an error in place of its reward, and the other responses are scored. The
+        call fails only if no response is scored and the cause is not in a single response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rank(self, request, context):
-        """The responses' ranks, 1 the best; equal rewards share a rank. Costs no pass of the model for what is cached.
+        """Return the rewards and ranks of the responses. Errors are as in Score. Cached rewards cost no
+        pass of the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Compare(self, request, context):
-        """Margin and win probability of pairs of responses; no pairs given means all C(K,2). Costs no pass of the model
-        for what is cached.
+        """Return the rewards, and the margin and win probability of pairs of responses.
+
+        Errors are as in Score; besides, INVALID_ARGUMENT if there are fewer than two responses, or if a
+        pair names a response that does not exist. Cached rewards cost no pass of the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ScoreStream(self, request_iterator, context):
-        """Many groups in flight on one stream. Replies come as groups finish, not in the order of the requests; match them
-        by `id`. A group that fails answers with its own error and leaves the stream open. A server that drains answers what
-        it has read and ends the stream with UNAVAILABLE: send the rest on another one. Bytes that are no request end it with
-        INVALID_ARGUMENT, once what came before them is answered.
+        """Score many groups on one stream.
+
+        Replies come as groups finish and not in the order of the requests; match them by `id`. A group
+        that fails is answered with its own error, and the stream stays open. The server works on up to
+        256 groups of a stream at once; a client that sends more waits at HTTP/2's flow control.
+
+        The stream ends with UNAVAILABLE when the server drains: what the server has read is answered
+        first, and the rest belongs on another stream. It ends with INVALID_ARGUMENT at a message that
+        cannot be parsed, after the replies to all earlier ones. A deadline applies to the whole stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """What is served: the artifact, its limits, and what the engine has done so far.
+        """Describe the model that is served: the artifact, the limits, and counters of the work done.
+        Costs no pass of the model and is answered at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,19 +213,36 @@ def add_RewardServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RewardService(object):
-    """Every rpc is idempotent: a reward is a pure function of (artifact, prompt, response), so a call that failed with
-    UNAVAILABLE can be sent again as it is. A full queue's RESOURCE_EXHAUSTED has the trailing metadata `grpc-retry-pushback-ms`,
-    which gRPC's own retry policy obeys. Give every call a deadline: a group whose deadline passes, or whose client
-    cancels, leaves the queue before it costs a pass of the model.
+    """Rewards from a reward model.
 
-    Clients take turns. A client is a connection, or what the metadata `kwise-client` of its calls names.
+    Idempotency: every rpc is idempotent, because a reward is a pure function of the artifact, the
+    prompt and the response. The same call can be sent again at any time.
 
-    Statuses common to the unary rpcs:
-    INVALID_ARGUMENT    a malformed request; the message names the field and the limit
-    NOT_FOUND           no model of that name is served
-    RESOURCE_EXHAUSTED  the client has as many tokens in the queue as are left free, text not tokenised yet estimated
-    UNAVAILABLE         the server drains, or is not ready yet
-    INTERNAL            the model failed on every response
+    Deadlines: give every call one. A group leaves the queue before it costs a pass of the model when
+    its deadline passes or its client cancels.
+
+    Retries: send a call again after UNAVAILABLE, and after RESOURCE_EXHAUSTED if it has the trailing
+    metadata `grpc-retry-pushback-ms`, after that many milliseconds. gRPC's own retry policy does
+    this. Do not retry the other statuses. CANCELLED from a server whose grace period is over may be
+    retried too.
+
+    Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
+    `kwise-client` of its calls.
+
+    Statuses of all unary rpcs:
+    INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
+    value and the limit. If the problem lies in one response, the trailing
+    metadata `kwise-response` has its index.
+    NOT_FOUND           The server does not serve a model of that name.
+    RESOURCE_EXHAUSTED  The queue has no room for this client. A message that is larger than the
+    server's --max-message-bytes has this status too, without advice to retry.
+    UNAVAILABLE         The server drains, or is not ready yet.
+    INTERNAL            The model failed on every response, or the server has a bug. The server's
+    log has the details.
+    UNKNOWN             The request is not a protobuf message of the right type.
+
+    Limits of a request, refused before any work is done: the number of responses
+    (--max-responses) and the number of pairs of a Compare (--max-pairs).
     """
 
     @staticmethod

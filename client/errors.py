@@ -1,0 +1,37 @@
+"""The error of a call, a group or a response that a server did not score."""
+
+from kwise.errors import KwiseError, Status
+
+
+class RewardServiceError(KwiseError):
+    """A call, a group or a response that the server did not score.
+
+    One class stands for every status, because gRPC itself may set one (DEADLINE_EXCEEDED, say).
+
+    Attributes:
+        status: the gRPC status; UNKNOWN if `code` is not a name that gRPC defines.
+        code: the name of the status, as the server sent it.
+        message: the server's message, without code and address.
+        response: the index of the response that the error is about; None if it is not about one.
+        target: the server's address if a whole call failed; "" if a group or a response did.
+        retry_after_s: the server's advice when to try again, in seconds; None if it gave none.
+    """
+
+    status = Status.UNKNOWN
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        target: str = "",
+        retry_after_s: float | None = None,
+        response: int | None = None,
+    ) -> None:
+        super().__init__(f"{code} at {target}: {message}" if target else f"{code}: {message}")
+        self.status = Status.named(code)
+        self.code = code
+        self.message = message
+        self.target = target
+        self.retry_after_s = retry_after_s
+        self.response = response
