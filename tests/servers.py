@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,11 @@ def raw_rewards(scored: object) -> list[float]:
 
 
 @contextmanager
-def running_server(artifact: Path, *options: str) -> Iterator["Server"]:
+def running_server(
+    artifact: Path, *options: str, entry_point: Sequence[str] = (sys.executable, "-m", "kwise")
+) -> Iterator["Server"]:
     """Run `kwise serve` in a process of its own on a free port, and stop it at the end."""
-    command = [sys.executable, "-m", "kwise", "serve", str(artifact), "--port", "0", *options]
+    command = [*entry_point, "serve", str(artifact), "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=artifact)
     log, ports = Log(), queue.SimpleQueue[int | None]()
     reader = threading.Thread(target=log.read, args=(process, ports.put))
