@@ -1,4 +1,4 @@
-"""`kwise data` as it is typed: what is written, what is told, and the exit codes."""
+"""`kwise data` on the command line: outputs, messages and exit codes."""
 
 import gzip
 import io
@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from kwise.cli import main
-from kwise.train.data.convert import ConvertConfig, convert
+from kwise.train.data.convert.convert import convert
+from kwise.train.data.convert.options import ConvertConfig
+from kwise.train.data.convert.report import ConversionReport
 from kwise.train.data.formats.table import FormatName
-from kwise.train.data.tally import Tally
 from kwise.train.rankings.errors import MAX_PROBLEMS
 from kwise.train.rankings.read import read_rankings
 
@@ -26,7 +27,7 @@ GOOD = {"prompt": "P", "responses": [{"text": "a", "rank": 1}, {"text": "b", "ra
 def kwise(*arguments: str | Path) -> int:
     try:
         return main(["data", *map(str, arguments)])
-    except SystemExit as ended:  # argparse's own end
+    except SystemExit as ended:  # argparse exits by itself
         return int(ended.code or 0)
 
 
@@ -50,9 +51,9 @@ def test_pairs_become_rankings_that_train_reads(
     assert [(r.prompt[0].content, r.responses, r.ranks) for r in read_rankings(output)] == [
         (f"P{index}", ("good", "bad"), (1, 2)) for index in range(3)
     ]
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == "trl: 3 rows read, 3 rankings written\n"
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "trl: 3 rows read, 3 rankings written\n"
     assert files_in(tmp_path) == {"in.jsonl", "out.jsonl"}
 
 
@@ -73,7 +74,7 @@ def test_several_files_and_a_compressed_output(tmp_path: Path) -> None:
         (["3"], "in.jsonl:3: row: must be an object"),
         (
             [{"prompt": "P", "chosen": 1, "rejected": "b"}],
-            "in.jsonl:3: chosen: must be a text, not a number",
+            "in.jsonl:3: chosen: must be a string, not a number",
         ),
     ],
 )
@@ -88,30 +89,30 @@ def test_a_bad_row_leaves_no_output(
     written(Path("in.jsonl"), *PAIRS[:2], *rows, PAIRS[2])
     for output in ("out.jsonl", "-"):
         assert kwise("convert", "in.jsonl", "--output", output) == 1
-        said = capsys.readouterr()
-        assert said.out == "" and problem in said.err and "no rankings written" in said.err
+        printed = capsys.readouterr()
+        assert printed.out == "" and problem in printed.err and "no rankings written" in printed.err
         assert files_in(tmp_path) == {"in.jsonl"}
     written(Path("in.jsonl"), *rows, *PAIRS)  # the format is that of the first row that can be read
     problem = problem.replace(":3:", ":1:")
     assert kwise("convert", "in.jsonl", "--skip-bad") == 0
-    said = capsys.readouterr()
-    assert said.out.count("\n") == 3
-    assert "left out: 1 x row: cannot be read (--skip-bad)" in said.err and problem in said.err
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 3
+    assert "skipped: 1 x row: cannot be read (--skip-bad)" in printed.err and problem in printed.err
 
 
 @pytest.mark.parametrize("num_bad", [MAX_PROBLEMS, MAX_PROBLEMS + 1])
-def test_problems_are_told_up_to_a_limit(
+def test_problems_are_reported_up_to_a_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], num_bad: int
 ) -> None:
     assert (
         kwise("convert", "--format", "trl", written(tmp_path / "in.jsonl", *["{"] * num_bad)) == 1
     )
-    said = capsys.readouterr().err
-    assert said.count("not JSON") == MAX_PROBLEMS
-    assert ("there are more" in said) == (num_bad > MAX_PROBLEMS)
+    printed = capsys.readouterr().err
+    assert printed.count("not JSON") == MAX_PROBLEMS
+    assert ("there are more" in printed) == (num_bad > MAX_PROBLEMS)
 
 
-def test_an_output_that_is_there_is_replaced_on_demand_only_and_by_a_whole_one(
+def test_an_existing_output_is_replaced_only_on_demand_and_by_a_whole_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = written(tmp_path / "out.jsonl", "old")
@@ -134,7 +135,7 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         ("convert", 2, "the following arguments are required: INPUT"),
         ("convert none.jsonl", 1, "No such file or directory: 'none.jsonl'"),
@@ -147,62 +148,62 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
         ),
         ("convert in.jsonl --output /dev/null --overwrite", 2, "--output /dev/null is not a file"),
         ("convert in.jsonl --format csv", 2, "'csv' is not one of kwise, hh-rlhf"),
-        ("convert in.jsonl --score-column x", 2, "--score-column means nothing for the format trl"),
+        ("convert in.jsonl --score-column x", 2, "--score-column has no effect on the format trl"),
         (
             "convert in.jsonl --merge annotator",
             2,
-            "--merge annotator means nothing for the format trl",
+            "--merge annotator has no effect on the format trl",
         ),
-        ("convert - -", 2, "standard input (-) can be read once"),
+        ("convert - -", 2, "standard input (-) can be read only once"),
         (
-            "convert strange.jsonl",
+            "convert unknown.jsonl",
             2,
-            "strange.jsonl:1: the keys (text, label) are of no format that is known",
+            "unknown.jsonl:1: no known format has the keys (text, label)",
         ),
-        ("convert strange.jsonl --format trl", 1, "strange.jsonl:1: row: has no 'chosen'"),
+        ("convert unknown.jsonl --format trl", 1, "unknown.jsonl:1: row: has no 'chosen'"),
         ("convert empty.jsonl", 1, "empty.jsonl: no rankings"),
         (
             "convert tied.jsonl",
             1,
-            "left out: 1 x ranking: all responses are tied (--keep-tied writes them)",
+            "skipped: 1 x ranking: all responses are tied (--keep-tied writes them)",
         ),
         ("convert array.json", 1, "array.json: no rankings"),
         ("validate none.jsonl", 1, "No such file or directory"),
         ("validate empty.jsonl", 1, "empty.jsonl: no rankings"),
-        ("validate strange.jsonl", 1, "strange.jsonl:1: ranking: has no 'prompt'"),
+        ("validate unknown.jsonl", 1, "unknown.jsonl:1: ranking: has no 'prompt'"),
         (
             "validate in.jsonl",
             1,
-            "in.jsonl: is of the format trl, by its first row; kwise data convert makes rankings of it",
+            "in.jsonl: is in the format trl, judging by its first row; convert it with kwise data convert",
         ),
         (
             "validate array.json",
             1,
-            "array.json: is a JSON array; kwise data convert makes rankings of it",
+            "array.json: is a JSON array; convert it with kwise data convert",
         ),
         (
             "validate some.parquet",
             1,
-            "some.parquet: is Parquet; kwise data convert makes rankings of it",
+            "some.parquet: is Parquet; convert it with kwise data convert",
         ),
         ("validate in.jsonl --max-problems 0", 2, "--max-problems is 0; it must be at least 1"),
         ("stats in.jsonl", 1, "see kwise data validate"),
         ("stats empty.jsonl", 1, "empty.jsonl: no rankings"),
-        ("stats - --against -", 2, "standard input (-) can be read once"),
+        ("stats - --against -", 2, "standard input (-) can be read only once"),
         ("", 2, "the following arguments are required: WHAT"),
     ],
 )
-def test_a_mistake_is_told_with_its_exit_code(
+def test_a_mistake_is_reported_with_its_exit_code(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: str,
     code: int,
-    says: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     written(Path("in.jsonl"), *PAIRS)
-    written(Path("strange.jsonl"), {"text": "a", "label": 1})
+    written(Path("unknown.jsonl"), {"text": "a", "label": 1})
     written(Path("empty.jsonl"))
     written(Path("array.json"), [])
     written(Path("some.parquet"), "PAR1 and so on")
@@ -214,8 +215,12 @@ def test_a_mistake_is_told_with_its_exit_code(
         },
     )
     assert kwise(*arguments.split()) == code
-    said = capsys.readouterr()
-    assert says in " ".join(said.err.split()) and said.out == "" and "Traceback" not in said.err
+    printed = capsys.readouterr()
+    assert (
+        message in " ".join(printed.err.split())
+        and printed.out == ""
+        and "Traceback" not in printed.err
+    )
 
 
 def test_validate_checks_every_line(
@@ -248,21 +253,21 @@ def test_a_ranking_is_written_before_the_next_row_is_read(monkeypatch: pytest.Mo
 
     stream = Endless()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(stream)))
-    lines = convert(ConvertConfig(input=("-",)), Tally())
+    lines = convert(ConvertConfig(input=("-",)), ConversionReport())
     assert sum(1 for _ in islice(lines, 5000)) == 5000
     assert stream.num_rows < 5010
 
 
 @pytest.mark.parametrize(
-    ("begin", "says"),
-    [(b"BZh91AY", "packed by bzip2"), (b"\x28\xb5\x2f\xfd\0", "packed by zstandard")],
+    ("begin", "message"),
+    [(b"BZh91AY", "compressed with bzip2"), (b"\x28\xb5\x2f\xfd\0", "compressed with zstandard")],
 )
-def test_what_has_to_be_unpacked_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], begin: bytes, says: str
+def test_other_compressions_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], begin: bytes, message: str
 ) -> None:
     (tmp_path / "in").write_bytes(begin)
     assert kwise("convert", tmp_path / "in") == 1
-    assert f"{says}; unpack it first" in capsys.readouterr().err
+    assert f"{message}; decompress it first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("task", ["convert", "validate", "stats"])
@@ -275,7 +280,7 @@ def test_help_shows_no_empty_default_and_every_format(
     assert task != "convert" or all(f"\n  {name.value}" in shown for name in FormatName)
 
 
-def test_ties_throughout_are_kept_and_valid_on_demand(tmp_path: Path) -> None:
+def test_rankings_that_are_all_tied_are_kept_and_valid_on_demand(tmp_path: Path) -> None:
     tied = {
         "instruction": "P",
         "completions": [{"response": text, "overall_score": 1} for text in "ab"],
@@ -299,7 +304,7 @@ def process(*arguments: str, pipe_from: bytes = b"") -> subprocess.CompletedProc
     )
 
 
-def test_commands_are_joined_by_pipes() -> None:
+def test_commands_can_be_joined_by_pipes() -> None:
     rows = "".join(json.dumps(pair) + "\n" for pair in PAIRS).encode()
     converted = process("convert", "-", pipe_from=gzip.compress(rows))
     assert converted.returncode == 0, converted.stderr
@@ -312,7 +317,7 @@ def test_commands_are_joined_by_pipes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "row", "says"),
+    ("arguments", "row", "message"),
     [
         (
             "convert",
@@ -323,10 +328,10 @@ def test_commands_are_joined_by_pipes() -> None:
         ("stats --json", GOOD, b""),
     ],
 )
-def test_a_reader_that_has_seen_enough_costs_no_complaint(
-    tmp_path: Path, arguments: str, row: dict[str, Any], says: bytes
+def test_a_reader_that_closes_the_pipe_early_causes_no_error(
+    tmp_path: Path, arguments: str, row: dict[str, Any], message: bytes
 ) -> None:
-    """`stats` and `validate` failed when Python flushed what they had printed: a traceback, and 120."""
+    """Python flushes once more at exit, which would end in a traceback and the exit code 120."""
     path = written(tmp_path / "in.jsonl", *[row] * 500)
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -338,11 +343,11 @@ def test_a_reader_that_has_seen_enough_costs_no_complaint(
             check=False,
             timeout=60,
         )
-    assert (ended.returncode, ended.stderr) == (0, says)
+    assert (ended.returncode, ended.stderr) == (0, message)
 
 
-def test_validate_reads_a_pipe_that_has_a_name_once() -> None:
-    """As `<(zcat FILE)` gives it: what is read to tell the format would be gone."""
+def test_validate_reads_a_named_pipe_only_once() -> None:
+    """What is read from `<(zcat FILE)` to recognise the format could not be read again."""
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "w") as pipe:
         pipe.write(json.dumps(GOOD) + "\n")
@@ -354,11 +359,11 @@ def test_validate_reads_a_pipe_that_has_a_name_once() -> None:
     assert ended.stdout == f"/dev/fd/{read_end}: 1 rankings, no problems\n".encode(), ended.stderr
 
 
-def test_no_command_on_data_imports_what_takes_long(tmp_path: Path) -> None:
+def test_no_command_on_data_imports_slow_packages(tmp_path: Path) -> None:
     path = written(tmp_path / "in.jsonl", GOOD)
     program = (
         "import sys; from kwise.cli import main; main(sys.argv[1:]); "
-        "print(sorted({'torch', 'numpy', 'transformers', 'pyarrow', 'grpc'} & sys.modules.keys()), file=sys.stderr)"
+        "print(sorted({'torch', 'numpy', 'transformers', 'pyarrow', 'scipy', 'grpc'} & sys.modules.keys()), file=sys.stderr)"
     )
     for arguments in (("convert", path), ("validate", path), ("stats", path)):
         ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""Rows are the same in every kind of file, come one at a time, and a damaged file says where it is damaged."""
+"""Reading of files: equal rows from every kind of file, one at a time, and errors with a place."""
 
 import gzip
 import io
@@ -15,9 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kwise.errors import ConfigError
-from kwise.train.data import files
-from kwise.train.data.files import read_rows
-from kwise.train.data.formats.items import RowProblem
+from kwise.train.data.files.json_array import CHUNK_BYTES, read_array
+from kwise.train.data.files.read_rows import read_rows
+from kwise.train.data.rows.items import RowProblem
 from kwise.train.rankings.errors import RankingsError
 
 ROWS: list[dict[str, Any]] = [
@@ -32,7 +32,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
-    """`rows` in the kind of file that the name says."""
+    """Write `rows` in the kind of file that the suffix of `path` stands for."""
     if path.suffix == ".parquet":
         pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
@@ -54,11 +54,11 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
 def test_rows_are_the_same_in_every_kind_of_file(tmp_path: Path, name: str) -> None:
     numbers, rows = zip(*read_rows(written(tmp_path / name, ROWS)), strict=True)
     assert list(rows) == ROWS
-    assert numbers == ((1, 3, 5) if "jsonl" in name else (1, 2, 3))  # of JSON Lines, the line
+    assert numbers == ((1, 3, 5) if "jsonl" in name else (1, 2, 3))  # in JSON Lines, the line
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json.gz"])
-def test_the_content_tells_the_kind_and_the_name_does_not(
+def test_the_kind_is_recognised_by_content_and_not_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     content = Path(written(tmp_path / name, ROWS)).read_bytes()
@@ -76,17 +76,16 @@ JSON = st.recursive(
 )
 
 
-@example([0.0], 1, False, None)  # "0." was taken for the number 0
+@example([0.0], 1, False, None)  # a chunk that ends in "0."
 @given(st.lists(JSON, max_size=5), st.integers(1, 40), st.booleans(), st.sampled_from([None, 2]))
-def test_an_array_is_read_alike_wherever_chunks_end(
+def test_an_array_does_not_depend_on_where_chunks_end(
     values: list[Any], chunk: int, is_ascii: bool, indent: int | None
 ) -> None:
     content = json.dumps(values, ensure_ascii=is_ascii, indent=indent).encode(
         "utf-8", "surrogatepass"
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_CHUNK_BYTES", chunk)
-        assert [row for _, row in files._array_rows(io.BytesIO(content), "a.json")] == values
+    stream = io.BytesIO(content)
+    assert [row for _, row in read_array(stream, "a.json", chunk_bytes=chunk)] == values
 
 
 @pytest.mark.parametrize(
@@ -103,18 +102,18 @@ def test_an_array_is_read_alike_wherever_chunks_end(
         ('[{"a": 1},]', 1, "a.json:2: row: not JSON: Expecting value"),
         ('[{"a": 1}]\n[{"a": 2}]', 1, "a.json:2: row: there is more after the array"),
         ("[12", 0, "a.json:1: row: the array does not end"),
-        ("[" * 100_000, 0, "a.json:1: row: not JSON that can be read: too deep"),
+        ("[" * 100_000, 0, "a.json:1: row: not readable as JSON: it is nested too deep"),
         (b'["\xff"]', 0, "a.json:1: row: not UTF-8"),
     ],
 )
-def test_a_damaged_array_ends_with_the_place_of_the_damage(
+def test_a_damaged_array_is_reported_with_the_place_of_the_damage(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     content: str | bytes,
     num_rows: int,
     problem: str,
 ) -> None:
-    """Whatever is left out between elements would be rows lost silently."""
+    """Skipping the damage would lose rows silently."""
     monkeypatch.chdir(tmp_path)
     Path("a.json").write_bytes(content.encode() if isinstance(content, str) else content)
     rows = read_rows("a.json")
@@ -140,7 +139,7 @@ def test_a_bad_line_is_a_problem_and_the_next_line_follows(tmp_path: Path) -> No
     ]
 
 
-def test_a_gzip_file_that_is_cut_short_is_an_error(tmp_path: Path) -> None:
+def test_a_truncated_gzip_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-20])
     with pytest.raises(RankingsError, match="not a complete gzip file"):
@@ -151,15 +150,15 @@ def test_a_damaged_parquet_file_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     path = tmp_path / "a.parquet"
     path.write_bytes(Path(written(tmp_path / "whole.parquet", ROWS)).read_bytes()[:-10])
-    with pytest.raises(RankingsError, match="not Parquet that can be read"):
+    with pytest.raises(RankingsError, match="not readable as Parquet"):
         read_all(read_rows(str(path)))
 
 
 def test_parquet_inside_gzip_is_refused(tmp_path: Path) -> None:
-    """pyarrow opened the packed file, and the problem was said to be damage."""
+    """pyarrow would report the compressed file as damaged."""
     path = tmp_path / "a.parquet.gz"
     path.write_bytes(gzip.compress(Path(written(tmp_path / "a.parquet", ROWS)).read_bytes()))
-    with pytest.raises(RankingsError, match="is Parquet packed by gzip; unpack it first"):
+    with pytest.raises(RankingsError, match="is Parquet compressed with gzip; decompress it first"):
         read_all(read_rows(str(path)))
 
 
@@ -173,7 +172,7 @@ def test_parquet_on_standard_input_is_refused(
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
-    """In a process of its own, where the import of pyarrow fails as it does on a machine without it."""
+    """A separate process makes the import of pyarrow fail, as on a machine without it."""
     path = written(tmp_path / "a.parquet", ROWS)
     program = "import sys; sys.modules['pyarrow'] = None; from kwise.cli import main; sys.exit(main(sys.argv[1:]))"
     ended = subprocess.run(
@@ -188,10 +187,10 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
 
 
 class Endless(io.RawIOBase):
-    """A stream that never ends, and says how much of it was asked for."""
+    """A stream that never ends and counts the bytes that were read from it."""
 
-    def __init__(self, begin: bytes, again: bytes) -> None:
-        self._pending, self._again, self.num_read = begin, again, 0
+    def __init__(self, beginning: bytes, again: bytes) -> None:
+        self._pending, self._again, self.num_read = beginning, again, 0
 
     def readable(self) -> bool:
         return True
@@ -206,15 +205,15 @@ class Endless(io.RawIOBase):
 
 
 @pytest.mark.parametrize(
-    ("begin", "again"),
+    ("beginning", "again"),
     [(b"", b'{"a": 1}\n'), (b"[0", b', {"a": 1}'), (b" \n [0", b',{"a":\n "1"}')],
 )
-def test_rows_come_before_the_next_are_read(
-    monkeypatch: pytest.MonkeyPatch, begin: bytes, again: bytes
+def test_a_row_is_yielded_before_the_next_ones_are_read(
+    monkeypatch: pytest.MonkeyPatch, beginning: bytes, again: bytes
 ) -> None:
-    stream = Endless(begin, again)
+    stream = Endless(beginning, again)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(stream)))
     rows = read_rows("-")
     taken = [next(rows) for _ in range(50_000)]
     assert taken[-1][0] == 50_000
-    assert stream.num_read < 50_000 * len(again) + 4 * files._CHUNK_BYTES
+    assert stream.num_read < 50_000 * len(again) + 4 * CHUNK_BYTES

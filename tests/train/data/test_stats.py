@@ -1,4 +1,4 @@
-"""The figures of a file of rankings, each against one worked out by hand or by a slower way."""
+"""The figures of a file of rankings, against figures by hand or from a slower computation."""
 
 import json
 import math
@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.cli import main
-from kwise.train.data.agreement import agreement
+from kwise.train.data.stats.agreement import agreement, count_pairs
 
 
 def ranking(prompt: Any, **ranks: int) -> dict[str, Any]:
-    """Each response by its text."""
+    """Return a ranking of responses, given by their texts."""
     return {
         "prompt": prompt,
         "responses": [{"text": text, "rank": rank} for text, rank in ranks.items()],
@@ -40,14 +40,12 @@ def test_counts_ties_lengths_and_repetitions(
     twin["responses"].append({"text": "b", "rank": 2})
     path = written(
         tmp_path / "a.jsonl",
-        ranking(
-            "P", aa=1, b=2, cccc=2
-        ),  # longer wins: aa > b; loses: aa > cccc; b and cccc are tied
+        ranking("P", aa=1, b=2, cccc=2),  # longer wins in aa > b and loses in aa > cccc
         ranking("P", aa=1, cccc=2, b=2),  # the same ranking in another order
-        twin,  # "b" twice
+        twin,  # "b" occurs twice
         ranking(
             [{"role": "user", "content": "12345"}, {"role": "user", "content": "6"}], a=1, b=2
-        ),  # of one length
+        ),  # equal lengths
         ranking("P", a=1, b=1),  # all tied
     )
     found = figures(capsys, path)
@@ -67,7 +65,7 @@ def test_counts_ties_lengths_and_repetitions(
     assert found["leakage"] is None
 
 
-def test_prompts_in_both_splits_are_found_whatever_their_case_and_spaces(
+def test_prompts_in_both_splits_are_found_ignoring_case_and_spaces(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training = written(
@@ -81,9 +79,7 @@ def test_prompts_in_both_splits_are_found_whatever_their_case_and_spaces(
         tmp_path / "val.jsonl",
         ranking(" why is the SKY blue?", d=1, e=2),
         ranking("Whyisthe sky blue?", d=1, e=2),
-        ranking(
-            [{"role": "user", "content": "another"}], d=1, e=2
-        ),  # the same prompt, written as messages
+        ranking([{"role": "user", "content": "another"}], d=1, e=2),  # the same prompt as messages
         ranking("x y", a=1, b=2),
     )
     leakage = figures(capsys, training, "--against", validation)["leakage"]
@@ -96,7 +92,7 @@ def test_prompts_in_both_splits_are_found_whatever_their_case_and_spaces(
     assert figures(capsys, training, "--against", training)["leakage"]["num_rankings"] == 4
 
 
-def test_annotators_of_one_prompt_are_compared_on_what_both_ranked(
+def test_annotators_of_one_prompt_are_compared_on_common_responses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(
@@ -134,7 +130,7 @@ RANKS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=2, ma
 
 
 @given(RANKS)
-def test_taus_follow_their_definition_and_do_not_depend_on_which_is_first(
+def test_tau_b_follows_its_definition_and_is_symmetric(
     ranks: list[tuple[int, int]],
 ) -> None:
     first, second = ({index: pair[side] for index, pair in enumerate(ranks)} for side in (0, 1))
@@ -148,11 +144,20 @@ def test_taus_follow_their_definition_and_do_not_depend_on_which_is_first(
         assert agreement([[first, first]]).kendall_tau_b == pytest.approx(1)
 
 
+@given(RANKS)
+def test_tau_b_equals_that_of_scipy(ranks: list[tuple[int, int]]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    first, second = zip(*ranks, strict=True)
+    tau = count_pairs(first, second).kendall_tau_b()
+    expected = stats.kendalltau(first, second).statistic
+    assert math.isnan(expected) if tau is None else tau == pytest.approx(expected)
+
+
 def _sign(difference: int) -> int:
     return (difference > 0) - (difference < 0)
 
 
-def test_the_table_says_what_the_json_says(
+def test_the_table_has_the_figures_of_the_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(
@@ -170,7 +175,7 @@ def test_the_table_says_what_the_json_says(
         "responses": "7",
         "pairs": "5",
         "rankings by K": "2: 2, 3: 1",
-        "pairs tied": "40.0%",
+        "tied pairs": "40.0%",
         "rankings all tied": "1",
         "prompt, characters": "median 1, p95 1, max 1",
         "response, characters": "median 1, p95 2, max 2",
@@ -178,6 +183,6 @@ def test_the_table_says_what_the_json_says(
         "repeated responses": "0 (same text as another of the ranking)",
         "longer one wins": "100.0% of pairs of different length",
         "annotators agree": "100.0% of 1 pairs that two rankings order",
-        "Kendall's tau-b": "1.000, mean of 1 x two rankings of 1 prompts",
+        "Kendall's tau-b": "1.000, mean over 1 pairs of rankings of 1 prompts",
         "prompts in both": f"2 (3 rankings here, 3 in {path})",
     }

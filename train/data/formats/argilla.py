@@ -1,30 +1,45 @@
-"""Rankings made in Argilla: answers to a ranking question, one ranking per annotator.
+"""Rankings made in Argilla: the answers to a ranking question, one ranking per annotator.
 
-A record has fields, one of them the prompt and one for each response, and a `RankingQuestion` whose options are named like
-the response fields (`reply-1` for `reply-1`, `reply_1` or "Reply 1"). Exports come in four shapes:
+A record has fields, one of them the prompt and one per response, and a `RankingQuestion` whose
+options are named like the response fields (`reply-1` for `reply-1`, `reply_1` or "Reply 1").
+Answers that were not submitted are skipped. Four shapes of export are read:
 
-- Argilla 1, `FeedbackDataset` as JSON: `{"fields": {…}, "responses": [{"user_id", "status", "values":
-  {QUESTION: {"value": [{"value", "rank"}]}}}]}` (https://docs.argilla.io/en/v1.15.0/guides/llms/practical_guides/create_dataset.html);
-- Argilla 1 on the Hub: a column a field, and `QUESTION: [{"user_id", "value": {"rank": […], "value": […]}, "status"}]`
-  (https://huggingface.co/datasets/NextWealth/Python-DPO);
-- Argilla 2, `to_list()`: `{"fields": {…}, "responses": {QUESTION: [{"value": [option, …], "user_id"}]}}`, without a status;
-- Argilla 2, `to_list(flatten=True)` and `to_datasets()`: a column a field, and `QUESTION.responses`, `QUESTION.responses.users`,
-  `QUESTION.responses.status` (argilla-io/argilla: argilla/src/argilla/records/_io/_generic.py). Argilla 2 gives options in
-  order, best first, and no ties.
-
-Answers that are not submitted are left out and counted, where the export says so: of Argilla 2's nested lists all are taken.
+- Argilla 1, `FeedbackDataset` as JSON: `{"fields": {…}, "responses": [{"user_id", "status",
+  "values": {QUESTION: {"value": [{"value", "rank"}]}}}]}`;
+- Argilla 1 on the Hub: one column per field, and `QUESTION: [{"user_id", "value": {"rank": […],
+  "value": […]}, "status"}]` (https://huggingface.co/datasets/NextWealth/Python-DPO);
+- Argilla 2, `to_list()`: `{"fields": {…}, "responses": {QUESTION: [{"value": [option, …],
+  "user_id"}]}}`, without a status, so that all answers are read;
+- Argilla 2, `to_list(flatten=True)` and `to_datasets()`: one column per field, and
+  `QUESTION.responses`, `QUESTION.responses.users`, `QUESTION.responses.status`
+  (argilla-io/argilla: argilla/src/argilla/records/_io/_generic.py). Argilla 2 lists options in
+  order, best first, without ties.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kwise.train.data.formats.annotation import choose_prompt, field_named, one_question
-from kwise.train.data.formats.fields import as_list, as_text, records, refuse, required
-from kwise.train.data.formats.items import Item, Left, Ranked, ReadOptions, Row
+from kwise.train.data.rows.annotation_tools import (
+    choose_prompt,
+    choose_question,
+    matching_field,
+    required_field,
+)
+from kwise.train.data.rows.fields import as_list, as_objects, as_string, refuse, required
+from kwise.train.data.rows.items import RankedResponses, ReadOptions, Row, RowItem, Skipped
 
-_FLAT = ".responses"
-_META = frozenset(
-    {"id", "external_id", "status", "metadata", "vectors", "suggestions", "responses", "_server_id"}
+_FLAT_SUFFIX = ".responses"
+_META_KEYS = frozenset(
+    {
+        "id",
+        "external_id",
+        "status",
+        "metadata",
+        "vectors",
+        "suggestions",
+        "responses",
+        "_server_id",
+    }
 )
 
 Answer = tuple[Any, Any]
@@ -32,66 +47,70 @@ Answer = tuple[Any, Any]
 
 
 def is_argilla(row: Row) -> bool:
+    """Return whether `row` has one of the four shapes."""
     if isinstance(row.get("fields"), dict) and "responses" in row:
         return True
-    return any(key.endswith(_FLAT) for key in row) or any(
+    return any(key.endswith(_FLAT_SUFFIX) for key in row) or any(
         _is_hub_question(value) for value in row.values()
     )
 
 
-def read_argilla(row: Row, options: ReadOptions) -> Iterator[Item]:
+def read_argilla(row: Row, options: ReadOptions) -> Iterator[RowItem]:
+    """Yield one ranking per annotator who answered the question."""
     fields, answers = _fields(row), _answers(row)
     rankings = {
-        name: found
-        for name, found in answers.items()
-        if any(_is_ranking(value, fields) for value, _ in found)
+        name: given
+        for name, given in answers.items()
+        if any(_is_ranking(value, fields) for value, _ in given)
     }
     if options.question and all(value is None for value, _ in answers.get(options.question, ())):
-        yield Left(what="row", reason="question not answered", answered=tuple(rankings))
+        yield Skipped(what="row", reason="question not answered", answered=tuple(rankings))
         return
     if not rankings:
-        yield Left(
+        yield Skipped(
             what="row", reason="no annotator's ranking of options that are named like the fields"
         )
         return
-    question = one_question(tuple(rankings), options.question)
+    question = choose_question(tuple(rankings), options.question)
     for value, status in rankings[question]:
         if status not in (None, "submitted"):
-            yield Left(what="annotation", reason="not submitted", answered=(question,))
+            yield Skipped(what="annotation", reason="not submitted", answered=(question,))
         elif value is None:
-            yield Left(what="annotation", reason="question not answered")
+            yield Skipped(what="annotation", reason="question not answered")
         else:
             yield _ranking(question, value, fields, options)
 
 
-def _ranking(question: str, value: Any, fields: Mapping[str, Any], options: ReadOptions) -> Ranked:
-    ordered = _ordered(value, question)
-    names = [field_named(option, fields, f"{question}.value") for option, _ in ordered]
+def _ranking(
+    question: str, value: Any, fields: Mapping[str, Any], options: ReadOptions
+) -> RankedResponses:
+    ranked_options = _ranked_options(value, question)
+    names = [required_field(option, fields, f"{question}.value") for option, _ in ranked_options]
     chosen = choose_prompt(fields, names, options.prompt_column)
-    return Ranked(
+    return RankedResponses(
         prompt=chosen.prompt,
-        responses=tuple(as_text(fields[name], name) for name in names),
-        ranks=tuple(rank for _, rank in ordered),
+        responses=tuple(as_string(fields[name], name) for name in names),
+        ranks=tuple(rank for _, rank in ranked_options),
         note=chosen.note,
         guesses=chosen.guesses if options.question else (("--question", question), *chosen.guesses),
     )
 
 
-def _ordered(value: Any, question: str) -> list[tuple[str, int]]:
-    """(option, rank) of one answer."""
+def _ranked_options(value: Any, question: str) -> list[tuple[str, int]]:
+    """Return (option, rank) for each option of one answer."""
     if isinstance(value, list) and all(isinstance(option, str) for option in value):
         return [(option, rank) for rank, option in enumerate(value, start=1)]
-    ordered = []
-    choices = records(value, f"{question}.value")
+    ranked_options = []
+    choices = as_objects(value, f"{question}.value")
     ranks = [choice.get("rank") for choice in choices]
-    if ranks and all(rank is None for rank in ranks):  # the Argilla 2 server keeps the order alone
+    if ranks and all(rank is None for rank in ranks):  # the Argilla 2 server stores only the order
         ranks = list(range(1, len(choices) + 1))
     for index, (choice, rank) in enumerate(zip(choices, ranks, strict=True)):
         at = f"{question}.value[{index}]"
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            refuse(f"{at}.rank", "must be a whole number from 1 (the best) on")
-        ordered.append((as_text(required(choice, "value", at), f"{at}.value"), rank))
-    return ordered
+            refuse(f"{at}.rank", "must be an integer of at least 1 (1 is the best)")
+        ranked_options.append((as_string(required(choice, "value", at), f"{at}.value"), rank))
+    return ranked_options
 
 
 def _fields(row: Row) -> dict[str, Any]:
@@ -101,7 +120,7 @@ def _fields(row: Row) -> dict[str, Any]:
         name: value
         for name, value in row.items()
         if value is not None
-        and name not in _META
+        and name not in _META_KEYS
         and "." not in name
         and "-suggestion" not in name
         and not _is_hub_question(value)
@@ -109,17 +128,17 @@ def _fields(row: Row) -> dict[str, Any]:
 
 
 def _answers(row: Row) -> dict[str, list[Answer]]:
-    """The answers to each question, whatever the question."""
+    """Return the answers to each question of any type."""
     answers: dict[str, list[Answer]] = {}
     nested = row.get("responses") if "fields" in row else None
     if isinstance(nested, dict):  # Argilla 2
-        for name, found in nested.items():
+        for name, given in nested.items():
             answers[name] = [
                 (answer.get("value"), answer.get("status"))
-                for answer in records(found, f"responses.{name}")
+                for answer in as_objects(given, f"responses.{name}")
             ]
     elif isinstance(nested, list):  # Argilla 1
-        for index, response in enumerate(records(nested, "responses")):
+        for index, response in enumerate(as_objects(nested, "responses")):
             values = response.get("values") or {}
             if not isinstance(values, dict):
                 refuse(f"responses[{index}].values", "must be an object")
@@ -127,11 +146,11 @@ def _answers(row: Row) -> dict[str, list[Answer]]:
                 value = answer.get("value") if isinstance(answer, dict) else answer
                 answers.setdefault(name, []).append((value, response.get("status")))
     for key, value in row.items():
-        if key.endswith(_FLAT) and isinstance(value, list):
+        if key.endswith(_FLAT_SUFFIX) and isinstance(value, list):
             status = as_list(row.get(f"{key}.status") or [None] * len(value), f"{key}.status")
             if len(status) != len(value):
-                refuse(f"{key}.status", f"has {len(status)} for {len(value)} answers")
-            answers[key.removesuffix(_FLAT)] = list(zip(value, status, strict=True))
+                refuse(f"{key}.status", f"has {len(status)} entries for {len(value)} answers")
+            answers[key.removesuffix(_FLAT_SUFFIX)] = list(zip(value, status, strict=True))
         elif _is_hub_question(value):
             answers[key] = [(answer.get("value"), answer.get("status")) for answer in value]
     return answers
@@ -146,11 +165,11 @@ def _is_hub_question(value: Any) -> bool:
 
 
 def _is_ranking(value: Any, fields: Mapping[str, Any]) -> bool:
-    """Whether an answer is to a ranking question: labels, ratings and texts stand in the same place."""
+    """Return whether an answer is a ranking; labels, ratings and texts have the same place."""
     if isinstance(value, dict):
         return {"rank", "value"} <= value.keys()
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
     if all(isinstance(choice, dict) and "rank" in choice for choice in value):
         return True
-    return all(isinstance(choice, str) and field_named(choice, fields, "") for choice in value)
+    return all(isinstance(choice, str) and matching_field(choice, fields) for choice in value)

@@ -1,17 +1,32 @@
-"""The formats that `kwise data convert` reads, and how one is told from another: by the keys of the first row."""
+"""The formats that `kwise data convert` reads. One entry holds all that is known of a format.
+
+To add one, write `read_…` in a module of this folder, and add a member to `FormatName` and an
+entry to `FORMATS`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from kwise.train.data.formats import argilla, compared, label_studio, pairs, ranked, scored
-from kwise.train.data.formats.items import ReadRow, Row
-from kwise.train.data.formats.transcript import is_hh
+from kwise.train.data.formats import (
+    arena,
+    argilla,
+    helpsteer,
+    hh_rlhf,
+    kwise_schema,
+    label_studio,
+    nectar,
+    stack_exchange,
+    summarize,
+    trl,
+    ultrafeedback,
+)
+from kwise.train.data.rows.items import ReadRow, Row
 
 
 class FormatName(Enum):
-    """By the name of the dataset or tool that made the format known."""
+    """The name of each format: that of the data set or tool that made it known."""
 
     KWISE = "kwise"
     HH_RLHF = "hh-rlhf"
@@ -31,22 +46,33 @@ class FormatName(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """`fits` looks at a row's keys and kinds; `read` says what is in it, or what is wrong with it. `options`: those of `kwise data
-    convert` that mean something for it."""
+    """A format.
+
+    fits: return whether a row has the format, by its keys and their types.
+    read: return what is in a row, or raise `RowProblem`.
+    summary: a line for --help.
+    options: the options of `kwise data convert` that apply to it.
+    has_annotators: whether rows name their annotator, so that the comparisons of one annotator
+        are merged by default.
+    """
 
     fits: Callable[[Row], bool]
     read: ReadRow
     summary: str
     options: tuple[str, ...] = ()
+    has_annotators: bool = False
 
 
 def detect(row: Row) -> FormatName | None:
-    """The first format that fits, in the order below: the special before the general."""
+    """Return the first format of `FORMATS` that fits, or None; special ones come first."""
     return next((name for name, form in FORMATS.items() if form.fits(row)), None)
 
 
 def _has(*keys: str, **inner: str) -> Callable[[Row], bool]:
-    """A row with `keys`, and with lists of objects that have a key: `answers="rank"`. An empty list will do."""
+    """Return a check that a row has `keys`, and lists whose objects have a key.
+
+    `answers="rank"` asks for a list `answers` of objects with the key `rank`; an empty list fits.
+    """
 
     def fits(row: Row) -> bool:
         return row.keys() >= {*keys, *inner} and all(
@@ -62,81 +88,76 @@ def _either(*fits: Callable[[Row], bool]) -> Callable[[Row], bool]:
 
 def _objects_have(value: Any, key: str) -> bool:
     if isinstance(value, dict):
-        return key in value  # a Sequence of Hugging Face datasets
+        return key in value  # a Sequence of Hugging Face data sets
     return isinstance(value, list) and (
         not value or (isinstance(value[0], dict) and key in value[0])
-    )
-
-
-def _is_hh_pair(row: Row) -> bool:
-    return row.get("prompt") is None and all(
-        isinstance(row.get(k), str) and is_hh(row[k]) for k in ("chosen", "rejected")
     )
 
 
 FORMATS: dict[FormatName, Format] = {
     FormatName.KWISE: Format(
         fits=_has("prompt", responses="text"),
-        read=ranked.read_kwise,
-        summary="rankings of our own schema",
+        read=kwise_schema.read_kwise,
+        summary="rankings in kwise's own schema",
     ),
     FormatName.LABEL_STUDIO: Format(
         fits=label_studio.is_label_studio,
         read=label_studio.read_label_studio,
-        summary="Label Studio, List and Ranker as JSON",
+        summary="Label Studio: List and Ranker, exported as JSON",
         options=("--prompt-column", "--question", "--buckets"),
     ),
     FormatName.HH_RLHF: Format(
-        fits=_is_hh_pair,
-        read=pairs.read_hh,
+        fits=hh_rlhf.is_hh_pair,
+        read=hh_rlhf.read_hh,
         summary="chosen, rejected: Human/Assistant transcripts",
         options=("--merge",),
     ),
     FormatName.TRL: Format(
         fits=_has("chosen", "rejected"),
-        read=pairs.read_trl,
-        summary="TRL preference: (prompt,) chosen, rejected; text or messages",
+        read=trl.read_trl,
+        summary="TRL's preference type: (prompt,) chosen, rejected; strings or messages",
         options=("--merge", "--prompt-column"),
     ),
     FormatName.ULTRAFEEDBACK: Format(
         fits=_has("instruction", completions="response"),
-        read=scored.read_ultrafeedback,
-        summary="instruction, completions scored",
+        read=ultrafeedback.read_ultrafeedback,
+        summary="instruction, completions with scores",
         options=("--score-column",),
     ),
     FormatName.HELPSTEER2: Format(
         fits=_has("prompt", "response", "helpfulness"),
-        read=scored.read_helpsteer2,
-        summary="a scored response a row, grouped by prompt",
+        read=helpsteer.read_helpsteer2,
+        summary="one scored response per row, grouped by prompt",
         options=("--score-column",),
     ),
     FormatName.NECTAR: Format(
         fits=_has("prompt", answers="rank"),
-        read=ranked.read_nectar,
+        read=nectar.read_nectar,
         summary="prompt, answers with ranks",
     ),
     FormatName.STACK_EXCHANGE: Format(
         fits=_has("question", answers="pm_score"),
-        read=scored.read_stack_exchange,
+        read=stack_exchange.read_stack_exchange,
         summary="question, answers with pm_score",
         options=("--score-column",),
     ),
     FormatName.STACK_EXCHANGE_PAIRED: Format(
         fits=_has("question", "response_j", "response_k"),
-        read=pairs.read_stack_exchange_paired,
+        read=stack_exchange.read_stack_exchange_paired,
         summary="question, response_j better than response_k",
         options=("--merge",),
     ),
     FormatName.STACK_EXCHANGE_API: Format(
         fits=_has("title", answers="is_accepted"),
-        read=scored.read_stack_exchange_api,
-        summary="question of the API, answers with votes",
+        read=stack_exchange.read_stack_exchange_api,
+        summary="question of the Stack Exchange API, answers with votes",
     ),
     FormatName.SUMMARIZE: Format(
         fits=_has("info", "choice", summaries="text"),
-        read=compared.read_summarize,
-        summary="OpenAI comparisons of summaries",
+        read=summarize.read_summarize,
+        summary="OpenAI's comparisons of summaries",
         options=("--merge",),
+        has_annotators=True,
     ),
     FormatName.ARENA: Format(
         fits=_either(
@@ -150,23 +171,24 @@ FORMATS: dict[FormatName, Format] = {
                 "winner_tie",
             ),
         ),
-        read=compared.read_arena,
+        read=arena.read_arena,
         summary="LMSYS and LMArena battles, MT-bench",
         options=("--merge",),
+        has_annotators=True,
     ),
     FormatName.HELPSTEER_PREFERENCE: Format(
         fits=_either(
             _has("prompt", "response_1", "response_2", "preference_strength"),
             _has("context", "response1", "response2", "overall_preference"),
         ),
-        read=compared.read_helpsteer_preference,
-        summary="HelpSteer2 and 3, preference: two responses and a strength",
+        read=helpsteer.read_helpsteer_preference,
+        summary="preferences of HelpSteer2 and 3: two responses and a strength",
         options=("--merge",),
     ),
     FormatName.ARGILLA: Format(
         fits=argilla.is_argilla,
         read=argilla.read_argilla,
-        summary="Argilla 1 and 2, a ranking question",
+        summary="Argilla 1 and 2: a ranking question",
         options=("--prompt-column", "--question"),
     ),
 }

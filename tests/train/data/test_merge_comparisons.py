@@ -1,4 +1,4 @@
-"""Comparisons become rankings: every comparison holds in the output, and every pair of the output follows from the input."""
+"""Merging: every comparison holds in the output, and every pair of the output is implied."""
 
 from collections.abc import Sequence
 from itertools import combinations, pairwise
@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.train.data.comparisons import Comparison, Order, merge
+from kwise.train.data.convert.merge_comparisons import Comparison, Order, merge_comparisons
 
 
-def said(text: str) -> list[Comparison]:
-    """ "a>b b=c" in comparisons."""
+def parse(text: str) -> list[Comparison]:
+    """Return the comparisons of a text such as "a>b b=c"."""
     return [Comparison(better=word[0], worse=word[2], tied=word[1] == "=") for word in text.split()]
 
 
@@ -29,13 +29,13 @@ def written(orders: Sequence[Order]) -> list[str]:
         ("a>b b>c a>c a>b", ["a>b>c"], 0),
         ("a>b b=c", ["a>b=c"], 0),
         ("a=b b=c c>d e>a", ["e>a=b=c>d"], 0),
-        ("a>b a>c", ["a>b", "a>c"], 0),  # b and c: unknown
+        ("a>b a>c", ["a>b", "a>c"], 0),  # the order of b and c is unknown
         ("a>b c>d", ["a>b", "c>d"], 0),
         ("a>b c>d d>e", ["a>b", "c>d>e"], 0),
-        ("a=b a>c a>d", ["a=b>c", "a=b>d"], 0),  # the tie survives where no whole order does
+        ("a=b a>c a>d", ["a=b>c", "a=b>d"], 0),  # the tie is kept although there is no whole order
         ("a=b", ["a=b"], 0),
         ("a>b b>a", ["a>b", "b>a"], 2),
-        ("a>b b>a a>b", ["a>b", "a>b", "b>a"], 3),  # how often each was said is kept
+        ("a>b b>a a>b", ["a>b", "a>b", "b>a"], 3),  # repetitions are kept
         ("a>b b>c c>a", ["a>b", "b>c", "c>a"], 3),
         ("a>b a=b", ["a=b", "a>b"], 2),
         ("a=b b=c a>c", ["a=b", "a>c", "b=c"], 3),
@@ -43,20 +43,20 @@ def written(orders: Sequence[Order]) -> list[str]:
             "a>b b>a c>d d>a",
             ["a>b", "b>a", "c>d>a"],
             2,
-        ),  # what is not contradicted is merged all the same
+        ),  # the consistent part is merged
     ],
 )
 def test_orders_of_comparisons(
     comparisons: str, orders: list[str], num_contradictions: int
 ) -> None:
-    merged = merge(said(comparisons))
+    merged = merge_comparisons(parse(comparisons))
     assert written(merged.orders) == sorted(orders)
     assert merged.num_contradictions == num_contradictions
 
 
-def test_a_chain_longer_than_pythons_stack_is_one_ranking() -> None:
+def test_a_chain_longer_than_pythons_recursion_limit_is_one_ranking() -> None:
     names = [f"{i:05}" for i in range(5000)]
-    merged = merge([Comparison(better=a, worse=b) for a, b in pairwise(names)])
+    merged = merge_comparisons([Comparison(better=a, worse=b) for a, b in pairwise(names)])
     assert merged.orders == (tuple((name,) for name in names),)
 
 
@@ -79,7 +79,7 @@ def _consistent(draw: Any) -> tuple[list[int], list[Comparison]]:
 
 
 def _relations(orders: Sequence[Order]) -> set[tuple[str, str, str]]:
-    """Every pair of every order, as (">" or "=", one, other)."""
+    """Return every pair of every order, as (">" or "=", one, other)."""
     relations = set()
     for order in orders:
         for index, group in enumerate(order):
@@ -89,7 +89,7 @@ def _relations(orders: Sequence[Order]) -> set[tuple[str, str, str]]:
 
 
 def _closure(comparisons: Sequence[Comparison]) -> set[tuple[str, str, str]]:
-    """Everything that follows, by Floyd and Warshall on "at least as good" and "better", as slowly as it pleases."""
+    """Return everything that the comparisons imply, by the algorithm of Floyd and Warshall."""
     names = {name for c in comparisons for name in (c.better, c.worse)}
     at_least = {(c.better, c.worse) for c in comparisons} | {
         (c.worse, c.better) for c in comparisons if c.tied
@@ -116,11 +116,11 @@ def _reach(a: str, b: str, at_least: set[tuple[str, str]]) -> bool:
 
 
 @given(_consistent())
-def test_of_consistent_comparisons_none_is_lost_and_none_is_invented(
+def test_consistent_comparisons_are_neither_lost_nor_invented(
     drawn: tuple[list[int], list[Comparison]],
 ) -> None:
     ranks, comparisons = drawn
-    merged = merge(comparisons)
+    merged = merge_comparisons(comparisons)
     assert merged.num_contradictions == 0
     output = _relations(merged.orders)
     for c in comparisons:
@@ -140,7 +140,7 @@ def test_all_pairs_of_a_hidden_order_make_one_ranking(ranks: list[int]) -> None:
         comparisons.append(
             Comparison(better=str(better), worse=str(worse), tied=ranks[a] == ranks[b])
         )
-    [order] = merge(comparisons).orders
+    [order] = merge_comparisons(comparisons).orders
     assert [{ranks[int(name)] for name in group} for group in order] == [
         {rank} for rank in sorted(set(ranks))
     ]
@@ -159,7 +159,7 @@ ANY = st.lists(
 
 @given(ANY)
 def test_no_comparison_is_lost_even_among_contradictions(comparisons: list[Comparison]) -> None:
-    merged = merge(comparisons)
+    merged = merge_comparisons(comparisons)
     output = _relations(merged.orders)
     assert all(
         (("=", *sorted((c.better, c.worse))) if c.tied else (">", c.better, c.worse)) in output

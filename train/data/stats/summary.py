@@ -1,6 +1,7 @@
-"""The figures of a file of rankings, gathered one ranking at a time.
+"""The figures of a file of rankings, collected one ranking at a time.
 
-Kept of each ranking are hashes, ranks and lengths, never the texts: a file may be larger than memory.
+Only hashes, ranks and lengths are stored, never the texts, because a file may be larger than
+memory.
 """
 
 import hashlib
@@ -10,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from kwise.train.data.agreement import Agreement, agreement
+from kwise.train.data.stats.agreement import Agreement, agreement
 from kwise.train.rankings.schema import Ranking
 from kwise.types import Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """In characters."""
+    """Lengths in characters. Percentiles use the nearest rank: each is the length of a text."""
 
     median: int
     p95: int
@@ -26,27 +27,33 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Shares are None where there is nothing to divide by."""
+    """The figures. Shares are in [0, 1], or None if there is nothing to divide by.
+
+    num_prompts: distinct prompts.
+    num_pairs: the sum of C(K,2), tied pairs included.
+    num_all_tied: rankings whose responses are all tied.
+    num_repeated_rankings: rankings whose prompt, responses and ranks equal those of an earlier one.
+    num_repeated_responses: responses whose text equals an earlier one of the same ranking.
+    longer_wins_share: among untied pairs of different length; 0.5 means that length has no effect.
+    """
 
     num_rankings: int
-    num_prompts: int  # distinct
+    num_prompts: int
     num_responses: int
-    num_pairs: int  # C(K,2) summed, tied ones too
+    num_pairs: int
     num_by_k: dict[int, int]
     tied_pair_share: float | None
-    num_all_tied: int  # rankings that are one tie throughout
+    num_all_tied: int
     prompt_characters: Lengths
     response_characters: Lengths
-    num_repeated_rankings: int  # same prompt, same responses with the same ranks as an earlier one
-    num_repeated_responses: int  # the same text as an earlier response of the ranking
-    longer_wins_share: (
-        float | None
-    )  # of the untied pairs of different length; 0.5: length tells nothing
+    num_repeated_rankings: int
+    num_repeated_responses: int
+    longer_wins_share: float | None
     agreement: Agreement
 
 
-class Gatherer:
-    """Takes rankings and says what they were."""
+class SummaryBuilder:
+    """Collects the figures of rankings."""
 
     def __init__(self) -> None:
         self._by_prompt: dict[int, list[dict[int, int]]] = defaultdict(list)
@@ -60,10 +67,11 @@ class Gatherer:
 
     @property
     def num_by_prompt_key(self) -> Counter[int]:
-        """How many rankings have a prompt, by `prompt_key`."""
+        """The number of rankings of each prompt, by `prompt_key`."""
         return self._num_by_prompt_key
 
     def add(self, ranking: Ranking) -> None:
+        """Add the figures of one ranking."""
         prompt = _hash(
             *(part for message in ranking.prompt for part in (message.role, message.content))
         )
@@ -72,19 +80,17 @@ class Gatherer:
         }
         self._by_prompt[prompt].append(rank_of)
         self._num_by_prompt_key[prompt_key(ranking.prompt)] += 1
-        whole = _hash(
-            str(prompt),
-            *sorted(f"{text} {rank}" for text, rank in rank_of.items()),
-            str(len(ranking.responses)),
-        )
+        num_responses = len(ranking.responses)
+        labelled_texts = sorted(f"{text} {rank}" for text, rank in rank_of.items())
+        whole = _hash(str(prompt), *labelled_texts, str(num_responses))
         self._num_repeated_rankings += whole in self._seen
         self._seen.add(whole)
-        num = len(ranking.responses)
-        self._num_by_k[num] += 1
-        self._num_repeated_responses += num - len(rank_of)
-        self._num_pairs += num * (num - 1) // 2
+        self._num_by_k[num_responses] += 1
+        self._num_repeated_responses += num_responses - len(rank_of)
+        num_pairs = num_responses * (num_responses - 1) // 2
+        self._num_pairs += num_pairs
         self._num_all_tied += len(set(ranking.ranks)) == 1
-        self._num_tied += num * (num - 1) // 2 - ranking.num_pairs()
+        self._num_tied += num_pairs - ranking.num_pairs()
         self._prompt_characters.append(sum(len(message.content) for message in ranking.prompt))
         lengths = [len(text) for text in ranking.responses]
         self._response_characters.extend(lengths)
@@ -96,7 +102,7 @@ class Gatherer:
             self._num_longer_loses += longer < 0
 
     def summary(self) -> Summary:
-        decided = self._num_longer_wins + self._num_longer_loses
+        """Return the figures of all rankings so far."""
         return Summary(
             num_rankings=sum(self._num_by_k.values()),
             num_prompts=len(self._by_prompt),
@@ -109,7 +115,9 @@ class Gatherer:
             response_characters=_lengths(self._response_characters),
             num_repeated_rankings=self._num_repeated_rankings,
             num_repeated_responses=self._num_repeated_responses,
-            longer_wins_share=_share(self._num_longer_wins, decided),
+            longer_wins_share=_share(
+                self._num_longer_wins, self._num_longer_wins + self._num_longer_loses
+            ),
             agreement=agreement(
                 rankings for rankings in self._by_prompt.values() if len(rankings) > 1
             ),
@@ -117,7 +125,10 @@ class Gatherer:
 
 
 def prompt_key(prompt: Conversation) -> int:
-    """The same for prompts that differ in white space and case alone: a leak from one split to another is seldom exact."""
+    """Return a hash that ignores white space and case.
+
+    A prompt that leaks from one split into another is seldom an exact copy.
+    """
     return _hash(
         *(
             " ".join(part.casefold().split())
@@ -128,7 +139,7 @@ def prompt_key(prompt: Conversation) -> int:
 
 
 def _hash(*parts: str) -> int:
-    """64 bits: two of a million texts are alike by chance once in 40 million files."""
+    """Return 64 bits. In one of 40 million files with a million texts, two collide by chance."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         content = part.encode()
@@ -137,13 +148,12 @@ def _hash(*parts: str) -> int:
 
 
 def _lengths(lengths: Sequence[int]) -> Lengths:
-    """By the nearest rank: each figure is the length of some text."""
-    in_order = sorted(lengths)
+    ordered = sorted(lengths)
 
-    def quantile(percent: int) -> int:
-        return in_order[-(-percent * len(in_order) // 100) - 1] if in_order else 0
+    def percentile(percent: int) -> int:
+        return ordered[-(-percent * len(ordered) // 100) - 1] if ordered else 0
 
-    return Lengths(median=quantile(50), p95=quantile(95), max=quantile(100))
+    return Lengths(median=percentile(50), p95=percentile(95), max=percentile(100))
 
 
 def _share(part: int, whole: int) -> float | None:

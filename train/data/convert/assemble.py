@@ -1,0 +1,98 @@
+"""Rankings from the items of all rows.
+
+A row that is a ranking is passed on before the next row is read. Comparisons to merge and scores
+of single responses are collected until the end, because the rows of a prompt may be anywhere in
+the input. That takes the memory of their texts.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from kwise.train.data.convert.merge_comparisons import Comparison, merge_comparisons
+from kwise.train.data.convert.options import ConvertConfig, Merge
+from kwise.train.data.convert.report import ConversionReport
+from kwise.train.data.formats.table import FORMATS
+from kwise.train.data.rows.annotation_tools import join_names
+from kwise.train.data.rows.items import (
+    ComparedPair,
+    RankedResponses,
+    RowItem,
+    ScoredResponse,
+    Skipped,
+)
+from kwise.types import Conversation
+
+CONTRADICTION = "comparison contradicts others: written as a ranking of two, not merged"
+SCORES_NOT_WRITTEN = "comparison merged with others: its scores are not written"
+
+
+def assemble_rankings(
+    items: Iterable[tuple[str, RowItem]], config: ConvertConfig, report: ConversionReport
+) -> Iterator[tuple[str, RankedResponses]]:
+    """Yield ("FILE:ROW", ranking); the origin of a merged ranking is the first of its rows."""
+    pairs: dict[tuple[Conversation, str | None], list[tuple[str, ComparedPair]]] = {}
+    scored: dict[Conversation, list[tuple[str, ScoredResponse]]] = {}
+    answered: dict[str, str] = {}  # question → first row that answers it, but not --question
+    has_ranking = False
+    for origin, item in items:
+        match item:
+            case RankedResponses():
+                has_ranking = True
+                yield origin, item
+            case Skipped():
+                report.skipped[item.what, item.reason] += item.num
+                for question in item.answered:
+                    answered.setdefault(question, origin)
+            case ScoredResponse():
+                scored.setdefault(item.prompt, []).append((origin, item))
+            case ComparedPair():
+                merge = _effective_merge(config, report)
+                if merge is Merge.NONE or (merge is Merge.ANNOTATOR and item.annotator is None):
+                    yield origin, item.as_ranking()
+                    continue
+                annotator = None if merge is Merge.PROMPT else item.annotator
+                pairs.setdefault((item.prompt, annotator), []).append((origin, item))
+    if config.question and answered and not has_ranking and config.question not in answered:
+        report.problems.append(
+            f"{next(iter(answered.values()))}: --question: no row answers "
+            f"{config.question[:40]!a}; answered questions: {join_names(answered)}"
+        )
+    for (prompt, _), pairs_of_prompt in pairs.items():
+        origin = pairs_of_prompt[0][0]
+        for ranked in _merge_pairs(prompt, [pair for _, pair in pairs_of_prompt], report):
+            yield origin, ranked
+    for prompt, scored_of_prompt in scored.items():
+        yield (
+            scored_of_prompt[0][0],
+            RankedResponses(
+                prompt=prompt,
+                responses=tuple(item.response for _, item in scored_of_prompt),
+                scores=tuple(item.score for _, item in scored_of_prompt),
+            ),
+        )
+
+
+def _effective_merge(config: ConvertConfig, report: ConversionReport) -> Merge:
+    if config.merge is not Merge.AUTO:
+        return config.merge
+    assert report.format is not None, "the format is known once a row was read"
+    return Merge.ANNOTATOR if FORMATS[report.format].has_annotators else Merge.NONE
+
+
+def _merge_pairs(
+    prompt: Conversation, pairs: Sequence[ComparedPair], report: ConversionReport
+) -> Iterator[RankedResponses]:
+    if len(pairs) == 1:
+        yield pairs[0].as_ranking()
+        return
+    if num_scored := sum(pair.scores is not None for pair in pairs):
+        report.notes[SCORES_NOT_WRITTEN] += num_scored
+    report.notes.update(pair.note for pair in pairs if pair.note)
+    merged = merge_comparisons(
+        [Comparison(better=pair.better, worse=pair.worse, tied=pair.tied) for pair in pairs]
+    )
+    if merged.num_contradictions:
+        report.notes[CONTRADICTION] += merged.num_contradictions
+    for order in merged.orders:
+        responses = tuple(response for group in order for response in group)
+        ranks = tuple(rank for rank, group in enumerate(order, start=1) for _ in group)
+        yield RankedResponses(prompt=prompt, responses=responses, ranks=ranks)

@@ -1,0 +1,96 @@
+"""Choices that exports of annotation tools leave open, for Argilla and Label Studio.
+
+Which field is the prompt? Which response does an option of the question name? A choice is made
+only if there is exactly one possibility; otherwise the error names the option that decides it.
+The choices are returned with the ranking, so that `convert/` can check that all rows agree on
+them: one row does not show that another row has a second question.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kwise.train.data.rows.fields import as_messages, looks_like_messages, refuse, user_prompt
+from kwise.types import Conversation
+
+_USUAL_PROMPTS = ("prompt", "instruction", "question", "input")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenPrompt:
+    """The prompt; `guesses` and `note` as in `RankedResponses`."""
+
+    prompt: Conversation
+    guesses: tuple[tuple[str, str], ...]
+    note: str
+
+
+def choose_prompt(
+    fields: Mapping[str, Any], responses: Collection[str], column: str
+) -> ChosenPrompt:
+    """Return the prompt among `fields`.
+
+    It is the field `column` if that is not empty; else the only field that has text or messages
+    and is not in `responses`; else the only one of these with a usual name.
+    """
+    if column and column not in fields:
+        refuse("--prompt-column", f"there is no field {column!r}; fields: {join_names(fields)}")
+    candidates = [
+        name
+        for name, value in fields.items()
+        if name not in responses and (isinstance(value, str) or looks_like_messages(value))
+    ]
+    possible = [column] if column else candidates
+    if len(possible) > 1:
+        possible = [name for name in possible if name.lower() in _USUAL_PROMPTS] or possible
+    if len(possible) != 1:
+        names = join_names(possible) or "none of them"
+        refuse("fields", f"the prompt could be {names}; choose it with --prompt-column")
+    [chosen] = possible
+    value = fields[chosen]
+    unused = sorted(name for name in candidates if name != chosen)
+    return ChosenPrompt(
+        prompt=user_prompt(value) if isinstance(value, str) else as_messages(value, chosen),
+        guesses=() if column else (("--prompt-column", chosen),),
+        note=f"fields that are neither the prompt nor ranked are not written: {join_names(unused)}"
+        if unused
+        else "",
+    )
+
+
+def matching_field(option: str, fields: Mapping[str, Any]) -> str | None:
+    """Return the field that `option` names, or None if it is not exactly one.
+
+    The names must be equal, or else equal in their letters and digits, ignoring case.
+    """
+    if option in fields:
+        return option
+    matching = [name for name in fields if _letters(name) == _letters(option)]
+    return matching[0] if len(matching) == 1 else None
+
+
+def required_field(option: str, fields: Mapping[str, Any], at: str) -> str:
+    """Return the field that `option` names; `at` is the path of the option."""
+    if (name := matching_field(option, fields)) is None:
+        names = join_names(fields)
+        refuse(at, f"the option {option[:40]!a} does not name exactly one field; fields: {names}")
+    return name
+
+
+def choose_question(names: Collection[str], chosen: str) -> str:
+    """Return the ranking question to read: `chosen`, or the only one if `chosen` is empty."""
+    if chosen and chosen not in names:
+        refuse("--question", f"there is no ranking {chosen!r} here; rankings: {join_names(names)}")
+    if not chosen and len(names) > 1:
+        refuse("row", f"has the rankings {join_names(names)}; choose one with --question")
+    return chosen or next(iter(names))
+
+
+def join_names(names: Collection[str]) -> str:
+    """Return up to 8 names for a message, each cut to 40 characters."""
+    shown = [name[:40] for name in names]
+    return ", ".join(shown[:8]) + (" and more" if len(shown) > 8 else "")
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

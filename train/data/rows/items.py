@@ -1,0 +1,118 @@
+"""The contents of a row of preference data, in one vocabulary for all formats.
+
+    row ──format──▶ RankedResponses   a whole ranking
+                    ComparedPair      two responses; `merge_comparisons.py` makes rankings of pairs
+                    ScoredResponse    one response; those of one prompt make a ranking
+                    Skipped           a part that cannot be used, and the reason
+
+A format reads one row. It knows neither files nor other rows; `convert/` combines the items of
+all rows and knows no formats.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kwise.types import Conversation
+
+Row = Mapping[str, Any]
+
+
+class RowProblem(ValueError):
+    """A row that cannot be read: "field: problem". The reader of the file adds file and row."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedResponses:
+    """K responses to one prompt, with ranks (lower is better) or scores (higher is better).
+
+    note: a remark to count in the report if the ranking is written.
+    row: the row itself if it already has kwise's schema, so that its ids and metadata are kept.
+    guesses: (option, value) for each option that was not given and whose value was derived from
+        the row. All rows of the input must agree on them.
+    """
+
+    prompt: Conversation
+    responses: tuple[str, ...]
+    ranks: tuple[int, ...] | None = None
+    scores: tuple[float, ...] | None = None
+    note: str = ""
+    row: Row | None = None
+    guesses: tuple[tuple[str, str], ...] = ()
+
+    def sort_keys(self) -> tuple[float, ...]:
+        """Return one number per response; lower is better."""
+        if self.ranks is not None:
+            return self.ranks
+        assert self.scores is not None, "a ranking has ranks or scores"
+        return tuple(-score for score in self.scores)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedPair:
+    """Two responses to one prompt: `better` is preferred to `worse`, or they are tied.
+
+    annotator: who compared them; None if the data does not say.
+    scores: of better and worse, only if they agree with the preference.
+    """
+
+    prompt: Conversation
+    better: str
+    worse: str
+    tied: bool = False
+    annotator: str | None = None
+    scores: tuple[float, float] | None = None
+    note: str = ""
+
+    def as_ranking(self) -> RankedResponses:
+        """Return the ranking of the two responses."""
+        ranks = None if self.scores else ((1, 1) if self.tied else (1, 2))
+        return RankedResponses(
+            prompt=self.prompt,
+            responses=(self.better, self.worse),
+            ranks=ranks,
+            scores=self.scores,
+            note=self.note,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredResponse:
+    """One response and its score; higher is better."""
+
+    prompt: Conversation
+    response: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A part of the input that is not written: `num` × `what` ("row", "response", …).
+
+    answered: the ranking questions that the row answers, if it does not answer --question. If no
+        row of the input answers it, the option is misspelt.
+    """
+
+    what: str
+    reason: str
+    num: int = 1
+    answered: tuple[str, ...] = ()
+
+
+RowItem = RankedResponses | ComparedPair | ScoredResponse | Skipped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """Options of the user that tell a format what the rows do not say. Empty: use the default."""
+
+    score_column: str = ""
+    prompt_column: str = ""
+    question: str = ""
+    buckets: tuple[str, ...] = ()
+
+
+ReadRow = Callable[[Row, ReadOptions], Iterable[RowItem]]
