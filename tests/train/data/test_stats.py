@@ -175,7 +175,7 @@ def test_the_table_has_the_figures_of_the_json(
         "responses": "7",
         "pairs": "5",
         "rankings by K": "2: 2, 3: 1",
-        "tied pairs": "40.0%",
+        "pairs tied": "40.0%",
         "rankings all tied": "1",
         "prompt, characters": "median 1, p95 1, max 1",
         "response, characters": "median 1, p95 2, max 2",

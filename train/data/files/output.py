@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from kwise.errors import ConfigError
+from kwise.publish import publish_file
 
 STDOUT = "-"
 """The path that stands for standard output."""
@@ -65,7 +66,7 @@ def open_output(path: str) -> Iterator[IO[bytes]]:
                     yield compressed  # type: ignore[misc]
             else:
                 yield file
-        partial.replace(target)
+        publish_file(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -99,7 +99,7 @@ def _table(path: str, summary: Summary, leakage: Leakage | None) -> Iterator[str
         ("responses", f"{summary.num_responses:,}"),
         ("pairs", f"{summary.num_pairs:,}"),
         ("rankings by K", ", ".join(f"{k}: {num:,}" for k, num in summary.num_by_k.items())),
-        ("tied pairs", _percent(summary.tied_pair_share)),
+        ("pairs tied", _percent(summary.tied_pair_share)),
         ("rankings all tied", f"{summary.num_all_tied:,}"),
         ("prompt, characters", _characters(summary.prompt_characters)),
         ("response, characters", _characters(summary.response_characters)),
