@@ -1,7 +1,9 @@
-"""Low-rank adapters through PEFT: trained beside frozen weights, merged into them at the end.
+"""Low-rank adapters (LoRA) through PEFT: trained beside frozen weights, and merged into them at the
+end.
 
-The layers of the model are replaced in place, so its own `forward` runs with the adapters, over the trie as padded, and everything
-else keeps working with the plain model. `Trainer` gets the wrapper, of which it saves and resumes the adapter and the head alone.
+PEFT replaces layers of the model in place, so the model's own `forward` runs with the adapters in
+both layouts, and all other code keeps using the plain model. Trainer gets PEFT's wrapper, so that
+it saves and resumes only the adapter and the head.
 """
 
 from pathlib import Path
@@ -12,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from kwise.errors import ConfigError
 from kwise.train.model.four_bit import dequantise, fold_adapters
-from kwise.train.model.reward_model import RewardModel, reward_head
+from kwise.train.model.head import reward_head
+from kwise.train.model.reward_model import RewardModel
 from kwise.train.options.adapter_config import ALL_LINEAR, AdapterConfig
 
 _README = """\
@@ -21,17 +24,21 @@ base_model: {model}
 library_name: peft
 ---
 
-The adapter and the head of the reward model beside this folder, whose weights have them merged in. `PeftModel.from_pretrained`
-reads them onto `{model}`, loaded by `AutoModelForSequenceClassification` with one label and {base}: beside these they were trained.
+This is the adapter and the head of the reward model in the parent directory, whose weights have them merged in.
+`PeftModel.from_pretrained` adds them to `{model}`, loaded with `AutoModelForSequenceClassification`, one label and {base},
+as in training.
 """
 
 
 def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
-    """`reward_model.model` in PEFT's wrapper: adapters of rank `config.lora_rank`, and the head and whatever else the checkpoint
-    did not have, are trained; the rest is frozen.
+    """Return `reward_model.model` in PEFT's wrapper.
+
+    Trained are adapters of rank `config.lora_rank`, the head, and all other layers that the
+    checkpoint did not have. All other weights are frozen.
 
     Raises:
-        ConfigError: peft is not installed, or the model has no layer of such a name.
+        ConfigError: peft is not installed, or the model has no layer by the name that
+            --lora-targets gives.
     """
     try:
         import peft
@@ -49,8 +56,8 @@ def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
         lora_alpha=config.lora_scale_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
-        modules_to_save=_trained_whole(reward_model),
-        # GPT-2's layers have their weights the other way round.
+        modules_to_save=_fully_trained(reward_model),
+        # GPT-2's weights are transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
@@ -59,19 +66,21 @@ def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
         raise ConfigError(
             f"--lora-targets {config.lora_targets}: {' '.join(str(error).split())[:200]}"
         ) from error
-    # PEFT looks a base model up on the hub when it saves; the adapter's config has its name in the end.
+    # PEFT looks this name up on the hub whenever it saves. `save_adapter` sets it.
     lora.base_model_name_or_path = None
     return adapted
 
 
 def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
-    """Write what `PeftModel.from_pretrained(base, directory)` reads; `base_model` is noted as what it belongs to."""
+    """Write adapter and head in the format of `PeftModel.from_pretrained`, with `base_model` as the
+    model that they belong to.
+    """
     adapted.peft_config["default"].base_model_name_or_path = base_model
     adapted.save_pretrained(directory, save_embedding_layers=False)
     base = (
-        "its weights in four bits (NF4, double quantisation)"
+        "weights in four bits (NF4, double quantisation)"
         if _is_in_four_bits(adapted)
-        else "its weights as they are"
+        else "unquantised weights"
     )
     (directory / "README.md").write_text(
         _README.format(model=base_model, base=base), encoding="utf-8"
@@ -79,8 +88,9 @@ def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
 
 
 def merge_adapter(adapted: Any) -> None:
-    """Add the adapters to the weights, in place: the model that was given to `add_adapter` is a plain one again, without layers of
-    four bits."""
+    """Add the adapters to the weights in place: the model that `add_adapter` got is a plain one
+    again, in float32.
+    """
     in_four_bits = _is_in_four_bits(adapted)
     fold_adapters(adapted)
     merged: PreTrainedModel = adapted.merge_and_unload()
@@ -95,19 +105,23 @@ def _is_in_four_bits(adapted: Any) -> bool:
 
 
 def _layers(model: PreTrainedModel, targets: str) -> list[str]:
-    """The names in `targets`, each of which has to be some layer's: PEFT is content with one that is."""
+    """Return the names in `targets`. Each must be the name of a layer; PEFT only checks that one of
+    them is.
+    """
     names = [name.strip() for name in targets.split(",")]
     layers = [name for name, _ in model.named_modules() if name]
     for name in names:
         if not any(f".{layer}".endswith(f".{name}") for layer in layers):
             raise ConfigError(
-                f"--lora-targets {name}: {type(model).__name__} has no layer of this name"
+                f"--lora-targets {name}: {type(model).__name__} has no layer by this name"
             )
     return names
 
 
-def _trained_whole(reward_model: RewardModel) -> list[str]:
-    """PEFT adds `score` and `classifier` by itself; this is for poolers, and for heads by another name."""
+def _fully_trained(reward_model: RewardModel) -> list[str]:
+    """Return the layers to train without an adapter, apart from `score` and `classifier`, which
+    PEFT adds by itself.
+    """
     known = ("score", "classifier")
     names = {reward_head(reward_model.model)[0], *reward_model.new_layers}
     return sorted(name for name in names if name.split(".")[0] not in known)

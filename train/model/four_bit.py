@@ -1,11 +1,13 @@
-"""Frozen weights in four bits, beside which adapters are trained, through bitsandbytes: QLoRA.
+"""Frozen weights in four bits for training with adapters (QLoRA), through bitsandbytes.
 
-Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs": the weights of linear layers as NF4 (4-bit NormalFloat), in
-blocks of 64 with a scale each, the scales quantised once more; they are dequantised for every product. What lies behind the
-language model, embeddings, norms and adapters stay float32.
+Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs": the weights of linear layers
+are NF4 (4-bit NormalFloat), in blocks of 64 with one scale each; the scales are quantised as well.
+Every matmul dequantises its weights. The head, a pooler, embeddings, norms and adapters stay
+float32.
 
-At the end the adapters are merged into the dequantised weights, not into those that were read, for beside these they were trained:
-the rewards of the checkpoint are those that training ended with.
+At the end the adapters are merged into the dequantised weights, not into the original ones, because
+they were trained beside the former: the rewards of the checkpoint are those with which training
+ended.
 """
 
 from typing import Any
@@ -17,15 +19,17 @@ from transformers.pytorch_utils import Conv1D
 
 from kwise.errors import ConfigError
 
-# Parts of the names of what lies behind a language model: a checkpoint may lack it, and random weights cannot be quantised.
-_BEHIND = ["score", "classifier", "pooler"]
+# Parts of the names of layers behind the backbone. A checkpoint may lack them, and new layers
+# cannot be quantised.
+_NOT_QUANTISED = ["score", "classifier", "pooler"]
 
 
 def four_bit_options(model: str) -> dict[str, Any]:
-    """What `from_pretrained(model)` is to be given.
+    """Return the arguments with which `from_pretrained(model)` loads weights in four bits.
 
     Raises:
-        ConfigError: bitsandbytes is not installed, or the model is a file of quantised weights already.
+        ConfigError: bitsandbytes is not installed, or the model is a GGUF file, which is quantised
+            already.
     """
     try:
         import bitsandbytes  # noqa: F401
@@ -41,19 +45,25 @@ def four_bit_options(model: str) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        llm_int8_skip_modules=_BEHIND,  # the option's name is older than four bits
+        llm_int8_skip_modules=_NOT_QUANTISED,  # despite its name, for four bits too
     )
     return {"quantization_config": quantization, "device_map": {"": _device()}}
 
 
 def has_four_bits(layer: nn.Module) -> bool:
-    """By the name of the weight's class, for bitsandbytes may not be there."""
+    """Return whether the layer's weights are in four bits; by the name of their class, because
+    bitsandbytes may not be installed.
+    """
     return type(getattr(layer, "weight", None)).__name__ == "Params4bit"
 
 
-def leave_weights_alone(model: nn.Module) -> None:
-    """On CPUs with AVX512-BF16 bitsandbytes 0.50 packs the weights anew at the first pass that is no training, with scales in bf16:
-    rewards differ from those trained with, widths that are no multiple of 64 fail, and what is merged later would be wrong."""
+def disable_weight_packing(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking weights on CPUs with AVX512-BF16.
+
+    Version 0.50 repacks them in the first pass outside training, with scales in bf16. Rewards would
+    then differ from those in training, widths that are not a multiple of 64 would fail, and
+    adapters would be merged into wrong weights.
+    """
     for layer in model.modules():
         if has_four_bits(layer):
             layer.support_avx512bf16_for_cpu = False
@@ -61,7 +71,7 @@ def leave_weights_alone(model: nn.Module) -> None:
 
 @torch.no_grad()
 def fold_adapters(adapted: Any) -> None:
-    """Put a plain layer, dequantised and with its adapter added, in the place of every adapted layer of four bits."""
+    """Replace every four-bit layer that has an adapter by a plain layer with the sum of both."""
     from peft.tuners.lora import LoraLayer
 
     for name, layer in [
@@ -75,7 +85,7 @@ def fold_adapters(adapted: Any) -> None:
 
 @torch.no_grad()
 def dequantise(model: PreTrainedModel) -> None:
-    """Make every layer a plain one, and the model one that saves as such."""
+    """Replace every four-bit layer by a plain one, so that the model is saved as an ordinary one."""
     for name, layer in list(model.named_modules()):
         if has_four_bits(layer):
             model.set_submodule(name, _plain(layer, _weight(layer)))
@@ -84,7 +94,7 @@ def dequantise(model: PreTrainedModel) -> None:
 
 
 def _weight(layer: Any) -> Tensor:
-    """float32[outputs, inputs]."""
+    """Return the dequantised weight, float32[outputs, inputs]."""
     from bitsandbytes.functional import dequantize_4bit
 
     weight: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
@@ -92,8 +102,10 @@ def _weight(layer: Any) -> Tensor:
 
 
 def _plain(layer: Any, weight: Tensor) -> nn.Module:
-    """What the architecture has in the place of `layer`. GPT-2's `Conv1D`, whose weights are the other way round, has become a
-    linear layer of four bits as well."""
+    """Return a layer of the class that the architecture uses in the place of `layer`.
+
+    bitsandbytes replaces GPT-2's `Conv1D`, whose weights are transposed, by a linear layer as well.
+    """
     if issubclass(layer.source_cls, Conv1D):
         plain: nn.Module = Conv1D(layer.out_features, layer.in_features)
         weight = weight.T.contiguous()

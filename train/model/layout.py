@@ -1,22 +1,23 @@
-"""The sequences of a pass as tensors, and their rewards: over the trie of all their tokens, or padded.
+"""The layouts of a batch: how the sequences of a pass become tensors, over the trie of all their
+tokens or padded.
 
-The K conversations of a ranking share their prompt. Over the trie each distinct prefix is one row, so a pass computes
-P + ΣR rows instead of K·(P + longest R), forward and backward; on the example rankings that is 2.65 times fewer. Each row
-attends to its ancestors (attention.py), and positions are depths. Where a model's attention does not go through transformers'
-`AttentionInterface`, or has windows of its own, its sequences are padded.
+The K conversations of a ranking share their prompt. In a trie each distinct prefix is one row, so a
+pass computes P + ΣR rows instead of K·(P + longest R), forward and backward; on the example
+rankings that is 2.65 times fewer. Each row attends to its ancestors (trie_attention.py), and its
+position is its depth. `layout_choice.py` chooses the layout of a model once.
 
-Every pass goes through the model's own `forward`, to which `read_tries` teaches the trie: whatever is wrapped around it, adapters
-of PEFT, DistributedDataParallel, autocast, sees trie and padded passes alike.
+Every pass goes through the model's own `forward`, which `TrieLayout.prepare` extends: whatever is
+wrapped around it (PEFT, DistributedDataParallel, autocast) treats passes of both layouts alike.
 
-Dimensions: S sequences, T tokens of the longest of them, N nodes of their trie.
+Dimensions: S sequences; T tokens of the longest sequence; N nodes of their trie; M tokens of the
+text regulariser.
 """
 
 import functools
-import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,10 +25,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from kwise.engine.trie import Trie, build_trie
-from kwise.train.model import attention
+from kwise.engine.trie import build_trie
+from kwise.train.model import trie_attention
 
-_OF_FORWARD = frozenset(
+_FORWARD_ARGUMENTS = frozenset(
     {
         "input_ids",
         "attention_mask",
@@ -40,146 +41,163 @@ _OF_FORWARD = frozenset(
 )
 
 
-class TrainLayout(Enum):
-    """How the sequences of a pass lie in its tensors."""
+class Layout(ABC):
+    """A way to lay the sequences of a pass out in tensors.
 
-    TRIE = "trie"
-    PADDED = "padded"
-
-
-def lay_out(
-    sequences: Sequence[Sequence[int]], layout: TrainLayout, pad_token_id: int
-) -> dict[str, Tensor]:
-    """What `rewards_of` reads; a dict because Hugging Face's `Trainer` moves dicts of tensors between devices.
-
-    trie: input_ids, position_ids: int64[1, N]; ends: int64[N], rows below row n are n+1 … ends[n]-1; last_nodes: int64[S].
-    padded, on the right: input_ids, attention_mask: int64[S, T], the mask 0 on padding.
+    Attributes:
+        name: for reports.
+        uses_all_weights: whether each pass gives every weight a gradient, which
+            DistributedDataParallel must know.
+        has_token_states: whether `forward` can read the hidden states of inner tokens, which the
+            text regulariser needs.
+        reason: why the model cannot use a faster layout; None for the fastest.
     """
-    if layout is TrainLayout.TRIE:
-        return trie_tensors(trie_of(sequences))
-    rows = [torch.tensor(sequence) for sequence in sequences]
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
-    lengths_S = torch.tensor([len(sequence) for sequence in sequences])
-    # From the lengths, not from the ids: the padding token may occur inside a conversation.
-    return {
-        "input_ids": input_ids,
-        "attention_mask": (torch.arange(input_ids.shape[1]) < lengths_S[:, None]).long(),
-    }
+
+    name: ClassVar[str]
+    uses_all_weights: ClassVar[bool]
+    has_token_states: ClassVar[bool]
+    reason: str | None
+
+    @abstractmethod
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Make `model.forward` accept the tensors of `lay_out`."""
+
+    @abstractmethod
+    def lay_out(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return the arguments of `forward`; a dict, because Trainer moves dicts of tensors to
+        devices.
+        """
+
+    def __str__(self) -> str:
+        return self.name if self.reason is None else f"{self.name}, because {self.reason}"
 
 
-def trie_of(sequences: Sequence[Sequence[int]]) -> Trie:
-    """Of sequences as training has them."""
-    return build_trie([np.array(sequence, np.int64) for sequence in sequences])
+@dataclass(frozen=True, slots=True)
+class TrieLayout(Layout):
+    """One row for each distinct prefix of the sequences."""
+
+    name = "trie"
+    reason = None
+    uses_all_weights = True
+    has_token_states = True
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Extend `model.forward`: for the tensors of a trie it returns `TrieOutput`.
+
+        `forward` becomes an attribute of this one model, as accelerate's mixed precision does it:
+        its class, its weights and what is saved stay the same. Its attention becomes
+        `trie_attention`, which passes all other masks to `sdpa`.
+        """
+        model.config._attn_implementation = trie_attention.IMPLEMENTATION
+        plain_forward = model.forward
+
+        @functools.wraps(plain_forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if "last_nodes" not in kwargs:
+                return plain_forward(*args, **kwargs)
+            states_N = trie_states(model, kwargs)
+            output = TrieOutput(logits=model.score(states_N[kwargs["last_nodes"]]))
+            if "text_nodes" in kwargs:
+                log_probs_MV = model.kwise_text_head(states_N[kwargs["text_nodes"]]).log_softmax(-1)
+                output.text_log_probs = log_probs_MV.gather(1, kwargs["text_targets"][:, None])[
+                    :, 0
+                ]
+            return output
+
+        model.forward = forward
+
+    def lay_out(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return the tensors of the trie of `sequences`.
+
+        input_ids, position_ids: int64[1, N]. ends: int64[N]; the descendants of row n are rows n+1
+        … ends[n]−1.
+        last_nodes: int64[S], the row of each sequence's last token.
+        """
+        trie = build_trie([np.array(sequence, np.int64) for sequence in sequences])
+        return {
+            "input_ids": torch.from_numpy(trie.token_ids)[None],
+            "position_ids": torch.from_numpy(trie.depths)[None],
+            "ends": torch.from_numpy(trie.ends),
+            "last_nodes": torch.from_numpy(trie.last_nodes),
+        }
 
 
-def trie_tensors(trie: Trie) -> dict[str, Tensor]:
-    """`lay_out`'s of a trie."""
-    input_ids, position_ids = (
-        torch.from_numpy(trie.token_ids)[None],
-        torch.from_numpy(trie.depths)[None],
-    )
-    ends, last_nodes = torch.from_numpy(trie.ends), torch.from_numpy(trie.last_nodes)
-    return {
-        "input_ids": input_ids,
-        "position_ids": position_ids,
-        "ends": ends,
-        "last_nodes": last_nodes,
-    }
+@dataclass(frozen=True, slots=True)
+class PaddedLayout(Layout):
+    """One row of tokens for each sequence, padded on the right to the longest one.
+
+    Attributes:
+        pad_token_id: a token that no sequence ends with.
+        reason: why the model cannot run over a trie.
+    """
+
+    name = "padded"
+    uses_all_weights = False  # encoders may have a pooler that they do not use
+    has_token_states = False
+
+    pad_token_id: int
+    reason: str | None = field(default=None, compare=False)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Do nothing: these are the arguments of transformers' own `forward`."""
+
+    def lay_out(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return input_ids, int64[S, T], and attention_mask, int64[S, T], 0 on padding."""
+        rows = [torch.tensor(sequence) for sequence in sequences]
+        input_ids = torch.nn.utils.rnn.pad_sequence(
+            rows, batch_first=True, padding_value=self.pad_token_id
+        )
+        lengths_S = torch.tensor([len(sequence) for sequence in sequences])
+        # From the lengths, not from the ids: the padding token may occur inside a conversation.
+        mask = (torch.arange(input_ids.shape[1]) < lengths_S[:, None]).long()
+        return {"input_ids": input_ids, "attention_mask": mask}
 
 
 @dataclass
 class TrieOutput(ModelOutput):
-    """logits: [S, labels]. text_log_probs: float32[M], of `text_targets`, where they were given (see text_regulariser.py)."""
+    """The output of a pass over a trie.
+
+    Attributes:
+        logits: [S, labels].
+        text_log_probs: float32[M], the log-probabilities of `text_targets`, if the batch has them
+            (see text_regulariser.py).
+    """
 
     logits: Tensor | None = None
     text_log_probs: Tensor | None = None
 
 
 def rewards_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-    """`rewards_and_text_of` without the text."""
+    """Return the reward of each sequence, float32[S]; see `rewards_and_text_of`."""
     return rewards_and_text_of(model, tensors)[0]
 
 
 def rewards_and_text_of(
     model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """The reward of each sequence, float32[S], and the log-probabilities of `text_targets`, float32[M], if there are any: the one
-    place where training and evaluation run the model.
+    """Return the reward of each sequence, float32[S], and the log-probabilities of `text_targets`,
+    float32[M], if there are any.
+
+    This is the one place where training and evaluation run the model.
 
     Args:
-        model: a sequence-classification model, in whatever wrappers; `read_tries` has been called on it if it is to read a trie.
-        tensors: of `lay_out`; padded sequences are padded with `config.pad_token_id`, which none of them ends with.
+        model: a sequence-classification model, in any wrappers, that its layout has prepared.
+        tensors: from `lay_out` of the same layout; other entries are ignored.
     """
-    output = model(**{name: tensor for name, tensor in tensors.items() if name in _OF_FORWARD})
+    arguments = {name: tensor for name, tensor in tensors.items() if name in _FORWARD_ARGUMENTS}
+    output = model(**arguments)
     return output.logits[:, 0].float(), getattr(output, "text_log_probs", None)
 
 
-def read_tries(model: PreTrainedModel) -> None:
-    """Teach `model.forward` to take the tensors of a trie as well: logits [S, labels], a row for each sequence.
+def trie_states(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the hidden states of all rows of a trie, [N, hidden size].
 
-    An attribute of this one model, as accelerate's mixed precision does it: class, weights and what is saved stay. Its attention is
-    ours from now on, which leaves other masks than a trie's alone.
+    Raises:
+        UnsupportedAttention: the model's attention is not plain causal attention.
     """
-    model.config._attn_implementation = attention.IMPLEMENTATION
-    plain = model.forward
-
-    @functools.wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if "last_nodes" not in kwargs:
-            return plain(*args, **kwargs)
-        states_N = _states(model, kwargs)
-        output = TrieOutput(logits=model.score(states_N[kwargs["last_nodes"]]))
-        if "text_nodes" in kwargs:
-            log_probs_MV = model.kwise_text_head(states_N[kwargs["text_nodes"]]).log_softmax(-1)
-            output.text_log_probs = log_probs_MV.gather(1, kwargs["text_targets"][:, None])[:, 0]
-        return output
-
-    model.forward = forward
-
-
-@torch.no_grad()
-def best_layout(model: PreTrainedModel) -> TrainLayout:
-    """TRIE where the backbone's hidden states over a trie are those of whole sequences: measured, not looked up by name, and
-    not by rewards, which a small head would make alike."""
-    windows = getattr(model.config, "sliding_window", None) or set(
-        getattr(model.config, "layer_types", None) or ()
-    ) - {"full_attention"}
-    plain = model.config._attn_implementation
-    takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
-    if (
-        windows
-        or not takes_positions
-        or not isinstance(getattr(model, "score", None), torch.nn.Module)
-    ):
-        return TrainLayout.PADDED
-    sequences = [[3, 4, 5, 6, 7], [3, 4, 5, 8], [3, 4, 5, 9, 10, 11]]
-    tensors = {
-        name: tensor.to(model.device)
-        for name, tensor in lay_out(sequences, TrainLayout.TRIE, 0).items()
-    }
-    was_training = model.training
-    model.eval()
-    model.config._attn_implementation = attention.IMPLEMENTATION
-    try:
-        over_trie = _states(model, tensors)[tensors["last_nodes"]]
-        whole = [
-            model.base_model(torch.tensor([ids], device=model.device)).last_hidden_state[0, -1]
-            for ids in sequences
-        ]
-        expected = torch.stack(whole)
-        alike = torch.allclose(over_trie, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
-    except Exception:  # noqa: BLE001 - whatever a model raises that does not read such a mask or such ids
-        alike = False
-    finally:
-        model.train(was_training)
-        model.config._attn_implementation = plain
-    return TrainLayout.TRIE if alike else TrainLayout.PADDED
-
-
-def _states(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Tensor:
-    """[N, hidden size]: the hidden states of a trie."""
-    mask = attention.trie_mask(tensors["ends"])
     states: Tensor = model.base_model(
-        input_ids=tensors["input_ids"], position_ids=tensors["position_ids"], attention_mask=mask
+        input_ids=tensors["input_ids"],
+        position_ids=tensors["position_ids"],
+        attention_mask=trie_attention.trie_mask(tensors["ends"]),
     ).last_hidden_state
     return states[0]

@@ -1,17 +1,20 @@
-"""How long a conversation a model can read, for training and export alike."""
+"""The longest conversation that a model can read, for training and export alike."""
 
 from collections.abc import Iterator
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# transformers writes 10^30 for a tokenizer without a limit; what a model reads at all is far below this.
+# transformers writes 10^30 for a tokenizer without a limit. Real limits are far below this.
 _NO_LIMIT = 10**9
 
 
 def model_max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest conversation, in tokens: what positions and the tokenizer's configuration allow. None where neither
-    states a limit (ALiBi, recurrent models)."""
+    """Return the length of the longest conversation in tokens, by the model's positions and by its
+    tokenizer.
+
+    None if neither states a limit (ALiBi, recurrent models).
+    """
     stated = [
         getattr(model.config, "max_position_embeddings", None),
         tokenizer.model_max_length,
@@ -24,9 +27,11 @@ def model_max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def _position_rows(model: PreTrainedModel) -> Iterator[int]:
-    """Rows that tables of positions have for tokens, where padding has a row of its own.
+    """Yield the number of tokens that each table of position embeddings has rows for, if padding
+    has a row as well.
 
-    RoBERTa and its kin give the first token the position `padding_idx` + 1: of 514 rows, 512 are for tokens.
+    RoBERTa and models like it give the first token the position `padding_idx` + 1: 512 of 514 rows
+    are for tokens.
     """
     for name, module in model.named_modules():
         if (

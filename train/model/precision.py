@@ -1,4 +1,6 @@
-"""What runs in bfloat16: the backbone's matrix products, and nothing else."""
+"""The precision of a pass: with bf16 the matmuls of the backbone run in bfloat16, and nothing else
+does.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from kwise.train.options.config import Precision
 
 
 def choose_precision(asked: Precision, device: torch.device) -> Precision:
-    """`asked`, or for AUTO what `device` is fast at."""
+    """Return `asked`; for AUTO, bf16 if `device` is fast at it, else fp32."""
     if asked is not Precision.AUTO:
         return asked
     return Precision.BF16 if has_fast_bf16(device) else Precision.FP32
@@ -19,30 +21,34 @@ def choose_precision(asked: Precision, device: torch.device) -> Precision:
 
 @contextmanager
 def bf16_backbone(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """Within it the backbone's matrix products on `device` run in bfloat16; weights, residual stream and head stay float32.
+    """Run the matmuls of the backbone on `device` in bfloat16; weights, residual stream and head
+    stay float32.
 
-    Autocast over the whole model, as `TrainingArguments(bf16=True)` does it, also rounds the rewards to bfloat16: with 8
-    significant bits, rewards near 4 are 1/32 apart, coarser than the margins that are learnt from.
+    Autocast over the whole model, as with `TrainingArguments(bf16=True)`, would round the rewards
+    as well: bfloat16 has 8 significant bits, so rewards near 4 would be multiples of 1/32, which is
+    coarser than the differences that training uses.
     """
     backbone = model.base_model
     autocast = torch.autocast(device.type, dtype=torch.bfloat16)
-    # The head does not run under autocast, so whatever it reads, a pooler's output for instance, has to be float32.
-    own = vars(backbone).get("forward")  # of this one model: accelerate's hooks are put there
+    # The head runs without autocast, so its input (a pooler's output, for instance) must be
+    # float32.
+    own = vars(backbone).get("forward")  # an attribute of this model alone: accelerate's hook
     backbone.forward = convert_outputs_to_fp32(autocast(backbone.forward))
     try:
         yield
     finally:
         if own is None:
-            del backbone.forward  # the class's own method again
+            del backbone.forward  # restores the class's method
         else:
             backbone.forward = own
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones on `device`.
+    """Return whether matmuls are faster in bfloat16 than in float32 on `device`.
 
-    On a CPU that takes AVX512-BF16 or AMX (SmolLM2-135M, 6 sequences of 110 tokens, forward and backward, 2 cores with AMX:
-    1.1 s against 1.95 s in float32); without them PyTorch emulates bfloat16, slower than float32.
+    A CPU needs AVX512-BF16 or AMX (SmolLM2-135M, 6 sequences of 110 tokens, forward and backward, 2
+    cores with AMX: 1.1 s instead of 1.95 s). Without them PyTorch emulates bfloat16 and is slower
+    than in float32.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

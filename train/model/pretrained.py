@@ -1,7 +1,7 @@
-"""What reading a pretrained model may say: transformers' warnings not at all, its errors in one line.
+"""Reading pretrained models: transformers' warnings are hidden, and its errors become one line.
 
-transformers reports a model that cannot be read with exceptions of many kinds, some of them pages long. Whoever named the
-model on a command line gets that name and the beginning.
+transformers raises many kinds of exceptions for a model that it cannot read, some of them pages
+long. The user gets the name from the command line and the beginning of the message.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,9 @@ _MAX_CHARACTERS = 300
 
 
 def source_of(model: str) -> dict[str, Any]:
-    """Where `from_pretrained` finds a Hugging Face directory, a hub name or a `.gguf` file."""
+    """Return the arguments with which `from_pretrained` finds a Hugging Face directory, a hub name
+    or a `.gguf` file.
+    """
     path = Path(model)
     if path.suffix == ".gguf":
         return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
@@ -27,12 +29,15 @@ def source_of(model: str) -> dict[str, Any]:
 
 @contextmanager
 def reading(option: str, name: str) -> Iterator[None]:
-    """Around `from_pretrained(name)`; `option` is how the command line calls the model, "--model" for instance.
+    """Hide the warnings of `from_pretrained(name)`, and turn its errors into a ConfigError.
 
-    Warnings stay away: that a new head "should probably be trained" is what we are about to do.
+    The warnings say, for instance, that a new head should be trained, which is about to happen.
+
+    Args:
+        option: what the command line calls the model, for instance "--model".
 
     Raises:
-        ConfigError: the model cannot be read, whatever the reason.
+        ConfigError: the model cannot be read.
     """
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -50,5 +55,5 @@ def _problem(name: str, error: Exception) -> str:
     return (
         f"cannot be read: {line}"
         if Path(name).exists()
-        else f"there is no such file or directory, and of the hub: {line}"
+        else f"no file or directory has this name, and the hub says: {line}"
     )

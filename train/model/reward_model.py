@@ -1,10 +1,11 @@
-"""A reward model: a language model whose LM head is replaced by one linear layer, so that a conversation gives one scalar.
+"""A reward model: a language model with one linear layer in place of its LM head, which gives a
+conversation one number.
 
-It stays a plain `AutoModelForSequenceClassification(num_labels=1)`; what decides is in named functions: how the head
-starts, which weights may be missing, where dropout goes.
+It stays a plain `AutoModelForSequenceClassification(num_labels=1)`. Everything that could be done
+in several ways is a named function: how the head starts (head.py), which weights may be missing,
+that dropout is off, which layout it uses.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from transformers import (
 )
 
 from kwise.errors import ConfigError
-from kwise.train.model.four_bit import four_bit_options, leave_weights_alone
-from kwise.train.model.layout import TrainLayout, best_layout, lay_out, read_tries, rewards_of
+from kwise.train.model.four_bit import disable_weight_packing, four_bit_options
+from kwise.train.model.head import init_head, reward_head
+from kwise.train.model.layout import Layout, rewards_of
+from kwise.train.model.layout_choice import choose_layout
 from kwise.train.model.limits import model_max_tokens
 from kwise.train.model.pretrained import reading, source_of
 from kwise.train.model.tokenizer import choose_pad_token, load_tokenizer, token_ids
@@ -28,39 +31,47 @@ from kwise.types import Conversation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
-    """A model with its tokenizer, which agree on the padding token.
+    """A model, its tokenizer and its layout; model and tokenizer have the same padding token.
 
-    new_layers: names of the layers that the checkpoint did not have, the head for instance, and that start at random.
+    Attributes:
+        new_layers: names of the layers that the checkpoint does not have and that start at random,
+            for instance the head.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    layout: TrainLayout
+    layout: Layout
     new_layers: tuple[str, ...] = ()
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest conversation that the model can read; None where it states no limit."""
+        """The length of the longest conversation that the model can read; None if it states no
+        limit.
+        """
         return model_max_tokens(self.model, self.tokenizer)
 
     @torch.no_grad()
     def rewards(self, conversations: Sequence[Conversation]) -> list[float]:
-        """The rewards of `conversations` in one pass, in the precision of the weights."""
+        """Return the rewards of `conversations`, computed in one pass in the precision of the
+        weights.
+        """
         sequences = [token_ids(self.tokenizer, conversation) for conversation in conversations]
-        tensors = lay_out(sequences, self.layout, self.model.config.pad_token_id)
+        tensors = self.layout.lay_out(sequences)
         self.model.eval()
-        return rewards_of(
-            self.model, {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
-        ).tolist()
+        on_device = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
+        return rewards_of(self.model, on_device).tolist()
 
     def save(self, directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write what `from_pretrained` of a model and of a tokenizer read, chat template included. state_dict: where the model's
-        own is in parts."""
+        """Write model, tokenizer and chat template in the format of `from_pretrained`.
+
+        Args:
+            state_dict: the whole weights, if the model itself is sharded.
+        """
         self.model.save_pretrained(directory, state_dict=state_dict)
-        for weights in directory.glob(
-            "*.safetensors"
-        ):  # which safetensors makes readable to their owner alone
-            weights.chmod((directory / "config.json").stat().st_mode)
+        # safetensors makes its files readable to their owner alone.
+        mode = (directory / "config.json").stat().st_mode
+        for weights in directory.glob("*.safetensors"):
+            weights.chmod(mode)
         self.tokenizer.save_pretrained(directory)
 
 
@@ -70,29 +81,30 @@ def load_reward_model(
     chat_template: Path | None = None,
     seed: int = 0,
     load_in_4bit: bool = False,
-    agree: Callable[[TrainLayout], TrainLayout] = lambda layout: layout,
+    on_main_process: Callable[[Callable[[], Layout]], Layout] = lambda choose: choose(),
 ) -> RewardModel:
-    """Read MODEL, an SFT language model or a reward model, in float32.
+    """Load an SFT language model or a reward model in float32.
 
     Args:
-        model: a Hugging Face directory, a hub name, or a `.gguf` file (its weights are dequantised).
+        model: a Hugging Face directory, a hub name, or a `.gguf` file, whose weights are
+            dequantised.
         chat_template: a Jinja file to use in place of the model's own template.
-        seed: of the head's first weights, where the checkpoint has no head.
-        load_in_4bit: see four_bit.py; the model is then to be adapted, and dequantised in the end.
-        agree: what the processes make of the layouts that they measured; the weights of some may still be empty (FSDP).
+        seed: seed of the head's first weights, if the checkpoint has no head.
+        load_in_4bit: see four_bit.py; the model must then get an adapter, and is dequantised when
+            that is merged.
+        on_main_process: runs a function in one of several processes and returns its result in all
+            of them. With FSDP the others have no weights yet.
 
     Raises:
-        ConfigError: there is no such model; the checkpoint lacks weights of the language model, or has a head for several
-            labels; or the tokenizer cannot be made ready, see `load_tokenizer` and `choose_pad_token`; or four bits cannot be
-            had, see `four_bit_options`.
-        OSError: there is no such chat template.
+        ConfigError: the model does not exist; its checkpoint lacks weights of the language model,
+            or has a head for several labels; its tokenizer cannot be used, see `load_tokenizer` and
+            `choose_pad_token`; or it cannot be read in four bits, see `four_bit_options`.
+        OSError: the chat template cannot be read.
     """
     if model.endswith(".gguf") and not Path(model).is_file():
-        raise ConfigError(f"--model {model}: there is no such file")
+        raise ConfigError(f"--model {model}: the file does not exist")
     tokenizer = load_tokenizer(model, chat_template)
-    torch.manual_seed(
-        seed
-    )  # layers between backbone and head, where an architecture has them, start at random
+    torch.manual_seed(seed)  # some architectures have more new layers than the head
     quantised = four_bit_options(model) if load_in_4bit else {}
     with reading("--model", model):
         loaded, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -102,8 +114,9 @@ def load_reward_model(
             output_loading_info=True,
             **quantised,
         )
-    leave_weights_alone(loaded)
-    # Left behind by quantised sources; a later from_pretrained would look for quantised weights.
+    disable_weight_packing(loaded)
+    # The configs of quantised sources keep this entry; a later from_pretrained would expect
+    # quantised weights.
     if hasattr(loaded.config, "quantization_config") and not load_in_4bit:
         del loaded.config.quantization_config
     _check_backbone(loaded, loading["missing_keys"], model)
@@ -114,65 +127,40 @@ def load_reward_model(
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
     loaded.config.pad_token_id = pad_token_id
     loaded.config.use_cache = (
-        False  # a reward is one pass: keys and values would be kept for nothing
+        False  # a reward is one pass, so cached keys and values are never read
     )
     disable_dropout(loaded)
-    layout = agree(best_layout(loaded))
-    if layout is TrainLayout.TRIE:
-        read_tries(loaded)
+    layout = on_main_process(lambda: choose_layout(loaded, pad_token_id))
+    layout.prepare(loaded)
     new_layers = sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
     return RewardModel(
         model=loaded, tokenizer=tokenizer, layout=layout, new_layers=tuple(new_layers)
     )
 
 
-def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
-    """(name, layer) of the linear layer with one output: `score` of decoders, `classifier` or its `out_proj` of encoders.
-
-    Raises:
-        ConfigError: the architecture has no such layer.
-    """
-    linear = [
-        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    ]
-    heads = [(name, module) for name, module in linear if module.out_features == 1]
-    if not heads:
-        raise ConfigError(f"--model: {type(model).__name__} has no linear head with one output")
-    return heads[-1]
-
-
-@torch.no_grad()
-def init_head(head: nn.Linear, seed: int) -> None:
-    """Weights from N(0, 1/(d+1)), that is a standard deviation of 1/√(d+1) for d inputs; a bias of 0.
-
-    Stiennon et al. 2020, "Learning to summarize from human feedback", as vwxyzjn/summarize_from_feedback_details (reward.py)
-    reproduces it.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    std = 1 / math.sqrt(head.in_features + 1)
-    head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * std)
-    if head.bias is not None:
-        head.bias.zero_()
-
-
 def disable_dropout(model: nn.Module) -> None:
-    """Train without dropout, so that the K rewards of a ranking come from one function and differ for one reason.
+    """Set every dropout probability to 0, so that the K rewards of a ranking come from one
+    function.
 
-    As vwxyzjn/summarize_from_feedback_details (`configure_dropout`) and TRL's `RewardConfig.disable_dropout` do. The
-    config keeps its figures.
+    vwxyzjn/summarize_from_feedback_details (`configure_dropout`) and TRL's
+    `RewardConfig.disable_dropout` do the same. The figures in the config stay.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        # Attention functions and layer drop read a plain number instead: `attention_dropout`, `layerdrop`.
+        # Attention functions and LayerDrop read a float attribute instead: `attention_dropout`,
+        # `layerdrop`.
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 
 def _check_backbone(model: PreTrainedModel, missing: Sequence[str], name: str) -> None:
-    """Refuse a checkpoint whose language model would silently start at random: only what lies behind it may be missing,
-    the head, and a pooler between the two."""
+    """Raise ConfigError if weights of the language model are missing, which would silently start at
+    random.
+
+    Only the head, and a pooler between backbone and head, may be missing.
+    """
     prefix = f"{model.base_model_prefix}."
     lost = sorted(key for key in missing if key.startswith(prefix) and "pooler" not in key)
     if lost:

@@ -1,9 +1,11 @@
-"""A tokenizer that is ready for rewards: it has a chat template, and a padding token that no conversation ends with.
+"""A tokenizer for rewards: it has a chat template, and a padding token with which no conversation
+ends.
 
-transformers' `…ForSequenceClassification` of a decoder reads its hidden state at the last token that is not
-`config.pad_token_id`. Where the padding token also ends every conversation (pad = eos is the usual advice for training
-language models), it reads one token early, in any batch: transformers #35352, TRL #6952. So the padding token is chosen
-against the chat template's own output, and `batch.py` refuses the rare text that ends with it all the same.
+A decoder's `…ForSequenceClassification` reads the hidden state at the last token that is not
+`config.pad_token_id`. If the padding token also ends every conversation (pad = eos is common advice
+for training language models), the hidden state is read one token early in every batch: transformers
+#35352, TRL #6952. Therefore the padding token is chosen by what the chat template produces, and
+`batch.py` refuses a text that ends with it all the same.
 """
 
 from collections.abc import Iterator
@@ -20,14 +22,15 @@ from kwise.types import Conversation, Message
 
 
 def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face directory, a hub name or a `.gguf` file, padding on the right.
+    """Return the tokenizer of a Hugging Face directory, a hub name or a `.gguf` file; it pads on
+    the right.
 
-    Its chat template is that of the file `chat_template` if given, else its own, else `plain_template`.
+    Its chat template is the file `chat_template` if given, else its own, else `plain_template`.
 
     Raises:
-        ConfigError: there is no such model, or no fast tokenizer, or the chat template cannot render a user's and an
-            assistant's turn.
-        OSError: there is no such chat template.
+        ConfigError: the model does not exist, or has no fast tokenizer, or its chat template cannot
+            render a message of a user and one of an assistant.
+        OSError: the file `chat_template` cannot be read.
     """
     with reading("--model", model):
         tokenizer = (
@@ -37,7 +40,7 @@ def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenize
         )
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"--model {model}: has no fast tokenizer (tokenizer.json), which the engine needs"
+            f"--model {model}: the fast tokenizer (tokenizer.json) is missing, and the engine needs it"
         )
     tokenizer.padding_side = "right"
     if chat_template is not None:
@@ -52,37 +55,42 @@ def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenize
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """The tokens that a reward is computed from, here and in the engine: the chat template applied to the whole
-    conversation. The template writes every special token; the tokenizer adds none."""
+    """Return the tokens from which a reward is computed, here and in the engine: the chat template
+    of the whole conversation.
+
+    The template writes all special tokens; the tokenizer adds none.
+    """
     messages = [{"role": message.role, "content": message.content} for message in conversation]
     return list(tokenizer.apply_chat_template(messages, tokenize=True))
 
 
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase, configured: int | None) -> int:
-    """The id of a token to pad with: never one that a conversation ends with, and one that no text is made of.
+    """Return the id of a special token with which no conversation ends.
 
-    The tokenizer's or the model's (`configured`) own choice is kept where it is safe; SmolLM2's is, though it equals eos:
-    its template ends every turn with a newline after <|im_end|>.
+    The choice of the tokenizer or of the model (`configured`) is kept if it is safe. SmolLM2's is,
+    although it equals eos, because the template ends every message with a newline after <|im_end|>.
 
     Raises:
-        ConfigError: every special token of the tokenizer ends conversations.
+        ConfigError: conversations end with every special token that the tokenizer has.
     """
     endings = {_probe(tokenizer, response)[-1] for response in ("Yes.", "no", "42")}
     for candidate in _pad_candidates(tokenizer, configured):
         if candidate is not None and candidate not in endings:
             return candidate
     raise ConfigError(
-        f"the tokenizer has no token to pad with: its conversations end with {_names(tokenizer, endings)}, and it has no "
-        "other special token. Give a --chat-template that ends otherwise, with a newline for instance"
+        f"the tokenizer has no token to pad with: conversations end with {_names(tokenizer, endings)}, its "
+        "only special token. Give a --chat-template with another ending, for instance a newline"
     )
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A chat template for a tokenizer that comes without: "role: content" and an empty line for each turn, in the
-    tokenizer's own frame (BOS … EOS, or [CLS] … [SEP], which bidirectional encoders read their reward at).
+    """Return a chat template for a tokenizer without one: "role: content" and an empty line for
+    each message.
 
-    The frame's tokens are written out, so the template needs nothing but the messages. A tokenizer with a single
-    special token, as GPT-2's, keeps it for padding: its conversations end with the empty line.
+    The conversation stands between the tokenizer's own first and last token: BOS … EOS, or [CLS] …
+    [SEP], at which bidirectional encoders read the reward. The template contains these tokens, so
+    it needs nothing but the messages. A tokenizer with a single special token, such as GPT-2's,
+    keeps it for padding: conversations end with the empty line.
     """
     start = tokenizer.cls_token or tokenizer.bos_token or ""
     end = tokenizer.sep_token or tokenizer.eos_token or ""
@@ -98,9 +106,12 @@ def _literal(text: str) -> str:
 
 
 def _from_gguf(path: Path) -> PreTrainedTokenizerBase:
-    """transformers 4.57 reads vocabulary, merges and chat template of a llama GGUF well, and the rest not: its EOS is
-    the BOS (integrations/ggml.py, `GGUFLlamaConverter.tokenizer`), and encoding prepends BOS whatever the file says. The
-    ids in the file are right, so the tokenizer is built again with those, adding no token by itself.
+    """Return the tokenizer of a GGUF file, with the special tokens that the file names.
+
+    transformers 4.57 takes only vocabulary, merges and chat template of a Llama GGUF correctly: it
+    sets EOS to BOS (integrations/ggml.py, `GGUFLlamaConverter.tokenizer`), and its encoding always
+    adds BOS. The ids in the file are right, so the tokenizer is built again with them, and adds no
+    tokens.
     """
     read = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     backend = read.backend_tokenizer
@@ -125,8 +136,11 @@ def _probe(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
 def _pad_candidates(
     tokenizer: PreTrainedTokenizerBase, configured: int | None
 ) -> Iterator[int | None]:
-    """In the order of preference. After the usual ones any special token, reserved ones for instance, the later the
-    better: the first are those that templates use."""
+    """Yield candidates in order of preference.
+
+    After the usual ones come all special tokens, the last ones first: they are often reserved,
+    while templates use the first ones.
+    """
     yield tokenizer.pad_token_id
     yield configured
     yield tokenizer.unk_token_id

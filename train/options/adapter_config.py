@@ -1,4 +1,6 @@
-"""The options of `kwise train` that train a low-rank adapter instead of all weights. Imports neither torch nor peft."""
+"""The options of `kwise train` that train a low-rank adapter instead of all weights. Imports
+neither torch nor peft.
+"""
 
 from dataclasses import dataclass
 
@@ -11,7 +13,9 @@ ALL_LINEAR = "all-linear"
 # Without slots: of the two bases of TrainConfig, Python allows one with slots.
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """LoRA: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". `check_adapter` says what goes together."""
+    """LoRA: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". `check_adapter`
+    says what goes together.
+    """
 
     lora_rank: int = option(
         0,

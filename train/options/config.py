@@ -12,7 +12,9 @@ from kwise.train.options.objectives import ObjectiveConfig, check_objective
 
 
 class Precision(Enum):
-    """Of the backbone's matrix products; weights, optimizer state, residual stream, head and loss are float32 always."""
+    """Of the backbone's matrix products; weights, optimizer state, residual stream, head and loss
+    are float32 always.
+    """
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -20,7 +22,9 @@ class Precision(Enum):
 
 
 class Schedule(Enum):
-    """How the learning rate goes from its peak to `final_learning_rate_ratio` times it, after the warm-up."""
+    """How the learning rate goes from its peak to `final_learning_rate_ratio` times it, after the
+    warm-up.
+    """
 
     COSINE = "cosine"
     LINEAR = "linear"
@@ -43,7 +47,8 @@ class Overlong(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig(ObjectiveConfig, AdapterConfig):
-    """One training run. `recipe` is where options are from: the command line reads it, the report names it.
+    """One training run. `recipe` is where options are from: the command line reads it, the report
+    names it.
 
     Raises:
         ConfigError: an option is missing or out of range.
@@ -163,5 +168,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
             raise ConfigError("--resume and --overwrite exclude each other")
 
     def num_steps(self, num_rankings: int) -> int:
-        """Optimizer steps of the whole run over `num_rankings`; the last step of an epoch may have fewer rankings."""
+        """Optimizer steps of the whole run over `num_rankings`; the last step of an epoch may have
+        fewer rankings.
+        """
         return math.ceil(self.epochs * math.ceil(num_rankings / self.rankings_per_step))

@@ -1,8 +1,10 @@
-"""The objectives of `kwise train`: a table with one entry per objective, and the options that choose among them.
+"""The objectives of `kwise train`: a table with one entry per objective, and the options that
+choose among them.
 
-An entry holds everything that is known about an objective except its formula: the function that computes it, the data and options
-that it uses, what it learns from ties, what its rewards mean and who published it. The function is named, not imported, because
-`--help` must not load torch; a test resolves every name. To add an objective, add a name, an entry and a function.
+An entry holds everything that is known about an objective except its formula: the function that
+computes it, the data and options that it uses, what it learns from ties, what its rewards mean and
+who published it. The function is named, not imported, because `--help` must not load torch; a test
+resolves every name. To add an objective, add a name, an entry and a function.
 
 The formulas write Δ = r_i − r_j for two responses of which i is ranked better.
 """
@@ -61,7 +63,8 @@ class Objective:
         source: the publication, for the model card.
         meaning: a sentence for the model card that says what the rewards mean.
         needs_scores: whether the responses must have scores; ranks are not enough.
-        learns_from_ties: whether a ranking whose responses are all tied has a loss. Otherwise such rankings are refused.
+        learns_from_ties: whether a ranking whose responses are all tied has a loss. Otherwise such
+            rankings are refused.
         options: fields of `ObjectiveConfig` that only some objectives use, and this one does.
     """
 
@@ -134,7 +137,8 @@ TIE_MODELS: dict[Ties, Objective] = {
         options=_PAIR_OPTIONS,
     ),
 }
-"""`ObjectiveName.PAIRS` with --ties; π = exp(reward). `Ties.IGNORE` is the entry of `OBJECTIVES`."""
+"""`ObjectiveName.PAIRS` with --ties; π = exp(reward). `Ties.IGNORE` is the entry of `OBJECTIVES`.
+"""
 
 
 def _list_summaries(entries: Mapping[Any, Objective]) -> str:

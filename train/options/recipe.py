@@ -1,6 +1,8 @@
-"""Published training runs as defaults of `kwise train`: a YAML file of options by name, in recipes/.
+"""Published training runs as defaults of `kwise train`: a YAML file of options by name, in
+recipes/.
 
-A recipe holds what its source states and says in comments what it does not; flags of the command line win.
+A recipe holds what its source states and says in comments what it does not; flags of the command
+line win.
 """
 
 import argparse
@@ -35,10 +37,12 @@ def summary(name: str) -> str:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """Arguments of `TrainConfig`, from the recipe of that name or a file of one's own that ends with .yaml.
+    """Arguments of `TrainConfig`, from the recipe of that name or a file of one's own that ends
+    with .yaml.
 
     Raises:
-        ConfigError: there is no such recipe, or an option of it is none of `kwise train` or of another type; names file and key.
+        ConfigError: there is no such recipe, or an option of it is none of `kwise train` or of
+            another type; names file and key.
         OSError: the file cannot be read.
     """
     if not name.endswith(".yaml") and name not in recipe_names():

@@ -83,11 +83,18 @@ def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
         ("held out", f"{report.num_validation} rankings"),
         ("skipped, longer than the token limit", str(report.num_skipped)),
         ("weights", f"{report.num_trained:,} trained out of {report.num_parameters:,}"),
+        ("layout", _layout(report)),
         (
             "steps",
             f"{report.num_steps} in {report.precision}, {_processes(report)}, {report.training_s:.0f} s",
         ),
     ]
+
+
+def _layout(report: TrainingReport) -> str:
+    if report.layout_reason is None:
+        return report.layout
+    return f"{report.layout}, because {report.layout_reason}"
 
 
 def _processes(report: TrainingReport) -> str:

@@ -57,6 +57,8 @@ class TrainingReport:
     sharded: bool
     num_steps: int
     precision: str
+    layout: str
+    layout_reason: str | None
     losses: tuple[LoggedLoss, ...]
     evaluations: tuple[LoggedEvaluation, ...]
     best_step: int | None

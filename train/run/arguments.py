@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from kwise.errors import ConfigError
-from kwise.train.model.layout import TrainLayout
+from kwise.train.model.layout import Layout
 from kwise.train.options.config import Schedule, TrainConfig
 from kwise.train.run.steps import RUNS_NAME
 from kwise.train.run.trackers import check_tracker
@@ -16,7 +16,7 @@ from kwise.train.run.trackers import check_tracker
 def training_arguments(
     config: TrainConfig,
     *,
-    layout: TrainLayout,
+    layout: Layout,
     num_rankings: int,
     num_processes: int,
     sharded: bool,
@@ -76,8 +76,7 @@ def training_arguments(
         # The items are rankings, not dicts named after the arguments of the model's forward().
         remove_unused_columns=False,
         label_names=[],
-        # What computes over the trie uses all its weights; encoders may have a pooler that they do not use.
-        ddp_find_unused_parameters=layout is TrainLayout.PADDED,
+        ddp_find_unused_parameters=not layout.uses_all_weights,
         # Every process reads them from the same file; the text regulariser has a large one.
         ddp_broadcast_buffers=False,
         use_cpu=not torch.accelerator.is_available(),

@@ -8,7 +8,7 @@ the same, is refused: accelerate runs it on accelerators alone, where nothing of
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from accelerate import PartialState
@@ -72,10 +72,10 @@ class Processes:
         """Until all processes are here."""
         self._state.wait_for_everyone()
 
-    def agree(self, value: T) -> T:
-        """The main process's `value`, in all."""
-        agreed: list[T] = broadcast_object_list([value])
-        return agreed[0]
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Run `function` in the main process alone, and return its result in all processes."""
+        results: list[T | None] = broadcast_object_list([function() if self.is_main else None])
+        return cast(T, results[0])
 
     def map(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """`function` of each of `items`, in their order and in every process; each process computes its share."""

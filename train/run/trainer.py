@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from kwise.train.model.checkpointing import keep_less
+from kwise.train.model.gradient_checkpointing import enable_checkpointing
 from kwise.train.model.layout import rewards_and_text_of
 from kwise.train.model.precision import bf16_backbone, choose_precision
 from kwise.train.model.reward_model import RewardModel
@@ -146,7 +146,7 @@ def make_trainer(
         sharded=processes.sharded,
         steps_dir=steps_dir,
     )
-    keep_less(reward_model.model, config.gradient_checkpointing)
+    enable_checkpointing(reward_model.model, config.gradient_checkpointing)
     callbacks: list[TrainerCallback] = [
         start,
         MarkComplete(processes),
@@ -163,9 +163,7 @@ def make_trainer(
             replace(rankings[0], counts=False),
         ],  # see EpochOrder for the last
         eval_dataset=list(validation.rankings),
-        data_collator=partial(
-            collate, layout=reward_model.layout, pad_token_id=reward_model.model.config.pad_token_id
-        ),
+        data_collator=partial(collate, layout=reward_model.layout),
         processing_class=reward_model.tokenizer,
         callbacks=callbacks,
     )

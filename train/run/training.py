@@ -65,8 +65,9 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         chat_template=config.chat_template,
         seed=config.seed,
         load_in_4bit=config.load_in_4bit,
-        agree=processes.agree,
+        on_main_process=processes.on_main,
     )
+    progress(f"layout: {reward_model.layout}")
     if config.text_regulariser:
         install_text_head(reward_model.model, text_head(config.model, reward_model))
     data = prepare(rankings, reward_model, config)
@@ -122,6 +123,8 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         num_processes=processes.count,
         num_steps=trainer.state.global_step,
         precision=trainer.precision.value,
+        layout=reward_model.layout.name,
+        layout_reason=reward_model.layout.reason,
         losses=tuple(LoggedLoss(step=e["step"], loss=e["loss"]) for e in logged if "loss" in e),
         evaluations=tuple(
             LoggedEvaluation(step=e["step"], loss=e["eval_loss"], accuracy=e["eval_accuracy"])

@@ -1,4 +1,5 @@
-"""Rankings as tokens, and batches of them. The unit is the ranking: a batch has all K responses of a prompt or none.
+"""Rankings as token ids, and batches of them. The unit is the ranking: a batch has all K responses
+of a prompt or none.
 
 Dimensions: B rankings; K responses of a ranking; S = ΣK sequences.
 """
@@ -6,14 +7,14 @@ Dimensions: B rankings; K responses of a ranking; S = ΣK sequences.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kwise.train.model.layout import TrainLayout, lay_out, trie_of, trie_tensors
+from kwise.train.model.layout import Layout
 from kwise.train.model.tokenizer import token_ids
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
 from kwise.train.rankings.schema import Ranking
@@ -25,8 +26,11 @@ from kwise.types import TokenIds
 class TokenizedRanking:
     """A ranking and the token ids of its K conversations, in the order of the responses.
 
-    counts: False for a filler, which is computed and adds nothing: where several processes share an epoch, all have to run as
-    many passes. prompt_length: tokens before the responses, where the text of the best one is to be learnt.
+    Attributes:
+        counts: False for a filler, which is computed and has a weight of 0: processes that share an
+            epoch must run the same number of passes.
+        prompt_length: the number of tokens before the best response; None without the text
+            regulariser.
     """
 
     ranking: Ranking
@@ -36,9 +40,10 @@ class TokenizedRanking:
 
 
 Batch = dict[str, Tensor]
-"""What a step reads: `lay_out` of its sequences, ranks int64[S], scores float32[S] (not a number where a ranking has none),
-group_sizes int64[B], the K of each ranking, and weights float32[B], 0 for a filler and else 1; with the text of
-the best responses also what `text_tensors` returns."""
+"""The tensors of a step: those of `Layout.lay_out`; ranks, int64[S]; scores, float32[S], NaN for
+rankings without scores; group_sizes, int64[B], the K of each ranking; weights, float32[B], 0 for a
+filler and else 1; with the text regulariser also those of `text_tensors`.
+"""
 
 
 def tokenize_rankings(
@@ -49,16 +54,20 @@ def tokenize_rankings(
     skip_overlong: bool,
     with_text: bool = False,
 ) -> list[TokenizedRanking]:
-    """The rankings whose K conversations all have at most `max_tokens` tokens (None: no limit); `with_text` finds where responses
-    begin.
+    """Return the rankings whose K conversations all have at most `max_tokens` tokens.
 
-    A ranking with a longer one is left out whole if `skip_overlong`: without that response it would be another ranking,
-    and a truncated response is not what was ranked.
+    A ranking with a longer one is skipped whole if `skip_overlong`: without that response it would
+    be another ranking, and a truncated response is not what was ranked.
+
+    Args:
+        max_tokens: None for no limit.
+        with_text: find out where the best response begins, for the text regulariser.
 
     Raises:
-        RankingsError: a conversation is too long and `skip_overlong` is False; ends with the padding token, so that its
-            reward would be read at the wrong place; has a turn that the chat template refuses; or, `with_text`, begins with the
-            response, of which nothing would predict the first token.
+        RankingsError: a conversation is too long and `skip_overlong` is False; it ends with the
+            padding token, so that its reward would be read at the wrong position; the chat template
+            refuses one of its messages; or, `with_text`, no token precedes the best response, so
+            that nothing predicts its first token.
     """
     tokenized: list[TokenizedRanking] = []
     problems: list[str] = []
@@ -81,14 +90,15 @@ def tokenize_rankings(
             length = prompt_length(tokenizer, ranking.prompt, best) if with_text else None
             if length == 0:
                 problems.append(
-                    f"{ranking.origin}: prompt: --text-regulariser: no token of it stands before the best response"
+                    f"{ranking.origin}: prompt: --text-regulariser needs a token before the best response"
                 )
             tokenized.append(
                 TokenizedRanking(ranking=ranking, input_ids=input_ids, prompt_length=length)
             )
         elif not skip_overlong:
             problems.append(
-                f"{ranking.origin}: responses[{longest}]: {len(input_ids[longest])} tokens; the limit is {max_tokens}"
+                f"{ranking.origin}: responses[{longest}]: {len(input_ids[longest])} tokens; "
+                f"the limit is {max_tokens}"
             )
         if len(problems) == MAX_PROBLEMS:
             break
@@ -97,26 +107,28 @@ def tokenize_rankings(
     return tokenized
 
 
-def collate(rankings: Sequence[TokenizedRanking], layout: TrainLayout, pad_token_id: int) -> Batch:
-    """One batch of B rankings, their S sequences one after another."""
+def collate(rankings: Sequence[TokenizedRanking], layout: Layout) -> Batch:
+    """Return one batch of B rankings, the sequences of one ranking after another."""
     sequences = [ids for ranking in rankings for ids in ranking.input_ids]
-    ranks = torch.tensor([rank for tokenized in rankings for rank in tokenized.ranking.ranks])
-    given = [
-        tokenized.ranking.scores or [math.nan] * len(tokenized.input_ids) for tokenized in rankings
+    sizes = [len(tokenized.input_ids) for tokenized in rankings]
+    ranks = [rank for tokenized in rankings for rank in tokenized.ranking.ranks]
+    scores = [
+        score
+        for tokenized, size in zip(rankings, sizes, strict=True)
+        for score in tokenized.ranking.scores or [math.nan] * size
     ]
-    scores = torch.tensor([score for group in given for score in group], dtype=torch.float32)
-    group_sizes = torch.tensor([len(tokenized.input_ids) for tokenized in rankings])
-    weights = torch.tensor([float(tokenized.counts) for tokenized in rankings])
-    judged = {"ranks": ranks, "scores": scores, "group_sizes": group_sizes, "weights": weights}
-    lengths = [
-        tokenized.prompt_length for tokenized in rankings if tokenized.prompt_length is not None
-    ]
-    if not lengths:
-        return lay_out(sequences, layout, pad_token_id) | judged
-    firsts = np.cumsum([0, *(len(tokenized.input_ids) for tokenized in rankings[:-1])])
-    best = [
-        int(first) + tokenized.ranking.ranks.index(1)
-        for first, tokenized in zip(firsts, rankings, strict=True)
-    ]
-    trie = trie_of(sequences)  # `text_head` has refused any other layout
-    return trie_tensors(trie) | judged | text_tensors(trie, best, lengths)
+    batch = layout.lay_out(sequences) | {
+        "ranks": torch.tensor(ranks),
+        "scores": torch.tensor(scores, dtype=torch.float32),
+        "group_sizes": torch.tensor(sizes),
+        "weights": torch.tensor([float(tokenized.counts) for tokenized in rankings]),
+    }
+    lengths = [item.prompt_length for item in rankings if item.prompt_length is not None]
+    if lengths:
+        starts = accumulate(sizes[:-1], initial=0)
+        best = [
+            start + tokenized.ranking.ranks.index(1)
+            for start, tokenized in zip(starts, rankings, strict=True)
+        ]
+        batch |= text_tensors(batch, best, lengths)
+    return batch

@@ -1,4 +1,6 @@
-"""The order of an epoch's rankings: by seed and epoch alone, so that one process, several, and a resumed one go the same way."""
+"""The order of an epoch's rankings: by seed and epoch alone, so that one process, several, and a
+resumed one go the same way.
+"""
 
 import math
 from collections.abc import Iterator
@@ -8,11 +10,13 @@ from torch.utils.data import Sampler
 
 
 class EpochOrder(Sampler[int]):
-    """A permutation of the rankings' indices for each epoch, filled up with the index `num_rankings` to whole rounds.
+    """A permutation of the rankings' indices for each epoch, filled up with the index
+    `num_rankings` to whole rounds.
 
-    A round is what all processes compute at a time. accelerate deals batches out in turn, so the rankings of an optimizer step
-    are the same however many processes share them. Where it would fill a last round with rankings of the epoch's beginning,
-    which would count twice, the index behind the last stands for a filler that counts nothing.
+    A round is what all processes compute at a time. accelerate deals batches out in turn, so the
+    rankings of an optimizer step are the same however many processes share them. Where it would
+    fill a last round with rankings of the epoch's beginning, which would count twice, the index
+    behind the last stands for a filler that counts nothing.
 
     Args:
         per_round: 1 where one process computes, so that a last pass is smaller instead of filled.

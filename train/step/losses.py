@@ -1,7 +1,8 @@
 """The loss of a ranking, for each objective of options/objectives.py, and the losses of a batch.
 
-Every function sees the rewards of one ranking: one reward per response, however many pairs they form. Write Δ = r_i − r_j for
-two responses of which i is ranked better. `regression_loss` and centring depend on the rewards themselves, all else on Δ alone.
+Every function sees the rewards of one ranking: one reward per response, however many pairs they
+form. Write Δ = r_i − r_j for two responses of which i is ranked better. `regression_loss` and
+centring depend on the rewards themselves, all else on Δ alone.
 
 Dimensions: K responses of a ranking; B rankings of a batch; S = ΣK responses of a batch.
 """
@@ -77,10 +78,10 @@ def kwise_loss(
 ) -> Tensor:
     """Return −1/C(K,2) Σ log σ(r_i − r_j) over the pairs (i, j) where i is ranked better than j.
 
-    Ouyang et al. 2022, "Training language models to follow instructions with human feedback", eq. 1.
-    All pairs of a prompt are one element of a batch: K rewards give C(K,2) terms (for K = 9, 36 terms
-    from 9 forward passes, not from 72). Pairs of one ranking never occur in different steps, which
-    made the model of that paper overfit.
+    Ouyang et al. 2022, "Training language models to follow instructions with human feedback", eq.
+    1. All pairs of a prompt are one element of a batch: K rewards give C(K,2) terms (for K = 9, 36
+    terms from 9 forward passes, not from 72). Pairs of one ranking never occur in different steps,
+    which made the model of that paper overfit.
 
     A tie gives no pair. The divisor is the number of pairs, not C(K,2), so that a ranking has the
     same weight in a step however many ties it has. Without any pair (K = 1, or all responses tied)
@@ -137,8 +138,8 @@ def davidson_loss(rewards_K: Tensor, labels: Labels, config: ObjectiveConfig) ->
     """Return the negative log-likelihood of the pairs, ties included, in Davidson's model.
 
     With π = exp(reward) and ν = tie_strength, each outcome is proportional to π_i (i is better),
-    π_j, or ν √(π_i π_j) (a tie). Davidson 1970, "On extending the Bradley-Terry model to accommodate
-    ties in paired comparison experiments".
+    π_j, or ν √(π_i π_j) (a tie). Davidson 1970, "On extending the Bradley-Terry model to
+    accommodate ties in paired comparison experiments".
     """
     log_nu = math.log(config.tie_strength)
     difference_KK, is_pair_KK = _pairs(rewards_K, labels.ranks_K)
@@ -159,10 +160,10 @@ def sigmoid_loss(rewards_K: Tensor, labels: Labels, config: ObjectiveConfig) -> 
 def plackett_luce_loss(rewards_K: Tensor, labels: Labels, _: ObjectiveConfig) -> Tensor:
     """Return −1/n Σ_k log( exp r_k / Σ_{l: rank_l ≥ rank_k} exp r_l ).
 
-    The best response is chosen among all, the next one among the rest, and so on. Plackett 1975, "The
-    analysis of permutations"; ListMLE, Xia et al. 2008. Each of several tied responses is chosen
-    among all responses of its rank and below (Breslow's approximation, 1974). The n responses are
-    those that are not of the last rank, which has no choice left.
+    The best response is chosen among all, the next one among the rest, and so on. Plackett 1975,
+    "The analysis of permutations"; ListMLE, Xia et al. 2008. Each of several tied responses is
+    chosen among all responses of its rank and below (Breslow's approximation, 1974). The n
+    responses are those that are not of the last rank, which has no choice left.
     """
     ranks_K = labels.ranks_K
     is_left_KK = ranks_K[:, None] <= ranks_K[None, :]

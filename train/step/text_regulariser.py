@@ -1,24 +1,25 @@
-"""Keeping a reward model's hidden states those of a language model: a text loss on the best response, over the same pass.
+"""The text regulariser: a language-model loss on the best response, which keeps hidden states those
+of a language model.
 
-Yang et al. 2024, "Regularizing Hidden States Enables Learning Generalizable Reward Model for LLMs" (GRM), the SFT variant, by which
-rewards of unseen kinds of prompts get more accurate: (1 − α) L_reward + α · −log σ(β log π(y_best | x)), with β = 0.1 as in the
-authors' `GRMRewardTrainer`. The trie has the hidden states of all tokens, so this costs the LM head on the best response's, and no
-further pass. π's head is the embedding where the model ties the two, and else the source checkpoint's, frozen; it is not saved.
+Yang et al. 2024, "Regularizing Hidden States Enables Learning Generalizable Reward Model for LLMs"
+(GRM), the SFT variant: (1 − α) L_reward + α · −log σ(β log π(y_best | x)), with β = 0.1 as in the
+authors' `GRMRewardTrainer`. It makes rewards of new kinds of prompts more accurate. The hidden
+states of all tokens are rows of the trie, so it costs the LM head on the best response and no
+further pass. The LM head is the embedding if the model ties the two, else that of the source
+checkpoint, frozen and not saved.
 
-Dimensions: B rankings of a batch; M tokens of their best responses, one ranking after another; V of the vocabulary.
+Dimensions: B rankings of a batch; M tokens of their best responses, one ranking after another; V
+tokens of the vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from kwise.engine.trie import Trie
 from kwise.errors import ConfigError
-from kwise.train.model.layout import TrainLayout
 from kwise.train.model.pretrained import reading, source_of
 from kwise.train.model.reward_model import RewardModel
 from kwise.types import Conversation, TokenIds
@@ -30,15 +31,21 @@ TextHead = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def text_head(name: str, reward_model: RewardModel) -> TextHead:
-    """The LM head of the model that `reward_model` was made from.
+    """Return the LM head of the model that `reward_model` was made from.
+
+    Args:
+        name: the source checkpoint, as --model names it.
+        reward_model: the model that was loaded from it.
 
     Raises:
-        ConfigError: passes do not go over the trie; or the source has no LM head; or its logits are not its head's products
-            with the hidden states (soft caps, scales), which is measured.
+        ConfigError: the model's layout has no states of inner tokens; the source has no LM head; or
+            its logits are not its head's weights times the hidden states (soft caps, scales), which
+            is measured.
     """
-    if reward_model.layout is not TrainLayout.TRIE:
+    if not reward_model.layout.has_token_states:
         raise ConfigError(
-            f"--text-regulariser: {type(reward_model.model).__name__} is no causal model that is computed over the trie"
+            f"--text-regulariser needs the trie layout; {type(reward_model.model).__name__} is "
+            f"trained {reward_model.layout}"
         )
     with reading("--text-regulariser: --model", name):
         source, loading = AutoModelForCausalLM.from_pretrained(
@@ -58,19 +65,22 @@ def text_head(name: str, reward_model: RewardModel) -> TextHead:
         states @ weight.T, expected, rtol=0, atol=1e-4 * float(expected.abs().max())
     ):
         raise ConfigError(
-            f"--text-regulariser: the logits of {type(source).__name__} are more than its head's products"
+            f"--text-regulariser: the logits of {type(source).__name__} are not its head's weights times the "
+            "hidden states"
         )
     return _tied_head(model) if tied else _FrozenHead(weight)
 
 
 def _tied_head(model: PreTrainedModel) -> TextHead:
-    """Reads the embeddings as they are trained, and keeps nothing: a module with them in it would be saved a second time."""
+    """Return a function of the embeddings as they are being trained. A module with them would save
+    them twice.
+    """
     embeddings = model.get_input_embeddings()
     return lambda states: F.linear(states.float(), embeddings.weight)
 
 
 class _FrozenHead(nn.Module):
-    """Goes to the device with the model that has it, and is neither trained nor saved."""
+    """A head that moves to the device with its model, and is neither trained nor saved."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -83,39 +93,50 @@ class _FrozenHead(nn.Module):
 def prompt_length(
     tokenizer: PreTrainedTokenizerBase, prompt: Conversation, input_ids: TokenIds
 ) -> int:
-    """How many of a conversation's tokens stand before the response: those of the prompt as the template opens an answer to it."""
+    """Return the number of tokens of a conversation that precede its response.
+
+    They are the tokens that it shares with the prompt as the template opens an answer to it. A
+    tokenizer may join the prompt's last characters with those of the response.
+    """
     messages = [{"role": message.role, "content": message.content} for message in prompt]
     opened = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
-    differ = [
-        index
-        for index, (ours, theirs) in enumerate(zip(opened, input_ids, strict=False))
-        if ours != theirs
-    ]
-    return differ[0] if differ else min(len(opened), len(input_ids))
+    pairs = enumerate(zip(opened, input_ids, strict=False))
+    differences = [index for index, (ours, theirs) in pairs if ours != theirs]
+    return differences[0] if differences else min(len(opened), len(input_ids))
 
 
 def text_tensors(
-    trie: Trie, best: Sequence[int], prompt_lengths: Sequence[int]
+    trie: Mapping[str, Tensor], best: Sequence[int], prompt_lengths: Sequence[int]
 ) -> dict[str, Tensor]:
-    """What the model's forward reads beside the trie, of which sequence best[b] is the best response of ranking b:
-    text_nodes: int64[M], whose hidden state predicts text_targets: int64[M]; text_sizes: int64[B] with the sum M."""
+    """Return what `forward` reads beside the trie: text_nodes, int64[M], the rows whose hidden
+    states predict the tokens text_targets, int64[M]; and text_sizes, int64[B], the number of these
+    tokens in each ranking.
+
+    Args:
+        trie: the tensors of `TrieLayout.lay_out`.
+        best: for each ranking, which sequence of the batch is its best response.
+        prompt_lengths: for each ranking, the number of tokens before that response.
+    """
+    input_ids, ends, last_nodes = trie["input_ids"][0], trie["ends"], trie["last_nodes"]
     nodes, targets = [], []
     for index, start in zip(best, prompt_lengths, strict=True):
-        path = trie.path(int(trie.last_nodes[index]))
+        last = int(last_nodes[index])
+        path = (ends[: last + 1] > last).nonzero()[:, 0]  # from the root to the last token
         nodes.append(path[start - 1 : -1])
-        targets.append(trie.token_ids[path[start:]])
+        targets.append(input_ids[path[start:]])
     return {
-        "text_nodes": torch.from_numpy(np.concatenate(nodes)),
-        "text_targets": torch.from_numpy(np.concatenate(targets)),
+        "text_nodes": torch.cat(nodes),
+        "text_targets": torch.cat(targets),
         "text_sizes": torch.tensor([len(part) for part in nodes]),
     }
 
 
 def text_losses(log_probs_M: Tensor, sizes: list[int]) -> Tensor:
-    """[B]: −log σ(β Σ log π(token))."""
-    return torch.stack([-F.logsigmoid(_BETA * part.sum()) for part in log_probs_M.split(sizes)])
+    """Return −log σ(β Σ log π(token)) of each ranking, float[B]."""
+    sums = [part.sum() for part in log_probs_M.split(sizes)]
+    return torch.stack([-F.logsigmoid(_BETA * total) for total in sums])
 
 
 def install_text_head(model: PreTrainedModel, head: TextHead) -> None:
-    """For `layout.read_tries`, whose forward then returns log-probabilities as well."""
+    """Give `model` the head with which `TrieLayout.prepare`'s forward computes log-probabilities."""
     model.kwise_text_head = head

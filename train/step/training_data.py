@@ -15,7 +15,9 @@ from kwise.train.step.batch import TokenizedRanking, tokenize_rankings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """num_read: rankings of the file; those over the limit of tokens are in neither part. held_out: the validation split."""
+    """num_read: rankings of the file; those over the limit of tokens are in neither part. held_out:
+    the validation split.
+    """
 
     num_read: int
     training: tuple[TokenizedRanking, ...]
@@ -53,7 +55,8 @@ def prepare(
     """Tokenise and split.
 
     Raises:
-        RankingsError: a conversation is over the limit, or all are; see `tokenize_rankings` and `split_by_prompt`.
+        RankingsError: a conversation is over the limit, or all are; see `tokenize_rankings` and
+            `split_by_prompt`.
     """
     limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
     tokenized = tokenize_rankings(

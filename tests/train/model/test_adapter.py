@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from kwise.errors import ConfigError
 from kwise.train.model.adapter import add_adapter, merge_adapter
 from kwise.train.model.four_bit import has_four_bits
-from kwise.train.model.layout import TrainLayout, lay_out, rewards_of
+from kwise.train.model.layout import PaddedLayout, rewards_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
 from kwise.train.run.training import train
@@ -49,10 +49,10 @@ def test_adapters_and_head_learn_the_rest_is_frozen_and_merging_changes_no_rewar
     adapted = add_adapter(loaded, config_of()).train()
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
     gradients = []
-    for layout in (*{loaded.layout, TrainLayout.PADDED}, *[TrainLayout.PADDED] * 3):
+    for layout in (*{loaded.layout, PaddedLayout(2)}, *[PaddedLayout(2)] * 3):
         optimizer.zero_grad()
         kwise_loss(
-            rewards_of(adapted, lay_out(SEQUENCES, layout, 2)), torch.tensor([3, 1, 2])
+            rewards_of(adapted, layout.lay_out(SEQUENCES)), torch.tensor([3, 1, 2])
         ).backward()
         gradients.append(
             {name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None}
@@ -74,7 +74,7 @@ def test_adapters_and_head_learn_the_rest_is_frozen_and_merging_changes_no_rewar
         plain = name.removeprefix("base_model.model.").replace("original_module.", "")
         torch.testing.assert_close(value, before[plain], rtol=0, atol=0, msg=name)
     adapted.eval()
-    tensors = lay_out(SEQUENCES, loaded.layout, 2)
+    tensors = loaded.layout.lay_out(SEQUENCES)
     with torch.inference_mode():
         as_adapted = rewards_of(adapted, tensors)
     merge_adapter(adapted)
@@ -235,7 +235,7 @@ def test_four_bits_merged_saved_and_read_back_give_the_rewards_of_the_adapted_mo
     loaded = load_reward_model(str(source), load_in_4bit=True)
     adapted = add_adapter(loaded, config_of(load_in_4bit=True)).train()
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
-    tensors = lay_out(SEQUENCES, loaded.layout, 2)
+    tensors = loaded.layout.lay_out(SEQUENCES)
     for _ in range(3):
         kwise_loss(rewards_of(adapted, tensors), torch.tensor([3, 1, 2])).backward()
         optimizer.step()

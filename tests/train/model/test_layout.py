@@ -1,4 +1,4 @@
-"""Over the trie or padded, a pass gives the same rewards and the same gradients."""
+"""Both layouts give the same rewards and the same gradients. A model that cannot run over the trie says why."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+import transformers
+from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
-from kwise.train.model.layout import TrainLayout, best_layout, lay_out, read_tries, rewards_of
+from kwise.train.model.layout import PaddedLayout, TrieLayout, rewards_of
+from kwise.train.model.layout_choice import choose_layout
 from kwise.train.step.losses import kwise_loss
-from tests.tiny_models import GROUPED, SMALL, tiny_model
+from tests.tiny_models import GROUPED, SMALL, TRIE, tiny_model
 
 
 def model_of(family: str, options: dict[str, Any], tokenizer: Any, path: Path) -> Any:
@@ -25,22 +27,19 @@ def test_gradients_over_the_trie_are_those_of_36_separate_pairs(
 ) -> None:
     options = {**GROUPED, "sliding_window": None} if family == "Mistral" else GROUPED
     model = model_of(family, options, smollm2_tokenizer, tmp_path)
-    assert best_layout(model) is TrainLayout.TRIE
-    read_tries(model)
+    layout, padded = choose_layout(model, 2), PaddedLayout(2)
+    assert layout == TrieLayout()
+    layout.prepare(model)
     random = np.random.default_rng(0)
     prompt = random.integers(3, 40_000, 30).tolist()
-    sequences = [
-        prompt + random.integers(3, 40_000, length).tolist()
-        for length in (3, 9, 20, 1, 14, 30, 7, 11, 5)
-    ]
-    kwise_loss(
-        rewards_of(model, lay_out(sequences, TrainLayout.TRIE, 2)), torch.arange(1, 10)
-    ).backward()
+    lengths = (3, 9, 20, 1, 14, 30, 7, 11, 5)
+    sequences = [prompt + random.integers(3, 40_000, length).tolist() for length in lengths]
+    kwise_loss(rewards_of(model, layout.lay_out(sequences)), torch.arange(1, 10)).backward()
     over_trie = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     for better in range(9):
         for worse in range(better + 1, 9):
-            tensors = lay_out([sequences[better], sequences[worse]], TrainLayout.PADDED, 2)
+            tensors = padded.lay_out([sequences[better], sequences[worse]])
             (kwise_loss(rewards_of(model, tensors), torch.tensor([1, 2])) / 36).backward()
     for name, parameter in model.named_parameters():
         scale = float(parameter.grad.abs().max())
@@ -50,19 +49,92 @@ def test_gradients_over_the_trie_are_those_of_36_separate_pairs(
 
 
 def test_a_pass_over_the_trie_computes_each_prefix_once() -> None:
-    tensors = lay_out([[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 4]], TrainLayout.TRIE, 2)
+    tensors = TrieLayout().lay_out([[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 4]])
     assert tensors["input_ids"].shape == tensors["position_ids"].shape == (1, 6)
     assert tensors["last_nodes"].tolist() == [3, 5, 4]
 
 
+def small_model(family: str, options: dict[str, Any]) -> Any:
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=99, num_labels=1, pad_token_id=0, **options
+    )
+    return getattr(transformers, f"{family}ForSequenceClassification")(config)
+
+
+@pytest.mark.parametrize("name", sorted(TRIE.keys() - {"mistral"}))
+def test_every_architecture_that_can_runs_over_the_trie(name: str) -> None:
+    assert choose_layout(small_model(*TRIE[name]), 0) == TrieLayout()
+
+
+@pytest.mark.parametrize("family", ["GPTBigCode", "BioGpt"])
+def test_models_that_use_the_interface_without_declaring_it_run_over_the_trie(family: str) -> None:
+    """`_supports_attention_backend` is False for both."""
+    options = SMALL if family == "BioGpt" else {"n_embd": 64, "n_layer": 2, "n_head": 4}
+    assert choose_layout(small_model(family, options), 0) == TrieLayout()
+
+
+WINDOWS = ["sliding_attention", "full_attention"]
+GPTJ = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
+
+
 @pytest.mark.parametrize(
-    ("family", "options"),
+    ("family", "options", "reason"),
     [
-        ("Mistral", {**GROUPED, "sliding_window": 24}),
-        ("Bert", {**SMALL, "max_position_embeddings": 512}),
+        ("Mistral", {**GROUPED, "sliding_window": 24}, "its attention has a sliding window of 24"),
+        (
+            "Qwen2",
+            {**GROUPED, "layer_types": WINDOWS, "sliding_window": None},
+            "it has layers of type sliding_attention",
+        ),
+        (
+            "Bloom",
+            {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+            "BloomModel takes no position_ids",
+        ),
+        ("Bert", SMALL, "its reward head, classifier, does not read the last hidden state alone"),
+        ("GPTJ", GPTJ, "the attention of GPTJModel does not go through transformers' Att"),
+        ("Doge", GROUPED, "it changes the attention mask before its layers see it"),
     ],
 )
-def test_models_with_windows_and_encoders_are_padded(
-    family: str, options: dict[str, Any], smollm2_tokenizer: Any, tmp_path: Path
+def test_a_model_that_cannot_run_over_the_trie_is_padded_and_says_why(
+    family: str, options: dict[str, Any], reason: str
 ) -> None:
-    assert best_layout(model_of(family, options, smollm2_tokenizer, tmp_path)) is TrainLayout.PADDED
+    model = small_model(family, options)
+    attention = model.config._attn_implementation
+    layout = choose_layout(model, 0)
+    assert layout == PaddedLayout(0) and layout.reason is not None
+    assert layout.reason.startswith(reason) and str(layout) == f"padded, because {layout.reason}"
+    assert model.config._attn_implementation == attention, "as it was"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError, NotImplementedError])
+def test_a_bug_in_a_models_forward_is_not_taken_for_a_reason(
+    error: type[Exception], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every exception was caught, and the model was trained padded, several times slower, without a word."""
+    model = LlamaForSequenceClassification.from_pretrained(tiny_checkpoint)
+    plain = model.model.forward
+
+    def broken(input_ids: Any, position_ids: Any = None, attention_mask: Any = None) -> Any:
+        if position_ids is not None:
+            raise error("a bug")
+        return plain(input_ids)
+
+    monkeypatch.setattr(model.model, "forward", broken)
+    with pytest.raises(error, match="a bug"):
+        choose_layout(model, 0)
+
+
+def test_a_model_whose_states_differ_over_the_trie_is_padded(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LlamaForSequenceClassification.from_pretrained(tiny_checkpoint)
+    plain = model.model.forward
+
+    def ignoring(input_ids: Any, position_ids: Any = None, attention_mask: Any = None) -> Any:
+        return plain(input_ids, attention_mask=attention_mask)
+
+    monkeypatch.setattr(model.model, "forward", ignoring)
+    assert choose_layout(model, 0).reason == (
+        "its hidden states over a trie differ from those of whole sequences"
+    )

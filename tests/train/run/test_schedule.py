@@ -9,7 +9,7 @@ import torch
 from transformers import get_scheduler
 
 from kwise.errors import ConfigError
-from kwise.train.model.layout import TrainLayout
+from kwise.train.model.layout import TrieLayout
 from kwise.train.options.config import Schedule, TrainConfig
 from kwise.train.run.arguments import training_arguments
 
@@ -18,7 +18,7 @@ def arguments_of(num_processes: int = 1, **options: Any) -> Any:
     config = TrainConfig(data="d", model="m", output=Path("o"), **options)
     return training_arguments(
         config,
-        layout=TrainLayout.TRIE,
+        layout=TrieLayout(),
         num_rankings=400,
         num_processes=num_processes,
         sharded=False,

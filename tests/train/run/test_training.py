@@ -27,6 +27,7 @@ from kwise.train.run.trainer import RankingTrainer
 from kwise.train.run.training import train
 from kwise.train.step.losses import NotFinite
 from kwise.types import Message
+from tests.tiny_models import SMALL, tiny_model
 from tests.training_runs import IGNORED_WARNINGS, command, interrupted_at, options
 
 pytestmark = IGNORED_WARNINGS
@@ -35,6 +36,24 @@ pytestmark = IGNORED_WARNINGS
 def test_training_ranks_prompts_that_it_has_not_seen(trained: Any) -> None:
     report, _ = trained
     assert report.after.accuracy > 0.9 and report.after.loss < report.before.loss
+
+
+def test_a_padded_run_says_so_and_why_in_progress_report_and_card(
+    data: Path, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    """It was several times slower without a word."""
+    model = tiny_model(
+        "Bert", {**SMALL, "max_position_embeddings": 512}, smollm2_tokenizer, tmp_path
+    )
+    lines: list[str] = []
+    report = train(TrainConfig(**options(data, model, tmp_path / "out", epochs=0.1)), lines.append)
+    reason = "its reward head, classifier, does not read the last hidden state alone"
+    assert f"layout: padded, because {reason}" in lines
+    written = json.loads((tmp_path / "out" / "training_report.json").read_text(encoding="utf-8"))
+    assert (written["layout"], written["layout_reason"]) == ("padded", reason)
+    assert (report.layout, report.layout_reason) == ("padded", reason)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| layout | padded, because {reason} |" in card
 
 
 def test_the_checkpoint_loads_with_plain_transformers_and_gives_the_same_reward(

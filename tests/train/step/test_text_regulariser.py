@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from kwise.errors import ConfigError
-from kwise.train.model.layout import TrainLayout, rewards_and_text_of
+from kwise.train.model.layout import TrieLayout, rewards_and_text_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
 from kwise.train.rankings.errors import RankingsError
@@ -73,7 +73,7 @@ def test_value_and_gradient_are_those_of_the_language_model_on_whole_conversatio
     tokenized = tokenize_rankings(
         RANKINGS, ours.tokenizer, max_tokens=None, skip_overlong=False, with_text=True
     )
-    batch = collate(tokenized, TrainLayout.TRIE, 2)
+    batch = collate(tokenized, TrieLayout())
     ours.model.zero_grad()
     rewards_S, log_probs_M = rewards_and_text_of(ours.model, batch)
     assert log_probs_M is not None
@@ -138,9 +138,9 @@ def test_a_run_with_the_regulariser_keeps_the_text_of_the_best_responses_likelie
             with_text=True,
         )
         with torch.inference_mode():
-            log_probs = rewards_and_text_of(
-                trained.model.eval(), collate(rankings, TrainLayout.TRIE, 2)
-            )[1]
+            log_probs = rewards_and_text_of(trained.model.eval(), collate(rankings, TrieLayout()))[
+                1
+            ]
         assert log_probs is not None
         likelihoods[weight] = float(log_probs.mean())
     assert likelihoods[0.5] > likelihoods[0.0] + 1
@@ -189,7 +189,9 @@ def test_the_prompts_end_is_looked_for_in_the_best_response(smollm2_tokenizer: A
     )
     assert tokenized.prompt_length == len(opened) - 1
     smollm2_tokenizer.chat_template = "{% for m in messages|reverse %}{{ m.content }}{% endfor %}"
-    with pytest.raises(RankingsError, match="no token of it stands before the best response"):
+    with pytest.raises(
+        RankingsError, match="--text-regulariser needs a token before the best response"
+    ):
         tokenize_rankings(
             [ranking], smollm2_tokenizer, max_tokens=None, skip_overlong=False, with_text=True
         )
@@ -203,5 +205,8 @@ def test_models_without_a_language_models_head_are_refused(
     path = tiny_model(
         "Bert", {**SMALL, "max_position_embeddings": 512}, smollm2_tokenizer, tmp_path
     )
-    with pytest.raises(ConfigError, match="BertForSequenceClassification is no causal model"):
+    with pytest.raises(
+        ConfigError,
+        match="needs the trie layout; BertForSequenceClassification is trained padded, because",
+    ):
         text_head(str(path), load_reward_model(str(path)))

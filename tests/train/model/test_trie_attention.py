@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kwise.train.model.attention import trie_attention, trie_mask
-from kwise.train.model.layout import TrainLayout, lay_out
+from kwise.train.model.layout import TrieLayout
+from kwise.train.model.trie_attention import UnsupportedAttention, trie_attention, trie_mask
 
 # Of few ids, so that prefixes are shared and some sequences are prefixes of others.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=6)
@@ -29,7 +29,7 @@ LONG = [
 def test_output_and_gradients_are_those_of_a_mask(
     sequences: list[list[int]], heads: tuple[int, int]
 ) -> None:
-    ends = lay_out(sequences, TrainLayout.TRIE, 0)["ends"]
+    ends = TrieLayout().lay_out(sequences)["ends"]
     rows = torch.arange(len(ends))
     visible = (rows[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :])
     shapes = [(1, count, len(ends), 4) for count in (heads[0], heads[1], heads[1])]
@@ -57,9 +57,9 @@ def _gradients(output: Tensor, upstream: Tensor, inputs: list[Tensor]) -> tuple[
 
 @pytest.mark.parametrize("argument", [{"sliding_window": 8}, {"softcap": 30.0}])
 def test_attention_of_another_kind_is_refused(argument: dict[str, Any]) -> None:
-    """`best_layout` then chooses the padded layout; ignoring the argument would train another model."""
+    """`choose_layout` then chooses the padded layout; ignoring the argument would train another model."""
     query = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(NotImplementedError, match=next(iter(argument))):
+    with pytest.raises(UnsupportedAttention, match=next(iter(argument))):
         trie_attention(
             nn.Module(), query, query, query, trie_mask(torch.tensor([2, 2])), **argument
         )

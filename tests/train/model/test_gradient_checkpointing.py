@@ -1,4 +1,4 @@
-"""Checkpointed layers compute again what they do not keep, and change no gradient."""
+"""Checkpointed layers repeat what they do not save, and change no gradient."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kwise.errors import ConfigError
-from kwise.train.model.checkpointing import keep_less
-from kwise.train.model.layout import TrainLayout, lay_out, rewards_of
+from kwise.train.model.gradient_checkpointing import enable_checkpointing
+from kwise.train.model.layout import PaddedLayout, rewards_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import Checkpointing
 from kwise.train.step.losses import kwise_loss
@@ -17,8 +17,8 @@ from tests.tiny_models import GROUPED, SMALL, tiny_model
 SEQUENCES = [[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 8, 4]]
 
 
-class Products(TorchDispatchMode):
-    """Counts the matrix products with weights, forward and backward."""
+class Matmuls(TorchDispatchMode):
+    """Count the matmuls with weights, forward and backward."""
 
     count = 0
 
@@ -38,24 +38,24 @@ class Products(TorchDispatchMode):
         ("Bert", {**SMALL, "max_position_embeddings": 512}),
     ],
 )
-def test_checkpointing_changes_no_gradient_and_selective_repeats_fewer_products_than_full(
+def test_checkpointing_changes_no_gradient_and_selective_repeats_fewer_matmuls_than_full(
     family: str, options: dict[str, Any], smollm2_tokenizer: Any, tmp_path: Any
 ) -> None:
     loaded = load_reward_model(str(tiny_model(family, options, smollm2_tokenizer, tmp_path)))
     model = loaded.model.train()
-    layouts = {TrainLayout.PADDED, loaded.layout}
+    layouts = {PaddedLayout(2), loaded.layout}
     assert len(layouts) == (1 if family == "Bert" else 2)
     for layout in layouts:
         gradients, counts = [], []
         for checkpointing in Checkpointing:
             model.gradient_checkpointing_disable()
-            keep_less(model, checkpointing)
+            enable_checkpointing(model, checkpointing)
             model.zero_grad()
-            with Products() as products:
+            with Matmuls() as matmuls:
                 kwise_loss(
-                    rewards_of(model, lay_out(SEQUENCES, layout, 2)), torch.tensor([1, 2, 3])
+                    rewards_of(model, layout.lay_out(SEQUENCES)), torch.tensor([1, 2, 3])
                 ).backward()
-            counts.append(products.count)
+            counts.append(matmuls.count)
             gradients.append(
                 {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
             )
@@ -79,6 +79,6 @@ def test_an_architecture_without_checkpointing_is_refused(
             ConfigError,
             match="--gradient-checkpointing: LlamaForSequenceClassification does not support it",
         ):
-            keep_less(model, Checkpointing.FULL)
+            enable_checkpointing(model, Checkpointing.FULL)
     finally:
         type(model).supports_gradient_checkpointing = before
