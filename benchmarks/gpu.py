@@ -37,7 +37,7 @@ from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import cpu_has_bf16
 from kwise.engine.model.runtime.protocol import Graph
-from kwise.engine.model.select import choose
+from kwise.engine.model.select import select_backend
 from kwise.engine.model.session import GraphSession
 from kwise.engine.model.shape_buckets import BucketedGraph
 from kwise.engine.scorer import Scorer
@@ -90,9 +90,9 @@ def run(config: GpuBenchConfig) -> None:
         "precisions": {},
     }
     kind = parse_devices(config.device)[0].kind
-    for precision in artifact.manifest.held:
+    for precision in artifact.manifest.available_precisions:
         try:
-            _, runtime = choose((precision,), Runtime.AUTO, kind, [precision], cpu_has_bf16)
+            _, runtime = select_backend((precision,), Runtime.AUTO, kind, [precision], cpu_has_bf16)
         except ConfigError as error:
             print(f"left out: {error}")
             continue
@@ -142,7 +142,7 @@ def _parity(
     golden = [session.run([sequence]).rewards for sequence in sequences]
     expected = np.array([entry.reward for entry in artifact.golden], np.float32)
     found = {"the golden rewards": parity_of(np.concatenate(golden), expected)}
-    if Precision.FP32 in artifact.manifest.held:
+    if Precision.FP32 in artifact.manifest.available_precisions:
         reference = GraphSession(artifact, threads=EngineConfig().runtime_threads)
         groups = [cell.group(artifact.manifest.vocab_size, 0) for cell in config.parsed_cells()]
         actual, expected = (

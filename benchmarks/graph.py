@@ -74,7 +74,7 @@ class GraphBenchConfig:
 def run(config: GraphBenchConfig) -> None:
     """Print the tables, and write the figures where --json says."""
     artifact = read_trie(config.artifact)
-    if Precision.FP32 not in artifact.manifest.held:
+    if Precision.FP32 not in artifact.manifest.available_precisions:
         raise ConfigError(f"{config.artifact}: it holds no fp32, which this benchmark is of")
     results: dict[str, Any] = {
         "artifact": artifact.manifest.name,
@@ -109,7 +109,9 @@ class _Bench:
         self.session = config.session(artifact)
         threads = EngineConfig(threads=config.threads).runtime_threads
         self.stock = stock_session(config.checkpoint, threads) if config.checkpoint else None
-        self.cost = cost_of_graph(artifact.graph_path(), artifact.manifest.num_classes)
+        self.cost = cost_of_graph(
+            artifact.graph_path(), artifact.manifest.graphs[Precision.FP32].num_tile_groups
+        )
         self.peak = Peak(threads)
 
     def cell(self, cell: Cell) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _IMPORTS = {"engine": "kwise.engine.server.serve", "client": "kwise.client"}
 
 def run(artifact: Artifact, checkpoint: str) -> dict[str, Any]:
     """Print and return the figures."""
-    weights = artifact.manifest.files[f"{MODEL}.data"]["bytes"]
+    weights = artifact.manifest.files[f"{MODEL}.data"].bytes
     results: dict[str, Any] = {"weights_bytes": weights, "serving": _serving(artifact)}
     served = results["serving"]["peak_bytes"]
     allowed = 1.2 * weights + 400e6

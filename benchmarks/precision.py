@@ -34,7 +34,7 @@ from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import cpu_has_bf16
-from kwise.engine.model.select import choose
+from kwise.engine.model.select import select_backend
 from kwise.engine.model.session import GraphSession, Pass, Session
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
@@ -137,7 +137,7 @@ class _Runs:
 def run(config: PrecisionBenchConfig) -> None:
     """Print the tables, and write the figures where --json says."""
     artifact = read_trie(config.artifact)
-    if Precision.FP32 not in artifact.manifest.held:
+    if Precision.FP32 not in artifact.manifest.available_precisions:
         raise ConfigError(
             f"{config.artifact}: it holds no fp32, to which the others are compared (kwise export --dtype)"
         )
@@ -176,7 +176,7 @@ def run(config: PrecisionBenchConfig) -> None:
             rows[name]["seconds"][workload] = figure
         print(f"{workload:<12}" + "".join(map(_shown, figures.values())), flush=True)
     print(
-        f"{len(groups)} real groups: largest and mean error   order: all, clear pairs     tau   change with company"
+        f"{len(groups)} real groups: largest and mean error   order: all, clear pairs     tau   change with batch  "
     )
     expected: list[Rewards] = []
     for name, contender in contenders.items():
@@ -206,14 +206,15 @@ def contenders_of(
     artifact: Artifact, config: PrecisionBenchConfig
 ) -> tuple[dict[str, Contender], dict[str, str]]:
     """(those of this machine, fp32 on ONNX Runtime first; why the others are left out, which is printed too)."""
-    threads, held = EngineConfig(threads=config.threads).runtime_threads, artifact.manifest.held
+    threads = EngineConfig(threads=config.threads).runtime_threads
+    available = artifact.manifest.available_precisions
     contenders: dict[str, Contender] = {}
     left_out: dict[str, str] = {}
-    for precision in sorted(held, key=lambda precision: precision is not Precision.FP32):
+    for precision in sorted(available, key=lambda precision: precision is not Precision.FP32):
         for runtime in (Runtime.ONNXRUNTIME, Runtime.OPENVINO):
             name = f"{runtime.value} {precision.value}"
             try:
-                choose((precision,), runtime, Kind.CPU, held, cpu_has_bf16)
+                select_backend((precision,), runtime, Kind.CPU, available, cpu_has_bf16)
                 session = GraphSession(
                     artifact, runtime=runtime, precision=precision, threads=threads
                 )
@@ -300,6 +301,6 @@ def _shown(figure: dict[str, Any]) -> str:
 def _fidelity_line(name: str, found: dict[str, Any]) -> str:
     return (
         f"{name:<20} {found['max_error']:>14.1e} {found['mean_error']:>9.1e} {found['agreement']:>12.2%} "
-        f"{found['clear_agreement']:>10.2%} {found['kendall_tau']:>9.3f} {found['max_change_with_company']:>14.1e}"
+        f"{found['clear_agreement']:>10.2%} {found['kendall_tau']:>9.3f} {found['max_batch_change']:>14.1e}"
         f"   ({found['num_groups']} groups)"
     )

@@ -34,7 +34,7 @@ class Cost:
         return self.per_row * trie.num_nodes + self.per_pair * int((trie.depths + 1).sum())
 
 
-def cost_of_graph(model_path: Path, num_classes: int) -> Cost:
+def cost_of_graph(model_path: Path, num_tile_groups: int) -> Cost:
     """Read from a trie graph: its matrix products with weights, and its heads."""
     graph = onnx.load(model_path, load_external_data=False).graph
     weights = {tensor.name: tensor.dims for tensor in graph.initializer}
@@ -52,7 +52,7 @@ def cost_of_graph(model_path: Path, num_classes: int) -> Cost:
         if "past." in value.name
     }
     heads = [{a.name: a.i for a in n.attribute} for n in graph.node if n.op_type == "Attention"][
-        ::num_classes
+        ::num_tile_groups
     ]
     keys = [width for name, width in widths.items() if name.endswith("key")]
     per_pair = sum(

@@ -1,2 +1,4 @@
-"""Serving: an artifact in, rewards over gRPC out. Imports neither torch nor transformers; `kwise.client` needs
-only grpcio and protobuf."""
+"""The serving engine: scores the responses in requests with the model of an artifact.
+
+It imports neither torch nor transformers.
+"""

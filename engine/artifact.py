@@ -1,107 +1,164 @@
-"""The artifact: a directory that holds all that serving needs, and the manifest that describes it.
+"""The artifact: a directory that holds everything that serving needs, and the manifest that describes it.
 
-    manifest.json, tokenizer.json, chat_template.jinja (if any), golden.jsonl, and for each precision a graph and its weights:
-    model.onnx and model.onnx.data in fp32, model.int8.onnx and model.int8.onnx.data in int8, and so on
+    manifest.json, tokenizer.json, chat_template.jinja (if any), golden.jsonl, and for each precision
+    a graph and its weights: model.onnx and model.onnx.data (fp32), model.int8.onnx and …, and so on
 
-Reading it checks the schema version, the type of every field, every file's size and SHA-256, and the fingerprint, so that a
-damaged, half-written or edited artifact is refused by the name of its file and never served. `kwise.export` writes artifacts
-through the same `Manifest`.
+`read_artifact` checks the schema version, every field's type, every file's size and SHA-256, and the
+fingerprint. A damaged, half-written or edited artifact is refused with the name of the file, and never
+served. `kwise.export` writes artifacts through the same `Manifest`.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
-from itertools import starmap
-from math import isfinite
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
 
 from kwise.engine.model.precision import Precision
 from kwise.errors import ArtifactError
 from kwise.types import Message
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
-MODEL = "model.onnx"  # the graph in fp32
+MODEL = "model.onnx"  # the fp32 graph
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 GOLDEN = "golden.jsonl"
-_LAYOUTS = ("trie", "padded")
+
+T = TypeVar("T")
+Name = Annotated[str, Meta(min_length=1)]
+# A file in the artifact's own directory. A path that leads elsewhere would have another file served.
+FileName = Annotated[str, Meta(pattern=r"^[^/\\]+$")]
+Count = Annotated[int, Meta(ge=0)]
+PositiveCount = Annotated[int, Meta(ge=1)]
+Bound = Annotated[float, Meta(ge=0)]
 
 
 def graph_name(precision: Precision) -> str:
-    """The file of a precision's graph."""
+    """Return the file name that the exporter gives a precision's graph."""
     return MODEL if precision is Precision.FP32 else f"model.{precision.value}.onnx"
 
 
-def data_name(precision: Precision) -> str:
-    """The file of its weights, which the graph refers to by this name; small models have them inside."""
-    return f"{graph_name(precision)}.data"
+def data_name(graph: str) -> str:
+    """Return the name of the weights file of the graph file `graph`.
+
+    The graph refers to it by this name. The graph of a small model may hold its weights itself.
+    """
+    return f"{graph}.data"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Promise:
-    """What a precision's rewards keep to, in units of the raw reward; a server that finds more at its start does not serve.
+class GraphContract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a session must know to run one graph. The exporter writes it.
 
-    max_difference: from the reward in fp32, the checkpoint's or the fp32 graph's. max_change: of a reward, with what shares its
-    batch. report: what the export measured, for people.
+    file: the ONNX file.
+    reward_output: the output that holds the rewards, float32[B] or [B, 1].
+    num_tile_groups: calls of Attention per layer in the trie layout; 0 in the padded layout.
+    separate_last_tokens: the graph computes each sequence's last row differently from other rows, so
+        that row must not be an inner row of another sequence.
+    aligned_keys: every row's keys must lie at the same places in every batch, so that attention adds
+        them up in the same order. See `kwise.engine.model.packing.pack`.
     """
 
-    max_difference: float
-    max_change: float
+    file: FileName
+    reward_output: Name
+    num_tile_groups: Count
+    separate_last_tokens: bool
+    aligned_keys: bool
+
+
+class ErrorBounds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits that the rewards of one precision keep, in units of the raw reward.
+
+    A server that measures more when it starts does not serve.
+
+    max_error: largest difference from the fp32 reward (in fp32: from the checkpoint's reward).
+    max_batch_change: largest change of a reward with the composition of its batch.
+    report: what the export measured, for people.
+    """
+
+    max_error: Bound
+    max_batch_change: Bound
     report: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What the engine needs to know of a model. The fingerprint covers every field but `fingerprint` itself.
+class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Size and SHA-256 (in hex) of one file."""
 
-    layout: "trie" (causal, prefixes shared) or "padded". precisions: what each of the artifact's graphs promises, by the names of
-    `Precision`, as objects of the fields of `Promise`. num_classes: calls of Attention a layer in the trie graph, 0 for
-    padded. max_tokens: longest conversation. vocab_size: token ids are below it.
-    pad_token_id: what padded batches are filled with; in causal models also what transformers skips at the end before it
-    reads the reward, None where it reads the very last token. causal: later tokens do not change earlier hidden states.
-    special_tokens: names that chat templates use. reward_mean, reward_std: value = (raw − mean) / std. files: name →
-    {"sha256", "bytes"}. provenance: from what the artifact was made.
+    sha256: str
+    bytes: Count
+
+
+class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the engine needs to know about a model.
+
+    name: the model's name in requests and replies.
+    layout: "trie" (causal models; prefixes are shared) or "padded".
+    graphs, error_bounds: one entry per precision, the same precisions in both.
+    max_tokens: longest conversation, in tokens.
+    vocab_size: token ids are below it.
+    pad_token_id: the token that fills padded batches. In a causal model it is also the token that
+        transformers skips at the end before it reads the reward; None if it reads the last token.
+    causal: later tokens do not change earlier hidden states.
+    special_tokens: names that chat templates use, such as `bos_token`, and their text.
+    files: every file of the artifact except the manifest.
+    reward_mean, reward_std: the served value is (raw - mean) / std.
+    provenance: what the artifact was made from, for people.
+    fingerprint: SHA-256 over all other fields, see `fingerprint_of`.
     """
 
-    name: str
-    layout: str
-    precisions: dict[str, dict[str, Any]]
-    num_classes: int
-    max_tokens: int
-    vocab_size: int
-    pad_token_id: int | None
+    name: Name
+    layout: Literal["trie", "padded"]
+    graphs: Annotated[dict[Precision, GraphContract], Meta(min_length=1)]
+    error_bounds: dict[Precision, ErrorBounds]
+    max_tokens: PositiveCount
+    vocab_size: PositiveCount
+    pad_token_id: Count | None
     causal: bool
     special_tokens: dict[str, str]
-    files: dict[str, dict[str, Any]]
+    files: dict[FileName, FileEntry]
     reward_mean: float = 0.0
-    reward_std: float = 1.0
-    provenance: dict[str, Any] = field(default_factory=dict)
+    reward_std: Annotated[float, Meta(gt=0)] = 1.0
+    provenance: dict[str, Any] = {}
     schema_version: int = SCHEMA_VERSION
     fingerprint: str = ""
 
-    def promise(self, precision: Precision) -> Promise:
-        """Raises KeyError where the artifact has no such graph."""
-        return Promise(**self.precisions[precision.value])
-
     @property
-    def held(self) -> list[Precision]:
-        """The precisions that there are graphs of."""
-        return [Precision(name) for name in self.precisions]
+    def available_precisions(self) -> list[Precision]:
+        """The precisions that the artifact has a graph for."""
+        return list(self.graphs)
 
-    def computed_fingerprint(self) -> str:
-        """SHA-256 in hex over all fields but the fingerprint; through `files` it covers every byte of the artifact."""
-        content = {name: value for name, value in asdict(self).items() if name != "fingerprint"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    def signed(self) -> "Manifest":
+        """Return the manifest with the fingerprint of its content."""
+        return msgspec.structs.replace(self, fingerprint=fingerprint_of(msgspec.to_builtins(self)))
+
+    def to_json(self) -> str:
+        """Return the content of `manifest.json`."""
+        content = msgspec.to_builtins(self)
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """A conversation whose reward is known: `reward` is the raw fp32 reward of the checkpoint in PyTorch."""
+    """A conversation whose reward is known. `reward` is the checkpoint's raw fp32 reward in PyTorch."""
 
     prompt: tuple[Message, ...]
+    response: str
+    reward: float
+
+
+class _GoldenMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    role: str
+    content: str
+
+
+class _GoldenLine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line of `golden.jsonl`."""
+
+    prompt: Annotated[tuple[_GoldenMessage, ...], Meta(min_length=1)]
     response: str
     reward: float
 
@@ -115,7 +172,12 @@ class Artifact:
     golden: tuple[Golden, ...]
 
     def graph_path(self, precision: Precision = Precision.FP32) -> Path:
-        return self.path / graph_name(precision)
+        """Return the path of a precision's ONNX file.
+
+        Raises:
+            KeyError: the artifact has no graph in this precision.
+        """
+        return self.path / self.manifest.graphs[precision].file
 
     @property
     def tokenizer_path(self) -> Path:
@@ -123,183 +185,122 @@ class Artifact:
 
     @property
     def chat_template(self) -> str | None:
-        """The template's source; None for models that read a pair of texts."""
+        """The source of the chat template; None for models that read a pair of texts."""
         path = self.path / CHAT_TEMPLATE
         return path.read_text(encoding="utf-8") if CHAT_TEMPLATE in self.manifest.files else None
 
 
 def read_artifact(path: Path) -> Artifact:
-    """Read and verify the artifact in directory `path`.
+    """Read and verify the artifact in the directory `path`.
 
     Raises:
-        ArtifactError: it is missing, half-written, damaged, edited, or of another schema; names the file.
+        ArtifactError: it is missing, half-written, damaged, edited, or of another schema version. The
+            message names the file.
     """
-    manifest = _read_manifest(path / MANIFEST)
+    manifest = read_manifest(path)
     for name, expected in manifest.files.items():
         verify_file(path / name, expected)
-    for precision in manifest.held:
-        data = data_name(precision)
+    for graph in manifest.graphs.values():
+        data = data_name(graph.file)
         if data not in manifest.files and (path / data).exists():
-            raise ArtifactError(
-                f"{path / data}: the manifest does not list it, so these weights are nobody's"
-            )
-    if manifest.computed_fingerprint() != manifest.fingerprint:
-        raise ArtifactError(
-            f"{path / MANIFEST}: its fingerprint does not match its content; export the checkpoint again"
-        )
+            raise ArtifactError(f"{path / data}: the manifest does not list this file of weights")
     return Artifact(path=path, manifest=manifest, golden=_read_golden(path / GOLDEN))
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of the artifact in directory `path`, and none of its other files.
+    """Read the manifest of the artifact in the directory `path`, but none of its other files.
 
     Raises:
-        ArtifactError: the manifest is missing or malformed, or has another schema.
+        ArtifactError: the manifest is missing, malformed, edited, or of another schema version.
     """
     return _read_manifest(path / MANIFEST)
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """{"sha256": hex, "bytes": size} of a file."""
+def describe_file(path: Path) -> FileEntry:
+    """Return the size and SHA-256 of a file."""
     with path.open("rb") as file:
-        return {
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            "bytes": path.stat().st_size,
-        }
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(sha256=sha256, bytes=path.stat().st_size)
 
 
-def verify_file(path: Path, expected: dict[str, Any]) -> None:
-    """Raises ArtifactError where the file is missing, cut short or changed."""
+def verify_file(path: Path, expected: FileEntry) -> None:
+    """Raise ArtifactError if the file is missing, cut short or changed."""
     if not path.is_file():
-        raise ArtifactError(f"{path}: the manifest lists it, but it is missing")
-    if (size := path.stat().st_size) != expected["bytes"]:
-        raise ArtifactError(f"{path}: {size} bytes where the manifest says {expected['bytes']}")
-    if describe_file(path)["sha256"] != expected["sha256"]:
-        raise ArtifactError(f"{path}: damaged, its SHA-256 is not the manifest's")
+        raise ArtifactError(f"{path}: the manifest lists this file, but it is missing")
+    if (size := path.stat().st_size) != expected.bytes:
+        raise ArtifactError(
+            f"{path}: the file has {size} bytes, the manifest says {expected.bytes}"
+        )
+    if describe_file(path) != expected:
+        raise ArtifactError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
+
+
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 in hex over all fields of a manifest except `fingerprint`.
+
+    Through `files` it covers every byte of the artifact. `content` is the parsed JSON of the manifest,
+    of any schema version.
+    """
+    covered = {name: value for name, value in content.items() if name != "fingerprint"}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
 
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError:
         raise ArtifactError(
             f"{path}: no such file; is this directory an artifact made by `kwise export`?"
         ) from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not readable: {error}") from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise ArtifactError(f"{path}: cannot be read: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path}: schema version {version}; this kwise reads version {SCHEMA_VERSION}"
+            f"{path}: schema version {version}; this version of kwise reads {SCHEMA_VERSION}: export the "
+            "checkpoint again"
         )
-    names = {f.name for f in fields(Manifest)}
-    if (unknown := content.keys() - names) or (missing := names - content.keys()):
-        wrong = (
-            f"unknown fields {sorted(unknown)}" if unknown else f"missing fields {sorted(missing)}"
+    manifest = _convert(content, Manifest, str(path))
+    if manifest.error_bounds.keys() != manifest.graphs.keys():
+        raise ArtifactError(f"{path}: error_bounds must have the same precisions as graphs")
+    for name in (*(graph.file for graph in manifest.graphs.values()), TOKENIZER, GOLDEN):
+        if name not in manifest.files:
+            raise ArtifactError(f"{path}: files does not list {name}, which serving needs")
+    if fingerprint_of(content) != manifest.fingerprint:
+        raise ArtifactError(
+            f"{path}: its fingerprint does not match its content; export the checkpoint again"
         )
-        raise ArtifactError(f"{path}: {wrong}")
-    for name, (expected, is_valid) in _FIELDS.items():
-        if not is_valid(content[name]):
-            raise ArtifactError(f"{path}: {name} must be {expected}")
-    graphs = [graph_name(Precision(name)) for name in content["precisions"]]
-    for name in (*graphs, TOKENIZER, GOLDEN):
-        if name not in content["files"]:
-            raise ArtifactError(
-                f"{path}: files does not list {name}, without which nothing can be served"
-            )
-    return Manifest(**content)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def _is_file(name: str, value: Any) -> bool:
-    """A file of the artifact itself: a name that leads elsewhere would have another file verified and served."""
-    described = isinstance(value, dict) and value.keys() == {"sha256", "bytes"}
-    return (
-        described
-        and _is_text(value["sha256"])
-        and _is_count(value["bytes"])
-        and name == Path(name).name
-    )
-
-
-def _is_promise(name: str, value: Any) -> bool:
-    known = name in {precision.value for precision in Precision} and isinstance(value, dict)
-    if (
-        not known
-        or value.keys() != {f.name for f in fields(Promise)}
-        or not isinstance(value["report"], dict)
-    ):
-        return False
-    return all(
-        _is_number(value[bound]) and value[bound] >= 0 for bound in ("max_difference", "max_change")
-    )
-
-
-# What a field's value must be, in words and as a check. Fields that only people read may be any object.
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": ("a text", lambda value: _is_text(value) and bool(value)),
-    "layout": ("one of trie and padded", lambda value: value in _LAYOUTS),
-    "precisions": (
-        f"promises by precision ({', '.join(precision.value for precision in Precision)}), at least one",
-        lambda value: (
-            isinstance(value, dict) and bool(value) and all(starmap(_is_promise, value.items()))
-        ),
-    ),
-    "num_classes": ("a count", _is_count),
-    "max_tokens": ("a count of at least 1", lambda value: _is_count(value) and value > 0),
-    "vocab_size": ("a count of at least 1", lambda value: _is_count(value) and value > 0),
-    "pad_token_id": ("a count or null", lambda value: value is None or _is_count(value)),
-    "causal": ("true or false", lambda value: isinstance(value, bool)),
-    "special_tokens": (
-        "texts by name",
-        lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
-    ),
-    "files": (
-        "sha256 and bytes by name",
-        lambda value: isinstance(value, dict) and all(starmap(_is_file, value.items())),
-    ),
-    "reward_mean": ("a number", _is_number),
-    "reward_std": ("a number greater than 0", lambda value: _is_number(value) and value > 0),
-    "provenance": ("an object", lambda value: isinstance(value, dict)),
-    "fingerprint": ("a text", _is_text),
-}
+    return manifest
 
 
 def _read_golden(path: Path) -> tuple[Golden, ...]:
     golden = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        place = f"{path}:{number}"
         try:
-            golden.append(_golden(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ArtifactError(
-                f"{path}:{number}: no conversation with a reward: {error!r}"
-            ) from None
-    if not golden:
-        raise ArtifactError(
-            f"{path}: it holds no conversation, so that nothing would tell a wrong reward"
+            content = msgspec.json.decode(line)
+        except msgspec.DecodeError as error:
+            raise ArtifactError(f"{place}: {error}") from None
+        entry = _convert(content, _GoldenLine, place)
+        prompt = tuple(
+            Message(role=message.role, content=message.content) for message in entry.prompt
         )
+        golden.append(Golden(prompt=prompt, response=entry.response, reward=entry.reward))
+    if not golden:
+        raise ArtifactError(f"{path}: the file is empty; a wrong model would go unnoticed")
     return tuple(golden)
 
 
-def _golden(entry: Any) -> Golden:
-    """Raises ValueError, TypeError or KeyError where the entry is none."""
-    prompt = tuple(Message(**message) for message in entry["prompt"])
-    texts = [text for message in prompt for text in (message.role, message.content)]
-    if (
-        not prompt
-        or not all(map(_is_text, [*texts, entry["response"]]))
-        or not _is_number(entry["reward"])
-    ):
-        raise TypeError("prompt must be messages, response a text and reward a number")
-    return Golden(prompt=prompt, response=entry["response"], reward=entry["reward"])
+def _convert(content: Any, kind: type[T], place: str) -> T:
+    """Return parsed JSON as a `kind`.
+
+    Raises:
+        ArtifactError: a field is missing, unknown or of the wrong type. The message names the field and
+            what is expected, as "manifest.json: max_tokens: Expected `int`, got `str`".
+    """
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        problem, _, field = str(error).partition(" - at ")
+        field = field.replace("`", "").replace("$.", "")
+        raise ArtifactError(f"{place}: {f'{field}: ' if field else ''}{problem}") from None

@@ -1,8 +1,8 @@
-"""From an artifact on disk to what scores with it: the encoder with its limits, and the golden check."""
+"""Build what serves an artifact: the encoder with its limits, and the check of the golden rewards."""
 
 from tokenizers import Tokenizer
 
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact import GOLDEN, Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.session import Session
 from kwise.engine.sequence import EncodedSequence
@@ -13,7 +13,7 @@ from kwise.types import Group
 
 
 def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:
-    """The longest conversation in tokens: the option where given, else the model's limit.
+    """Return the longest conversation in tokens: `config.max_tokens` if set, else the model's limit.
 
     Raises:
         ConfigError: the option exceeds the model's limit.
@@ -29,7 +29,11 @@ def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:
 def new_encoder(
     artifact: Artifact, config: EngineConfig, tokenizer: Tokenizer | None = None
 ) -> ConversationEncoder:
-    """The artifact's tokenizer (`tokenizer`, where it is loaded: SmolLM2's takes 23 MB) and template, with the config's limits."""
+    """Return an encoder with the artifact's tokenizer and template and the config's limits.
+
+    Args:
+        tokenizer: the artifact's tokenizer if it is already loaded (SmolLM2's takes 23 MB); None loads it.
+    """
     manifest = artifact.manifest
     return ConversationEncoder(
         tokenizer or load_tokenizer(artifact),
@@ -46,44 +50,55 @@ def new_encoder(
 
 
 def load_tokenizer(artifact: Artifact) -> Tokenizer:
+    """Load the artifact's tokenizer."""
     return Tokenizer.from_file(str(artifact.tokenizer_path))
 
 
 def golden_sequences(artifact: Artifact, encoder: ConversationEncoder) -> list[EncodedSequence]:
-    """The artifact's golden conversations as the model reads them. Raises ArtifactError where one is refused."""
+    """Encode the artifact's golden conversations.
+
+    Raises:
+        ArtifactError: the encoder refuses one.
+    """
     sequences = []
     for number, golden in enumerate(artifact.golden, start=1):
         (encoded,) = encoder.encode(Group(prompt=golden.prompt, responses=(golden.response,)))
         if isinstance(encoded, InvalidRequest):
-            raise ArtifactError(f"{artifact.path}/golden.jsonl:{number}: {encoded}")
+            raise ArtifactError(f"{artifact.path / GOLDEN}:{number}: {encoded}")
         sequences.append(encoded)
     return sequences
 
 
 def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Session) -> None:
-    """Score the artifact's golden conversations, each by itself and all together, as this server would.
+    """Score the golden conversations on this server's session, each alone and all in one batch.
+
+    A lost head, a wrong execution provider or a wrong pooling shows here instead of ruining an RL run.
 
     Raises:
-        ArtifactError: a reward is further from its golden value than the manifest promises of this precision (a lost head, a
-            wrong provider or a wrong pooling shows here, not in a ruined RL run), or changes with its company by more.
+        ArtifactError: a reward differs from its golden value, or changes with its batch, by more than the
+            manifest's error bounds for this precision.
     """
     sequences = golden_sequences(artifact, encoder)
-    promise = artifact.manifest.promise(session.precision)
-    together = session.run(sequences).rewards
-    for number, (golden, sequence, beside) in enumerate(
-        zip(artifact.golden, sequences, together, strict=True), start=1
+    bounds = artifact.manifest.error_bounds[session.precision]
+    batched = session.run(sequences).rewards
+    for number, (golden, sequence, in_batch) in enumerate(
+        zip(artifact.golden, sequences, batched, strict=True), start=1
     ):
-        (raw,) = session.run([sequence]).rewards
+        (alone,) = session.run([sequence]).rewards
         problem = ""
-        if (
-            not abs(float(raw) - golden.reward) <= promise.max_difference
-        ):  # also where it is not a number
-            problem = f"where the checkpoint gave {golden.reward:.6f}; it may differ by {promise.max_difference:.2g}"
-        elif not abs(float(raw) - float(beside)) <= promise.max_change:
+        # The comparisons are negated so that NaN fails them.
+        if not abs(float(alone) - golden.reward) <= bounds.max_error:
             problem = (
-                f"alone and {beside:.6f} in company; it may change by {promise.max_change:.2g}"
+                f"instead of the checkpoint's {golden.reward:.6f}; the largest difference allowed is "
+                f"{bounds.max_error:.2g}"
+            )
+        elif not abs(float(alone) - float(in_batch)) <= bounds.max_batch_change:
+            problem = (
+                f"alone and {in_batch:.6f} in a batch; the largest change allowed is "
+                f"{bounds.max_batch_change:.2g}"
             )
         if problem:
             raise ArtifactError(
-                f"{artifact.path}/golden.jsonl:{number}: {session.runtime} in {session.precision.value} gives {raw:.6f} {problem}"
+                f"{artifact.path / GOLDEN}:{number}: {session.runtime} in {session.precision.value} gives "
+                f"{alone:.6f} {problem}"
             )

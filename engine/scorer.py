@@ -19,7 +19,7 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import check_golden, effective_max_tokens, load_tokenizer, new_encoder
 from kwise.engine.model.devices import parse_devices
-from kwise.engine.model.select import choose_for
+from kwise.engine.model.select import backend_for
 from kwise.engine.model.session import GraphSession, Session
 from kwise.engine.reward_cache import RewardCache, StoredReward, reward_keys
 from kwise.engine.schedule.batch_builder import batch_builder
@@ -107,7 +107,7 @@ class Scorer:
         config = config or EngineConfig()
         devices = parse_devices(config.device)
         artifact = read_artifact(path)
-        precision, runtime = choose_for(config, artifact.manifest.held)
+        precision, runtime = backend_for(config, artifact.manifest.available_precisions)
         sessions = [
             GraphSession(
                 artifact,

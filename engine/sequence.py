@@ -1,4 +1,4 @@
-"""One conversation as the model reads it: what the encoder returns and every later stage takes."""
+"""One conversation as the model reads it: the encoder returns it and every later stage takes it."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,14 @@ from kwise.engine.trie import Int64
 class EncodedSequence:
     """One conversation as the model reads it.
 
-    token_ids: int64[length]; type_ids: int64[length] or None, the segment (0 prompt, 1 response) for models that want it.
-    num_tokens: tokens of the conversation, which exceeds `length` where unread padding at the end was cut. prompt_tokens: how
-    many of them, from the start, other responses to the prompt have too; 0 where that is not known.
+    token_ids: int64[length].
+    type_ids: int64[length], the segment of each token (0 prompt, 1 response), or None for models without
+        segments.
+    num_tokens: tokens of the conversation. It exceeds `length` if padding at the end, which the model does
+        not read, was cut off.
+    prompt_tokens: how many tokens, from the start, every response to the same prompt shares; 0 if unknown.
+    dropped_tokens: tokens of the oldest turns that were dropped to fit the limit.
+    control_tokens: special tokens that the response's text spells out.
     """
 
     token_ids: Int64

@@ -25,8 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{artifact.path}: layout {manifest.layout}, up to {manifest.max_tokens} tokens, fingerprint {manifest.fingerprint}"
     )
-    for precision in manifest.held:
-        report = manifest.promise(precision).report
+    for precision in manifest.available_precisions:
+        report = manifest.error_bounds[precision].report
         line = _PARITY if precision is Precision.FP32 else _AGREEMENT
         stay = (
             f"in fp32 stay {', '.join(kept)}"
@@ -43,11 +43,11 @@ _MANY_PAIRS = 200
 _FEW = ". Those are few clear pairs: --rankings of up to 32 prompts, with more responses each, say more"
 _PARITY = (
     "parity with the checkpoint over {num_sequences} conversations of {shortest_tokens} to {longest_tokens} tokens: largest "
-    "difference {max_difference:.1e}, with company {max_change_with_company:.1e}, allowed {tolerance:.1e}"
+    "difference {max_error:.1e}, by batch {max_batch_change:.1e}, allowed {tolerance:.1e}"
 )
 _AGREEMENT = (
     "beside fp32 over {num_groups} prompts, {num_responses} responses: orders {agreement:.1%} of pairs as fp32 does, "
     "{clear_agreement:.1%} of the {clear_pairs} with clear margins, Kendall's tau {kendall_tau:.3f}; in standard deviations of the "
-    "rewards: errors {mean_error:.3f}, {max_error:.3f} at most, with company {max_change_with_company:.4f}; "
+    "rewards: errors {mean_error:.3f}, {max_error:.3f} at most, by batch {max_batch_change:.4f}; "
     "{share_of_products:.0%} of the products are in it, {stay}"
 )

@@ -9,12 +9,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from kwise.engine.artifact import (
     CHAT_TEMPLATE,
@@ -22,11 +24,12 @@ from kwise.engine.artifact import (
     MANIFEST,
     TOKENIZER,
     Artifact,
+    ErrorBounds,
+    FileEntry,
+    GraphContract,
     Manifest,
-    Promise,
     data_name,
     describe_file,
-    graph_name,
 )
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
@@ -35,10 +38,10 @@ from kwise.engine.model.session import GraphSession
 from kwise.errors import ConfigError
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.graphs.padded_graph import export_padded
-from kwise.export.graphs.trie_graph import NUM_CLASSES, export_trie
+from kwise.export.graphs.trie_graph import export_trie
 from kwise.export.parity import ParityCase, check_parity, reference_cases
 from kwise.export.precision.agreement import Texts, read_texts
-from kwise.export.precision.precisions import add_precisions
+from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.publishing import check_destination, publish_artifact
 from kwise.options import check_bounds, option
 from kwise.types import Message
@@ -78,7 +81,7 @@ class ExportConfig:
     dtype: str = option(
         "fp32",
         "precisions to write, as fp32,int8: fp32 for any runtime, int8 for CPUs, fp16 for GPUs, bf16 for both. Each is measured "
-        "against fp32, and must keep its promise",
+        "against fp32, and must stay within error bounds",
     )
     rankings: str = option(
         "", "rankings of yours to measure precisions on; shipped conversations by default"
@@ -124,11 +127,11 @@ def export(config: ExportConfig) -> Artifact:
     destination.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
-        _write(checkpoint, layout, work)
+        graph = _write(checkpoint, layout, work)
         # The weights need not be in memory beside those of the session that reads the artifact; tracing leaves cycles.
         del checkpoint
         gc.collect()
-        manifest = _prove(manifest, cases, texts, config, work)
+        manifest = _prove(manifest, graph, cases, texts, config, work)
         publish_artifact(work, destination)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -159,9 +162,9 @@ def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> M
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Manifest(
         name=config.name or Path(config.artifact).resolve().name,
-        layout=layout.value,
-        precisions={},
-        num_classes=NUM_CLASSES if layout is Layout.TRIE else 0,
+        layout="trie" if layout is Layout.TRIE else "padded",
+        graphs={},
+        error_bounds={},
         max_tokens=longest_conversation(checkpoint, config.max_tokens),
         vocab_size=checkpoint.model.get_input_embeddings().num_embeddings,
         pad_token_id=pad_token_id,
@@ -178,17 +181,23 @@ def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> M
     )
 
 
-def _write(checkpoint: Checkpoint, layout: Layout, work: Path) -> None:
-    """Graph, weights, tokenizer and template into the directory `work`."""
+def _write(checkpoint: Checkpoint, layout: Layout, work: Path) -> GraphContract:
+    """Write graph, weights, tokenizer and template into the directory `work`.
+
+    Returns the contract of the fp32 graph.
+    """
     tokenizer = checkpoint.tokenizer
-    (export_trie if layout is Layout.TRIE else export_padded)(checkpoint.model, work)
+    export_graph = export_trie if layout is Layout.TRIE else export_padded
+    graph = export_graph(checkpoint.model, work)
     tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
     if tokenizer.chat_template is not None:
         (work / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
+    return graph
 
 
 def _prove(
     manifest: Manifest,
+    graph: GraphContract,
     cases: Sequence[ParityCase],
     texts: Sequence[Texts],
     config: ExportConfig,
@@ -196,42 +205,50 @@ def _prove(
 ) -> Manifest:
     """Check that what `work` holds gives the rewards of `cases`, add the other precisions, and make it an artifact: golden
     rewards, manifest."""
-    artifact = Artifact(path=work, manifest=replace(manifest, files=_files(work)), golden=())
+    requested = parse_precisions(config.dtype, "--dtype")
+    graphs = {
+        precision: contract_of(precision, graph)
+        for precision in Precision
+        if precision in {Precision.FP32, *requested}
+    }
+    manifest = structs.replace(manifest, graphs=graphs, files=_files(work))
+    artifact = Artifact(path=work, manifest=manifest, golden=())
     encoder, session = new_encoder(artifact, EngineConfig()), GraphSession(artifact)
     report = check_parity(
         cases, encoder, session, layout=manifest.layout, tolerance=config.tolerance
     )
-    promises = {
-        Precision.FP32: Promise(
-            max_difference=report.tolerance, max_change=report.tolerance, report=asdict(report)
+    error_bounds = {
+        Precision.FP32: ErrorBounds(
+            max_error=report.tolerance, max_batch_change=report.tolerance, report=asdict(report)
         )
     }
     golden = _golden_cases(cases)
-    wanted = parse_precisions(config.dtype, "--dtype")
-    promises |= add_precisions(
-        artifact, encoder, session, wanted, golden, texts=texts, min_agreement=config.min_agreement
+    error_bounds |= add_precisions(
+        artifact,
+        encoder,
+        session,
+        requested,
+        golden,
+        texts=texts,
+        min_agreement=config.min_agreement,
     )
     del session  # it maps the weights
-    if Precision.FP32 not in wanted:
-        del promises[Precision.FP32]
-        for name in (graph_name(Precision.FP32), data_name(Precision.FP32)):
+    if Precision.FP32 not in requested:
+        for name in (graph.file, data_name(graph.file)):
             (work / name).unlink(missing_ok=True)
+        del graphs[Precision.FP32], error_bounds[Precision.FP32]
     _write_golden(work / GOLDEN, golden)
-    kept = {
-        precision.value: asdict(promises[precision])
-        for precision in Precision
-        if precision in promises
-    }
-    manifest = replace(manifest, files=_files(work), precisions=kept)
-    manifest = replace(manifest, fingerprint=manifest.computed_fingerprint())
-    (work / MANIFEST).write_text(
-        json.dumps(asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        encoding="utf-8",
-    )
+    manifest = structs.replace(
+        manifest,
+        graphs=graphs,
+        error_bounds={precision: error_bounds[precision] for precision in graphs},
+        files=_files(work),
+    ).signed()
+    (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
-def _files(directory: Path) -> dict[str, dict[str, Any]]:
+def _files(directory: Path) -> dict[str, FileEntry]:
     return {path.name: describe_file(path) for path in sorted(directory.iterdir())}
 
 

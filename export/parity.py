@@ -48,9 +48,9 @@ class ParityReport:
     num_sequences: int
     shortest_tokens: int
     longest_tokens: int
-    max_difference: float
-    mean_difference: float
-    max_change_with_company: float
+    max_error: float
+    mean_error: float
+    max_batch_change: float
     reward_std: float
     tolerance: float
 
@@ -139,19 +139,19 @@ def check_parity(
         num_sequences=len(sequences),
         shortest_tokens=min(len(sequence.token_ids) for sequence in sequences),
         longest_tokens=max(len(sequence.token_ids) for sequence in sequences),
-        max_difference=float(differences.max()),
-        mean_difference=float(differences.mean()),
-        max_change_with_company=float(np.abs(together - alone).max()),
+        max_error=float(differences.max()),
+        mean_error=float(differences.mean()),
+        max_batch_change=float(np.abs(together - alone).max()),
         reward_std=float(expected.std()),
         tolerance=allowed_difference(tolerance, expected.tolist()),
     )
     if (
-        not max(report.max_difference, report.max_change_with_company) <= report.tolerance
+        not max(report.max_error, report.max_batch_change) <= report.tolerance
     ):  # also where it is not a number
         at = len(sequences[int(differences.argmax())].token_ids)
         raise ParityError(
-            f"rewards differ from the checkpoint's by up to {report.max_difference:.2e} (at {at} tokens) and change with "
-            f"company by up to {report.max_change_with_company:.2e}; {report.tolerance:.1e} is allowed, for their standard "
+            f"rewards differ from the checkpoint's by up to {report.max_error:.2e} (at {at} tokens) and change with "
+            f"company by up to {report.max_batch_change:.2e}; {report.tolerance:.1e} is allowed, for their standard "
             f"deviation is {report.reward_std:.2g}"
         )
     return report

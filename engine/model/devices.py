@@ -1,6 +1,6 @@
-"""Which devices an engine runs on: `--device` as a text → a plan of one session each.
+"""Parse `--device` into a list of devices, one session each.
 
-Knows no runtime: whether a device can be had is told by the runtime that is asked for it.
+This module does not know the runtimes. The runtime says whether a device is available when it opens it.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from kwise.errors import ConfigError
 
 
 class Kind(Enum):
-    """What kwise knows how to feed."""
+    """The kind of a device."""
 
     CPU = "cpu"
     CUDA = "cuda"
@@ -18,23 +18,27 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """index: which of its kind, as the CUDA runtime counts those it may see (CUDA_VISIBLE_DEVICES); a CPU has the one, 0."""
+    """One device.
+
+    index: the number of a GPU, as the CUDA runtime counts the visible ones (CUDA_VISIBLE_DEVICES); 0 for the
+        CPU.
+    """
 
     kind: Kind
     index: int = 0
 
     @property
     def name(self) -> str:
-        """As `--device` takes it: "cpu", "cuda:1"."""
+        """The device as `--device` takes it: "cpu" or "cuda:1"."""
         return self.kind.value if self.kind is Kind.CPU else f"{self.kind.value}:{self.index}"
 
 
 def parse_devices(text: str) -> tuple[Device, ...]:
-    """The devices of "cpu", "cuda" (which is "cuda:0"), "cuda:1" or "cuda:0,cuda:1", in their order.
+    """Parse "cpu", "cuda" (the same as "cuda:0"), "cuda:1" or "cuda:0,cuda:1"; the order is kept.
 
     Raises:
-        ConfigError: a part is empty or none of these, a device is named twice, or a CPU stands beside GPUs: it would take its
-            batches like them, and each of those would wait for it many times as long.
+        ConfigError: a part is empty or not a device, a device is named twice, or a CPU is combined with
+            GPUs. A CPU would take batches like a GPU, and each of them would take many times as long.
     """
     devices = tuple(_parse(part.strip(), text) for part in text.split(","))
     names = [device.name for device in devices]
@@ -47,11 +51,11 @@ def parse_devices(text: str) -> tuple[Device, ...]:
 
 def _parse(part: str, text: str) -> Device:
     kind, colon, index = part.partition(":")
-    # isdecimal alone takes other scripts' digits too, which int() would read without complaint.
+    # isdecimal() alone accepts the digits of other scripts, which int() would read without complaint.
     if kind == Kind.CUDA.value and (not colon or (index.isascii() and index.isdecimal())):
         return Device(kind=Kind.CUDA, index=int(index or "0"))
     if part == Kind.CPU.value:
         return Device(kind=Kind.CPU)
     raise ConfigError(
-        f"--device is {text!r}; it must be cpu, cuda, cuda:N or several of the last, separated by commas"
+        f"--device is {text!r}; it must be cpu, cuda, cuda:N, or several of the last separated by commas"
     )

@@ -1,4 +1,7 @@
-"""Precisions: what a graph's matrix products are computed in. Everything between them is fp32 in each."""
+"""The precisions: the number format in which a graph computes its matrix products.
+
+Everything between the matrix products is fp32 in every precision.
+"""
 
 from enum import Enum
 
@@ -6,11 +9,13 @@ from kwise.errors import ConfigError
 
 
 class Precision(Enum):
-    """fp32 is the reference. In the others the weights, and what they are multiplied with, are rounded:
+    """The number format of the matrix products. The weights and the activations are rounded to it.
 
-    fp16, bf16: attention too; products are summed up in fp32. int8: to 8 bits, with a scale for each row of activations and for
-    each output channel of the weights, so that a token's rounding does not depend on its neighbours; to 16 bits in the rows that
-    the head reads, in the trie layout; summed up exactly.
+    FP32: the reference.
+    FP16, BF16: attention too is computed in it. Products are added up in fp32.
+    INT8: 8 bits, with one scale per row of activations and one per output channel of the weights, so a
+        token's rounding does not depend on other tokens. The rows that the head reads have 16 bits in the
+        trie layout. Products are added up exactly.
     """
 
     FP32 = "fp32"
@@ -20,10 +25,13 @@ class Precision(Enum):
 
 
 def parse_precisions(text: str, flag: str) -> tuple[Precision, ...]:
-    """The precisions of "int8" or "bf16,fp32", in their order; `flag` is the option that has them.
+    """Parse "int8" or "bf16,fp32"; the order is kept.
+
+    Args:
+        flag: the command-line option that has this value, for the message.
 
     Raises:
-        ConfigError: a part is none, or one is named twice.
+        ConfigError: a part is not a precision, or one is named twice.
     """
     names = [part.strip() for part in text.split(",")]
     known = [precision.value for precision in Precision]

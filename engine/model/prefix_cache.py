@@ -1,13 +1,14 @@
-"""Keys and values of recent prompts, so that a later response to one of them runs only its own tokens.
+"""A cache of the keys and values of recent prompts.
 
-RL clients often send one (prompt, response) a call. Whatever is queued together shares its prefix in the batch's trie;
-this cache extends that to calls that come one after another. It is a trie too: a segment holds the states of the tokens by
-which its prefix goes on from its parent's, so that a system prompt or the earlier turns of a conversation are held once. A
-sequence reuses the longest prefix that it has in common with any entry, whole or in part, since in a causal model a
-token's keys depend on nothing that comes later. In sorted order that entry is a neighbour.
+A later response to a cached prompt runs only its own tokens. Requests that are queued together already
+share prefixes in their batch's trie; RL clients often send one (prompt, response) per call, and the cache
+extends the sharing to calls that follow one another.
 
-Prefixes are compared token by token, not by a hash. A cache belongs to one session, whose thread alone uses it; `prefixes`
-may be read from others.
+The cache is itself a trie. A segment holds the states of the tokens by which its prefix extends its
+parent's, so a shared system prompt or the earlier turns of a conversation are stored once. A sequence
+reuses the longest prefix that it shares with any entry, whole or in part, because in a causal model the
+keys of a token do not depend on later tokens. In sorted order that entry is a neighbour. Prefixes are
+compared token by token, not by a hash.
 
 Dimensions: n tokens of a segment, W the width of a layer's keys or values (heads times head size).
 """
@@ -25,13 +26,16 @@ from kwise.engine.trie import common_prefix
 States = Sequence[NDArray[np.float32]]
 """float32[n, W] for each layer's keys and each layer's values, in the graph's order."""
 
-# Shorter prefixes cost as much to find and join as to compute.
+# Shorter prefixes take as long to find and join as to compute.
 MIN_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segment:
-    """key: sort key of the whole prefix; states: of its tokens from `start` on; the tokens before are its parent's."""
+    """The states of a prefix's tokens from `start` on; its ancestors have the states of the tokens before.
+
+    key: the sort key of the whole prefix.
+    """
 
     key: bytes
     start: int
@@ -43,7 +47,7 @@ class Segment:
         return len(self.key) + sum(state.nbytes for state in self.states)
 
     def chain(self) -> Iterator["Segment"]:
-        """This segment, its parent, … up to one that starts at the first token."""
+        """Yield this segment, its parent, and so on up to the segment that starts at the first token."""
         segment: Segment | None = self
         while segment is not None:
             yield segment
@@ -51,9 +55,13 @@ class Segment:
 
 
 class PromptCache:
-    """At most `max_bytes` of segments, the least recently used go first; 0 keeps none.
+    """At most `max_bytes` of segments; the least recently used are dropped first. 0 disables the cache.
 
-    Using a segment uses its ancestors after it, so that none is dropped before those that go on from it.
+    Using a segment marks its ancestors as used after it, so none is dropped before its descendants.
+    A cache belongs to one session and only that session's thread uses it, except for `prefixes`, which
+    other threads may read.
+
+    prefixes: the sort keys of all cached prefixes, ascending.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -64,7 +72,10 @@ class PromptCache:
         self._sorted: list[bytes] = []
 
     def longest(self, key: bytes) -> tuple[Segment | None, int]:
-        """The segment that shares the longest prefix with `key`, and how many tokens; (None, 0) below MIN_TOKENS."""
+        """Return the segment that shares the longest prefix with `key`, and the number of shared tokens.
+
+        Returns (None, 0) if they are fewer than MIN_TOKENS. Marks the segment as used.
+        """
         at = bisect_left(self._sorted, key)
         neighbours = self._sorted[max(at - 1, 0) : at + 1]
         shared, nearest = max(
@@ -73,15 +84,16 @@ class PromptCache:
         )
         if shared < MIN_TOKENS:
             return None, 0
-        # The first segment of the chain that has any of the shared tokens itself.
+        # The first segment of the chain that holds any of the shared tokens itself.
         segment = next(s for s in self._segments[nearest].chain() if s.start < shared)
         self._use(segment)
         return segment, shared
 
     def put(self, key: bytes, start: int, states: States) -> None:
-        """Keep the states of the tokens from `start` on of the prefix `key`, whose tokens before are cached.
+        """Store the states of the prefix `key` from token `start` on; the tokens before are cached.
 
-        Nothing is kept where that is larger than the whole cache, or where the tokens before have been dropped meanwhile.
+        Does nothing if the states exceed the whole cache, or if the tokens before have been dropped
+        meanwhile.
         """
         parent, shared = self.longest(key)
         if shared != start or key in self._segments:
@@ -100,8 +112,12 @@ class PromptCache:
         self.prefixes = tuple(self._sorted)
 
     def has_room_for(self, num_tokens: int, bytes_per_token: int) -> bool:
-        """Whether a prefix of so many tokens is worth computing states for."""
-        return num_tokens >= MIN_TOKENS and num_tokens * (bytes_per_token + 4) <= self.max_bytes
+        """Return whether a prefix of this length is worth caching and fits into an empty cache."""
+        return (
+            num_tokens >= MIN_TOKENS
+            # 4: the bytes of a token in a sort key.
+            and num_tokens * (bytes_per_token + 4) <= self.max_bytes
+        )
 
     def __len__(self) -> int:
         return len(self._segments)

@@ -1,8 +1,8 @@
-"""What a batch of token sequences takes from the prompt cache, and what it leaves there.
+"""Decide what a batch takes from the prompt cache and what it adds to it.
 
-`plan_reuse` finds, before a pass, which of the batch's prefixes have keys and values already, and which prompts are worth
-keeping; `keep` stores these when the pass has computed them. Every sequence's last token is computed even where its prefix
-is known, for the head reads its hidden state.
+Before a pass, `plan_reuse` finds which of the batch's prefixes have cached keys and values, and which
+prompts are worth caching. After the pass, `cache_prompts` stores those. The last token of every sequence
+is computed even if its prefix is cached, because the head reads its hidden state.
 
 Dimensions: N nodes of the batch's trie, P past entries, W the width of a layer's keys or values.
 """
@@ -20,18 +20,32 @@ from kwise.engine.trie import KEY_BYTES, Int64, Trie, build_trie, sort_key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
-    """past: int64[N], each node's entry among `states`, or NOT_PAST; states: float32[P, W] each; prompts: by sort key the
-    nodes of each prefix to keep; kept: int64, the nodes of them that the cache does not have, ascending."""
+    """A batch's trie, the cached states it uses, and the prompts to cache after the pass.
+
+    past: int64[N], the index of each node among the past entries, or NOT_PAST.
+    states: float32[P, W] for each layer's keys and values.
+    prompts: the nodes of each prefix to cache, by its sort key.
+    nodes_to_cache: int64, ascending: those of them that the cache does not have.
+    """
 
     trie: Trie
     past: Int64
     states: States
     prompts: dict[bytes, Int64]
-    kept: Int64
+    nodes_to_cache: Int64
 
     @property
     def num_past(self) -> int:
         return len(self.states[0]) if self.states else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Match:
+    """A sequence whose first `num_tokens` tokens are cached in `segment` and its ancestors."""
+
+    path: Int64
+    segment: Segment
+    num_tokens: int
 
 
 def plan_reuse(
@@ -39,55 +53,70 @@ def plan_reuse(
     cache: PromptCache,
     widths: Sequence[int],
     *,
-    own_ends: bool = False,
+    separate_last_tokens: bool = False,
 ) -> Reuse:
-    """`widths`: the W of each state, in the graph's order; own_ends: see `build_trie`."""
-    trie = build_trie([sequence.token_ids for sequence in batch], own_ends=own_ends)
+    """Build the batch's trie and look its prefixes up in the cache.
+
+    Args:
+        widths: the W of each state, in the graph's order.
+        separate_last_tokens: see `build_trie`.
+    """
+    trie = build_trie([s.token_ids for s in batch], separate_last_tokens=separate_last_tokens)
     past = np.full(trie.num_nodes, NOT_PAST)
     prompts: dict[bytes, Int64] = {}
-    found: list[tuple[Int64, Segment, int]] = []
+    matches: list[_Match] = []
     new: list[Int64] = []
     for sequence, node in zip(batch, trie.last_nodes, strict=True):
         path, key = trie.path(int(node)), sort_key(sequence.token_ids)
-        segment, known = cache.longest(key)
+        segment, num_cached = cache.longest(key)
         if segment is not None:
-            found.append((path, segment, known))
-        length = min(sequence.prompt_tokens, len(path) - 1 if own_ends else len(path))
-        if known < length and cache.has_room_for(length, 4 * sum(widths)):
+            matches.append(_Match(path=path, segment=segment, num_tokens=num_cached))
+        max_length = len(path) - 1 if separate_last_tokens else len(path)
+        length = min(sequence.prompt_tokens, max_length)
+        if num_cached < length and cache.has_room_for(length, 4 * sum(widths)):
             prompts[key[: KEY_BYTES * length]] = path[:length]
-            new.append(path[known:length])
-    offsets, states = _gather(found, widths)
-    for path, segment, known in found:
-        stop = known
-        for part in segment.chain():
-            past[path[part.start : stop]] = offsets[part.key] + np.arange(stop - part.start)
+            new.append(path[num_cached:length])
+    offsets, states = _gather(matches, widths)
+    for match in matches:
+        stop = match.num_tokens
+        for part in match.segment.chain():
+            past[match.path[part.start : stop]] = offsets[part.key] + np.arange(stop - part.start)
             stop = part.start
-    # A prompt's last token may be known and computed all the same, as the last of some sequence: it is not kept again.
+    # A prompt's last token may be cached and still be computed, as some sequence's last token. It is not
+    # cached again.
     past[trie.last_nodes] = NOT_PAST
-    kept = np.unique(np.concatenate([np.empty(0, np.int64), *new]))
-    # Of a prompt that shares too few tokens with any entry to be found, these are known where another sequence found them.
-    past[kept] = NOT_PAST
-    return Reuse(trie=trie, past=past, states=states, prompts=prompts, kept=kept)
+    nodes_to_cache = np.unique(np.concatenate([np.empty(0, np.int64), *new]))
+    # A prompt that shares fewer than MIN_TOKENS tokens with every entry finds nothing in the cache, but
+    # another sequence of the batch may have found those few tokens. They are computed all the same.
+    past[nodes_to_cache] = NOT_PAST
+    return Reuse(
+        trie=trie, past=past, states=states, prompts=prompts, nodes_to_cache=nodes_to_cache
+    )
 
 
-def keep(reuse: Reuse, present: States, cache: PromptCache) -> None:
-    """`present`: float32[len(kept), W] each, the states of the nodes `reuse.kept`."""
+def cache_prompts(reuse: Reuse, present: States, cache: PromptCache) -> None:
+    """Store the planned prompts.
+
+    Args:
+        present: float32[len(reuse.nodes_to_cache), W] for each layer's keys and values, as computed.
+    """
     for key, nodes in sorted(reuse.prompts.items()):
         _, start = cache.longest(key)
-        rows = np.searchsorted(reuse.kept, nodes[start:])
-        if start < len(nodes) and np.isin(nodes[start:], reuse.kept).all():
-            whole = len(rows) == len(reuse.kept)  # the only prompt: no copy
-            cache.put(key, start, present if whole else [state[rows] for state in present])
+        rows = np.searchsorted(reuse.nodes_to_cache, nodes[start:])
+        if start < len(nodes) and np.isin(nodes[start:], reuse.nodes_to_cache).all():
+            is_only_prompt = len(rows) == len(reuse.nodes_to_cache)  # then no copy is needed
+            cache.put(key, start, present if is_only_prompt else [state[rows] for state in present])
 
 
-def _gather(
-    found: Sequence[tuple[Int64, Segment, int]], widths: Sequence[int]
-) -> tuple[dict[bytes, int], States]:
-    """(where each segment begins among the past entries, the states of all entries), each segment once."""
+def _gather(matches: Sequence[_Match], widths: Sequence[int]) -> tuple[dict[bytes, int], States]:
+    """Join the matched segments' states, each segment once.
+
+    Returns where each segment begins among the past entries, and the states of all entries.
+    """
     stops: dict[bytes, tuple[Segment, int]] = {}
-    for _, segment, known in found:
-        stop = known
-        for part in segment.chain():
+    for match in matches:
+        stop = match.num_tokens
+        for part in match.segment.chain():
             stops[part.key] = part, max(stop, stops.get(part.key, (part, 0))[1])
             stop = part.start
     lengths = [stop - part.start for part, stop in stops.values()]

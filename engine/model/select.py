@@ -1,6 +1,10 @@
-"""Which precision and runtime serve: the first precision that the user allows, the artifact holds, and this machine computes."""
+"""Select the precision and the runtime that serve.
+
+It is the first allowed precision that the artifact has and that this machine can compute.
+"""
 
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.devices import Kind, parse_devices
@@ -9,7 +13,8 @@ from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import cpu_has_bf16
 from kwise.errors import ConfigError
 
-# By what runtimes a precision is computed on what, the fastest first. ONNX Runtime's CPU kernels know no bf16, and widen fp16.
+# The runtimes that compute a precision on a kind of device, the fastest first. ONNX Runtime's CPU kernels do
+# not compute in bf16, and convert fp16 to fp32 first.
 _RUNTIMES = {
     (Precision.FP32, Kind.CPU): (Runtime.ONNXRUNTIME, Runtime.OPENVINO),
     (Precision.INT8, Kind.CPU): (Runtime.ONNXRUNTIME,),
@@ -20,41 +25,53 @@ _RUNTIMES = {
 }
 
 
-def choose_for(config: EngineConfig, held: Collection[Precision]) -> tuple[Precision, Runtime]:
-    """`choose` by the engine's options, on this machine. Raises ConfigError."""
+class Backend(NamedTuple):
+    """A precision and the runtime that computes it. AUTO is not among its runtimes."""
+
+    precision: Precision
+    runtime: Runtime
+
+
+def backend_for(config: EngineConfig, available_precisions: Collection[Precision]) -> Backend:
+    """Return the `select_backend` of the engine's options on this machine.
+
+    Raises:
+        ConfigError: see `select_backend`.
+    """
     allowed = parse_precisions(config.precision, "--precision")
-    return choose(allowed, config.runtime, parse_devices(config.device)[0].kind, held, cpu_has_bf16)
+    kind = parse_devices(config.device)[0].kind
+    return select_backend(allowed, config.runtime, kind, available_precisions, cpu_has_bf16)
 
 
-def choose(
+def select_backend(
     allowed: Sequence[Precision],
     runtime: Runtime,
     kind: Kind,
-    held: Collection[Precision],
+    available_precisions: Collection[Precision],
     cpu_has_bf16: Callable[[], bool],
-) -> tuple[Precision, Runtime]:
-    """What to serve with.
+) -> Backend:
+    """Select the first allowed precision that can be served, and its fastest runtime.
 
     Args:
-        allowed: `--precision`, the dearest wish first.
-        runtime: `--runtime`; AUTO leaves it to the precision.
-        held: what the artifact has graphs of.
-        cpu_has_bf16: asked only where it matters.
+        allowed: `--precision`, in order of preference.
+        runtime: `--runtime`; with AUTO the precision decides.
+        available_precisions: the precisions that the artifact has graphs for.
+        cpu_has_bf16: called only if the answer matters, because it loads OpenVINO.
 
     Raises:
-        ConfigError: nothing that is allowed can be served; says why for each.
+        ConfigError: no allowed precision can be served; the message says why for each.
     """
     refusals: dict[str, str] = {}
     for precision in allowed:
         runtimes = [r for r in _RUNTIMES.get((precision, kind), ()) if runtime in (Runtime.AUTO, r)]
-        if precision not in held:
-            names = ", ".join(p.value for p in Precision if p in held)
+        if precision not in available_precisions:
+            names = ", ".join(p.value for p in Precision if p in available_precisions)
             refusals[precision.value] = (
                 f"the artifact holds {names} (name one of those, or kwise export --dtype)"
             )
         elif not runtimes:
-            chosen = "" if runtime is Runtime.AUTO else f" with --runtime {runtime.value}"
-            refusals[precision.value] = f"not computed on --device {kind.value}{chosen}"
+            option = "" if runtime is Runtime.AUTO else f" with --runtime {runtime.value}"
+            refusals[precision.value] = f"not computed on --device {kind.value}{option}"
         elif (
             precision is Precision.BF16
             and kind is Kind.CPU
@@ -62,7 +79,7 @@ def choose(
         ):
             refusals[precision.value] = problem
         else:
-            return precision, runtimes[0]
+            return Backend(precision, runtimes[0])
     reasons = [f"{name}: {reason}" for name, reason in refusals.items()]
     raise ConfigError(
         f"--precision {reasons[0]}" if len(reasons) == 1 else f"--precision: {'; '.join(reasons)}"
@@ -70,6 +87,7 @@ def choose(
 
 
 def _bf16_problem(cpu_has_bf16: Callable[[], bool]) -> str:
+    """Return why this CPU cannot compute in bf16, or "" if it can."""
     try:
         return "" if cpu_has_bf16() else "this CPU has neither AVX512-BF16 nor AMX"
     except ConfigError as error:

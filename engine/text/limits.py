@@ -1,32 +1,37 @@
-"""Limits on the text and tokens of a conversation. Imports the standard library only."""
+"""Limits on the text and the tokens of a conversation. Imports the standard library only."""
 
 from dataclasses import dataclass
 from enum import Enum
 
-# English has about four. What exceeds both is too long in tokens as well, unless it is made of what tokenizers leave out.
+# English has about four characters per token. A text that exceeds both limits is too long in tokens as well,
+# unless it consists of characters that tokenizers drop.
 _MAX_CHARACTERS_PER_TOKEN = 64
 _MAX_CHARACTERS = 1_000_000
 
 
 class Overlong(Enum):
-    """What becomes of a conversation longer than the limit."""
+    """The treatment of a conversation that exceeds the token limit."""
 
     REJECT = "reject"  # its reward carries an error
     DROP_TURNS = (
-        "drop-turns"  # the oldest turns of the prompt go, the response and the last turn stay whole
+        "drop-turns"  # the prompt's oldest turns are dropped; its last turn and the response stay
     )
 
 
 class ControlTokens(Enum):
-    """What becomes of text in which a special token is spelled out, such as `<|im_end|>` in a response."""
+    """The treatment of text that spells out a special token, such as `<|im_end|>` in a response."""
 
-    ACCEPT = "accept"  # tokenised as the special token, as transformers does in training; counted in the reply
+    ACCEPT = "accept"  # tokenised as the special token, as transformers does in training; the reply counts it
     REJECT = "reject"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderLimits:
-    """max_tokens: longest conversation that is scored, in tokens; vocab_size: token ids are below it."""
+    """The limits of an encoder.
+
+    max_tokens: longest conversation that is scored, in tokens.
+    vocab_size: token ids are below it.
+    """
 
     max_tokens: int
     vocab_size: int
@@ -35,5 +40,8 @@ class EncoderLimits:
 
     @property
     def max_characters(self) -> int:
-        """Of a conversation's texts; what has more is refused without tokenising it, which takes a second a million."""
+        """Most characters in a conversation.
+
+        A longer one is refused without tokenising it, which takes a second per million characters.
+        """
         return max(self.max_tokens * _MAX_CHARACTERS_PER_TOKEN, _MAX_CHARACTERS)

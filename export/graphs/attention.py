@@ -35,19 +35,19 @@ KeyValue = tuple[Tensor, Tensor]
 class TrieBatch:
     """The graph's index inputs while a model runs on them, and what follows from them.
 
-    positions, orders, ends: int64[T+P]; queries, keys: one int64[N, S] and int64[N, L] a class; outputs: int64[T]; past: a
-    layer's keys and values each [P, G·D], empty for none; kept: int64[rows], whose keys and values each layer adds to
+    positions, preorder, subtree_end: int64[T+P]; queries, keys: one int64[N, S] and int64[N, L] a class; outputs: int64[T]; past: a
+    layer's keys and values each [P, G·D], empty for none; rows_to_cache: int64[rows], whose keys and values each layer adds to
     `present`.
     """
 
     positions: Tensor
-    orders: Tensor
-    ends: Tensor
+    preorder: Tensor
+    subtree_end: Tensor
     queries: Sequence[Tensor]
     keys: Sequence[Tensor]
     outputs: Tensor
     past: Sequence[KeyValue] = ()
-    kept: Tensor | None = None
+    rows_to_cache: Tensor | None = None
     present: list[KeyValue] = field(default_factory=list)
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
@@ -58,8 +58,10 @@ class TrieBatch:
         """
         if (c, window) not in self._masks:
             queries, keys = self.queries[c][:, :, None], self.keys[c][:, None, :]
-            order = self.orders[queries]
-            visible = (keys >= 0) & (self.orders[keys] <= order) & (order < self.ends[keys])
+            order = self.preorder[queries]
+            visible = (
+                (keys >= 0) & (self.preorder[keys] <= order) & (order < self.subtree_end[keys])
+            )
             if window is not None:
                 visible = visible & (self.positions[queries] - self.positions[keys] < window)
             masked = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, _MASKED)
@@ -70,7 +72,9 @@ class TrieBatch:
         """What the next layer's tiles gather from: the rows' keys and values, [T, G·D], and behind them the past's."""
         layer = len(self.present)
         self.present.append(
-            (key, value) if self.kept is None else (key[self.kept], value[self.kept])
+            (key, value)
+            if self.rows_to_cache is None
+            else (key[self.rows_to_cache], value[self.rows_to_cache])
         )
         if not self.past:
             return key, value

@@ -7,12 +7,15 @@ import onnx
 from optimum.exporters.onnx import onnx_export_from_model
 from transformers import PreTrainedModel
 
-from kwise.engine.artifact import MODEL
+from kwise.engine.artifact import MODEL, GraphContract
 from kwise.export.graphs.tracing import without_tracer_warnings
 
 
-def export_padded(model: PreTrainedModel, directory: Path) -> None:
-    """Write `model.onnx` and `model.onnx.data`: inputs int64[B, length], output `logits` [B, 1]."""
+def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
+    """Write `model.onnx` and `model.onnx.data`; return the contract of this graph.
+
+    The inputs are int64[B, length]. The output `logits`, float32[B, 1], holds the rewards.
+    """
     with without_tracer_warnings():
         onnx_export_from_model(model, directory, task="text-classification", do_validation=False)
     graph = onnx.load(directory / MODEL)
@@ -28,3 +31,10 @@ def export_padded(model: PreTrainedModel, directory: Path) -> None:
     for leftover in directory.iterdir():
         if leftover.name not in (MODEL, f"{MODEL}.data"):
             leftover.unlink()
+    return GraphContract(
+        file=MODEL,
+        reward_output="logits",
+        num_tile_groups=0,
+        separate_last_tokens=False,
+        aligned_keys=False,
+    )

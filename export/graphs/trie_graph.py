@@ -19,7 +19,7 @@ from optimum.utils import NormalizedTextConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kwise.engine.artifact import MODEL
+from kwise.engine.artifact import MODEL, GraphContract
 from kwise.engine.model.packing import NOT_PAST, pack
 from kwise.engine.trie import build_trie
 from kwise.export.graphs.attention import PLACEHOLDER_DOMAIN, TrieBatch, on_trie
@@ -27,18 +27,29 @@ from kwise.export.graphs.rotary import patching_specs
 from kwise.export.graphs.tracing import ParametersAsInputs, attach_weights, without_tracer_warnings
 
 # Calls of Attention a layer. More fit tiles' key lengths closer, and cost the start of some kernels each.
-NUM_CLASSES = 8
+NUM_TILE_GROUPS = 8
 _TRACED_OPSET, _ATTENTION_OPSET = 18, 23
+_REWARDS = "rewards"
 
 
-def export_trie(model: PreTrainedModel, directory: Path) -> None:
-    """Write `model.onnx` and `model.onnx.data`: inputs as `kwise.engine.model.packing.pack` makes them, `kept` and
-    `past.LAYER.key|value`; outputs `rewards` float32[B] and `present.LAYER.key|value`."""
+def export_trie(model: PreTrainedModel, directory: Path) -> GraphContract:
+    """Write `model.onnx` and `model.onnx.data`; return the contract of this graph.
+
+    The inputs are those that `kwise.engine.model.layouts.TrieLayout` feeds. The outputs are `rewards`,
+    float32[B], and `present.LAYER.key` and `present.LAYER.value`, float32[rows to cache, W].
+    """
     traced = _TrieRewards(model)
     with without_tracer_warnings():
         optimum_export(
             traced, _TrieOnnxConfig(model, traced), directory / MODEL, opset=_TRACED_OPSET
         )
+    return GraphContract(
+        file=MODEL,
+        reward_output=_REWARDS,
+        num_tile_groups=NUM_TILE_GROUPS,
+        separate_last_tokens=False,
+        aligned_keys=False,
+    )
 
 
 class _TrieRewards(ParametersAsInputs):
@@ -53,10 +64,10 @@ class _TrieRewards(ParametersAsInputs):
         weights: list[Tensor],
         input_ids: Tensor,
         positions: Tensor,
-        orders: Tensor,
-        ends: Tensor,
+        preorder: Tensor,
+        subtree_end: Tensor,
         last_rows: Tensor,
-        kept: Tensor,
+        rows_to_cache: Tensor,
         outputs: Tensor,
         queries: list[Tensor],
         keys: list[Tensor],
@@ -64,13 +75,13 @@ class _TrieRewards(ParametersAsInputs):
     ) -> dict[str, Tensor]:
         batch = TrieBatch(
             positions=positions,
-            orders=orders,
-            ends=ends,
+            preorder=preorder,
+            subtree_end=subtree_end,
             queries=queries,
             keys=keys,
             outputs=outputs,
             past=past,
-            kept=kept,
+            rows_to_cache=rows_to_cache,
         )
         with self.holding(weights) as model, on_trie(model, batch):
             states = model.base_model(
@@ -78,12 +89,12 @@ class _TrieRewards(ParametersAsInputs):
                 position_ids=positions[: input_ids.shape[0]][None],
                 use_cache=False,
             ).last_hidden_state[0]
-            rewards = {"rewards": model.score(states[last_rows])[:, 0]}
+            rewards = {_REWARDS: model.score(states[last_rows])[:, 0]}
         return rewards | {f"present.{layer}.{name}": t for layer, name, t in _named(batch.present)}
 
 
 class _TrieOnnxConfig(OnnxConfig):
-    """Inputs as `pack` makes them, `kept` and `past.LAYER.key|value`; outputs `rewards` and `present.LAYER.key|value`."""
+    """Inputs as `pack` makes them, `rows_to_cache` and `past.LAYER.key|value`; outputs `rewards` and `present.LAYER.key|value`."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
     DEFAULT_ONNX_OPSET = _TRACED_OPSET
@@ -120,10 +131,10 @@ class _TrieOnnxConfig(OnnxConfig):
     @property
     def outputs(self) -> dict[str, dict[int, str]]:
         present = {
-            f"present.{layer}.{name}": {0: "num_kept"}
+            f"present.{layer}.{name}": {0: "num_rows_to_cache"}
             for layer, name, _ in _named(self._example["past"])
         }
-        return {"rewards": {0: "num_sequences"}} | present
+        return {_REWARDS: {0: "num_sequences"}} | present
 
     def generate_dummy_inputs(self, framework: str = "pt", **_: Any) -> dict[str, Any]:
         return {"weights": self._traced.weights} | self._example
@@ -166,13 +177,13 @@ def _example(widths: Sequence[tuple[int, int]]) -> dict[str, Any]:
     trie = build_trie([sequence % 32 for sequence in sequences])
     past = np.full(trie.num_nodes, NOT_PAST)
     past[:10] = np.arange(10)
-    packed = pack(trie, NUM_CLASSES, past, 10)
+    packed = pack(trie, NUM_TILE_GROUPS, past, 10)
     tensors = {name: torch.from_numpy(array) for name, array in packed.arrays.items()}
     flat = {name: tensor for name, tensor in tensors.items() if "." not in name}
     return flat | {
-        "kept": torch.arange(5),
-        "queries": [tensors[f"queries.{c}"] for c in range(NUM_CLASSES)],
-        "keys": [tensors[f"keys.{c}"] for c in range(NUM_CLASSES)],
+        "rows_to_cache": torch.arange(5),
+        "queries": [tensors[f"queries.{c}"] for c in range(NUM_TILE_GROUPS)],
+        "keys": [tensors[f"keys.{c}"] for c in range(NUM_TILE_GROUPS)],
         "past": [(torch.zeros(10, key), torch.zeros(10, value)) for key, value in widths],
     }
 
@@ -184,8 +195,8 @@ def _layer_widths(model: PreTrainedModel) -> list[tuple[int, int]]:
     tensors = {name: torch.from_numpy(array) for name, array in packed.items()}
     batch = TrieBatch(
         positions=tensors["positions"],
-        orders=tensors["orders"],
-        ends=tensors["ends"],
+        preorder=tensors["preorder"],
+        subtree_end=tensors["subtree_end"],
         queries=[tensors["queries.0"]],
         keys=[tensors["keys.0"]],
         outputs=tensors["outputs"],

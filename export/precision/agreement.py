@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import Promise
+from kwise.engine.artifact import ErrorBounds
 from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import Session
 from kwise.engine.sequence import EncodedSequence
@@ -24,7 +24,7 @@ from kwise.train.rankings.read import read_rankings
 from kwise.types import Conversation, Group, Message
 
 _CLEAR = 0.05
-_MAX_CHANGE = 0.01
+_MAX_BATCH_CHANGE = 0.01
 # What a precision must reach to be written: of clear pairs, the share that it orders as fp32 does.
 _LEAST_AGREEMENT = {Precision.FP16: 0.995, Precision.BF16: 0.995, Precision.INT8: 0.98}
 _MOST_GROUPS = 16
@@ -37,7 +37,7 @@ class Agreement:
     """A precision beside fp32; in the manifest, for people.
 
     measured_with: the runtime that computed it. reward_std: of the fp32 rewards, in raw units. max_error, mean_error:
-    differences from fp32, each response scored in its group, in units of reward_std. max_change_with_company: between a
+    differences from fp32, each response scored in its group, in units of reward_std. max_batch_change: between a
     response scored alone and in its group, likewise. agreement, clear_agreement: share of pairs ordered as in fp32, of all
     and of those `clear_pairs` whose margin in fp32 is at least 5 % of reward_std. kendall_tau: mean over groups.
     """
@@ -48,7 +48,7 @@ class Agreement:
     reward_std: float
     max_error: float
     mean_error: float
-    max_change_with_company: float
+    max_batch_change: float
     agreement: float
     clear_agreement: float
     clear_pairs: int
@@ -135,7 +135,7 @@ def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Ag
         reward_std=std,
         max_error=float(errors.max()),
         mean_error=float(errors.mean()),
-        max_change_with_company=float(np.max(changes)) / std,
+        max_batch_change=float(np.max(changes)) / std,
         agreement=float(np.mean(same)) if same else 0.0,
         clear_agreement=float(np.mean(clear)) if clear else 0.0,
         clear_pairs=len(clear),
@@ -156,25 +156,25 @@ def shortcomings(precision: Precision, found: Agreement, min_agreement: float) -
             f"{required:.2%} is required (--min-agreement); its rewards differ from fp32 by {found.mean_error:.1%} of their "
             f"standard deviation, {found.max_error:.1%} at most"
         )
-    if not found.max_change_with_company <= _MAX_CHANGE:
+    if not found.max_batch_change <= _MAX_BATCH_CHANGE:
         return (
-            f"{precision.value}: a reward changes with its company by {found.max_change_with_company:.2%} of the rewards' "
-            f"standard deviation; {_MAX_CHANGE:.0%} is allowed"
+            f"{precision.value}: a reward changes with its batch by {found.max_batch_change:.2%} of the rewards' "
+            f"standard deviation; {_MAX_BATCH_CHANGE:.0%} is allowed"
         )
     return ""
 
 
-def promise(
+def error_bounds(
     found: Agreement, golden_error: float, *, emulated: bool, details: dict[str, Any]
-) -> Promise:
+) -> ErrorBounds:
     """What the manifest says of a precision. golden_error: the largest on the golden conversations, in raw units. emulated:
     errors are those of an emulation; a runtime may have so much more. details: of how it was made, for the report."""
-    change = _MAX_CHANGE * found.reward_std
+    change = _MAX_BATCH_CHANGE * found.reward_std
     largest = max(found.max_error * found.reward_std, golden_error) * (
         _BEYOND_EMULATION if emulated else 1
     )
-    return Promise(
-        max_difference=largest + change, max_change=change, report=asdict(found) | details
+    return ErrorBounds(
+        max_error=largest + change, max_batch_change=change, report=asdict(found) | details
     )
 
 

@@ -90,7 +90,7 @@ def _moments(
         inputs = {
             name: array for name, array in session.inputs(batch).items() if name in runner.inputs
         }
-        for total, found in zip(sums.values(), runner.run(inputs), strict=True):
+        for total, found in zip(sums.values(), runner.run(inputs).values(), strict=True):
             total += found
     if overflown := next(
         (name for name, total in sums.items() if not np.isfinite(total).all()), None

@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+from msgspec import structs
 
-from kwise.engine.artifact import Artifact, Promise
+from kwise.engine.artifact import Artifact, ErrorBounds, GraphContract, graph_name
 from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import GraphSession
 from kwise.engine.sequence import EncodedSequence
@@ -24,8 +25,8 @@ from kwise.export.precision.agreement import (
     Rewards,
     Texts,
     encode_groups,
+    error_bounds,
     measure,
-    promise,
     rewards_of,
     shortcomings,
     split,
@@ -41,6 +42,22 @@ Open = Callable[[Sequence[str]], GraphSession]
 """Writes a precision's graph, the kinds that it is given in fp32, and gives a session that computes what this computes."""
 
 
+def contract_of(precision: Precision, fp32: GraphContract) -> GraphContract:
+    """Return the contract of the graph that is written in `precision` from the fp32 graph."""
+    if precision is Precision.FP32:
+        return fp32
+    trie = fp32.num_tile_groups > 0
+    return structs.replace(
+        fp32,
+        file=graph_name(precision),
+        # int8 computes last rows to more bits. As inner rows of another sequence they would change its
+        # reward.
+        separate_last_tokens=trie and precision is Precision.INT8,
+        # A difference in the last bit may flip a rounding to few bits.
+        aligned_keys=trie,
+    )
+
+
 def add_precisions(
     artifact: Artifact,
     encoder: ConversationEncoder,
@@ -50,7 +67,7 @@ def add_precisions(
     *,
     texts: Sequence[Texts],
     min_agreement: float,
-) -> dict[Precision, Promise]:
+) -> dict[Precision, ErrorBounds]:
     """Write the graphs of `precisions` other than fp32 into the artifact's directory.
 
     Args:
@@ -65,7 +82,7 @@ def add_precisions(
     if not others:
         return {}
     groups, calibrating = split(encode_groups(encoder, texts))
-    if artifact.manifest.layout != "trie":  # padding is no text
+    if reference.layout.pads_sequences:  # padding is no text
         calibrating = [[sequence] for group in calibrating for sequence in group]
     expected = rewards_of(reference, groups)
     known = [(encoded(encoder, case), case.reward) for case in golden]
@@ -73,13 +90,13 @@ def add_precisions(
         rounded = round_weights(
             artifact.graph_path(), others, reference, calibrating, Path(scratch)
         )
-        promises: dict[Precision, Promise] = {}
+        bounds: dict[Precision, ErrorBounds] = {}
         for precision in others:
             # Given away, for they map files that are deleted at the end.
-            promises[precision] = _add(
+            bounds[precision] = _add(
                 artifact, precision, rounded.pop(precision), groups, expected, known, min_agreement
             )
-        return promises
+        return bounds
 
 
 def _add(
@@ -90,7 +107,7 @@ def _add(
     expected: Sequence[Rewards],
     known: Sequence[tuple[EncodedSequence, float]],
     min_agreement: float,
-) -> Promise:
+) -> ErrorBounds:
     sizes = kinds(artifact.graph_path(), attention=precision is not Precision.INT8)
     if not sizes:
         raise ParityError(
@@ -121,15 +138,15 @@ def _add(
         "share_of_products": _share(sizes, kept),
         "emulated": emulated,
     }
-    promised = promise(found, golden_error, details=details, emulated=emulated)
+    bounds = error_bounds(found, golden_error, details=details, emulated=emulated)
     if (
-        not np.abs(together - alone).max() <= promised.max_change
+        not np.abs(together - alone).max() <= bounds.max_batch_change
     ):  # the server's own check at its start
         raise ParityError(
-            f"{precision.value}: the reward of a golden conversation changes with its company"
+            f"{precision.value}: the reward of a golden conversation changes with its batch"
         )
     onnx.checker.check_model(str(artifact.graph_path(precision)))
-    return promised
+    return bounds
 
 
 def _share(sizes: dict[str, int], kept: Sequence[str]) -> float:

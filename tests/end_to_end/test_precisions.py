@@ -1,10 +1,9 @@
 """A server of int8, or bf16 where the CPU has it: what it says of itself, and that it keeps to the manifest or does not start."""
 
-import json
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from kwise.client import RewardClient
 from kwise.engine.artifact import MANIFEST, Manifest, read_artifact
@@ -35,11 +34,11 @@ def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
         ),
     ],
 )
-def test_a_server_says_its_precision_and_stays_within_the_promise(
+def test_a_server_says_its_precision_and_stays_within_the_error_bounds(
     artifact: Path, precision: Precision, runtime: str
 ) -> None:
     """In GetModel and in every reply; alone, in groups, from the cache and beside others."""
-    promise = read_artifact(artifact).manifest.promise(precision)
+    bounds = read_artifact(artifact).manifest.error_bounds[precision]
     name = precision.value
     groups = [
         (prompt[-1]["content"], responses)
@@ -62,7 +61,7 @@ def test_a_server_says_its_precision_and_stays_within_the_promise(
                 )
                 found = raw_rewards(scored)
                 differences += [abs(a - b) for a, b in zip(found, expected, strict=True)]
-            assert 0 < sum(differences) / len(differences) <= promise.max_difference
+            assert 0 < sum(differences) / len(differences) <= bounds.max_error
         assert name in server.log.text
         with RewardClient(server.address) as client:
             prompt, responses = groups[0]
@@ -70,7 +69,7 @@ def test_a_server_says_its_precision_and_stays_within_the_promise(
                 ::-1
             ]
             assert turned == pytest.approx(
-                raw_rewards(client.score(prompt, responses)), abs=promise.max_change
+                raw_rewards(client.score(prompt, responses)), abs=bounds.max_batch_change
             )
 
 
@@ -81,19 +80,19 @@ def test_the_first_precision_that_the_artifact_holds_is_served(artifact: Path) -
         Scorer.load(artifact, EngineConfig(precision="fp16"))
 
 
-def test_a_server_that_cannot_keep_the_promise_does_not_start(
+def test_a_server_that_cannot_keep_the_error_bounds_does_not_start(
     artifact: Path, tmp_path: Path
 ) -> None:
-    """Its manifest promises more than int8 gives; fp32 beside it is served."""
+    """Its manifest allows less error than int8 has; fp32 beside it is served."""
     manifest = read_artifact(artifact).manifest
-    changed = replace(
-        manifest,
-        precisions=manifest.precisions
-        | {"int8": manifest.precisions["int8"] | {"max_difference": 1e-9}},
+    strict = structs.replace(manifest.error_bounds[Precision.INT8], max_error=1e-9)
+    changed = structs.replace(
+        manifest, error_bounds=manifest.error_bounds | {Precision.INT8: strict}
     )
     copy = _copy(artifact, tmp_path / "copy", changed)
     with pytest.raises(
-        ArtifactError, match=r"golden\.jsonl:1: .* in int8 gives .* it may differ by 1e-09"
+        ArtifactError,
+        match=r"golden\.jsonl:1: .* in int8 gives .* the largest difference allowed is 1e-09",
     ):
         Scorer.load(copy, EngineConfig(precision="int8"))
     assert Scorer.load(copy).precision is Precision.FP32
@@ -104,6 +103,5 @@ def _copy(artifact: Path, path: Path, manifest: Manifest) -> Path:
     for file in artifact.iterdir():
         if file.name != MANIFEST:
             (path / file.name).symlink_to(file)
-    signed = replace(manifest, fingerprint=manifest.computed_fingerprint())
-    (path / MANIFEST).write_text(json.dumps(asdict(signed)))
+    (path / MANIFEST).write_text(manifest.signed().to_json())
     return path

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from tokenizers import Tokenizer, models
 
-from kwise.engine.artifact import Artifact, Manifest
+from kwise.engine.artifact import Artifact, ErrorBounds, GraphContract, Manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import PromptCache
@@ -29,8 +29,16 @@ PATIENCE_S = 5  # of waits that would otherwise hang a failing test
 MANIFEST = Manifest(
     name="sum",
     layout="padded",
-    precisions={"fp32": {"max_difference": 0, "max_change": 0, "report": {}}},
-    num_classes=0,
+    graphs={
+        Precision.FP32: GraphContract(
+            file="model.onnx",
+            reward_output="logits",
+            num_tile_groups=0,
+            separate_last_tokens=False,
+            aligned_keys=False,
+        )
+    },
+    error_bounds={Precision.FP32: ErrorBounds(max_error=0, max_batch_change=0, report={})},
     max_tokens=64,
     vocab_size=VOCAB,
     pad_token_id=None,

@@ -52,7 +52,9 @@ def test_a_node_is_an_ancestor_exactly_within_its_range(batch: list[Int64]) -> N
     trie = build_trie(batch)
     nodes = np.arange(trie.num_nodes)
     for q in range(trie.num_nodes):
-        assert np.flatnonzero((nodes <= q) & (q < trie.ends)).tolist() == trie.path(q).tolist()
+        assert (
+            np.flatnonzero((nodes <= q) & (q < trie.subtree_end)).tolist() == trie.path(q).tolist()
+        )
 
 
 @given(BATCHES)
@@ -71,7 +73,7 @@ def test_a_branch_begins_where_a_node_follows_no_node_of_its_own_sequence(
 @given(BATCHES)
 def test_arrays_are_int64_and_one_entry_a_node(batch: list[Int64]) -> None:
     trie = build_trie(batch)
-    for array in (trie.token_ids, trie.depths, trie.ends):
+    for array in (trie.token_ids, trie.depths, trie.subtree_end):
         assert array.shape == (len(_prefixes(batch)),) == (trie.num_nodes,)
         assert array.dtype == np.int64
     assert trie.last_nodes.dtype == trie.branches.dtype == trie.path(0).dtype == np.int64
@@ -84,7 +86,7 @@ def test_order_of_sequences_permutes_the_last_nodes_only(
     order = list(range(len(batch)))
     random.shuffle(order)
     trie, shuffled = build_trie(batch), build_trie([batch[i] for i in order])
-    for name in ("token_ids", "depths", "ends", "branches"):
+    for name in ("token_ids", "depths", "subtree_end", "branches"):
         assert getattr(shuffled, name).tolist() == getattr(trie, name).tolist()
     assert shuffled.last_nodes.tolist() == trie.last_nodes[order].tolist()
 
@@ -97,8 +99,8 @@ def test_duplicates_and_prefixes_of_others_add_no_nodes() -> None:
 
 
 @given(BATCHES)
-def test_own_ends_are_nodes_that_no_other_sequence_passes(batch: list[Int64]) -> None:
-    trie = build_trie(batch, own_ends=True)
+def test_separate_last_tokens_are_nodes_that_no_other_sequence_passes(batch: list[Int64]) -> None:
+    trie = build_trie(batch, separate_last_tokens=True)
     tokens = [tuple(sequence.tolist()) for sequence in batch]
     ends = dict(zip(trie.last_nodes.tolist(), tokens, strict=True))
     assert len(ends) == len(set(tokens))  # equal sequences share theirs
@@ -111,7 +113,9 @@ def test_own_ends_are_nodes_that_no_other_sequence_passes(batch: list[Int64]) ->
     assert len(inner) == len({_tokens(trie, node) for node in inner})
     nodes = np.arange(trie.num_nodes)
     for q in range(trie.num_nodes):
-        assert np.flatnonzero((nodes <= q) & (q < trie.ends)).tolist() == trie.path(q).tolist()
+        assert (
+            np.flatnonzero((nodes <= q) & (q < trie.subtree_end)).tolist() == trie.path(q).tolist()
+        )
 
 
 @given(SEQUENCES.filter(len))

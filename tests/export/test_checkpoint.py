@@ -173,5 +173,9 @@ def test_a_limit_that_no_conversation_fits_into_is_refused_with_the_least_that_d
     manifest = read_artifact(
         export_quietly(tiny_checkpoint, tmp_path / "artifact", max_tokens=least)
     ).manifest
-    assert manifest.max_tokens == manifest.promise(Precision.FP32).report["longest_tokens"] == least
+    assert (
+        manifest.max_tokens
+        == manifest.error_bounds[Precision.FP32].report["longest_tokens"]
+        == least
+    )
     assert not list(tmp_path.glob(".*"))

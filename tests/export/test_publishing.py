@@ -84,11 +84,9 @@ def test_the_tolerance_is_in_units_of_the_reward_or_of_their_spread_where_that_i
     assert allowed_difference(1e-4, [0.1, 0.2]) == 1e-4
     assert allowed_difference(1e-4, [-30.0, 30.0]) == pytest.approx(3e-3)
     manifest = read_artifact(tiny_artifact).manifest
-    promise = manifest.promise(Precision.FP32)
+    bounds = manifest.error_bounds[Precision.FP32]
     assert (
-        promise.max_difference
-        == promise.max_change
-        == 1e-4 * max(1.0, promise.report["reward_std"])
+        bounds.max_error == bounds.max_batch_change == 1e-4 * max(1.0, bounds.report["reward_std"])
     )
 
 

@@ -117,7 +117,7 @@ class TrieLayout(Layout):
         return {
             "input_ids": torch.from_numpy(trie.token_ids)[None],
             "position_ids": torch.from_numpy(trie.depths)[None],
-            "ends": torch.from_numpy(trie.ends),
+            "ends": torch.from_numpy(trie.subtree_end),
             "last_nodes": torch.from_numpy(trie.last_nodes),
         }
 

@@ -1,10 +1,10 @@
-"""The runtimes that can execute a graph, by name. Imports none of them."""
+"""The names of the runtimes that can run a graph. Imports none of them."""
 
 from enum import Enum
 
 
 class Runtime(Enum):
-    """What runs a graph."""
+    """A library that runs a graph. AUTO leaves the choice to kwise."""
 
     AUTO = "auto"
     ONNXRUNTIME = "onnxruntime"

@@ -1,17 +1,12 @@
-"""ONNX Runtime, which stays in this file: on CPU in fp32, the reference, and int8; or on CUDA.
+"""Run graphs with ONNX Runtime on a CPU or on CUDA. No other file of the engine imports it.
 
-On CUDA the index arrays go to the device once a pass, into buffers that stay there, and of the outputs only those that the
-session reads come back: the rewards, and the keys and values that the prompt cache keeps. That cache is in host memory on a
-GPU too, since ONNX Runtime's Python can neither cut nor join tensors on a device. So a known prompt's states are copied there
-again: of SmolLM2 46 KB a token, by arithmetic 2 µs on PCIe 4, which is about what a large GPU takes to compute them; of larger
-models less in proportion. With --prompt-cache-bytes 0 nothing but ids goes in and nothing but rewards comes out.
-
-CUDA graphs are not used. A captured graph is of one shape and one set of addresses, the session would hold one for each of
-its shapes; and capture allows no node on the CPU, where ONNX Runtime puts the arithmetic on shapes that this graph's Reshape and
-Expand nodes need.
+On CUDA the index arrays are copied to the device once per pass, into buffers that stay there. Only the
+rewards, and the keys and values that the prompt cache stores, come back. That cache is in host memory
+also with a GPU, because ONNX Runtime's Python API can neither slice nor join tensors on a device;
+docs/architecture.md has what this costs, and why CUDA graphs are not used.
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +19,25 @@ from kwise.engine.model.runtime.protocol import Shape
 from kwise.errors import ConfigError
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# Where the work is: one of them on the CPU costs more than a GPU saves. Arithmetic on shapes belongs there.
+# The operators that do the work. One of them on the CPU costs more than the GPU saves. Other nodes, such as
+# arithmetic on shapes, belong on the CPU.
 _HEAVY = {"Attention", "MatMul", "Gemm", "RotaryEmbedding"}
-# Buffers on the device: some 20 inputs of each shape. Shapes are few, see buckets.py, but in the padded layout.
+# Input buffers on the device: about 20 per combination of shapes. There are few combinations in the trie
+# layout (see shape_buckets.py), but not in the padded layout.
 _MAX_BUFFERS = 4096
 
 
 class OnnxRuntimeGraph:
-    """See `graph.open_graph`. few_shapes: inputs come in shapes that repeat, so that memory can be planned."""
+    """A graph in ONNX Runtime; has the `Graph` interface.
+
+    Args:
+        path, device, threads: see `open_graph`.
+        memory_bytes: the GPU's memory for weights and activations; 0 for no limit.
+        few_shapes: input shapes repeat, so memory can be planned.
+
+    Raises:
+        ConfigError: the device is not available or cannot run the graph.
+    """
 
     def __init__(
         self,
@@ -45,26 +51,28 @@ class OnnxRuntimeGraph:
         (place,) = parse_devices(device)
         cuda = place.kind is Kind.CUDA
         options = ort.SessionOptions()
-        # Beside a GPU there is arithmetic on shapes, which is not worth a pool of threads for each device.
+        # With a GPU the CPU only does arithmetic on shapes, which does not need a pool of threads per device.
         options.intra_op_num_threads = 1 if cuda else threads
         options.log_severity_level = 3
         if not sums_exactly(_cpu_flags()):
-            # int8 is summed up exactly on every CPU: on x86 without VNNI the faster kernels saturate at 16 bits. With it they are
-            # exact and 2.4 times as fast, but this option would rule them out there too.
+            # int8 products must be added up exactly on every CPU, and the faster kernels for x86 without VNNI
+            # saturate at 16 bits. With VNNI the fast kernels are exact and 2.4 times as fast, but this option
+            # would exclude them too.
             options.add_session_config_entry("session.x64quantprecision", "1")
-        # Each tensor is used soon after it is made: 20 KB of activations a row of SmolLM2 instead of 65, at the same speed.
+        # Computes each tensor shortly before it is used: SmolLM2 takes 20 KB of activations per row instead of
+        # 65 KB, at the same speed.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        # Planned memory is for shapes that come again, and each plan is kept for ever.
+        # A memory plan is kept for ever, so it pays only for shapes that repeat.
         options.enable_mem_pattern = cuda and few_shapes
         if cuda:
             _find_cuda()
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            # Without `enable_fallback=0` what CUDA cannot do would be tried on the CPU, and a line printed.
+            # Without `enable_fallback=0` ONNX Runtime tries the CPU if CUDA fails, and prints a line.
             self._session = ort.InferenceSession(
                 path, options, providers=providers(place, memory_bytes), enable_fallback=0
             )
-        except Exception as error:  # ONNX Runtime's own have no other base
+        except Exception as error:  # ONNX Runtime's errors have no narrower common base
             if not cuda:
                 raise
             raise ConfigError(
@@ -78,17 +86,20 @@ class OnnxRuntimeGraph:
             node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
             for node in self._session.get_inputs()
         }
+        self.outputs: Collection[str] = [node.name for node in self._session.get_outputs()]
         self.runtime = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if self._bound is not None:
             return self._bound.run(arrays)
-        outputs: list[NDArray[Any]] = self._session.run(None, arrays)
-        return outputs
+        return dict(zip(self.outputs, self._session.run(None, arrays), strict=True))
 
 
 class BoundRun:
-    """Passes of a session on a device by IO binding, with buffers for its inputs that are made once for each shape."""
+    """Runs a session on a device by IO binding.
+
+    The buffers for the inputs are allocated once per shape.
+    """
 
     def __init__(self, session: ort.InferenceSession, device: Device) -> None:
         self._session = session
@@ -96,25 +107,25 @@ class BoundRun:
         self._outputs = [node.name for node in session.get_outputs()]
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """All outputs, in the graph's order, on the host; copies."""
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return copies of all outputs on the host, by name."""
         binding = self._session.io_binding()
         for name, array in arrays.items():
             binding.bind_ortvalue_input(name, self._on_device(name, array))
         for name in self._outputs:
-            # Made on the device and copied at the end of the pass. `present.*` has no rows where nothing is to be kept.
+            # Computed on the device and copied at the end of the pass. `present.*` has no rows if nothing is to
+            # be cached.
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
-        outputs: list[NDArray[Any]] = binding.copy_outputs_to_cpu()
-        return outputs
+        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
 
     def _on_device(self, name: str, array: NDArray[Any]) -> ort.OrtValue:
-        """A pass has ended when `run` returns, so its buffers may be written again."""
+        """Copy an input to the device. A pass ends before `run` returns, so its buffers can be reused."""
         array = np.ascontiguousarray(array)
-        if not array.size:  # nothing to copy, and no address to copy it to
+        if not array.size:  # there is nothing to copy
             return ort.OrtValue.ortvalue_from_numpy(array)
         kind, index = self._device.kind.value, self._device.index
-        if array.dtype != np.int64:  # states of a prompt: large, and seldom of the same shape
+        if array.dtype != np.int64:  # cached states: large, and seldom of the same shape
             return ort.OrtValue.ortvalue_from_numpy(array, kind, index)
         key = name, array.shape
         if key not in self._buffers:
@@ -128,41 +139,52 @@ class BoundRun:
 
 
 def providers(device: Device, memory_bytes: int) -> list[str | tuple[str, dict[str, str]]]:
-    """What runs a graph on the device, in the order of preference. memory_bytes: of a GPU, for weights and activations; 0 for
-    no limit. CUDA's own context and cuBLAS's workspaces, some 500 MB, come on top."""
+    """Return ONNX Runtime's execution providers for the device, in order of preference.
+
+    Args:
+        memory_bytes: a GPU's memory for weights and activations; 0 for no limit. CUDA's own context and
+            cuBLAS's workspaces take about 500 MB more.
+    """
     if device.kind is Kind.CPU:
         return [_CPU]
-    # TF32 rounds the factors of an fp32 product to 10 bits: rewards would move by a thousandth where parity is 1e-4.
+    # TF32 rounds the factors of an fp32 product to 10 bits: rewards would change by a thousandth, and parity
+    # requires 1e-4.
     options = {"device_id": str(device.index), "use_tf32": "0"}
     if memory_bytes:
-        # The other strategy doubles the arena at each step, and so fails at half of the limit.
+        # The default strategy doubles the arena at each step, so it would fail at half of the limit.
         options |= {"gpu_mem_limit": str(memory_bytes), "arena_extend_strategy": "kSameAsRequested"}
-    # CPU second: shape arithmetic runs there; `check_placement` tells whether more does.
+    # The CPU is second, for arithmetic on shapes. `check_placement` refuses anything more.
     return [(_CUDA, options), _CPU]
 
 
 def check_placement(
     device: Device, session_providers: Iterable[str], assigned: Mapping[str, Iterable[str]]
 ) -> None:
-    """assigned: the operators that each provider runs.
+    """Check that the session runs on the GPU.
+
+    Args:
+        assigned: the operators that each provider runs.
 
     Raises:
-        ConfigError: the session has no CUDA after all (ONNX Runtime leaves a provider out whose libraries do not load, with a
-            line in its log), or heavy work was left to the CPU.
+        ConfigError: the session does not have CUDA (ONNX Runtime drops a provider whose libraries do not
+            load and only logs it), or heavy operators were left to the CPU.
     """
     if _CUDA not in session_providers:
         raise ConfigError(
-            f"--device {device.name}: ONNX Runtime could not load its CUDA provider and would run on the CPU; it needs a driver, "
-            "CUDA and cuDNN of its versions: pip install 'kwise[engine-gpu]' brings the last two"
+            f"--device {device.name}: ONNX Runtime could not load its CUDA provider and would run on the "
+            "CPU; it needs a driver, CUDA and cuDNN of matching versions: pip install 'kwise[engine-gpu]' "
+            "installs the last two"
         )
     if left := sorted(_HEAVY.intersection(assigned.get(_CPU, ()))):
         raise ConfigError(
-            f"--device {device.name}: onnxruntime {ort.__version__} has no CUDA kernel for this model's {', '.join(left)} and "
-            "would run it on the CPU; a newer onnxruntime-gpu, or another --precision, may have one"
+            f"--device {device.name}: onnxruntime {ort.__version__} has no CUDA kernel for this model's "
+            f"{', '.join(left)} and would run it on the CPU; try a newer onnxruntime-gpu or another "
+            "--precision"
         )
 
 
 def _assigned(session: ort.InferenceSession) -> dict[str, set[str]]:
+    """Return the types of the operators that each execution provider runs."""
     assigned: dict[str, set[str]] = {}
     for part in session.get_provider_graph_assignment_info():
         assigned.setdefault(part.ep_name, set()).update(node.op_type for node in part.get_nodes())
@@ -170,13 +192,16 @@ def _assigned(session: ort.InferenceSession) -> dict[str, set[str]]:
 
 
 def sums_exactly(cpu_flags: Container[str]) -> bool:
-    """Whether ONNX Runtime's fast kernels sum up products of bytes in 32 bits. Where AVX-512 is without its VNNI, as a virtual
-    machine may show it, they are AVX-512's even if AVX2's VNNI is there."""
+    """Return whether ONNX Runtime's fast kernels add up products of bytes in 32 bits.
+
+    They do so with VNNI. A virtual machine may report AVX-512 without its VNNI; then ONNX Runtime takes the
+    inexact AVX-512 kernels even if AVX2's VNNI is present.
+    """
     return "avx512_vnni" in cpu_flags or ("avx_vnni" in cpu_flags and "avx512f" not in cpu_flags)
 
 
 def _cpu_flags() -> frozenset[str]:
-    """As Linux names them; none elsewhere."""
+    """Return the CPU's features by Linux's names; none on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -189,7 +214,7 @@ def _find_cuda() -> None:
         raise ConfigError(
             "--device cuda needs onnxruntime-gpu: install 'kwise[engine-gpu]' in an environment of its own"
         )
-    # The libraries that the extra installs lie in Python packages, where the loader does not look.
+    # The extra installs the libraries inside Python packages, where the loader does not search.
     ort.preload_dlls()
 
 

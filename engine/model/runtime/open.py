@@ -1,5 +1,6 @@
-"""A model's graph on a device: named arrays in, arrays out. Of the runtimes that can run it, the one chosen is imported."""
+"""Open a model's graph with a runtime. Only the selected runtime is imported."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,45 +18,47 @@ def open_graph(
     device: str,
     threads: int,
     device_memory_bytes: int = 0,
-    trie: bool = False,
+    bucket: Callable[[Graph], Graph] | None = None,
 ) -> Graph:
-    """The graph of an ONNX file, ready to run.
+    """Load an ONNX file, ready to run.
 
     Args:
-        precision: of the file.
-        device: "cpu", "cuda" or "cuda:N"; of OpenVINO "cpu".
-        threads: of the runtime, 0 for one per core.
-        device_memory_bytes: of a GPU, for weights and activations; 0 for no limit.
-        trie: the layout is the trie's; on a GPU its inputs are padded to few shapes (see buckets.py).
+        precision: the precision of the file.
+        device: "cpu", "cuda" or "cuda:N"; OpenVINO takes "cpu" only.
+        threads: the runtime's threads; 0 for one per core.
+        device_memory_bytes: a GPU's memory for weights and activations; 0 for no limit.
+        bucket: wraps the graph on a GPU so that its inputs have few shapes, as `BucketedGraph` does; None
+            for no wrapper.
 
     Raises:
-        ConfigError: the runtime is not installed, has no such device, or cannot run the graph.
+        ConfigError: the runtime is not installed, does not have the device, or cannot run the graph.
     """
-    package, extra = (
-        ("openvino", "openvino") if runtime is Runtime.OPENVINO else ("onnxruntime", "engine")
-    )
+    use_openvino = runtime is Runtime.OPENVINO
+    package, extra = ("openvino", "openvino") if use_openvino else ("onnxruntime", "engine")
     if find_spec(package) is None:
         raise ConfigError(
             f"--runtime {runtime.value} needs the package {package}: pip install 'kwise[{extra}]'"
         )
-    if runtime is Runtime.OPENVINO:
+    if use_openvino:
         from kwise.engine.model.runtime.openvino_graph import OpenVinoGraph
 
         return OpenVinoGraph(path, precision=precision, device=device, threads=threads)
     from kwise.engine.model.runtime.onnxruntime_graph import OnnxRuntimeGraph
 
     graph = OnnxRuntimeGraph(
-        path, device=device, threads=threads, memory_bytes=device_memory_bytes, few_shapes=trie
+        path,
+        device=device,
+        threads=threads,
+        memory_bytes=device_memory_bytes,
+        few_shapes=bucket is not None,
     )
-    if device == "cpu" or not trie:
-        return graph
-    from kwise.engine.model.shape_buckets import BucketedGraph
-
-    return BucketedGraph(graph)
+    return graph if bucket is None or device == "cpu" else bucket(graph)
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies in bf16 (AVX512-BF16, AMX), as far as OpenVINO tells, which alone has the kernels.
+    """Return whether this CPU multiplies in bf16 (AVX512-BF16 or AMX).
+
+    OpenVINO answers this, because it alone has kernels for it.
 
     Raises:
         ConfigError: OpenVINO is not installed.

@@ -1,6 +1,9 @@
-"""OpenVINO on a CPU, which stays in this file. It reads the same ONNX files, and computes each node in the type it has there."""
+"""Run graphs with OpenVINO on a CPU. No other file imports OpenVINO.
 
-from collections.abc import Mapping
+It reads the same ONNX files as ONNX Runtime and computes each node in the type that the file gives it.
+"""
+
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +16,26 @@ from kwise.errors import ConfigError
 
 
 class OpenVinoGraph:
-    """See `graph.open_graph`."""
+    """A graph in OpenVINO; has the `Graph` interface. See `open_graph` for the arguments."""
 
     def __init__(self, path: Path, *, precision: Precision, device: str, threads: int) -> None:
         if device != "cpu":
             raise ConfigError(f"--runtime openvino runs on --device cpu, not {device!r}")
         core = openvino.Core()
         options: dict[str, Any] = {
-            # "dynamic" takes each node's type from the graph. Without a word of ours it is bf16 throughout where the CPU has that.
+            # "dynamic" takes each node's type from the file. By default OpenVINO would compute everything
+            # in bf16 on a CPU that has it.
             "INFERENCE_PRECISION_HINT": "f32" if precision is Precision.FP32 else "dynamic",
             "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
-            "ENABLE_CPU_PINNING": False,  # as ONNX Runtime: the machine is shared
+            "ENABLE_CPU_PINNING": False,  # like ONNX Runtime: the machine is shared
         }
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             compiled = core.compile_model(core.read_model(path), "CPU", options)
-        except RuntimeError as error:  # all that it raises
-            raise ConfigError(
-                f"--runtime openvino cannot run this model: {str(error).strip().splitlines()[-1]}"
-            ) from error
+        except RuntimeError as error:  # the only type that OpenVINO raises
+            reason = str(error).strip().splitlines()[-1]
+            raise ConfigError(f"--runtime openvino cannot run this model: {reason}") from error
         self._request = compiled.create_infer_request()
         self.inputs: Mapping[str, Shape] = {
             node.any_name: tuple(
@@ -40,12 +43,17 @@ class OpenVinoGraph:
             )
             for node in compiled.inputs
         }
+        # A tensor that several nodes pass on unchanged has all of their names.
+        self._names: list[set[str]] = [node.names for node in compiled.outputs]
+        self.outputs: Collection[str] = set().union(*self._names)
         self.runtime = f"openvino {openvino.__version__.split('-')[0]} CPU"
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         outputs = self._request.infer(arrays, share_inputs=True)  # the outputs are copies
-        return list(outputs.values())
+        pairs = zip(self._names, outputs.values(), strict=True)
+        return {name: array for names, array in pairs for name in names}
 
 
 def has_bf16() -> bool:
+    """Return whether this CPU multiplies in bf16."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

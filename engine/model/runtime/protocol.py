@@ -1,19 +1,23 @@
 """The interface of a graph that a runtime has loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 Shape = tuple[int | None, ...]
-"""Of an input; None where it varies."""
+"""The shape of an input; None for a dimension that varies."""
 
 
 class Graph(Protocol):
-    """What a session needs of a runtime. Used by one thread."""
+    """A graph, ready to run. Used by one thread."""
 
     runtime: str  # for people: runtime, version, device
     inputs: Mapping[str, Shape]
+    outputs: Collection[str]
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """The outputs, in the graph's order; theirs to keep. Raises what the runtime raises, for want of memory for instance."""
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return all outputs by name; the caller may keep the arrays.
+
+        Raises what the runtime raises, for example if memory runs out.
+        """

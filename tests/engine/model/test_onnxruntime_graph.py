@@ -36,7 +36,7 @@ def artifact(tiny_artifact: Path) -> Artifact:
 
 
 def _arrays(
-    graph: OnnxRuntimeGraph, num_classes: int, lengths: tuple[int, ...], num_past: int
+    graph: OnnxRuntimeGraph, num_tile_groups: int, lengths: tuple[int, ...], num_past: int
 ) -> dict[str, NDArray[Any]]:
     """All inputs of a batch of one prompt of 20 tokens, `num_past` of them known, and to be kept where none is."""
     trie = build_trie(
@@ -44,14 +44,14 @@ def _arrays(
     )
     past = np.full(trie.num_nodes, NOT_PAST)
     past[:num_past] = np.arange(num_past)
-    packed = pack(trie, num_classes, past, num_past)
+    packed = pack(trie, num_tile_groups, past, num_past)
     random = np.random.default_rng(0)
     widths = {name: shape[1] for name, shape in graph.inputs.items() if name.startswith("past.")}
     states = {
         name: random.standard_normal((num_past, int(width or 0)), np.float32)
         for name, width in widths.items()
     }
-    return packed.arrays | states | {"kept": packed.entries[: 0 if num_past else 20]}
+    return packed.arrays | states | {"rows_to_cache": packed.entries[: 0 if num_past else 20]}
 
 
 def test_a_gpus_options_name_the_device_and_leave_fp32_exact() -> None:
@@ -113,16 +113,19 @@ def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffers_again(
 ) -> None:
     graph = OnnxRuntimeGraph(artifact.graph_path(), device="cpu", threads=1)
     bound = BoundRun(graph._session, CPU)
-    first = _arrays(graph, artifact.manifest.num_classes, (3, 9, 30), num_past)
+    num_tile_groups = artifact.manifest.graphs[Precision.FP32].num_tile_groups
+    first = _arrays(graph, num_tile_groups, (3, 9, 30), num_past)
     other = first | {"input_ids": first["input_ids"][::-1]}
     results = [bound.run(arrays) for arrays in (first, other, first)]
     num_buffers = len(bound._buffers)
     for arrays, outputs in zip((first, other, first), results, strict=True):
-        for actual, expected in zip(outputs, graph.run(arrays), strict=True):
-            assert actual.dtype == expected.dtype
-            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
-    assert not np.array_equal(results[0][0], results[1][0])
-    bound.run(_arrays(graph, artifact.manifest.num_classes, (40, 41), num_past))
+        expected = graph.run(arrays)
+        assert outputs.keys() == expected.keys() == set(graph.outputs)
+        for name, actual in outputs.items():
+            assert actual.dtype == expected[name].dtype
+            np.testing.assert_allclose(actual, expected[name], rtol=0, atol=1e-6)
+    assert not np.array_equal(results[0]["rewards"], results[1]["rewards"])
+    bound.run(_arrays(graph, num_tile_groups, (40, 41), num_past))
     assert num_buffers < len(bound._buffers) <= 2 * num_buffers
 
 
@@ -157,7 +160,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
 def test_on_a_gpu_the_trie_layout_comes_in_few_shapes_and_memory_is_planned(
     artifact: Artifact, gpu: type[OnGpu]
 ) -> None:
-    for trie in (True, False):
+    for bucket in (BucketedGraph, None):
         graph = open_graph(
             artifact.graph_path(),
             runtime=Runtime.AUTO,
@@ -165,9 +168,9 @@ def test_on_a_gpu_the_trie_layout_comes_in_few_shapes_and_memory_is_planned(
             device="cuda:1",
             threads=1,
             device_memory_bytes=1 << 30,
-            trie=trie,
+            bucket=bucket,
         )
-        assert isinstance(graph, BucketedGraph) == trie
+        assert isinstance(graph, BucketedGraph) == (bucket is not None)
         assert graph.runtime.endswith(CUDA_PROVIDER)
     assert [options.enable_mem_pattern for options, _ in gpu.made] == [True, False]
     assert [asked for _, asked in gpu.made] == [providers(GPU, 1 << 30)] * 2
@@ -178,7 +181,7 @@ def test_on_a_gpu_the_trie_layout_comes_in_few_shapes_and_memory_is_planned(
             precision=Precision.FP32,
             device="cpu",
             threads=1,
-            trie=True,
+            bucket=BucketedGraph,
         ),
         BucketedGraph,
     )

@@ -12,7 +12,7 @@ from kwise.engine.model.packing import NOT_PAST, Packed, pack
 from kwise.engine.trie import Int64, Trie, build_trie
 from tests.batches import BATCHES, VOCAB
 
-CLASSES = st.integers(1, 6)
+TILE_GROUPS = st.integers(1, 6)
 
 
 @st.composite
@@ -44,27 +44,27 @@ def _known(draw: st.DrawFn) -> tuple[Trie, Int64, list[int | None]]:
 KNOWN = _known()
 
 
-def _tiles(packed: Packed, num_classes: int) -> Iterator[tuple[Int64, Int64]]:
+def _tiles(packed: Packed, num_tile_groups: int) -> Iterator[tuple[Int64, Int64]]:
     """Queries and keys of every tile, in the order in which their outputs lie."""
-    for c in range(num_classes):
+    for c in range(num_tile_groups):
         yield from zip(packed.arrays[f"queries.{c}"], packed.arrays[f"keys.{c}"], strict=True)
 
 
 def _seen(packed: Packed, query: int, keys: Int64) -> Int64:
     """The entries among `keys` that the graph lets row `query` see, in the tile's order."""
-    orders, ends = packed.arrays["orders"], packed.arrays["ends"]
+    preorder, subtree_end = packed.arrays["preorder"], packed.arrays["subtree_end"]
     real = keys[keys >= 0]
-    return real[(orders[real] <= orders[query]) & (orders[query] < ends[real])]
+    return real[(preorder[real] <= preorder[query]) & (preorder[query] < subtree_end[real])]
 
 
-@given(KNOWN, CLASSES, st.booleans())
+@given(KNOWN, TILE_GROUPS, st.booleans())
 def test_every_row_sees_its_ancestors_and_itself_once(
-    known: tuple[Trie, Int64, list[int | None]], num_classes: int, aligned: bool
+    known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int, aligned: bool
 ) -> None:
     trie, past, entries = known
-    packed = pack(trie, num_classes, past, len(entries), aligned=aligned)
+    packed = pack(trie, num_tile_groups, past, len(entries), aligned_keys=aligned)
     row_at, seen_at = [], []
-    for queries, keys in _tiles(packed, num_classes):
+    for queries, keys in _tiles(packed, num_tile_groups):
         row_at += queries.tolist()
         seen_at += [sorted(_seen(packed, query, keys).tolist()) for query in queries]
     assert len(packed.arrays["outputs"]) == packed.num_rows
@@ -74,15 +74,15 @@ def test_every_row_sees_its_ancestors_and_itself_once(
         assert seen_at[output] == sorted(packed.entries[trie.path(int(node))].tolist())
 
 
-@given(KNOWN, CLASSES)
+@given(KNOWN, TILE_GROUPS)
 def test_aligned_keys_lie_at_their_depths(
-    known: tuple[Trie, Int64, list[int | None]], num_classes: int
+    known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int
 ) -> None:
     """In whatever company: so a softmax over them is one sum in one order, followed by zeros."""
     trie, past, entries = known
-    packed = pack(trie, num_classes, past, len(entries), aligned=True)
+    packed = pack(trie, num_tile_groups, past, len(entries), aligned_keys=True)
     node_at = {int(entry): node for node, entry in enumerate(packed.entries)}
-    for queries, keys in _tiles(packed, num_classes):
+    for queries, keys in _tiles(packed, num_tile_groups):
         if len(keys) == 1:
             continue  # a class without tiles
         assert len(queries) >= 2 and len(keys) % 64 == 0
@@ -93,12 +93,12 @@ def test_aligned_keys_lie_at_their_depths(
         assert int(queries.max()) == seen[-1]
 
 
-@given(KNOWN, CLASSES)
+@given(KNOWN, TILE_GROUPS)
 def test_rows_are_the_nodes_that_are_not_past_in_their_order(
-    known: tuple[Trie, Int64, list[int | None]], num_classes: int
+    known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int
 ) -> None:
     trie, past, entries = known
-    packed = pack(trie, num_classes, past, len(entries))
+    packed = pack(trie, num_tile_groups, past, len(entries))
     computed = np.flatnonzero(past == NOT_PAST)
     assert packed.num_rows == len(computed)
     assert packed.arrays["input_ids"].tolist() == trie.token_ids[computed].tolist()
@@ -109,31 +109,31 @@ def test_rows_are_the_nodes_that_are_not_past_in_their_order(
     assert (packed.arrays["last_rows"] < packed.num_rows).all()
     for name, values in (
         ("positions", trie.depths),
-        ("orders", np.arange(trie.num_nodes)),
-        ("ends", trie.ends),
+        ("preorder", np.arange(trie.num_nodes)),
+        ("subtree_end", trie.subtree_end),
     ):
         assert packed.arrays[name].shape == (packed.num_rows + len(entries),)
         assert packed.arrays[name][packed.entries].tolist() == values.tolist()
 
 
-@given(KNOWN, CLASSES)
+@given(KNOWN, TILE_GROUPS)
 def test_padding_is_the_last_query_again_and_minus_one_for_keys(
-    known: tuple[Trie, Int64, list[int | None]], num_classes: int
+    known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int
 ) -> None:
     trie, past, entries = known
-    packed = pack(trie, num_classes, past, len(entries))
-    names = {f"{kind}.{c}" for kind in ("queries", "keys") for c in range(num_classes)}
+    packed = pack(trie, num_tile_groups, past, len(entries))
+    names = {f"{kind}.{c}" for kind in ("queries", "keys") for c in range(num_tile_groups)}
     assert packed.arrays.keys() == {
         "input_ids",
         "positions",
-        "orders",
-        "ends",
+        "preorder",
+        "subtree_end",
         "last_rows",
         "outputs",
         *names,
     }
     assert all(array.dtype == np.int64 for array in packed.arrays.values())
-    for queries, keys in _tiles(packed, num_classes):
+    for queries, keys in _tiles(packed, num_tile_groups):
         real = len(set(queries.tolist()))
         assert queries.tolist() == [
             min(queries[0] + i, queries[0] + real - 1) for i in range(len(queries))
@@ -180,7 +180,7 @@ def _naive(sequence: Int64, embedding: Any, rotations: Any, layers: Layers) -> t
 
 
 def _packed(
-    packed: Packed, num_classes: int, past: Any, embedding: Any, rotations: Any, layers: Layers
+    packed: Packed, num_tile_groups: int, past: Any, embedding: Any, rotations: Any, layers: Layers
 ) -> Any:
     """The same from the packed arrays: gather, masked attention per tile, and `outputs` to bring rows home."""
     arrays = packed.arrays
@@ -192,13 +192,13 @@ def _packed(
             np.concatenate([hidden @ wv, past_values]),
         )
         attended = []
-        for c in range(num_classes):
+        for c in range(num_tile_groups):
             queries, keys = arrays[f"queries.{c}"], arrays[f"keys.{c}"]
-            order = arrays["orders"][queries][..., None]
+            order = arrays["preorder"][queries][..., None]
             visible = (
                 (keys >= 0)[:, None]
-                & (arrays["orders"][keys][:, None] <= order)
-                & (order < arrays["ends"][keys][:, None])
+                & (arrays["preorder"][keys][:, None] <= order)
+                & (order < arrays["subtree_end"][keys][:, None])
             )
             scores = np.where(visible, query[queries] @ key[keys].swapaxes(1, 2), -np.inf)
             attended.append((_softmax(scores) @ value[keys]).reshape(-1, hidden.shape[1]))
@@ -206,9 +206,9 @@ def _packed(
     return hidden[arrays["last_rows"]]
 
 
-@given(KNOWN, CLASSES, st.integers(0, 99))
+@given(KNOWN, TILE_GROUPS, st.integers(0, 99))
 def test_attention_over_packed_rows_is_attention_over_each_sequence(
-    known: tuple[Trie, Int64, list[int | None]], num_classes: int, seed: int
+    known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int, seed: int
 ) -> None:
     """Whatever is past: its keys and values are given, and a stranger's among them are never read."""
     trie, past, entries = known
@@ -227,17 +227,19 @@ def test_attention_over_packed_rows_is_attention_over_each_sequence(
     for entry, node in enumerate(entries):
         if node is not None:
             states[:, :, entry] = naive(node)[1]
-    actual = _packed(pack(trie, num_classes, past, len(entries)), num_classes, states, *model)
+    actual = _packed(
+        pack(trie, num_tile_groups, past, len(entries)), num_tile_groups, states, *model
+    )
     expected = [naive(int(last))[0] for last in trie.last_nodes]
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-@given(BATCHES, CLASSES)
-def test_nothing_past_is_the_same_as_no_past(batch: list[Int64], num_classes: int) -> None:
+@given(BATCHES, TILE_GROUPS)
+def test_nothing_past_is_the_same_as_no_past(batch: list[Int64], num_tile_groups: int) -> None:
     trie = build_trie(batch)
     without, empty = (
-        pack(trie, num_classes),
-        pack(trie, num_classes, np.full(trie.num_nodes, NOT_PAST), 0),
+        pack(trie, num_tile_groups),
+        pack(trie, num_tile_groups, np.full(trie.num_nodes, NOT_PAST), 0),
     )
     assert without.num_rows == trie.num_nodes
     assert without.entries.tolist() == empty.entries.tolist() == list(range(trie.num_nodes))
@@ -248,9 +250,9 @@ def test_nothing_past_is_the_same_as_no_past(batch: list[Int64], num_classes: in
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.booleans())
-@pytest.mark.parametrize("num_classes", [1, 8])
+@pytest.mark.parametrize("num_tile_groups", [1, 8])
 def test_large_batches_see_their_ancestors(
-    num_classes: int, seed: int, system_is_past: bool
+    num_tile_groups: int, seed: int, system_is_past: bool
 ) -> None:
     random = np.random.default_rng(seed)
     system = random.integers(0, VOCAB, random.integers(1, 300))
@@ -265,8 +267,10 @@ def test_large_batches_see_their_ancestors(
     past = np.full(trie.num_nodes, NOT_PAST)
     num_past = len(system) if system_is_past else 0
     past[:num_past] = np.arange(num_past)
-    packed = pack(trie, num_classes, past, num_past)
-    slots = [(query, keys) for queries, keys in _tiles(packed, num_classes) for query in queries]
+    packed = pack(trie, num_tile_groups, past, num_past)
+    slots = [
+        (query, keys) for queries, keys in _tiles(packed, num_tile_groups) for query in queries
+    ]
     seen = np.zeros((packed.num_rows, packed.num_rows + num_past), np.int64)
     for row, output in enumerate(packed.arrays["outputs"]):
         query, keys = slots[output]
@@ -274,4 +278,6 @@ def test_large_batches_see_their_ancestors(
         np.add.at(seen[row], _seen(packed, row, keys), 1)
     nodes = np.arange(trie.num_nodes)
     rows = np.flatnonzero(past == NOT_PAST)
-    assert (seen[:, packed.entries] == (nodes <= rows[:, None]) & (rows[:, None] < trie.ends)).all()
+    assert (
+        seen[:, packed.entries] == (nodes <= rows[:, None]) & (rows[:, None] < trie.subtree_end)
+    ).all()

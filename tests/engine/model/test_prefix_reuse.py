@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kwise.engine.model.packing import NOT_PAST, pack
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache
-from kwise.engine.model.prefix_reuse import Reuse, keep, plan_reuse
+from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, plan_reuse
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
 from tests.token_states import BYTES_PER_TOKEN, WIDTHS, states_of
@@ -57,10 +57,12 @@ def _prefixes(reuse: Reuse) -> list[np.ndarray]:
     return [reuse.trie.token_ids[reuse.trie.path(node)] for node in range(reuse.trie.num_nodes)]
 
 
-def _run(batch: Sequence[EncodedSequence], cache: PromptCache, *, own_ends: bool = False) -> Reuse:
+def _run(
+    batch: Sequence[EncodedSequence], cache: PromptCache, *, separate_last_tokens: bool = False
+) -> Reuse:
     """As a session does it, with a graph that knows every prefix's states; what the session relies on is asserted. With
-    `own_ends` the states of last rows are others."""
-    reuse = plan_reuse(batch, cache, WIDTHS, own_ends=own_ends)
+    `separate_last_tokens` the states of last rows are others."""
+    reuse = plan_reuse(batch, cache, WIDTHS, separate_last_tokens=separate_last_tokens)
     expected, past = states_of(_prefixes(reuse)), reuse.past
     assert (past[reuse.trie.last_nodes] == NOT_PAST).all()
     known = np.flatnonzero(past != NOT_PAST)
@@ -69,13 +71,13 @@ def _run(batch: Sequence[EncodedSequence], cache: PromptCache, *, own_ends: bool
         assert len(state) == reuse.num_past
         np.testing.assert_array_equal(state[past[known]], right[known])
     packed = pack(reuse.trie, 3, past, reuse.num_past)
-    rows = packed.entries[reuse.kept]
+    rows = packed.entries[reuse.nodes_to_cache]
     assert (rows < packed.num_rows).all()  # the graph gives the states of rows
-    if own_ends:
+    if separate_last_tokens:
         for right in expected:
             right[reuse.trie.last_nodes] = np.nan
     computed = [right[past == NOT_PAST] for right in expected]
-    keep(reuse, [state[rows] for state in computed], cache)
+    cache_prompts(reuse, [state[rows] for state in computed], cache)
     return reuse
 
 
@@ -93,11 +95,11 @@ def _assert_sound(cache: PromptCache) -> None:
 @settings(max_examples=200, deadline=None)
 @given(_batches(), st.sampled_from([0, 16, 30, 50, 80, 120, LARGE]), st.booleans())
 def test_past_states_are_those_of_their_nodes_and_kept_ones_are_computed(
-    batches: list[list[EncodedSequence]], max_tokens: int, own_ends: bool
+    batches: list[list[EncodedSequence]], max_tokens: int, separate_last_tokens: bool
 ) -> None:
     cache = PromptCache(max_tokens * TOKEN_BYTES)
     for batch in batches:
-        _run(batch, cache, own_ends=own_ends)
+        _run(batch, cache, separate_last_tokens=separate_last_tokens)
         _assert_sound(cache)
 
 
@@ -114,7 +116,7 @@ def test_what_a_large_cache_was_told_is_a_prompt_is_computed_once(
             if len(prompt) >= MIN_TOKENS:
                 assert cache.longest(sort_key(prompt))[1] == len(prompt)
         again = _run(batch, cache)
-        assert again.kept.size == 0
+        assert again.nodes_to_cache.size == 0
         for sequence, last in zip(batch, again.trie.last_nodes, strict=True):
             path = again.trie.path(int(last))
             told = path[: sequence.prompt_tokens]
@@ -128,7 +130,7 @@ def test_no_cache_computes_everything(batches: list[list[EncodedSequence]]) -> N
     for batch in batches:
         reuse = _run(batch, cache)
         assert (reuse.past == NOT_PAST).all()
-        assert reuse.num_past == reuse.kept.size == 0
+        assert reuse.num_past == reuse.nodes_to_cache.size == 0
         assert not reuse.prompts
 
 
@@ -157,7 +159,7 @@ def test_equal_sequences_and_a_prompt_that_is_all_of_one_are_computed_at_their_l
     assert (_run([whole, whole], cache).past == NOT_PAST).all()
     again = _run([whole, whole, _sequence((*PROMPT, 1), len(PROMPT))], cache)
     assert np.flatnonzero(again.past == NOT_PAST).tolist() == [39, 40]
-    assert again.kept.size == 0
+    assert again.nodes_to_cache.size == 0
 
 
 def test_a_system_prompt_is_held_once_for_the_prompts_that_share_it() -> None:
@@ -166,7 +168,7 @@ def test_a_system_prompt_is_held_once_for_the_prompts_that_share_it() -> None:
     _run([_sequence((*first, 1), len(first))], cache)
     reuse = _run([_sequence((*second, 1), len(second))], cache)
     assert (reuse.past != NOT_PAST).sum() == reuse.num_past == len(PROMPT)
-    assert len(reuse.kept) == 40
+    assert len(reuse.nodes_to_cache) == 40
     assert (
         sum(len(segment.states[0]) for segment in cache._segments.values()) == len(PROMPT) + 20 + 40
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kwise.engine.model.devices import Kind
 from kwise.engine.model.precision import Precision, parse_precisions
 from kwise.engine.model.runtime.kind import Runtime
-from kwise.engine.model.select import _RUNTIMES, choose
+from kwise.engine.model.select import _RUNTIMES, select_backend
 from kwise.errors import ConfigError
 
 FP32, FP16, BF16, INT8 = Precision
@@ -36,11 +36,11 @@ def test_the_first_that_can_be_served_is(
     has_bf16: bool,
     expected: tuple[Precision, Runtime],
 ) -> None:
-    assert choose(allowed, runtime, kind, ALL, lambda: has_bf16) == expected
+    assert select_backend(allowed, runtime, kind, ALL, lambda: has_bf16) == expected
 
 
 @pytest.mark.parametrize(
-    ("allowed", "runtime", "kind", "held", "reason"),
+    ("allowed", "runtime", "kind", "available", "reason"),
     [
         (
             [INT8],
@@ -69,22 +69,22 @@ def test_the_first_that_can_be_served_is(
     ],
 )
 def test_each_refusal_has_its_reason(
-    allowed: list[Precision], runtime: Runtime, kind: Kind, held: list[Precision], reason: str
+    allowed: list[Precision], runtime: Runtime, kind: Kind, available: list[Precision], reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"--precision.*{reason}"):
-        choose(allowed, runtime, kind, held, lambda: False)
+        select_backend(allowed, runtime, kind, available, lambda: False)
 
 
 def test_what_is_not_installed_is_one_more_reason() -> None:
     def cpu_has_bf16() -> bool:
         raise ConfigError("it needs the package openvino")
 
-    assert choose([BF16, FP32], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16) == (
+    assert select_backend([BF16, FP32], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16) == (
         FP32,
         Runtime.ONNXRUNTIME,
     )
     with pytest.raises(ConfigError, match="--precision bf16: it needs the package openvino"):
-        choose([BF16], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16)
+        select_backend([BF16], Runtime.AUTO, Kind.CPU, ALL, cpu_has_bf16)
 
 
 @given(
@@ -93,14 +93,14 @@ def test_what_is_not_installed_is_one_more_reason() -> None:
     st.booleans(),
 )
 def test_nothing_is_served_that_was_not_allowed_or_not_held(
-    allowed: list[Precision], held: set[Precision], has_bf16: bool
+    allowed: list[Precision], available: set[Precision], has_bf16: bool
 ) -> None:
     for runtime, kind in product(Runtime, Kind):
         try:
-            precision, chosen = choose(allowed, runtime, kind, held, lambda: has_bf16)
+            precision, chosen = select_backend(allowed, runtime, kind, available, lambda: has_bf16)
         except ConfigError:
             continue
-        assert precision in allowed and precision in held
+        assert precision in allowed and precision in available
         assert chosen in _RUNTIMES[precision, kind] and runtime in (chosen, Runtime.AUTO)
 
 

@@ -1,22 +1,25 @@
 """A session's rewards are those of a session without prompt cache, whichever runtime, and a prompt's rows are computed once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
+from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import MIN_TOKENS
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.session import GraphSession
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
-from kwise.errors import ConfigError
+from kwise.errors import ArtifactError, ConfigError
 from kwise.types import Group, Message
 from tests.real_data import read_examples
 
@@ -195,7 +198,9 @@ def test_any_batches_one_after_another_get_the_rewards_of_a_session_without_cach
     batches: list[list[EncodedSequence]],
     max_tokens: int,
 ) -> None:
-    bytes_per_token = 4 * sum(plain._states.values())
+    inputs = plain.inputs(batches[0])
+    widths = [array.shape[1] for name, array in inputs.items() if name.startswith("past.")]
+    bytes_per_token = 4 * sum(widths)
     session = _session(artifact, max_tokens * (bytes_per_token + 4), runtime)
     for batch in batches:
         passed, expected = session.run(batch), plain.run(batch)
@@ -219,3 +224,38 @@ def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(
             ConfigError, match=rf"needs the package .*: pip install 'kwise\[{extra}\]'"
         ):
             GraphSession(artifact, runtime=runtime)
+
+
+def _with_contract(artifact: Artifact, **changed: object) -> Artifact:
+    """The artifact with another contract of its fp32 graph."""
+    contract = structs.replace(artifact.manifest.graphs[Precision.FP32], **changed)
+    manifest = structs.replace(artifact.manifest, graphs={Precision.FP32: contract})
+    return replace(artifact, manifest=manifest)
+
+
+def test_the_contract_and_not_the_precision_says_how_the_graph_is_fed(artifact: Artifact) -> None:
+    prompt = np.arange(100, 140)
+    batch = [
+        EncodedSequence(token_ids=ids, type_ids=None, num_tokens=len(ids))
+        for ids in (prompt, np.append(prompt, 7))
+    ]
+
+    def inputs(**changed: object) -> dict[str, np.ndarray]:
+        return GraphSession(_with_contract(artifact, **changed)).inputs(batch)
+
+    assert len(inputs()["input_ids"]) == 41
+    assert len(inputs(separate_last_tokens=True)["input_ids"]) == 42
+    assert {"queries.7", "keys.7"} <= inputs().keys()
+    assert {name for name in inputs(num_tile_groups=1) if "." in name} >= {"queries.0", "keys.0"}
+    assert "queries.1" not in inputs(num_tile_groups=1)
+    assert inputs()["keys.0"].shape[1] % 64
+    assert inputs(aligned_keys=True)["keys.0"].shape[1] % 64 == 0
+
+
+def test_the_reward_output_is_found_by_its_name(artifact: Artifact) -> None:
+    """Any float output per sequence would do as a head; this one is not there."""
+    with pytest.raises(ArtifactError, match=r"model\.onnx: the graph has no output 'helpfulness'"):
+        GraphSession(_with_contract(artifact, reward_output="helpfulness"))
+    for runtime in (Runtime.ONNXRUNTIME, Runtime.OPENVINO):
+        session = GraphSession(artifact, runtime=runtime)
+        assert {"rewards", "present.0.key", "present.1.value"} <= set(session._graph.outputs)

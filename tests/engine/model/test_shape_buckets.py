@@ -1,6 +1,6 @@
 """A graph behind the padding gives what it gives without, and sees few shapes, not much larger."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from kwise.engine.trie import Int64, build_trie
 from tests.batches import BATCHES
 
 EXACT = 1e-5  # fp32, another order of additions
-CLASSES = 8
+TILE_GROUPS = 8
 
 
 class NoGraph:
@@ -28,16 +28,17 @@ class NoGraph:
 
     runtime = "test"
     inputs: Mapping[str, Shape] = {}
+    outputs: Collection[str] = ("rewards", "present.0.key")
 
     def __init__(self) -> None:
         self.shapes: list[tuple[tuple[int, ...], ...]] = []
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.shapes.append(tuple(arrays[name].shape for name in sorted(arrays)))
-        return [
-            np.zeros(len(arrays["last_rows"]), np.float32),
-            np.zeros((len(arrays["kept"]), 3), np.float32),
-        ]
+        return {
+            "rewards": np.zeros(len(arrays["last_rows"]), np.float32),
+            "present.0.key": np.zeros((len(arrays["rows_to_cache"]), 3), np.float32),
+        }
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +75,13 @@ def _batch(random: np.random.Generator, max_rows: int) -> list[Int64]:
 
 
 def _inputs(batch: Sequence[Int64]) -> dict[str, NDArray[Any]]:
-    return pack(build_trie(batch), CLASSES).arrays | {"kept": np.arange(len(batch[0]))}
+    return pack(build_trie(batch), TILE_GROUPS).arrays | {"rows_to_cache": np.arange(len(batch[0]))}
 
 
 def _scores(arrays: Mapping[str, NDArray[Any]]) -> int:
-    return sum(arrays[f"queries.{c}"].size * arrays[f"keys.{c}"].shape[1] for c in range(CLASSES))
+    return sum(
+        arrays[f"queries.{c}"].size * arrays[f"keys.{c}"].shape[1] for c in range(TILE_GROUPS)
+    )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -129,7 +132,7 @@ def test_there_are_few_shapes_and_the_last_batches_have_hardly_a_new_one() -> No
     graph = NoGraph()
     bucketed = BucketedGraph(graph)
     for _ in range(400):
-        bucketed.run(_inputs(_batch(random, 2000)) | {"kept": np.empty(0, np.int64)})
+        bucketed.run(_inputs(_batch(random, 2000)) | {"rows_to_cache": np.empty(0, np.int64)})
     assert len(set(graph.shapes)) <= 100
     assert len(set(graph.shapes)) - len(set(graph.shapes[:300])) <= 10
 
@@ -143,7 +146,7 @@ def test_a_shape_costs_a_quarter_more_rows_at_most_and_scores_in_proportion() ->
         padded = bucketed.pad(arrays)
         num_rows = len(arrays["input_ids"])
         assert num_rows <= len(padded["input_ids"]) < 1.25 * num_rows
-        for c in range(CLASSES):
+        for c in range(TILE_GROUPS):
             assert padded[f"keys.{c}"].shape[1] % 4 == 0, "else ONNX Runtime writes all scores"
         scores, padded_scores = scores + _scores(arrays), padded_scores + _scores(padded)
     assert padded_scores < 5 * scores
@@ -152,5 +155,5 @@ def test_a_shape_costs_a_quarter_more_rows_at_most_and_scores_in_proportion() ->
 def test_the_outputs_are_as_long_as_asked_for_and_a_batch_of_one_token_has_a_shape_too() -> None:
     bucketed = BucketedGraph(NoGraph())
     for batch in ([np.array([3])], [np.array([3]), np.array([3, 4])]):
-        rewards, states = bucketed.run(_inputs(batch))
-        assert (len(rewards), len(states)) == (len(batch), 1)
+        outputs = bucketed.run(_inputs(batch))
+        assert (len(outputs["rewards"]), len(outputs["present.0.key"])) == (len(batch), 1)

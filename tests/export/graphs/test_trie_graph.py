@@ -14,6 +14,7 @@ from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
 
 from kwise.engine.artifact import read_artifact
+from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import GraphSession
 from kwise.engine.sequence import EncodedSequence
 from kwise.export.graphs.rotary import patching_specs
@@ -30,7 +31,7 @@ def test_a_layer_is_one_rotation_of_queries_one_of_keys_and_one_attention_a_clas
     }
     assert counts == {
         "RotaryEmbedding": 2 * 2,
-        "Attention": 2 * artifact.manifest.num_classes,
+        "Attention": 2 * artifact.manifest.graphs[Precision.FP32].num_tile_groups,
         "Neg": 0,
     }
     assert {node.domain for node in graph.graph.node} == {""}, "only operators that ONNX defines"

@@ -104,7 +104,7 @@ def product(directory: Path, weight: Float32, leading: tuple[int, ...] = ()) -> 
 
 def runner(path: Path) -> Callable[[Float32], Float32]:
     graph = OnnxRuntimeGraph(path, device="cpu", threads=0)
-    return lambda x: graph.run({"x": x})[0]
+    return lambda x: next(iter(graph.run({"x": x}).values()))
 
 
 def quantised(x: Float32) -> tuple[Float32, Float32]:
@@ -165,9 +165,8 @@ def test_rows_that_the_head_reads_have_sixteen_bits(
     write_int8(path, tmp_path / "finer.onnx")
     last = np.array([4, 7, 4, 0])
     plain = runner(tmp_path / "plain.onnx")(x).reshape(9, 24)
-    finer = OnnxRuntimeGraph(tmp_path / "finer.onnx", device="cpu", threads=0).run(
-        {"x": x, "last_rows": last}
-    )[0]
+    graph = OnnxRuntimeGraph(tmp_path / "finer.onnx", device="cpu", threads=0)
+    (finer,) = graph.run({"x": x, "last_rows": last}).values()
     assert finer.shape == (*leading, 9, 24)
     finer = finer.reshape(9, 24)
     others = np.setdiff1d(np.arange(9), last)
@@ -266,7 +265,7 @@ def test_products_alone_are_half(artifact: Artifact, precision: Precision, kind:
 
 
 @pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
-def test_rewards_stay_near_fp32_and_do_not_depend_on_company(
+def test_rewards_stay_near_fp32_and_do_not_depend_on_the_batch(
     artifact: Artifact, groups: list[list[EncodedSequence]], precision: Precision
 ) -> None:
     session = GraphSession(artifact, precision=precision)
@@ -274,7 +273,7 @@ def test_rewards_stay_near_fp32_and_do_not_depend_on_company(
     found = measure(session, groups, expected)
     assert found.num_responses == sum(map(len, groups))
     assert 0 < found.mean_error < {Precision.FP16: 0.02, Precision.INT8: 0.12}[precision]
-    assert found.max_change_with_company < 0.01
+    assert found.max_batch_change < 0.01
     everything = session.run([sequence for group in groups for sequence in group]).rewards
     apart = np.concatenate(rewards_of(session, groups))
     assert np.abs(everything - apart).max() < 0.01 * found.reward_std
@@ -340,18 +339,23 @@ def test_agreement_is_counted_by_hand(
 
 def test_the_manifest_says_what_was_measured(artifact: Artifact) -> None:
     manifest = artifact.manifest
-    assert manifest.held == [Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8]
+    assert manifest.available_precisions == [
+        Precision.FP32,
+        Precision.FP16,
+        Precision.BF16,
+        Precision.INT8,
+    ]
     names = [f"model{name}.onnx" for name in ("", ".fp16", ".bf16", ".int8")]
     assert {*names, *(f"{name}.data" for name in names)} <= manifest.files.keys()
     for precision in (Precision.FP16, Precision.BF16, Precision.INT8):
-        promised = manifest.promise(precision)
-        report = promised.report
+        bounds = manifest.error_bounds[precision]
+        report = bounds.report
         assert report["clear_agreement"] >= 0.9 and report["num_groups"] > 10
         assert report["emulated"] is (precision is not Precision.INT8)
-        assert promised.max_difference >= report["max_error"] * report["reward_std"] * (
+        assert bounds.max_error >= report["max_error"] * report["reward_std"] * (
             2 if report["emulated"] else 1
         )
-        assert promised.max_change == pytest.approx(0.01 * report["reward_std"])
+        assert bounds.max_batch_change == pytest.approx(0.01 * report["reward_std"])
     weights = [
         (artifact.path / f"model{name}.onnx.data").stat().st_size for name in ("", ".bf16", ".int8")
     ]
@@ -370,7 +374,7 @@ def test_other_architectures_too(family: str, smollm2_tokenizer: Any, tmp_path: 
     sizes = kinds(artifact.graph_path(), attention=True)
     assert sum(sizes.values()) - sizes["attention"] == PRODUCTS[family]
     for precision, bound in ((Precision.FP16, 0.02), (Precision.BF16, 0.1), (Precision.INT8, 0.25)):
-        report = artifact.manifest.promise(precision).report
+        report = artifact.manifest.error_bounds[precision].report
         assert (report["kept_in_fp32"], report["share_of_products"]) == ([], 1)
         assert 0 < report["mean_error"] < bound
     int8, fp16 = (
@@ -499,7 +503,7 @@ def test_fp32_need_not_be_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
         tiny_checkpoint, tmp_path / "int8", dtype="int8", rankings=str(EXAMPLES), min_agreement=0.9
     )
     artifact = read_artifact(path)
-    assert artifact.manifest.held == [Precision.INT8]
+    assert artifact.manifest.available_precisions == [Precision.INT8]
     assert {file.name for file in path.iterdir()} == artifact.manifest.files.keys() | {
         "manifest.json"
     }
@@ -518,7 +522,7 @@ def test_kinds_that_err_stay_in_fp32_until_the_rest_ranks_as_fp32_does(
         min_agreement=1,
     )
     artifact = read_artifact(exported)
-    report = artifact.manifest.promise(Precision.INT8).report
+    report = artifact.manifest.error_bounds[Precision.INT8].report
     kept = set(report["kept_in_fp32"])
     sizes = kinds(artifact.graph_path(), attention=False)
     assert kept and kept < sizes.keys() == {f"layers.*.{name}_proj" for name in NAMES}
@@ -540,10 +544,10 @@ def test_a_precision_that_is_not_good_enough_is_not_written(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever stays in fp32. What is required cannot be had, so that the test does not hang on the model."""
-    monkeypatch.setattr(agreement, "_MAX_CHANGE", -1.0)
+    monkeypatch.setattr(agreement, "_MAX_BATCH_CHANGE", -1.0)
     with pytest.raises(
         ParityError,
-        match=r"int8: a reward changes with its company by 0\.\d\d% of the rewards' standard deviation",
+        match=r"int8: a reward changes with its batch by 0\.\d\d% of the rewards' standard deviation",
     ):
         export_quietly(tiny_checkpoint, tmp_path / "refused", dtype="fp32,int8")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,166 @@
+"""The layouts of a batch: how token sequences become a graph's inputs, and its outputs rewards.
+
+`LAYOUTS` is the one table of layouts. A trie batch has one row per distinct prefix and can take prefixes
+from the prompt cache; a padded batch has one row of tokens per sequence, as Optimum's stock export reads
+it.
+
+Dimensions: B sequences, T rows, P past entries, W the width of a layer's keys or values.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kwise.engine.artifact import GraphContract, Manifest
+from kwise.engine.model.packing import pack
+from kwise.engine.model.prefix_cache import PromptCache
+from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, plan_reuse
+from kwise.engine.model.runtime.protocol import Graph, Shape
+from kwise.engine.model.shape_buckets import BucketedGraph
+from kwise.engine.sequence import EncodedSequence
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """The result of one batch.
+
+    rewards: raw, float32[B], in the batch's order.
+    num_rows: token rows that were computed, padding included.
+    num_reused: token rows whose keys and values came from the prompt cache.
+    """
+
+    rewards: NDArray[np.float32]
+    num_rows: int
+    num_reused: int = 0
+
+
+class Layout(Protocol):
+    """The layout of one session's batches.
+
+    pads_sequences: a batch has padding up to its longest sequence.
+    bucket: on a GPU, wraps the graph so that it sees few input shapes; None if the layout needs no wrapper.
+    """
+
+    pads_sequences: ClassVar[bool]
+    bucket: ClassVar[Callable[[Graph], Graph] | None]
+
+    def __init__(
+        self, manifest: Manifest, contract: GraphContract, inputs: Mapping[str, Shape]
+    ) -> None: ...
+
+    def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
+        """Return the graph's inputs for the batch, with nothing reused and nothing to cache."""
+
+    def run(self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache) -> Pass:
+        """Score the batch, reusing cached prompts and caching new ones."""
+
+
+class TrieLayout:
+    """One row per distinct prefix; see `kwise.engine.model.packing`."""
+
+    pads_sequences: ClassVar[bool] = False
+    bucket: ClassVar[Callable[[Graph], Graph] | None] = BucketedGraph
+
+    def __init__(
+        self, manifest: Manifest, contract: GraphContract, inputs: Mapping[str, Shape]
+    ) -> None:
+        self._contract = contract
+        # W of each layer's keys and values. The input `past.NAME` has the output `present.NAME`.
+        self._widths = {
+            name.removeprefix("past."): int(shape[1] or 0)
+            for name, shape in inputs.items()
+            if name.startswith("past.")
+        }
+
+    def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
+        return self._inputs(self._plan(batch, PromptCache(0)))[0]
+
+    def run(self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache) -> Pass:
+        reuse = self._plan(batch, cache)
+        inputs, num_rows = self._inputs(reuse)
+        outputs = graph.run(inputs)
+        rewards = outputs[self._contract.reward_output]
+        if np.isfinite(rewards).all():  # the states of a sequence that overflows must not be reused
+            present = [outputs[f"present.{name}"] for name in self._widths]  # float32[rows, W] each
+            cache_prompts(reuse, present, cache)
+        num_reused = reuse.trie.num_nodes - num_rows
+        return Pass(rewards=_flat(rewards), num_rows=num_rows, num_reused=num_reused)
+
+    def _plan(self, batch: Sequence[EncodedSequence], cache: PromptCache) -> Reuse:
+        return plan_reuse(
+            batch,
+            cache,
+            list(self._widths.values()),
+            separate_last_tokens=self._contract.separate_last_tokens,
+        )
+
+    def _inputs(self, reuse: Reuse) -> tuple[Arrays, int]:
+        """Return the graph's inputs and T: the arrays of `Packed` and
+
+        past.NAME: float32[P, W], the reused keys or values of a layer.
+        rows_to_cache: int64, the rows whose keys and values the graph returns as `present.NAME`.
+        """
+        packed = pack(
+            reuse.trie,
+            self._contract.num_tile_groups,
+            reuse.past,
+            reuse.num_past,
+            aligned_keys=self._contract.aligned_keys,
+        )
+        names = [f"past.{name}" for name in self._widths]
+        past = dict(zip(names, reuse.states, strict=True))
+        rows_to_cache = packed.entries[reuse.nodes_to_cache]
+        return {**packed.arrays, **past, "rows_to_cache": rows_to_cache}, packed.num_rows
+
+
+class PaddedLayout:
+    """One row of tokens per sequence, padded on the right to the longest. Nothing is reused.
+
+    It needs no shape buckets: its batches are of similar lengths, and a length beyond a model's positions
+    is an error.
+    """
+
+    pads_sequences: ClassVar[bool] = True
+    bucket: ClassVar[Callable[[Graph], Graph] | None] = None
+
+    def __init__(
+        self, manifest: Manifest, contract: GraphContract, inputs: Mapping[str, Shape]
+    ) -> None:
+        self._reward_output = contract.reward_output
+        self._pad_token_id = manifest.pad_token_id or 0
+        self._names = inputs.keys()
+
+    def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
+        """Return input_ids, attention_mask and token_type_ids, int64[B, longest], as the graph has them."""
+        shape = (len(batch), max(len(sequence.token_ids) for sequence in batch))
+        arrays = {
+            "input_ids": np.full(shape, self._pad_token_id, np.int64),
+            "attention_mask": np.zeros(shape, np.int64),
+            "token_type_ids": np.zeros(shape, np.int64),
+        }
+        for row, sequence in enumerate(batch):
+            length = len(sequence.token_ids)
+            arrays["input_ids"][row, :length] = sequence.token_ids
+            arrays["attention_mask"][row, :length] = 1
+            if sequence.type_ids is not None:
+                arrays["token_type_ids"][row, :length] = sequence.type_ids
+        return {name: array for name, array in arrays.items() if name in self._names}
+
+    def run(self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache) -> Pass:
+        inputs = self.inputs(batch)
+        rewards = graph.run(inputs)[self._reward_output]  # float32[B, 1]
+        return Pass(rewards=_flat(rewards), num_rows=inputs["input_ids"].size)
+
+
+LAYOUTS: Mapping[str, type[Layout]] = {"trie": TrieLayout, "padded": PaddedLayout}
+"""The layouts by their name in the manifest."""
+
+
+def _flat(rewards: NDArray[Any]) -> NDArray[np.float32]:
+    """[B] or [B, 1] → float32[B]."""
+    return np.asarray(rewards, np.float32).reshape(-1)
