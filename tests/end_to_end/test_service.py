@@ -91,12 +91,6 @@ def wait_until_draining(stub: Any) -> None:
     wait_until(is_refused)
 
 
-@pytest.fixture
-def held(tmp_path: Path) -> HeldModel:
-    (tmp_path / "held").mkdir()
-    return HeldModel(tmp_path / "held")
-
-
 def assert_nothing_went_wrong(server: Server) -> None:
     """Nothing in the log but what a good run says."""
     assert server.process.poll() == 0
