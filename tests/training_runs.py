@@ -9,6 +9,8 @@ import pytest
 from kwise.train.options.config import Precision, TrainConfig
 from kwise.train.run.training import train
 
+KILL_AT = str(Path(__file__).parent / "programs" / "kill_at.py")
+
 IGNORED_WARNINGS = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch.*"),
     # Trainer, where tiny step checkpoints follow one another within a second; it then orders them by number, as it should.
@@ -27,13 +29,18 @@ def options(data: Path, model: Path, output: Path, **changed: Any) -> dict[str, 
     return {"data": str(data), "model": str(model), "output": output, **base, **changed}
 
 
-def command(settings: dict[str, Any]) -> list[str]:
+def command(settings: dict[str, Any], killed_at: str = "") -> list[str]:
+    """Return the command that trains with these options.
+
+    With `killed_at`, the process is killed once a line of its progress begins so; see programs/kill_at.py.
+    """
     named = {name: value for name, value in settings.items() if name != "data"}
     flags = [
         f"--{name.replace('_', '-')}={getattr(value, 'value', value)}"
         for name, value in named.items()
     ]
-    return [sys.executable, "-m", "kwise", "train", settings["data"], *flags]
+    killer = [KILL_AT, killed_at] if killed_at else []
+    return [sys.executable, *killer, "-m", "kwise", "train", settings["data"], *flags]
 
 
 def interrupted_at(line: str, config: TrainConfig) -> None:

@@ -89,7 +89,6 @@ def test_adapters_and_head_learn_the_rest_is_frozen_and_merging_changes_no_rewar
     assert changed and not any("embed" in name or "norm" in name.lower() for name in changed)
 
 
-@pytest.mark.timeout(120)
 def test_a_run_with_adapters_resumes_exactly_and_leaves_the_merged_model_and_the_adapter(
     data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -182,7 +181,6 @@ def test_layers_that_are_not_there_and_options_without_a_rank_are_refused(
             config_of(lora_rank=0, **changed)
 
 
-@pytest.mark.timeout(120)
 def test_beside_weights_of_four_bits_what_is_saved_is_what_was_trained(
     data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -1,13 +1,12 @@
 """Two processes give the losses and the weights of one, with whole weights in each or with a part of them."""
 
 import json
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +18,8 @@ from kwise.train.run.steps import StepsDir
 from kwise.train.run.training import train
 from kwise.train.step.epoch_order import EpochOrder
 from tests.real_data import ROOT
-from tests.training_runs import IGNORED_WARNINGS, command, options
+from tests.servers import PATIENCE_S
+from tests.training_runs import IGNORED_WARNINGS, KILL_AT, command, options
 
 pytestmark = IGNORED_WARNINGS
 
@@ -39,15 +39,19 @@ FSDP = [
     f"--config_file={ROOT / 'train/launch/fsdp.yaml'}",
     "--num_processes=2",
 ]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 LAUNCHES = {
-    "whole": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kwise"],
-    "sharded": [*FSDP, str(ROOT / "tests/fsdp_on_cpus.py")],
+    "whole": (TORCHRUN, ["-m", "kwise"]),
+    "sharded": (FSDP, [str(ROOT / "tests/programs/fsdp_on_cpus.py")]),
 }
 
 
-def launched(name: str, settings: dict[str, Any]) -> list[str]:
-    """`kwise train` in two processes."""
-    return [sys.executable, *LAUNCHES[name], *command(settings)[3:]]
+def launched(name: str, settings: dict[str, Any], killed_at: str = "") -> list[str]:
+    """Return the command that trains in two processes, and kills them at a line of progress."""
+    launcher, program = LAUNCHES[name]
+    if killed_at:
+        program = [KILL_AT, killed_at, *program]
+    return [sys.executable, *launcher, *program, *command(settings)[3:]]
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +62,18 @@ def one(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     return report, load_file(output / "model.safetensors")
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
     launch: str, one: Any, data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     report, expected = one
     two = options(data, tiny_checkpoint, tmp_path / "two", **CHANGED)
-    with subprocess.Popen(
-        launched(launch, two), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            while not StepsDir(two["output"]).newest_complete():
-                assert process.poll() is None, "it ended before it could be killed"
-                time.sleep(0.01)
-        finally:
-            workers = psutil.Process(process.pid).children(recursive=True)
-            for each in (*workers, process):
-                each.kill()
-            psutil.wait_procs(workers)
-    assert (two["output"] / "steps").is_dir(), "it had finished when it was killed"
+    # A step is saved at 2; the process that prints is killed at 4, and the other with it.
+    killed = subprocess.run(launched(launch, two, "step 4/"), capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert StepsDir(two["output"]).newest_complete()
     finished = subprocess.run(
-        [*launched(launch, two), "--resume"], capture_output=True, text=True, timeout=100
+        [*launched(launch, two), "--resume"], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert finished.returncode == 0, finished.stderr
     assert (

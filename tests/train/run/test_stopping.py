@@ -44,7 +44,6 @@ def stopping(noise: Path, model: Path, output: Path, **changed: Any) -> dict[str
     )
 
 
-@pytest.mark.timeout(120)
 def test_training_stops_keeps_the_best_weights_and_resumes_exactly(
     noise: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Run `kwise …` with a model that a test can hold; see held_model.py.
+"""Run `kwise …` with a model that a test can hold; see tests/held_model.py.
 
 Usage: python serve_held.py DIRECTORY serve ARTIFACT …
 """
