@@ -147,7 +147,7 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
             (path / "model.onnx").write_bytes(b"damaged")
             server.process.send_signal(signal.SIGHUP)
             wait_until(lambda: "reload refused" in server.log.text)
-            assert f"{path / 'model.onnx'}: 7 bytes where the manifest says" in server.log.text
+            assert f"{path / 'model.onnx'}: the file has 7 bytes" in server.log.text
             assert model().fingerprint == fingerprints[0]
             before = model().counters
             shutil.copy(other / "model.onnx", path)
