@@ -1,50 +1,65 @@
-"""`kwise bench WHAT …`."""
+"""The command line of `kwise bench`."""
 
 import argparse
+import sys
 from typing import Any
 
 from kwise.benchmarks import gpu, graph, load, precision, soak, training
 from kwise.options import add_options, from_options
+from kwise.train.rankings.errors import RankingsError
 
-_BENCHES: dict[str, tuple[Any, type, str]] = {
+_BENCHMARKS: dict[str, tuple[Any, type, str]] = {
     "graph": (
         graph.run,
         graph.GraphBenchConfig,
-        "the model pass: share of the machine's peak, prompt reuse, memory, against Optimum's stock padded graph",
+        "the model pass: share of the machine's peak rate, prompt reuse, memory, and Optimum's "
+        "stock padded graph for comparison",
     ),
     "gpu": (
         gpu.run,
         gpu.GpuBenchConfig,
-        "a GPU: parity with fp32 on the CPU, latency of a group, throughput of a queue, against transformers on the same device",
+        "a GPU: parity with fp32 on the CPU, latency of a group, throughput, and transformers on "
+        "the same device for comparison",
     ),
     "precision": (
         precision.run,
         precision.PrecisionBenchConfig,
-        "precisions on a CPU: seconds and fidelity to fp32 on each runtime, beside transformers in bf16 and the stock padded graph",
+        "precisions on a CPU: time and fidelity to fp32 on each runtime, and transformers in bf16 "
+        "and the stock padded graph for comparison",
     ),
     "load": (
         load.run,
         load.LoadBenchConfig,
-        "serving: cost beside the model, cached groups a second, latency, waiting at four fifths of the capacity",
+        "serving: throughput relative to the model alone, groups per second from the cache, "
+        "latency, and waiting times at 80 % of the capacity",
     ),
     "train": (
         training.run,
         training.TrainBenchConfig,
-        "training on rankings beside TRL's RewardTrainer on their pairs",
+        "training on rankings, and TRL's RewardTrainer on their pairs for comparison",
     ),
-    "soak": (soak.run, soak.SoakConfig, "memory of a server under every kind of load, for minutes"),
+    "soak": (
+        soak.run,
+        soak.SoakConfig,
+        "memory of a server under all kinds of load for several minutes",
+    ),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    for name, (_, config, summary) in _BENCHES.items():
-        add_options(
-            what.add_parser(name, help=summary, description=summary.capitalize() + "."), config
-        )
+    """Add one subcommand per benchmark."""
+    benchmarks = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for name, (_, config, summary) in _BENCHMARKS.items():
+        description = f"Measure {summary}."
+        add_options(benchmarks.add_parser(name, help=summary, description=description), config)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    start, config, _ = _BENCHES[arguments.what]
-    start(from_options(config, arguments))
+    """Run a benchmark and return its exit code; 1 if the rankings are not usable."""
+    start, config, _ = _BENCHMARKS[arguments.what]
+    try:
+        start(from_options(config, arguments))
+    except RankingsError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0

@@ -1,10 +1,14 @@
 """What does serving cost beside the model, and how long does a request wait?
 
-Four questions, each a ratio within one run, on one machine with client and server:
-    saturation   groups a second over gRPC, to the same groups through a session in this process, in turns
-    from cache   groups of K whose rewards are known, a second, from processes that keep streams full
-    latency      a cached call to an empty one (gRPC's health check) on the same server, one after the other
-    queueing     p99 to p50 of calls that arrive at random (Poisson) at 80 % of the capacity found at saturation
+Physics: the model pass limits uncached work, and gRPC with the event loop limits cached work. Four
+figures, each a ratio within one run or a rate, with client and server on one machine:
+
+    saturation   groups per second over gRPC, relative to the same groups run directly by a session
+                 in this process, in turns
+    queueing     p99 relative to p50 of calls that arrive at random (Poisson) at 80 % of the
+                 capacity measured at saturation
+    from cache   cached groups of K = 9 per second, from processes that fill a stream each
+    latency      a cached call relative to an empty one (gRPC's health check), in turns
 """
 
 import asyncio
@@ -13,15 +17,15 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from kwise.benchmarks import machine
-from kwise.benchmarks.serving import serving
+from kwise.benchmarks.result_file import write_results
+from kwise.benchmarks.server_process import running_server
 from kwise.benchmarks.workload import Cell, run_queued
 from kwise.client import AsyncRewardClient, RewardClient
 from kwise.client.messages import to_group
@@ -34,86 +38,91 @@ from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
 from kwise.types import Priority
 
+# Real text rather than token ids, because tokenising is part of a call.
+_CACHED_GROUP = (
+    "Which of these is a prime number, and why is it one? Answer in a sentence.",
+    [
+        f"Number {number} is a prime number, for nothing but 1 and itself divides it."
+        for number in (2, 3, 5, 7, 11, 13, 17, 19, 23)
+    ],
+)
+_NUM_WARM_UPS = 50
+_QUEUEING_LOAD = 0.8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadBenchConfig:
-    """What to measure. Raises ConfigError, naming the option and its bound."""
+    """Options of `kwise bench load`."""
 
     artifact: str = option(help="an artifact")
     cell: str = option(
-        "256/128/9", "groups P/R/K: tokens of the prompt, tokens of a response, responses"
+        "256/128/9",
+        "groups P/R/K: tokens of the prompt, tokens of each response, number of responses",
     )
-    groups: int = option(16, "groups of a saturating round", minimum=1)
+    groups: int = option(16, "groups in a round at saturation", minimum=1)
     repeats: int = option(3, "rounds", minimum=1)
     clients: int = option(1, "processes that ask for cached groups", minimum=1)
-    calls: int = option(2000, "calls of the latency round", minimum=10)
-    poisson_calls: int = option(200, "calls of the queueing round; 0 leaves it out", minimum=0)
-    json: str = option("", "file for all figures, with the machine")
+    calls: int = option(2000, "calls to measure latency", minimum=10)
+    poisson_calls: int = option(200, "calls to measure queueing; 0 skips this", minimum=0)
+    json: str = option("", "file for all figures and the machine")
 
     def __post_init__(self) -> None:
         check_bounds(self)
         self.parsed_cell()
 
     def parsed_cell(self) -> Cell:
+        """Return `cell`, parsed."""
         try:
             return Cell.parse(self.cell)
         except ValueError:
-            raise ConfigError(
-                f"--cell is {self.cell!r}; it must be P/R/K in whole numbers"
-            ) from None
+            raise ConfigError(f"--cell is {self.cell!r}; it must be P/R/K in integers") from None
 
 
 def run(config: LoadBenchConfig) -> None:
-    """Print the figures, and write them where --json says."""
+    """Print the figures and write them to `config.json`."""
     artifact, cell = read_artifact(Path(config.artifact)), config.parsed_cell()
-    with serving(artifact, "--cache-bytes", "0") as (_, address):
+    with running_server(artifact, "--cache-bytes", "0") as (_, address):
         saturation = _saturation(artifact, config, cell, address)
         print(
-            "saturation: {served_per_s:.3f} groups/s over gRPC, {direct_per_s:.3f} direct, ratio {ratio:.3f}".format(
-                **saturation
+            "saturation: {served_per_s:.3f} groups/s over gRPC, {direct_per_s:.3f} direct, "
+            "ratio {ratio:.3f}\n"
+            "            the model was idle with work waiting {idle_with_work:.2%} of the "
+            "time".format(**saturation)
+        )
+        queueing = None
+        if config.poisson_calls:
+            rate_per_s = _QUEUEING_LOAD * saturation["served_per_s"]
+            queueing = _queueing(artifact, config, cell, address, rate_per_s)
+            print(
+                "queueing:   p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms, ratio {ratio:.2f} at "
+                "{load:.0%} of capacity".format(**queueing)
             )
-        )
-        print(
-            f"            the model was idle with work waiting {saturation['idle_with_work']:.2%} of the time"
-        )
-        queueing = (
-            _queueing(artifact, config, cell, address, 0.8 * saturation["served_per_s"])
-            if config.poisson_calls
-            else None
-        )
-    if queueing:
-        print(
-            "queueing:   p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms, ratio {ratio:.2f} at {load:.0%} of capacity".format(
-                **queueing
-            )
-        )
-    with serving(artifact) as (_, address):
+    with running_server(artifact) as (_, address):
         cached = [_from_cache(config.clients, address) for _ in range(config.repeats)]
         print(
-            f"from cache: {statistics.median(cached):,.0f} groups of 9 a second, from {config.clients} process(es)"
+            f"from cache: {statistics.median(cached):,.0f} groups of 9 per second, from "
+            f"{config.clients} process(es)"
         )
         latency = asyncio.run(_latency(address, config.calls))
         print(
-            "latency:    cached call p50 {cached_ms:.3f} ms, empty call p50 {empty_ms:.3f} ms, ratio {ratio:.2f}".format(
-                **latency
-            )
+            "latency:    cached call p50 {cached_ms:.3f} ms, empty call p50 {empty_ms:.3f} ms, "
+            "ratio {ratio:.2f}".format(**latency)
         )
     if config.json:
-        options = machine.plain(asdict(config))
         results = {
+            "artifact": artifact.manifest.name,
             "saturation": saturation,
             "queueing": queueing,
             "from_cache_per_s": cached,
             "latency": latency,
         }
-        machine.write(
-            Path(config.json), {"artifact": artifact.manifest.name, "options": options} | results
-        )
+        write_results(config.json, "load", config, results)
 
 
 def _saturation(
     artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str
 ) -> dict[str, Any]:
+    """Return the rates over gRPC and directly, medians of rounds in turns."""
     engine = EngineConfig()
     session = GraphSession(
         artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes
@@ -121,7 +130,7 @@ def _saturation(
     vocab_size, layout = artifact.manifest.vocab_size, artifact.manifest.layout
     served, direct, idle = [], [], []
     with RewardClient(address) as client:
-        for repeat in range(-1, config.repeats):  # the first is the warm-up
+        for repeat in range(-1, config.repeats):  # -1 is the warm-up
             seed = 1000 * (repeat + 2)
             sequences = [cell.group(vocab_size, seed + number) for number in range(config.groups)]
             direct_s, _ = run_queued(session, layout, sequences, engine.max_batch_tokens)
@@ -149,7 +158,7 @@ def _saturation(
 def _queueing(
     artifact: Artifact, config: LoadBenchConfig, cell: Cell, address: str, rate_per_s: float
 ) -> dict[str, Any]:
-    """Calls at exponential intervals, whether or not earlier ones are answered."""
+    """Return the percentiles of calls at exponential intervals, which do not wait for replies."""
     rng = random.Random(0)
     groups = [
         cell.request(artifact.manifest.vocab_size, 50_000 + number)
@@ -176,7 +185,7 @@ def _queueing(
         1000 * seconds[min(int(share * len(seconds)), len(seconds) - 1)] for share in (0.5, 0.99)
     )
     return {
-        "load": 0.8,
+        "load": _QUEUEING_LOAD,
         "rate_per_s": rate_per_s,
         "p50_ms": p50_ms,
         "p99_ms": p99_ms,
@@ -184,19 +193,10 @@ def _queueing(
     }
 
 
-_CACHED = (
-    "Which of these is a prime number, and why is it one? Answer in a sentence.",
-    [
-        f"Number {number} is a prime number, for nothing but 1 and itself divides it."
-        for number in (2, 3, 5, 7, 11, 13, 17, 19, 23)
-    ],
-)
-
-
 def _from_cache(clients: int, address: str) -> float:
-    """Groups a second of `clients` processes, each with a stream of its own."""
+    """Return the groups per second of `clients` processes with one stream each."""
     with RewardClient(address) as client:
-        client.score(*_CACHED)
+        client.score(*_CACHED_GROUP)
     command = [sys.executable, "-m", "kwise.benchmarks.load", address]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)
@@ -208,16 +208,16 @@ def _from_cache(clients: int, address: str) -> float:
 
 
 async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -> float:
-    """Groups a second over one stream with up to `window` unanswered, as fast as this process can send and read."""
-    group = to_group("", *_CACHED, Priority.INTERACTIVE)
+    """Return the cached groups per second over one stream with up to `window` of them in flight."""
+    group = to_group("", *_CACHED_GROUP, Priority.INTERACTIVE)
     async with grpc.aio.insecure_channel(address) as channel:
-        room, answered = asyncio.Semaphore(window), 0
+        free_slots, num_answered = asyncio.Semaphore(window), 0
         ends_at = time.perf_counter() + seconds
 
         async def requests() -> Any:
             number = 0
             while time.perf_counter() < ends_at:
-                await room.acquire()
+                await free_slots.acquire()
                 yield pb.ScoreStreamRequest(id=str(number), group=group)
                 number += 1
 
@@ -228,14 +228,14 @@ async def _stream_cached(address: str, seconds: float = 5.0, window: int = 64) -
                 or len(reply.scored.rewards) != 9
             ):
                 raise RuntimeError(f"not from the cache: {reply}")
-            answered += 1
-            room.release()
-        return answered / (time.perf_counter() - started)
+            num_answered += 1
+            free_slots.release()
+        return num_answered / (time.perf_counter() - started)
 
 
 async def _latency(address: str, calls: int) -> dict[str, float]:
-    """One call after the other, cached and empty in turns."""
-    request = pb.ScoreRequest(group=to_group("", *_CACHED, Priority.INTERACTIVE))
+    """Return the median times of cached and empty calls, one after the other, in turns."""
+    request = pb.ScoreRequest(group=to_group("", *_CACHED_GROUP, Priority.INTERACTIVE))
     async with grpc.aio.insecure_channel(address) as channel:
         score: Any = reward_pb2_grpc.RewardServiceStub(channel).Score
         check = channel.unary_unary(
@@ -243,17 +243,17 @@ async def _latency(address: str, calls: int) -> dict[str, float]:
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        taken: dict[str, list[float]] = {"cached": [], "empty": []}
-        for number in range(calls + 50):
+        seconds: dict[str, list[float]] = {"cached": [], "empty": []}
+        for number in range(calls + _NUM_WARM_UPS):
             for name, call, message in (
                 ("cached", score, request),
                 ("empty", check, health_pb2.HealthCheckRequest()),
             ):
                 started = time.perf_counter()
                 await call(message)
-                if number >= 50:  # the first ones warm up
-                    taken[name].append(time.perf_counter() - started)
-    cached_ms, empty_ms = (1000 * statistics.median(taken[name]) for name in ("cached", "empty"))
+                if number >= _NUM_WARM_UPS:
+                    seconds[name].append(time.perf_counter() - started)
+    cached_ms, empty_ms = (1000 * statistics.median(seconds[name]) for name in ("cached", "empty"))
     return {"cached_ms": cached_ms, "empty_ms": empty_ms, "ratio": cached_ms / empty_ms}
 
 

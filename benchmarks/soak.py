@@ -1,22 +1,23 @@
-"""Does a server's memory grow under all that clients do to it, for minutes?
+"""Does a server's memory grow under all kinds of load for several minutes?
 
-Streams, single calls, calls that are cancelled, calls that are malformed and connections that are dropped, all with new
-prompts, so that both caches turn over; they are small, and full before the measurement begins. The slope of the resident
-memory is that of a least-squares line through the samples after the first third, a second apart. Every group must be answered
-once, with as many rewards as responses.
+Physics: both caches are small and full before the measurement begins, so that memory should stay
+level. The load is streams, single calls, cancelled calls, malformed calls and dropped connections,
+all with new prompts, so that the caches turn over. The slope is that of a least-squares line
+through the resident memory, sampled every second, after the first third of the time. Every group
+must be answered exactly once, with as many rewards as responses.
 """
 
 import asyncio
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kwise.benchmarks import machine
-from kwise.benchmarks.serving import memory_bytes, serving
+from kwise.benchmarks.result_file import write_results
+from kwise.benchmarks.server_process import memory_bytes, running_server
 from kwise.client import AsyncRewardClient, RewardServiceError
 from kwise.engine.artifact import read_artifact
 from kwise.options import check_bounds, option
@@ -44,46 +45,47 @@ _WORDS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoakConfig:
-    """How long. Raises ConfigError, naming the option and its bound."""
+    """Options of `kwise bench soak`."""
 
-    artifact: str = option(help="an artifact; a small model gives the most requests")
-    minutes: float = option(10.0, "how long the load lasts", minimum=0.05)
-    json: str = option("", "file for all figures, with the machine")
+    artifact: str = option(help="an artifact; a small model allows the most requests")
+    minutes: float = option(10.0, "duration of the load", minimum=0.05)
+    json: str = option("", "file for all figures and the machine")
 
     def __post_init__(self) -> None:
         check_bounds(self)
 
 
 def run(config: SoakConfig) -> None:
-    """Print the slope, and write the figures where --json says."""
+    """Print the slope and write the figures to `config.json`.
+
+    Raises:
+        RuntimeError: the server ended, or groups were lost or wrong.
+    """
     artifact = read_artifact(Path(config.artifact))
-    with serving(artifact, *_SMALL_CACHES) as (process, address):
+    with running_server(artifact, *_SMALL_CACHES) as (process, address):
         soak = _Soak(address, process.pid, 60 * config.minutes)
         asyncio.run(soak.run())
         if process.poll() is not None:
             raise RuntimeError("the server ended under load")
     results = soak.results()
     print(
-        "{minutes:.1f} minutes: {scored} groups scored, {refused} malformed ones refused, {cancelled} calls cancelled, "
-        "{wrong} lost or wrong".format(minutes=config.minutes, **results)
+        "{minutes:.1f} minutes: {scored} groups scored, {refused} malformed calls refused, "
+        "{cancelled} calls cancelled, {wrong} lost or wrong".format(
+            minutes=config.minutes, **results
+        )
     )
     print(
-        "resident memory {first_mb:.1f} MB after a third, {last_mb:.1f} MB at the end: {slope_kb_per_min:+.1f} KB a minute".format(
-            **results
-        )
+        "resident memory {first_mb:.1f} MB after a third, {last_mb:.1f} MB at the end: "
+        "{slope_kb_per_min:+.1f} KB per minute".format(**results)
     )
     if results["wrong"]:
         raise RuntimeError(f"{results['wrong']} groups were lost or wrong")
     if config.json:
-        machine.write(
-            Path(config.json),
-            {"artifact": artifact.manifest.name, "options": machine.plain(asdict(config))}
-            | results,
-        )
+        write_results(config.json, "soak", config, {"artifact": artifact.manifest.name} | results)
 
 
 class _Soak:
-    """Until `seconds` have passed; what happened is counted."""
+    """Load on a server for `seconds`, and counts of the outcomes."""
 
     def __init__(self, address: str, pid: int, seconds: float) -> None:
         self._address = address
@@ -94,6 +96,7 @@ class _Soak:
         self._counts = {"scored": 0, "refused": 0, "cancelled": 0, "wrong": 0}
 
     async def run(self) -> None:
+        """Run all kinds of load at once."""
         workers = (
             [self._stream() for _ in range(2)]
             + [self._single_calls() for _ in range(4)]
@@ -102,6 +105,7 @@ class _Soak:
         await asyncio.gather(self._sample(), self._malformed_calls(), *workers)
 
     def results(self) -> dict[str, Any]:
+        """Return the counts, and the memory in MB with its slope in KB per minute."""
         times, sizes = np.array(self._samples[len(self._samples) // 3 :]).T
         slope = np.polyfit(times, sizes, 1)[0] if len(times) > 1 else 0.0
         return self._counts | {
@@ -124,24 +128,24 @@ class _Soak:
         ]
 
     def _count(self, group: tuple[str, list[str]], scored: object) -> None:
-        is_right = isinstance(scored, ScoredGroup) and [
+        is_correct = isinstance(scored, ScoredGroup) and [
             type(reward) for reward in scored.rewards
         ] == [Reward] * len(group[1])
-        self._counts["scored" if is_right else "wrong"] += 1
+        self._counts["scored" if is_correct else "wrong"] += 1
 
     async def _stream(self) -> None:
-        """A new connection every 200 groups; every fourth is left in the middle."""
+        """Send 200 groups per connection; about every fourth connection is dropped halfway."""
         while time.monotonic() < self._ends_at:
             async with AsyncRewardClient(self._address) as client:
                 groups = [self._group() for _ in range(200)]
-                leave_after = 100 if self._rng.random() < 0.25 else 200
+                num_expected = 100 if self._rng.random() < 0.25 else 200
                 number = 0
                 async for scored in client.score_many(groups):
                     self._count(groups[number], scored)
                     number += 1
-                    if number == leave_after:
+                    if number == num_expected:
                         break
-                if number != leave_after:
+                if number != num_expected:
                     self._counts["wrong"] += 1
 
     async def _single_calls(self) -> None:

@@ -1,8 +1,9 @@
-"""`kwise bench train`: rankings a second and peak memory beside TRL's `RewardTrainer`, same model, ranking, precision and machine.
+"""How much faster than TRL's `RewardTrainer` does kwise train on rankings, and in how much memory?
 
-TRL trains on pairs: a ranking of K = 9 is 36 of them, 72 sequences and the prompt 72 times; kwise computes the prompt once and the
-nine responses once. Both start from the same weights, and the loss of the first step must be the same: the work is the same.
-Each run is a process of its own; the runs take turns.
+Physics: TRL trains on pairs. A ranking of K = 9 has 36 pairs, which are 72 sequences with the
+prompt 72 times; kwise computes the prompt once and each of the nine responses once. Both start from
+the same weights with the same ranking and precision, and the loss of the first step must agree,
+which shows that the work is the same. Each run is a process of its own; the runs take turns.
 """
 
 import json
@@ -10,55 +11,64 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from kwise.benchmarks import machine
-from kwise.benchmarks.memory import PEAK_OF
+from kwise.benchmarks.memory import PRINT_PEAK_OF
+from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.workload import Cell, parse_cells
 from kwise.errors import ConfigError
 from kwise.options import check_bounds, option
 
-# Rounding of two orders of summation; the mean over pairs is of a few units.
-_SAME_LOSS = 1e-3
+# Sums in another order differ by rounding; the mean over pairs is of the order of 1.
+_MAX_LOSS_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBenchConfig:
-    """What is compared. Raises ConfigError, naming the option and its bound."""
+    """Options of `kwise bench train`."""
 
-    model: str = option(help="a language model or reward model, as of kwise train")
+    model: str = option(help="a language model or reward model, as for kwise train")
     text: Path = option(
-        Path("examples/rankings.jsonl"), "any UTF-8 text, of which prompts and responses are cut"
+        Path("examples/rankings.jsonl"), "any UTF-8 text; prompts and responses are cut from it"
     )
     cells: str = option(
-        "256/128/9,1024/128/9", "tokens of the prompt / of each response / responses"
+        "256/128/9,1024/128/9",
+        "rankings P/R/K: tokens of the prompt, tokens of each response, number of responses",
     )
-    steps: int = option(2, "steps of two rankings that are timed in each run of kwise", minimum=1)
-    repeats: int = option(1, "runs of each; medians are told", minimum=1)
+    steps: int = option(2, "timed steps of two rankings in each run of kwise", minimum=1)
+    repeats: int = option(1, "runs of each trainer; medians are reported", minimum=1)
     pairs_per_pass: tuple[int, ...] = option(
-        (1,), "pairs that TRL computes at a time; must divide C(K,2)"
+        (1,), "pairs that TRL computes at a time; each must divide C(K,2)"
     )
-    json: str = option("", "file for all figures, with the machine")
+    json: str = option("", "file for all figures and the machine")
 
     def __post_init__(self) -> None:
         check_bounds(self)
         for cell in self.parsed_cells():
             num_pairs = cell.K * (cell.K - 1) // 2
             if any(size < 1 or num_pairs % size for size in self.pairs_per_pass):
+                sizes = " ".join(map(str, self.pairs_per_pass))
                 raise ConfigError(
-                    f"--pairs-per-pass is {self.pairs_per_pass}; each must divide {num_pairs}, the pairs of {cell}"
+                    f"--pairs-per-pass is {sizes}; each must divide {num_pairs}, the pairs of "
+                    f"{cell}"
                 )
 
     def parsed_cells(self) -> list[Cell]:
+        """Return `cells`, parsed."""
         return parse_cells(self.cells)
 
 
 def run(config: TrainBenchConfig) -> None:
-    """Print a table, and write the figures where --json says. Raises ConfigError where TRL is not installed."""
+    """Print a table and write the figures to `config.json`.
+
+    Raises:
+        ConfigError: TRL is not installed, or the text is too short.
+        RuntimeError: a run failed, or the losses differ.
+    """
     if find_spec("trl") is None:
         raise ConfigError("kwise bench train compares with TRL: pip install 'kwise[bench]'")
     from kwise.train.model.reward_model import load_reward_model
@@ -68,78 +78,64 @@ def run(config: TrainBenchConfig) -> None:
         checkpoint, data = Path(directory) / "checkpoint", Path(directory) / "ranking.jsonl"
         reward_model = load_reward_model(config.model)
         reward_model.save(checkpoint)
-        print(
-            f"{'P/R/K':<12}{'trainer':<26}{'s a ranking':>12}{'peak':>10}{'loss':>9}{'times kwise':>13}"
-        )
+        print(f"{'P/R/K':<12}{'trainer':<26}{'s/ranking':>12}{'peak':>10}{'loss':>9}{'ratio':>13}")
         for cell in config.parsed_cells():
-            data.write_text(
-                json.dumps(_ranking(reward_model.tokenizer, config.text.read_text("utf-8"), cell))
-                + "\n",
-                "utf-8",
-            )
-            results[f"{cell.P}/{cell.R}/{cell.K}"] = _compare(config, cell, checkpoint, data)
+            ranking = _ranking(reward_model.tokenizer, config.text.read_text("utf-8"), cell)
+            data.write_text(json.dumps(ranking) + "\n", "utf-8")
+            results[str(cell)] = _compare(config, cell, checkpoint, data)
     if config.json:
-        machine.write(Path(config.json), {"options": machine.plain(asdict(config))} | results)
+        write_results(config.json, "train", config, results)
 
 
 def _compare(config: TrainBenchConfig, cell: Cell, checkpoint: Path, data: Path) -> dict[str, Any]:
-    where = {"checkpoint": str(checkpoint), "data": str(data)}
+    """Return the figures of each trainer, medians over the repeats."""
+    paths = {"checkpoint": str(checkpoint), "data": str(data)}
     trainers: dict[str, tuple[str, dict[str, Any]]] = {
-        "kwise": ("kwise", where | {"steps": config.steps, "checkpointing": "none"}),
-        "kwise, selective": (
-            "kwise",
-            where | {"steps": config.steps, "checkpointing": "selective"},
-        ),
-        "kwise, full checkpointing": (
-            "kwise",
-            where | {"steps": config.steps, "checkpointing": "full"},
-        ),
+        name: ("kwise", paths | {"steps": config.steps, "checkpointing": checkpointing})
+        for name, checkpointing in (
+            ("kwise", "none"),
+            ("kwise, selective", "selective"),
+            ("kwise, full checkpointing", "full"),
+        )
     }
     for size in config.pairs_per_pass:
-        trainers[f"TRL, pairs a pass: {size}"] = ("trl", where | {"pairs_per_pass": size})
+        trainers[f"TRL, pairs per pass: {size}"] = ("trl", paths | {"pairs_per_pass": size})
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
     for _ in range(config.repeats):
         for name, (trainer, options) in trainers.items():
-            runs[name].append(_run(trainer, options))
-    figures = {
+            runs[name].append(_run_process(trainer, options))
+    results = {
         name: {
-            key: statistics.median(run[key] for run in runs_of_one)
+            key: statistics.median(run[key] for run in runs_of_trainer)
             for key in ("seconds", "loss", "peak_bytes")
         }
-        for name, runs_of_one in runs.items()
+        for name, runs_of_trainer in runs.items()
     }
-    for name, one in figures.items():
-        ratio = one["seconds"] / figures["kwise"]["seconds"]
+    for name, figures in results.items():
+        ratio = figures["seconds"] / results["kwise"]["seconds"]
         print(
-            f"{f'{cell.P}/{cell.R}/{cell.K}':<12}{name:<26}{one['seconds']:>12.2f}{one['peak_bytes'] / 1e9:>7.2f} GB"
-            f"{one['loss']:>9.4f}{ratio:>12.1f}x"
+            f"{cell!s:<12}{name:<26}{figures['seconds']:>12.2f}"
+            f"{figures['peak_bytes'] / 1e9:>7.2f} GB{figures['loss']:>9.4f}{ratio:>12.1f}x"
         )
-        if abs(one["loss"] - figures["kwise"]["loss"]) > _SAME_LOSS:
+        if abs(figures["loss"] - results["kwise"]["loss"]) > _MAX_LOSS_DIFFERENCE:
             raise RuntimeError(
-                f"{name} has a first loss of {one['loss']} and kwise one of {figures['kwise']['loss']}"
+                f"the first loss of {name} is {figures['loss']}, that of kwise is "
+                f"{results['kwise']['loss']}"
             )
-    return figures
+    return results
 
 
-def _run(trainer: str, options: dict[str, Any]) -> dict[str, float]:
-    """seconds, loss and peak_bytes of one process."""
+def _run_process(trainer: str, options: dict[str, Any]) -> dict[str, float]:
+    """Run `train_once` and return its seconds, loss and peak_bytes."""
     with TemporaryDirectory() as directory:
         task, result = Path(directory) / "run.json", Path(directory) / "result.json"
         task.write_text(
             json.dumps({"trainer": trainer, "options": options, "result": str(result)}),
             encoding="utf-8",
         )
-        command = [
-            sys.executable,
-            "-c",
-            PEAK_OF,
-            sys.executable,
-            "-m",
-            "kwise.benchmarks.trainers",
-            str(task),
-        ]
+        train_once = [sys.executable, "-m", "kwise.benchmarks.train_once", str(task)]
         finished = subprocess.run(
-            command,
+            [sys.executable, "-c", PRINT_PEAK_OF, *train_once],
             check=False,
             capture_output=True,
             text=True,
@@ -152,23 +148,23 @@ def _run(trainer: str, options: dict[str, Any]) -> dict[str, float]:
 
 
 def _ranking(tokenizer: Any, text: str, cell: Cell) -> dict[str, Any]:
-    """A ranking in kwise's schema whose conversations have P + R tokens, give or take a few where a cut splits a word."""
-    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    frame = len(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
-        )
-    )
-    if len(whole) < (wanted := cell.P + cell.K * cell.R):
-        raise ConfigError(f"--text has {len(whole)} tokens; {wanted} are wanted")
+    """Return a ranking in kwise's schema whose conversations have about P + R tokens.
+
+    A cut inside a word can change the number of tokens by a few.
+    """
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = encoded["offset_mapping"]
+    empty = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
+    num_template_tokens = len(tokenizer.apply_chat_template(empty))
+    num_required = cell.P + cell.K * cell.R
+    if len(offsets) < num_required:
+        raise ConfigError(f"--text has {len(offsets)} tokens; {cell} needs {num_required}")
 
     def cut(start: int, length: int) -> str:
-        return text[whole[start][0] : whole[start + length - 1][1]]
+        return text[offsets[start][0] : offsets[start + length - 1][1]]
 
+    prompt = cut(0, max(cell.P - num_template_tokens, 1))
     responses = [
         {"text": cut(cell.P + index * cell.R, cell.R), "rank": index + 1} for index in range(cell.K)
     ]
-    return {
-        "prompt": [{"role": "user", "content": cut(0, max(cell.P - frame, 1))}],
-        "responses": responses,
-    }
+    return {"prompt": [{"role": "user", "content": prompt}], "responses": responses}

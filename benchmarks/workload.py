@@ -1,11 +1,9 @@
-"""What is measured: groups of token ids, and how the engine would run them.
+"""The groups that benchmarks score, and the engine's batching without a server.
 
-Random ids make exact sizes, and the model does not mind; real groups come from a file of rankings.
+Groups of random token ids have exact sizes, and time does not depend on the ids. Real groups come
+from a file of rankings.
 """
 
-import gzip
-import itertools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,83 +22,92 @@ from kwise.engine.schedule.policy import FairBatching, Policy
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
 from kwise.errors import ConfigError
-from kwise.types import Group, Message, Priority
+from kwise.train.rankings.read import read_rankings
+from kwise.types import Group, Priority
 
-# Below the first hundred ids lie special tokens, in most vocabularies.
+# In most vocabularies the special tokens are among the first hundred ids.
 _FIRST_ID = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """Groups of K responses of R tokens to prompts of P tokens."""
+    """Groups of K responses of R tokens each to a prompt of P tokens."""
 
     P: int
     R: int
     K: int
 
+    def __str__(self) -> str:
+        return f"{self.P}/{self.R}/{self.K}"
+
     @classmethod
     def parse(cls, text: str) -> "Cell":
-        """Of "P/R/K". Raises ValueError."""
+        """Parse "P/R/K"; raise ValueError if it is not three integers."""
         P, R, K = map(int, text.split("/"))
         return cls(P=P, R=R, K=K)
 
-    def request(self, vocab_size: int, seed: int) -> tuple[list[int], list[list[int]]]:
-        """`group` as a client sends it: (ids of the prompt, ids of each response)."""
-        group = self.group(vocab_size, seed)
-        return group[0].token_ids[: self.P].tolist(), [
-            sequence.token_ids[self.P :].tolist() for sequence in group
-        ]
-
     def group(self, vocab_size: int, seed: int) -> list[EncodedSequence]:
-        """One group of random ids; another seed gives another prompt."""
+        """Return one group of random ids; another seed gives another prompt."""
         rng = np.random.default_rng((seed, self.P, self.R, self.K))
         prompt = rng.integers(_FIRST_ID, vocab_size, self.P)
-        return [encoded(prompt, rng.integers(_FIRST_ID, vocab_size, self.R)) for _ in range(self.K)]
+        return [
+            _sequence(prompt, rng.integers(_FIRST_ID, vocab_size, self.R)) for _ in range(self.K)
+        ]
+
+    def request(self, vocab_size: int, seed: int) -> tuple[list[int], list[list[int]]]:
+        """Return `group` as a client sends it: (ids of the prompt, ids of each response)."""
+        group = self.group(vocab_size, seed)
+        prompt = group[0].token_ids[: self.P].tolist()
+        return prompt, [sequence.token_ids[self.P :].tolist() for sequence in group]
 
 
-def parse_cells(text: str) -> list[Cell]:
-    """The cells of `--cells`. Raises ConfigError."""
-    try:
-        return [Cell.parse(cell) for cell in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--cells is {text!r}; it must be P/R/K,P/R/K,… in whole numbers"
-        ) from None
-
-
-def read_trie(path: str) -> Artifact:
-    """The artifact of a benchmark that is of the trie layout. Raises ArtifactError, ConfigError."""
-    artifact = read_artifact(Path(path))
-    if artifact.manifest.layout != "trie":
-        raise ConfigError(
-            f"{path}: the layout is {artifact.manifest.layout}; this benchmark is of the trie's"
-        )
-    return artifact
-
-
-def encoded(prompt: NDArray[np.int64], response: NDArray[np.int64]) -> EncodedSequence:
+def _sequence(prompt: NDArray[np.int64], response: NDArray[np.int64]) -> EncodedSequence:
     ids = np.concatenate([prompt, response])
     return EncodedSequence(
         token_ids=ids, type_ids=None, num_tokens=len(ids), prompt_tokens=len(prompt)
     )
 
 
+def parse_cells(text: str) -> list[Cell]:
+    """Parse the option `--cells`, "P/R/K,P/R/K,…".
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    try:
+        return [Cell.parse(cell) for cell in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--cells is {text!r}; it must be P/R/K,P/R/K,… in integers") from None
+
+
+def read_trie_artifact(path: str) -> Artifact:
+    """Read the artifact of a benchmark that measures the trie layout.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        ConfigError: it has another layout.
+    """
+    artifact = read_artifact(Path(path))
+    if artifact.manifest.layout != "trie":
+        raise ConfigError(
+            f"{path}: the layout is {artifact.manifest.layout}; this benchmark needs trie"
+        )
+    return artifact
+
+
 def real_groups(artifact: Artifact, path: Path, count: int) -> list[list[EncodedSequence]]:
-    """The first `count` rankings of a JSON Lines file (.gz or not) as the engine encodes them; ranks do not matter here."""
+    """Return the first `count` rankings of a file as the engine encodes them.
+
+    Responses over the artifact's limit of tokens are left out.
+
+    Raises:
+        RankingsError: the file has bad lines.
+    """
     encoder = new_encoder(artifact, EngineConfig())
     groups = []
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:
-        for entry in map(json.loads, itertools.islice(lines, count)):
-            prompt = (
-                entry["prompt"]
-                if isinstance(entry["prompt"], list)
-                else [{"role": "user", "content": entry["prompt"]}]
-            )
-            responses = tuple(response["text"] for response in entry["responses"])
-            outcomes = encoder.encode(
-                Group(prompt=tuple(Message(**turn) for turn in prompt), responses=responses)
-            )
-            groups.append([outcome for outcome in outcomes if isinstance(outcome, EncodedSequence)])
+    for ranking in read_rankings(path, allow_tied=True)[:count]:
+        outcomes = encoder.encode(Group(prompt=ranking.prompt, responses=ranking.responses))
+        groups.append([outcome for outcome in outcomes if isinstance(outcome, EncodedSequence)])
     return groups
 
 

@@ -1,4 +1,4 @@
-"""The precisions' benchmark: its arithmetic, and every figure of a whole run on a tiny model."""
+"""The benchmark of precisions: its arithmetic, and all figures of a run on a tiny model."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,14 @@ def test_ratios_are_within_a_repeat_and_without_the_warm_up() -> None:
         ([4.0], [2.0], 2.0),
     ],
 )
-def test_what_was_stopped_early_is_compared_with_its_own_repeats(
+def test_a_contender_that_stopped_early_is_compared_within_its_own_repeats(
     seconds: list[float], reference: list[float], ratio: float
 ) -> None:
     assert figure_of(seconds, reference)["ratio"] == ratio
     assert figure_of(seconds, reference)["runs"] == max(len(seconds) - 1, 1)
 
 
-def test_all_contenders_are_measured_or_named_with_the_reason(
+def test_all_contenders_are_measured_or_skipped_with_a_reason(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     artifact = export_quietly(
@@ -51,7 +51,7 @@ def test_all_contenders_are_measured_or_named_with_the_reason(
         for runtime in ("onnxruntime", "openvino")
         for precision in ("fp32", "int8")
     }
-    assert rows.keys() | results["left_out"].keys() == ours | {"transformers bf16", "stock graph"}
+    assert rows.keys() | results["skipped"].keys() == ours | {"transformers bf16", "stock graph"}
     for name, row in rows.items():
         assert row["seconds"].keys() == {"40/20/3", "real"}
         assert all(
@@ -66,15 +66,19 @@ def test_all_contenders_are_measured_or_named_with_the_reason(
     assert 0 < rows["transformers bf16"]["fidelity"]["max_error"] < 0.5
     assert rows["transformers bf16"]["fidelity"]["num_groups"] == 4
     printed = capsys.readouterr().out
-    assert "not computed on --device cpu" in results["left_out"]["openvino int8"]
-    for name, reason in results["left_out"].items():
-        assert f"left out: {name}: {reason}" in printed
+    assert "not computed on --device cpu" in results["skipped"]["openvino int8"]
+    for name, reason in results["skipped"].items():
+        assert f"skipped: {name}: {reason}" in printed
     assert results["machine"]["cores"] > 0
+    assert results["command"] == (
+        f"kwise bench precision artifact --checkpoint {tiny_checkpoint.name} --cells 40/20/3 "
+        "--num-groups 4 --repeats 1 --json results.json"
+    )
 
 
-def test_without_a_checkpoint_the_peers_are_left_out(
+def test_without_a_checkpoint_the_baselines_are_skipped(
     tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--cells", "20/10/2", "--num-groups", "2", "--repeats", "1"]
     assert main(["bench", "precision", str(tiny_artifact), *options]) == 0
-    assert "left out: transformers bf16: no --checkpoint" in capsys.readouterr().out
+    assert "skipped: transformers bf16: needs --checkpoint" in capsys.readouterr().out

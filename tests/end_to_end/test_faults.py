@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 
-from kwise.benchmarks.serving import memory_bytes
+from kwise.benchmarks.server_process import memory_bytes
 from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.client.flight import WINDOW_GROUPS
 from kwise.engine.artifact import read_artifact

@@ -1,4 +1,4 @@
-"""What the trie's graphs are measured beside, each made of the same checkpoint."""
+"""The baselines of the benchmarks: Optimum's stock padded graph, and transformers."""
 
 import tempfile
 from collections.abc import Sequence
@@ -13,12 +13,15 @@ from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import GraphSession
 from kwise.engine.sequence import EncodedSequence
 
-# Beyond so many rows the attention of a padded batch would need many GB: it is measured by one of its sequences, times K.
-MOST_PADDED_ROWS = 12_000
+# With more rows the attention of a padded batch would need many GB. Such a group is extrapolated:
+# one of its sequences is run and its time multiplied by K.
+MAX_PADDED_ROWS = 12_000
+# transformers' names of the precisions that it has. For the others it runs in fp32.
+_DTYPES = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 
 def stock_session(checkpoint: str, threads: int) -> GraphSession:
-    """Optimum's stock padded graph, in fp32 on ONNX Runtime; the artifact is not kept."""
+    """Export Optimum's stock padded graph in fp32 to a temporary directory and open it."""
     from kwise.export.exporter import ExportConfig, Layout, export
 
     with tempfile.TemporaryDirectory() as directory:
@@ -27,12 +30,8 @@ def stock_session(checkpoint: str, threads: int) -> GraphSession:
         return GraphSession(read_artifact(path), threads=threads)
 
 
-# transformers' names of the precisions that it has too; for others it runs in fp32.
-_DTYPES = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
-
-
-class Transformers:
-    """transformers on the same device, in the same precision, a padded batch of K."""
+class TransformersModel:
+    """A checkpoint in transformers, which computes a group as a padded batch of K."""
 
     def __init__(self, checkpoint: str, device: str, dtype: str) -> None:
         import torch
@@ -46,19 +45,19 @@ class Transformers:
         self._model = model.to(device).eval()
 
     @classmethod
-    def load(cls, checkpoint: str, device: str, precision: Precision) -> "Transformers | None":
-        """None where no checkpoint is given, or torch does not know the device; the latter is said."""
+    def load(cls, checkpoint: str, device: str, precision: Precision) -> "TransformersModel | None":
+        """Load a checkpoint in `precision`; return None without one, or if torch has no CUDA."""
         if not checkpoint:
             return None
         import torch
 
         if device != "cpu" and not torch.cuda.is_available():
-            print(f"torch {torch.__version__} has no CUDA: transformers is not measured beside")
+            print(f"skipped: transformers: torch {torch.__version__} has no CUDA")
             return None
         return cls(checkpoint, device, _DTYPES.get(precision, "float32"))
 
     def run(self, group: Sequence[EncodedSequence]) -> tuple[float, NDArray[np.float32]]:
-        """(seconds from ids on the host to rewards on the host, rewards float32[K])."""
+        """Return (seconds from ids to rewards, both in host memory; rewards float32[K])."""
         torch = self._torch
         lengths = np.array([len(sequence.token_ids) for sequence in group])
         ids = np.full((len(group), lengths.max()), self._model.config.pad_token_id or 0, np.int64)
@@ -68,10 +67,8 @@ class Transformers:
         started = perf_counter()
         with torch.inference_mode():
             inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            logits = self._model(
-                **{name: tensor.to(self._device) for name, tensor in inputs.items()}
-            ).logits
-            rewards: NDArray[np.float32] = (
-                logits[:, 0].float().cpu().numpy()
-            )  # waits for the device
+            on_device = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+            logits = self._model(**on_device).logits
+            # Copying to the host waits for the device.
+            rewards: NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
         return perf_counter() - started, rewards

@@ -1,11 +1,13 @@
-"""One training run by kwise or by TRL, in a process of its own: `python -m kwise.benchmarks.trainers RUN.json`.
+"""One training run by kwise or TRL, for `kwise bench train`, in a process of its own.
 
-Both go in by their front door: `kwise.train.run.training.train` with a file of rankings, TRL's `RewardTrainer` with a data set of
-conversations, chosen and rejected, which is what a ranking of K becomes for it: C(K,2) of them.
+`python -m kwise.benchmarks.train_once RUN.json` calls the public interfaces:
+`kwise.train.run.training.train` with a file of rankings, and TRL's `RewardTrainer` with the C(K,2)
+pairs of conversations that a ranking of K becomes.
 
-kwise's steps, of two rankings, are timed without the first, in which memory is met and the optimizer's state made. TRL's one step
-is of so many passes that this is less than a hundredth of it. The peak of memory is that of later steps in both: weights, optimizer
-state, gradients of earlier passes of the step, and what a pass keeps for its backward pass.
+kwise's steps, of two rankings each, are timed without the first, which allocates memory and the
+optimizer's state. TRL has one timed step; it consists of so many passes that its start is less than
+1 % of it. The peak of memory is that of later steps in both: weights, optimizer state, gradients of
+earlier passes of the step, and what a pass stores for its backward pass.
 """
 
 import json
@@ -18,23 +20,27 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 
-class StepEnds:
-    """Takes the lines of progress of `kwise train`, one a step, as they are written."""
+class StepTimes:
+    """Receives the progress lines of `kwise train`, one per step, and records their times."""
 
     def __init__(self) -> None:
         self._ends_s: list[float] = []
 
     def __call__(self, line: str) -> None:
+        """Record the time of a line that reports a step."""
         if line.startswith("step "):
             self._ends_s.append(time.perf_counter())
 
-    def step_s(self) -> float:
-        """The mean of the steps after the first, of which there is at least one, in seconds."""
+    def mean_step_s(self) -> float:
+        """Return the mean time of the steps after the first; there must be at least one."""
         return (self._ends_s[-1] - self._ends_s[0]) / (len(self._ends_s) - 1)
 
 
 def train_with_kwise(checkpoint: str, data: str, steps: int, checkpointing: str) -> dict[str, Any]:
-    """{"seconds": a ranking's, "loss": of the first step}. Each step is the ranking twice, and `steps` follow the first."""
+    """Return {"seconds": per ranking, "loss": of the first step}.
+
+    Each step has the ranking of `data` twice. There are `steps` timed steps after the first.
+    """
     from kwise.train.options.config import Checkpointing, Precision, TrainConfig
     from kwise.train.run.training import train
 
@@ -53,13 +59,16 @@ def train_with_kwise(checkpoint: str, data: str, steps: int, checkpointing: str)
             precision=Precision.FP32,
             gradient_checkpointing=Checkpointing(checkpointing),
         )
-        ends = StepEnds()
-        report = train(config, ends)
-    return {"seconds": ends.step_s() / 2, "loss": report.losses[0].loss}
+        step_times = StepTimes()
+        report = train(config, step_times)
+    return {"seconds": step_times.mean_step_s() / 2, "loss": report.losses[0].loss}
 
 
 def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int) -> dict[str, Any]:
-    """The same of TRL: one step of all C(K,2) pairs. Two passes of a second step follow, untimed, for the peak of memory."""
+    """Return the same figures for TRL, for one step of all C(K,2) pairs.
+
+    Two passes of a second step follow, untimed, for the peak of memory.
+    """
     from datasets import Dataset  # pyright: ignore[reportMissingImports] - an extra
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from trl import RewardConfig, RewardTrainer  # pyright: ignore[reportMissingImports]
@@ -100,7 +109,7 @@ def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int) -> dict[str,
         seconds = time.perf_counter() - started
         for _ in range(2):
             trainer.training_step(trainer.model_wrapped, next(iter(trainer.get_train_dataloader())))
-        trainer.save_model(directory)  # as kwise does, whose peak of memory has it too
+        trainer.save_model(directory)  # because kwise's peak of memory includes saving too
     return {
         "seconds": seconds,
         "loss": next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry),

@@ -1,4 +1,4 @@
-"""`kwise serve` as a process for a benchmark, its log read all the while, and its memory."""
+"""`kwise serve` as a child process, and the memory of a process."""
 
 import re
 import signal
@@ -14,8 +14,16 @@ from kwise.engine.artifact import Artifact
 
 
 @contextmanager
-def serving(artifact: Artifact, *options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """(process, address) of a server on a free port, stopped at the end. Raises RuntimeError with its log if none starts."""
+def running_server(
+    artifact: Artifact, *options: str
+) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """Run a server on a free port and yield (process, address); stop it at the end.
+
+    A thread reads its log all the time, because a full pipe would block the server.
+
+    Raises:
+        RuntimeError: the server does not start; the message has its log.
+    """
     command = [sys.executable, "-m", "kwise", "serve", str(artifact.path), "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -40,6 +48,6 @@ def serving(artifact: Artifact, *options: str) -> Iterator[tuple["subprocess.Pop
 
 
 def memory_bytes(pid: int, field: str) -> int:
-    """One of the kernel's figures for a process: "VmRSS", what is resident now; "VmHWM", the most that ever was."""
+    """Return a figure of the kernel for a process: "VmRSS" (resident now) or "VmHWM" (its peak)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
