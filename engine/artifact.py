@@ -1,11 +1,12 @@
-"""The artifact: a directory that holds everything that serving needs, and the manifest that describes it.
+"""The artifact: a directory with everything that serving needs, described by a manifest.
 
-    manifest.json, tokenizer.json, chat_template.jinja (if any), golden.jsonl, and for each precision
-    a graph and its weights: model.onnx and model.onnx.data (fp32), model.int8.onnx and …, and so on
+    manifest.json, tokenizer.json, chat_template.jinja (if any), golden.jsonl, and for each
+    precision a graph and its weights: model.onnx and model.onnx.data (fp32), model.int8.onnx and
+    model.int8.onnx.data (int8), and so on
 
-`read_artifact` checks the schema version, every field's type, every file's size and SHA-256, and the
-fingerprint. A damaged, half-written or edited artifact is refused with the name of the file, and never
-served. `kwise.export` writes artifacts through the same `Manifest`.
+`read_artifact` checks the schema version, every field's type, every file's size and SHA-256, and
+the fingerprint. A damaged, half-written or edited artifact is refused with the name of the file,
+and never served. `kwise.export` writes artifacts through the same `Manifest`.
 """
 
 import hashlib
@@ -31,7 +32,8 @@ GOLDEN = "golden.jsonl"
 
 T = TypeVar("T")
 Name = Annotated[str, Meta(min_length=1)]
-# A file in the artifact's own directory. A path that leads elsewhere would have another file served.
+# A file in the artifact's own directory. A path that leads elsewhere would have another file
+# served.
 FileName = Annotated[str, Meta(pattern=r"^[^/\\]+$")]
 Count = Annotated[int, Meta(ge=0)]
 PositiveCount = Annotated[int, Meta(ge=1)]
@@ -57,10 +59,10 @@ class GraphContract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     file: the ONNX file.
     reward_output: the output that holds the rewards, float32[B] or [B, 1].
     num_tile_groups: calls of Attention per layer in the trie layout; 0 in the padded layout.
-    separate_last_tokens: the graph computes each sequence's last row differently from other rows, so
-        that row must not be an inner row of another sequence.
-    aligned_keys: every row's keys must lie at the same places in every batch, so that attention adds
-        them up in the same order. See `kwise.engine.model.packing.pack`.
+    separate_last_tokens: the graph computes each sequence's last row differently from other rows,
+        so that row must not be an inner row of another sequence.
+    aligned_keys: every row's keys must lie at the same places in every batch, so that attention
+        adds them up in the same order. See `kwise.engine.model.packing.pack`.
     """
 
     file: FileName
@@ -143,7 +145,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """A conversation whose reward is known. `reward` is the checkpoint's raw fp32 reward in PyTorch."""
+    """A conversation and the raw fp32 reward that the checkpoint gives it in PyTorch."""
 
     prompt: tuple[Message, ...]
     response: str
@@ -194,8 +196,8 @@ def read_artifact(path: Path) -> Artifact:
     """Read and verify the artifact in the directory `path`.
 
     Raises:
-        ArtifactError: it is missing, half-written, damaged, edited, or of another schema version. The
-            message names the file.
+        ArtifactError: it is missing, half-written, damaged, edited, or of another schema version.
+            The message names the file.
     """
     manifest = read_manifest(path)
     for name, expected in manifest.files.items():
@@ -238,8 +240,8 @@ def verify_file(path: Path, expected: FileEntry) -> None:
 def fingerprint_of(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 in hex over all fields of a manifest except `fingerprint`.
 
-    Through `files` it covers every byte of the artifact. `content` is the parsed JSON of the manifest,
-    of any schema version.
+    Through `files` it covers every byte of the artifact. `content` is the parsed JSON of the
+    manifest, of any schema version.
     """
     covered = {name: value for name, value in content.items() if name != "fingerprint"}
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
@@ -257,8 +259,8 @@ def _read_manifest(path: Path) -> Manifest:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path}: schema version {version}; this version of kwise reads {SCHEMA_VERSION}: export the "
-            "checkpoint again"
+            f"{path}: schema version {version}; this version of kwise reads {SCHEMA_VERSION}: "
+            "export the checkpoint again"
         )
     manifest = _convert(content, Manifest, str(path))
     if manifest.error_bounds.keys() != manifest.graphs.keys():
@@ -295,8 +297,8 @@ def _convert(content: Any, kind: type[T], place: str) -> T:
     """Return parsed JSON as a `kind`.
 
     Raises:
-        ArtifactError: a field is missing, unknown or of the wrong type. The message names the field and
-            what is expected, as "manifest.json: max_tokens: Expected `int`, got `str`".
+        ArtifactError: a field is missing, unknown or of the wrong type. The message names the field
+            and what is expected, as "manifest.json: max_tokens: Expected `int`, got `str`".
     """
     try:
         return msgspec.convert(content, kind)

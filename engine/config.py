@@ -1,4 +1,4 @@
-"""The options of an engine, apart from the artifact it serves. Imports the standard library only."""
+"""The options of an engine. Imports the standard library only."""
 
 from dataclasses import dataclass
 
@@ -18,28 +18,30 @@ class EngineConfig:
 
     runtime: Runtime = option(
         Runtime.AUTO,
-        "library that runs the model: onnxruntime, or openvino on a CPU; auto takes the faster one for the "
-        "precision",
+        "library that runs the model: onnxruntime, or openvino on a CPU; auto takes the faster one "
+        "for the precision",
     )
     precision: str = option(
         "fp32",
-        "fp32 is exact; fp16, bf16 and int8 stay within the error bounds in the artifact's manifest. With "
-        "several, such as bf16,fp32, the first that the artifact has and this machine can compute is used",
+        "fp32 is exact; fp16, bf16 and int8 stay within the error bounds in the artifact's "
+        "manifest. With several, such as bf16,fp32, the first that the artifact has and this "
+        "machine can compute is used",
     )
     device: str = option(
         "cpu",
-        "cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1, each with its own copy of the model and its own "
-        "prompt cache",
+        "cpu, cuda, cuda:N, or several GPUs: cuda:0,cuda:1, each with its own copy of the model "
+        "and its own prompt cache",
     )
     device_memory_bytes: int = option(
         0,
-        "memory of each GPU for weights and activations; 0 for no limit. CUDA itself takes about 500 MB more. "
-        "A batch that needs more memory is run in halves",
+        "memory of each GPU for weights and activations; 0 for no limit. CUDA itself takes about "
+        "500 MB more. A batch that needs more memory is run in halves",
         minimum=0,
     )
     threads: int = option(
         0,
-        "threads of the runtime; 0 for one per CPU that this process may use, container quotas included",
+        "threads of the runtime; 0 for one per CPU that this process may use, container quotas "
+        "included",
         minimum=0,
     )
     max_tokens: int = option(
@@ -47,16 +49,16 @@ class EngineConfig:
     )
     max_batch_tokens: int = option(
         2048,
-        "token rows of one batch, shared prefixes counted once. CPUs do best at 1,500 to 2,000, GPUs at more. "
-        "A longer conversation gets a batch of its own. Responses to a very long prompt may exceed the limit "
-        "up to twofold, so that the prompt is computed once",
+        "token rows of one batch, shared prefixes counted once. CPUs do best at 1,500 to 2,000, "
+        "GPUs at more. A longer conversation gets a batch of its own. Responses to a very long "
+        "prompt may exceed the limit up to twofold, so that the prompt is computed once",
         minimum=16,
     )
     max_queue_tokens: int = option(
         524_288,
-        "tokens that may wait; text that is not tokenised yet counts as four characters per token. A client "
-        "may use as many tokens as are left free; beyond that its requests get RESOURCE_EXHAUSTED and a time "
-        "after which to try again",
+        "tokens that may wait; text that is not tokenised yet counts as four characters per token. "
+        "A client may use as many tokens as are left free; beyond that its requests get "
+        "RESOURCE_EXHAUSTED and a time after which to try again",
         minimum=16,
     )
     cache_bytes: int = option(
@@ -64,8 +66,9 @@ class EngineConfig:
     )
     prompt_cache_bytes: int = option(
         64 << 20,
-        "memory per device for keys and values of recent prompts, up to twice as much while a batch runs; 0 "
-        "for no cache. SmolLM2 takes 46 KB per token. A prompt that does not fit is not cached",
+        "memory per device for keys and values of recent prompts, up to twice as much while a "
+        "batch runs; 0 for no cache. SmolLM2 takes 46 KB per token. A prompt that does not fit is "
+        "not cached",
         minimum=0,
     )
     overlong: Overlong = option(
@@ -73,8 +76,8 @@ class EngineConfig:
     )
     control_tokens: ControlTokens = option(
         ControlTokens.ACCEPT,
-        "special tokens spelled out in texts: accept them, tokenised as in training and counted in the "
-        "reply, or reject the text",
+        "special tokens spelled out in texts: accept them, tokenised as in training and counted in "
+        "the reply, or reject the text",
     )
     tokenizer_threads: int = option(2, "threads that render and tokenise", minimum=1, maximum=64)
 

@@ -1,4 +1,4 @@
-"""Build what serves an artifact: the encoder with its limits, and the check of the golden rewards."""
+"""Build an artifact's encoder and check its golden rewards."""
 
 from tokenizers import Tokenizer
 
@@ -13,7 +13,7 @@ from kwise.types import Group
 
 
 def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:
-    """Return the longest conversation in tokens: `config.max_tokens` if set, else the model's limit.
+    """Return the limit of a conversation in tokens: `config.max_tokens`, or the model's limit.
 
     Raises:
         ConfigError: the option exceeds the model's limit.
@@ -21,7 +21,8 @@ def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:
     limit = artifact.manifest.max_tokens
     if config.max_tokens > limit:
         raise ConfigError(
-            f"--max-tokens is {config.max_tokens}; it must be at most {limit}, the model's own limit"
+            f"--max-tokens is {config.max_tokens}; it must be at most {limit}, the model's own "
+            "limit"
         )
     return config.max_tokens or limit
 
@@ -32,7 +33,8 @@ def new_encoder(
     """Return an encoder with the artifact's tokenizer and template and the config's limits.
 
     Args:
-        tokenizer: the artifact's tokenizer if it is already loaded (SmolLM2's takes 23 MB); None loads it.
+        tokenizer: the artifact's tokenizer if it is already loaded (SmolLM2's takes 23 MB); None
+            loads it.
     """
     manifest = artifact.manifest
     return ConversationEncoder(
@@ -72,11 +74,12 @@ def golden_sequences(artifact: Artifact, encoder: ConversationEncoder) -> list[E
 def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Session) -> None:
     """Score the golden conversations on this server's session, each alone and all in one batch.
 
-    A lost head, a wrong execution provider or a wrong pooling shows here instead of ruining an RL run.
+    A lost head, a wrong execution provider or a wrong pooling shows here instead of ruining an RL
+    run.
 
     Raises:
-        ArtifactError: a reward differs from its golden value, or changes with its batch, by more than the
-            manifest's error bounds for this precision.
+        ArtifactError: a reward differs from its golden value, or changes with its batch, by more
+            than the manifest's error bounds for this precision.
     """
     sequences = golden_sequences(artifact, encoder)
     bounds = artifact.manifest.error_bounds[session.precision]
@@ -89,8 +92,8 @@ def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Sess
         # The comparisons are negated so that NaN fails them.
         if not abs(float(alone) - golden.reward) <= bounds.max_error:
             problem = (
-                f"instead of the checkpoint's {golden.reward:.6f}; the largest difference allowed is "
-                f"{bounds.max_error:.2g}"
+                f"instead of the checkpoint's {golden.reward:.6f}; the largest difference allowed "
+                f"is {bounds.max_error:.2g}"
             )
         elif not abs(float(alone) - float(in_batch)) <= bounds.max_batch_change:
             problem = (
@@ -99,6 +102,6 @@ def check_golden(artifact: Artifact, encoder: ConversationEncoder, session: Sess
             )
         if problem:
             raise ArtifactError(
-                f"{artifact.path / GOLDEN}:{number}: {session.runtime} in {session.precision.value} gives "
-                f"{alone:.6f} {problem}"
+                f"{artifact.path / GOLDEN}:{number}: {session.runtime} in "
+                f"{session.precision.value} gives {alone:.6f} {problem}"
             )

@@ -1,9 +1,9 @@
 """The trie of a batch of token sequences: one node per distinct prefix, whoever sent it.
 
-A prompt that K responses share, a system prompt that different prompts share and the earlier turns of a
-conversation are each stored once. `build_trie` sorts the sequences and compares neighbours: a sequence
-adds nodes only after its longest common prefix with the sequence before it. Nodes are numbered in
-preorder (depth first), so node k is an ancestor of node q, or q itself, exactly if
+A prompt that K responses share, a system prompt that different prompts share and the earlier turns
+of a conversation are each stored once. `build_trie` sorts the sequences and compares neighbours: a
+sequence adds nodes only after its longest common prefix with the sequence before it. Nodes are
+numbered in preorder (depth first), so node k is an ancestor of node q, or q itself, exactly if
 k <= q < subtree_end[k]. An attention mask therefore needs two integers per node.
 
 Dimensions: B sequences, N nodes.
@@ -26,8 +26,8 @@ class Trie:
     depths: int64[N], the position of each node's token.
     subtree_end: int64[N]; the descendants of node n are n+1 … subtree_end[n]-1.
     last_nodes: int64[B], the node of each sequence's last token, in the order of the input.
-    branches: int64[number of branches], ascending. A branch is the run of nodes that one sequence added;
-        this is its first node.
+    branches: int64[number of branches], ascending. A branch is the run of nodes that one sequence
+        added; this is its first node.
     """
 
     token_ids: Int64
@@ -54,7 +54,7 @@ _LAST_TOKEN = 1 << 31
 
 
 def sort_key(token_ids: Int64) -> bytes:
-    """Return bytes that sort like the token ids: each token as four bytes, most significant first."""
+    """Return bytes that sort like the token ids: four bytes each, the most significant first."""
     return token_ids.astype(">u4").tobytes()
 
 
@@ -82,9 +82,9 @@ def build_trie(sequences: Sequence[Int64], *, separate_last_tokens: bool = False
 
     Args:
         sequences: int64[length >= 1] each, with token ids below 2³¹.
-        separate_last_tokens: give each sequence's last token a node of its own, which only equal sequences
-            share, even if another sequence has the same prefix as inner tokens. For graphs that compute
-            last rows differently from other rows.
+        separate_last_tokens: give each sequence's last token a node of its own, which only equal
+            sequences share, even if another sequence has the same prefix as inner tokens. For
+            graphs that compute last rows differently from other rows.
     """
     keys = [sort_key(_mark_last_token(s) if separate_last_tokens else s) for s in sequences]
     last_nodes = np.empty(len(sequences), np.int64)

@@ -1,7 +1,7 @@
 """Count the CPUs that this process may use. Imports the standard library only.
 
-`os.sched_getaffinity` does not see a container's CPU quota. With a quota of 2 on a machine with 64 cores,
-64 threads would be throttled most of the time.
+`os.sched_getaffinity` does not see a container's CPU quota. With a quota of 2 on a machine with 64
+cores, 64 threads would be throttled most of the time.
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """Return the number of CPUs that the affinity mask and the cgroup's CPU quota allow, at least 1.
+    """Return the number of CPUs that this process may use, at least 1.
 
-    A quota is rounded up.
+    It is the smaller of the affinity mask and the cgroup's CPU quota, rounded up.
 
     Args:
         root: the directory that contains `proc` and `sys`; tests pass another one.
@@ -22,7 +22,7 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> list[float]:
-    """Return the CPU quotas, in CPUs, of this process's cgroup and its ancestors (version 2 and 1)."""
+    """Return the quotas, in CPUs, of this process's cgroup and its ancestors (version 2 and 1)."""
     mount, quotas = root / "sys/fs/cgroup", []
     lines = _read(root / "proc/self/cgroup").splitlines()
     own = next((line[len("0::/") :] for line in lines if line.startswith("0::/")), "")

@@ -1,6 +1,7 @@
 """Parse `--device` into a list of devices, one session each.
 
-This module does not know the runtimes. The runtime says whether a device is available when it opens it.
+This module does not know the runtimes. The runtime says whether a device is available when it opens
+it.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ class Kind(Enum):
 class Device:
     """One device.
 
-    index: the number of a GPU, as the CUDA runtime counts the visible ones (CUDA_VISIBLE_DEVICES); 0 for the
-        CPU.
+    index: the number of a GPU, as the CUDA runtime counts the visible ones (CUDA_VISIBLE_DEVICES);
+        0 for the CPU.
     """
 
     kind: Kind
@@ -37,8 +38,9 @@ def parse_devices(text: str) -> tuple[Device, ...]:
     """Parse "cpu", "cuda" (the same as "cuda:0"), "cuda:1" or "cuda:0,cuda:1"; the order is kept.
 
     Raises:
-        ConfigError: a part is empty or not a device, a device is named twice, or a CPU is combined with
-            GPUs. A CPU would take batches like a GPU, and each of them would take many times as long.
+        ConfigError: a part is empty or not a device, a device is named twice, or a CPU is combined
+            with GPUs. A CPU would take batches like a GPU, and each of them would take many times
+            as long.
     """
     devices = tuple(_parse(part.strip(), text) for part in text.split(","))
     names = [device.name for device in devices]
@@ -51,11 +53,13 @@ def parse_devices(text: str) -> tuple[Device, ...]:
 
 def _parse(part: str, text: str) -> Device:
     kind, colon, index = part.partition(":")
-    # isdecimal() alone accepts the digits of other scripts, which int() would read without complaint.
+    # isdecimal() alone accepts the digits of other scripts, which int() would read without
+    # complaint.
     if kind == Kind.CUDA.value and (not colon or (index.isascii() and index.isdecimal())):
         return Device(kind=Kind.CUDA, index=int(index or "0"))
     if part == Kind.CPU.value:
         return Device(kind=Kind.CPU)
     raise ConfigError(
-        f"--device is {text!r}; it must be cpu, cuda, cuda:N, or several of the last separated by commas"
+        f"--device is {text!r}; it must be cpu, cuda, cuda:N, or several of the last separated by "
+        "commas"
     )

@@ -1,8 +1,8 @@
 """The layouts of a batch: how token sequences become a graph's inputs, and its outputs rewards.
 
-`LAYOUTS` is the one table of layouts. A trie batch has one row per distinct prefix and can take prefixes
-from the prompt cache; a padded batch has one row of tokens per sequence, as Optimum's stock export reads
-it.
+`LAYOUTS` is the one table of layouts. A trie batch has one row per distinct prefix and can take
+prefixes from the prompt cache; a padded batch has one row of tokens per sequence, as Optimum's
+stock export reads it.
 
 Dimensions: B sequences, T rows, P past entries, W the width of a layer's keys or values.
 """
@@ -43,7 +43,8 @@ class Layout(Protocol):
     """The layout of one session's batches.
 
     pads_sequences: a batch has padding up to its longest sequence.
-    bucket: on a GPU, wraps the graph so that it sees few input shapes; None if the layout needs no wrapper.
+    bucket: on a GPU, wraps the graph so that it sees few input shapes; None if the layout needs no
+        wrapper.
     """
 
     pads_sequences: ClassVar[bool]
@@ -100,7 +101,9 @@ class TrieLayout:
         )
 
     def _inputs(self, reuse: Reuse) -> tuple[Arrays, int]:
-        """Return the graph's inputs and T: the arrays of `Packed` and
+        """Return the graph's inputs, and T.
+
+        The inputs are the arrays of `Packed` and:
 
         past.NAME: float32[P, W], the reused keys or values of a layer.
         rows_to_cache: int64, the rows whose keys and values the graph returns as `present.NAME`.
@@ -121,8 +124,8 @@ class TrieLayout:
 class PaddedLayout:
     """One row of tokens per sequence, padded on the right to the longest. Nothing is reused.
 
-    It needs no shape buckets: its batches are of similar lengths, and a length beyond a model's positions
-    is an error.
+    It needs no shape buckets: its batches are of similar lengths, and a length beyond a model's
+    positions is an error.
     """
 
     pads_sequences: ClassVar[bool] = True
@@ -136,7 +139,10 @@ class PaddedLayout:
         self._names = inputs.keys()
 
     def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
-        """Return input_ids, attention_mask and token_type_ids, int64[B, longest], as the graph has them."""
+        """Return those of input_ids, attention_mask and token_type_ids that the graph has.
+
+        Each is int64[B, length of the longest sequence].
+        """
         shape = (len(batch), max(len(sequence.token_ids) for sequence in batch))
         arrays = {
             "input_ids": np.full(shape, self._pad_token_id, np.int64),

@@ -1,14 +1,15 @@
 """Turn a trie into the flat index arrays that the trie graph reads.
 
-Nodes whose keys and values are known (`past`) are not computed; they are only entries of the key table.
-All other nodes are the rows of the batch, in preorder. Attention runs in tiles: a tile is a range of
-rows, and its keys are the ancestors of its first node and all nodes from there to its last one. (Any
-other ancestor of a later row lies inside the tile.) Dynamic programming over a cost model cuts the rows
-into tiles and divides the tiles by number of keys into groups, each one call of ONNX's Attention, so
-that little work is padding. See docs/architecture.md. Packing 2,048 rows takes about 2 ms, a thousandth
-of SmolLM2's pass on two cores.
+Nodes whose keys and values are known (`past`) are not computed; they are only entries of the key
+table. All other nodes are the rows of the batch, in preorder. Attention runs in tiles: a tile is a
+range of rows, and its keys are the ancestors of its first node and all nodes from there to its last
+one. (Any other ancestor of a later row lies inside the tile.) Dynamic programming over a cost model
+cuts the rows into tiles and divides the tiles by number of keys into groups, each one call of
+ONNX's Attention, so that little work is padding. See docs/architecture.md. Packing 2,048 rows takes
+about 2 ms, a thousandth of SmolLM2's pass on two cores.
 
-Dimensions: N nodes; T rows; P past entries; B sequences; n tiles of a group, S queries and L keys each.
+Dimensions: N nodes; T rows; P past entries; B sequences; n tiles of a group, S queries and L keys
+each.
 """
 
 from dataclasses import dataclass
@@ -17,22 +18,24 @@ import numpy as np
 
 from kwise.engine.trie import Int64, Trie
 
-# A tile starts where a branch starts or at a multiple of _CUT_STEP rows, and has at most _MAX_TILE rows.
+# A tile starts where a branch starts or at a multiple of _CUT_STEP rows, and has at most _MAX_TILE
+# rows.
 _CUT_STEP, _MAX_TILE = 16, 160
 # The cost of a tile with S queries and L keys, in units of one (query, key) score, is
-# S·L + _KEY_COST·L + _TILE_COST: each key is copied and packed for the matrix product whatever S is.
-# Fitted to timings of SmolLM2's heads on two AVX-512 cores: the throughput of a call at S = 16, 32, 64
-# and 128 relates as 0.69, 0.83, 0.95 and 1. The optimum is flat, so other head shapes lose little.
+# S·L + _KEY_COST·L + _TILE_COST: each key is copied and packed for the matrix product whatever S
+# is. Fitted to timings of SmolLM2's heads on two AVX-512 cores: the throughput of a call at S = 16,
+# 32, 64 and 128 relates as 0.69, 0.83, 0.95 and 1. The optimum is flat, so other head shapes lose
+# little.
 _KEY_COST, _TILE_COST = 14, 2000
-# The cost of one more call: starting its nodes, and threads that wait for one another if its heads do
-# not divide evenly among them.
+# The cost of one more call: starting its nodes, and threads that wait for one another if its heads
+# do not divide evenly among them.
 _CALL_COST = 4000
-# A call writes all its scores before it reads them. Above this many (19 MB for SmolLM2's nine heads)
-# they leave the CPU's cache, and two calls are faster than one.
+# A call writes all its scores before it reads them. Above this many (19 MB for SmolLM2's nine
+# heads) another call is cheaper.
 _MANY_SCORES, _EXCESS_COST = 1 << 19, 0.3
-# With aligned keys: multiples of _KEY_STEP keys leave ONNX Runtime's softmax no remainder beyond its
-# parallel sums (64 with AVX-512), and at least _MIN_QUERIES queries keep it from using its kernel for
-# matrix times vector, which adds up in another order.
+# With aligned keys: multiples of _KEY_STEP keys leave ONNX Runtime's softmax no remainder beyond
+# its parallel sums (64 with AVX-512), and at least _MIN_QUERIES queries keep it from using its
+# kernel for matrix times vector, which adds up in another order.
 _KEY_STEP, _MIN_QUERIES = 64, 2
 NOT_PAST = -1
 
@@ -43,13 +46,14 @@ class Packed:
 
     arrays, all int64. The key table has an entry per row, then an entry per past entry:
         input_ids [T]: the token of each row.
-        positions, preorder, subtree_end [T+P]: position, node number and end of the subtree (see `Trie`)
-            of each entry of the key table.
+        positions, preorder, subtree_end [T+P]: position, node number and end of the subtree (see
+            `Trie`) of each entry of the key table.
         last_rows [B]: the row of each sequence's last token.
         queries.GROUP [n, S]: rows of each tile; the tile's last row is repeated as padding.
         keys.GROUP [n, L]: entries of the key table for each tile; -1 is padding.
         outputs [T]: the place of each row's result among the groups' outputs laid end to end.
-    entries: int64[N], the entry of the key table for each node; a value below T is also the node's row.
+    entries: int64[N], the entry of the key table for each node; a value below T is also the node's
+        row.
     """
 
     arrays: dict[str, Int64]
@@ -68,12 +72,13 @@ def pack(
     """Lay out the trie's nodes as rows and past entries, and the rows as tiles.
 
     Args:
-        past: int64[N] or None: for each node its index among the `num_past` past entries, or NOT_PAST. The
-            last node of a sequence is never past, because the head reads its hidden state.
-        aligned_keys: put a row's keys at the same places in every batch, so that attention adds them up in
-            the same order and the row's result is the same to the last bit. This costs some padding. It is
-            for graphs that round to few bits, where a difference in the last bit may flip a rounding and
-            so grow a hundred-thousandfold.
+        past: int64[N] or None: for each node its index among the `num_past` past entries, or
+            NOT_PAST. The last node of a sequence is never past, because the head reads its hidden
+            state.
+        aligned_keys: put a row's keys at the same places in every batch, so that attention adds
+            them up in the same order and the row's result is the same to the last bit. This costs
+            some padding. It is for graphs that round to few bits, where a difference in the last
+            bit may flip a rounding and so grow a hundred-thousandfold.
     """
     past = np.full(trie.num_nodes, NOT_PAST) if past is None else past
     nodes = np.flatnonzero(past == NOT_PAST)  # int64[T]
@@ -85,7 +90,8 @@ def pack(
         ("preorder", np.arange(trie.num_nodes)),
         ("subtree_end", trie.subtree_end),
     ):
-        # A past entry that stands for no node (of a prefix that was cached twice) stays 0: no tile reads it.
+        # A past entry that stands for no node (of a prefix that was cached twice) stays 0: no tile
+        # reads it.
         arrays[name] = np.zeros(num_rows + num_past, np.int64)
         arrays[name][entries] = values_N
 
@@ -130,8 +136,8 @@ class _Tiles:
 def _cut_into_tiles(trie: Trie, nodes: Int64, aligned_keys: bool) -> _Tiles:
     """Cut the rows into tiles where the cost model is lowest.
 
-    With aligned keys a tile ends where its branch ends. Its keys are then one path, with the key of depth
-    d at place d.
+    With aligned keys a tile ends where its branch ends. Its keys are then one path, with the key of
+    depth d at place d.
 
     Args:
         nodes: int64[T], the node of each row.
@@ -147,7 +153,7 @@ def _cut_into_tiles(trie: Trie, nodes: Int64, aligned_keys: bool) -> _Tiles:
         branch_of_cut = branches[np.searchsorted(branches, np.arange(len(cuts))) - 1]
         first_cuts = np.maximum(first_cuts, branch_of_cut)
     begin_nodes = nodes[cuts[:-1]]
-    # The keys of a tile are the ancestors of its first node, and all nodes from there to its last one.
+    # A tile's keys are the ancestors of its first node, and all nodes from there to its last one.
     key_bases = trie.depths[begin_nodes] - begin_nodes
     costs = np.zeros(len(cuts))
     begin_cuts = np.zeros(len(cuts), np.int64)  # where the tile that ends at this cut best begins
@@ -175,7 +181,8 @@ def _group_tiles(tiles: _Tiles, num_tile_groups: int) -> list[Int64]:
     order = np.argsort(tiles.num_keys, kind="stable")
     num_keys, num_queries = tiles.num_keys[order], tiles.num_queries[order]
     num_tiles = len(order)
-    # cost[i, j]: tiles i … j-1 as one call, padded to the most queries and the most keys among them.
+    # cost[i, j]: tiles i … j-1 as one call, padded to the most queries and the most keys among
+    # them.
     cost = np.full((num_tiles + 1, num_tiles + 1), np.inf)
     for i in range(num_tiles):
         max_queries = np.maximum.accumulate(num_queries[i:])

@@ -13,9 +13,9 @@ class Precision(Enum):
 
     FP32: the reference.
     FP16, BF16: attention too is computed in it. Products are added up in fp32.
-    INT8: 8 bits, with one scale per row of activations and one per output channel of the weights, so a
-        token's rounding does not depend on other tokens. The rows that the head reads have 16 bits in the
-        trie layout. Products are added up exactly.
+    INT8: 8 bits, with one scale per row of activations and one per output channel of the weights,
+        so a token's rounding does not depend on other tokens. The rows that the head reads have 16
+        bits in the trie layout. Products are added up exactly.
     """
 
     FP32 = "fp32"
@@ -37,7 +37,8 @@ def parse_precisions(text: str, flag: str) -> tuple[Precision, ...]:
     known = [precision.value for precision in Precision]
     if not set(names) <= set(known):
         raise ConfigError(
-            f"{flag} is {text!r}; it must be one or several of {', '.join(known)}, separated by commas"
+            f"{flag} is {text!r}; it must be one or several of {', '.join(known)}, separated by "
+            "commas"
         )
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{flag} is {text!r}; it names {twice} twice")

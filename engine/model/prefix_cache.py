@@ -1,14 +1,14 @@
 """A cache of the keys and values of recent prompts.
 
-A later response to a cached prompt runs only its own tokens. Requests that are queued together already
-share prefixes in their batch's trie; RL clients often send one (prompt, response) per call, and the cache
-extends the sharing to calls that follow one another.
+A later response to a cached prompt runs only its own tokens. Requests that are queued together
+already share prefixes in their batch's trie; RL clients often send one (prompt, response) per call,
+and the cache extends the sharing to calls that follow one another.
 
 The cache is itself a trie. A segment holds the states of the tokens by which its prefix extends its
-parent's, so a shared system prompt or the earlier turns of a conversation are stored once. A sequence
-reuses the longest prefix that it shares with any entry, whole or in part, because in a causal model the
-keys of a token do not depend on later tokens. In sorted order that entry is a neighbour. Prefixes are
-compared token by token, not by a hash.
+parent's, so a shared system prompt or the earlier turns of a conversation are stored once. A
+sequence reuses the longest prefix that it shares with any entry, whole or in part, because in a
+causal model the keys of a token do not depend on later tokens. In sorted order that entry is a
+neighbour. Prefixes are compared token by token, not by a hash.
 
 Dimensions: n tokens of a segment, W the width of a layer's keys or values (heads times head size).
 """
@@ -32,7 +32,7 @@ MIN_TOKENS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segment:
-    """The states of a prefix's tokens from `start` on; its ancestors have the states of the tokens before.
+    """The states of a prefix's tokens from `start` on; its ancestors have those before.
 
     key: the sort key of the whole prefix.
     """
@@ -47,7 +47,7 @@ class Segment:
         return len(self.key) + sum(state.nbytes for state in self.states)
 
     def chain(self) -> Iterator["Segment"]:
-        """Yield this segment, its parent, and so on up to the segment that starts at the first token."""
+        """Yield this segment, its parent, and so on to the segment that starts at token 0."""
         segment: Segment | None = self
         while segment is not None:
             yield segment
@@ -55,11 +55,13 @@ class Segment:
 
 
 class PromptCache:
-    """At most `max_bytes` of segments; the least recently used are dropped first. 0 disables the cache.
+    """At most `max_bytes` of segments; the least recently used are dropped first.
+
+    With 0 bytes nothing is cached.
 
     Using a segment marks its ancestors as used after it, so none is dropped before its descendants.
-    A cache belongs to one session and only that session's thread uses it, except for `prefixes`, which
-    other threads may read.
+    A cache belongs to one session and only that session's thread uses it, except for `prefixes`,
+    which other threads may read.
 
     prefixes: the sort keys of all cached prefixes, ascending.
     """
@@ -72,7 +74,7 @@ class PromptCache:
         self._sorted: list[bytes] = []
 
     def longest(self, key: bytes) -> tuple[Segment | None, int]:
-        """Return the segment that shares the longest prefix with `key`, and the number of shared tokens.
+        """Return the segment with the longest common prefix with `key`, and that number of tokens.
 
         Returns (None, 0) if they are fewer than MIN_TOKENS. Marks the segment as used.
         """

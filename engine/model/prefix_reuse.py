@@ -1,8 +1,8 @@
 """Decide what a batch takes from the prompt cache and what it adds to it.
 
-Before a pass, `plan_reuse` finds which of the batch's prefixes have cached keys and values, and which
-prompts are worth caching. After the pass, `cache_prompts` stores those. The last token of every sequence
-is computed even if its prefix is cached, because the head reads its hidden state.
+Before a pass, `plan_reuse` finds which of the batch's prefixes have cached keys and values, and
+which prompts are worth caching. After the pass, `cache_prompts` stores those. The last token of
+every sequence is computed even if its prefix is cached, because the head reads its hidden state.
 
 Dimensions: N nodes of the batch's trie, P past entries, W the width of a layer's keys or values.
 """
@@ -82,12 +82,13 @@ def plan_reuse(
         for part in match.segment.chain():
             past[match.path[part.start : stop]] = offsets[part.key] + np.arange(stop - part.start)
             stop = part.start
-    # A prompt's last token may be cached and still be computed, as some sequence's last token. It is not
-    # cached again.
+    # A prompt's last token may be cached and still be computed, as some sequence's last token. It
+    # is not cached again.
     past[trie.last_nodes] = NOT_PAST
     nodes_to_cache = np.unique(np.concatenate([np.empty(0, np.int64), *new]))
-    # A prompt that shares fewer than MIN_TOKENS tokens with every entry finds nothing in the cache, but
-    # another sequence of the batch may have found those few tokens. They are computed all the same.
+    # A prompt that shares fewer than MIN_TOKENS tokens with every entry finds nothing in the cache,
+    # but another sequence of the batch may have found those few tokens. They are computed all the
+    # same.
     past[nodes_to_cache] = NOT_PAST
     return Reuse(
         trie=trie, past=past, states=states, prompts=prompts, nodes_to_cache=nodes_to_cache
@@ -98,7 +99,8 @@ def cache_prompts(reuse: Reuse, present: States, cache: PromptCache) -> None:
     """Store the planned prompts.
 
     Args:
-        present: float32[len(reuse.nodes_to_cache), W] for each layer's keys and values, as computed.
+        present: float32[len(reuse.nodes_to_cache), W] for each layer's keys and values, as
+            computed.
     """
     for key, nodes in sorted(reuse.prompts.items()):
         _, start = cache.longest(key)

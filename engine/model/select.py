@@ -13,8 +13,8 @@ from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import cpu_has_bf16
 from kwise.errors import ConfigError
 
-# The runtimes that compute a precision on a kind of device, the fastest first. ONNX Runtime's CPU kernels do
-# not compute in bf16, and convert fp16 to fp32 first.
+# The runtimes that compute a precision on a kind of device, the fastest first. ONNX Runtime's CPU
+# kernels do not compute in bf16, and convert fp16 to fp32 first.
 _RUNTIMES = {
     (Precision.FP32, Kind.CPU): (Runtime.ONNXRUNTIME, Runtime.OPENVINO),
     (Precision.INT8, Kind.CPU): (Runtime.ONNXRUNTIME,),

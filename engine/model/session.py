@@ -1,7 +1,7 @@
 """One model on one device: token sequences in, raw rewards out.
 
-A session is synchronous and used by one thread. The graph's contract in the manifest and the layout say
-how to feed the graph; the runtime says where it runs.
+A session is synchronous and used by one thread. The graph's contract in the manifest and the layout
+say how to feed the graph; the runtime says where it runs.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ class GraphSession:
     Args:
         precision: selects the graph.
         runtime, device, threads, device_memory_bytes: see `open_graph`.
-        prompt_cache_bytes: memory for keys and values of recent prompts, see `PromptCache`. The padded
-            layout does not use it.
+        prompt_cache_bytes: memory for keys and values of recent prompts, see `PromptCache`. The
+            padded layout does not use it.
 
     Raises:
         ConfigError: the runtime is not installed, or the device is not available.

@@ -1,15 +1,15 @@
-"""A wrapper for trie graphs on GPUs: pad the inputs to sizes that repeat, so the runtime sees few shapes.
+"""A wrapper for trie graphs on GPUs that pads the inputs to sizes that repeat.
 
-ONNX Runtime plans the memory of a pass once it has seen all input shapes before, and keeps every plan
-for ever, so shapes must be few. Its memory-efficient attention needs key lengths divisible by 4. A CPU
-gains nothing from this and would pay for the padding.
+ONNX Runtime plans the memory of a pass once it has seen all input shapes before, and keeps every
+plan for ever, so shapes must be few. Its memory-efficient attention needs key lengths divisible by
+4. A CPU gains nothing from this and would pay for the padding.
 
-The tile groups of `pack` fit the tiles closely, so two batches hardly ever have the same eight shapes.
-Here the tiles are divided anew into three groups: the longest tile's number of keys, a half and a
-quarter of it. docs/architecture.md has the rules for the sizes and what the padding costs.
+The tile groups of `pack` fit the tiles closely, so two batches hardly ever have the same eight
+shapes. Here the tiles are divided anew into three groups: the longest tile's number of keys, a half
+and a quarter of it. docs/architecture.md has the rules for the sizes and what the padding costs.
 
-Dimensions: B sequences; T rows; P past entries; n tiles of a group, S queries and L keys each; W the
-width of a layer's keys or values.
+Dimensions: B sequences; T rows; P past entries; n tiles of a group, S queries and L keys each; W
+the width of a layer's keys or values.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -48,7 +48,7 @@ def round_up(size: int, minimum: int, steps: int) -> int:
 
 
 class BucketedGraph:
-    """A trie graph whose inputs are padded and whose outputs are cut back. Has the `Graph` interface."""
+    """A trie graph with padded inputs and outputs that are cut back; has the `Graph` interface."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -68,8 +68,8 @@ class BucketedGraph:
     def pad(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Return the inputs of the trie graph (see `TrieLayout`), padded.
 
-        Padding rows are token 0 at position 0 and attend like row 0. No row sees them, because their
-        `subtree_end` is 0, and their results are not read.
+        Padding rows are token 0 at position 0 and attend like row 0. No row sees them, because
+        their `subtree_end` is 0, and their results are not read.
         """
         num_rows, num_entries = len(arrays["input_ids"]), len(arrays["positions"])
         queries, keys, slots = _join_groups(arrays)
@@ -177,8 +177,8 @@ def _num_tile_groups(arrays: Mapping[str, Array]) -> int:
 def _join_groups(arrays: Mapping[str, Array]) -> tuple[Int64, Int64, Int64]:
     """Join all groups into one, without the tiles that no row reads.
 
-    Returns queries int64[n, S], keys int64[n, L], and for each row the place of its result among these
-    queries laid end to end, int64[T].
+    Returns queries int64[n, S], keys int64[n, L], and for each row the place of its result among
+    these queries laid end to end, int64[T].
     """
     groups = range(_num_tile_groups(arrays))
     max_queries = max(arrays[f"queries.{group}"].shape[1] for group in groups)
@@ -188,7 +188,8 @@ def _join_groups(arrays: Mapping[str, Array]) -> tuple[Int64, Int64, Int64]:
     )
     keys = np.concatenate([_resize_columns(arrays[f"keys.{group}"], max_keys) for group in groups])
     shapes = [arrays[f"queries.{group}"].shape for group in groups]
-    # For every position in the groups' outputs: its tile times max_queries, plus its place in the tile.
+    # For every position in the groups' outputs: its tile times max_queries, plus its place in the
+    # tile.
     starts = np.cumsum([0, *(n for n, _ in shapes)])
     slots = np.concatenate(
         [
@@ -224,7 +225,7 @@ def _resize_columns(array: Int64, width: int, fill: int = NOT_PAST) -> Int64:
 def _cut(states: Array, size: int) -> Array:
     """Return the first `size` rows.
 
-    Returns a copy if rows are cut off: the prompt cache counts the bytes of what it holds, and a view
-    would hold the whole array.
+    Returns a copy if rows are cut off: the prompt cache counts the bytes of what it holds, and a
+    view would hold the whole array.
     """
     return states if len(states) == size else states[:size].copy()

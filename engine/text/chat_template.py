@@ -1,7 +1,4 @@
-"""Chat templates: Jinja in its immutable sandbox, with what transformers gives its templates.
-
-Knows nothing of tokens; what a conversation is made of stays in conversation.py.
-"""
+"""Compile chat templates with Jinja's immutable sandbox, as transformers does."""
 
 from json import dumps
 from typing import Any, NoReturn
@@ -14,8 +11,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 def compile_template(source: str) -> Template:
-    """The chat template in Jinja's immutable sandbox, with what transformers gives its templates
-    (transformers.utils.chat_template_utils), except for today's date: a reward must not change overnight.
+    """Compile a chat template.
+
+    It has the functions and filters that transformers provides
+    (transformers.utils.chat_template_utils) except for today's date, because a reward must not
+    change overnight.
 
     Raises:
         jinja2.TemplateSyntaxError: the template is malformed.
@@ -29,9 +29,9 @@ def compile_template(source: str) -> Template:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks text by the assistant; rendering passes it through."""
+    """`{% generation %}…{% endgeneration %}`: marks the assistant's text; rendered unchanged."""
 
-    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
+    tags = {"generation"}  # noqa: RUF012 - Jinja declares it so
 
     def parse(self, parser: Parser) -> list[Node]:
         next(parser.stream)
@@ -39,7 +39,7 @@ class _GenerationBlock(Extension):
 
 
 def _to_json(value: Any, **options: Any) -> str:
-    # Jinja's own filter escapes HTML, which would change the tokens.
+    # Jinja's own filter escapes HTML and so would change the tokens.
     return dumps(value, ensure_ascii=options.pop("ensure_ascii", False), **options)
 
 

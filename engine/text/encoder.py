@@ -1,18 +1,14 @@
-"""A group → one token sequence per response, exactly as training tokenised it.
+"""Turn a group into one token sequence per response, exactly as training tokenised it.
 
-The tokens are those of `apply_chat_template` on the whole conversation, always. Tokenising a prompt once for its K
-responses is exact only where the text is cut at a special token: added tokens split a text before anything else looks at
-it. So the K conversations are rendered whole, the text that they share is cut before its last special token, and the head
-is tokenised once. Cutting before the token, not after it, keeps a tail from being its text's first piece, which some
-tokenizers treat differently (Metaspace's `prepend_scheme="first"`).
+The tokens are always those of `apply_chat_template` on the whole conversation. A prompt can be
+tokenised once for its K responses only if the text is cut at a special token, because tokenizers
+split a text at added tokens before anything else. So the K conversations are rendered whole, and
+the text that they share is cut before its last special token. (A cut after it would make the rest
+the first piece of a text, which some tokenizers treat differently: Metaspace's
+`prepend_scheme="first"`.) Models without a chat template (cross-encoders) read prompt and response
+as a pair of texts, told apart by type ids.
 
-Models without a chat template (cross-encoders) read prompt and response as a pair of texts, told apart by type ids.
-
-What is wrong with one response is an `InvalidRequest` in its place. The group as a whole is refused only where no response
-could be scored: whoever shares a reward with another group's responses must not share their fate.
-
-Knows templates, tokens and limits; nothing of batches, caches or rewards. Thread-safe: nothing is written after
-construction.
+An error in one response is an `InvalidRequest` in its place; see `ConversationEncoder.encode`.
 """
 
 import re
@@ -35,7 +31,11 @@ from kwise.types import Conversation, Group, Message, TokenIds
 
 
 class Tokens(NamedTuple):
-    """int64[length] each: ids, and type ids for models that want them; `num_shared` as `EncodedSequence.prompt_tokens`."""
+    """The tokens of one conversation.
+
+    ids, type_ids: int64[length]; type_ids is None for models without segments.
+    num_shared: see `EncodedSequence.prompt_tokens`.
+    """
 
     ids: Int64
     type_ids: Int64 | None = None
@@ -43,11 +43,19 @@ class Tokens(NamedTuple):
 
 
 class ConversationEncoder:
-    """Groups to token sequences.
+    """Encodes groups as token sequences. Thread-safe: nothing is written after construction.
 
-    `template` is the chat template, or None for models that read a pair of texts. `special_tokens` are the names that
-    templates use (`bos_token`, …). `trailing_pad_id`: transformers' causal classifiers read the reward at the last token
-    that is not this one, and in a causal model later tokens change nothing, so they are cut; None cuts nothing.
+    Args:
+        tokenizer: the model's tokenizer.
+        template: the chat template, or None for models that read a pair of texts.
+        special_tokens: names that templates use, such as `bos_token`, and their text.
+        limits: the limits on characters, tokens and token ids.
+        trailing_pad_id: a token that is cut off at the end; None cuts nothing. transformers' causal
+            classifiers read the reward at the last token that is not this one, and in a causal
+            model later tokens change nothing.
+
+    Raises:
+        jinja2.TemplateSyntaxError: the template is malformed.
     """
 
     def __init__(
@@ -70,7 +78,8 @@ class ConversationEncoder:
         raw = [token for token in added if not token.normalized]
         self._added = _any_of([token.content for token in raw])
         self._longest_added = max((len(token.content) for token in raw), default=0)
-        # A word-bound token makes where the tokenizer splits depend on its neighbours: then nothing is cut.
+        # With a word-bound token (`single_word`) the place of a split depends on the text around
+        # it, so texts are not cut.
         cuttable = (
             []
             if any(t.single_word for t in raw)
@@ -78,28 +87,34 @@ class ConversationEncoder:
         )
         self._cuttable = {token.content for token in cuttable}
         self._control = _any_of([token.content for token in added if token.special])
-        # 1 for BERT and its kin, 0 for RoBERTa's, whose table of types has one row.
+        # The type id of the second text: 1 for BERT and its relatives, 0 for RoBERTa and its
+        # relatives, whose table of types has one row.
         self._second_type = (
             max(self._tokenizer.encode("a", "b").type_ids, default=1) if template is None else 0
         )
 
     def check(self, group: Group) -> None:
-        """What makes a group malformed as a whole and can be told without tokenising.
+        """Raise if the group is malformed as a whole, as far as that is known without tokenising.
 
-        The scorer calls this with the whole group, so that an error names a response by its place in the request, and before
-        other requests can wait for a part of it. Takes no time in Python per token id: it runs on the event loop.
+        The scorer calls this with the whole group, before other requests can wait for a part of it,
+        so that an error names a response by its place in the request. It runs on the event loop and
+        spends no Python time per token id.
 
         Raises:
-            InvalidRequest: no prompt, one that ends with an assistant's turn, no responses, more characters or ids in the prompt
-                than a conversation may have, or a token id outside the vocabulary.
+            InvalidRequest: the prompt is missing, ends with an assistant's turn, or has more
+                characters or ids than a conversation may have; there are no responses; or a token
+                id is outside the vocabulary.
         """
         if not group.responses:
-            raise InvalidRequest("responses", "there are none; give at least one")
+            raise InvalidRequest("responses", "the list is empty; give at least one response")
         if not group.prompt:
             raise InvalidRequest("prompt", "it is empty")
         if isinstance(group.prompt[0], Message):
             if group.prompt[-1].role == "assistant":
-                problem = "an assistant's turn ends the prompt, and the response is one; training refuses such rankings too"
+                problem = (
+                    "the prompt ends with an assistant's turn, and the response is one too; "
+                    "training refuses such rankings as well"
+                )
                 raise InvalidRequest(f"prompt.messages[{len(group.prompt) - 1}].role", problem)
             if (length := _characters(group.prompt)) > self._limits.max_characters:
                 raise InvalidRequest("prompt", self._too_many_characters(length))
@@ -108,17 +123,19 @@ class ConversationEncoder:
             raise self._prompt_too_long(len(group.prompt))
         self._check_ids("prompt.token_ids", group.prompt)
         for index, response in enumerate(cast(tuple[TokenIds, ...], group.responses)):
-            if (
-                len(group.prompt) + len(response) <= self._limits.max_tokens
-            ):  # the others are refused for their length
+            # `encode` refuses longer ones for their length.
+            if len(group.prompt) + len(response) <= self._limits.max_tokens:
                 self._check_ids("token_ids", response, index)
 
     def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
-        """One outcome per response, in order.
+        """Return the token sequence of each response, in order, or the error of that response.
+
+        The group is refused as a whole only if none of its responses could be scored. Otherwise
+        requests that wait for some of the same responses would share the error of the others.
 
         Raises:
-            InvalidRequest: the group as a whole is malformed, or its prompt leaves no room even for an empty response, or the
-                chat template refuses it with every response.
+            InvalidRequest: the group is malformed as a whole, its prompt leaves no room even for an
+                empty response, or the chat template refuses it with every response.
         """
         self.check(group)
         if isinstance(group.prompt[0], Message):
@@ -136,16 +153,17 @@ class ConversationEncoder:
             if num_tokens > self._limits.max_tokens:
                 outcomes.append(self._too_long(index, num_tokens))
             else:
-                ids, types = (
-                    np.array(prompt + response, np.int64),
-                    self._types_of_ids(len(prompt), len(response)),
-                )
-                tokens = Tokens(ids, types, num_shared=len(prompt))
+                ids = np.array(prompt + response, np.int64)
+                type_ids = self._type_ids(len(prompt), len(response))
+                tokens = Tokens(ids, type_ids, num_shared=len(prompt))
                 outcomes.append(self._outcome(index, tokens))
         return outcomes
 
-    def _types_of_ids(self, prompt_length: int, response_length: int) -> Int64 | None:
-        """int64[length], 0 for the prompt's ids and the second text's type for the response's; None under a template."""
+    def _type_ids(self, prompt_length: int, response_length: int) -> Int64 | None:
+        """Return int64[length], 0 for the prompt and the second text's type id for the response.
+
+        Returns None for models with a chat template.
+        """
         if self._template is not None:
             return None
         return np.repeat(
@@ -172,9 +190,7 @@ class ConversationEncoder:
                 self._count_control(m.role) + self._count_control(m.content) for m in prompt
             )
         ):
-            raise InvalidRequest(
-                "prompt", f"its text spells out {count} control tokens, which this server refuses"
-            )
+            raise InvalidRequest("prompt", _spelled_out(count))
         room = self._limits.max_characters - _characters(prompt)
         readable = [response if len(response) <= room else "" for response in responses]
         control = [self._count_control(response) for response in readable]
@@ -184,8 +200,9 @@ class ConversationEncoder:
                 problem = self._too_many_characters(_characters(prompt) + length)
                 outcomes.append(InvalidRequest("text", problem, response=index))
             elif refuse and control[index]:
-                problem = f"its text spells out {control[index]} control tokens, which this server refuses"
-                outcomes.append(InvalidRequest("text", problem, response=index))
+                outcomes.append(
+                    InvalidRequest("text", _spelled_out(control[index]), response=index)
+                )
             elif isinstance(tokens, InvalidRequest):
                 outcomes.append(tokens)
             elif len(tokens.ids) > self._limits.max_tokens:
@@ -202,17 +219,21 @@ class ConversationEncoder:
     def _raise_for_group(
         self, prompt: Conversation, outcomes: Sequence[EncodedSequence | InvalidRequest]
     ) -> None:
-        """Where no response can be scored, and the prompt is why, say so once instead of K times."""
+        """Raise one error instead of K if no response can be scored because of the prompt."""
         errors = [outcome for outcome in outcomes if isinstance(outcome, InvalidRequest)]
         if len(errors) < len(outcomes):
             return
         if all(error.response is None for error in errors):
             raise errors[0]
-        if (least := self._least_length(prompt)) is not None and least > self._limits.max_tokens:
-            raise self._prompt_too_long(least)
+        min_length = self._min_length(prompt)
+        if min_length is not None and min_length > self._limits.max_tokens:
+            raise self._prompt_too_long(min_length)
 
-    def _least_length(self, prompt: Conversation) -> int | None:
-        """Tokens of the conversation with an empty response, after the length policy; None where the template refuses it."""
+    def _min_length(self, prompt: Conversation) -> int | None:
+        """Return the tokens of the conversation with an empty response, old turns dropped if allowed.
+
+        Returns None if the template refuses it.
+        """
         if self._limits.overlong is Overlong.DROP_TURNS and (
             shorter := _without_oldest_turns(prompt)
         ):
@@ -223,7 +244,7 @@ class ConversationEncoder:
     def _tokenise(
         self, prompt: Conversation, responses: Sequence[str]
     ) -> list[Tokens | InvalidRequest]:
-        """The tokens of each whole conversation, of whatever length, or why the template refuses it."""
+        """Return the tokens of each whole conversation, however long, or the template's refusal."""
         if self._template is None:
             pairs = [(_only_user_turn(prompt), response) for response in responses]
             return [
@@ -250,7 +271,10 @@ class ConversationEncoder:
         ]
 
     def _shared_text(self, prompt: Conversation, texts: Sequence[str]) -> str:
-        """What the conversations have in common from the start; with one response, what it has with an empty one."""
+        """Return the longest common prefix of the conversations.
+
+        If all are equal, it is their common prefix with the conversation with an empty response.
+        """
         if min(texts) == max(texts) and isinstance(
             empty := self._render((*prompt, Message(role="assistant", content=""))), str
         ):
@@ -258,10 +282,10 @@ class ConversationEncoder:
         return commonprefix([min(texts), max(texts)])
 
     def _cut(self, shared_text: str) -> int:
-        """Where the last special token of the shared text starts, or 0.
+        """Return where the last special token of the shared text starts, or 0.
 
-        Tokenizers match added tokens leftmost and longest first, as this pattern does. A match is trusted only where no
-        text behind `shared_text` could have made it longer.
+        Tokenizers match added tokens leftmost and longest first, and so does this pattern. A match
+        counts only if no text after `shared_text` could make it longer.
         """
         starts = (
             match.start()
@@ -291,7 +315,7 @@ class ConversationEncoder:
     def _shortened(
         self, prompt: Conversation, response: str, index: int, full_length: int, control_tokens: int
     ) -> EncodedSequence | InvalidRequest:
-        """The conversation without as many of its oldest turns as it takes, or why it cannot be scored."""
+        """Drop as few of the oldest turns as necessary; return an error if that is not enough."""
         shorter = (
             _without_oldest_turns(prompt) if self._limits.overlong is Overlong.DROP_TURNS else []
         )
@@ -311,7 +335,7 @@ class ConversationEncoder:
         dropped = full_length - len(tokens.ids)
         return self._outcome(index, tokens, dropped_tokens=dropped, control_tokens=control_tokens)
 
-    # Both
+    # Texts and token ids
 
     def _outcome(
         self, index: int, tokens: Tokens, *, dropped_tokens: int = 0, control_tokens: int = 0
@@ -319,11 +343,11 @@ class ConversationEncoder:
         num_tokens = length = len(tokens.ids)
         if not num_tokens:
             return InvalidRequest(
-                "", "the conversation has no tokens: there is nothing to score", response=index
+                "", "the conversation has no tokens, so there is nothing to score", response=index
             )
         if self._trailing_pad_id is not None:
-            read = np.flatnonzero(tokens.ids != self._trailing_pad_id)
-            length = int(read[-1]) + 1 if len(read) else 1
+            not_padding = np.flatnonzero(tokens.ids != self._trailing_pad_id)
+            length = int(not_padding[-1]) + 1 if len(not_padding) else 1
         return EncodedSequence(
             token_ids=tokens.ids[:length],
             type_ids=None if tokens.type_ids is None else tokens.type_ids[:length],
@@ -344,21 +368,32 @@ class ConversationEncoder:
         )
 
     def _too_many_characters(self, length: int) -> str:
-        return f"the conversation has {length} characters and the limit is {self._limits.max_characters}"
+        limit = self._limits.max_characters
+        return f"the conversation has {length} characters and the limit is {limit}"
 
     def _prompt_too_long(self, num_tokens: int) -> InvalidRequest:
         return InvalidRequest(
             "prompt",
-            f"it has {num_tokens} tokens with an empty response, and the limit of a conversation is {self._limits.max_tokens}",
+            f"it has {num_tokens} tokens with an empty response, and the limit of a conversation "
+            f"is {self._limits.max_tokens}",
         )
 
 
 def _characters(prompt: Conversation) -> int:
-    """At least one a message, for each costs the template time."""
+    """Count characters, plus one per message, because each message costs the template time."""
     return sum(1 + len(message.role) + len(message.content) for message in prompt)
 
 
+def _spelled_out(num_control_tokens: int) -> str:
+    return f"its text spells out {num_control_tokens} control tokens, which this server refuses"
+
+
 def _only_user_turn(prompt: Conversation) -> str:
+    """Return the text of a prompt that is one user turn.
+
+    Raises:
+        InvalidRequest: the prompt is anything else.
+    """
     if len(prompt) != 1 or prompt[0].role != "user":
         raise InvalidRequest(
             "prompt.messages",
@@ -368,10 +403,10 @@ def _only_user_turn(prompt: Conversation) -> str:
 
 
 def _without_oldest_turns(prompt: Conversation) -> list[Conversation]:
-    """The prompt without its first exchange, without its first two, … down to its last user turn.
+    """Return the prompt without its first exchange, without its first two, and so on.
 
-    System messages at the start stay. An exchange is a user turn and what follows it, so that roles still alternate as
-    templates demand.
+    The last one is the last user turn alone. System messages at the start stay. An exchange is a
+    user turn and everything up to the next one, so roles still alternate, as templates demand.
     """
     system = tuple(takewhile(lambda message: message.role == "system", prompt))
     turns = prompt[len(system) :]
@@ -384,7 +419,7 @@ def _ids(encoding: Encoding) -> Int64:
 
 
 def _any_of(contents: Sequence[str]) -> re.Pattern[str]:
-    """A pattern for any of the strings, longest first; without strings, one that never matches."""
+    """Return a pattern for any of the strings, longest first; without strings, it never matches."""
     ordered: Callable[[str], int] = len
     longest_first = sorted(contents, key=ordered, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
-# English has about four characters per token. A text that exceeds both limits is too long in tokens as well,
-# unless it consists of characters that tokenizers drop.
+# English has about four characters per token. A text that exceeds both limits is too long in tokens
+# as well, unless it consists of characters that tokenizers drop.
 _MAX_CHARACTERS_PER_TOKEN = 64
 _MAX_CHARACTERS = 1_000_000
 
@@ -21,7 +21,7 @@ class Overlong(Enum):
 class ControlTokens(Enum):
     """The treatment of text that spells out a special token, such as `<|im_end|>` in a response."""
 
-    ACCEPT = "accept"  # tokenised as the special token, as transformers does in training; the reply counts it
+    ACCEPT = "accept"  # tokenised as the special token, as in training; the reply counts it
     REJECT = "reject"
 
 

@@ -1,13 +1,14 @@
 """Attention over a trie of tokens, registered with transformers so that no model is rewritten.
 
-Every architecture whose attention goes through transformers' `AttentionInterface` calls this function instead of its own.
-Position-wise layers run on T rows, one per distinct prefix; here each tile of queries gathers its keys and runs ONNX's own
-`Attention` (opset 23, grouped heads, 3-D inputs: no transposes, no expanded heads). The table that keys are gathered from
-has the batch's rows first, then P entries that earlier batches computed. One set of index arrays, and one mask a class and
-window size, serve all layers. `kwise.engine.model.packing` makes the arrays and says what they mean.
+Every architecture whose attention goes through transformers' `AttentionInterface` calls
+`trie_attention` instead of its own. Position-wise layers run on T rows, one per distinct prefix.
+Here each tile of queries gathers its keys and runs ONNX's own `Attention` (opset 23: grouped heads,
+3-D inputs, so no transposes and no expanded heads). The key table has the batch's rows first, then
+P past entries. All layers share one set of index arrays and one mask per tile group and window
+size. `kwise.engine.model.packing` makes the arrays.
 
-Dimensions: T rows, P past entries, N tiles of a class, S queries in a tile, L keys of a tile, H query heads, G key/value
-heads, D head size.
+Dimensions: T rows, P past entries, N tiles of a group, S queries in a tile, L keys of a tile, H
+query heads, G key/value heads, D head size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,23 +22,29 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 IMPLEMENTATION = "kwise_trie"
-# The TorchScript exporter stops at opset 20, so the operator travels under a domain of ours; `trie_graph.py` renames it.
+# The TorchScript exporter knows operators up to opset 20, so newer ones are traced under a
+# placeholder domain. `trie_graph.py` renames it.
 PLACEHOLDER_DOMAIN = "kwise"
-# Finite, as ONNX Runtime's softmax expects; far below any score, yet exact when added to one.
+# Finite, because ONNX Runtime's softmax expects finite values. It is far below any score, so a
+# masked score becomes exactly this value.
 _MASKED = -1e9
 
 
 KeyValue = tuple[Tensor, Tensor]
-"""Keys and values of one layer, each [entries, G·D]."""
+"""Keys and values of one layer, [entries, G·D] each."""
 
 
 @dataclass(slots=True, kw_only=True)
 class TrieBatch:
-    """The graph's index inputs while a model runs on them, and what follows from them.
+    """The graph's index inputs while a model runs on them, and the states that the run collects.
 
-    positions, preorder, subtree_end: int64[T+P]; queries, keys: one int64[N, S] and int64[N, L] a class; outputs: int64[T]; past: a
-    layer's keys and values each [P, G·D], empty for none; rows_to_cache: int64[rows], whose keys and values each layer adds to
-    `present`.
+    positions, preorder, subtree_end: int64[T+P], see `kwise.engine.model.packing.Packed`.
+    queries, keys: int64[N, S] and int64[N, L] for each tile group.
+    outputs: int64[T].
+    past: the cached keys and values of each layer, [P, G·D]; empty if there are none.
+    rows_to_cache: int64[rows to cache], the rows whose keys and values go to `present`; None for
+        all rows.
+    present: the keys and values of each layer, collected in the layers' order.
     """
 
     positions: Tensor
@@ -51,31 +58,30 @@ class TrieBatch:
     present: list[KeyValue] = field(default_factory=list)
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
-    def mask(self, c: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[N, 1, S, L] in `dtype`: 0 where key k is query q or its ancestor, else −1e9.
+    def mask(self, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Return [N, 1, S, L] in `dtype`: 0 where key k is query q or its ancestor, else -1e9.
 
-        With a window, also only the `window` nearest positions, the query's own included.
+        With a window, a key must also be among the `window` nearest positions, the query's own
+        included.
         """
-        if (c, window) not in self._masks:
-            queries, keys = self.queries[c][:, :, None], self.keys[c][:, None, :]
+        if (group, window) not in self._masks:
+            queries, keys = self.queries[group][:, :, None], self.keys[group][:, None, :]
             order = self.preorder[queries]
-            visible = (
-                (keys >= 0) & (self.preorder[keys] <= order) & (order < self.subtree_end[keys])
-            )
+            in_subtree = (self.preorder[keys] <= order) & (order < self.subtree_end[keys])
+            visible = (keys >= 0) & in_subtree
             if window is not None:
                 visible = visible & (self.positions[queries] - self.positions[keys] < window)
             masked = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, _MASKED)
-            self._masks[c, window] = masked[:, None]
-        return self._masks[c, window]
+            self._masks[group, window] = masked[:, None]
+        return self._masks[group, window]
 
-    def table(self, key: Tensor, value: Tensor) -> KeyValue:
-        """What the next layer's tiles gather from: the rows' keys and values, [T, G·D], and behind them the past's."""
-        layer = len(self.present)
-        self.present.append(
-            (key, value)
-            if self.rows_to_cache is None
-            else (key[self.rows_to_cache], value[self.rows_to_cache])
-        )
+    def key_table(self, key: Tensor, value: Tensor) -> KeyValue:
+        """Return the next layer's key table: keys and values, [T+P, G·D] each.
+
+        Adds the layer to `present`.
+        """
+        layer, rows = len(self.present), self.rows_to_cache
+        self.present.append((key, value) if rows is None else (key[rows], value[rows]))
         if not self.past:
             return key, value
         past_key, past_value = self.past[layer]
@@ -87,7 +93,7 @@ _running: ContextVar[TrieBatch] = ContextVar("trie batch")
 
 @contextmanager
 def on_trie(model: torch.nn.Module, batch: TrieBatch) -> Iterator[None]:
-    """Within, one pass of `model` attends over the trie that `batch` describes."""
+    """Let one pass of `model` within this context attend over the trie of `batch`."""
     token = _running.set(batch)
     previous = model.config._attn_implementation
     model.config._attn_implementation = IMPLEMENTATION
@@ -99,7 +105,10 @@ def on_trie(model: torch.nn.Module, batch: TrieBatch) -> Iterator[None]:
 
 
 class _TileAttention(torch.autograd.Function):
-    """queries [N, S, H·D], keys and values [N, L, G·D], mask [N, 1, S, L] → [N, S, H·D]; one node in ONNX."""
+    """The attention of one tile group; one node in ONNX.
+
+    queries [N, S, H·D], keys and values [N, L, G·D], mask [N, 1, S, L] → [N, S, H·D].
+    """
 
     @staticmethod
     def forward(
@@ -163,10 +172,13 @@ def trie_attention(
     head_mask: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention contract: query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None).
+    """Attend over the running batch's trie, with the signature that transformers expects.
+
+    query [1, H, T, D], key and value [1, G, T, D] → ([1, T, H, D], None).
 
     Raises:
-        NotImplementedError: the model asks for something that changes the result and that this function does not do.
+        NotImplementedError: the model passes an option that changes the result and is not supported
+        here.
     """
     unknown = {name for name, value in options.items() if value is not None} - _IGNORED
     if unknown or is_causal is False or head_mask is not None:
@@ -176,20 +188,21 @@ def trie_attention(
     batch = _running.get()
     heads, kv_heads, dim = int(query.shape[1]), int(key.shape[1]), int(query.shape[3])
     scale = float(scaling if scaling is not None else dim**-0.5)
-    q, k, v = (x.transpose(1, 2).flatten(2)[0] for x in (query, key, value))
-    k, v = batch.table(k, v)
+    q, k, v = (x.transpose(1, 2).flatten(2)[0] for x in (query, key, value))  # [T, heads·D] each
+    k, v = batch.key_table(k, v)
     outputs = []
-    for c, (queries, keys) in enumerate(zip(batch.queries, batch.keys, strict=True)):
-        mask = batch.mask(c, sliding_window, q.dtype)
-        tile = _TileAttention.apply(
+    for group, (queries, keys) in enumerate(zip(batch.queries, batch.keys, strict=True)):
+        mask = batch.mask(group, sliding_window, q.dtype)
+        tiles = _TileAttention.apply(
             q[queries], k[keys], v[keys], mask, scale, float(softcap or 0.0), heads, kv_heads
         )
-        outputs.append(tile.reshape(-1, tile.shape[2]))
-    rows = torch.cat(outputs)[batch.outputs]
+        outputs.append(tiles.reshape(-1, tiles.shape[2]))  # [N·S, H·D]
+    rows = torch.cat(outputs)[batch.outputs]  # [T, H·D]
     return rows.view(1, -1, heads, int(value.shape[3])), None
 
 
-# What models pass along that does not change what attention computes here: positions are in `positions` already.
+# Options that models pass along and that change nothing here. Positions are in
+# `TrieBatch.positions` already.
 _IGNORED = {
     "position_ids",
     "cache_position",

@@ -1,5 +1,8 @@
-"""A checkpoint → the padded graph: Optimum's stock text-classification export, for bidirectional models and those with an
-attention of their own."""
+"""Export a checkpoint as the padded graph, by Optimum's stock text-classification export.
+
+For bidirectional models, and for models whose attention does not go through transformers'
+`AttentionInterface`.
+"""
 
 from pathlib import Path
 
@@ -19,7 +22,8 @@ def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
     with without_tracer_warnings():
         onnx_export_from_model(model, directory, task="text-classification", do_validation=False)
     graph = onnx.load(directory / MODEL)
-    # Weights beside the graph, where runtimes can map them and no 2 GB limit holds.
+    # In a file beside the graph runtimes can map the weights, and protobuf's 2 GB limit does not
+    # apply.
     onnx.save(
         graph,
         directory / MODEL,

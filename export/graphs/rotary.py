@@ -1,11 +1,12 @@
-"""Rotary position embedding as ONNX's own operator (`RotaryEmbedding`, opset 23) instead of the nine nodes that tracing makes.
+"""Rotary position embedding as ONNX's operator `RotaryEmbedding` (opset 23).
 
-transformers' architectures each carry an `apply_rotary_pos_emb(q, k, cos, sin)` of their own, most of them the same. While
-a graph is traced, Optimum's `PatchingSpec` puts the function below in the place of those that were measured to compute
-what it computes; another one (interleaved, say) is traced as it is. It was 7 % of SmolLM2's pass in nine nodes, and is 1 %
-in one, which reads and writes each row once.
+Each of transformers' architectures has its own `apply_rotary_pos_emb(q, k, cos, sin)`, and most of
+them are the same. While a graph is traced, Optimum's `PatchingSpec` replaces those that were
+measured to compute the same as `rotary` below. A different one, for example interleaved, is traced
+as it is. In nine nodes the rotation took 7 % of SmolLM2's pass; in one, which reads and writes each
+row once, it takes 1 %.
 
-Dimensions: T rows, H heads, D head size, R <= D rotated part of it.
+Dimensions: T rows, H query heads, G key/value heads, D head size, R <= D rotated part of a head.
 """
 
 import inspect
@@ -22,7 +23,10 @@ _FUNCTION = "apply_rotary_pos_emb"
 
 
 class _Rotary(torch.autograd.Function):
-    """x [1, T, H·D], cos and sin [1, T, R/2] → [1, T, H·D]; one node in ONNX, under the placeholder domain (see trie_graph.py)."""
+    """Rotate x [1, T, H·D] by cos and sin [1, T, R/2] → [1, T, H·D].
+
+    One node in ONNX, under the placeholder domain (see trie_graph.py).
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int, rotated: int) -> Tensor:
@@ -54,8 +58,11 @@ def rotary(
     position_ids: Tensor | None = None,
     unsqueeze_dim: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """transformers' contract: q [1, H, T, D], k [1, G, T, D], cos and sin [1, T, R], whose halves are equal."""
-    half = int(cos.shape[-1]) // 2  # a number, not a traced value
+    """Rotate queries and keys, with the signature of transformers' `apply_rotary_pos_emb`.
+
+    q [1, H, T, D], k [1, G, T, D]; cos and sin [1, T, R], with two equal halves.
+    """
+    half = int(cos.shape[-1]) // 2  # an integer, not a traced value
     cos, sin = cos[..., :half], sin[..., :half]
 
     def rotated(x: Tensor) -> Tensor:
@@ -67,7 +74,7 @@ def rotary(
 
 
 def patching_specs(model: torch.nn.Module) -> list[PatchingSpec]:
-    """One spec for each module that defines a part of `model` and has an equivalent function."""
+    """Return a patch for each Python module of `model`'s parts that has an equivalent function."""
     modules = {sys.modules[type(part).__module__] for part in model.modules()}
     return [
         PatchingSpec(o=module, name=_FUNCTION, custom_op=rotary)
@@ -77,19 +84,17 @@ def patching_specs(model: torch.nn.Module) -> list[PatchingSpec]:
 
 
 def _is_equivalent(function: Any) -> bool:
-    """Whether `function` rotates as `rotary` does, whole heads or a part of each: measured, not looked up by name."""
-    if function is None or list(inspect.signature(function).parameters)[:4] != [
-        "q",
-        "k",
-        "cos",
-        "sin",
-    ]:
+    """Return whether `function` computes the same as `rotary`.
+
+    This is measured: the function's name says nothing.
+    """
+    if function is None:
+        return False
+    if list(inspect.signature(function).parameters)[:4] != ["q", "k", "cos", "sin"]:
         return False
     generator = torch.Generator().manual_seed(0)
-    q, k = (
-        torch.randn(1, 4, 3, 8, generator=generator),
-        torch.randn(1, 2, 3, 8, generator=generator),
-    )
+    q = torch.randn(1, 4, 3, 8, generator=generator)
+    k = torch.randn(1, 2, 3, 8, generator=generator)
     angles = torch.randn(1, 3, 4, generator=generator).repeat(1, 1, 2)
     try:
         pairs = zip(

@@ -1,9 +1,11 @@
-"""What both graphs need around torch's tracer: quiet, and weights that are not copied.
+"""Helpers around torch's tracer, for both graphs: no warnings, and no copies of the weights.
 
-The TorchScript exporter copies every weight several times: into the graph, into its protobuf, into Optimum's reading and
-writing of the file. So the trie graph is traced with its parameters as inputs (`ParametersAsInputs`), and the written graph,
-which is small, gets them back as initializers whose data go straight from the checkpoint's tensors to the file beside it,
-one at a time. Peak memory is then the checkpoint's, and no 2 GB limit holds.
+The TorchScript exporter copies every weight several times: into the graph, into its protobuf
+message, and again when Optimum reads and writes the file. So the trie graph is traced with its
+parameters as inputs (`ParametersAsInputs`). The written graph is then small, and `attach_weights`
+turns these inputs into initializers, copying one weight at a time from the checkpoint's tensors to
+the file beside the graph. Peak memory is that of the checkpoint, and the 2 GB limit of protobuf
+does not apply.
 """
 
 import warnings
@@ -21,7 +23,11 @@ from kwise.export.weights import WeightFile
 
 @contextmanager
 def without_tracer_warnings() -> Iterator[None]:
-    """torch warns of every Python value in transformers' code that tracing fixes; parity is what tells whether one matters."""
+    """Silence the tracer's warnings.
+
+    torch warns about every Python value in transformers' code that tracing turns into a constant.
+    The check of parity shows whether one of them matters.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", module="torch\\.onnx")
@@ -30,22 +36,22 @@ def without_tracer_warnings() -> Iterator[None]:
 
 
 class ParametersAsInputs(nn.Module):
-    """A module around `module` that is called with the weights as a list among its arguments, and holds them while it runs.
+    """A wrapper of `module` that takes its weights as a list among its arguments.
 
-    names, weights: of its parameters, tied ones once, in the order of the list.
+    names, weights: the parameters, in the order of the list; tied parameters once.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._module = [
             module
-        ]  # in a list, so that it is no submodule: the tracer copies a module's parameters
+        ]  # in a list, so it is not a submodule: the tracer copies their parameters
         self.names = [name for name, _ in module.named_parameters()]
         self.weights = [parameter.detach() for _, parameter in module.named_parameters()]
         numbers = {
             id(parameter): number for number, (_, parameter) in enumerate(module.named_parameters())
         }
-        # torch.func.functional_call does this, but refuses to while tracing.
+        # torch.func.functional_call does the same but refuses to do so while tracing.
         self._places = [
             (part, name, numbers[id(parameter)])
             for part in module.modules()
@@ -54,7 +60,7 @@ class ParametersAsInputs(nn.Module):
 
     @contextmanager
     def holding(self, weights: Sequence[Tensor]) -> Iterator[Any]:
-        """Within, the module has these weights in the place of its parameters."""
+        """Yield the module, with these weights instead of its parameters within this context."""
         own = [part._parameters[name] for part, name, _ in self._places]
         try:
             for part, name, number in self._places:
@@ -72,31 +78,38 @@ def attach_weights(
     weights: Sequence[Tensor],
     data: Path,
 ) -> None:
-    """Turn the graph's inputs `inputs` into initializers called `names`, with the data of `weights` in the file `data`.
+    """Turn the graph's inputs into initializers, with their data in the file `data`.
 
-    A weight that the graph reads transposed, as every linear layer's, is written transposed. One that it does not read is
-    left out.
+    A weight that the graph reads transposed, as in every linear layer, is written transposed. A
+    weight that it does not read is left out.
+
+    Args:
+        inputs: the graph inputs to turn into initializers.
+        names: the initializers' names.
+        weights: their values.
     """
-    wanted = {
+    weight_of_input = {
         given: (name, weight) for given, name, weight in zip(inputs, names, weights, strict=True)
     }
     transposed = {}
     for node in [
-        node for node in graph.node if node.op_type == "Transpose" and node.input[0] in wanted
+        node
+        for node in graph.node
+        if node.op_type == "Transpose" and node.input[0] in weight_of_input
     ]:
-        name, weight = wanted[node.input[0]]
+        name, weight = weight_of_input[node.input[0]]
         axes = next(iter(node.attribute)).ints
         transposed[node.output[0]] = f"{name}.transposed", weight.permute(*axes)
         graph.node.remove(node)
-    wanted |= transposed
-    used = {name for node in graph.node for name in node.input} & wanted.keys()
+    weight_of_input |= transposed
+    used = {name for node in graph.node for name in node.input} & weight_of_input.keys()
     for node in graph.node:
         for position, name in enumerate(node.input):
             if name in used:
-                node.input[position] = wanted[name][0]
-    kept = [value for value in graph.input if value.name not in wanted]
+                node.input[position] = weight_of_input[name][0]
+    remaining = [value for value in graph.input if value.name not in weight_of_input]
     del graph.input[:]
-    graph.input.extend(kept)
+    graph.input.extend(remaining)
     with WeightFile(data) as file:
-        for name, weight in (wanted[name] for name in wanted if name in used):
+        for name, weight in (weight_of_input[name] for name in weight_of_input if name in used):
             graph.initializer.append(file.add(name, weight.contiguous().numpy()))

@@ -1,9 +1,9 @@
-"""A checkpoint → the trie graph, through Optimum's own export function.
+"""Export a checkpoint as the trie graph, through Optimum's own export function.
 
-An `OnnxConfig` of ours is given to `optimum.exporters.onnx.export`: it names the inputs and outputs, puts our rotary embedding
-in the model's place (`PATCHING_SPECS`), and finishes the written file (`fix_dynamic_axes`): there the placeholders for
-Attention and RotaryEmbedding become ONNX's own operators of opset 23, which the TorchScript exporter cannot name, and the
-weights join the graph.
+`optimum.exporters.onnx.export` gets our `OnnxConfig`. It names the inputs and outputs, replaces the
+model's rotary embedding (`PATCHING_SPECS`), and finishes the written file (`fix_dynamic_axes`).
+There the placeholders for Attention and RotaryEmbedding become ONNX's operators of opset 23, which
+the TorchScript exporter does not know, and the weights are attached.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,8 @@ from kwise.export.graphs.attention import PLACEHOLDER_DOMAIN, TrieBatch, on_trie
 from kwise.export.graphs.rotary import patching_specs
 from kwise.export.graphs.tracing import ParametersAsInputs, attach_weights, without_tracer_warnings
 
-# Calls of Attention a layer. More fit tiles' key lengths closer, and cost the start of some kernels each.
+# Calls of Attention per layer. More calls fit the tiles' key lengths more closely, but each call
+# has to start several kernels.
 NUM_TILE_GROUPS = 8
 _TRACED_OPSET, _ATTENTION_OPSET = 18, 23
 _REWARDS = "rewards"
@@ -35,8 +36,9 @@ _REWARDS = "rewards"
 def export_trie(model: PreTrainedModel, directory: Path) -> GraphContract:
     """Write `model.onnx` and `model.onnx.data`; return the contract of this graph.
 
-    The inputs are those that `kwise.engine.model.layouts.TrieLayout` feeds. The outputs are `rewards`,
-    float32[B], and `present.LAYER.key` and `present.LAYER.value`, float32[rows to cache, W].
+    The inputs are those that `kwise.engine.model.layouts.TrieLayout` feeds. The outputs are
+    `rewards`, float32[B], and `present.LAYER.key` and `present.LAYER.value`, float32[rows to cache,
+    W].
     """
     traced = _TrieRewards(model)
     with without_tracer_warnings():
@@ -53,7 +55,10 @@ def export_trie(model: PreTrainedModel, directory: Path) -> GraphContract:
 
 
 class _TrieRewards(ParametersAsInputs):
-    """The backbone on the trie's rows, then the head on each sequence's last row. Arguments are the graph's inputs."""
+    """The backbone on the trie's rows, then the head on each sequence's last row.
+
+    The arguments of `forward` are the graph's inputs, see `kwise.engine.model.layouts.TrieLayout`.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -94,7 +99,7 @@ class _TrieRewards(ParametersAsInputs):
 
 
 class _TrieOnnxConfig(OnnxConfig):
-    """Inputs as `pack` makes them, `rows_to_cache` and `past.LAYER.key|value`; outputs `rewards` and `present.LAYER.key|value`."""
+    """The graph's inputs and outputs by name, an example, and the finishing of the file."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
     DEFAULT_ONNX_OPSET = _TRACED_OPSET
@@ -159,6 +164,7 @@ class _TrieOnnxConfig(OnnxConfig):
 
 
 def _named(layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, str, Tensor]]:
+    """Return (layer, "key" or "value", tensor) for each layer's keys and values."""
     return [
         (layer, name, t)
         for layer, pair in enumerate(layers)
@@ -167,7 +173,14 @@ def _named(layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, str, Tens
 
 
 def _example(widths: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """A small batch to trace with: two prompts of several responses, one of them known, tiles of unlike sizes in classes."""
+    """Return a small batch to trace with.
+
+    Two prompts with several responses each, the first part of one prompt as past entries, and tiles
+    of different sizes in several groups.
+
+    Args:
+        widths: the width of each layer's keys and of its values.
+    """
     prompts = np.arange(3, 23), np.arange(3, 100)
     sequences = [
         np.concatenate([prompt, np.full(length, 5 + length)])
@@ -182,15 +195,18 @@ def _example(widths: Sequence[tuple[int, int]]) -> dict[str, Any]:
     flat = {name: tensor for name, tensor in tensors.items() if "." not in name}
     return flat | {
         "rows_to_cache": torch.arange(5),
-        "queries": [tensors[f"queries.{c}"] for c in range(NUM_TILE_GROUPS)],
-        "keys": [tensors[f"keys.{c}"] for c in range(NUM_TILE_GROUPS)],
+        "queries": [tensors[f"queries.{group}"] for group in range(NUM_TILE_GROUPS)],
+        "keys": [tensors[f"keys.{group}"] for group in range(NUM_TILE_GROUPS)],
         "past": [(torch.zeros(10, key), torch.zeros(10, value)) for key, value in widths],
     }
 
 
 def _layer_widths(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """The width of each layer's keys and values (heads times head size), measured by a pass over two tokens: GPT-2 takes one
-    for a query that needs no causal mask."""
+    """Measure the width of each layer's keys and of its values (heads times head size).
+
+    It runs a pass over two tokens, because GPT-2 treats a single token as a query without a causal
+    mask.
+    """
     packed = pack(build_trie([np.array([3, 4])]), 1).arrays
     tensors = {name: torch.from_numpy(array) for name, array in packed.items()}
     batch = TrieBatch(

@@ -1,4 +1,4 @@
-"""An artifact that is not whole and sound is refused by the name of its file, and never served."""
+"""A damaged, edited or incomplete artifact is refused with the name of the file."""
 
 import json
 import re
@@ -53,14 +53,14 @@ MANIFEST_FIELDS = Manifest(
 
 
 def _write(path: Path, *, golden: bytes = GOLDEN_LINES, without: str = "", **changed: Any) -> Path:
-    """Write an artifact whose manifest has the `changed` fields and lists all files but `without`."""
+    """Write an artifact; its manifest has the `changed` fields and does not list `without`."""
     files = {MODEL: b"model", TOKENIZER: b"{}", GOLDEN: golden}
     for name, data in files.items():
         (path / name).write_bytes(data)
     listed = {name: describe_file(path / name) for name in files if name != without}
     manifest = msgspec.structs.replace(MANIFEST_FIELDS, files=listed)
     content = {**msgspec.to_builtins(manifest), **changed}
-    # With the fingerprint of what it says, as an editor who knows the format would write it.
+    # The fingerprint matches, as if an editor who knows the format had written it.
     content["fingerprint"] = changed.get("fingerprint", fingerprint_of(content))
     (path / MANIFEST).write_text(json.dumps(content))
     return path
@@ -79,7 +79,7 @@ def test_a_sound_artifact_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [MODEL, TOKENIZER, GOLDEN])
 def test_a_manifest_that_leaves_out_a_needed_file_is_refused(tmp_path: Path, name: str) -> None:
-    """What is not listed is not verified: golden rewards could be emptied, or the model exchanged."""
+    """A file that is not listed is not verified: the model could be exchanged unnoticed."""
     with pytest.raises(ArtifactError, match=f"{MANIFEST}: files does not list {name}"):
         read_artifact(_write(tmp_path, without=name))
 
@@ -194,8 +194,8 @@ def test_a_malformed_golden_line_is_named(tmp_path: Path, line: bytes) -> None:
         read_artifact(_write(tmp_path, golden=b"\n".join((good, line, good)) + b"\n"))
 
 
-def test_golden_rewards_of_no_conversation_are_refused(tmp_path: Path) -> None:
-    """The server would have started on any model."""
+def test_an_empty_golden_file_is_refused(tmp_path: Path) -> None:
+    """Without them a server would start on any model."""
     with pytest.raises(ArtifactError, match=f"{GOLDEN}: the file is empty"):
         read_artifact(_write(tmp_path, golden=b""))
 
@@ -220,7 +220,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: Callable[[Pa
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", "null", '{"schema_version": 99}', '{"schema_version": 1}']
 )
-def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_malformed_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (_write(tmp_path) / MANIFEST).write_text(content)
     with pytest.raises(ArtifactError, match=MANIFEST):
         read_artifact(tmp_path)

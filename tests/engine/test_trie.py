@@ -1,4 +1,4 @@
-"""The trie holds every distinct prefix of a batch as one node."""
+"""A trie has exactly one node per distinct prefix of a batch."""
 
 from random import Random
 

@@ -1,9 +1,9 @@
 """Run graphs with ONNX Runtime on a CPU or on CUDA. No other file of the engine imports it.
 
-On CUDA the index arrays are copied to the device once per pass, into buffers that stay there. Only the
-rewards, and the keys and values that the prompt cache stores, come back. That cache is in host memory
-also with a GPU, because ONNX Runtime's Python API can neither slice nor join tensors on a device;
-docs/architecture.md has what this costs, and why CUDA graphs are not used.
+On CUDA the index arrays are copied to the device once per pass, into buffers that stay there. Only
+the rewards, and the keys and values that the prompt cache stores, come back. That cache is in host
+memory also with a GPU, because ONNX Runtime's Python API can neither slice nor join tensors on a
+device; docs/architecture.md has what this costs, and why CUDA graphs are not used.
 """
 
 from collections.abc import Collection, Container, Iterable, Mapping
@@ -19,11 +19,11 @@ from kwise.engine.model.runtime.protocol import Shape
 from kwise.errors import ConfigError
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-# The operators that do the work. One of them on the CPU costs more than the GPU saves. Other nodes, such as
-# arithmetic on shapes, belong on the CPU.
+# The operators that do the work. One of them on the CPU costs more than the GPU saves. Other nodes,
+# such as arithmetic on shapes, belong on the CPU.
 _HEAVY = {"Attention", "MatMul", "Gemm", "RotaryEmbedding"}
-# Input buffers on the device: about 20 per combination of shapes. There are few combinations in the trie
-# layout (see shape_buckets.py), but not in the padded layout.
+# Input buffers on the device: about 20 per combination of shapes. There are few combinations in the
+# trie layout (see shape_buckets.py), but not in the padded layout.
 _MAX_BUFFERS = 4096
 
 
@@ -51,16 +51,17 @@ class OnnxRuntimeGraph:
         (place,) = parse_devices(device)
         cuda = place.kind is Kind.CUDA
         options = ort.SessionOptions()
-        # With a GPU the CPU only does arithmetic on shapes, which does not need a pool of threads per device.
+        # With a GPU the CPU only does arithmetic on shapes, which does not need a pool of threads
+        # per device.
         options.intra_op_num_threads = 1 if cuda else threads
         options.log_severity_level = 3
         if not sums_exactly(_cpu_flags()):
-            # int8 products must be added up exactly on every CPU, and the faster kernels for x86 without VNNI
-            # saturate at 16 bits. With VNNI the fast kernels are exact and 2.4 times as fast, but this option
-            # would exclude them too.
+            # int8 products must be added up exactly on every CPU, and the faster kernels for x86
+            # without VNNI saturate at 16 bits. With VNNI the fast kernels are exact and 2.4 times
+            # as fast, but this option would exclude them too.
             options.add_session_config_entry("session.x64quantprecision", "1")
-        # Computes each tensor shortly before it is used: SmolLM2 takes 20 KB of activations per row instead of
-        # 65 KB, at the same speed.
+        # Computes each tensor shortly before it is used: SmolLM2 takes 20 KB of activations per row
+        # instead of 65 KB, at the same speed.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         # A memory plan is kept for ever, so it pays only for shapes that repeat.
         options.enable_mem_pattern = cuda and few_shapes
@@ -68,7 +69,8 @@ class OnnxRuntimeGraph:
             _find_cuda()
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            # Without `enable_fallback=0` ONNX Runtime tries the CPU if CUDA fails, and prints a line.
+            # Without `enable_fallback=0` ONNX Runtime tries the CPU if CUDA fails, and prints a
+            # line.
             self._session = ort.InferenceSession(
                 path, options, providers=providers(place, memory_bytes), enable_fallback=0
             )
@@ -113,14 +115,17 @@ class BoundRun:
         for name, array in arrays.items():
             binding.bind_ortvalue_input(name, self._on_device(name, array))
         for name in self._outputs:
-            # Computed on the device and copied at the end of the pass. `present.*` has no rows if nothing is to
-            # be cached.
+            # Computed on the device and copied at the end of the pass. `present.*` has no rows if
+            # nothing is to be cached.
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
         return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
 
     def _on_device(self, name: str, array: NDArray[Any]) -> ort.OrtValue:
-        """Copy an input to the device. A pass ends before `run` returns, so its buffers can be reused."""
+        """Copy an input to the device.
+
+        A pass ends before `run` returns, so its buffers can be reused.
+        """
         array = np.ascontiguousarray(array)
         if not array.size:  # there is nothing to copy
             return ort.OrtValue.ortvalue_from_numpy(array)
@@ -142,16 +147,17 @@ def providers(device: Device, memory_bytes: int) -> list[str | tuple[str, dict[s
     """Return ONNX Runtime's execution providers for the device, in order of preference.
 
     Args:
-        memory_bytes: a GPU's memory for weights and activations; 0 for no limit. CUDA's own context and
-            cuBLAS's workspaces take about 500 MB more.
+        memory_bytes: a GPU's memory for weights and activations; 0 for no limit. CUDA's own context
+            and cuBLAS's workspaces take about 500 MB more.
     """
     if device.kind is Kind.CPU:
         return [_CPU]
-    # TF32 rounds the factors of an fp32 product to 10 bits: rewards would change by a thousandth, and parity
-    # requires 1e-4.
+    # TF32 rounds the factors of an fp32 product to 10 bits: rewards would change by a thousandth,
+    # and parity requires 1e-4.
     options = {"device_id": str(device.index), "use_tf32": "0"}
     if memory_bytes:
-        # The default strategy doubles the arena at each step, so it would fail at half of the limit.
+        # The default strategy doubles the arena at each step, so it would fail at half of the
+        # limit.
         options |= {"gpu_mem_limit": str(memory_bytes), "arena_extend_strategy": "kSameAsRequested"}
     # The CPU is second, for arithmetic on shapes. `check_placement` refuses anything more.
     return [(_CUDA, options), _CPU]
@@ -166,20 +172,20 @@ def check_placement(
         assigned: the operators that each provider runs.
 
     Raises:
-        ConfigError: the session does not have CUDA (ONNX Runtime drops a provider whose libraries do not
-            load and only logs it), or heavy operators were left to the CPU.
+        ConfigError: the session does not have CUDA (ONNX Runtime drops a provider whose libraries
+            do not load and only logs it), or heavy operators were left to the CPU.
     """
     if _CUDA not in session_providers:
         raise ConfigError(
-            f"--device {device.name}: ONNX Runtime could not load its CUDA provider and would run on the "
-            "CPU; it needs a driver, CUDA and cuDNN of matching versions: pip install 'kwise[engine-gpu]' "
-            "installs the last two"
+            f"--device {device.name}: ONNX Runtime could not load its CUDA provider and would run "
+            "on the CPU; it needs a driver, CUDA and cuDNN of matching versions: pip install "
+            "'kwise[engine-gpu]' installs the last two"
         )
     if left := sorted(_HEAVY.intersection(assigned.get(_CPU, ()))):
         raise ConfigError(
-            f"--device {device.name}: onnxruntime {ort.__version__} has no CUDA kernel for this model's "
-            f"{', '.join(left)} and would run it on the CPU; try a newer onnxruntime-gpu or another "
-            "--precision"
+            f"--device {device.name}: onnxruntime {ort.__version__} has no CUDA kernel for this "
+            f"model's {', '.join(left)} and would run it on the CPU; try a newer onnxruntime-gpu "
+            "or another --precision"
         )
 
 
@@ -194,8 +200,8 @@ def _assigned(session: ort.InferenceSession) -> dict[str, set[str]]:
 def sums_exactly(cpu_flags: Container[str]) -> bool:
     """Return whether ONNX Runtime's fast kernels add up products of bytes in 32 bits.
 
-    They do so with VNNI. A virtual machine may report AVX-512 without its VNNI; then ONNX Runtime takes the
-    inexact AVX-512 kernels even if AVX2's VNNI is present.
+    They do so with VNNI. A virtual machine may report AVX-512 without its VNNI; then ONNX Runtime
+    takes the inexact AVX-512 kernels even if AVX2's VNNI is present.
     """
     return "avx512_vnni" in cpu_flags or ("avx_vnni" in cpu_flags and "avx512f" not in cpu_flags)
 
@@ -212,7 +218,8 @@ def _cpu_flags() -> frozenset[str]:
 def _find_cuda() -> None:
     if _CUDA not in ort.get_available_providers():
         raise ConfigError(
-            "--device cuda needs onnxruntime-gpu: install 'kwise[engine-gpu]' in an environment of its own"
+            "--device cuda needs onnxruntime-gpu: install 'kwise[engine-gpu]' in an environment of "
+            "its own"
         )
     # The extra installs the libraries inside Python packages, where the loader does not search.
     ort.preload_dlls()

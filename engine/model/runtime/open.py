@@ -27,11 +27,12 @@ def open_graph(
         device: "cpu", "cuda" or "cuda:N"; OpenVINO takes "cpu" only.
         threads: the runtime's threads; 0 for one per core.
         device_memory_bytes: a GPU's memory for weights and activations; 0 for no limit.
-        bucket: wraps the graph on a GPU so that its inputs have few shapes, as `BucketedGraph` does; None
-            for no wrapper.
+        bucket: wraps the graph on a GPU so that its inputs have few shapes, as `BucketedGraph`
+            does; None for no wrapper.
 
     Raises:
-        ConfigError: the runtime is not installed, does not have the device, or cannot run the graph.
+        ConfigError: the runtime is not installed, does not have the device, or cannot run the
+        graph.
     """
     use_openvino = runtime is Runtime.OPENVINO
     package, extra = ("openvino", "openvino") if use_openvino else ("onnxruntime", "engine")

@@ -1,6 +1,7 @@
 """Run graphs with OpenVINO on a CPU. No other file imports OpenVINO.
 
-It reads the same ONNX files as ONNX Runtime and computes each node in the type that the file gives it.
+It reads the same ONNX files as ONNX Runtime and computes each node in the type that the file gives
+it.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,8 +24,8 @@ class OpenVinoGraph:
             raise ConfigError(f"--runtime openvino runs on --device cpu, not {device!r}")
         core = openvino.Core()
         options: dict[str, Any] = {
-            # "dynamic" takes each node's type from the file. By default OpenVINO would compute everything
-            # in bf16 on a CPU that has it.
+            # "dynamic" takes each node's type from the file. By default OpenVINO would compute
+            # everything in bf16 on a CPU that has it.
             "INFERENCE_PRECISION_HINT": "f32" if precision is Precision.FP32 else "dynamic",
             "PERFORMANCE_HINT": "LATENCY",  # one batch at a time, on all threads
             "ENABLE_CPU_PINNING": False,  # like ONNX Runtime: the machine is shared

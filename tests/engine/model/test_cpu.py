@@ -1,4 +1,4 @@
-"""The CPUs that count are those that both the affinity mask and the container's quota allow."""
+"""The number of CPUs respects both the affinity mask and the container's quota."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `--device` names, and what it refuses; several devices are one queue, and each has its own model and prompt cache."""
+"""`--device` names devices that share one queue, each with its own model and prompt cache."""
 
 import asyncio
 import threading
@@ -37,7 +37,7 @@ def test_devices_are_those_named_in_their_order(text: str, names: list[str]) -> 
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, unique=True))
-def test_names_are_read_as_they_are_written(indices: list[int]) -> None:
+def test_names_round_trip(indices: list[int]) -> None:
     devices = tuple(Device(kind=Kind.CUDA, index=index) for index in indices)
     assert parse_devices(",".join(device.name for device in devices)) == devices
 
@@ -57,13 +57,13 @@ def test_names_are_read_as_they_are_written(indices: list[int]) -> None:
         ("gpu", "must be cpu, cuda, cuda:N"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused_by_name(text: str, problem: str) -> None:
+def test_impossible_devices_are_refused_by_name(text: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=f"--device is {text!r}; .*{problem}"):
         parse_devices(text)
 
 
 @given(st.text(alphabet="cpuda:,0123 ", max_size=20))
-def test_any_text_is_a_plan_of_different_devices_of_one_kind_or_a_config_error(text: str) -> None:
+def test_any_text_is_distinct_devices_of_one_kind_or_a_config_error(text: str) -> None:
     try:
         devices = parse_devices(text)
     except ConfigError:
@@ -73,31 +73,34 @@ def test_any_text_is_a_plan_of_different_devices_of_one_kind_or_a_config_error(t
 
 
 class OnCpu(GraphSession):
-    """A session that takes any device's name and runs on the CPU; `off` is added to its rewards. Its first pass waits for
-    `company`, where that is set, so that another session must take what waits meanwhile."""
+    """A session that accepts any device's name and runs on the CPU.
+
+    `offset` is added to its rewards. If `barrier` is set, its first pass waits there, so that
+    another session must take what waits meanwhile.
+    """
 
     def __init__(
-        self, artifact: Artifact, *, device: str = "cpu", off: float = 0.0, **options: Any
+        self, artifact: Artifact, *, device: str = "cpu", offset: float = 0.0, **options: Any
     ) -> None:
         super().__init__(artifact, **options | {"threads": 1})
-        self.device, self.off = device, off
-        self.company: threading.Barrier | None = None
+        self.device, self.offset = device, offset
+        self.barrier: threading.Barrier | None = None
         self.batches: list[int] = []
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         self.batches.append(len(batch))
-        if self.company is not None and len(self.batches) == 1:
-            self.company.wait(20)
+        if self.barrier is not None and len(self.batches) == 1:
+            self.barrier.wait(20)
         passed = super().run(batch)
         return Pass(
-            rewards=passed.rewards + self.off,
+            rewards=passed.rewards + self.offset,
             num_rows=passed.num_rows,
             num_reused=passed.num_reused,
         )
 
 
 def _groups() -> list[Group]:
-    """Two prompts, asked about one response at a time."""
+    """Return groups of one response each, for two prompts in turn."""
     prompts = [
         f"Tell me in one short sentence what you know about {what}."
         for what in ("cabbages", "kings")
@@ -112,14 +115,14 @@ def _groups() -> list[Group]:
     ]
 
 
-async def test_two_sessions_share_one_queue_and_each_keeps_the_prompts_it_has_seen(
+async def test_two_sessions_share_one_queue_and_each_caches_the_prompts_it_has_seen(
     tiny_artifact: Path,
 ) -> None:
     artifact = read_artifact(tiny_artifact)
     sessions = [OnCpu(artifact, prompt_cache_bytes=1 << 20) for _ in range(2)]
-    company = threading.Barrier(2)
+    barrier = threading.Barrier(2)
     for session in sessions:
-        session.company = company
+        session.barrier = barrier
     config = EngineConfig(max_batch_tokens=64, cache_bytes=0)
     async with Scorer(artifact, config, new_encoder(artifact, config), sessions) as scorer:
         scored = await asyncio.gather(*map(scorer.score, _groups()))
@@ -140,7 +143,7 @@ def test_each_device_gets_a_session_and_is_checked(
     made: list[OnCpu] = []
 
     def make(artifact: Artifact, **options: Any) -> OnCpu:
-        made.append(OnCpu(artifact, off=float(options["device"] == "cuda:3"), **options))
+        made.append(OnCpu(artifact, offset=float(options["device"] == "cuda:3"), **options))
         return made[-1]
 
     monkeypatch.setattr("kwise.engine.scorer.GraphSession", make)
@@ -152,6 +155,6 @@ def test_each_device_gets_a_session_and_is_checked(
         Scorer.load(tiny_artifact, EngineConfig(device="cuda:0,cuda:3"))
 
 
-def test_a_bad_plan_is_refused_before_the_artifact_is_read(tmp_path: Path) -> None:
+def test_bad_devices_are_refused_before_the_artifact_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names cuda:1 twice"):
         Scorer.load(tmp_path / "missing", EngineConfig(device="cuda:1,cuda:1"))

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU, as far as a machine without one can tell: what is asked of it, and IO binding on the CPU."""
+"""ONNX Runtime on a GPU, as far as a machine without one can test it."""
 
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +38,10 @@ def artifact(tiny_artifact: Path) -> Artifact:
 def _arrays(
     graph: OnnxRuntimeGraph, num_tile_groups: int, lengths: tuple[int, ...], num_past: int
 ) -> dict[str, NDArray[Any]]:
-    """All inputs of a batch of one prompt of 20 tokens, `num_past` of them known, and to be kept where none is."""
+    """Return all inputs of a batch with one prompt of 20 tokens, `num_past` of them past entries.
+
+    If none is past, the prompt is to be cached.
+    """
     trie = build_trie(
         [np.concatenate([np.arange(20), np.full(length, length)]) for length in lengths]
     )
@@ -59,7 +62,7 @@ def test_a_gpus_options_name_the_device_and_leave_fp32_exact() -> None:
     assert providers(GPU, 0) == [(CUDA_PROVIDER, {"device_id": "1", "use_tf32": "0"}), CPU_PROVIDER]
 
 
-def test_a_memory_limit_is_kept_by_an_arena_that_grows_by_what_is_asked() -> None:
+def test_with_a_memory_limit_the_arena_grows_by_what_is_requested() -> None:
     cuda, _ = providers(GPU, 8 << 30)
     assert isinstance(cuda, tuple)
     options = cuda[1]
@@ -67,7 +70,7 @@ def test_a_memory_limit_is_kept_by_an_arena_that_grows_by_what_is_asked() -> Non
     assert options["arena_extend_strategy"] == "kSameAsRequested"
 
 
-def test_fast_kernels_of_int8_are_taken_where_their_sums_are_exact() -> None:
+def test_int8_takes_the_fast_kernels_if_their_sums_are_exact() -> None:
     assert sums_exactly({"avx512f", "avx512_vnni"}) and sums_exactly({"avx2", "avx_vnni"})
     assert (
         not sums_exactly({"avx2"})
@@ -99,7 +102,7 @@ def test_heavy_work_left_to_the_cpu_is_refused_and_arithmetic_on_shapes_is_not()
 def test_the_names_of_heavy_operators_are_those_that_onnx_runtime_reports(
     artifact: Artifact,
 ) -> None:
-    """Else the check would find nothing on any machine."""
+    """With other names the check would find nothing on any machine."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = ort.InferenceSession(artifact.graph_path(), options, providers=[CPU_PROVIDER])
@@ -130,7 +133,7 @@ def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffers_again(
 
 
 class OnGpu(ort.InferenceSession):
-    """A session on the CPU that says of itself what one on a GPU would; keeps what it was made with."""
+    """A session on the CPU that describes itself as one on a GPU, and records its arguments."""
 
     made: ClassVar[list[tuple[ort.SessionOptions, Any]]] = []
     loaded = True
@@ -187,7 +190,7 @@ def test_on_a_gpu_the_trie_layout_comes_in_few_shapes_and_memory_is_planned(
     )
 
 
-def test_a_gpu_that_is_not_to_be_had_is_a_config_error_and_nothing_runs_on_the_cpu_instead(
+def test_an_unavailable_gpu_is_a_config_error_and_nothing_runs_on_the_cpu_instead(
     artifact: Artifact, gpu: type[OnGpu], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Packing a trie for tiles of attention changes no result, whatever part of it is known already."""
+"""Packing a trie into tiles of attention changes no result, whatever part of it is past."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,10 +17,10 @@ TILE_GROUPS = st.integers(1, 6)
 
 @st.composite
 def _known(draw: st.DrawFn) -> tuple[Trie, Int64, list[int | None]]:
-    """A trie, what is past of it, and for each past entry the node whose states it holds, None for a stranger's.
+    """A trie, its past nodes, and for each past entry its node; None if it stands for no node.
 
-    Any prefixes of sequences are past, but no sequence's last node; some entries stand for no node, and some hold the
-    states of a node that another entry stands for.
+    Any prefixes of sequences are past, but no sequence's last node; some entries stand for no node,
+    and some hold the states of a node that another entry stands for.
     """
     batch = draw(BATCHES)
     trie = build_trie(batch)
@@ -45,13 +45,13 @@ KNOWN = _known()
 
 
 def _tiles(packed: Packed, num_tile_groups: int) -> Iterator[tuple[Int64, Int64]]:
-    """Queries and keys of every tile, in the order in which their outputs lie."""
+    """Yield the queries and keys of every tile, in the order of their outputs."""
     for c in range(num_tile_groups):
         yield from zip(packed.arrays[f"queries.{c}"], packed.arrays[f"keys.{c}"], strict=True)
 
 
 def _seen(packed: Packed, query: int, keys: Int64) -> Int64:
-    """The entries among `keys` that the graph lets row `query` see, in the tile's order."""
+    """Return the entries among `keys` that the graph lets row `query` see, in the tile's order."""
     preorder, subtree_end = packed.arrays["preorder"], packed.arrays["subtree_end"]
     real = keys[keys >= 0]
     return real[(preorder[real] <= preorder[query]) & (preorder[query] < subtree_end[real])]
@@ -78,13 +78,13 @@ def test_every_row_sees_its_ancestors_and_itself_once(
 def test_aligned_keys_lie_at_their_depths(
     known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int
 ) -> None:
-    """In whatever company: so a softmax over them is one sum in one order, followed by zeros."""
+    """In every batch, so that a softmax over them is one sum in one order, followed by zeros."""
     trie, past, entries = known
     packed = pack(trie, num_tile_groups, past, len(entries), aligned_keys=True)
     node_at = {int(entry): node for node, entry in enumerate(packed.entries)}
     for queries, keys in _tiles(packed, num_tile_groups):
         if len(keys) == 1:
-            continue  # a class without tiles
+            continue  # a group without tiles
         assert len(queries) >= 2 and len(keys) % 64 == 0
         seen = keys[keys >= 0]
         assert (keys[: len(seen)] == seen).all()
@@ -94,7 +94,7 @@ def test_aligned_keys_lie_at_their_depths(
 
 
 @given(KNOWN, TILE_GROUPS)
-def test_rows_are_the_nodes_that_are_not_past_in_their_order(
+def test_rows_are_the_nodes_that_are_not_past_in_preorder(
     known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int
 ) -> None:
     trie, past, entries = known
@@ -145,7 +145,7 @@ def test_padding_is_the_last_query_again_and_minus_one_for_keys(
 
 
 @given(BATCHES)
-def test_a_class_without_tiles_is_one_score_that_nobody_reads(batch: list[Int64]) -> None:
+def test_a_group_without_tiles_is_one_score_that_is_not_read(batch: list[Int64]) -> None:
     packed = pack(build_trie(batch[:1]), 12)
     offsets = np.cumsum([0, *(packed.arrays[f"queries.{c}"].size for c in range(12))])
     used = np.searchsorted(offsets, packed.arrays["outputs"], side="right") - 1
@@ -168,7 +168,10 @@ def _softmax(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _naive(sequence: Int64, embedding: Any, rotations: Any, layers: Layers) -> tuple[Any, Any]:
-    """Causal attention over the one sequence: hidden state of the last token, and each layer's keys and values of it."""
+    """Run causal attention over one sequence.
+
+    Returns the last token's hidden state, and its keys and values in each layer.
+    """
     hidden = embedding[sequence] + rotations[: len(sequence)]
     causal = np.tril(np.ones((len(sequence), len(sequence)), bool))
     states = []
@@ -182,7 +185,7 @@ def _naive(sequence: Int64, embedding: Any, rotations: Any, layers: Layers) -> t
 def _packed(
     packed: Packed, num_tile_groups: int, past: Any, embedding: Any, rotations: Any, layers: Layers
 ) -> Any:
-    """The same from the packed arrays: gather, masked attention per tile, and `outputs` to bring rows home."""
+    """Compute the same from the packed arrays: gather, attend per tile, reorder by `outputs`."""
     arrays = packed.arrays
     hidden = embedding[arrays["input_ids"]] + rotations[arrays["positions"][: packed.num_rows]]
     for (wq, wk, wv), (past_keys, past_values) in zip(layers, past, strict=True):
@@ -210,7 +213,7 @@ def _packed(
 def test_attention_over_packed_rows_is_attention_over_each_sequence(
     known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int, seed: int
 ) -> None:
-    """Whatever is past: its keys and values are given, and a stranger's among them are never read."""
+    """Past keys and values are given, and entries that stand for no node are not read."""
     trie, past, entries = known
     random = np.random.default_rng(seed)
     width = 5

@@ -1,4 +1,4 @@
-"""The prompt cache gives back the states of the longest prefix that it has, and drops the least recently used first."""
+"""The prompt cache finds the longest cached prefix and drops the least recently used first."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -9,7 +9,7 @@ from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache, Segment, St
 from kwise.engine.trie import Int64, sort_key
 from tests.token_states import BYTES_PER_TOKEN, states_along
 
-TOKEN_BYTES = BYTES_PER_TOKEN + 4  # of a segment that has all of its prefix's tokens
+TOKEN_BYTES = BYTES_PER_TOKEN + 4  # per token of a segment that has all tokens of its prefix
 Tokens = tuple[int, ...]
 
 
@@ -28,7 +28,7 @@ def _shared(a: Tokens, b: Tokens) -> int:
 
 
 def _spelled(segment: Segment, stop: int) -> States:
-    """The states of the first `stop` tokens of the segment's prefix."""
+    """Return the states of the first `stop` tokens of the segment's prefix."""
     parts: list[States] = []
     for part in segment.chain():
         parts.insert(0, [state[: stop - part.start] for state in part.states])
@@ -41,8 +41,8 @@ def _put(cache: PromptCache, tokens: Tokens, start: int) -> None:
     cache.put(_key(tokens), start, [state[start:] for state in states_along(_array(tokens))])
 
 
-class PromptCacheKeepsPrefixes(RuleBasedStateMachine):
-    """Beside the kept prefixes, the least recently used first, each with the prefixes that its chain goes through."""
+class PromptCacheMachine(RuleBasedStateMachine):
+    """The model: cached prefixes, least recently used first, with the prefixes of their chains."""
 
     @initialize(
         max_bytes=st.sampled_from([0, 15, 16, 40, 60, 90, 150, 1000]).map(
@@ -57,7 +57,7 @@ class PromptCacheKeepsPrefixes(RuleBasedStateMachine):
         self.sizes: dict[Tokens, int] = {}
 
     def draw_tokens(self, data: st.DataObject) -> Tokens:
-        """What goes on from any part of what was sent before."""
+        """Draw tokens that extend any part of earlier ones."""
         before = data.draw(st.sampled_from(self.sent))
         kept = (
             before[: data.draw(st.integers(0, len(before)))] if data.draw(st.booleans()) else before
@@ -132,10 +132,10 @@ class PromptCacheKeepsPrefixes(RuleBasedStateMachine):
             assert all(used in self.chains for chain in self.chains.values() for used in chain)
 
 
-PromptCacheKeepsPrefixes.TestCase.settings = settings(
+PromptCacheMachine.TestCase.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None
 )
-TestPromptCacheKeepsPrefixes = PromptCacheKeepsPrefixes.TestCase
+TestPromptCacheMachine = PromptCacheMachine.TestCase
 
 PROMPTS = st.lists(
     st.lists(st.integers(0, 2), min_size=MIN_TOKENS, max_size=40).map(tuple), min_size=1, max_size=6
@@ -143,7 +143,7 @@ PROMPTS = st.lists(
 
 
 @given(PROMPTS, st.integers(0, MIN_TOKENS * TOKEN_BYTES - 1))
-def test_too_few_bytes_for_any_prompt_keep_none(prompts: list[Tokens], max_bytes: int) -> None:
+def test_too_few_bytes_for_any_prompt_cache_none(prompts: list[Tokens], max_bytes: int) -> None:
     cache = PromptCache(max_bytes)
     for tokens in prompts:
         _put(cache, tokens, 0)
@@ -154,7 +154,7 @@ def test_too_few_bytes_for_any_prompt_keep_none(prompts: list[Tokens], max_bytes
 
 
 @given(st.integers(1, 60), st.integers(0, 60))
-def test_there_is_room_for_what_would_be_kept(num_tokens: int, max_tokens: int) -> None:
+def test_there_is_room_for_what_would_be_cached(num_tokens: int, max_tokens: int) -> None:
     cache = PromptCache(max_tokens * TOKEN_BYTES)
     _put(cache, (1,) * num_tokens, 0)
     kept = (num_tokens <= max_tokens) and num_tokens >= MIN_TOKENS
@@ -162,8 +162,8 @@ def test_there_is_room_for_what_would_be_kept(num_tokens: int, max_tokens: int) 
     assert cache.longest(_key((1,) * num_tokens))[1] == (num_tokens if kept else 0)
 
 
-def test_a_start_that_is_stale_keeps_nothing() -> None:
-    """Between planning and keeping, the tokens before may be dropped, or more of them kept."""
+def test_a_stale_start_caches_nothing() -> None:
+    """Between planning and caching, the tokens before may be dropped, or more of them cached."""
     cache = PromptCache(1 << 20)
     prompt = tuple(range(40))
     for start in (1, 16, 39):
@@ -177,7 +177,7 @@ def test_a_start_that_is_stale_keeps_nothing() -> None:
     assert len(cache) == 2
 
 
-def test_a_prompt_that_goes_on_from_half_of_another_holds_only_its_own_tokens() -> None:
+def test_a_prompt_that_extends_half_of_another_holds_only_its_own_tokens() -> None:
     cache = PromptCache(1 << 20)
     first, second = (1,) * 40, (1,) * 20 + (2,) * 10
     _put(cache, first, 0)
@@ -191,8 +191,8 @@ def test_a_prompt_that_goes_on_from_half_of_another_holds_only_its_own_tokens() 
         np.testing.assert_array_equal(state, expected)
 
 
-def test_an_ancestor_outlives_the_prompts_that_go_on_from_it() -> None:
-    """Used as often as any of them, it is dropped after all of them."""
+def test_an_ancestor_outlives_the_prompts_that_extend_it() -> None:
+    """It is used as often as any of them, so it is dropped after all of them."""
     system = (9,) * 30
     cache = PromptCache(100 * TOKEN_BYTES)
     _put(cache, system, 0)

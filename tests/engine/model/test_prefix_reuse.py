@@ -1,4 +1,4 @@
-"""What a batch takes from the prompt cache is what a pass over all of it would compute, and what it leaves there too."""
+"""The states that a batch reuses, and those it caches, are what a full pass would compute."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ def _runs(draw: st.DrawFn) -> Tokens:
 
 @st.composite
 def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
-    """Batches whose prompts go on from one another's, or from a part of them, before and after they were kept."""
+    """Batches whose prompts extend one another, or a part, before and after they were cached."""
     prompts: list[Tokens] = [()]
     batches = []
     for _ in range(draw(st.integers(1, 6))):
@@ -43,7 +43,7 @@ def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
             kept = draw(st.sampled_from([len(before), draw(st.integers(0, len(before)))]))
             prompts.append(before[:kept] + draw(_runs()))
             tokens = prompts[-1] + draw(_runs()) or (0,)
-            # An odd caller's prompt_tokens; unread padding that was cut can leave more of them than tokens.
+            # prompt_tokens may be unusual; it exceeds the tokens if trailing padding was cut off.
             told = st.sampled_from(
                 [len(prompts[-1]), len(prompts[-1]), 0, len(tokens), len(tokens) + 3]
             )
@@ -53,15 +53,17 @@ def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
 
 
 def _prefixes(reuse: Reuse) -> list[np.ndarray]:
-    """The tokens that each node stands for."""
+    """Return the prefix that each node stands for."""
     return [reuse.trie.token_ids[reuse.trie.path(node)] for node in range(reuse.trie.num_nodes)]
 
 
 def _run(
     batch: Sequence[EncodedSequence], cache: PromptCache, *, separate_last_tokens: bool = False
 ) -> Reuse:
-    """As a session does it, with a graph that knows every prefix's states; what the session relies on is asserted. With
-    `separate_last_tokens` the states of last rows are others."""
+    """Plan, run and cache a batch as a session does, with a graph that knows every prefix's states.
+
+    Asserts what the session relies on. With `separate_last_tokens` last rows have other states.
+    """
     reuse = plan_reuse(batch, cache, WIDTHS, separate_last_tokens=separate_last_tokens)
     expected, past = states_of(_prefixes(reuse)), reuse.past
     assert (past[reuse.trie.last_nodes] == NOT_PAST).all()
@@ -72,7 +74,7 @@ def _run(
         np.testing.assert_array_equal(state[past[known]], right[known])
     packed = pack(reuse.trie, 3, past, reuse.num_past)
     rows = packed.entries[reuse.nodes_to_cache]
-    assert (rows < packed.num_rows).all()  # the graph gives the states of rows
+    assert (rows < packed.num_rows).all()  # the graph returns the states of rows only
     if separate_last_tokens:
         for right in expected:
             right[reuse.trie.last_nodes] = np.nan
@@ -82,7 +84,7 @@ def _run(
 
 
 def _assert_sound(cache: PromptCache) -> None:
-    """Everything in the cache is right, and no more than fits."""
+    """Assert that everything in the cache is right and that it fits."""
     assert cache.num_bytes <= cache.max_bytes
     assert cache.num_bytes == sum(segment.num_bytes for segment in cache._segments.values())
     for segment in cache._segments.values():
@@ -94,7 +96,7 @@ def _assert_sound(cache: PromptCache) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(_batches(), st.sampled_from([0, 16, 30, 50, 80, 120, LARGE]), st.booleans())
-def test_past_states_are_those_of_their_nodes_and_kept_ones_are_computed(
+def test_past_states_are_those_of_their_nodes_and_cached_ones_are_computed(
     batches: list[list[EncodedSequence]], max_tokens: int, separate_last_tokens: bool
 ) -> None:
     cache = PromptCache(max_tokens * TOKEN_BYTES)
@@ -105,7 +107,7 @@ def test_past_states_are_those_of_their_nodes_and_kept_ones_are_computed(
 
 @settings(deadline=None)
 @given(_batches())
-def test_what_a_large_cache_was_told_is_a_prompt_is_computed_once(
+def test_with_a_large_cache_every_prompt_is_computed_once(
     batches: list[list[EncodedSequence]],
 ) -> None:
     cache = PromptCache(LARGE)
@@ -137,9 +139,12 @@ def test_no_cache_computes_everything(batches: list[list[EncodedSequence]]) -> N
 PROMPT = tuple(range(100, 140))
 
 
-def test_another_prompts_first_tokens_are_kept_though_their_states_are_past_for_the_first() -> None:
-    """Too few to be found for the second prompt, they are not computed either, since the batch's other sequence has them
-    from the cache: the pass was asked for rows that it does not have, and the whole batch failed."""
+def test_another_prompts_first_tokens_are_cached_though_they_are_past_for_the_first() -> None:
+    """They are too few for the second prompt to find them, but the batch's other sequence does.
+
+    So they were not computed, the pass was asked for rows that it did not have, and the whole batch
+    failed.
+    """
     cache = PromptCache(LARGE)
     _run([_sequence((*PROMPT, 1), len(PROMPT))], cache)
     second = PROMPT[: MIN_TOKENS - 1] + tuple(range(30))
@@ -162,7 +167,7 @@ def test_equal_sequences_and_a_prompt_that_is_all_of_one_are_computed_at_their_l
     assert again.nodes_to_cache.size == 0
 
 
-def test_a_system_prompt_is_held_once_for_the_prompts_that_share_it() -> None:
+def test_a_system_prompt_is_stored_once_for_the_prompts_that_share_it() -> None:
     cache = PromptCache(LARGE)
     first, second = (*PROMPT, *range(20)), (*PROMPT, *range(50, 90))
     _run([_sequence((*first, 1), len(first))], cache)
@@ -174,7 +179,7 @@ def test_a_system_prompt_is_held_once_for_the_prompts_that_share_it() -> None:
     )
 
 
-def test_prompts_of_one_batch_that_share_their_beginning_are_held_once() -> None:
+def test_prompts_of_one_batch_that_share_their_beginning_store_it_once() -> None:
     cache = PromptCache(LARGE)
     first, second = (*PROMPT, *range(20)), (*PROMPT, *range(50, 90))
     _run([_sequence((*first, 1), len(first)), _sequence((*second, 1), len(second))], cache)

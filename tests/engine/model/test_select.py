@@ -1,4 +1,4 @@
-"""Which precision and runtime serve: what the user allows, the artifact holds, and the machine computes."""
+"""The selected backend is allowed by the user, available in the artifact and computable."""
 
 from itertools import product
 
@@ -29,7 +29,7 @@ ALL = list(Precision)
         ([BF16], Runtime.AUTO, Kind.CUDA, False, (BF16, Runtime.ONNXRUNTIME)),
     ],
 )
-def test_the_first_that_can_be_served_is(
+def test_the_first_precision_that_can_be_served_is_selected(
     allowed: list[Precision],
     runtime: Runtime,
     kind: Kind,
@@ -75,7 +75,7 @@ def test_each_refusal_has_its_reason(
         select_backend(allowed, runtime, kind, available, lambda: False)
 
 
-def test_what_is_not_installed_is_one_more_reason() -> None:
+def test_a_package_that_is_not_installed_is_one_more_reason() -> None:
     def cpu_has_bf16() -> bool:
         raise ConfigError("it needs the package openvino")
 
@@ -92,7 +92,7 @@ def test_what_is_not_installed_is_one_more_reason() -> None:
     st.sets(st.sampled_from(ALL)),
     st.booleans(),
 )
-def test_nothing_is_served_that_was_not_allowed_or_not_held(
+def test_only_allowed_and_available_precisions_are_selected(
     allowed: list[Precision], available: set[Precision], has_bf16: bool
 ) -> None:
     for runtime, kind in product(Runtime, Kind):

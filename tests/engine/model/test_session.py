@@ -1,4 +1,4 @@
-"""A session's rewards are those of a session without prompt cache, whichever runtime, and a prompt's rows are computed once."""
+"""The prompt cache changes no reward on any runtime, and a prompt is computed once."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,9 +23,7 @@ from kwise.errors import ArtifactError, ConfigError
 from kwise.types import Group, Message
 from tests.real_data import read_examples
 
-EXACT = (
-    2e-5  # fp32, another order of additions; 8e-6 is the most that 2,760 random batches differed by
-)
+EXACT = 2e-5  # fp32, another order of additions; 2,760 random batches differed by at most 8e-6
 LARGE = 64 << 20
 VOCAB = 40
 
@@ -55,7 +53,7 @@ def _session(artifact: Artifact, prompt_cache_bytes: int, runtime: Runtime) -> G
 
 @pytest.fixture(scope="module")
 def plain(artifact: Artifact) -> GraphSession:
-    """The reference."""
+    """The reference: a session without prompt cache."""
     return _session(artifact, 0, Runtime.ONNXRUNTIME)
 
 
@@ -77,7 +75,7 @@ def _num_nodes(batch: Sequence[EncodedSequence]) -> int:
 
 
 def _shared(first: EncodedSequence, second: EncodedSequence) -> int:
-    """Tokens that two sequences have in common from the start."""
+    """Return how many tokens two sequences have in common at the start."""
     length = min(len(first.token_ids), len(second.token_ids))
     differ = np.flatnonzero(first.token_ids[:length] != second.token_ids[:length])
     return int(differ[0]) if len(differ) else length
@@ -109,7 +107,7 @@ def test_without_prompt_cache_every_call_computes_its_prompt(
     assert len(plain.prompt_cache) == 0
 
 
-def test_a_prefix_kept_from_one_prompt_serves_another_that_shares_only_its_first_part(
+def test_a_prefix_cached_for_one_prompt_serves_another_that_shares_only_its_first_part(
     artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
 ) -> None:
     session = _session(artifact, LARGE, runtime)
@@ -123,10 +121,10 @@ def test_a_prefix_kept_from_one_prompt_serves_another_that_shares_only_its_first
     assert passed.rewards == pytest.approx(plain.run([second]).rewards, abs=EXACT)
 
 
-def test_a_new_prompt_beside_a_known_one_is_scored_and_kept(
+def test_a_new_prompt_beside_a_cached_one_is_scored_and_cached(
     artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
 ) -> None:
-    """Token ids of unlike openings share their first few tokens only: the pass failed."""
+    """The two prompts share only their first few tokens, and the pass failed."""
     session = _session(artifact, LARGE, runtime)
     known, new = tuple(range(100, 140)), (*range(100, 110), *range(200, 230))
     session.run(_encode(encoder, Group(prompt=known, responses=((1,),))))
@@ -142,7 +140,7 @@ def test_a_new_prompt_beside_a_known_one_is_scored_and_kept(
 def test_a_reused_prompt_that_is_a_whole_sequence_gets_its_reward(
     artifact: Artifact, plain: GraphSession, runtime: Runtime
 ) -> None:
-    """Its last token is known and computed all the same, since the head reads it."""
+    """Its last token is cached but computed again, because the head reads it."""
     session = _session(artifact, LARGE, runtime)
     prompt = np.arange(100, 140)
     whole = EncodedSequence(token_ids=prompt, type_ids=None, num_tokens=40, prompt_tokens=40)
@@ -163,7 +161,7 @@ def test_a_reused_prompt_that_is_a_whole_sequence_gets_its_reward(
 
 @st.composite
 def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
-    """Many batches from few prompts, which go on from one another's beginnings."""
+    """Many batches of few prompts, which extend one another's beginnings."""
     random = np.random.default_rng(draw(st.integers(0, 10_000)))
     prompts = [random.integers(3, VOCAB, random.integers(1, 200))]
     for _ in range(draw(st.integers(1, 5))):
@@ -227,7 +225,7 @@ def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(
 
 
 def _with_contract(artifact: Artifact, **changed: object) -> Artifact:
-    """The artifact with another contract of its fp32 graph."""
+    """Return the artifact with another contract for its fp32 graph."""
     contract = structs.replace(artifact.manifest.graphs[Precision.FP32], **changed)
     manifest = structs.replace(artifact.manifest, graphs={Precision.FP32: contract})
     return replace(artifact, manifest=manifest)
@@ -253,7 +251,7 @@ def test_the_contract_and_not_the_precision_says_how_the_graph_is_fed(artifact: 
 
 
 def test_the_reward_output_is_found_by_its_name(artifact: Artifact) -> None:
-    """Any float output per sequence would do as a head; this one is not there."""
+    """A graph may have several heads, so the position of an output says nothing."""
     with pytest.raises(ArtifactError, match=r"model\.onnx: the graph has no output 'helpfulness'"):
         GraphSession(_with_contract(artifact, reward_output="helpfulness"))
     for runtime in (Runtime.ONNXRUNTIME, Runtime.OPENVINO):

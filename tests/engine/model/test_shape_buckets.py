@@ -1,4 +1,4 @@
-"""A graph behind the padding gives what it gives without, and sees few shapes, not much larger."""
+"""Padding to shape buckets changes no reward; shapes are few and not much larger."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +23,8 @@ EXACT = 1e-5  # fp32, another order of additions
 TILE_GROUPS = 8
 
 
-class NoGraph:
-    """Answers with as many rewards and states as it was asked for; keeps the shapes it was asked in."""
+class RecordingGraph:
+    """Returns as many rewards and states as requested, and records the shapes of its inputs."""
 
     runtime = "test"
     inputs: Mapping[str, Shape] = {}
@@ -47,7 +47,7 @@ def artifact(tiny_artifact: Path) -> Artifact:
 
 
 def _bucketed(artifact: Artifact, prompt_cache_bytes: int) -> GraphSession:
-    """As `open_graph` makes it for a GPU, on a CPU."""
+    """Return a session on a CPU whose graph is wrapped as on a GPU."""
     session = GraphSession(artifact, threads=1, prompt_cache_bytes=prompt_cache_bytes)
     session._graph = BucketedGraph(session._graph)
     return session
@@ -63,7 +63,7 @@ def _sequences(batch: Sequence[Int64]) -> list[EncodedSequence]:
 
 
 def _batch(random: np.random.Generator, max_rows: int) -> list[Int64]:
-    """Groups of unlike lengths, up to about so many rows."""
+    """Return groups of different lengths with about `max_rows` tokens."""
     batch: list[Int64] = []
     while sum(map(len, batch)) < max_rows:
         prompt = random.integers(0, 50_000, random.integers(5, 300))
@@ -95,12 +95,12 @@ def test_padding_changes_no_reward_whatever_is_cached(
         passed, expected = bucketed.run(_sequences(batch)), plain.run(_sequences(batch))
         np.testing.assert_allclose(passed.rewards, expected.rewards, rtol=0, atol=EXACT)
         assert (passed.num_rows, passed.num_reused) == (expected.num_rows, expected.num_reused)
-    # What is kept is counted, and nothing of the padding hangs on it.
+    # The cache counts the bytes that it holds: no array is a view of a padded one.
     assert bucketed.prompt_cache.num_bytes == plain.prompt_cache.num_bytes
     states = [
         state for segment in bucketed.prompt_cache._segments.values() for state in segment.states
     ]
-    # An array of ONNX Runtime's own memory has no array beneath it.
+    # The base of an array in ONNX Runtime's own memory is not an array.
     assert all(
         not isinstance(state.base, np.ndarray) or len(state.base) == len(state) for state in states
     )
@@ -126,10 +126,10 @@ def test_rounding_up_adds_less_than_a_step_and_repeats_itself(
     assert rounded <= round_up(size + 1, smallest, steps)
 
 
-def test_there_are_few_shapes_and_the_last_batches_have_hardly_a_new_one() -> None:
-    """Without it all 400 differ. Bounds are about twice what the docstring's batches had."""
+def test_there_are_few_shapes_and_hardly_new_ones_in_the_last_batches() -> None:
+    """Without buckets all 400 differ. The bounds are about twice what random batches had."""
     random = np.random.default_rng(1)
-    graph = NoGraph()
+    graph = RecordingGraph()
     bucketed = BucketedGraph(graph)
     for _ in range(400):
         bucketed.run(_inputs(_batch(random, 2000)) | {"rows_to_cache": np.empty(0, np.int64)})
@@ -139,7 +139,7 @@ def test_there_are_few_shapes_and_the_last_batches_have_hardly_a_new_one() -> No
 
 def test_a_shape_costs_a_quarter_more_rows_at_most_and_scores_in_proportion() -> None:
     random = np.random.default_rng(2)
-    bucketed = BucketedGraph(NoGraph())
+    bucketed = BucketedGraph(RecordingGraph())
     scores, padded_scores = 0, 0
     for _ in range(100):
         arrays = _inputs(_batch(random, 2000))
@@ -152,8 +152,8 @@ def test_a_shape_costs_a_quarter_more_rows_at_most_and_scores_in_proportion() ->
     assert padded_scores < 5 * scores
 
 
-def test_the_outputs_are_as_long_as_asked_for_and_a_batch_of_one_token_has_a_shape_too() -> None:
-    bucketed = BucketedGraph(NoGraph())
+def test_outputs_are_cut_to_the_batch_even_to_one_token() -> None:
+    bucketed = BucketedGraph(RecordingGraph())
     for batch in ([np.array([3])], [np.array([3]), np.array([3, 4])]):
         outputs = bucketed.run(_inputs(batch))
         assert (len(outputs["rewards"]), len(outputs["present.0.key"])) == (len(batch), 1)

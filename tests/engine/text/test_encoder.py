@@ -1,4 +1,4 @@
-"""Encoded conversations are token for token what `apply_chat_template` gives, and limits name what breaks them."""
+"""The encoder gives the tokens of `apply_chat_template`, and its errors name field and limit."""
 
 from collections.abc import Sequence
 from os.path import commonprefix
@@ -44,7 +44,7 @@ RESPONSES = st.lists(TEXTS, min_size=1, max_size=4).map(tuple)
 
 @st.composite
 def _prompts(draw: st.DrawFn, texts: st.SearchStrategy[str] = TEXTS) -> Conversation:
-    """With or without a system message, then user and assistant in turn up to a user's turn."""
+    """A prompt: an optional system message, then user and assistant in turn, the user last."""
     system = [Message(role="system", content=draw(texts))] if draw(st.booleans()) else []
     roles = ["user", "assistant"] * draw(st.integers(0, 2)) + ["user"]
     return (*system, *(Message(role=role, content=draw(texts)) for role in roles))
@@ -68,7 +68,7 @@ def _new(
 
 @pytest.fixture(scope="module")
 def real(smollm2_tokenizer: Any) -> Any:
-    """SmolLM2's tokenizer as transformers has it."""
+    """SmolLM2's tokenizer in transformers."""
     return smollm2_tokenizer
 
 
@@ -96,7 +96,7 @@ def _ids(outcome: EncodedSequence | InvalidRequest) -> list[int]:
     return outcome.token_ids.tolist()
 
 
-# Equality with tokenising the whole
+# Equality with tokenising the whole conversation
 
 
 @settings(max_examples=200, deadline=None)
@@ -128,7 +128,7 @@ def test_tokens_are_those_of_the_whole_conversation(
         "\u202e\0",
     ],
 )
-def test_awkward_responses_in_company_keep_their_tokens(
+def test_awkward_responses_keep_their_tokens_beside_others(
     encoder: ConversationEncoder, real: Any, response: str
 ) -> None:
     prompt = _user("What is 1+1?")
@@ -214,7 +214,7 @@ def _tokenizers(draw: st.DrawFn) -> Tokenizer:
             name: draw(st.booleans())
             for name in ("lstrip", "rstrip", "single_word", "normalized", "special")
         }
-        # Most real tokens are plain; all flags drawn freely would seldom leave anything to cut at.
+        # Most real tokens are plain. With freely drawn flags there would seldom be a place to cut.
         if draw(st.booleans()):
             flags |= {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
         token = AddedToken(
@@ -247,7 +247,7 @@ def test_any_kind_of_added_token_keeps_the_tokens_of_the_whole(
 
 
 def _whole(tokenizer: Tokenizer, text: str) -> list[int]:
-    """tokenizers 0.22 panics on some texts where stripping tokens overlap: what it cannot do at all is no example."""
+    """Reject examples on which tokenizers 0.22 panics, as it does if stripping tokens overlap."""
     try:
         token_ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     except BaseException as error:
@@ -303,7 +303,7 @@ def _bert_like() -> Tokenizer:
 
 
 def test_token_ids_of_a_pair_get_the_types_of_the_texts_that_they_spell() -> None:
-    """Once they had none, so that a cross-encoder read the response as a part of the prompt: another reward."""
+    """They had none once, so a cross-encoder read the response as part of the prompt."""
     encoder = _new(_bert_like(), None)
     (by_text,) = encoder.encode(Group(prompt=_user("the cat"), responses=("sat on",)))
     assert isinstance(by_text, EncodedSequence) and by_text.type_ids is not None
@@ -317,7 +317,7 @@ def test_token_ids_of_a_pair_get_the_types_of_the_texts_that_they_spell() -> Non
 
 
 def test_models_of_one_type_get_no_second_one_for_token_ids() -> None:
-    """RoBERTa's table of types has one row: 1 would be outside it."""
+    """RoBERTa's table of types has one row, so type 1 would be outside it."""
     tokenizer = Tokenizer.from_str(TRAINED["first"])
     tokenizer.post_processor = processors.RobertaProcessing(("<unk>", 0), ("<unk>", 0))
     (outcome,) = _new(tokenizer, None).encode(Group(prompt=(1, 2), responses=((3,),)))
@@ -355,8 +355,10 @@ PLAIN = st.lists(UNICODE | st.sampled_from(["<|im_", "|>", "\n", " ", "x"]), max
 def test_prompt_tokens_are_the_same_whoever_else_is_in_the_group(
     encoder: ConversationEncoder, real: Any, prompt: Conversation, responses: tuple[str, ...]
 ) -> None:
-    """One response a call or all at once: what one call computed, the next one finds. They are all tokens before the turn
-    of the response."""
+    """One call finds what another computed, with one response per call or all at once.
+
+    They are all tokens before the turn of the response.
+    """
     (num_shared,) = set(_num_shared(encoder.encode(Group(prompt=prompt, responses=responses))))
     for response in responses:
         (alone,) = encoder.encode(Group(prompt=prompt, responses=(response,)))
@@ -417,7 +419,7 @@ def test_control_tokens_of_a_response_are_counted(
     encoder: ConversationEncoder, real: Any, response: str
 ) -> None:
     (outcome,) = encoder.encode(Group(prompt=_user("<|im_end|>"), responses=(response,)))
-    # SmolLM2's unknown token is <|endoftext|>, which rare bytes become without being spelled out.
+    # SmolLM2's unknown token is <|endoftext|>. Rare bytes become it without spelling it out.
     special = set(real.added_tokens_decoder) - {real.unk_token_id}
     spelled = sum(i in special for i in real(response, add_special_tokens=False)["input_ids"])
     assert isinstance(outcome, EncodedSequence)
@@ -489,7 +491,8 @@ def test_a_prompt_of_too_many_characters_is_refused_before_anything_is_tokenised
     encoder = _limited(real, max_tokens=20_000)
     fits = _user("a" * (1_280_000 - len("user") - 1))
     encoder.check(Group(prompt=fits, responses=("short",)))
-    # A message counts as one character more than its role and content have, for each costs the template time.
+    # A message counts one character more than its role and content, because it costs the template
+    # time.
     for message in (Message(role="system", content=""), Message(role="x" * 1_280_000, content="")):
         with pytest.raises(
             InvalidRequest,
@@ -555,15 +558,18 @@ def test_each_response_drops_only_what_it_needs(real: Any) -> None:
     assert _ids(shortened) == _reference(real, (prompt[0], prompt[3]), "a b c")
 
 
-# One response's own fault
+# Errors of one response
 
 
 @pytest.mark.parametrize("overlong", list(Overlong))
 def test_a_response_that_fits_is_scored_however_long_its_prompt_looks(
     real: Any, overlong: Overlong
 ) -> None:
-    """The prompt alone, with the template's opening of the next turn, once counted for the group: it can be longer than
-    the whole conversation of a template that closes turns more briefly than it opens them."""
+    """The prompt's length once included the opening of the next turn.
+
+    It exceeds the whole conversation if a template opens turns with more text than it closes them
+    with.
+    """
     template = (
         "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}"
         + "<|im_start|>" * 9
@@ -595,7 +601,7 @@ def test_a_prompt_that_fills_the_limit_leaves_room_for_an_empty_response() -> No
 def test_a_conversation_without_tokens_is_refused_and_its_siblings_are_scored(
     template: str | None,
 ) -> None:
-    """Nothing could be packed, and the whole batch failed."""
+    """An empty sequence could not be packed, and the whole batch failed."""
     tokenizer = Tokenizer.from_str(TRAINED["never"])
     prompt = _user("the" if template else "")
     empty, scored = _new(tokenizer, template).encode(
@@ -687,7 +693,7 @@ def test_overlong_token_ids_leave_siblings_scored() -> None:
 
 
 class Counted(tuple[int, ...]):
-    """Token ids that tell whether anyone looked at them one by one."""
+    """Token ids that record whether they were read one by one."""
 
     __slots__ = ()
 
@@ -773,9 +779,10 @@ def test_templates_render_as_in_transformers(real: Any, template: str) -> None:
 def test_a_prompt_that_ends_with_an_assistants_turn_is_refused_as_in_training(
     encoder: ConversationEncoder,
 ) -> None:
-    """It was scored, as a conversation that no model was trained on."""
+    """It was scored although no model is trained on such conversations."""
     prompt = (Message(role="user", content="one"), Message(role="assistant", content="two"))
     with pytest.raises(
-        InvalidRequest, match=r"prompt\.messages\[1\]\.role: an assistant's turn ends the prompt"
+        InvalidRequest,
+        match=r"prompt\.messages\[1\]\.role: the prompt ends with an assistant's turn",
     ):
         encoder.encode(Group(prompt=prompt, responses=("three",)))

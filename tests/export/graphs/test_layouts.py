@@ -1,7 +1,8 @@
-"""Every architecture exports in the layout it can have, and its artifact gives the checkpoint's rewards.
+"""Every architecture exports in its layout, and the artifact gives the checkpoint's rewards.
 
-`export` itself refuses to write where parity fails, so what these tests add is the layout, the engine's path from text to
-reward, and company: rewards alone, in a group and beside strangers are the same.
+`export` itself writes nothing if parity fails. These tests add the layout, the engine's path from
+text to reward, and batch composition: a reward is the same alone, in its group, and in any other
+batch.
 """
 
 from pathlib import Path
@@ -62,7 +63,8 @@ def assert_parity(checkpoint: Path, artifact: Path, layout: str, *, openvino: bo
                 GraphSession(verified, runtime=runtime)
             continue
         session = GraphSession(verified, runtime=runtime)
-        few = 3 if runtime is Runtime.OPENVINO else len(batch)  # every new shape costs it time
+        # OpenVINO takes time for every new shape.
+        few = 3 if runtime is Runtime.OPENVINO else len(batch)
         alone = [float(session.run([sequence]).rewards[0]) for sequence in batch[:few]]
         np.testing.assert_allclose(
             alone, expected[:few], rtol=0, atol=allowed, err_msg=runtime.value

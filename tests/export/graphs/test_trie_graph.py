@@ -1,4 +1,4 @@
-"""The written trie graph: ONNX's own operators, every weight once and beside it, prefixes that come from outside."""
+"""The trie graph has ONNX's own operators, each weight once, and inputs for past entries."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.export.graphs.rotary import patching_specs
 
 
-def test_a_layer_is_one_rotation_of_queries_one_of_keys_and_one_attention_a_class(
+def test_a_layer_is_one_rotation_of_queries_one_of_keys_and_one_attention_per_tile_group(
     tiny_artifact: Path,
 ) -> None:
     artifact = read_artifact(tiny_artifact)
@@ -40,7 +40,8 @@ def test_a_layer_is_one_rotation_of_queries_one_of_keys_and_one_attention_a_clas
 def test_every_weight_of_the_checkpoint_is_in_the_file_beside_the_graph_once(
     tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    # A copy: other tests link to the artifact's files, and onnx refuses to read what has several links.
+    # A copy, because other tests link to the artifact's files and onnx refuses files with several
+    # links.
     path = read_artifact(Path(shutil.copytree(tiny_artifact, tmp_path / "copy"))).graph_path()
     graph = onnx.load(path, load_external_data=False)
     external = [t for t in graph.graph.initializer if external_data_helper.uses_external_data(t)]
@@ -71,7 +72,7 @@ def test_a_rotation_is_replaced_only_where_it_is_the_same() -> None:
     assert [spec.o for spec in patching_specs(alike)] == [modeling_llama]
     type(
         unlike
-    ).__module__ = modeling_gptj.__name__  # rotates pairs of neighbours, and is called otherwise
+    ).__module__ = modeling_gptj.__name__  # rotates neighbouring pairs and has another signature
     assert patching_specs(unlike) == []
 
 
