@@ -22,10 +22,10 @@ from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.text.limits import EncoderLimits
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
 from kwise.types import Group, Message, Priority, Reward
+from tests.servers import PATIENCE_S
 
 VOCAB = 10
 POISON = 9
-PATIENCE_S = 5  # of waits that would otherwise hang a failing test
 MANIFEST = Manifest(
     name="sum",
     layout="padded",

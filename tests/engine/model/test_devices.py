@@ -19,7 +19,7 @@ from kwise.engine.scorer import Scorer
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ArtifactError, ConfigError
 from kwise.types import Group, Message
-from tests.servers import raw_rewards
+from tests.servers import PATIENCE_S, raw_rewards
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ class OnCpu(GraphSession):
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         self.batches.append(len(batch))
         if self.barrier is not None and len(self.batches) == 1:
-            self.barrier.wait(20)
+            self.barrier.wait(PATIENCE_S)
         passed = super().run(batch)
         return Pass(
             rewards=passed.rewards + self.offset,

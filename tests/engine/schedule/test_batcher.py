@@ -25,9 +25,9 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
 from kwise.errors import ModelFailed, Overloaded, Unavailable
 from kwise.types import Priority
+from tests.servers import PATIENCE_S
 
 POISON = 999
-PATIENCE_S = 3  # of waits that would otherwise hang a failing test
 
 
 def _sequence(*tokens: int) -> EncodedSequence:

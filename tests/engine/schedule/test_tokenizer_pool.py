@@ -12,10 +12,10 @@ from kwise.engine.schedule.tokenizer_pool import TokenizerPool
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import InvalidRequest
 from kwise.types import Group, Priority
+from tests.servers import PATIENCE_S
 
 GREEDY = Flow(Priority.BULK, "greedy")
 MODEST = Flow(Priority.INTERACTIVE, "modest")
-PATIENCE_S = 5  # of waits that would otherwise hang a failing test
 
 
 class Stage:
