@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwise.engine.artifact import read_artifact
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 
 # With more rows the attention of a padded batch would need many GB. Such a group is extrapolated:

@@ -35,15 +35,15 @@ from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import golden_sequences, new_encoder
 from kwise.engine.model.devices import Kind, parse_devices
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import cpu_has_bf16
 from kwise.engine.model.runtime.protocol import Graph
-from kwise.engine.model.select import select_backend
 from kwise.engine.model.session import GraphSession
 from kwise.engine.model.shape_buckets import BucketedGraph
+from kwise.engine.precision import Precision
 from kwise.engine.scorer import Scorer
+from kwise.engine.select import select_backend
 from kwise.errors import ConfigError
 from kwise.options import check_bounds, option
 from kwise.types import Group, Reward

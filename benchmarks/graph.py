@@ -31,8 +31,8 @@ from kwise.benchmarks.workload import (
 )
 from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
 from kwise.options import check_bounds, option
 

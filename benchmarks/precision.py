@@ -32,12 +32,12 @@ from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.devices import Kind
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import cpu_has_bf16
-from kwise.engine.model.select import select_backend
 from kwise.engine.model.session import GraphSession, Pass, Session
+from kwise.engine.precision import Precision
+from kwise.engine.select import select_backend
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
 from kwise.export.precision.agreement import (

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from kwise.engine.model.precision import Precision
+from kwise.engine.precision import Precision
 from kwise.errors import ArtifactError
 from kwise.types import Message
 

@@ -19,7 +19,6 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import check_golden, effective_max_tokens, load_tokenizer, new_encoder
 from kwise.engine.model.devices import parse_devices
-from kwise.engine.model.select import backend_for
 from kwise.engine.model.session import GraphSession, Session
 from kwise.engine.reward_cache import RewardCache, StoredReward, reward_keys
 from kwise.engine.schedule.batch_builder import batch_builder
@@ -29,6 +28,7 @@ from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.in_flight import RewardInFlight, TokenizerJob
 from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.schedule.tokenizer_pool import TokenizerPool
+from kwise.engine.select import backend_for
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
 from kwise.types import Group, Message, Reward, ScoredGroup, Timing

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from kwise.engine.model.precision import Precision
+from kwise.engine.precision import Precision
 from kwise.export.exporter import ExportConfig, export
 from kwise.export.parity import ParityError
 from kwise.options import add_options, from_options

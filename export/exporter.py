@@ -33,8 +33,8 @@ from kwise.engine.artifact import (
 )
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
-from kwise.engine.model.precision import Precision, parse_precisions
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision, parse_precisions
 from kwise.errors import ConfigError
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.graphs.padded_graph import export_padded

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from kwise.engine.artifact import Artifact
 from kwise.engine.model.layouts import LAYOUTS, Pass
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import open_graph
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ArtifactError
 

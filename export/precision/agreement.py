@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwise.engine.artifact import ErrorBounds
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import Session
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.errors import ConfigError, InvalidRequest

@@ -8,10 +8,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import open_graph
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.export.parity import ParityError
 from kwise.export.precision.matmuls import columns_of, is_product

@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from kwise.engine.model.precision import Precision
+from kwise.engine.precision import Precision
 from kwise.export.parity import ParityError
 from kwise.export.precision.matmuls import (
     ATTENTION,

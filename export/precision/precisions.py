@@ -14,8 +14,8 @@ import onnx
 from msgspec import structs
 
 from kwise.engine.artifact import Artifact, ErrorBounds, GraphContract, graph_name
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.export.parity import ParityCase, ParityError, encoded

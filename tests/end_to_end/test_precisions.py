@@ -8,8 +8,8 @@ from msgspec import structs
 from kwise.client import RewardClient
 from kwise.engine.artifact import MANIFEST, Manifest, read_artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.runtime.open import cpu_has_bf16
+from kwise.engine.precision import Precision
 from kwise.engine.scorer import Scorer
 from kwise.errors import ArtifactError, ConfigError
 from tests.exports import export_quietly

@@ -21,7 +21,7 @@ from kwise.engine.artifact import (
     fingerprint_of,
     read_artifact,
 )
-from kwise.engine.model.precision import Precision
+from kwise.engine.precision import Precision
 from kwise.errors import ArtifactError
 
 GOLDEN_LINE: dict[str, Any] = {

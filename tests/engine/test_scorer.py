@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, models
 
 from kwise.engine.artifact import Artifact, ErrorBounds, GraphContract, Manifest
 from kwise.engine.config import EngineConfig
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.session import GraphSession, Pass
+from kwise.engine.precision import Precision
 from kwise.engine.scorer import Scorer
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder

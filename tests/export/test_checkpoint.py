@@ -12,8 +12,8 @@ import transformers
 from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
 from kwise.export.checkpoint import rope_limit

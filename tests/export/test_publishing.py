@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kwise.engine.artifact import MANIFEST, read_artifact
-from kwise.engine.model.precision import Precision
+from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
 from kwise.export.parity import ParityError, allowed_difference
 from kwise.export.publishing import check_destination, publish_artifact

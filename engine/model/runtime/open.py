@@ -4,9 +4,9 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.protocol import Graph
+from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
 
 

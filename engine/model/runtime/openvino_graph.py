@@ -11,8 +11,8 @@ from typing import Any
 import openvino
 from numpy.typing import NDArray
 
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.runtime.protocol import Shape
+from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
 
 

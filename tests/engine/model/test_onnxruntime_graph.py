@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.model.devices import Device, Kind
 from kwise.engine.model.packing import NOT_PAST, pack
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.onnxruntime_graph import (
     BoundRun,
@@ -23,6 +22,7 @@ from kwise.engine.model.runtime.onnxruntime_graph import (
 )
 from kwise.engine.model.runtime.open import open_graph
 from kwise.engine.model.shape_buckets import BucketedGraph
+from kwise.engine.precision import Precision
 from kwise.engine.trie import build_trie
 from kwise.errors import ConfigError
 

@@ -13,10 +13,10 @@ from msgspec import structs
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import MIN_TOKENS
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.errors import ArtifactError, ConfigError

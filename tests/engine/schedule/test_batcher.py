@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.session import Pass
+from kwise.engine.precision import Precision
 from kwise.engine.schedule.batch_builder import batch_builder
 from kwise.engine.schedule.batcher import Batcher
 from kwise.engine.schedule.counters import Counters

@@ -14,8 +14,8 @@ from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
 
 from kwise.engine.artifact import read_artifact
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.export.graphs.rotary import patching_specs
 

@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.runtime.onnxruntime_graph import OnnxRuntimeGraph
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
 from kwise.export.parity import ParityError

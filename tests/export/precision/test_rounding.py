@@ -16,8 +16,8 @@ from transformers import AutoModelForSequenceClassification
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
-from kwise.engine.model.precision import Precision
 from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.export.precision import calibration
 from kwise.export.precision.agreement import encode_groups, read_texts, split

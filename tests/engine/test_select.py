@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.engine.model.devices import Kind
-from kwise.engine.model.precision import Precision, parse_precisions
 from kwise.engine.model.runtime.kind import Runtime
-from kwise.engine.model.select import _RUNTIMES, select_backend
+from kwise.engine.precision import Precision, parse_precisions
+from kwise.engine.select import _RUNTIMES, select_backend
 from kwise.errors import ConfigError
 
 FP32, FP16, BF16, INT8 = Precision

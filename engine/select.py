@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.devices import Kind, parse_devices
-from kwise.engine.model.precision import Precision, parse_precisions
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import cpu_has_bf16
+from kwise.engine.precision import Precision, parse_precisions
 from kwise.errors import ConfigError
 
 # The runtimes that compute a precision on a kind of device, the fastest first. ONNX Runtime's CPU
