@@ -31,7 +31,7 @@ _BENCHMARKS: dict[str, tuple[Any, type, str]] = {
         load.run,
         load.LoadBenchConfig,
         "serving: throughput relative to the model alone, groups per second from the cache, "
-        "latency, and waiting times at 80 % of the capacity",
+        "latency, and waiting times under load",
     ),
     "train": (
         training.run,

