@@ -1,4 +1,4 @@
-"""Batches of token sequences as hypothesis draws them, for what works on their trie."""
+"""Batches of token sequences, drawn by hypothesis, for tests of code that works on their trie."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -11,13 +11,13 @@ _EMPTY: list[int] = []
 
 @st.composite
 def _batches(draw: st.DrawFn) -> list[Int64]:
-    """With shared prefixes of many lengths, duplicates, and sequences that begin others."""
+    """Draw sequences that share prefixes, are equal, or are prefixes of one another."""
     sequences: list[list[int]] = []
     for _ in range(draw(st.integers(1, 8))):
         start = draw(st.sampled_from([_EMPTY, *sequences]))
         kept = start[: draw(st.integers(0, len(start)))]
         suffix = draw(st.lists(st.integers(0, VOCAB - 1), min_size=0 if kept else 1, max_size=6))
-        # Runs make sequences longer than a tile without costing hypothesis many choices.
+        # Repeated tokens make a sequence longer than a tile and cost hypothesis few choices.
         run = [draw(st.integers(0, VOCAB - 1))] * draw(st.sampled_from([0, 0, 0, 5, 20, 70, 170]))
         sequences.append(kept + suffix + run)
     return [np.array(sequence, np.int64) for sequence in sequences]

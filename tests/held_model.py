@@ -3,10 +3,11 @@
 A test of what happens while work waits must not depend on how long a batch takes. It holds the
 model instead, sends its requests, waits until the server has them, and lets the model go on.
 
-The server is the real one: `programs/serve_held.py` runs `kwise serve` and wraps two methods. The encoder's
-logs each group that it has tokenised. The session's logs each batch, and reads one byte from a FIFO
-before it runs, which blocks while the test holds the model. Once nobody has the FIFO open for
-writing, the read finds the end of the file, so a test that fails leaves no blocked server.
+The server is the real one: `programs/serve_held.py` runs `kwise serve` and wraps two methods. The
+encoder's method logs each group that it has tokenised. The session's method logs each batch, and
+reads one byte from a FIFO before it runs, which blocks while the test holds the model. Once nobody
+has the FIFO open for writing, the read returns at the end of the file, so that a test that fails
+leaves no blocked server.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Requests of the three unary rpcs, from the fields of their group."""
+"""Build requests of the unary rpcs from the fields of their group."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Exit codes follow one rule, and a mistake costs one line, never a traceback."""
+"""Exit codes follow one rule, and a user's mistake gives a one-line message, never a traceback."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ CONTRADICTION = json.dumps(
 def kwise(*arguments: str) -> int:
     try:
         return main(list(arguments))
-    except SystemExit as ended:  # argparse's own end
+    except SystemExit as ended:  # argparse exits by itself
         return int(ended.code or 0)
 
 
@@ -68,7 +68,7 @@ def test_a_mistake_is_told_in_one_line_with_its_exit_code(
     code: int,
     says: str,
 ) -> None:
-    """2 for a wrong command line, 1 for bad data: `train` answered 2 and `score` 1 for the same bad line."""
+    """The code is 2 for a wrong command line and 1 for bad data, for every command."""
     (tmp_path / "good.jsonl").write_text(GOOD)
     (tmp_path / "twice.jsonl").write_text(CONTRADICTION)
     (tmp_path / "bad.gz").write_bytes(gzip.compress(GOOD.encode())[:-9])

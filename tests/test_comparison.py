@@ -1,4 +1,4 @@
-"""Ranks, margins and win probabilities follow from raw rewards alone, whatever their order and size."""
+"""Ranks, margins and win probabilities depend only on the raw rewards, in any order and size."""
 
 from itertools import combinations
 from math import isclose, isfinite, isnan

@@ -1,4 +1,4 @@
-"""An option is described and bounded where it is declared; the command line and the checks follow from that."""
+"""Each option declares its description and bounds; the command line and checks follow from it."""
 
 import argparse
 import dataclasses

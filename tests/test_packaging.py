@@ -17,7 +17,7 @@ import pytest
 import kwise
 from tests.real_data import ROOT
 
-# The folders that kwise/ links to, each with the extras that all of its imports need, optional ones too.
+# The folders that kwise/ links to, each with the extras that its imports need, optional ones too.
 FOLDERS: dict[str, list[str]] = {
     "client": [],
     "engine": ["engine", "openvino"],
@@ -160,7 +160,7 @@ def normalised(name: str) -> str:
 
 
 def declared(extras: list[str]) -> set[str]:
-    """Return the distributions that `pip install 'kwise[EXTRAS]'` names, those of nested extras too."""
+    """Return the distributions that the extras name, directly or through other extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = list(project["dependencies"])
     for extra in extras:

@@ -43,7 +43,7 @@ def read_text(name: str, directory: int) -> str:
 
 
 def read_version(target: Path) -> int:
-    """Read both files of one directory, as the docstring of `publish_directory` tells readers to."""
+    """Read both files of one directory, as the docstring of `publish_directory` advises."""
     while True:
         directory = os.open(target, os.O_RDONLY)  # never fails: there is always a directory
         try:

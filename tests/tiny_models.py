@@ -1,4 +1,4 @@
-"""Models of random weights with real tokenizers, small enough for tests."""
+"""Models with random weights and real tokenizers, small enough for tests."""
 
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,15 @@ PADDED: dict[str, tuple[str, dict[str, Any]]] = {
 def tiny_model(
     family: str, options: dict[str, Any], tokenizer: Any, path: Path, pad_token_id: int = 2
 ) -> Path:
-    """A random model of the family with a real tokenizer, as a checkpoint."""
+    """Write a random model of the family with a real tokenizer to `path`, and return `path`."""
     torch.manual_seed(1)
     ids = {"pad_token_id": pad_token_id, "bos_token_id": 1, "eos_token_id": 2}
     config = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer), num_labels=1, **ids, **options
     )
     model = getattr(transformers, f"{family}ForSequenceClassification")(config)
-    with (
-        torch.no_grad()
-    ):  # larger than the usual initialisation, so that a wrong attention moves the reward
+    # Larger than the usual initialisation, so that wrong attention changes the reward.
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.2)

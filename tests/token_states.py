@@ -1,4 +1,7 @@
-"""States that tell tokens apart: each row is a function of the whole prefix that it stands for, so a wrong row is seen."""
+"""Made-up keys and values for tests: each row is a function of the whole prefix that it belongs to.
+
+A row in the wrong place therefore has the wrong value.
+"""
 
 from collections.abc import Sequence
 from zlib import crc32
@@ -8,13 +11,13 @@ from numpy.typing import NDArray
 
 from kwise.engine.trie import Int64, sort_key
 
-# Unlike widths, as of keys and values in some models.
+# The widths differ, as those of keys and values do in some models.
 WIDTHS = (1, 3)
 BYTES_PER_TOKEN = 4 * sum(WIDTHS)
 
 
 def states_of(prefixes: Sequence[Int64]) -> list[NDArray[np.float32]]:
-    """float32[len(prefixes), W] for each width."""
+    """Return one array per width: float32[len(prefixes), W], a row for each prefix."""
     codes = np.array(
         [crc32(sort_key(prefix)) >> 8 for prefix in prefixes], np.float32
     )  # 24 bits are exact
@@ -22,5 +25,5 @@ def states_of(prefixes: Sequence[Int64]) -> list[NDArray[np.float32]]:
 
 
 def states_along(token_ids: Int64) -> list[NDArray[np.float32]]:
-    """Of each token of the sequence: float32[len(token_ids), W] each."""
+    """Return one array per width: float32[len(token_ids), W], a row for each token."""
     return states_of([token_ids[: n + 1] for n in range(len(token_ids))])

@@ -1,4 +1,4 @@
-"""Training runs small enough for tests: options, and the command line that they are."""
+"""Training runs that are small enough for tests, as options and as a command line."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ KILL_AT = str(Path(__file__).parent / "programs" / "kill_at.py")
 
 IGNORED_WARNINGS = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch.*"),
-    # Trainer, where tiny step checkpoints follow one another within a second; it then orders them by number, as it should.
+    # Trainer warns if two step checkpoints are written within a second. It orders them by number.
     pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning"),
 ]
 
@@ -32,7 +32,8 @@ def options(data: Path, model: Path, output: Path, **changed: Any) -> dict[str, 
 def command(settings: dict[str, Any], killed_at: str = "") -> list[str]:
     """Return the command that trains with these options.
 
-    With `killed_at`, the process is killed once a line of its progress begins so; see programs/kill_at.py.
+    With `killed_at`, the process is killed at the line of progress that begins with it; see
+    programs/kill_at.py.
     """
     named = {name: value for name, value in settings.items() if name != "data"}
     flags = [
@@ -44,7 +45,7 @@ def command(settings: dict[str, Any], killed_at: str = "") -> list[str]:
 
 
 def interrupted_at(line: str, config: TrainConfig) -> None:
-    """Train until progress tells of `line`, and no further: what a SIGKILL leaves, without a process for it."""
+    """Train until the line of progress that begins with `line`, and leave what a SIGKILL leaves."""
 
     class Interrupted(Exception):
         pass

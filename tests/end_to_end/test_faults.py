@@ -1,4 +1,7 @@
-"""What breaks in production, over a real socket: each fault costs its own request at most, and the rewards stay right."""
+"""Faults that happen in production, over a real socket.
+
+A fault costs at most the request that it hits, and the rewards stay right.
+"""
 
 import asyncio
 import random
@@ -56,7 +59,7 @@ def open_files(server: Server) -> int:
     return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
 
 
-# The server goes
+# The server is killed, or its artifact is replaced
 
 
 def test_a_server_killed_and_restarted_under_load_costs_no_request(
@@ -111,7 +114,7 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
     tmp_path: Path,
     groups: list[tuple[Prompt, list[str]]],
 ) -> None:
-    """SIGHUP under load: every reply names the model that made it, and no reply mixes two."""
+    """Reload under load: each reply names the model that made it, and none mixes two models."""
     other = export_quietly(
         changed_head(tiny_checkpoint, tmp_path / "checkpoint"), tmp_path / "other", name="tiny"
     )
@@ -140,7 +143,7 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
 
         calls = [workers.submit(load, worker, server.address) for worker in range(4)]
         try:
-            server.process.send_signal(signal.SIGHUP)  # nothing has changed
+            server.process.send_signal(signal.SIGHUP)  # the artifact is the same
             wait_until(lambda: "has not changed" in server.log.text and len(seen) > 0)
             shutil.rmtree(path)
             shutil.copytree(other, path)
@@ -182,13 +185,13 @@ def changed_head(checkpoint: Path, path: Path) -> Path:
     return path
 
 
-# The machine has too little
+# Memory runs out
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(
     tiny_artifact: Path, groups: list[tuple[Prompt, list[str]]], expected: list[list[float]]
 ) -> None:
-    """A real limit on the process's memory, which a batch of 50,000 rows exceeds and a conversation of 1,200 does not."""
+    """The process has a real memory limit: 50,000 rows exceed it, but 1,200 do not."""
     responses = [f"{number}. Many words follow. " * 150 for number in range(40)]
     options = (
         "--max-batch-tokens",
@@ -216,16 +219,17 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(
 
 @pytest.fixture(scope="module")
 def hardy_server(tiny_artifact: Path) -> Iterator[Server]:
-    """One server for all that clients may do to it: it must outlive them."""
+    """One server for all tests of bad clients. It must still run after them."""
     with running_server(tiny_artifact) as server:
         yield server
         assert server.process.poll() is None
 
 
-def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
+def test_ten_thousand_fuzzed_messages_are_answered_and_harm_no_other_request(
     hardy_server: Server, groups: list[tuple[Prompt, list[str]]], expected: list[list[float]]
 ) -> None:
-    """Random bytes, real requests with bytes changed, cut or repeated, and messages with hostile fields, on every rpc."""
+    """Every rpc gets random bytes, real requests with bytes changed, cut or repeated, and messages
+    with hostile fields."""
     rng = random.Random(0)
     message = score_request(
         prompt=pb.Prompt(
@@ -245,7 +249,7 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
     codes: dict[str, int] = {}
 
     def hostile() -> bytes:
-        """A message that parses, of fields that no client of ours would send."""
+        """Return a message that parses, with fields that kwise's own clients never send."""
 
         def text() -> str:
             return rng.choice(
@@ -267,7 +271,7 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
             rng.choice([pb.Response(), pb.Response(text=text()), pb.Response(token_ids=some_ids())])
             for _ in range(rng.randrange(6))
         ]
-        return compare_request(  # a Score or Rank request too, but for the pairs
+        return compare_request(  # also parses as a Score or Rank request
             model=rng.choice(["", "", "", "tiny", text()[:40]]),
             prompt=prompt,
             responses=responses,
@@ -328,7 +332,8 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
     before = resident_bytes(hardy_server)
     asyncio.run(fuzz())
     assert sum(codes.values()) == 10_000
-    # What is no protobuf gets UNKNOWN by gRPC's own choice; INTERNAL is its client's, whose stream ended as it was writing.
+    # gRPC itself answers UNKNOWN to bytes that are not a protobuf message. Its client reports
+    # INTERNAL if the stream ends while it writes.
     assert set(codes) <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNKNOWN", "INTERNAL"}, codes
     assert all(codes[name] > 100 for name in ("OK", "INVALID_ARGUMENT", "UNKNOWN")), codes
     with RewardClient(hardy_server.address) as client:
@@ -336,10 +341,13 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_nobody(
     assert resident_bytes(hardy_server) < before + (200 << 20)
 
 
-def test_a_stream_that_breaks_off_in_what_is_no_request_has_its_requests_answered_and_is_told(
+def test_a_stream_that_sends_an_invalid_message_gets_its_earlier_replies_and_an_error(
     hardy_server: Server,
 ) -> None:
-    """At once or while an answer is on its way: gRPC takes no status then, and one that came too early left clients waiting."""
+    """The invalid message comes before, while or after replies are written.
+
+    gRPC ignores a status that is set while a reply is being written, and the client waited forever.
+    """
 
     async def one(channel: grpc.aio.Channel, number: int) -> None:
         async def sent() -> AsyncIterator[bytes]:
@@ -349,7 +357,7 @@ def test_a_stream_that_breaks_off_in_what_is_no_request_has_its_requests_answere
                     prompt=pb.Prompt(text=f"Why {number}?"), responses=[response]
                 )
                 yield pb.ScoreStreamRequest(id=str(id_), group=request.group).SerializeToString()
-            # Before, while and after the replies are written. The outcome is the same each time.
+            # Varies the moment only. The outcome is the same at each.
             await asyncio.sleep(number % 10 / 1000)
             yield b"\xff no request"
 
@@ -375,7 +383,7 @@ def test_a_stream_that_breaks_off_in_what_is_no_request_has_its_requests_answere
 def test_a_message_over_the_limit_is_refused_and_not_sent_again(
     tiny_artifact: Path,
 ) -> None:
-    """A client that sends it again would do so for an hour."""
+    """A client that sent it again would do so for an hour, and this test would time out."""
     with (
         running_server(tiny_artifact, "--max-message-bytes", "2000") as server,
         RewardClient(server.address, timeout_s=3600) as client,
@@ -408,13 +416,13 @@ def test_a_thousand_streams_at_once_are_all_answered(
     assert resident_bytes(hardy_server) < before + (300 << 20)
 
 
-def test_clients_that_vanish_or_never_speak_leave_nothing_behind(
+def test_clients_that_disconnect_or_send_nothing_leave_no_open_files(
     hardy_server: Server, groups: list[tuple[Prompt, list[str]]], expected: list[list[float]]
 ) -> None:
     host, port = hardy_server.address.split(":")
     files = open_files(hardy_server)
     silent = [socket.create_connection((host, int(port))) for _ in range(100)]
-    silent[0].sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")  # a handshake that stops half-way
+    silent[0].sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")  # half of a handshake
     silent[1].sendall(b"GET / HTTP/1.1\r\n\r\n")
     silent[2].sendall(random.Random(0).randbytes(10_000))
 
@@ -444,8 +452,7 @@ def test_clients_that_vanish_or_never_speak_leave_nothing_behind(
 def test_a_client_with_many_groups_in_the_queue_does_not_delay_another_one(
     tiny_artifact: Path, held: HeldModel
 ) -> None:
-    """Beside a client that keeps 128 groups waiting, a group waits for the batch that runs and
-    is in the next one."""
+    """One client keeps 128 groups waiting. Another client's group is in one of the next batches."""
     options = ("--cache-bytes", "0", "--prompt-cache-bytes", "0", "--max-batch-tokens", "2048")
     words = random.Random(0)
 
@@ -466,10 +473,11 @@ def test_a_client_with_many_groups_in_the_queue_does_not_delay_another_one(
         held.wait_for_tokenised(WINDOW_GROUPS)
         for number in range(3):
             num_groups, num_batches = held.num_tokenised, len(held.batches)
-            # Longer texts, which tell its sequences apart.
+            # Its texts are longer, so that the log shows which batch they are in.
             call = workers.submit(modest.score, *group(200 + number, 150))
             held.wait_for_tokenised(num_groups + 1)
-            # The batch that runs, one that may be made before the group is queued, and its own.
+            # It waits for the batch that runs, and for one more if that was made before the queue
+            # had the group.
             for _ in range(3):
                 num_waited = len(held.batches) - num_batches
                 if any(max(batch) > 150 for batch in held.batches[num_batches:]):

@@ -1,4 +1,7 @@
-"""A server of int8, or bf16 where the CPU has it: what it says of itself, and that it keeps to the manifest or does not start."""
+"""Servers with int8, and with bf16 if the CPU supports it, keep the manifest's error bounds.
+
+A server that cannot keep them does not start.
+"""
 
 from pathlib import Path
 
@@ -37,7 +40,7 @@ def artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_server_says_its_precision_and_stays_within_the_error_bounds(
     artifact: Path, precision: Precision, runtime: str
 ) -> None:
-    """In GetModel and in every reply; alone, in groups, from the cache and beside others."""
+    """GetModel and each reply name the precision: alone, in a group and from the cache."""
     bounds = read_artifact(artifact).manifest.error_bounds[precision]
     name = precision.value
     groups = [
@@ -83,7 +86,7 @@ def test_the_first_precision_that_the_artifact_holds_is_served(artifact: Path) -
 def test_a_server_that_cannot_keep_the_error_bounds_does_not_start(
     artifact: Path, tmp_path: Path
 ) -> None:
-    """Its manifest allows less error than int8 has; fp32 beside it is served."""
+    """The manifest allows less error than int8 has. fp32 of the same artifact is served."""
     manifest = read_artifact(artifact).manifest
     strict = structs.replace(manifest.error_bounds[Precision.INT8], max_error=1e-9)
     changed = structs.replace(

@@ -1,4 +1,4 @@
-"""The service over a real socket: `kwise serve` as a process, a gRPC client, real text."""
+"""The service over a real socket: `kwise serve` in a process, a gRPC client, real text."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def stub(tiny_server: Server) -> Iterator[Any]:
 
 
 def whole_conversations(tokenizer: Any, prompt: str, responses: list[str]) -> list[list[int]]:
-    """The tokens of each (prompt, response), as any reader would make them."""
+    """Return the token ids of each conversation, from transformers' chat template."""
     turn = {"role": "user", "content": prompt}
     conversations = [[turn, {"role": "assistant", "content": response}] for response in responses]
     return [tokenizer.apply_chat_template(messages, tokenize=True) for messages in conversations]
@@ -59,7 +59,7 @@ def prefixes(sequences: list[list[int]]) -> set[tuple[int, ...]]:
 
 
 def shared_tokens(sequences: list[list[int]]) -> int:
-    """How many tokens all have in common from the start."""
+    """Return the number of tokens in the prefix that all sequences share."""
     return len(os.path.commonprefix(sequences))
 
 
@@ -92,14 +92,14 @@ def wait_until_draining(stub: Any) -> None:
 
 
 def assert_nothing_went_wrong(server: Server) -> None:
-    """Nothing in the log but what a good run says."""
+    """Assert that the process ended without an error and logged nothing above INFO."""
     assert server.process.poll() == 0
     lines = [line for line in server.log.text.splitlines() if " INFO " not in line]
     assert lines == []
 
 
 class OpenStream:
-    """A `ScoreStream` that the client holds open: it sends what `send` gets, and ends when told."""
+    """A `ScoreStream` call that stays open until `close` and sends the requests given to `send`."""
 
     def __init__(self, stub: Any) -> None:
         self._requests: SimpleQueue[pb.ScoreStreamRequest | None] = SimpleQueue()
@@ -121,9 +121,8 @@ class OpenStream:
 def test_a_reward_is_what_plain_transformers_computes(
     stub: Any, tiny_checkpoint: Path, plain_rewards: Callable[..., list[float]]
 ) -> None:
-    for messages, responses in read_examples()[
-        ::4
-    ]:  # test_demo.py has them all, on a model of real weights
+    # Every fourth, because test_demo.py scores all of them with a model of real weights.
+    for messages, responses in read_examples()[::4]:
         reply = stub.Score(
             score_request(prompt=conversation(messages), responses=texts(*responses))
         )
@@ -241,7 +240,7 @@ def test_200_responses_one_response_and_identical_responses(
     assert same.scored.rewards[0].raw == same.scored.rewards[1].raw != same.scored.rewards[2].raw
 
 
-# What costs a pass
+# The number of model passes and rows
 
 
 def test_36_comparisons_after_a_score_of_9_run_the_model_zero_times(stub: Any) -> None:
@@ -286,7 +285,7 @@ def test_a_group_costs_one_prompt_pass_and_one_pass_a_response(
     after = counters(stub)
     assert after.sequences - before.sequences == 9
     assert after.unshared_rows - before.unshared_rows == sum(map(len, whole))
-    # The tokens with which the template opens every conversation may be known from an earlier one.
+    # The tokens that open every conversation may be cached from an earlier test.
     num_reused = after.reused_rows - before.reused_rows
     assert after.rows - before.rows + num_reused == len(prefixes(whole))
     assert num_reused < shared_tokens(whole_conversations(smollm2_tokenizer, prompt, ["", "x"]))
@@ -298,7 +297,7 @@ def test_a_group_costs_one_prompt_pass_and_one_pass_a_response(
 def test_nine_calls_of_one_response_compute_the_prompt_once_where_it_is_kept(
     tiny_artifact: Path, smollm2_tokenizer: Any, tiny_server: Server, options: tuple[str, ...]
 ) -> None:
-    """As RL clients send them. The rewards are those of one call with all nine."""
+    """RL clients send one response per call. The rewards equal those of one call with all nine."""
     prompt, responses = "Nine calls, one prompt. " * 20, [f"{n} is my answer." for n in "ABCDEFGHI"]
     whole = whole_conversations(smollm2_tokenizer, prompt, responses)
     request = score_request(prompt=pb.Prompt(text=prompt), responses=texts(*responses))
@@ -323,13 +322,13 @@ def test_nine_calls_of_one_response_compute_the_prompt_once_where_it_is_kept(
         for before, after in pairwise(counted)
     ]
     assert [rows + reused for rows, reused in calls] == [len(sequence) for sequence in whole]
-    # The template opens the response's turn with a special token, and what comes before it is kept.
+    # A special token opens the response's turn. The prefix before it is cached.
     im_start = smollm2_tokenizer.convert_tokens_to_ids("<|im_start|>")
     prompt_tokens = max(n for n, token in enumerate(whole[0]) if token == im_start)
     if options:
         assert [reused for _, reused in calls] == [0] * 9
     else:
-        # The first finds the opening that it shares with one of the conversations that were checked at the start.
+        # The first call shares its opening with a golden conversation, which was scored at start.
         golden = [
             json.loads(line)["prompt"]
             for line in (tiny_artifact / "golden.jsonl").read_text().splitlines()
@@ -633,7 +632,8 @@ def test_a_client_that_leaves_a_stream_takes_its_groups_out_of_the_queue(
 def test_a_stream_whose_client_does_not_read_holds_its_own_groups_back_and_can_be_left(
     tiny_artifact: Path,
 ) -> None:
-    """Closed at its `yield`, a stream once left "unhandled errors in a TaskGroup" in the log, and its groups running."""
+    """A stream that was closed at its `yield` logged "unhandled errors in a TaskGroup" and left its
+    groups running."""
     group = score_request(
         prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[1])),
         responses=ids(*([n] for n in range(2, 202))),
@@ -746,7 +746,7 @@ def test_sigterm_answers_what_a_stream_has_read_before_it_ends_it(
 def test_what_is_not_finished_at_the_end_of_the_grace_gets_unavailable(
     tiny_artifact: Path, held: HeldModel
 ) -> None:
-    """All of it is answered while the model is still held, and the process ends after the pass."""
+    """Everything is answered while the model is still held. The process ends after the pass."""
     options = ("--grace-s", "0.3", "--max-batch-tokens", "16")
     with running_held_server(tiny_artifact, held, *options) as server, server.stub() as stub:
         stream = OpenStream(stub)
@@ -771,7 +771,7 @@ def test_what_is_not_finished_at_the_end_of_the_grace_gets_unavailable(
 
 
 def test_a_limit_below_the_golden_conversations_still_serves(tiny_artifact: Path) -> None:
-    """Golden conversations are scored within the artifact's own limits, whatever this server's are."""
+    """Golden conversations are scored with the limits of the artifact, not of this server."""
     with running_server(tiny_artifact, "--max-tokens", "16") as server, server.stub() as stub:
         prompt = pb.Prompt(token_ids=pb.TokenIds(ids=[1]))
         refused, scored = stub.Score(

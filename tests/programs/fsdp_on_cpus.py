@@ -1,7 +1,8 @@
-"""`kwise …` in one of several processes whose weights accelerate shards on CPUs.
+"""Run `kwise …` in one of several processes whose weights accelerate shards on CPUs.
 
-accelerate shards on accelerators alone, though PyTorch's FSDP does on CPUs as well. So this process says that it has one; its
-device stays the CPU, its backend gloo, and everything else is as `accelerate launch` and its configuration have it.
+accelerate shards on accelerators only, although PyTorch's FSDP works on CPUs too. So this process
+claims to have one. Its device stays the CPU, its backend gloo, and everything else is as
+`accelerate launch` and its configuration set it.
 """
 
 import sys

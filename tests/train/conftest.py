@@ -1,4 +1,4 @@
-"""One data set and one finished run, which the tests of training share."""
+"""A data set and a finished run that the tests of training share."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.training_runs import options
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty prompts; the better a response, the more often it says "yes"."""
+    """Thirty prompts, with five responses each. The better a response, the more "yes" it has."""
     path = tmp_path_factory.mktemp("data") / "rankings.jsonl"
     lines = []
     for number in range(30):
@@ -26,6 +26,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(report, output) of a run of 52 steps."""
+    """The report and the output directory of a run of 52 steps."""
     output = tmp_path_factory.mktemp("trained") / "checkpoint"
     return train(TrainConfig(**options(data, tiny_checkpoint, output))), output
