@@ -45,7 +45,7 @@ from kwise.export.precision.agreement import (
     Rewards,
     encode_groups,
     measure,
-    read_texts,
+    read_text_groups,
     rewards_of,
     split,
 )
@@ -204,9 +204,9 @@ def run(config: PrecisionBenchConfig) -> None:
 
 def _real_groups(artifact: Artifact, config: PrecisionBenchConfig) -> Groups:
     if config.rankings:
-        texts = read_texts(config.rankings, config.num_groups)[: config.num_groups]
+        texts = read_text_groups(config.rankings, config.num_groups)[: config.num_groups]
     else:
-        texts = list(split(read_texts(""))[0])[: config.num_groups]
+        texts = list(split(read_text_groups(""))[0])[: config.num_groups]
     return encode_groups(new_encoder(artifact, EngineConfig()), texts)
 
 

@@ -28,13 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     for precision in manifest.available_precisions:
         report = manifest.error_bounds[precision].report
         line = _PARITY if precision is Precision.FP32 else _AGREEMENT
-        stay = (
-            f"in fp32 stay {', '.join(kept)}"
-            if (kept := report.get("kept_in_fp32"))
-            else "none stays in fp32"
-        )
+        layers = ", ".join(report.get("fp32_layers", [])) or "nothing"
         few = _FEW if report.get("clear_pairs", _MANY_PAIRS) < _MANY_PAIRS else ""
-        print(f"  {precision.value}: {line.format(**report, stay=stay)}{few}")
+        print(f"  {precision.value}: {line.format(**report, precision=precision.value, layers=layers)}{few}")
     return 0
 
 
@@ -49,5 +45,5 @@ _AGREEMENT = (
     "beside fp32 over {num_groups} prompts, {num_responses} responses: orders {agreement:.1%} of pairs as fp32 does, "
     "{clear_agreement:.1%} of the {clear_pairs} with clear margins, Kendall's tau {kendall_tau:.3f}; in standard deviations of the "
     "rewards: errors {mean_error:.3f}, {max_error:.3f} at most, by batch {max_batch_change:.4f}; "
-    "{share_of_products:.0%} of the products are in it, {stay}"
+    "{matmul_share:.0%} of the matmul weights are in {precision}, in fp32 stays {layers}"
 )

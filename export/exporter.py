@@ -40,7 +40,7 @@ from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversat
 from kwise.export.graphs.padded_graph import export_padded
 from kwise.export.graphs.trie_graph import export_trie
 from kwise.export.parity import ParityCase, check_parity, reference_cases
-from kwise.export.precision.agreement import Texts, read_texts
+from kwise.export.precision.agreement import TextGroup, read_text_groups
 from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.publishing import check_destination, publish_artifact
 from kwise.options import check_bounds, option
@@ -118,7 +118,7 @@ def export(config: ExportConfig) -> Artifact:
     """
     destination = Path(config.artifact).resolve()
     check_destination(destination, overwrite=config.overwrite)
-    texts = read_texts(config.rankings)  # before the work: a mistake in it is told at once
+    text_groups = read_text_groups(config.rankings)  # first, because it may have mistakes
     checkpoint = read_checkpoint(config.checkpoint, config.chat_template)
     layout = _layout(config, checkpoint)
     manifest = _describe(config, checkpoint, layout)
@@ -131,7 +131,7 @@ def export(config: ExportConfig) -> Artifact:
         # The weights need not be in memory beside those of the session that reads the artifact; tracing leaves cycles.
         del checkpoint
         gc.collect()
-        manifest = _prove(manifest, graph, cases, texts, config, work)
+        manifest = _prove(manifest, graph, cases, text_groups, config, work)
         publish_artifact(work, destination)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -199,7 +199,7 @@ def _prove(
     manifest: Manifest,
     graph: GraphContract,
     cases: Sequence[ParityCase],
-    texts: Sequence[Texts],
+    text_groups: Sequence[TextGroup],
     config: ExportConfig,
     work: Path,
 ) -> Manifest:
@@ -229,7 +229,7 @@ def _prove(
         session,
         requested,
         golden,
-        texts=texts,
+        text_groups=text_groups,
         min_agreement=config.min_agreement,
     )
     del session  # it maps the weights

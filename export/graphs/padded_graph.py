@@ -6,11 +6,11 @@ For bidirectional models, and for models whose attention does not go through tra
 
 from pathlib import Path
 
-import onnx
 from optimum.exporters.onnx import onnx_export_from_model
 from transformers import PreTrainedModel
 
 from kwise.engine.artifact import MODEL, GraphContract
+from kwise.export.graph_file import read_graph, write_graph
 from kwise.export.graphs.tracing import without_tracer_warnings
 
 
@@ -21,17 +21,9 @@ def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
     """
     with without_tracer_warnings():
         onnx_export_from_model(model, directory, task="text-classification", do_validation=False)
-    graph = onnx.load(directory / MODEL)
     # In a file beside the graph runtimes can map the weights, and protobuf's 2 GB limit does not
     # apply.
-    onnx.save(
-        graph,
-        directory / MODEL,
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=f"{MODEL}.data",
-        size_threshold=1024,
-    )
+    write_graph(read_graph(directory / MODEL), directory / MODEL)
     for leftover in directory.iterdir():
         if leftover.name not in (MODEL, f"{MODEL}.data"):
             leftover.unlink()

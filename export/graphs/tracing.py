@@ -11,14 +11,13 @@ does not apply.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from kwise.export.weights import WeightFile
+from kwise.export.graph_file import add_weight
 
 
 @contextmanager
@@ -72,44 +71,28 @@ class ParametersAsInputs(nn.Module):
 
 
 def attach_weights(
-    graph: onnx.GraphProto,
-    inputs: Sequence[str],
-    names: Sequence[str],
-    weights: Sequence[Tensor],
-    data: Path,
+    graph: ir.Graph, inputs: Sequence[str], names: Sequence[str], weights: Sequence[Tensor]
 ) -> None:
-    """Turn the graph's inputs into initializers, with their data in the file `data`.
+    """Turn the graph's inputs into initializers.
 
-    A weight that the graph reads transposed, as in every linear layer, is written transposed. A
-    weight that it does not read is left out.
+    A weight that the graph reads transposed, as in every linear layer, becomes a transposed
+    initializer, which is copied when the graph is written. A weight that the graph does not read is
+    left out.
 
     Args:
         inputs: the graph inputs to turn into initializers.
         names: the initializers' names.
         weights: their values.
     """
-    weight_of_input = {
-        given: (name, weight) for given, name, weight in zip(inputs, names, weights, strict=True)
-    }
-    transposed = {}
-    for node in [
-        node
-        for node in graph.node
-        if node.op_type == "Transpose" and node.input[0] in weight_of_input
-    ]:
-        name, weight = weight_of_input[node.input[0]]
-        axes = next(iter(node.attribute)).ints
-        transposed[node.output[0]] = f"{name}.transposed", weight.permute(*axes)
-        graph.node.remove(node)
-    weight_of_input |= transposed
-    used = {name for node in graph.node for name in node.input} & weight_of_input.keys()
-    for node in graph.node:
-        for position, name in enumerate(node.input):
-            if name in used:
-                node.input[position] = weight_of_input[name][0]
-    remaining = [value for value in graph.input if value.name not in weight_of_input]
-    del graph.input[:]
-    graph.input.extend(remaining)
-    with WeightFile(data) as file:
-        for name, weight in (weight_of_input[name] for name in weight_of_input if name in used):
-            graph.initializer.append(file.add(name, weight.contiguous().numpy()))
+    values = {value.name: value for value in graph.inputs}
+    for input_name, name, weight in zip(inputs, names, weights, strict=True):
+        value = values[input_name]
+        transposes = [node for node in value.consumers() if node.op_type == "Transpose"]
+        if transposes:
+            transposed = add_weight(graph, f"{name}.transposed", ir.tensor(weight.T))
+            for node in transposes:
+                node.outputs[0].replace_all_uses_with(transposed)
+                graph.remove(node, safe=True)
+        if value.uses():
+            value.replace_all_uses_with(add_weight(graph, name, ir.tensor(weight)))
+        graph.inputs.remove(value)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import torch
 from optimum.exporters.onnx import export as optimum_export
 from optimum.exporters.onnx.base import OnnxConfig
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 from kwise.engine.artifact import MODEL, GraphContract
 from kwise.engine.model.packing import NOT_PAST, pack
 from kwise.engine.trie import build_trie
+from kwise.export.graph_file import read_graph, write_graph
 from kwise.export.graphs.attention import PLACEHOLDER_DOMAIN, TrieBatch, on_trie
 from kwise.export.graphs.rotary import patching_specs
 from kwise.export.graphs.tracing import ParametersAsInputs, attach_weights, without_tracer_warnings
@@ -145,22 +145,15 @@ class _TrieOnnxConfig(OnnxConfig):
         return {"weights": self._traced.weights} | self._example
 
     def fix_dynamic_axes(self, model_path: Path, **_: Any) -> None:
-        graph = onnx.load(model_path)
-        for node in graph.graph.node:
+        path = Path(model_path)
+        model = read_graph(path)
+        for node in model.graph:
             if node.domain == PLACEHOLDER_DOMAIN:
                 node.domain = ""
-        opsets = [opset for opset in graph.opset_import if opset.domain != PLACEHOLDER_DOMAIN]
-        for opset in opsets:
-            if opset.domain == "":
-                opset.version = _ATTENTION_OPSET
-        del graph.opset_import[:]
-        graph.opset_import.extend(opsets)
-        path = Path(model_path)
-        data = path.with_name(f"{path.name}.data")
-        attach_weights(
-            graph.graph, self._weight_inputs, self._traced.names, self._traced.weights, data
-        )
-        onnx.save(graph, path)
+        del model.opset_imports[PLACEHOLDER_DOMAIN]
+        model.opset_imports[""] = _ATTENTION_OPSET
+        attach_weights(model.graph, self._weight_inputs, self._traced.names, self._traced.weights)
+        write_graph(model, path)
 
 
 def _named(layers: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, str, Tensor]]:

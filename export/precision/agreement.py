@@ -1,8 +1,9 @@
-"""How far are a precision's rewards from those in fp32, and does it rank as fp32 does? Measured on groups of real text.
+"""Measure how far a precision's rewards are from those in fp32, and whether it ranks as fp32 does.
 
-Errors are in units of the standard deviation of the fp32 rewards over all responses. Agreement counts the pairs of responses to one
-prompt, for these are compared; where two rewards lie closer than a twentieth of that deviation, which of them is higher says
-little, so the other pairs, the clear ones, are counted apart.
+It is measured on groups of real text. Errors are in units of the standard deviation of the fp32
+rewards over all responses. Agreement counts pairs of responses to one prompt, because these are
+compared. If two fp32 rewards are closer than a twentieth of that deviation, which of them is higher
+says little, so the other pairs, those with a clear margin, are also counted apart.
 """
 
 from collections.abc import Sequence
@@ -23,23 +24,33 @@ from kwise.export.parity import shipped_conversations
 from kwise.train.rankings.read import read_rankings
 from kwise.types import Conversation, Group, Message
 
-_CLEAR = 0.05
+# In standard deviations of the fp32 rewards: the smallest clear margin, and the largest change of a
+# reward with the batch composition.
+_CLEAR_MARGIN = 0.05
 _MAX_BATCH_CHANGE = 0.01
-# What a precision must reach to be written: of clear pairs, the share that it orders as fp32 does.
-_LEAST_AGREEMENT = {Precision.FP16: 0.995, Precision.BF16: 0.995, Precision.INT8: 0.98}
-_MOST_GROUPS = 16
-# On OpenVINO, which rounds scores before their softmax too, bf16's mean error was 1.8 times the emulation's, the largest 1.5 times.
+# The share of clear pairs that a precision must order as fp32 does.
+_MIN_AGREEMENT = {Precision.FP16: 0.995, Precision.BF16: 0.995, Precision.INT8: 0.98}
+_MAX_GROUPS = 16
+# On OpenVINO, which also rounds scores before their softmax, bf16's mean error was 1.8 times the
+# emulation's, the largest 1.5 times.
 _BEYOND_EMULATION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """A precision beside fp32; in the manifest, for people.
+    """A precision compared with fp32; written to the manifest for people.
 
-    measured_with: the runtime that computed it. reward_std: of the fp32 rewards, in raw units. max_error, mean_error:
-    differences from fp32, each response scored in its group, in units of reward_std. max_batch_change: between a
-    response scored alone and in its group, likewise. agreement, clear_agreement: share of pairs ordered as in fp32, of all
-    and of those `clear_pairs` whose margin in fp32 is at least 5 % of reward_std. kendall_tau: mean over groups.
+    Attributes:
+        measured_with: The runtime that computed the rewards.
+        reward_std: Standard deviation of the fp32 rewards, in raw units.
+        max_error: Largest difference from fp32, each response scored in its group, in units of
+            reward_std; mean_error likewise.
+        max_batch_change: Largest difference between a response scored alone and in its group, in
+            units of reward_std.
+        agreement: Share of pairs that are ordered as in fp32.
+        clear_agreement: The same of the `clear_pairs`, whose margin in fp32 is at least 5 % of
+            reward_std.
+        kendall_tau: Kendall's tau-b, mean over the groups whose fp32 rewards are not all equal.
     """
 
     measured_with: str
@@ -57,77 +68,91 @@ class Agreement:
 
 Groups = Sequence[Sequence[EncodedSequence]]
 Rewards = NDArray[np.float64]
-Texts = tuple[Conversation, tuple[str, ...]]
+TextGroup = tuple[Conversation, tuple[str, ...]]
+"""A prompt and its responses."""
 T = TypeVar("T")
 
 
-def read_texts(rankings: str, most: int = 2 * _MOST_GROUPS) -> list[Texts]:
-    """Prompts with their responses: the first `most` of a file of rankings (JSON Lines, .gz or not); without a file, all
-    shipped ones, each with seven responses: its own, two parts of it, and those of four other prompts.
+def read_text_groups(rankings: str, max_groups: int = 2 * _MAX_GROUPS) -> list[TextGroup]:
+    """Read prompts with their responses from a file of rankings, or return the shipped ones.
+
+    Args:
+        rankings: A file of JSON Lines, may be compressed (.gz); "" for the shipped conversations.
+            There each prompt has seven responses: its own, two parts of it, and those of four
+            other prompts.
+        max_groups: How many to read from the beginning of the file.
 
     Raises:
-        RankingsError, OSError: it is no such file.
+        RankingsError: The file has lines that are not rankings.
+        OSError: The file cannot be read.
     """
     if not rankings:
-        return _shipped()
+        return _shipped_groups()
     return [
         (ranking.prompt, ranking.responses)
-        for ranking in read_rankings(rankings, allow_tied=True)[:most]
+        for ranking in read_rankings(rankings, allow_tied=True)[:max_groups]
     ]
 
 
 def split(groups: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    """(one half, at most 16, to measure on; as many of the others to choose by how weights are rounded). A single one is both."""
-    measured = min(-(-len(groups) // 2), _MOST_GROUPS)
-    return groups[:measured], groups[measured:][:_MOST_GROUPS] or groups
+    """Split groups into those that measure a precision and those that choose its rounding.
+
+    Each part has at most 16. A single group is in both.
+    """
+    num_measured = min(-(-len(groups) // 2), _MAX_GROUPS)
+    return groups[:num_measured], groups[num_measured:][:_MAX_GROUPS] or groups
 
 
 def encode_groups(
-    encoder: ConversationEncoder, texts: Sequence[Texts]
+    encoder: ConversationEncoder, text_groups: Sequence[TextGroup]
 ) -> list[list[EncodedSequence]]:
-    """The groups of at least two responses that the model can read.
+    """Encode the groups, without responses that the model cannot read, if at least two are left.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: No group has two responses that the model can read.
     """
     groups = []
-    for prompt, responses in texts:
+    for prompt, responses in text_groups:
         outcomes = encoder.encode(Group(prompt=prompt, responses=responses))
         group = [outcome for outcome in outcomes if not isinstance(outcome, InvalidRequest)]
         if len(group) > 1:
             groups.append(group)
     if not groups:
         raise ConfigError(
-            "--rankings, --max-tokens: no prompt has two responses that fit, to measure precisions on"
+            "--rankings, --max-tokens: precisions cannot be measured, because no prompt has two "
+            "responses within the limit of tokens"
         )
     return groups
 
 
 def rewards_of(session: Session, groups: Groups) -> list[Rewards]:
-    """Each group in a batch of its own: raw rewards, one array a group."""
+    """Return the raw rewards of each group, scored in a batch of its own."""
     return [session.run(group).rewards.astype(np.float64) for group in groups]
 
 
 def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Agreement:
-    """Compare `session` with the fp32 rewards of the same groups."""
-    found = rewards_of(session, groups)
-    std = float(np.concatenate(expected).std()) or 1.0  # where all are alike no pair is clear
-    errors = np.abs(np.concatenate(found) - np.concatenate(expected)) / std
+    """Compare the rewards of `session` with `expected`, the fp32 rewards of the same groups."""
+    from scipy.stats import kendalltau  # imports for 0.7 s
+
+    measured = rewards_of(session, groups)
+    std = float(np.concatenate(expected).std()) or 1.0  # if all are equal, no pair is clear
+    errors = np.abs(np.concatenate(measured) - np.concatenate(expected)) / std
     changes = [
         abs(float(session.run([group[end]]).rewards[0]) - rewards[end])
-        for group, rewards in zip(groups, found, strict=True)
+        for group, rewards in zip(groups, measured, strict=True)
         for end in (0, -1)
     ]
-    same: list[bool] = []
+    same_order: list[bool] = []
     clear: list[bool] = []
     taus: list[float] = []
-    for wanted, got in zip(expected, found, strict=True):
-        i, j = np.triu_indices(len(wanted), 1)
-        margins = wanted[i] - wanted[j]
-        signs = np.sign(margins) * np.sign(got[i] - got[j])
-        taus.append(float(signs.mean()))
-        same.extend(signs[margins != 0] > 0)
-        clear.extend(signs[(margins != 0) & (np.abs(margins) >= _CLEAR * std)] > 0)
+    for fp32, rewards in zip(expected, measured, strict=True):
+        i, j = np.triu_indices(len(fp32), 1)
+        margins = fp32[i] - fp32[j]
+        signs = np.sign(margins) * np.sign(rewards[i] - rewards[j])
+        same_order.extend(signs[margins != 0] > 0)
+        clear.extend(signs[(margins != 0) & (np.abs(margins) >= _CLEAR_MARGIN * std)] > 0)
+        if margins.any():  # tau-b is undefined for equal rewards; in the precision, they count 0
+            taus.append(float(np.nan_to_num(kendalltau(fp32, rewards).statistic)))
     return Agreement(
         measured_with=session.runtime,
         num_groups=len(groups),
@@ -136,62 +161,82 @@ def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Ag
         max_error=float(errors.max()),
         mean_error=float(errors.mean()),
         max_batch_change=float(np.max(changes)) / std,
-        agreement=float(np.mean(same)) if same else 0.0,
+        agreement=float(np.mean(same_order)) if same_order else 0.0,
         clear_agreement=float(np.mean(clear)) if clear else 0.0,
         clear_pairs=len(clear),
-        kendall_tau=float(np.mean(taus)),
+        kendall_tau=float(np.mean(taus)) if taus else 0.0,
     )
 
 
-def shortcomings(precision: Precision, found: Agreement, min_agreement: float) -> str:
-    """Why a precision is not good enough to be written; "" where it is. min_agreement: of clear pairs; 0 for the default."""
-    required = min_agreement or _LEAST_AGREEMENT[precision]
-    if not found.clear_pairs:
-        return f"{precision.value}: no two rewards of a prompt have a clear margin in fp32, so there is nothing to measure it by"
-    if not isfinite(found.max_error):
-        return f"{precision.value}: a reward is not a finite number"
-    if not found.clear_agreement >= required:
+def shortcomings(precision: Precision, agreement: Agreement, min_agreement: float) -> str:
+    """Return why a precision is not good enough to be written, or "" if it is.
+
+    Args:
+        min_agreement: The share of clear pairs to be ordered as in fp32; 0 for the default.
+    """
+    required = min_agreement or _MIN_AGREEMENT[precision]
+    if not agreement.clear_pairs:
         return (
-            f"{precision.value} orders {found.clear_agreement:.2%} of {found.clear_pairs} clear pairs as fp32 does, and "
-            f"{required:.2%} is required (--min-agreement); its rewards differ from fp32 by {found.mean_error:.1%} of their "
-            f"standard deviation, {found.max_error:.1%} at most"
+            f"{precision.value} cannot be measured: no two responses to a prompt have fp32 rewards "
+            f"that differ by {_CLEAR_MARGIN:.0%} of the rewards' standard deviation"
         )
-    if not found.max_batch_change <= _MAX_BATCH_CHANGE:
+    if not isfinite(agreement.max_error):
+        return f"{precision.value}: a reward is not a finite number"
+    if not agreement.clear_agreement >= required:
         return (
-            f"{precision.value}: a reward changes with its batch by {found.max_batch_change:.2%} of the rewards' "
-            f"standard deviation; {_MAX_BATCH_CHANGE:.0%} is allowed"
+            f"{precision.value} orders {agreement.clear_agreement:.2%} of {agreement.clear_pairs} "
+            f"pairs with clear margins as fp32 does; at least {required:.2%} are required "
+            f"(--min-agreement). Its rewards differ from fp32 by {agreement.mean_error:.1%} of "
+            f"their standard deviation on average, {agreement.max_error:.1%} at most"
+        )
+    if not agreement.max_batch_change <= _MAX_BATCH_CHANGE:
+        return (
+            f"{precision.value}: a reward changes with the batch composition by "
+            f"{agreement.max_batch_change:.2%} of the rewards' standard deviation; at most "
+            f"{_MAX_BATCH_CHANGE:.0%} is allowed"
         )
     return ""
 
 
 def error_bounds(
-    found: Agreement, golden_error: float, *, emulated: bool, details: dict[str, Any]
+    agreement: Agreement, *, golden_error: float, emulated: bool, details: dict[str, Any]
 ) -> ErrorBounds:
-    """What the manifest says of a precision. golden_error: the largest on the golden conversations, in raw units. emulated:
-    errors are those of an emulation; a runtime may have so much more. details: of how it was made, for the report."""
-    change = _MAX_BATCH_CHANGE * found.reward_std
-    largest = max(found.max_error * found.reward_std, golden_error) * (
-        _BEYOND_EMULATION if emulated else 1
-    )
+    """Return the error bounds of a precision for the manifest.
+
+    Args:
+        golden_error: The largest error on the golden conversations, in raw units.
+        emulated: Whether errors were measured on an emulation, which a runtime may exceed.
+        details: How the graph was made, for the report.
+    """
+    max_batch_change = _MAX_BATCH_CHANGE * agreement.reward_std
+    max_error = max(agreement.max_error * agreement.reward_std, golden_error)
+    if emulated:
+        max_error *= _BEYOND_EMULATION
     return ErrorBounds(
-        max_error=largest + change, max_batch_change=change, report=asdict(found) | details
+        max_error=max_error + max_batch_change,
+        max_batch_change=max_batch_change,
+        report=asdict(agreement) | details,
     )
 
 
-def _shipped() -> list[Texts]:
-    """Those of one half, see `split`, take no response of the other's."""
-    pairs = shipped_conversations()
-    half = -(-len(pairs) // 2)
-    return _with_others(pairs[:half]) + _with_others(pairs[half:])
+def _shipped_groups() -> list[TextGroup]:
+    """Return groups of the shipped conversations, in two halves that share no response.
+
+    `split` divides them between the halves, so no text both measures and chooses.
+    """
+    conversations = shipped_conversations()
+    half = -(-len(conversations) // 2)
+    return _with_other_responses(conversations[:half]) + _with_other_responses(conversations[half:])
 
 
-def _with_others(pairs: Sequence[tuple[str, str]]) -> list[Texts]:
-    groups: list[Texts] = []
-    for number, (prompt, response) in enumerate(pairs):
+def _with_other_responses(conversations: Sequence[tuple[str, str]]) -> list[TextGroup]:
+    """Give each prompt its response, two parts of it, and the responses of the next four."""
+    groups: list[TextGroup] = []
+    for number, (prompt, response) in enumerate(conversations):
         words = response.split(" ")
         half = len(words) // 2
         parts = (" ".join(words[: half + 1]), " ".join(words[half:]))
-        others = [pairs[(number + step) % len(pairs)][1] for step in (1, 2, 3, 4)]
+        others = [conversations[(number + step) % len(conversations)][1] for step in (1, 2, 3, 4)]
         responses = dict.fromkeys((response, *parts, *others))
         groups.append(((Message(role="user", content=prompt),), tuple(responses)))
     return groups

@@ -1,204 +1,223 @@
-"""The fp32 graph → the same in fp16 or bf16: products of weights and attention are computed in it, everything between in fp32.
+"""Turn a graph in fp32 into one in fp16 or bf16.
 
-The residual stream, norms, softmax, rotary embedding, activations and the head stay in fp32, for they are cheap and their rounding
-would add up over the layers: with all of SmolLM2 in bf16 rewards moved by an eighth of their standard deviation with their batch.
-Each product's factors are cast, and so is its result back; GPUs and CPUs with such units sum up in fp32 inside. What is only moved
-between two products (keys that tiles gather, heads that are laid end to end) is moved in the half precision: the same numbers.
+The products of weights and of attention are computed in the half precision, the rest in fp32: the
+residual stream, norms, softmax, rotary embedding, activations and the head. These are cheap, and
+their rounding would add up over the layers: with all of SmolLM2 in bf16, rewards changed by an
+eighth of their standard deviation with the batch composition.
 
-`emulated` writes a graph that rounds in the same places and multiplies in fp32. It runs everywhere, and gives the rewards of a
-runtime that sums up in fp32: so an export measures what it writes on a machine that cannot run it.
+Both factors of a product are cast, and its result is cast back; hardware sums up in fp32 inside.
+Nodes that only move numbers between two products (keys that tiles gather, heads that are joined)
+move them in the half precision.
+
+With `emulated` the graph rounds in the same places and multiplies in fp32. It runs everywhere and
+gives the rewards of hardware that sums up in fp32, so an export can measure what it writes on a
+machine that cannot run it.
 """
 
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from kwise.engine.precision import Precision
+from kwise.export.graph_file import add_weight, read_graph, write_graph
 from kwise.export.parity import ParityError
 from kwise.export.precision.matmuls import (
     ATTENTION,
-    NEAREST,
-    Rounded,
-    attention_products,
-    is_product,
-    kind_of,
+    NONE_ROUNDED,
+    RoundedWeights,
+    attention_nodes,
+    is_matmul,
+    is_weight,
+    layer_group,
     weight_key,
 )
-from kwise.export.weights import Rewriting
 
-_TYPES = {
-    Precision.FP16: (TensorProto.FLOAT16, np.dtype(np.float16)),
-    Precision.BF16: (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-}
-# The mask of the trie's attention has -1e9 where nothing is to be seen: infinite in fp16, and a row of infinities has no softmax.
-_LEAST = -60000.0
-# How many of a node's inputs, from the first, hold numbers that it moves, and it does nothing else.
-_MOVED = {"Gather": 1, "Reshape": 1, "Transpose": 1, "Unsqueeze": 1, "Squeeze": 1, "Concat": None}
+_TYPES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
+# The mask of the trie's attention has -1e9 where a query must not look. That is -inf in fp16, and
+# softmax of a row of -inf is NaN.
+_MIN_MASK = -60000.0
+# Nodes that only move numbers, and how many of their inputs, from the first, they move.
+_MOVES = {"Gather": 1, "Reshape": 1, "Transpose": 1, "Unsqueeze": 1, "Squeeze": 1, "Concat": None}
 
 
 def write_half(
     source: Path,
     destination: Path,
     precision: Precision,
-    kept: Collection[str] = (),
-    rounded: Rounded = NEAREST,
+    fp32_layers: Collection[str] = (),
+    rounded: RoundedWeights = NONE_ROUNDED,
     *,
     emulated: bool = False,
 ) -> None:
-    """Write the graph and the file of weights beside it. kept: kinds of products that stay in fp32, see products.py. rounded:
-    some weights in the precision, by `weight_key`; the others are rounded to the nearest.
+    """Write the graph `source` in fp16 or bf16, and its weights in a file beside it.
+
+    Args:
+        fp32_layers: Layer groups that stay in fp32, see `matmuls.layer_groups`.
+        rounded: Weights in the precision. Other weights are rounded to the nearest number.
+        emulated: Write weights and products in fp32, rounded to the precision.
 
     Raises:
-        ParityError: a weight is too large for the precision. A result that is shows in the rewards.
+        ParityError: A weight is too large for the precision. Activations that are too large show in
+            the rewards.
     """
-    with Rewriting(source, destination) as graph:
-        caster = _Caster(graph, precision, rounded, emulated)
-        attention = attention_products(graph)
-        for node in graph.nodes:
-            kind = (
-                ATTENTION
-                if node.output[0] in attention
-                else kind_of(node)
-                if is_product(graph, node)
-                else None
-            )
-            if kind is None or kind in kept:
-                caster.emit(node)
-            else:
-                caster.product(node)
+    model = read_graph(source)
+    caster = _Caster(model.graph, precision, rounded, emulated)
+    attention = attention_nodes(model.graph)
+    for node in tuple(model.graph):
+        if node in attention:
+            group = ATTENTION
+        elif is_matmul(node):
+            group = layer_group(node)
+        else:
+            caster.redirect_shape(node)
+            continue
+        if group not in fp32_layers:
+            caster.replace(node)
+    write_graph(model, destination)
 
 
 def dtype_of(precision: Precision) -> np.dtype[Any]:
-    """NumPy's fp16 or bf16."""
-    return _TYPES[precision][1]
+    """Return NumPy's type for fp16 or bf16."""
+    return _TYPES[precision].numpy()
 
 
 def half_of(name: str, weight: NDArray[Any], precision: Precision) -> NDArray[Any]:
-    """The nearest.
+    """Round the weight `name` to the nearest numbers of the precision.
 
     Raises:
-        ParityError: one is infinite in the precision.
+        ParityError: A number becomes infinite.
     """
     dtype = dtype_of(precision)
     with np.errstate(over="ignore"):
         rounded = weight.astype(dtype)
     if not np.isfinite(rounded).all():
         raise ParityError(
-            f"{dtype.name} has no number as large as {np.abs(weight).max():.3g}, which is in {name}"
+            f"the weight {name} contains {np.abs(weight).max():.3g}, which is too large for "
+            f"{dtype.name}"
         )
     return rounded
 
 
 class _Caster:
+    """Replaces products of one graph, in the order of computation, by products in half precision."""
+
     def __init__(
-        self, graph: Rewriting, precision: Precision, rounded: Rounded, emulated: bool
+        self, graph: ir.Graph, precision: Precision, rounded: RoundedWeights, emulated: bool
     ) -> None:
         self._graph = graph
         self._precision = precision
-        self._type, dtype = _TYPES[precision]
-        self._suffix = dtype.name
-        self._given = rounded
+        self._type = _TYPES[precision]
+        self._rounded = rounded
         self._emulated = emulated
-        self._made_by: dict[str, onnx.NodeProto] = {}
-        self._masks: dict[str, str] = {}
-        self._narrow: dict[str, str] = {}  # of a name, that of the same numbers in this precision
+        self._tape = ir.tape.Tape()  # the nodes that replace the current product
+        self._halves: dict[ir.Value, ir.Value] = {}  # a value in fp32 → the same in half precision
+        self._masks: dict[ir.Value, ir.Value] = {}
+        self._weights: dict[tuple[str, bool], ir.Value] = {}
 
-    def emit(self, node: onnx.NodeProto) -> None:
-        """As it is; but a shape is read where the numbers are, so that they need not be widened for it."""
-        if node.op_type == "Shape":
-            node.input[0] = self._narrow.get(node.input[0], node.input[0])
-        self._made_by |= dict.fromkeys(node.output, node)
-        self._graph.emit(node)
+    def redirect_shape(self, node: ir.Node) -> None:
+        """Let a Shape node read the half-precision value, so that no cast back is needed for it."""
+        if node.op_type == "Shape" and (half := self._halves.get(_input(node, 0))) is not None:
+            node.replace_input_with(0, half)
 
-    def product(self, node: onnx.NodeProto) -> None:
-        output = node.output[0]
-        activations = set(range(len(node.input)))
+    def replace(self, node: ir.Node) -> None:
+        """Compute the node's product in half precision and cast its result to fp32."""
+        self._tape = ir.tape.Tape()
+        inputs, attributes = list(node.inputs), dict(node.attributes)
+        activations = range(len(inputs))
         if node.op_type == "Attention":
-            activations = {0, 1, 2}
-            if len(node.input) > 3:
-                node.input[3] = self._mask(node.input[3])
+            activations = range(3)
+            if len(inputs) > 3:
+                inputs[3] = self._mask(inputs[3])
             if not self._emulated:
-                node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
-        elif self._graph.is_weight(node.input[1]):
-            activations -= {1}
-            node.input[1] = self._weight(node)
+                precision = ir.AttrInt64("softmax_precision", ir.DataType.FLOAT)
+                attributes[precision.name] = precision
         for position in activations:
-            if node.input[position]:  # "" stands for none
-                node.input[position] = self._rounded(node.input[position])
-        narrow = self._named(output)
-        node.output[0] = f"{output}.wide" if self._emulated else narrow
-        self._graph.emit(node)
-        if self._emulated:
-            self._graph.emit(helper.make_node("Cast", [f"{output}.wide"], [narrow], to=self._type))
-        self._graph.emit(helper.make_node("Cast", [narrow], [output], to=TensorProto.FLOAT))
-        self._narrow[output] = output if self._emulated else narrow
+            value = inputs[position]
+            if value is not None and not (position == 1 and is_weight(value)):
+                inputs[position] = self._half(value)
+        if is_matmul(node):
+            inputs[1] = self._weight(node)
+        product = self._tape.op(node.op_type, inputs, attributes, domain=node.domain)
+        half = self._cast(product, self._type) if self._emulated else product
+        result = self._cast(half, ir.DataType.FLOAT)
+        self._halves[result] = result if self._emulated else half
+        ir.convenience.replace_nodes_and_values(
+            self._graph, node, [node], self._tape.nodes, node.outputs, [result]
+        )
 
-    def _rounded(self, name: str) -> str:
-        """The name of the same numbers in this precision."""
-        if name not in self._narrow:
-            if self._graph.is_weight(name):  # a bias
-                self._narrow[name] = self._add(
-                    name, half_of(name, self._graph.weight(name), self._precision)
-                )
-            elif (node := self._made_by.get(name)) is not None and (moved := self._moved_by(node)):
-                copy = onnx.NodeProto.FromString(node.SerializeToString())
-                copy.name = copy.output[0] = self._named(name)
+    def _half(self, value: ir.Value) -> ir.Value:
+        """Return the value rounded to half precision, computed where the numbers come from."""
+        if value not in self._halves:
+            if is_weight(value):  # a bias
+                self._halves[value] = self._nearest(value)
+            elif (node := value.producer()) is not None and (moved := _moved_inputs(node)):
+                inputs = list(node.inputs)
                 for position in moved:
-                    copy.input[position] = self._rounded(copy.input[position])
-                self._graph.emit(copy)
-                self._narrow[name] = copy.output[0]
+                    inputs[position] = self._half(_input(node, position))
+                self._halves[value] = self._tape.op(node.op_type, inputs, node.attributes)
             else:
-                self._narrow[name] = self._cast(name)
-        return self._narrow[name]
+                half = self._cast(value, self._type)
+                self._halves[value] = (
+                    self._cast(half, ir.DataType.FLOAT) if self._emulated else half
+                )
+        return self._halves[value]
 
-    def _moved_by(self, node: onnx.NodeProto) -> range:
-        """Which inputs the node moves; none where it computes, or looks a token's embedding up."""
-        moved = range(len(node.input))[: _MOVED.get(node.op_type, 0)]
-        return (
-            range(0)
-            if any(self._graph.is_weight(node.input[position]) for position in moved)
-            else moved
-        )
+    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        return self._tape.op("Cast", [value], {"to": dtype})
 
-    def _cast(self, name: str) -> str:
-        narrow = self._named(name)
-        self._graph.emit(helper.make_node("Cast", [name], [narrow], to=self._type))
-        if not self._emulated:
-            return narrow
-        self._graph.emit(
-            helper.make_node("Cast", [narrow], [f"{narrow}.wide"], to=TensorProto.FLOAT)
-        )
-        return f"{narrow}.wide"
+    def _mask(self, mask: ir.Value | None) -> ir.Value | None:
+        """Return attention's mask in half precision; in an emulation softmax gives the same."""
+        if mask is None or self._emulated:
+            return mask
+        if mask not in self._masks:
+            minimum = self._graph.initializers.get("half.min_mask")
+            if minimum is None:
+                minimum = add_weight(self._graph, "half.min_mask", np.array(_MIN_MASK, np.float32))
+            self._masks[mask] = self._cast(self._tape.op("Max", [mask, minimum]), self._type)
+        return self._masks[mask]
 
-    def _mask(self, name: str) -> str:
-        if self._emulated or not name:
-            return name  # the same after softmax
-        if name not in self._masks:
-            least = self._graph.add_constant("half.least", np.array(_LEAST, np.float32))
-            self._graph.emit(helper.make_node("Max", [name, least], [f"{name}.bounded"]))
-            self._masks[name] = self._cast(f"{name}.bounded")
-        return self._masks[name]
+    def _weight(self, matmul: ir.Node) -> ir.Value:
+        name, transposed = key = weight_key(matmul)
+        if key not in self._rounded:
+            return self._half(_input(matmul, 1))
+        if key not in self._weights:
+            columns = self._rounded[key]
+            suffix = ".columns" if transposed else ""
+            self._weights[key] = self._add(name, columns if transposed else columns.T, suffix)
+        return self._weights[key]
 
-    def _weight(self, product: onnx.NodeProto) -> str:
-        name, transposed = weight_key(product)
-        columns = self._given.get((name, transposed))
-        if columns is None:
-            return self._rounded(name)
+    def _nearest(self, value: ir.Value) -> ir.Value:
+        assert value.name is not None and value.const_value is not None
         return self._add(
-            name, columns if transposed else columns.T, ".columns" if transposed else ""
+            value.name, half_of(value.name, value.const_value.numpy(), self._precision)
         )
 
-    def _add(self, name: str, rounded: NDArray[Any], suffix: str = "") -> str:
-        return self._graph.add_weight(
-            f"{self._named(name)}{suffix}",
-            rounded.astype(np.float32) if self._emulated else rounded,
-        )
+    def _add(self, name: str, half: NDArray[Any], suffix: str = "") -> ir.Value:
+        """Add a weight, in fp32 if the graph is an emulation."""
+        tensor: NDArray[Any] | ir.TensorProtocol = half
+        if self._emulated:  # one at a time, when they are written: they are twice as large
+            tensor = ir.LazyTensor(
+                lambda: ir.tensor(half.astype(np.float32)),
+                ir.DataType.FLOAT,
+                ir.Shape(half.shape),
+            )
+        return add_weight(self._graph, f"{name}.{dtype_of(self._precision).name}{suffix}", tensor)
 
-    def _named(self, name: str) -> str:
-        return f"{name}.{self._suffix}"
+
+def _moved_inputs(node: ir.Node) -> range:
+    """Return the inputs whose numbers the node only moves: none if it computes or reads a weight.
+
+    A Gather from a weight looks up embeddings.
+    """
+    moved = range(len(node.inputs))[: _MOVES.get(node.op_type, 0)]
+    return range(0) if any(is_weight(node.inputs[position]) for position in moved) else moved
+
+
+def _input(node: ir.Node, position: int) -> ir.Value:
+    value = node.inputs[position]
+    assert value is not None
+    return value

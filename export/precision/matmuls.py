@@ -1,117 +1,140 @@
-"""What lower precisions are for: a graph's products, by kind."""
+"""Find the matrix products of a graph, their weights, and the groups of layers that they belong to.
+
+A matmul here is a MatMul or Gemm node that multiplies rows of activations by a matrix of weights.
+Lower precisions compute these, and the products inside attention.
+"""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import helper
 
-from kwise.export.weights import Rewriting
+from kwise.export.graph_file import read_graph
 
 ATTENTION = "attention"
-"""The kind of the products of queries with keys, and of what they weigh with values."""
+"""The layer group of attention: queries by keys, and softmax by values."""
 WeightKey = tuple[str, bool]
-Rounded = Mapping[WeightKey, NDArray[Any]]
-"""Weights that were rounded beforehand, as [N, K], a row for each output channel."""
-NEAREST: Rounded = MappingProxyType({})
+"""A weight's name, and whether the graph stores it as [N, K]: N output channels, K inputs."""
+RoundedWeights = Mapping[WeightKey, NDArray[Any]]
+"""Weights that were rounded beforehand, each [N, K]."""
+NONE_ROUNDED: RoundedWeights = MappingProxyType({})
 _BESIDE_SOFTMAX = {"Mul", "Div", "Add", "Where", "Cast", "IsNaN"}
 
 
-def is_product(graph: Rewriting, node: onnx.NodeProto) -> bool:
-    """Whether the node multiplies rows with a matrix of weights. The head's column is none: it reads one row a sequence."""
-    if node.op_type not in ("MatMul", "Gemm") or not graph.is_weight(node.input[1]):
+def is_matmul(node: ir.Node) -> bool:
+    """Return whether the node multiplies rows of activations by a matrix of weights.
+
+    The reward head is left out: its matrix has one column, and it reads one row a sequence.
+    """
+    if node.op_type not in ("MatMul", "Gemm") or node.domain:
         return False
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    plain = (
-        not attributes.get("transA")
-        and attributes.get("alpha", 1) == attributes.get("beta", 1) == 1
+    if not is_weight(node.inputs[1]):
+        return False
+    attributes = node.attributes
+    scaled = attributes.get_float("alpha", 1.0) != 1 or attributes.get_float("beta", 1.0) != 1
+    if scaled or ("transA" in attributes and attributes["transA"].as_int()):
+        return False
+    shape = weight_of(node).shape
+    return len(shape) == 2 and min(shape.numpy()) > 1
+
+
+def is_weight(value: ir.Value | None) -> bool:
+    """Return whether a value is stored with the graph."""
+    return value is not None and value.const_value is not None and value.is_initializer()
+
+
+def is_transposed(matmul: ir.Node) -> bool:
+    """Return whether the weights are stored as [N, K], as a Gemm may have them."""
+    return bool(matmul.attributes.get_int("transB", 0))
+
+
+def weight_of(matmul: ir.Node) -> ir.TensorProtocol:
+    """Return the weights as they are stored."""
+    value = matmul.inputs[1]
+    assert value is not None and value.const_value is not None
+    return value.const_value
+
+
+def weight_key(matmul: ir.Node) -> WeightKey:
+    """Return what identifies the weights in every copy of the graph."""
+    weight = matmul.inputs[1]
+    assert weight is not None and weight.name
+    return weight.name, is_transposed(matmul)
+
+
+def columns_of(matmul: ir.Node) -> NDArray[Any]:
+    """Return the weights as [N, K], a row for each output channel: a view of the file."""
+    weight = weight_of(matmul).numpy()
+    return weight if is_transposed(matmul) else weight.T
+
+
+def attention_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes that compute attention.
+
+    In the trie layout these are Attention operators. The padded layout has attention written out:
+    there they are the products of two activations just before and after a softmax. Other products of
+    activations, such as positions by rotary frequencies, need all bits of fp32.
+    """
+    operators = {node for node in graph if node.op_type == "Attention"}
+    if operators:
+        return operators
+    return {
+        node
+        for node in graph
+        if node.op_type == "MatMul"
+        and not any(map(is_weight, node.inputs))
+        and (_follows_softmax(node.inputs[0]) or _precedes_softmax(node.outputs[0]))
+    }
+
+
+def _follows_softmax(value: ir.Value | None) -> bool:
+    """Return whether nothing but scaling, masking and casts lies between a softmax and `value`."""
+    node = value.producer() if value is not None else None
+    if node is None:
+        return False
+    return node.op_type == "Softmax" or (
+        node.op_type in _BESIDE_SOFTMAX and any(map(_follows_softmax, node.inputs))
     )
-    shape = graph.shape(node.input[1])
-    return plain and len(shape) == 2 and min(shape) > 1
 
 
-def is_transposed(product: onnx.NodeProto) -> bool:
-    """Whether the weights are [outputs, inputs], as a Gemm may have them."""
-    return any(attribute.name == "transB" and attribute.i for attribute in product.attribute)
+def _precedes_softmax(value: ir.Value) -> bool:
+    """Return whether nothing but scaling, masking and casts lies between `value` and a softmax."""
+    return any(
+        node.op_type == "Softmax"
+        or (node.op_type in _BESIDE_SOFTMAX and any(map(_precedes_softmax, node.outputs)))
+        for node in value.consumers()
+    )
 
 
-def weight_key(product: onnx.NodeProto) -> WeightKey:
-    """(the weight's name, whether this product reads it as [N, K])."""
-    return product.input[1], is_transposed(product)
+def layer_groups(source: Path, *, attention: bool) -> dict[str, int]:
+    """Return the layer groups of a graph and the number of weights in each.
 
-
-def columns_of(graph: Rewriting, product: onnx.NodeProto) -> NDArray[Any]:
-    """The product's weights as [N, K], a row for each output channel."""
-    weight = graph.weight(product.input[1])
-    return weight if is_transposed(product) else weight.T
-
-
-def attention_products(graph: Rewriting) -> set[str]:
-    """The outputs of what is attention: the operator, or, where it is written out as in the padded layout, the products of two
-    activations before and after a softmax. Others, such as of positions with rotary frequencies, are none: they want all bits."""
-    found = {node.output[0] for node in graph.nodes if node.op_type == "Attention"}
-    if found:
-        return found
-    made_by = {name: node for node in graph.nodes for name in node.output}
-    read_by: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.nodes:
-        for name in node.input:
-            read_by.setdefault(name, []).append(node)
-    for node in graph.nodes:
-        if node.op_type == "MatMul" and not any(map(graph.is_weight, node.input)):
-            before = _through(
-                node.input[0],
-                lambda name: [made_by[name]] if name in made_by else [],
-                forward=False,
-            )
-            after = _through(node.output[0], lambda name: read_by.get(name, []), forward=True)
-            if before or after:
-                found.add(node.output[0])
-    return found
-
-
-def _through(
-    name: str, neighbours: Callable[[str], list[onnx.NodeProto]], *, forward: bool
-) -> bool:
-    """Whether a softmax is reached through nothing but scaling, masking and casts."""
-    for node in neighbours(name):
-        if node.op_type == "Softmax":
-            return True
-        if node.op_type in _BESIDE_SOFTMAX:
-            names = node.output if forward else node.input
-            if any(_through(other, neighbours, forward=forward) for other in names):
-                return True
-    return False
-
-
-def kinds(source: Path, *, attention: bool) -> dict[str, int]:
-    """The kinds of products, those of one name in all layers, and how many weights each has; with `attention` also that, as
-    if it had as many as the average kind."""
-    graph = Rewriting(source, source)
+    A layer group is the matmuls of one name in all layers. With `attention`, that is a group too,
+    and counts as many weights as the average group.
+    """
+    graph = read_graph(source).graph
     sizes: dict[str, int] = {}
-    for node in graph.nodes:
-        if is_product(graph, node):
-            rows, columns = graph.shape(node.input[1])
-            kind = kind_of(node)
-            sizes[kind] = sizes.get(kind, 0) + rows * columns
-    if attention and sizes and attention_products(graph):
+    for node in graph:
+        if is_matmul(node):
+            group = layer_group(node)
+            sizes[group] = sizes.get(group, 0) + weight_of(node).size
+    if attention and sizes and attention_nodes(graph):
         sizes[ATTENTION] = sum(sizes.values()) // len(sizes)
     return sizes
 
 
-def kind_of(node: onnx.NodeProto) -> str:
-    """ "layers.*.mlp.down_proj" of a product with "model.layers.3.mlp.down_proj.weight.transposed". A weight that the exporter
-    gave a number for a name goes by its node's: "/bert/encoder/layer.*/attention/self/query/MatMul"."""
-    weight = node.input[1]
+def layer_group(matmul: ir.Node) -> str:
+    """Return "layers.*.mlp.down_proj" for weights "model.layers.3.mlp.down_proj.weight.transposed".
+
+    If the exporter numbered the weights ("onnx::MatMul_312"), the node's name tells:
+    "/bert/encoder/layer.*/attention/self/query/MatMul".
+    """
+    weight, _ = weight_key(matmul)
     if weight.startswith("onnx::"):
-        return re.sub(r"([./])\d+(?=[./])", r"\1*", node.name)
-    return (
-        re.sub(r"\.\d+\.", ".*.", weight)
-        .removeprefix("model.")
-        .removesuffix(".transposed")
-        .removesuffix(".weight")
-    )
+        return re.sub(r"([./])\d+(?=[./])", r"\1*", matmul.name or "")
+    group = re.sub(r"\.\d+\.", ".*.", weight).removeprefix("model.")
+    return group.removesuffix(".transposed").removesuffix(".weight")

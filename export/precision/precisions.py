@@ -1,7 +1,8 @@
-"""An artifact's graphs beside fp32: each is written from the fp32 graph, measured against it, and kept if it is good enough.
+"""Add lower precisions to an artifact: write each graph, measure it against fp32, check the result.
 
-Where all products in the precision are not good enough, those kinds stay in fp32 that err the most for the time that they save.
-Which they are is measured, and the manifest names them. Texts that choose how weights are rounded are none of those that measure.
+If a precision with all matmuls in it does not rank as fp32 does, the layer groups that err most for
+the time they save stay in fp32, as few as are enough. Their sensitivity is measured, and the manifest
+names them. The text that decides how weights are rounded is not part of the text that measures.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from kwise.export.precision.agreement import (
     Agreement,
     Groups,
     Rewards,
-    Texts,
+    TextGroup,
     encode_groups,
     error_bounds,
     measure,
@@ -33,13 +34,13 @@ from kwise.export.precision.agreement import (
 )
 from kwise.export.precision.half import write_half
 from kwise.export.precision.int8 import write_int8
-from kwise.export.precision.matmuls import ATTENTION, Rounded, kinds
+from kwise.export.precision.matmuls import ATTENTION, RoundedWeights, layer_groups
 from kwise.export.precision.rounding import round_weights
 
-# The harm of each kind is measured on a few groups: it is for their order only.
-_FEW_GROUPS = 5
-Open = Callable[[Sequence[str]], GraphSession]
-"""Writes a precision's graph, the kinds that it is given in fp32, and gives a session that computes what this computes."""
+# Groups of text to measure the sensitivity of layer groups on: only their order matters.
+_NUM_SENSITIVITY_GROUPS = 5
+OpenSession = Callable[[Sequence[str]], GraphSession]
+"""Writes a precision's graph, with the given layer groups in fp32, and opens a session of it."""
 
 
 def contract_of(precision: Precision, fp32: GraphContract) -> GraphContract:
@@ -50,8 +51,7 @@ def contract_of(precision: Precision, fp32: GraphContract) -> GraphContract:
     return structs.replace(
         fp32,
         file=graph_name(precision),
-        # int8 computes last rows to more bits. As inner rows of another sequence they would change its
-        # reward.
+        # int8 gives last rows more bits, which must not reach another sequence's reward.
         separate_last_tokens=trie and precision is Precision.INT8,
         # A difference in the last bit may flip a rounding to few bits.
         aligned_keys=trie,
@@ -65,50 +65,62 @@ def add_precisions(
     precisions: Sequence[Precision],
     golden: Sequence[ParityCase],
     *,
-    texts: Sequence[Texts],
+    text_groups: Sequence[TextGroup],
     min_agreement: float,
 ) -> dict[Precision, ErrorBounds]:
     """Write the graphs of `precisions` other than fp32 into the artifact's directory.
 
     Args:
-        reference: of the fp32 graph.
-        texts: what to measure on. min_agreement: see `ExportConfig`.
+        reference: A session of the graph in fp32.
+        golden: Conversations that a server checks at its start.
+        text_groups: Text to measure on, and to choose how weights are rounded.
+        min_agreement: See `ExportConfig`.
+
+    Returns:
+        The error bounds of each precision.
 
     Raises:
-        ParityError: one is not good enough.
-        ConfigError: there are no groups to measure on.
+        ParityError: A precision does not rank as fp32 does.
+        ConfigError: No group of text fits the model.
     """
-    others = [precision for precision in precisions if precision is not Precision.FP32]
-    if not others:
+    lower_precisions = [precision for precision in precisions if precision is not Precision.FP32]
+    if not lower_precisions:
         return {}
-    groups, calibrating = split(encode_groups(encoder, texts))
-    if reference.layout.pads_sequences:  # padding is no text
-        calibrating = [[sequence] for group in calibrating for sequence in group]
+    groups, calibration = split(encode_groups(encoder, text_groups))
+    if reference.layout.pads_sequences:  # one by one, because padding is not text
+        calibration = [[sequence] for group in calibration for sequence in group]
     expected = rewards_of(reference, groups)
-    known = [(encoded(encoder, case), case.reward) for case in golden]
+    golden_rewards = [(encoded(encoder, case), case.reward) for case in golden]
     with TemporaryDirectory(dir=artifact.path) as scratch:
         rounded = round_weights(
-            artifact.graph_path(), others, reference, calibrating, Path(scratch)
+            artifact.graph_path(), lower_precisions, reference, calibration, Path(scratch)
         )
-        bounds: dict[Precision, ErrorBounds] = {}
-        for precision in others:
-            # Given away, for they map files that are deleted at the end.
-            bounds[precision] = _add(
-                artifact, precision, rounded.pop(precision), groups, expected, known, min_agreement
+        # Rounded weights map files in `scratch`, so nothing may hold them at the end.
+        return {
+            precision: _add(
+                artifact,
+                precision,
+                rounded.pop(precision),
+                groups,
+                expected,
+                golden_rewards,
+                min_agreement,
             )
-        return bounds
+            for precision in lower_precisions
+        }
 
 
 def _add(
     artifact: Artifact,
     precision: Precision,
-    rounded: Rounded,
+    rounded: RoundedWeights,
     groups: Groups,
     expected: Sequence[Rewards],
-    known: Sequence[tuple[EncodedSequence, float]],
+    golden_rewards: Sequence[tuple[EncodedSequence, float]],
     min_agreement: float,
 ) -> ErrorBounds:
-    sizes = kinds(artifact.graph_path(), attention=precision is not Precision.INT8)
+    """Write one precision's graph and return its error bounds; raise as `add_precisions`."""
+    sizes = layer_groups(artifact.graph_path(), attention=precision is not Precision.INT8)
     if not sizes:
         raise ParityError(
             f"{precision.value}: the model has no products of rows with weight matrices"
@@ -116,93 +128,123 @@ def _add(
     with TemporaryDirectory(dir=artifact.path) as scratch:
         open_session = _writer(artifact, precision, rounded, Path(scratch))
 
-        def judged(session: GraphSession) -> tuple[Agreement, str]:
-            found = measure(session, groups, expected)
-            return found, shortcomings(precision, found, min_agreement)
+        def evaluate(session: GraphSession) -> tuple[Agreement, str]:
+            agreement = measure(session, groups, expected)
+            return agreement, shortcomings(precision, agreement, min_agreement)
 
-        kept: Sequence[str] = ()
-        session = open_session(kept)
-        found, problem = judged(session)
+        fp32_layers: Sequence[str] = ()
+        session = open_session(fp32_layers)
+        agreement, problem = evaluate(session)
         if problem:
             del session
-            order = _by_harm(open_session, sizes, groups[:_FEW_GROUPS], expected[:_FEW_GROUPS])
-            kept, found = _least_kept(order, lambda kept: judged(open_session(kept)))
-            session = open_session(kept)  # the last attempt may have been another
-        alone = np.array([session.run([sequence]).rewards[0] for sequence, _ in known])
-        together = session.run([sequence for sequence, _ in known]).rewards
-        del session  # it maps what is deleted now
-    golden_error = float(np.abs(alone - [reward for _, reward in known]).max())
+            order = _by_sensitivity(
+                open_session,
+                sizes,
+                groups[:_NUM_SENSITIVITY_GROUPS],
+                expected[:_NUM_SENSITIVITY_GROUPS],
+            )
+            fp32_layers, agreement = _min_fp32_layers(
+                order, lambda layers: evaluate(open_session(layers))
+            )
+            session = open_session(fp32_layers)  # the last attempt may have been another
+        alone = np.array([session.run([sequence]).rewards[0] for sequence, _ in golden_rewards])
+        together = session.run([sequence for sequence, _ in golden_rewards]).rewards
+        del session  # it maps files that are deleted now
     emulated = precision is not Precision.INT8
-    details = {
-        "kept_in_fp32": list(kept),
-        "share_of_products": _share(sizes, kept),
-        "emulated": emulated,
-    }
-    bounds = error_bounds(found, golden_error, details=details, emulated=emulated)
-    if (
-        not np.abs(together - alone).max() <= bounds.max_batch_change
-    ):  # the server's own check at its start
+    bounds = error_bounds(
+        agreement,
+        golden_error=float(np.abs(alone - [reward for _, reward in golden_rewards]).max()),
+        emulated=emulated,
+        details={
+            "fp32_layers": list(fp32_layers),
+            "matmul_share": _matmul_share(sizes, fp32_layers),
+            "emulated": emulated,
+        },
+    )
+    # A server checks this at its start.
+    if not np.abs(together - alone).max() <= bounds.max_batch_change:
         raise ParityError(
-            f"{precision.value}: the reward of a golden conversation changes with its batch"
+            f"{precision.value}: the reward of a golden conversation depends on the batch composition"
         )
     onnx.checker.check_model(str(artifact.graph_path(precision)))
     return bounds
 
 
-def _share(sizes: dict[str, int], kept: Sequence[str]) -> float:
-    """How much of the products with weights is not kept in fp32."""
-    weights = {kind: size for kind, size in sizes.items() if kind != ATTENTION}
-    return 1 - sum(weights.get(kind, 0) for kind in kept) / sum(weights.values())
+def _matmul_share(sizes: dict[str, int], fp32_layers: Sequence[str]) -> float:
+    """Return the share of the matmuls' weights that are in the precision."""
+    weights = {group: size for group, size in sizes.items() if group != ATTENTION}
+    return 1 - sum(weights.get(group, 0) for group in fp32_layers) / sum(weights.values())
 
 
-def _least_kept(
+def _min_fp32_layers(
     order: Sequence[str], attempt: Callable[[Sequence[str]], tuple[Agreement, str]]
 ) -> tuple[Sequence[str], Agreement]:
-    """As few kinds as are enough, by bisection, from the beginning of `order`; with none kept it was not enough.
+    """Find, by bisection, how few layer groups from the beginning of `order` must stay in fp32.
+
+    Args:
+        order: All layer groups; with none of them in fp32 the precision is not good enough.
+        attempt: Measures the precision with the given layer groups in fp32. Returns a problem,
+            or "" if that is good enough.
 
     Raises:
-        ParityError: it is not enough with all but one kept.
+        ParityError: All layer groups but one are not enough.
     """
     too_few, enough = 0, max(len(order) - 1, 0)
-    found, problem = attempt(order[:enough])
+    agreement, problem = attempt(order[:enough])
     if problem:
         raise ParityError(problem)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        tried, problem = attempt(order[:middle])
+        attempted, problem = attempt(order[:middle])
         if problem:
             too_few = middle
         else:
-            enough, found = middle, tried
-    return order[:enough], found
+            enough, agreement = middle, attempted
+    return order[:enough], agreement
 
 
-def _writer(artifact: Artifact, precision: Precision, rounded: Rounded, scratch: Path) -> Open:
+def _writer(
+    artifact: Artifact, precision: Precision, rounded: RoundedWeights, scratch: Path
+) -> OpenSession:
+    """Return the function that writes the precision's graph; emulations go into `scratch`."""
     source, destination = artifact.graph_path(), artifact.graph_path(precision)
 
-    def open_int8(kept: Sequence[str]) -> GraphSession:
-        write_int8(source, destination, kept, rounded)
+    def open_int8(fp32_layers: Sequence[str]) -> GraphSession:
+        write_int8(source, destination, fp32_layers, rounded)
         return GraphSession(artifact, precision=precision)
 
-    def open_half(kept: Sequence[str]) -> GraphSession:
-        """Measured by an emulation, for the machine that exports may have no such units."""
+    def open_half(fp32_layers: Sequence[str]) -> GraphSession:
+        """Open an emulation, because the machine that exports may not compute in fp16 or bf16."""
         emulation = replace(artifact, path=scratch)
-        write_half(source, destination, precision, kept, rounded)
-        write_half(source, emulation.graph_path(precision), precision, kept, rounded, emulated=True)
+        write_half(source, destination, precision, fp32_layers, rounded)
+        write_half(
+            source,
+            emulation.graph_path(precision),
+            precision,
+            fp32_layers,
+            rounded,
+            emulated=True,
+        )
         return GraphSession(emulation, precision=precision)
 
     return open_int8 if precision is Precision.INT8 else open_half
 
 
-def _by_harm(
-    open_session: Open, sizes: dict[str, int], groups: Groups, expected: Sequence[Rewards]
+def _by_sensitivity(
+    open_session: OpenSession,
+    sizes: dict[str, int],
+    groups: Groups,
+    expected: Sequence[Rewards],
 ) -> list[str]:
-    """The kinds, those first whose error, alone in the precision, is the largest for their number of weights, which is their
-    time. Errors of several kinds add up as squares."""
-    harm = {}
-    for kind, size in sizes.items():
-        session = open_session([other for other in sizes if other != kind])
+    """Sort layer groups by falling sensitivity: the error they cause for the time they save.
+
+    The error is the mean square error of rewards if this layer group alone is in the precision,
+    because errors of several layer groups add up as squares. The time is its number of weights.
+    """
+    sensitivity = {}
+    for group, size in sizes.items():
+        session = open_session([other for other in sizes if other != group])
         errors = np.concatenate(rewards_of(session, groups)) - np.concatenate(expected)
-        harm[kind] = float(np.mean(errors**2)) / size
+        sensitivity[group] = float(np.mean(errors**2)) / size
         del session
-    return sorted(harm, key=lambda kind: harm[kind], reverse=True)
+    return sorted(sensitivity, key=lambda group: sensitivity[group], reverse=True)

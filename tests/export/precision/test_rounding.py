@@ -19,13 +19,13 @@ from kwise.engine.load import new_encoder
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
+from kwise.export.graph_file import read_graph
 from kwise.export.precision import calibration
-from kwise.export.precision.agreement import encode_groups, read_texts, split
+from kwise.export.precision.agreement import encode_groups, read_text_groups, split
 from kwise.export.precision.calibration import second_moments
-from kwise.export.precision.matmuls import columns_of, is_product, weight_key
+from kwise.export.precision.matmuls import columns_of, is_matmul, weight_key
 from kwise.export.precision.rotation import Rotation, cosine_transform
 from kwise.export.precision.rounding import compensated, round_weights
-from kwise.export.weights import Rewriting
 from tests.real_data import EXAMPLES
 
 Float32 = NDArray[np.float32]
@@ -38,7 +38,7 @@ def artifact(tiny_artifact: Path) -> Artifact:
 
 @pytest.fixture(scope="module")
 def groups(artifact: Artifact) -> Sequence[Sequence[EncodedSequence]]:
-    return encode_groups(new_encoder(artifact, EngineConfig()), read_texts(str(EXAMPLES)))[:4]
+    return encode_groups(new_encoder(artifact, EngineConfig()), read_text_groups(str(EXAMPLES)))[:4]
 
 
 def to_bf16(column: Float32) -> Float32:
@@ -119,17 +119,16 @@ def test_moments_are_those_of_the_rows_that_the_checkpoint_multiplies(
     with torch.inference_mode():
         for (sequence,) in alone:
             model(input_ids=torch.tensor(np.array(sequence.token_ids))[None])
-    graph = Rewriting(artifact.graph_path(), artifact.graph_path())
-    for most in (calibration._MOST_BYTES, 4 * 64**2 * 3):
-        monkeypatch.setattr(calibration, "_MOST_BYTES", most)
-        found = {}
-        for products, moments in second_moments(
-            graph, artifact.graph_path(), GraphSession(artifact), alone
+    for max_bytes in (calibration._MAX_BYTES, 4 * 64**2 * 3):
+        monkeypatch.setattr(calibration, "_MAX_BYTES", max_bytes)
+        measured = {}
+        for matmuls, moments in second_moments(
+            artifact.graph_path(), GraphSession(artifact), alone
         ):
-            for node in products:
-                found[node.input[1].split(".weight")[0]] = moments
-        assert found.keys() == expected.keys()
-        for name, moments in found.items():
+            for node in matmuls:
+                measured[weight_key(node)[0].split(".weight")[0]] = moments
+        assert measured.keys() == expected.keys()
+        for name, moments in measured.items():
             np.testing.assert_allclose(
                 moments, expected[name], rtol=1e-3, atol=1e-3 * np.abs(expected[name]).max()
             )
@@ -143,10 +142,8 @@ def test_every_product_has_its_weights_in_the_precision(
     rounded = round_weights(
         artifact.graph_path(), precisions, GraphSession(artifact), groups, tmp_path
     )
-    graph = Rewriting(artifact.graph_path(), artifact.graph_path())
-    weights = {
-        weight_key(node): columns_of(graph, node) for node in graph.nodes if is_product(graph, node)
-    }
+    graph = read_graph(artifact.graph_path()).graph
+    weights = {weight_key(node): columns_of(node) for node in graph if is_matmul(node)}
     for precision, dtype in zip(precisions, (np.float16, ml_dtypes.bfloat16, np.int8), strict=True):
         assert rounded[precision].keys() == weights.keys()
         for key, matrix in rounded[precision].items():
@@ -161,7 +158,7 @@ def test_every_product_has_its_weights_in_the_precision(
 def test_no_shipped_text_both_chooses_and_measures() -> None:
     measured, calibrating = (
         {response for _, responses in half for response in responses}
-        for half in split(read_texts(""))
+        for half in split(read_text_groups(""))
     )
     assert len(measured) > 20 and len(calibrating) > 20
     assert not measured & calibrating
