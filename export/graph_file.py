@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 # Runtimes map the file's pages.
 _ALIGNMENT = 4096
@@ -20,11 +20,17 @@ _MAX_INLINE_BYTES = 1024
 def read_graph(path: Path) -> ir.Model:
     """Read a graph and map its weights.
 
-    Identity nodes are removed: the exporter writes one for each further layer that shares a weight,
-    and afterwards all these layers read the weight itself.
+    The exporter writes an Identity node for each further layer that shares a weight. These are
+    removed, so that all layers read the weight itself. (onnx-ir's IdentityEliminationPass fails on the
+    branches of an If that hand on an outer value, as in DeBERTa.)
     """
     model = ir.load(path)
-    IdentityEliminationPass()(model)
+    for node in model.graph:
+        if node.op_type == "Identity" and not node.outputs[0].is_graph_output():
+            value = node.inputs[0]
+            if value is not None and value.is_initializer():
+                node.outputs[0].replace_all_uses_with(value)
+                model.graph.remove(node, safe=True)
     return model
 
 
