@@ -13,8 +13,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 # Runtimes map the file's pages.
 _ALIGNMENT = 4096
-# Smaller tensors stay in the graph itself, because runtimes infer shapes from some of them.
-_MAX_INLINE_BYTES = 1024
+# Shapes and scalars stay in the graph itself, because runtimes infer shapes from some of them.
+_MAX_INLINE_BYTES = 64
 
 
 def read_graph(path: Path) -> ir.Model:
