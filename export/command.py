@@ -30,7 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         line = _PARITY if precision is Precision.FP32 else _AGREEMENT
         layers = ", ".join(report.get("fp32_layers", [])) or "nothing"
         few = _FEW if report.get("clear_pairs", _MANY_PAIRS) < _MANY_PAIRS else ""
-        print(f"  {precision.value}: {line.format(**report, precision=precision.value, layers=layers)}{few}")
+        print(
+            f"  {precision.value}: {line.format(**report, precision=precision.value, layers=layers)}{few}"
+        )
     return 0
 
 

@@ -560,7 +560,9 @@ def test_as_few_kinds_stay_in_fp32_as_are_enough(num_kinds: int, data: st.DataOb
     found: Any = object()
     if least > num_kinds - 1:
         with pytest.raises(ParityError, match="not enough"):
-            _min_fp32_layers(order, lambda kept: (found, "" if len(kept) >= least else "not enough"))
+            _min_fp32_layers(
+                order, lambda kept: (found, "" if len(kept) >= least else "not enough")
+            )
     else:
         kept, _ = _min_fp32_layers(
             order, lambda kept: (found, "" if len(kept) >= least else "not enough")
