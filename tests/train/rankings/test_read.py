@@ -10,9 +10,9 @@ import pytest
 from kwise.cli import main
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
 from kwise.train.rankings.read import read_rankings
+from tests.real_data import EXAMPLES
 
 GOOD = {"prompt": "Why?", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
-SHARED = Path("/work/shared/data/rankings_k9.jsonl.gz")
 
 
 def written(path: Path, *lines: Any) -> Path:
@@ -67,6 +67,7 @@ def test_a_truncated_gzip_file_is_reported_after_its_bad_lines(tmp_path: Path) -
     ]
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs a file that is not in the repository")
-def test_nine_responses_a_prompt_with_scores_are_read() -> None:
-    assert {len(ranking.responses) for ranking in read_rankings(SHARED)} == {9}
+def test_the_example_rankings_are_read() -> None:
+    rankings = read_rankings(EXAMPLES)
+    assert len(rankings) == 96
+    assert {len(ranking.responses) for ranking in rankings} == {4, 5, 6, 7, 8, 9}
