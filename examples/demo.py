@@ -26,9 +26,9 @@ RANKINGS = ROOT / "examples" / "rankings.jsonl"
 # A prompt that is not among the rankings, with nine responses from good to bad, unordered.
 PROMPT = "Why does the Moon seem to change its shape over a month?"
 RESPONSES = [
-    "The Sun always lights half of the Moon. As the Moon goes around the Earth in about a month, we "
-    "see that lit half from changing angles: all of it at full moon, a part at a crescent, none at "
-    "new moon.",
+    "The Sun always lights half of the Moon. As the Moon goes around the Earth in about a month, "
+    "we see that lit half from changing angles: all of it at full moon, a part at a crescent, none "
+    "at new moon.",
     "The Moon the Moon changes because the Moon is changing the shape of the Moon and the Moon.",
     "As it orbits us, we see more or less of its sunlit side, from new moon to full moon and back.",
     "That is a silly question. Look it up yourself.",
@@ -72,7 +72,7 @@ def main() -> int:
         f"  checkpoint  {shown(checkpoint)}\n"
         f"  artifact    {shown(artifact)}\n"
         "Next steps:\n"
-        "  make serve                    # serve the artifact on port 50051; then in another terminal:\n"
+        "  make serve                    # serve on port 50051; then, in another terminal:\n"
         "  .venv/bin/kwise score --prompt 'Name a prime number.' "
         "--response 7 --response 'Blue.' --response 8\n"
         "  .venv/bin/kwise rank examples/rankings.jsonl | head -1"
@@ -134,8 +134,8 @@ def show(address: str) -> None:
     print(
         f"\n  {len(RESPONSES)} rewards in {seconds:.2f} s. The ranks and the "
         f"{len(compared.comparisons)} win probabilities came from the cache:\n"
-        f"  {passes} pass of the model in all. wins: mean probability of winning against each of the "
-        "other eight."
+        f"  {passes} pass of the model in all. wins: mean probability of winning against each of "
+        "the other eight."
     )
 
 

@@ -1,5 +1,8 @@
-"""The `kwise` command: one subcommand per verb, each defined beside the code that it runs and loaded only when called,
-so that `kwise score` starts without importing a runtime and `kwise --help` without importing anything."""
+"""The `kwise` command, with one subcommand per verb.
+
+Each subcommand is defined beside the code that it runs, and its module is imported only when it is
+called. So `kwise score` starts without importing a runtime, and `kwise --help` imports nothing.
+"""
 
 import argparse
 import sys
@@ -41,11 +44,13 @@ _COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `kwise ARGV` and return its exit code, by one rule for all commands:
+    """Run `kwise ARGV` and return its exit code. All commands follow one rule:
 
-    0    done, all of it
-    1    the work failed, or a part of it: bad data, a damaged artifact, no server, a response that was not scored
-    2    a wrong command line: an option missing, out of range, or not fitting the model or the directory that it names
+    0    everything was done
+    1    the work or a part of it failed: bad data, a damaged artifact, no server, a response that
+         could not be scored
+    2    the command line is wrong: an option is missing, out of range, or does not suit the model
+         or the directory that it names
     130  Ctrl-C
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -63,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str], chosen: str) -> int:
-    """Parse and run; of the commands' modules only that of `chosen` is imported. Raises what the command raises."""
+    """Parse the arguments and run the command. Of the commands, only `chosen` is imported."""
     parser = argparse.ArgumentParser(
         prog="kwise", description="Train, export and serve reward models."
     )
@@ -81,7 +86,8 @@ def _run(argv: list[str], chosen: str) -> int:
                 if missing.name is None or missing.name.split(".")[0] == "kwise":
                     raise
                 print(
-                    f"kwise {name} needs the package {missing.name}: pip install 'kwise[{command.extra}]'",
+                    f"kwise {name} needs the package {missing.name}: "
+                    f"pip install 'kwise[{command.extra}]'",
                     file=sys.stderr,
                 )
                 return 1

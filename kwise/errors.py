@@ -9,15 +9,15 @@
     ├── ServiceFailed       INTERNAL            the server has a bug
     └── RewardServiceError  any status          what a client met (kwise.client.errors)
 
-`ArtifactError` and `ConfigError` occur at start-up, before there are requests. This module knows the
-names of the statuses and imports no protocol; each protocol maps them in one place.
+`ArtifactError` and `ConfigError` occur at start-up, before there are requests. This module knows
+the names of the statuses and imports no protocol; each protocol maps them in one place.
 """
 
 from enum import Enum
 
 
 class Status(Enum):
-    """The status codes of gRPC, by name. kwise itself sets five of them; gRPC can set the others."""
+    """The status codes of gRPC, by name. kwise sets some of them; gRPC can set the others."""
 
     OK = "OK"
     CANCELLED = "CANCELLED"
@@ -56,7 +56,7 @@ class KwiseError(Exception):
     response: int | None = None
 
     def at(self, response: int) -> "KwiseError":
-        """Return the error as that of the response at index `response`, if it is about one response.
+        """Return the error for the response at index `response`, if it is about one response.
 
         Requests that share a computation have one error, but each has its own order of responses.
         """
@@ -67,8 +67,8 @@ class InvalidRequest(KwiseError):
     """A field of the request breaks a limit.
 
     Args:
-        field: the path of the field: in the request ("prompt.messages[0].role"), or, when `response` is given, in that
-            response ("text", "token_ids[3]", or "" for the whole response).
+        field: the path of the field in the request ("prompt.messages[0].role"). If `response` is
+            given, the path in that response ("text", "token_ids[3]", or "" for all of it).
         problem: the value and the limit. It never quotes the text of a prompt or response.
         response: the index of the response that the error is about; None if it is about the group.
 
@@ -117,8 +117,8 @@ class Overloaded(KwiseError):
     ) -> None:
         super().__init__(
             f"the queue holds {queued_tokens} tokens, {own_tokens} of them this client's, and its "
-            f"limit is {max_queue_tokens} (--max-queue-tokens); a client may queue as many tokens as "
-            f"are left free: try again in {retry_after_s:.2f} s"
+            f"limit is {max_queue_tokens} (--max-queue-tokens); a client may queue as many tokens "
+            f"as are left free: try again in {retry_after_s:.2f} s"
         )
         self.retry_after_s = retry_after_s
 

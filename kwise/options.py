@@ -1,4 +1,6 @@
-"""Command-line options generated from a frozen dataclass, so that an option is described and bounded in one place.
+"""Command-line options generated from a frozen dataclass.
+
+The declaration of a field is the one place with an option's description, default and bounds.
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class ServeConfig:
@@ -7,8 +9,8 @@
     add_options(parser, ServeConfig)
     config = from_options(ServeConfig, parser.parse_args())
 
-argparse and dataclasses do the work. Libraries that do more (tyro, jsonargparse) would be a dependency of the client,
-which is to need grpcio and protobuf alone.
+argparse and dataclasses do the work. Libraries that do more (tyro, jsonargparse) would become
+dependencies of the client, which needs grpcio and protobuf only.
 """
 
 import argparse
@@ -24,30 +26,32 @@ T = TypeVar("T")
 
 def option(
     default: Any = dataclasses.MISSING,
-    help: str = "",  # noqa: A002 - argparse's own word
+    help: str = "",  # noqa: A002 - argparse's name for it
     *,
     minimum: float | None = None,
     maximum: float | None = None,
     exclusive_minimum: float | None = None,
 ) -> Any:
-    """A dataclass field with its description and bounds. Without a default it is a positional argument."""
+    """Return a dataclass field with a description and bounds.
+
+    A field without a default becomes a positional argument.
+    """
     bounds = {"minimum": minimum, "maximum": maximum, "exclusive_minimum": exclusive_minimum}
     return dataclasses.field(default=default, metadata={"help": help, **bounds})
 
 
 def check_bounds(config: Any) -> None:
-    """Call from `__post_init__`.
+    """Check all fields of a config. Call this from `__post_init__`.
 
     Raises:
-        ConfigError: a field is outside the bounds that its `option` states; names the option and the bound.
+        ConfigError: a field is outside its bounds. The message names the option and the bound.
     """
     for field in dataclasses.fields(config):
         value, bounds = getattr(config, field.name), field.metadata
         if value is None or not isinstance(value, int | float):
             continue
-        flag = _flag(
-            field.name
-        )  # comparisons are negated so that NaN, which is within no bounds, fails them
+        flag = _flag(field.name)
+        # The comparisons are negated because NaN, which is within no bounds, makes each one false.
         if (low := bounds.get("minimum")) is not None and not value >= low:
             raise ConfigError(f"{flag} is {value}; it must be at least {low}")
         if (high := bounds.get("maximum")) is not None and not value <= high:
@@ -104,7 +108,10 @@ def _flag(name: str) -> str:
 
 
 def _value_type(hint: Any) -> tuple[Any, bool]:
-    """(type of one value, whether several are taken) for `T`, `T | None` and `tuple[T, ...]`."""
+    """Return the type of one value, and True if the option takes several.
+
+    The hint is `T`, `T | None` or `tuple[T, ...]`.
+    """
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(part for part in get_args(hint) if part is not types.NoneType)
     if get_origin(hint) is tuple:
@@ -113,7 +120,7 @@ def _value_type(hint: Any) -> tuple[Any, bool]:
 
 
 def _parser_of(kind: Any) -> Any:
-    """A callable for argparse's `type`; an Enum is given by its value."""
+    """Return a function for argparse's `type`. A member of an Enum is given by its value."""
     if not (isinstance(kind, type) and issubclass(kind, Enum)):
         return kind
 

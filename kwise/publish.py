@@ -1,8 +1,8 @@
 """Put a finished file or directory in its place in one step.
 
-A reader meets the old one or the new one, never a mixture. Write into a temporary place beside the
-target, on the same file system, then call `publish_directory` or `publish_file`. Data reach the disk
-before names do, so this holds for a crash of the machine as well as of the process.
+A reader meets the old one or the new one, never a mixture. Write into a temporary place beside
+the target, on the same file system, then call `publish_directory` or `publish_file`. Data reach the
+disk before names do, so this holds for a crash of the machine as well as of the process.
 
 Renaming replaces a file atomically, but POSIX has no rename that replaces a directory with files in
 it. Linux can exchange two directories (renameat2 with RENAME_EXCHANGE, since 3.15). Python does not
@@ -27,9 +27,9 @@ def publish_directory(work: Path, target: Path) -> None:
     """Make the directory `work` the directory `target`; delete the directory that was there before.
 
     `target` always names a complete directory: the old one until the exchange, then the new one.
-    A crash leaves `work` behind, which holds the new directory before the exchange, and what is left
-    of the old one after it. Both paths must be on one file system. If `target` is a symbolic link,
-    the directory that it points to is replaced.
+    A crash leaves `work` behind, which holds the new directory before the exchange, and what is
+    left of the old one after it. Both paths must be on one file system. If `target` is a symbolic
+    link, the directory that it points to is replaced.
 
     A reader that must not mix two versions opens the directory once (`os.open`) and its files
     relative to that descriptor. If a file is missing, the directory has been replaced and is being
@@ -41,8 +41,8 @@ def publish_directory(work: Path, target: Path) -> None:
     `.NAME-replaced-*`, the new one as `work`.
 
     Raises:
-        OSError: A rename failed, and `target` is as it was; or the new directory is in place and the
-            old one could not be deleted.
+        OSError: A rename failed, and `target` is as it was; or the new directory is in place and
+            the old one could not be deleted.
     """
     target = target.resolve()
     _sync_tree(work)

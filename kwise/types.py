@@ -34,7 +34,7 @@ CLIENT_KEY = "kwise-client"
 
 
 class Priority(Enum):
-    """The importance of a group. Bulk groups wait behind interactive ones, except for a small share."""
+    """The importance of a group. Bulk groups wait behind interactive ones, except a few."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"

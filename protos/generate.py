@@ -1,7 +1,9 @@
-"""Generate the Python modules of protos/kwise/v1 next to their .proto files: `python protos/generate.py [OUT]`.
+"""Generate the Python modules of protos/kwise/v1 next to their .proto files.
 
-protoc writes `from kwise.v1 import reward_pb2`, the proto package's path. Our modules live in
-`kwise.protos.kwise.v1`, so that one import becomes a relative one; nothing else is touched.
+Usage: python protos/generate.py [OUT]
+
+protoc writes `from kwise.v1 import reward_pb2`, because that is the path of the proto package. The
+modules live in `kwise.protos.kwise.v1`, so that import is made relative. Nothing else is changed.
 """
 
 import os
@@ -20,7 +22,7 @@ def generate(out: Path) -> None:
     Raises:
         RuntimeError: protoc refused a file; its message is on stderr.
     """
-    # protoc looks for its plugins on the PATH, and a virtual environment need not be activated to run this.
+    # protoc looks for its plugins on the PATH, and the virtual environment may not be activated.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     includes = [f"-I{ROOT}", f"-I{Path(protoc.__file__).parent / '_proto'}"]
     outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python", "mypy_grpc")]

@@ -1,4 +1,4 @@
-"""The clients and their commands over a real socket, against a server whose answers a test chooses."""
+"""The clients and commands over a real socket, against a server whose answers a test chooses."""
 
 import asyncio
 import gzip
@@ -28,7 +28,10 @@ DRAINING = "the server is shutting down; send the request again"
 
 
 class Service(reward_pb2_grpc.RewardServiceServicer):
-    """Rewards are lengths; a response "bad" has an error. `draining` refuses everything, as a server that shuts down does."""
+    """A server that returns lengths as rewards, and an error for the response "bad".
+
+    With `draining` it refuses everything, as a server that shuts down does.
+    """
 
     def __init__(self) -> None:
         self.draining = False
@@ -116,7 +119,7 @@ CALLS = pytest.mark.parametrize("call", ["score", "score_many"])
 def test_a_server_that_was_never_reached_is_named_after_the_connect_timeout(
     nowhere: str, client: Callable[..., Any], call: str
 ) -> None:
-    """The timeout of the call is an hour, so a client that waited for it would not end this test."""
+    """The call's own timeout is an hour. A client that waited for it would time this test out."""
     with pytest.raises(RewardServiceError) as raised:
         client(nowhere, call, 3600.0, connect_timeout_s=0.2)
     assert str(raised.value) == f"UNAVAILABLE at {nowhere}: no server was ready within 0.2 s"
@@ -208,7 +211,11 @@ def test_a_group_that_is_none_has_its_error_in_its_place(is_async: bool) -> None
             if is_async
             else list(blocking_client.score_many(groups))
         )
-    assert [len(result.rewards) if isinstance(result, ScoredGroup) else getattr(result, "field", None) for result in results] == [
+    found = [
+        len(result.rewards) if isinstance(result, ScoredGroup) else getattr(result, "field", None)
+        for result in results
+    ]
+    assert found == [
         1, "groups[1]", "groups[2]", 1, *[f"groups[{number}]" for number in range(4, 304)], 1,
     ]  # fmt: skip
     assert "responses[0] must be" in str(results[2])
@@ -241,7 +248,7 @@ def test_a_response_that_failed_is_told_by_line_and_place_and_exits_with_1(
 def test_every_line_of_the_input_has_one_in_the_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the client refused by itself left no line, so that the two files could not be read side by side."""
+    """A line that the client itself refused had no output, so lines did not correspond."""
     path = tmp_path / "groups.jsonl"
     good = {"prompt": "p", "responses": ["a", "bc"], "id": 1}
     path.write_text(
@@ -294,7 +301,8 @@ def test_no_line_of_the_output_has_what_is_no_json(
     """Python writes NaN and Infinity, which other readers of JSON refuse."""
     path = tmp_path / "groups.jsonl"
     path.write_text(
-        '{"prompt": "p", "responses": ["infinite", "infinite"], "id": NaN, "more": [1e999, -Infinity, 1, "NaN"]}\n'
+        '{"prompt": "p", "responses": ["infinite", "infinite"], "id": NaN, '
+        '"more": [1e999, -Infinity, 1, "NaN"]}\n'
     )
     with serving() as target:
         assert main(["compare", str(path), "--server", target]) == 0

@@ -1,5 +1,8 @@
-"""What the client promises without a server: arguments and results keep their meaning, wrong ones are named, a flight
-loses no group, tables fit, and the import stays light."""
+"""The parts of the client that need no server.
+
+Messages keep the meaning of arguments and results, wrong arguments are named, `score_many` loses no
+group, tables fit, and the import stays light.
+"""
 
 import json
 import subprocess
@@ -287,7 +290,10 @@ class TestFlight:
         assert answered == [str(number) for number in range(num_groups)]
 
     def test_only_a_broken_stream_is_followed_by_another(self) -> None:
-        """A stream that broke while grpc.aio wrote to it ended `score_many` with INTERNAL, the server's UNAVAILABLE hidden."""
+        """A stream that broke during a write ended `score_many` with INTERNAL.
+
+        grpc.aio reports that in place of the server's UNAVAILABLE.
+        """
         assert is_interrupted(RewardServiceError("UNAVAILABLE", "gone"))
         assert is_interrupted(RewardServiceError("INTERNAL", "Internal error from Core"))
         assert not is_interrupted(RewardServiceError("INTERNAL", "the model failed on this group"))
@@ -394,8 +400,10 @@ class TestImport:
     ) -> None:
         program = """
 import sys
-import kwise.client, kwise.client.commands.compare, kwise.client.commands.rank, kwise.client.commands.score
-print(*sorted({"numpy", "onnxruntime", "tokenizers", "torch", "jinja2", "transformers"} & sys.modules.keys()))
+import kwise.client
+from kwise.client.commands import compare, rank, score
+heavy = {"numpy", "onnxruntime", "tokenizers", "torch", "jinja2", "transformers"}
+print(*sorted(heavy & sys.modules.keys()))
 """
         finished = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The cache is a plain LRU bounded in bytes, and no two different (prompt, response) share a key."""
+"""The cache is an LRU with a limit in bytes. Two different (prompt, response) share no key."""
 
 from hypothesis import given
 from hypothesis import strategies as st

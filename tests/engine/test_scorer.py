@@ -49,7 +49,10 @@ MANIFEST = Manifest(
 
 
 class SumSession:
-    """Rewards are sums of token ids; fails on `POISON`. While `gate` is shut a pass goes on; `entered` tells of the first."""
+    """A session whose rewards are sums of token ids, and which fails on `POISON`.
+
+    A pass waits for `gate`; `entered` is set once the first has begun.
+    """
 
     runtime = "test"
     precision = Precision.FP32
@@ -173,7 +176,7 @@ async def test_a_call_fails_where_the_model_fails_on_every_response() -> None:
 
 
 async def test_whoever_joined_a_response_does_not_share_the_failure_of_its_siblings() -> None:
-    """The joined reward once had the error of the group that asked for it first, which would not have met the joiner."""
+    """A joined reward had the error of the group that started it, which was not the joiner's."""
     session = SumSession()
     async with _scorer(session) as scorer:
         session.gate.clear()
@@ -188,9 +191,7 @@ async def test_whoever_joined_a_response_does_not_share_the_failure_of_its_sibli
         assert scorer.counters.joined == 1
 
 
-async def test_a_group_without_room_for_any_response_fails_as_a_whole_even_where_it_was_joined() -> (
-    None
-):
+async def test_a_group_without_room_for_any_response_fails_as_a_whole_even_if_joined() -> None:
     async with _scorer() as scorer:
         template = Group(prompt=(Message(role="system", content="x"),), responses=("a", "b"))
         calls = [scorer.score(template), scorer.score(template)]
@@ -218,7 +219,10 @@ async def test_a_tokenizer_that_panics_fails_its_own_request_alone() -> None:
 
 
 def _padded_artifact(path: Path) -> Artifact:
-    """A graph as Optimum exports it, whose reward is the sum of a table's rows; the table ends before the vocabulary."""
+    """Write an artifact with a padded graph whose reward is the sum of a table's rows.
+
+    The table has fewer rows than the vocabulary has tokens.
+    """
     helper, ids = onnx.helper, ["input_ids", "attention_mask"]
     inputs = [
         helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "length"])

@@ -48,7 +48,7 @@ def test_padded_sequences_cost_as_much_as_the_longest(sequences: list[Int64]) ->
 
 
 def test_cached_prefixes_make_no_sequence_related() -> None:
-    """What suits a batch is what its first sequence shares, not what the session happens to know."""
+    """A sequence suits a batch by what it shares with the first one, not by what is cached."""
     prompt, other = np.arange(40), np.arange(100, 140)
     batch = batch_builder("trie")(_keys([other]))
     batch.add(sort_key(prompt))

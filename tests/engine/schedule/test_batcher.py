@@ -1,4 +1,4 @@
-"""Every submitted sequence gets its own reward or its own error, whatever happens to its company."""
+"""Each submitted sequence gets its own reward or error, whatever happens to the other ones."""
 
 import asyncio
 import threading
@@ -49,7 +49,7 @@ def _in_flight(sequence: EncodedSequence, flow: Flow) -> RewardInFlight:
 
 
 class FaultySession:
-    """A session that raises on `POISON`, can be held at `gate`, and can answer with `missing` rewards too few."""
+    """A session that raises on `POISON`, waits for `gate`, or returns `missing` too few."""
 
     precision = Precision.FP32
     runtime = "test"
@@ -361,7 +361,7 @@ async def test_times_are_told_and_not_negative() -> None:
 
 
 async def test_too_few_rewards_fail_the_batch_and_misassign_none() -> None:
-    """The engine goes on with the next batch; nobody waits for ever and nobody has another's reward."""
+    """The next batch runs; no request waits forever or gets the reward of another."""
     async with _running(missing=1) as running:
         outcomes = await running.settle(*running.submit((1,), (2,)))
         assert all(isinstance(outcome, ModelFailed) for outcome in outcomes)
@@ -372,7 +372,7 @@ async def test_too_few_rewards_fail_the_batch_and_misassign_none() -> None:
 async def test_session_runs_on_without_a_pause_while_work_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each batch follows the one before directly: the batcher sets no timer and leaves nothing behind."""
+    """Each batch follows the one before it directly: the batcher sets no timer."""
     async with _running(max_batch_tokens=2) as running:
         held = await running.hold()
         rewards = running.submit(*((n, n) for n in range(8)))
@@ -389,7 +389,7 @@ async def test_session_runs_on_without_a_pause_while_work_waits(
         await asyncio.gather(*(reward.future for reward in (held, *rewards)))
         assert timers == []
         assert running.session.batches == [[(5,)], *([(n, n)] for n in range(8))]
-        # All arrived at once, and the next starts when the last ends: what one waited longer is the other's own time.
+        # All arrived together, and each starts when the one before it ends.
         for earlier, later in pairwise(rewards):
             assert later.queue_s >= earlier.queue_s
 

@@ -1,4 +1,4 @@
-"""Clients are served fairly, interactive work goes before bulk, and neither can starve the other."""
+"""Clients are served fairly, and interactive work goes before bulk but does not starve it."""
 
 from dataclasses import dataclass
 from itertools import product

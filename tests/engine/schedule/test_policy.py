@@ -1,4 +1,4 @@
-"""The policy gives every sequence that somebody waits for to exactly one batch, without an event loop."""
+"""The policy puts each sequence that a request waits for into exactly one batch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -238,7 +238,7 @@ def test_leaving_what_is_gone_changes_nothing() -> None:
 
 
 def test_what_does_not_fit_an_empty_batch_leaves_it_to_others() -> None:
-    """32 long ones in line behind a short one ended the search, and the batch had 100 rows of 2,048."""
+    """32 long sequences behind a short one ended the search, and left a batch of 100 rows."""
     policy = _policy("trie", 2048)
     for index, length in enumerate([100, *[2000] * 32, *[100] * 40]):
         work = _work([index] * length)
@@ -247,7 +247,7 @@ def test_what_does_not_fit_an_empty_batch_leaves_it_to_others() -> None:
 
 
 def test_a_shared_prompt_is_charged_once() -> None:
-    """A client with 32 responses to a prompt had a fourteenth of the model, beside one that shares nothing."""
+    """A client with 32 responses to one prompt got a fourteenth of the model's time."""
     policy = _policy("trie", 2000)
     rows = {"groups": 0, "singles": 0}
     for number in range(12):

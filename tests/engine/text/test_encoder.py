@@ -614,7 +614,10 @@ def test_a_conversation_without_tokens_is_refused_and_its_siblings_are_scored(
 
 
 def test_a_response_that_the_template_refuses_leaves_its_siblings_scored(real: Any) -> None:
-    template = "{% if messages[-1].content == 'bad' %}{{ raise_exception('no') }}{% endif %}{{ messages[-1].content }}"
+    template = (
+        "{% if messages[-1].content == 'bad' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ messages[-1].content }}"
+    )
     good, bad, last = _new(real.backend_tokenizer, template).encode(
         Group(prompt=_user("a"), responses=("b", "bad", "c d"))
     )
@@ -746,12 +749,16 @@ def test_template_that_refuses_is_the_requests_fault(template: str) -> None:
     "template",
     [
         "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}",
-        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{{ m.content }}{% break %}{% endfor %}",
         "{{ messages | tojson }}",
         "{{ messages | tojson(indent=2) }}{{ messages[0].content | tojson(ensure_ascii=true) }}",
-        "{% for m in messages %}\n    {% if true %}\n  {{ m.content }}\n    {% endif %}\n{% endfor %}\n",
-        "{{ bos_token }}{% if not tools and not add_generation_prompt %}{{ messages[-1].content | trim }}{% endif %}",
-        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        "{% for m in messages %}\n    {% if true %}\n  {{ m.content }}\n    {% endif %}\n"
+        "{% endfor %}\n",
+        "{{ bos_token }}{% if not tools and not add_generation_prompt %}"
+        "{{ messages[-1].content | trim }}{% endif %}",
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+        "{{ ns.n }}",
     ],
 )
 def test_templates_render_as_in_transformers(real: Any, template: str) -> None:
