@@ -6,7 +6,7 @@ plan for ever, so shapes must be few. Its memory-efficient attention needs key l
 
 The tile groups of `pack` fit the tiles closely, so two batches hardly ever have the same eight
 shapes. Here the tiles are divided anew into three groups: the longest tile's number of keys, a half
-and a quarter of it. docs/architecture.md has the rules for the sizes and what the padding costs.
+and a quarter of it. docs/gpu.md has the rules for the sizes and what the padding costs.
 
 Dimensions: B sequences; T rows; P past entries; n tiles of a group, S queries and L keys each; W
 the width of a layer's keys or values.

@@ -3,7 +3,7 @@
 On CUDA the index arrays are copied to the device once per pass, into buffers that stay there. Only
 the rewards, and the keys and values that the prompt cache stores, come back. That cache is in host
 memory also with a GPU, because ONNX Runtime's Python API can neither slice nor join tensors on a
-device; docs/architecture.md has what this costs, and why CUDA graphs are not used.
+device; docs/gpu.md has what this costs, and why CUDA graphs are not used.
 """
 
 from collections.abc import Collection, Container, Iterable, Mapping

@@ -59,13 +59,13 @@ class PromptCacheMachine(RuleBasedStateMachine):
     def draw_tokens(self, data: st.DataObject) -> Tokens:
         """Draw tokens that extend any part of earlier ones."""
         before = data.draw(st.sampled_from(self.sent))
-        kept = (
+        start = (
             before[: data.draw(st.integers(0, len(before)))] if data.draw(st.booleans()) else before
         )
         run = data.draw(
             st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 3, 14, 20])), max_size=2)
         )
-        tokens = kept + tuple(token for token, times in run for _ in range(times))
+        tokens = start + tuple(token for token, times in run for _ in range(times))
         self.sent.append(tokens)
         return tokens
 
@@ -79,7 +79,7 @@ class PromptCacheMachine(RuleBasedStateMachine):
     def longest(self, data: st.DataObject) -> None:
         tokens = self.draw_tokens(data)
         segment, shared = self.cache.longest(_key(tokens))
-        most = max((_shared(tokens, kept) for kept in self.chains), default=0)
+        most = max((_shared(tokens, cached) for cached in self.chains), default=0)
         assert shared == (most if most >= MIN_TOKENS else 0)
         assert (segment is None) == (shared == 0)
         if segment is not None:
@@ -105,7 +105,7 @@ class PromptCacheMachine(RuleBasedStateMachine):
         parents = (
             []
             if parent is None
-            else self.chains[next(kept for kept in self.chains if _key(kept) == parent.key)]
+            else self.chains[next(cached for cached in self.chains if _key(cached) == parent.key)]
         )
         self.sizes[tokens] = size
         self.chains[tokens] = [tokens, *parents]
@@ -157,9 +157,9 @@ def test_too_few_bytes_for_any_prompt_cache_none(prompts: list[Tokens], max_byte
 def test_there_is_room_for_what_would_be_cached(num_tokens: int, max_tokens: int) -> None:
     cache = PromptCache(max_tokens * TOKEN_BYTES)
     _put(cache, (1,) * num_tokens, 0)
-    kept = (num_tokens <= max_tokens) and num_tokens >= MIN_TOKENS
-    assert cache.has_room_for(num_tokens, BYTES_PER_TOKEN) == kept
-    assert cache.longest(_key((1,) * num_tokens))[1] == (num_tokens if kept else 0)
+    is_cached = (num_tokens <= max_tokens) and num_tokens >= MIN_TOKENS
+    assert cache.has_room_for(num_tokens, BYTES_PER_TOKEN) == is_cached
+    assert cache.longest(_key((1,) * num_tokens))[1] == (num_tokens if is_cached else 0)
 
 
 def test_a_stale_start_caches_nothing() -> None:

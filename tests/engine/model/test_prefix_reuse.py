@@ -40,8 +40,8 @@ def _batches(draw: st.DrawFn) -> list[list[EncodedSequence]]:
         batch = []
         for _ in range(draw(st.integers(1, 4))):
             before = draw(st.sampled_from(prompts))
-            kept = draw(st.sampled_from([len(before), draw(st.integers(0, len(before)))]))
-            prompts.append(before[:kept] + draw(_runs()))
+            length = draw(st.sampled_from([len(before), draw(st.integers(0, len(before)))]))
+            prompts.append(before[:length] + draw(_runs()))
             tokens = prompts[-1] + draw(_runs()) or (0,)
             # prompt_tokens may be unusual; it exceeds the tokens if trailing padding was cut off.
             told = st.sampled_from(
