@@ -161,7 +161,7 @@ class Scorer:
         await self._tokenizers.stop()
         await self._batcher.stop()
         for reward in self._in_flight.values():
-            reward.fail(Unavailable.leaving())
+            reward.fail(Unavailable.draining())
 
     async def score(self, group: Group) -> ScoredGroup:
         """Return one reward or error per response, in order.
@@ -206,7 +206,7 @@ class Scorer:
         missing = {key: index for index, key in enumerate(keys) if key not in cached}
         new = {key: index for key, index in missing.items() if key not in self._in_flight}
         if self._is_stopped and missing:
-            raise Unavailable.leaving()
+            raise Unavailable.draining()
         job = self._admit(group, new) if new else None
         self.counters.joined += len(missing) - len(new)
         in_flight = {key: self._in_flight[key] for key in missing}
@@ -274,7 +274,8 @@ class Scorer:
             if key in cached:
                 rewards.append(self._reward(cached[key], is_cached=True))
             elif isinstance(outcome := _outcome(computed[key]), KwiseError):
-                rewards.append(_at_index(outcome, index))
+                # It may have been started by a request in which the response had another index.
+                rewards.append(outcome.at(index))
             else:
                 # A response that stands twice in the request is computed once.
                 rewards.append(self._reward(outcome, is_cached=key in seen))
@@ -325,21 +326,11 @@ def _raise_for_group(rewards: Sequence[Reward | KwiseError]) -> None:
     """Fail the call if nothing was scored and no response is at fault by itself."""
     errors = [reward for reward in rewards if isinstance(reward, KwiseError)]
     if len(errors) == len(rewards) and not any(_is_of_response(error) for error in errors):
-        raise errors[0]
+        raise ModelFailed() if isinstance(errors[0], ModelFailed) else errors[0]
 
 
 def _is_of_response(error: KwiseError) -> bool:
     return isinstance(error, InvalidRequest) and error.response is not None
-
-
-def _at_index(error: KwiseError, index: int) -> KwiseError:
-    """Return the error with the index of the response in this request.
-
-    The reward may have been started by a request in which the response had another index.
-    """
-    if isinstance(error, InvalidRequest) and error.response is not None:
-        return error.at(index)
-    return error
 
 
 def _estimated_tokens(group: Group, indices: Iterable[int], max_tokens: int) -> list[int]:

@@ -33,17 +33,16 @@ def win_probability(margin: float) -> float:
     return exp(margin) / (1 + exp(margin))
 
 
-def check_pairs(pairs: Sequence[tuple[int, int]], num_responses: int) -> None:
-    """Check that every pair consists of indices below `num_responses`.
+def check_pair(number: int, first: int, second: int, num_responses: int) -> None:
+    """Check that the pair at index `number` consists of indices below `num_responses`.
 
     Raises:
-        InvalidRequest: a pair names a response that does not exist; names the pair.
+        InvalidRequest: the pair names a response that does not exist; names the pair.
     """
-    for number, (first, second) in enumerate(pairs):
-        if not (0 <= first < num_responses and 0 <= second < num_responses):
-            raise InvalidRequest(
-                f"pairs[{number}]", f"({first}, {second}) with {num_responses} responses"
-            )
+    if not (0 <= first < num_responses and 0 <= second < num_responses):
+        raise InvalidRequest(
+            f"pairs[{number}]", f"({first}, {second}) with {num_responses} responses"
+        )
 
 
 def compare_pair(rewards: Sequence[Reward | KwiseError], first: int, second: int) -> Comparison:
@@ -71,5 +70,6 @@ def compare(
     """
     if not pairs:
         pairs = list(combinations(range(len(rewards)), 2))
-    check_pairs(pairs, len(rewards))
+    for number, (first, second) in enumerate(pairs):
+        check_pair(number, first, second, len(rewards))
     return [compare_pair(rewards, first, second) for first, second in pairs]

@@ -133,8 +133,6 @@ class Unavailable(KwiseError):
         """Return the error of a request that meets a server which is shutting down."""
         return cls("the server is shutting down; send the request again")
 
-    leaving = draining
-
 
 class ModelFailed(KwiseError):
     """The runtime failed on this response, both in its batch and alone, or its reward is NaN."""

@@ -61,7 +61,7 @@ class Batcher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        _fail(self._policy.clear(), Unavailable.leaving)
+        _fail(self._policy.clear(), Unavailable.draining)
 
     def submit(self, rewards: Iterable[RewardInFlight]) -> None:
         """Queue admitted rewards, whose `sequence` is set, for the model.
@@ -128,7 +128,7 @@ class Batcher:
         try:
             await self._run(session, thread, batch)
         finally:
-            _fail(batch, Unavailable.leaving)
+            _fail(batch, Unavailable.draining)
 
     async def _run(
         self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[RewardInFlight]

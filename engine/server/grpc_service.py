@@ -35,7 +35,7 @@ class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
         async with self._call(context):
             self._service.limits.check(len(request.group.responses), len(request.pairs))
             group = messages.to_group(request.group, _client_of(context))
-            pairs = messages.to_pairs(request.pairs)
+            pairs = await messages.to_pairs(request.pairs)
             compared = await self._service.compare(group, pairs, request.group.model)
             return await messages.from_compared_group(compared)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import grpc
 
-from kwise.engine.server.service import in_slices
+from kwise.engine.server.service import CHEAP_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest, KwiseError, Overloaded
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import (
@@ -89,9 +89,12 @@ def _to_prompt(prompt: pb.Prompt) -> Conversation | TokenIds:
             raise InvalidRequest("prompt", "none of text, messages and token_ids is set")
 
 
-def to_pairs(pairs: Iterable[pb.Pair]) -> list[tuple[int, int]]:
-    """Return pairs of indices."""
-    return [(pair.first, pair.second) for pair in pairs]
+async def to_pairs(pairs: Iterable[pb.Pair]) -> list[tuple[int, int]]:
+    """Return pairs of indices. Built in slices, see `in_slices`."""
+    converted: list[tuple[int, int]] = []
+    async for part in in_slices(pairs, CHEAP_SLICE_ITEMS):
+        converted += [(pair.first, pair.second) for pair in part]
+    return converted
 
 
 async def from_scored_group(scored: ScoredGroup) -> pb.ScoredGroup:

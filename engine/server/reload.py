@@ -13,13 +13,14 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
 from kwise.engine.artifact import read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
+from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.service import RewardService
 from kwise.errors import ArtifactError, ConfigError
 
@@ -49,15 +50,18 @@ class Reloader:
             self._asked.clear()
             serving = self._service.scorer.description
             try:
-                await self._reload()
+                if (new := await self._load()) is not None:
+                    _LOG.info("serving %s instead of %s", new.description, serving)
+                    await self._service.swap(new)
+                    freeze_heap()
             except (ArtifactError, ConfigError) as error:
                 _LOG.error("reload refused, %s goes on serving: %s", serving, error)
             except Exception:  # noqa: BLE001 - the next SIGHUP must still be obeyed
                 _LOG.exception("reload failed, %s goes on serving", serving)
 
-    async def _reload(self) -> None:
-        old = self._service.scorer
-        serving = old.artifact.manifest
+    async def _load(self) -> Scorer | None:
+        """Load and start what the artifact's path holds now. Return None if it has not changed."""
+        serving, counters = self._service.scorer.artifact.manifest, self._service.scorer.counters
         found = read_manifest(self._artifact)
         if found.name != serving.name:
             raise ArtifactError(
@@ -66,14 +70,11 @@ class Reloader:
             )
         if found.fingerprint == serving.fingerprint:
             _LOG.info("reload: %s has not changed", self._artifact)
-            return
+            return None
         _LOG.info("reload: loading %s", self._artifact)
-        new = await in_daemon_thread(
-            lambda: Scorer.load(self._artifact, self._engine, old.counters)
-        )
+        new = await in_daemon_thread(lambda: Scorer.load(self._artifact, self._engine, counters))
         new.start()
-        _LOG.info("serving %s instead of %s", new.description, old.description)
-        await self._service.swap(new)
+        return new
 
 
 async def in_daemon_thread(work: Callable[[], _T]) -> _T:
@@ -82,25 +83,14 @@ async def in_daemon_thread(work: Callable[[], _T]) -> _T:
     `asyncio.to_thread` would: the event loop and the interpreter wait for its thread at exit, and
     loading a large model takes minutes.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[_T] = loop.create_future()
-
-    def finish(result: _T | None, error: BaseException | None) -> None:
-        if future.done():  # cancelled
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
+    future: Future[_T] = Future()
+    future.set_running_or_notify_cancel()  # so that a cancelled reload leaves it to the thread
 
     def run() -> None:
-        result, error = None, None
         try:
-            result = work()
-        except BaseException as raised:  # noqa: BLE001 - it is raised again where it is awaited
-            error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(finish, result, error)
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
+            future.set_exception(error)
 
     threading.Thread(target=run, name=LOADER_THREAD, daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.config import ServerConfig
+from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.grpc_service import GrpcRewardService
 from kwise.engine.server.reload import Reloader
 from kwise.engine.server.service import RequestLimits, RewardService
@@ -52,6 +53,7 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
     limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
     service = RewardService(Scorer.load(artifact, engine), limits)
     service.scorer.start()
+    freeze_heap()
     try:
         health_service = _add_services(server, service)
         await health_service.set("", health_pb2.HealthCheckResponse.SERVING)

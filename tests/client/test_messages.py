@@ -394,22 +394,7 @@ class TestShell:
         assert all(width(line) <= columns for line in lines)
 
 
-class TestImport:
-    def test_the_client_and_its_commands_import_no_part_of_the_engine_that_needs_more_than_grpc(
-        self,
-    ) -> None:
-        program = """
-import sys
-import kwise.client
-from kwise.client.commands import compare, rank, score
-heavy = {"numpy", "onnxruntime", "tokenizers", "torch", "jinja2", "transformers"}
-print(*sorted(heavy & sys.modules.keys()))
-"""
-        finished = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True
-        )
-        assert finished.stdout.strip() == ""
-
+class TestHelp:
     @pytest.mark.parametrize("command", ["score", "rank", "compare"])
     def test_help_of_each_command(self, command: str) -> None:
         program = [sys.executable, "-m", "kwise", command, "--help"]

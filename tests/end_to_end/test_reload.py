@@ -1,0 +1,45 @@
+"""A server that is told to end while it loads another artifact."""
+
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from kwise.client import RewardClient
+from kwise.engine.artifact import MANIFEST, read_manifest
+from tests.servers import PATIENCE_S, raw_rewards, running_server, wait_until
+
+# `kwise`, except that the second artifact takes for ever to load.
+HELD = """
+import sys, threading
+from kwise.cli import main
+from kwise.engine.scorer import Scorer
+
+load, loaded = Scorer.load, []
+
+def held(*arguments):
+    if loaded:
+        threading.Event().wait()
+    loaded.append(arguments)
+    return load(*arguments)
+
+Scorer.load = held
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_does_not_wait_for_a_reload(tiny_artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "served"
+    shutil.copytree(tiny_artifact, path)
+    with running_server(path, entry_point=(sys.executable, "-c", HELD)) as server:
+        changed = msgspec.structs.replace(read_manifest(path), reward_mean=7.0).signed()
+        (path / MANIFEST).write_text(changed.to_json())
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reload: loading" in server.log.text)
+        with RewardClient(server.address) as client:
+            assert len(raw_rewards(client.score("Still there?", ["Yes."]))) == 1
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE_S) == 0
+    assert "Traceback" not in server.log.text
