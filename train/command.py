@@ -1,4 +1,4 @@
-"""`kwise train`: the command line of `training.train`."""
+"""The command `kwise train`."""
 
 import argparse
 import sys
@@ -12,39 +12,45 @@ from kwise.train.rankings.errors import RankingsError
 _NOT_GIVEN = object()
 
 _EPILOG = """\
-Each line of DATA is a prompt (a text, or messages before the assistant's turn) and K >= 2 responses, each with a rank
-(1 is the best, equal ranks are ties) or each with a score (higher is better):
+Each line of DATA has a prompt (a string, or the messages before the assistant's) and K >= 2
+responses. Each response has a rank (1 is the best, equal ranks are ties), or each has a score
+(higher is better):
 
-  {"prompt": "Why is the sky blue?", "responses": [{"text": "Air scatters ...", "rank": 1}, {"text": "Paint.", "rank": 2}]}
+  {"prompt": "Why is the sky blue?",
+   "responses": [{"text": "Air scatters ...", "rank": 1}, {"text": "Paint.", "rank": 2}]}
 
-DIR gets a plain Hugging Face checkpoint (AutoModelForSequenceClassification with one label) with tokenizer and chat
-template, training_report.json, and README.md, a model card. With --lora-rank the adapters are merged, and DIR/adapter has
-them as well. A run that was killed goes on with the same command and --resume.
+DIR becomes a plain Hugging Face checkpoint (AutoModelForSequenceClassification with one label) with
+tokenizer, chat template, training_report.json and README.md, a model card. With --lora-rank the
+adapters are merged; DIR/adapter has them as well. DIR is written when training has finished, in one
+step. Until then DIR.unfinished holds the run. To continue a run that was killed, give the same
+command and --resume.
 
-Several devices: torchrun --nproc_per_node N -m kwise train DATA ... computes the same in N processes.
+Several devices: torchrun --nproc_per_node N -m kwise train DATA ... computes the same in N
+processes.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `TrainConfig`."""
+    """Add the options of `TrainConfig`."""
     parser.usage = "%(prog)s DATA --model MODEL --output DIR [--recipe NAME] [options]"
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_options(parser, TrainConfig)
     parser.add_argument(
-        "--list-recipes", action=ListRecipes, help="print the recipes and where they come from"
+        "--list-recipes", action=ListRecipes, help="print the recipes with their sources, and exit"
     )
-    # So that `run` can tell what was given from what was not.
+    # Shows which options were given: the others may come from a recipe.
     parser.set_defaults(
         **{field.name: _NOT_GIVEN for field in fields(TrainConfig) if field.name != "data"}
     )
 
 
 def config_of(arguments: argparse.Namespace) -> TrainConfig:
-    """What was given, else what the recipe says, else the defaults.
+    """Return the options that were given, else those of the recipe, else the defaults.
 
     Raises:
-        ConfigError: an option is missing or out of range, or the recipe is not right.
+        ConfigError: an option is missing or out of range, or the recipe cannot be used.
+        OSError: the recipe cannot be read.
     """
     recipe = read_recipe(arguments.recipe) if arguments.recipe is not _NOT_GIVEN else {}
     for field in fields(TrainConfig):
@@ -54,25 +60,31 @@ def config_of(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, and print the validation before and after. 0, or 1 where the data is not usable or a loss is not finite."""
+    """Train, and print the validation before and after.
+
+    Return the exit code: 0, or 1 if the data cannot be used or a loss or weight is not finite.
+    """
     config = config_of(arguments)
-    # Here, because torch and transformers take seconds to import: --help and a wrong option answer before.
+    # Imported late, because torch and transformers take seconds: --help and a wrong option must
+    # not.
     from kwise.train.run.training import train
+    from kwise.train.run.unfinished_run import UnfinishedRun
     from kwise.train.step.losses import NotFinite
 
     try:
         report = train(config)
     except RankingsError as error:
         print(error, file=sys.stderr)  # each problem begins with FILE:LINE
-        print(f"kwise train: {config.data} cannot be trained on", file=sys.stderr)
+        print(f"kwise train: {config.data} cannot be used", file=sys.stderr)
         return 1
     except NotFinite as error:
         print(
-            f"kwise train: {error}; no checkpoint is written, {config.output}/steps has the run so far",
+            f"kwise train: {error}; no checkpoint is written; "
+            f"{UnfinishedRun(config.output).path} has the run so far",
             file=sys.stderr,
         )
         return 1
-    if report.files:  # of several processes one has written them
+    if report.files:  # only in the main process
         print(report.text())
         print(f"checkpoint: {config.output}")
     return 0

@@ -24,9 +24,9 @@ base_model: {model}
 library_name: peft
 ---
 
-This is the adapter and the head of the reward model in the parent directory, whose weights have them merged in.
-`PeftModel.from_pretrained` adds them to `{model}`, loaded with `AutoModelForSequenceClassification`, one label and {base},
-as in training.
+This is the adapter and the head of the reward model in the parent directory, whose weights have
+them merged in. `PeftModel.from_pretrained` adds them to `{model}`, loaded with
+`AutoModelForSequenceClassification`, one label and {base}, as in training.
 """
 
 

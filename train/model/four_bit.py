@@ -39,7 +39,8 @@ def four_bit_options(model: str) -> dict[str, Any]:
         ) from None
     if model.endswith(".gguf"):
         raise ConfigError(
-            "--load-in-4bit reads a Hugging Face checkpoint; the weights of a .gguf file are dequantised"
+            "--load-in-4bit reads a Hugging Face checkpoint; the weights of a .gguf file are "
+            "dequantised"
         )
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -85,7 +86,7 @@ def fold_adapters(adapted: Any) -> None:
 
 @torch.no_grad()
 def dequantise(model: PreTrainedModel) -> None:
-    """Replace every four-bit layer by a plain one, so that the model is saved as an ordinary one."""
+    """Replace every four-bit layer by a plain one, so that the model is saved like any other."""
     for name, layer in list(model.named_modules()):
         if has_four_bits(layer):
             model.set_submodule(name, _plain(layer, _weight(layer)))

@@ -64,7 +64,7 @@ def _uses_attention_interface(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def _measured_obstacle(model: PreTrainedModel) -> str | None:
-    """Return why the hidden states over a trie are not those of whole sequences; None if they are."""
+    """Return why hidden states over a trie are not those of whole sequences; None if they are."""
     plain_attention = model.config._attn_implementation
     was_training = model.training
     model.eval()

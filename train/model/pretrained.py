@@ -55,5 +55,5 @@ def _problem(name: str, error: Exception) -> str:
     return (
         f"cannot be read: {line}"
         if Path(name).exists()
-        else f"no file or directory has this name, and the hub says: {line}"
+        else f"there is no such file or directory; the hub says: {line}"
     )

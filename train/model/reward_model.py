@@ -102,7 +102,7 @@ def load_reward_model(
         OSError: the chat template cannot be read.
     """
     if model.endswith(".gguf") and not Path(model).is_file():
-        raise ConfigError(f"--model {model}: the file does not exist")
+        raise ConfigError(f"--model {model}: there is no such file")
     tokenizer = load_tokenizer(model, chat_template)
     torch.manual_seed(seed)  # some architectures have more new layers than the head
     quantised = four_bit_options(model) if load_in_4bit else {}
@@ -165,5 +165,6 @@ def _check_backbone(model: PreTrainedModel, missing: Sequence[str], name: str) -
     lost = sorted(key for key in missing if key.startswith(prefix) and "pooler" not in key)
     if lost:
         raise ConfigError(
-            f"--model {name}: the checkpoint lacks {len(lost)} weights of the language model, {lost[0]} first"
+            f"--model {name}: the checkpoint lacks {len(lost)} weights of the language model, "
+            f"{lost[0]} first"
         )

@@ -40,7 +40,8 @@ def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenize
         )
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"--model {model}: the fast tokenizer (tokenizer.json) is missing, and the engine needs it"
+            f"--model {model}: the fast tokenizer (tokenizer.json) is missing, and the engine "
+            "needs it"
         )
     tokenizer.padding_side = "right"
     if chat_template is not None:
@@ -78,7 +79,8 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, configured: int | None)
         if candidate is not None and candidate not in endings:
             return candidate
     raise ConfigError(
-        f"the tokenizer has no token to pad with: conversations end with {_names(tokenizer, endings)}, its "
+        "the tokenizer has no token to pad with: conversations end with "
+        f"{_names(tokenizer, endings)}, its "
         "only special token. Give a --chat-template with another ending, for instance a newline"
     )
 
@@ -96,7 +98,11 @@ def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
     end = tokenizer.sep_token or tokenizer.eos_token or ""
     if len(set(tokenizer.all_special_ids)) == 1:
         end = ""
-    turns = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n\\n' }}{% endfor %}"
+    turns = (
+        "{% for message in messages %}"
+        "{{ message['role'] + ': ' + message['content'] + '\\n\\n' }}"
+        "{% endfor %}"
+    )
     prompt = "{% if add_generation_prompt %}{{ 'assistant: ' }}{% else %}{{ END }}{% endif %}"
     return _literal(start) + turns + prompt.replace("END", repr(end))
 

@@ -1,5 +1,6 @@
-"""The options of `kwise train` that train a low-rank adapter instead of all weights. Imports
-neither torch nor peft.
+"""The options of `kwise train` that train low-rank adapters (LoRA) instead of all weights.
+
+Neither torch nor peft is imported here.
 """
 
 from dataclasses import dataclass
@@ -10,37 +11,39 @@ from kwise.options import option
 ALL_LINEAR = "all-linear"
 
 
-# Without slots: of the two bases of TrainConfig, Python allows one with slots.
+# Without slots: only one base of TrainConfig can have them.
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """LoRA: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". `check_adapter`
-    says what goes together.
+    """Options of LoRA: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+
+    `check_adapter` says which ones go together.
     """
 
     lora_rank: int = option(
         0,
-        "train adapters of this rank and the head, the other weights frozen; 0 trains all weights",
+        "train adapters of this rank, and the head, and freeze all other weights; 0 trains all "
+        "weights",
         minimum=0,
     )
     lora_alpha: int | None = option(
-        None, "an adapter is scaled by alpha / rank; unset takes twice the rank", minimum=1
+        None, "adapters are scaled by alpha / rank; default: twice the rank", minimum=1
     )
-    lora_dropout: float = option(0.0, "of what an adapter reads", minimum=0, maximum=0.9)
+    lora_dropout: float = option(0.0, "dropout on the inputs of adapters", minimum=0, maximum=0.9)
     lora_targets: str = option(
-        ALL_LINEAR, "layers that get an adapter: all-linear, or names as q_proj,v_proj"
+        ALL_LINEAR, "layers that get an adapter: all-linear, or names such as q_proj,v_proj"
     )
     load_in_4bit: bool = option(
-        False, "hold the frozen weights in four bits (QLoRA): less memory, less exact"
+        False, "keep the frozen weights in four bits (QLoRA): less memory, less exact"
     )
 
     @property
     def lora_scale_alpha(self) -> int:
-        """`lora_alpha`, or its default."""
+        """Return `lora_alpha` or its default."""
         return 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
 
 
 def check_adapter(config: AdapterConfig) -> None:
-    """Raises ConfigError where an option would be ignored."""
+    """Raise ConfigError if an option would have no effect."""
     if config.lora_rank:
         return
     for flag, is_set in (
@@ -50,4 +53,4 @@ def check_adapter(config: AdapterConfig) -> None:
         ("--load-in-4bit", config.load_in_4bit),
     ):
         if is_set:
-            raise ConfigError(f"{flag} is of --lora-rank; it is 0")
+            raise ConfigError(f"{flag} has no effect without --lora-rank")

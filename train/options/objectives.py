@@ -103,7 +103,8 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
         loss="kwise.train.step.losses:plackett_luce_loss",
         summary="likelihood of the whole order",
         source="Plackett 1975; ListMLE, Xia et al. 2008",
-        meaning="People rank the responses to a prompt by choosing the best of those that are left, "
+        meaning="People rank the responses to a prompt by choosing the best of those that are "
+        "left, "
         "again and again, each with a probability proportional to exp(reward). "
         "Rewards of different prompts are not comparable.",
     ),
@@ -122,8 +123,10 @@ TIE_MODELS: dict[Ties, Objective] = {
         loss="kwise.train.step.losses:rao_kupper_loss",
         summary="P(i > j) = π_i / (π_i + θ π_j)",
         source="Rao and Kupper 1967",
-        meaning="Of two responses to a prompt, people prefer the one with the higher reward, or neither, with "
-        "the probabilities of Rao and Kupper's model. Rewards of different prompts are not comparable.",
+        meaning="Of two responses to a prompt, people prefer the one with the higher reward, or "
+        "neither, with "
+        "the probabilities of Rao and Kupper's model. Rewards of different prompts are not "
+        "comparable.",
         learns_from_ties=True,
         options=_PAIR_OPTIONS,
     ),
@@ -131,7 +134,8 @@ TIE_MODELS: dict[Ties, Objective] = {
         loss="kwise.train.step.losses:davidson_loss",
         summary="P(i > j) = π_i / (π_i + π_j + ν √(π_i π_j))",
         source="Davidson 1970",
-        meaning="Of two responses to a prompt, people prefer the one with the higher reward, or neither, with "
+        meaning="Of two responses to a prompt, people prefer the one with the higher reward, or "
+        "neither, with "
         "the probabilities of Davidson's model. Rewards of different prompts are not comparable.",
         learns_from_ties=True,
         options=_PAIR_OPTIONS,
@@ -171,7 +175,8 @@ class ObjectiveConfig:
     )
     margin: Margin = option(
         Margin.NONE,
-        "how far --objective pairs pushes two rewards apart: in proportion to the difference of their "
+        "how far --objective pairs pushes two rewards apart: in proportion to the difference of "
+        "their "
         "ranks or of their scores",
     )
     margin_scale: float = option(
@@ -191,7 +196,8 @@ class ObjectiveConfig:
     )
     text_regulariser: float = option(
         0.0,
-        "weight of a language-model loss on the best response, which keeps the hidden states general; "
+        "weight of a language-model loss on the best response, which keeps the hidden states "
+        "general; "
         "0.01 in GRM",
         minimum=0,
         maximum=0.99,
@@ -219,16 +225,18 @@ def check_objective(config: ObjectiveConfig) -> None:
         raise ConfigError("--label-smoothing and --ties exclude each other")
     if config.margin is Margin.NONE and config.margin_scale != 1:
         raise ConfigError(
-            "--margin-scale has no effect with --margin none; give --margin ranks or --margin scores"
+            "--margin-scale has no effect with --margin none; give --margin ranks or --margin "
+            "scores"
         )
     if config.ties is Ties.IGNORE and config.tie_strength != 1:
         raise ConfigError(
-            "--tie-strength has no effect with --ties ignore; give --ties rao-kupper or --ties davidson"
+            "--tie-strength has no effect with --ties ignore; give --ties rao-kupper or --ties "
+            "davidson"
         )
 
 
 def option_that_needs_scores(config: ObjectiveConfig) -> str | None:
-    """Return the option because of which the responses must have scores; None if ranks are enough."""
+    """Return the option that needs scores; None if ranks are enough."""
     if objective_of(config).needs_scores:
         return f"--objective {config.objective.value}"
     return "--margin scores" if config.margin is Margin.SCORES else None

@@ -1,8 +1,7 @@
-"""Published training runs as defaults of `kwise train`: a YAML file of options by name, in
-recipes/.
+"""Recipes: the options of published training runs, as defaults of `kwise train`.
 
-A recipe holds what its source states and says in comments what it does not; flags of the command
-line win.
+A recipe is a YAML file of options by name, in recipes/. It has what its source states, and says in
+comments what the source does not state. Options on the command line take precedence.
 """
 
 import argparse
@@ -20,54 +19,59 @@ from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
 
 _FOLDER = Path(__file__).parent / "recipes"
-# What is a run's own.
+# Options that describe a single run.
 _NOT_OF_RECIPES = {"recipe", "data", "output", "resume", "overwrite"}
 
 
 def recipe_names() -> list[str]:
-    """In alphabetical order."""
+    """Return the names of all recipes in alphabetical order."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def summary(name: str) -> str:
-    """The first line of the recipe, a comment."""
+    """Return the first line of the recipe, a comment."""
     return (
         (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
     )
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """Arguments of `TrainConfig`, from the recipe of that name or a file of one's own that ends
-    with .yaml.
+    """Return arguments of `TrainConfig` from a recipe.
+
+    Args:
+        name: the name of a recipe, or the path of a file that ends with .yaml.
 
     Raises:
-        ConfigError: there is no such recipe, or an option of it is none of `kwise train` or of
-            another type; names file and key.
+        ConfigError: the recipe does not exist, or has an unknown option or a value of another type;
+            the message names file and key.
         OSError: the file cannot be read.
     """
     if not name.endswith(".yaml") and name not in recipe_names():
         raise ConfigError(
-            f"--recipe {name}: known are {', '.join(recipe_names())}, and files that end with .yaml"
+            f"--recipe {name}: not known; known are {', '.join(recipe_names())}, and .yaml files"
         )
     path = Path(name) if name.endswith(".yaml") else _FOLDER / f"{name}.yaml"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must be options by name")
+        raise ConfigError(f"{path}: must be a mapping of options to values")
     hints = typing.get_type_hints(TrainConfig)
     known = {field.name for field in dataclasses.fields(TrainConfig)} - _NOT_OF_RECIPES
     for key in values:
         if key not in known:
             raise ConfigError(
-                f"{path}: {key}: no option of a recipe; known are {', '.join(sorted(known))}"
+                f"{path}: {key}: is not an option of a recipe; known are {', '.join(sorted(known))}"
             )
     return {key: _typed(value, hints[key], f"{path}: {key}") for key, value in values.items()}
 
 
 def _typed(value: Any, hint: Any, at: str) -> Any:
-    """YAML's value as the option's type. YAML 1.1 reads 9e-6, which has no point, as a text."""
+    """Return a YAML value in the option's type.
+
+    YAML 1.1 reads 9e-6 as a string, because it has no decimal point.
+    """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and types.NoneType in kinds:
         return None
@@ -79,24 +83,29 @@ def _typed(value: Any, hint: Any, at: str) -> Any:
     try:
         return kind(value)
     except (ValueError, TypeError):
-        wanted = (
+        expected = (
             f"one of {', '.join(member.value for member in kind)}"
             if issubclass(kind, Enum)
             else _article(kind)
         )
-        raise ConfigError(f"{at}: {value!r} is not {wanted}") from None
+        raise ConfigError(f"{at}: {value!r} is not {expected}") from None
 
 
 def _article(kind: type) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a string"}.get(
         kind, f"a {kind.__name__}"
     )
 
 
 class ListRecipes(argparse.Action):
-    """Print what there is, and end, as `--help` does."""
+    """An option that prints the recipes and exits, as `--help` does."""
 
-    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:  # noqa: A002 - argparse's word
+    def __init__(
+        self,
+        option_strings: list[str],
+        dest: str,
+        help: str | None = None,  # noqa: A002 - argparse's name
+    ) -> None:
         super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:

@@ -1,5 +1,7 @@
-"""How well rewards agree with rankings. Knows nothing of models: anything that maps conversations to rewards will do, a
-checkpoint in memory as well as a served artifact or a rule of thumb.
+"""The agreement of rewards with rankings: accuracy over pairs, and loss.
+
+The rewards may come from anything that maps conversations to numbers: a checkpoint in memory, a
+served artifact, a heuristic.
 
 Dimensions: K responses of a ranking.
 """
@@ -16,12 +18,14 @@ from kwise.train.step.losses import kwise_loss
 from kwise.types import Conversation
 
 RewardFunction = Callable[[Sequence[Conversation]], Sequence[float]]
-"""As many rewards as conversations, in their order."""
+"""Conversations → their rewards, in the same order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """Accuracy on a part of the pairs: those of rankings with K responses, or those whose ranks are so far apart."""
+    """Accuracy on some of the pairs: those of rankings of one size, or with one difference of
+    ranks.
+    """
 
     name: str
     num_pairs: int
@@ -30,9 +34,16 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """`accuracy`: the part of all `num_pairs` pairs in which the better ranked response has the higher reward; pairs of
-    tied ranks do not count, equal rewards count one half, so 0.5 is chance. `loss`: `kwise_loss`, mean over the rankings that
-    have a pair (log 2 = 0.693 where all rewards are equal)."""
+    """The agreement of rewards with a set of rankings.
+
+    Attributes:
+        num_pairs: pairs of responses with different ranks, in all rankings.
+        accuracy: the fraction of these pairs in which the better response has the higher reward.
+            Equal rewards count one half, so 0.5 is chance.
+        loss: the mean of `kwise_loss` over the rankings that have a pair; log 2 = 0.693 if all
+            rewards are equal.
+        slices: the accuracy on parts of the pairs, by name.
+    """
 
     num_rankings: int
     num_pairs: int
@@ -42,20 +53,24 @@ class Evaluation:
 
 
 def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation:
-    """Score `rankings`, one call of `rewards` with the K conversations of each.
+    """Compare rewards with `rankings`.
+
+    Args:
+        rewards: called once for each ranking, with its K conversations.
+        rankings: those without a pair are left out.
 
     Raises:
-        ValueError: there is no pair to judge, or `rewards` returned another number of rewards than it got conversations.
+        ValueError: no ranking has a pair, or `rewards` returned a wrong number of rewards.
     """
     num_right: defaultdict[str, float] = defaultdict(float)
     num_pairs: Counter[str] = Counter()
     losses = []
     for ranking in rankings:
-        # float64: an evaluation adds no rounding of its own to the rewards that it judges.
+        # float64, so that evaluation adds no rounding of its own.
         rewards_K = torch.tensor(rewards(ranking.conversations()), dtype=torch.float64)
         ranks_K = torch.tensor(ranking.ranks)
         if rewards_K.shape != ranks_K.shape:
-            raise ValueError(f"{len(ranks_K)} conversations were given {rewards_K.numel()} rewards")
+            raise ValueError(f"{rewards_K.numel()} rewards for {len(ranks_K)} conversations")
         if not ranking.num_pairs():
             continue
         margins_KK = rewards_K[:, None] - rewards_K[None, :]
@@ -65,9 +80,7 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
             num_pairs[name] += int(is_pair_KK.sum())
         losses.append(kwise_loss(rewards_K, ranks_K).item())
     if not losses:
-        raise ValueError(
-            f"{len(rankings)} rankings without a pair: there is nothing to evaluate on"
-        )
+        raise ValueError(f"none of {len(rankings)} rankings has a pair to evaluate on")
     accuracies = {name: num_right[name] / count for name, count in num_pairs.items() if count}
     return Evaluation(
         num_rankings=len(rankings),
@@ -85,7 +98,10 @@ _ALL = "all"
 
 
 def _slices(ranks_K: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """(name, bool[K, K]: which (better, worse) belong to it); neighbouring ranks are the hard pairs, distant ones the easy."""
+    """Yield the name of each slice, and which (better, worse) pairs belong to it, bool[K, K].
+
+    Pairs of neighbouring ranks are the hard ones.
+    """
     gaps_KK = ranks_K[None, :] - ranks_K[:, None]
     yield _ALL, gaps_KK > 0
     yield f"K = {len(ranks_K)}", gaps_KK > 0

@@ -1,7 +1,8 @@
-"""The README.md of a checkpoint: its training report for people, with the front matter that hubs read.
+"""The README.md of a checkpoint: its training report for people, with the front matter that hubs
+read.
 
-The card names the data by hash and never quotes it, because the card travels with the weights and the texts may not.
-It states no licence, because only the user can choose one.
+The card names the data by hash and never quotes it, because the card travels with the weights and
+the texts may not. It states no licence, because only the user can choose one.
 """
 
 from collections.abc import Sequence
@@ -30,11 +31,13 @@ def model_card(report: TrainingReport) -> ModelCard:
     )
     sections = [
         "# Reward model",
-        f"`{model}` with a linear layer of one output in place of its LM head. It gives one number, the "
+        f"`{model}` with a linear layer of one output in place of its LM head. It gives one "
+        "number, the "
         "reward, to a conversation. kwise trained it on rankings of K responses to a prompt. "
         f"{reward_meaning(objective)}",
         "`AutoModelForSequenceClassification.from_pretrained` loads it.",
-        "No licence is stated here: it depends on the licences of the base model and of the data, and "
+        "No licence is stated here: it depends on the licences of the base model and of the data, "
+        "and "
         "on your choice.",
         "## Data",
         _table(("what", "value"), _data_rows(report)),
@@ -86,7 +89,8 @@ def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
         ("layout", _layout(report)),
         (
             "steps",
-            f"{report.num_steps} in {report.precision}, {_processes(report)}, {report.training_s:.0f} s",
+            f"{report.num_steps} in {report.precision}, {_processes(report)}, "
+            f"{report.training_s:.0f} s",
         ),
     ]
 
@@ -136,9 +140,13 @@ def _validation(report: TrainingReport) -> str:
             (str(e.step), f"{e.loss:.4f}", f"{e.accuracy:.1%}")
             for e in _thinned(report.evaluations)
         ]
-        text += f"\n\nDuring training, in the precision of training:\n\n{_table(('step', 'loss of pairs', 'pairwise accuracy'), during)}"
+        table = _table(("step", "loss of pairs", "pairwise accuracy"), during)
+        text += f"\n\nDuring training, in the precision of training:\n\n{table}"
     if report.best_step is not None:
-        text += f"\n\nThe weights are those after step {report.best_step}, which have the lowest validation loss."
+        text += (
+            f"\n\nThe weights are those after step {report.best_step}, "
+            "which have the lowest validation loss."
+        )
     return text
 
 

@@ -1,4 +1,4 @@
-"""What a run says on the way: a line per logged step, a line per evaluation."""
+"""The progress of a run: a line per logged step, a line per evaluation."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 
 class ProgressLines(TrainerCallback):
-    """One line per logged step, which reads well in a terminal and in a CI log alike."""
+    """A callback that writes lines, which a terminal and a CI log show equally well."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -36,7 +36,8 @@ class ProgressLines(TrainerCallback):
                 else f", best loss {state.best_metric:.4f}"
             )
             self._write(
-                f"validation at step {state.global_step}: loss {loss:.4f}, pairwise accuracy {accuracy:.1%}{best}"
+                f"validation at step {state.global_step}: loss {loss:.4f}, pairwise accuracy "
+                f"{accuracy:.1%}{best}"
             )
         if not logs or "loss" not in logs:
             return

@@ -1,4 +1,7 @@
-"""Where a checkpoint comes from: the code by revision, the libraries by version. (Its data by content: `run.describe_run`.)"""
+"""The origin of a checkpoint: the revision of the code and the versions of libraries.
+
+The data is identified by its hash, see run/run_record.py.
+"""
 
 import platform
 import subprocess
@@ -8,7 +11,10 @@ _PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "bitsandbyt
 
 
 def git_revision() -> str | None:
-    """The commit of the working directory, "-dirty" where files that git knows were changed since; None outside of git."""
+    """Return the commit of the working directory, with "-dirty" if tracked files have changed.
+
+    None outside of a git repository.
+    """
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
@@ -26,11 +32,11 @@ def git_revision() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages that the result depends on."""
+    versions_by_package = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # some are there only with an extra
+            versions_by_package[package] = version(package)
+        except PackageNotFoundError:  # some come with an extra
             continue
-    return found
+    return versions_by_package

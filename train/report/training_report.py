@@ -1,4 +1,4 @@
-"""What a training run says about itself: training_report.json for machines, a few lines for people."""
+"""The report of a training run: training_report.json for machines, a few lines for people."""
 
 import json
 from collections import Counter
@@ -15,7 +15,9 @@ from kwise.train.report.evaluation import Evaluation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedLoss:
-    """`loss` is the mean over the steps since the line before, in training mode and precision."""
+    """A training loss: the mean over the steps since the previous one, in the precision of
+    training.
+    """
 
     step: int
     loss: float
@@ -23,7 +25,7 @@ class LoggedLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedEvaluation:
-    """Of the validation split, after `step`."""
+    """An evaluation on the validation split after `step`, in the precision of training."""
 
     step: int
     loss: float
@@ -32,14 +34,26 @@ class LoggedEvaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingReport:
-    """One run. `before` and `after` are None without a validation split; both are measured in float32.
+    """One training run.
 
-    `data` is the file's name, for a path may mean nothing elsewhere; `rankings_sha256` is of the rankings as they were read (see
-    `run.rankings_sha256`), not of the file's bytes. `evaluations` are those during training, in its precision; `best_step` is
-    whose weights these are, where early stopping chose.
-    `num_trained` of the `num_parameters` were not frozen; `sharded`: each process had a part of them. `rankings_by_size[K]` is
-    how many of all rankings, training and validation, have K responses. `training_s` is the time in this process: of a resumed
-    run, only since it was resumed. `files` are the checkpoint's, beside the report.
+    Attributes:
+        data: the name of the data file, without its path.
+        rankings_sha256: hash of the rankings as they were read, see `run_record.rankings_sha256`;
+            not of the file's bytes.
+        config: the options, in JSON's types.
+        num_skipped: rankings that were left out because a conversation is over the token limit.
+        rankings_by_size: the number of rankings with K responses, by K, in both splits.
+        num_trained: how many of the `num_parameters` were not frozen.
+        sharded: whether each process had only a part of the weights.
+        layout: "trie" or "padded".
+        layout_reason: why the model could not be trained over the trie; None if it was.
+        evaluations: those during training, in its precision.
+        best_step: the step whose weights early stopping chose; None without early stopping.
+        before, after: the validation before and after training, in float32; None without a
+            validation split.
+        training_s: seconds of training in this process; of a resumed run, only since it was
+            resumed.
+        files: the files of the checkpoint, without this report.
     """
 
     data: str
@@ -70,21 +84,25 @@ class TrainingReport:
     files: tuple[str, ...]
 
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write the report as JSON."""
         path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     def text(self) -> str:
-        """The run in a few lines."""
+        """Return the report in a few lines."""
         lines = [
-            f"trained on {self.num_training} rankings ({self.num_training_pairs} pairs), {self.num_steps} steps in "
+            f"trained on {self.num_training} rankings ({self.num_training_pairs} pairs), "
+            f"{self.num_steps} steps in "
             f"{self.precision}, {self.training_s:.0f} s of {self.total_s:.0f} s"
         ]
         if self.best_step is not None:
             lines.append(
-                f"the weights are those after step {self.best_step}, which had the best validation loss"
+                f"the weights are those after step {self.best_step}, which have the lowest "
+                "validation loss"
             )
         if self.num_skipped:
-            lines.append(f"skipped {self.num_skipped} rankings with a conversation over the limit")
+            lines.append(
+                f"skipped {self.num_skipped} rankings with a conversation over the token limit"
+            )
         if self.before and self.after:
             lines += [
                 f"validation on {self.after.num_rankings} rankings ({self.after.num_pairs} pairs):",
@@ -105,12 +123,12 @@ class TrainingReport:
 
 
 def rankings_by_size(rankings: Sequence[Ranking]) -> dict[int, int]:
-    """How many rankings have K responses, by K."""
+    """Return the number of rankings with K responses, by K."""
     return dict(sorted(Counter(len(ranking.responses) for ranking in rankings).items()))
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """`config` in JSON's types. Of the data only the name: a report may travel where the path means nothing."""
+    """Return `config` in JSON's types, with the name of the data file but not its path."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     plain = {
         name: value.value

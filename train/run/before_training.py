@@ -1,4 +1,4 @@
-"""How a run starts: its directory is opened, it is noted which run this is, and the model is measured as it is."""
+"""The callback that records which run this is, and evaluates the model, before the first step."""
 
 import time
 from dataclasses import asdict
@@ -9,51 +9,58 @@ from transformers import TrainerCallback
 from kwise.train.report.evaluation import Evaluation
 from kwise.train.run.processes import Processes
 from kwise.train.run.run_record import check_same_run
-from kwise.train.run.steps import StepsDir
+from kwise.train.run.unfinished_run import UnfinishedRun
 from kwise.train.run.validation import Validation, evaluation_from
 
 
-class Start(TrainerCallback):
-    """before: the validation before training, from when training begins; None without a validation split.
-    training_began_s: `time.perf_counter`'s."""
+class BeforeTraining(TrainerCallback):
+    """What a run does before its first step.
+
+    Attributes:
+        evaluation: the validation before training, once training has begun; None without a
+            validation split.
+        training_began_s: value of `time.perf_counter` when training began.
+    """
 
     def __init__(
-        self, run: dict[str, Any], steps: StepsDir, validation: Validation, processes: Processes
+        self,
+        run: dict[str, Any],
+        directory: UnfinishedRun,
+        validation: Validation,
+        processes: Processes,
     ) -> None:
-        self._run, self._steps, self._validation, self._processes = (
-            run,
-            steps,
-            validation,
-            processes,
-        )
-        self.before: Evaluation | None = None
+        self._run, self._directory, self._validation = run, directory, validation
+        self._processes = processes
+        self.evaluation: Evaluation | None = None
         self.training_began_s = 0.0
 
     def open(self, *, overwrite: bool) -> None:
-        """Open the directory of steps, and note the run in it at once, which also tells whose directory it is.
+        """Open the run's directory, and record the run there at once, which also shows whose
+        directory it is.
 
         Raises:
-            ConfigError: another run is noted there.
+            ConfigError: another run is recorded there.
         """
-        self._processes.wait()  # until all have looked at the directory as it was
+        self._processes.wait()  # until all have checked the directory
         if self._processes.is_main:
-            self._steps.open(overwrite=overwrite)
+            self._directory.open(overwrite=overwrite)
         self._processes.wait()
-        noted = self._steps.read_run()
-        self._processes.wait()  # until all have read what the next lines write
-        if noted is not None:
-            check_same_run(self._run, noted)
-            self.before = evaluation_from(noted.get("before"))
+        recorded = self._directory.read_run()
+        self._processes.wait()  # until all have read what is written next
+        if recorded is not None:
+            check_same_run(self._run, recorded)
+            self.evaluation = evaluation_from(recorded.get("before"))
         elif self._processes.is_main:
-            self._steps.write_run(self._run)
+            self._directory.write_run(self._run)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure the model that was read: here, because now it is where it trains, in parts if it is sharded. A resumed run has
-        the figures of the one that it resumes, which noted them before its first step."""
-        if self.before is None and state.global_step == 0:
-            self.before = self._validation.tell("before training")
+        """Evaluate the model; now, because it is on its device, and sharded if it will be.
+
+        A resumed run takes the evaluation from the record.
+        """
+        if self.evaluation is None and state.global_step == 0:
+            self.evaluation = self._validation.report("before training")
             if self._processes.is_main:
-                self._steps.write_run(
-                    self._run | {"before": asdict(self.before) if self.before else None}
-                )
+                before = asdict(self.evaluation) if self.evaluation else None
+                self._directory.write_run(self._run | {"before": before})
         self.training_began_s = time.perf_counter()

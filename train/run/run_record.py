@@ -1,4 +1,6 @@
-"""Which run this is: what a resumed one must have in common with the one that it resumes, and what it may change."""
+"""The record of which run this is: what a resumed run must have in common with it, and what it may
+change.
+"""
 
 import hashlib
 import json
@@ -10,7 +12,8 @@ from kwise.train.options.config import TrainConfig
 from kwise.train.rankings.schema import Ranking
 from kwise.train.report.training_report import plain_config
 
-# Where and how often it writes, and how much memory it takes, not what it computes.
+# Options that do not change the result: where and how often the run writes, how much memory it
+# uses.
 _FREE_TO_CHANGE = {
     "recipe",
     "output",
@@ -26,7 +29,7 @@ _FREE_TO_CHANGE = {
 def describe_run(
     config: TrainConfig, rankings: Sequence[Ranking], *, sharded: bool
 ) -> dict[str, Any]:
-    """What steps/run.json holds from the beginning."""
+    """Return the first content of run.json."""
     return {
         "config": plain_config(config),
         "rankings_sha256": rankings_sha256(rankings),
@@ -35,27 +38,33 @@ def describe_run(
 
 
 def rankings_sha256(rankings: Sequence[Ranking]) -> str:
-    """Of what was read, in its order: a pipe is there only once, and a file may be another when the run ends."""
+    """Return the hash of the rankings, in their order.
+
+    A hash of the file would need to read it again: a pipe can be read once, and a file may have
+    changed meanwhile.
+    """
     digest = hashlib.sha256()
     for ranking in rankings:
         prompt = [[message.role, message.content] for message in ranking.prompt]
-        digest.update(
-            json.dumps([prompt, ranking.responses, ranking.ranks, ranking.scores]).encode() + b"\n"
-        )
+        content = [prompt, ranking.responses, ranking.ranks, ranking.scores]
+        digest.update(json.dumps(content).encode() + b"\n")
     return digest.hexdigest()
 
 
-def check_same_run(run: dict[str, Any], noted: dict[str, Any]) -> None:
-    """Raises ConfigError where `run` is not the one that was noted."""
-    if run["rankings_sha256"] != noted["rankings_sha256"]:
-        raise ConfigError("--resume: the rankings are not those that the run began with")
-    if run["sharded"] != noted.get("sharded", False):
+def check_same_run(run: dict[str, Any], recorded: dict[str, Any]) -> None:
+    """Raise ConfigError if `run` is not the recorded run."""
+    if run["rankings_sha256"] != recorded["rankings_sha256"]:
+        raise ConfigError("--resume: the rankings are not those with which the run began")
+    if run["sharded"] != recorded.get("sharded", False):
+        began, now = ("without FSDP", "with it") if run["sharded"] else ("with FSDP", "without it")
         raise ConfigError(
-            "--resume: launched with FSDP or without, as the run was not: its weights lie in other files"
+            f"--resume: the run began {began} and is launched {now}, but its weights are in other "
+            "files"
         )
     for name, value in run["config"].items():
-        if name not in _FREE_TO_CHANGE and value != noted["config"].get(name):
+        if name not in _FREE_TO_CHANGE and value != recorded["config"].get(name):
             flag = "--" + name.replace("_", "-")
             raise ConfigError(
-                f"{flag} was {noted['config'].get(name)} in the run to resume and is {value} now"
+                f"--resume: {flag} was {recorded['config'].get(name)} when the run began and is "
+                f"{value} now"
             )

@@ -1,4 +1,4 @@
-"""Experiment trackers: those that `Trainer` knows, checked before anything is computed."""
+"""Experiment trackers that Trainer supports, checked before training starts."""
 
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -9,19 +9,20 @@ NONE = "none"
 
 
 def check_tracker(name: str) -> list[str]:
-    """What `TrainingArguments(report_to=…)` is to be.
+    """Return the value of `TrainingArguments(report_to=…)`.
 
     Raises:
-        ConfigError: there is no such tracker, or its package is not installed.
+        ConfigError: the tracker does not exist, or its package is not installed.
     """
     if name == NONE:
         return []
     if name not in INTEGRATION_TO_CALLBACK:
         raise ConfigError(
-            f"--report-to {name}: known are {', '.join(sorted({NONE, *INTEGRATION_TO_CALLBACK}))}"
+            f"--report-to {name}: not known; known are "
+            f"{', '.join(sorted({NONE, *INTEGRATION_TO_CALLBACK}))}"
         )
     if name not in get_available_reporting_integrations():
         raise ConfigError(
-            f"--report-to {name} needs its package, which is not installed: pip install {name.replace('_', '-')}"
+            f"--report-to {name} needs its package: pip install {name.replace('_', '-')}"
         )
     return [name]

@@ -1,7 +1,9 @@
-"""K-wise training on Hugging Face's `Trainer`: its loop, optimizer, schedule, checkpoints and devices; our batches and loss.
+"""Hugging Face's Trainer for rankings: its loop, optimizer, schedule, checkpoints and devices; our
+batches and loss.
 
-A dataset item is one ranking, so shuffling, accumulation and data parallelism cannot part a ranking's pairs. An optimizer
-step is `rankings_per_step` rankings, computed `rankings_per_pass` at a time in each process; gradients accumulate in between.
+A dataset item is one ranking, so that shuffling, accumulation and data parallelism cannot separate
+a ranking's pairs. An optimizer step has `rankings_per_step` rankings. Each process computes
+`rankings_per_pass` of them at a time and accumulates gradients.
 
 Dimensions: B rankings of a batch; S sequences of a batch, those of its rankings one after another.
 """
@@ -32,9 +34,9 @@ from kwise.train.model.precision import bf16_backbone, choose_precision
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.options.config import Precision, TrainConfig
 from kwise.train.report.progress import ProgressLines
-from kwise.train.run.arguments import training_arguments
 from kwise.train.run.processes import Processes
-from kwise.train.run.steps import MarkComplete
+from kwise.train.run.trainer_arguments import trainer_arguments
+from kwise.train.run.unfinished_run import MarkComplete
 from kwise.train.run.validation import Validation
 from kwise.train.step.batch import Batch, TokenizedRanking, collate
 from kwise.train.step.epoch_order import EpochOrder
@@ -43,7 +45,7 @@ from kwise.train.step.text_regulariser import text_losses
 
 
 class RankingTrainer(Trainer):
-    """A `Trainer` whose items are rankings, whose loss is `loss`, and which evaluates on `validation`."""
+    """A Trainer whose items are rankings."""
 
     control: TrainerControl
     loss: RankingLoss
@@ -55,10 +57,10 @@ class RankingTrainer(Trainer):
     has_ended = False
 
     def train_from(self, checkpoint: Path | None) -> None:
-        """`train()` from the beginning, or go on from a step checkpoint.
+        """Train from the beginning if `checkpoint` is None, else from that step checkpoint.
 
-        Where training had ended with it, there are no more passes: `Trainer` would go on for a step that early stopping had ruled
-        out.
+        If early stopping had ended training at the checkpoint, there are no more passes. Trainer
+        itself would do one more step.
         """
         if checkpoint is not None:
             self.has_ended = _has_ended(
@@ -73,12 +75,14 @@ class RankingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: float | None = None,
     ) -> Tensor:
-        """This pass's part of the mean over the step's rankings, of which there are `num_items_in_batch` in all processes.
+        """Return this pass's share of the mean loss of the step, in which all processes have
+        `num_items_in_batch` rankings.
 
-        Gradients, and the losses that are logged, are averaged over processes, so each multiplies its part by their number.
+        Trainer averages gradients and logged losses over processes, so the share is multiplied by
+        their number.
 
         Raises:
-            NotFinite: a loss is infinite or not a number; its gradient would be the end of all weights.
+            NotFinite: a loss is infinite or NaN; its gradient would make all weights NaN.
         """
         with self.in_precision():
             rewards_S, log_probs_M = rewards_and_text_of(model, inputs)
@@ -95,16 +99,19 @@ class RankingTrainer(Trainer):
         return (inputs["weights"] * losses_B).sum() * self.args.world_size / total
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Batch], float]:
-        """The passes of the next step, and its rankings counted: `Trainer` counts labels, which we have not. Dividing by
-        the number of passes instead would give the rankings of a last, smaller pass a larger weight."""
+        """Return the batches of the next step and the number of its rankings.
+
+        Trainer would count labels, which our batches lack. Division by the number of passes would
+        give the rankings of a last, smaller pass a larger weight.
+        """
         batches, _ = ([], 0) if self.has_ended else super().get_batch_samples(*args, **kwargs)
-        if not batches:  # of an epoch that a resumed run begins in the middle of
+        if not batches:  # the rest of an epoch in which a resumed run begins
             return [], 0.0
         counted = torch.stack([batch["weights"].sum() for batch in batches]).sum()
         return batches, float(self.accelerator.gather(counted).sum())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """What `Trainer` calls every `eval_steps`."""
+        """Evaluate on the validation split; Trainer calls this every `eval_steps`."""
         with self.in_precision():
             evaluation = self.validation.measure()
         metrics = {"eval_loss": evaluation.loss, "eval_accuracy": evaluation.accuracy}
@@ -125,43 +132,44 @@ def make_trainer(
     validation: Validation,
     config: TrainConfig,
     processes: Processes,
-    start: TrainerCallback,
-    steps_dir: Path,
+    before_training: TrainerCallback,
+    state_directory: Path,
     progress: Callable[[str], None],
 ) -> RankingTrainer:
-    """A trainer that is ready to `train()`, with the model on its device.
+    """Return a trainer that is ready to train, with the model on its device.
 
     Args:
-        model: `reward_model.model`, or the wrapper of adapters around it.
-        start: comes before the other callbacks, which measure the time of training.
+        model: `reward_model.model`, or PEFT's wrapper around it.
+        before_training: runs before the other callbacks, because these measure the time of
+            training.
 
     Raises:
-        ConfigError: see `training_arguments`.
+        ConfigError: see `trainer_arguments`.
     """
-    arguments = training_arguments(
+    arguments = trainer_arguments(
         config,
         layout=reward_model.layout,
         num_rankings=len(rankings),
         num_processes=processes.count,
         sharded=processes.sharded,
-        steps_dir=steps_dir,
+        state_directory=state_directory,
     )
     enable_checkpointing(reward_model.model, config.gradient_checkpointing)
     callbacks: list[TrainerCallback] = [
-        start,
+        before_training,
         MarkComplete(processes),
         ProgressLines(progress),
-        HowOften(),
+        KeepIntervals(),
     ]
     if config.early_stopping_patience:
-        callbacks += [EvaluateTheLast(), EarlyStoppingCallback(config.early_stopping_patience)]
+        callbacks += [EvaluateLastStep(), EarlyStoppingCallback(config.early_stopping_patience)]
     trainer = RankingTrainer(
         model=model,
         args=arguments,
         train_dataset=[
             *rankings,
             replace(rankings[0], counts=False),
-        ],  # see EpochOrder for the last
+        ],  # the last is the filler of EpochOrder
         eval_dataset=list(validation.rankings),
         data_collator=partial(collate, layout=reward_model.layout),
         processing_class=reward_model.tokenizer,
@@ -176,7 +184,8 @@ def make_trainer(
         trainer.in_precision = partial(bf16_backbone, reward_model.model, arguments.device)
     per_round = config.rankings_per_pass * processes.count if processes.count > 1 else 1
     trainer.order = EpochOrder(len(rankings), seed=config.seed, per_round=per_round)
-    # Trainer's word for "compute_loss has normalised over the whole step": it must not divide by the number of passes.
+    # compute_loss divides by the rankings of the whole step, so Trainer must not divide by the
+    # number of passes.
     trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -186,15 +195,19 @@ def _has_ended(state: TrainerState) -> bool:
     return bool(state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"])
 
 
-class HowOften(TrainerCallback):
-    """--save-every and --log-every of a resumed run, where `Trainer` would read those of the run before from its state."""
+class KeepIntervals(TrainerCallback):
+    """A callback that applies --save-every and --log-every to a resumed run; Trainer would use the
+    earlier run's.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
 
 
-class EvaluateTheLast(TrainerCallback):
-    """The weights of the last step are a candidate for the best, also where `eval_steps` does not divide the steps."""
+class EvaluateLastStep(TrainerCallback):
+    """A callback that evaluates after the last step, even if `eval_steps` does not divide the
+    number of steps.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:

@@ -22,42 +22,52 @@ from kwise.train.report.training_report import (
     TrainingReport,
     rankings_by_size,
 )
-from kwise.train.run.before_training import Start
+from kwise.train.run.before_training import BeforeTraining
 from kwise.train.run.processes import Processes
 from kwise.train.run.run_record import describe_run
-from kwise.train.run.steps import ADAPTER_NAME, REPORT_NAME, RUNS_NAME, StepsDir, file_names
 from kwise.train.run.trackers import check_tracker
 from kwise.train.run.trainer import make_trainer
+from kwise.train.run.unfinished_run import (
+    ADAPTER_NAME,
+    REPORT_NAME,
+    TRACKER_NAME,
+    UnfinishedRun,
+    file_names,
+)
 from kwise.train.run.validation import Validation
 from kwise.train.step.losses import NotFinite
 from kwise.train.step.text_regulariser import install_text_head, text_head
-from kwise.train.step.training_data import Prepared, prepare, read_data
+from kwise.train.step.training_data import TrainingData, prepare, read_data
 
 
 def print_progress(line: str) -> None:
-    """A line on standard error; standard output has the result alone."""
+    """Print a line on standard error; standard output gets the result alone."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def train(config: TrainConfig, progress: Callable[[str], None] = print_progress) -> TrainingReport:
-    """Train a reward model and write it to `config.output`, with training_report.json and a model card beside it.
+    """Train a reward model and write it to `config.output`, with training_report.json and a model
+    card.
 
-    The same config, data and machine give the same weights, also where the run was killed and resumed in between. Launched in
-    several processes, each calls this; one of them writes and tells of the progress, the reports of the others have no `files`.
+    The same config, data and machine give the same weights, even if the run is killed and resumed.
+    Every one of several processes calls this function. The main process writes and reports
+    progress; the reports of the others have no `files`.
 
     Raises:
-        ConfigError: the options do not fit the output directory, the model, or the run to resume; there is no such model.
-        RankingsError: the data is not usable; one line per problem.
-        NotFinite: a loss or a weight; nothing is published, and steps/ stays.
+        ConfigError: the options do not fit the output directory, the model, or the run to resume;
+            or the model does not exist.
+        RankingsError: the data cannot be used; one line per problem.
+        NotFinite: a loss or a weight is not finite; no checkpoint is written, and the run's state
+            stays.
         OSError: a file cannot be read or written.
     """
     started_s = time.perf_counter()
     processes = Processes()
     progress = progress if processes.is_main else _silent
     _check_launch(config, processes)
-    check_tracker(config.report_to)  # before a model is read
-    steps = StepsDir(config.output)
-    steps.check(resume=config.resume, overwrite=config.overwrite)
+    check_tracker(config.report_to)  # before the model is loaded
+    directory = UnfinishedRun(config.output)
+    directory.check(resume=config.resume, overwrite=config.overwrite)
     rankings = read_data(config)
     progress(f"read {len(rankings)} rankings; loading {config.model}")
     reward_model = load_reward_model(
@@ -71,7 +81,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     if config.text_regulariser:
         install_text_head(reward_model.model, text_head(config.model, reward_model))
     data = prepare(rankings, reward_model, config)
-    validation = Validation(reward_model, data.held_out, processes, progress)
+    validation = Validation(reward_model, data.validation, processes, progress)
     set_seed(config.seed)
     num_parameters = reward_model.model.num_parameters()
     model = add_adapter(reward_model, config) if config.lora_rank else reward_model.model
@@ -79,7 +89,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad
     )
     run = describe_run(config, rankings, sharded=processes.sharded)
-    start = Start(run, steps, validation, processes)
+    before_training = BeforeTraining(run, directory, validation, processes)
     trainer = make_trainer(
         model,
         reward_model,
@@ -87,36 +97,35 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         validation,
         config,
         processes,
-        start,
-        steps.path,
+        before_training,
+        directory.path,
         progress,
     )
 
-    start.open(overwrite=config.overwrite)
+    before_training.open(overwrite=config.overwrite)
     progress(f"training on {len(data.training)} rankings in {trainer.precision.value}")
-    checkpoint = steps.newest_complete()
+    checkpoint = directory.newest_complete()
     if config.resume and checkpoint is None:
-        progress("no step checkpoint is complete: training from the beginning")
+        progress("no step checkpoint is complete: training starts from the beginning")
     trainer.train_from(checkpoint)
-    training_s = time.perf_counter() - start.training_began_s
+    training_s = time.perf_counter() - before_training.training_began_s
     _check_finite(model, trainer.state.global_step)
 
-    final = steps.path / "final"
+    final = directory.make_final() if processes.is_main else None
     if config.lora_rank:
-        if processes.is_main:
+        if final is not None:
             save_adapter(model, config.model, final / ADAPTER_NAME)
         merge_adapter(model)
-    after = validation.tell("after training")
-    weights = trainer.accelerator.get_state_dict(
-        reward_model.model
-    )  # in all processes: each may have a part of them
-    if processes.is_main:
+    after = validation.report("after training")
+    # In all processes, because each may have a part of the weights.
+    weights = trainer.accelerator.get_state_dict(reward_model.model)
+    if final is not None:
         reward_model.save(final, weights)
-        if (steps.path / RUNS_NAME).is_dir():
-            shutil.copytree(steps.path / RUNS_NAME, final / RUNS_NAME, dirs_exist_ok=True)
+        if (directory.path / TRACKER_NAME).is_dir():
+            shutil.copytree(directory.path / TRACKER_NAME, final / TRACKER_NAME)
     logged = trainer.state.log_history
     report = TrainingReport(
-        **_of_data(config, data),
+        **_data_fields(config, data),
         **run,
         num_parameters=num_parameters,
         num_trained=num_trained,
@@ -132,54 +141,55 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             if "eval_loss" in e
         ),
         best_step=trainer.state.best_global_step if config.early_stopping_patience else None,
-        before=start.before,
+        before=before_training.evaluation,
         after=after,
         training_s=training_s,
         total_s=time.perf_counter() - started_s,
         versions=versions(),
-        files=tuple(sorted({*file_names(final), CARD_NAME} - {REPORT_NAME}))
-        if processes.is_main
-        else (),
+        files=() if final is None else tuple(sorted({*file_names(final), CARD_NAME})),
     )
-    if processes.is_main:
+    if final is not None:
         model_card(report).save(final / CARD_NAME)
         report.write(final / REPORT_NAME)
-        steps.publish(final)
-        steps.close()
+        directory.publish(final)
     processes.close()
     return report
 
 
 def _check_launch(config: TrainConfig, processes: Processes) -> None:
-    """Raises ConfigError where several processes cannot do what was asked for."""
+    """Raise ConfigError if several processes cannot do what the options ask for."""
     if processes.count > 1 and (config.data == "-" or Path(config.data).is_fifo()):
         raise ConfigError(
-            "standard input or a pipe cannot be read by several processes: give DATA as a file"
+            "several processes cannot read standard input or a pipe: give DATA as a file"
         )
     if processes.sharded and config.lora_rank:
         raise ConfigError(
-            "--lora-rank: adapters are not merged into sharded weights; launch with DDP"
+            "--lora-rank: adapters cannot be merged into sharded weights; launch with DDP"
         )
     if processes.sharded and config.text_regulariser:
         raise ConfigError(
-            "--text-regulariser reads whole embeddings, which sharded weights have not; launch with DDP"
+            "--text-regulariser needs whole embeddings, not sharded ones; launch with DDP"
         )
 
 
 def _check_finite(model: nn.Module, step: int) -> None:
-    """Raises NotFinite. A finite loss may have an infinite gradient, and behind the last step no loss would tell."""
+    """Raise NotFinite if a trained weight is not finite.
+
+    A finite loss may have an infinite gradient, and after the last step there is no loss to show
+    it.
+    """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise NotFinite(f"after step {step} {name} is not finite")
 
 
-def _of_data(config: TrainConfig, data: Prepared) -> dict[str, Any]:
-    """What the report says of the data, and of the code beside it."""
+def _data_fields(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
+    """Return the fields of the report that describe the data and the code."""
     return {
         "data": Path(config.data).name,
         "git_revision": git_revision(),
         "num_training": len(data.training),
-        "num_validation": len(data.held_out),
+        "num_validation": len(data.validation),
         "num_skipped": data.num_read - len(data.rankings),
         "num_training_pairs": sum(item.ranking.num_pairs() for item in data.training),
         "rankings_by_size": rankings_by_size(data.rankings),
@@ -187,4 +197,4 @@ def _of_data(config: TrainConfig, data: Prepared) -> dict[str, Any]:
 
 
 def _silent(line: str) -> None:
-    """For all processes but one."""
+    """Print nothing, in all processes but the main one."""

@@ -1,4 +1,4 @@
-"""The validation split, measured before, during and after training, with the work shared by all processes."""
+"""Evaluation on the validation split before, during and after training, by all processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +11,11 @@ from kwise.train.run.processes import Processes
 
 
 class Validation:
-    """`rankings`, none where nothing is held out, and the model whose rewards are compared with them."""
+    """The validation split and the model that is evaluated on it.
+
+    Attributes:
+        rankings: the validation split; empty if nothing is held out.
+    """
 
     def __init__(
         self,
@@ -20,39 +24,42 @@ class Validation:
         processes: Processes,
         progress: Callable[[str], None],
     ) -> None:
-        """Raises RankingsError where all that is held out are ties."""
+        """Raise RankingsError if every ranking of the split is one tie."""
         if rankings and not any(ranking.num_pairs() for ranking in rankings):
             raise RankingsError(
                 [
-                    f"all {len(rankings)} rankings of the validation split are one tie: it can measure nothing"
+                    f"all {len(rankings)} rankings of the validation split are one tie, so it has "
+                    "no "
+                    "pair to evaluate on"
                 ]
             )
         self.rankings = rankings
         self._reward_model, self._processes, self._progress = reward_model, processes, progress
 
     def measure(self) -> Evaluation:
-        """With the weights as they are; the same in every process."""
+        """Evaluate the current weights; every process returns the same."""
         model = self._reward_model
-        known = iter(
+        rewards = iter(
             self._processes.map(
                 lambda ranking: model.rewards(ranking.conversations()), self.rankings
             )
         )
-        return evaluate(lambda _: next(known), self.rankings)
+        return evaluate(lambda _: next(rewards), self.rankings)
 
-    def tell(self, when: str) -> Evaluation | None:
-        """`measure`, and a line about it; None without rankings."""
+    def report(self, when: str) -> Evaluation | None:
+        """Evaluate, and write a line of progress; return None without rankings."""
         if not self.rankings:
             return None
         evaluation = self.measure()
         self._progress(
-            f"validation {when}: loss {evaluation.loss:.4f}, pairwise accuracy {evaluation.accuracy:.1%}"
+            f"validation {when}: loss {evaluation.loss:.4f}, "
+            f"pairwise accuracy {evaluation.accuracy:.1%}"
         )
         return evaluation
 
 
 def evaluation_from(plain: dict[str, Any] | None) -> Evaluation | None:
-    """The evaluation whose `asdict` was written as JSON."""
+    """Return the evaluation whose `asdict` was written as JSON."""
     return (
         Evaluation(**{**plain, "slices": tuple(Slice(**part) for part in plain["slices"])})
         if plain

@@ -83,14 +83,16 @@ def tokenize_rankings(
         longest = max(range(len(input_ids)), key=lambda index: len(input_ids[index]))
         if any(ids[-1] == tokenizer.pad_token_id for ids in input_ids):
             problems.append(
-                f"{ranking.origin}: responses: one ends with the padding token {tokenizer.pad_token!r}"
+                f"{ranking.origin}: responses: one ends with the padding token "
+                f"{tokenizer.pad_token!r}"
             )
         elif max_tokens is None or len(input_ids[longest]) <= max_tokens:
             best = input_ids[ranking.ranks.index(1)]
             length = prompt_length(tokenizer, ranking.prompt, best) if with_text else None
             if length == 0:
                 problems.append(
-                    f"{ranking.origin}: prompt: --text-regulariser needs a token before the best response"
+                    f"{ranking.origin}: prompt: --text-regulariser needs a token before the best "
+                    "response"
                 )
             tokenized.append(
                 TokenizedRanking(ranking=ranking, input_ids=input_ids, prompt_length=length)

@@ -1,5 +1,5 @@
-"""The order of an epoch's rankings: by seed and epoch alone, so that one process, several, and a
-resumed one go the same way.
+"""The order of an epoch's rankings. It depends on seed and epoch alone, so that one process,
+several, and a resumed run agree.
 """
 
 import math
@@ -10,16 +10,15 @@ from torch.utils.data import Sampler
 
 
 class EpochOrder(Sampler[int]):
-    """A permutation of the rankings' indices for each epoch, filled up with the index
-    `num_rankings` to whole rounds.
+    """A permutation of the indices of the rankings for each epoch, filled up to whole rounds.
 
-    A round is what all processes compute at a time. accelerate deals batches out in turn, so the
-    rankings of an optimizer step are the same however many processes share them. Where it would
-    fill a last round with rankings of the epoch's beginning, which would count twice, the index
-    behind the last stands for a filler that counts nothing.
+    A round is what all processes compute at a time. accelerate deals batches out in turn, so a step
+    has the same rankings for any number of processes. It would fill a last round with rankings from
+    the beginning of the epoch, which would count twice; here the index `num_rankings` stands for a
+    filler with a weight of 0.
 
     Args:
-        per_round: 1 where one process computes, so that a last pass is smaller instead of filled.
+        per_round: rankings of a round; 1 for a single process, whose last pass may be smaller.
     """
 
     def __init__(self, num_rankings: int, *, seed: int, per_round: int) -> None:
@@ -27,7 +26,7 @@ class EpochOrder(Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by `Trainer` before each epoch."""
+        """Choose the epoch; Trainer calls this before each one."""
         self._epoch = epoch
 
     def __len__(self) -> int:

@@ -53,7 +53,8 @@ def text_head(name: str, reward_model: RewardModel) -> TextHead:
         )
     if loading["missing_keys"]:
         raise ConfigError(
-            f"--text-regulariser: {name} has no LM head: it lacks {sorted(loading['missing_keys'])[0]}"
+            f"--text-regulariser: {name} has no LM head: it lacks "
+            f"{sorted(loading['missing_keys'])[0]}"
         )
     model = reward_model.model
     weight: Tensor = source.to(model.device).eval().get_output_embeddings().weight.detach()
@@ -65,7 +66,8 @@ def text_head(name: str, reward_model: RewardModel) -> TextHead:
         states @ weight.T, expected, rtol=0, atol=1e-4 * float(expected.abs().max())
     ):
         raise ConfigError(
-            f"--text-regulariser: the logits of {type(source).__name__} are not its head's weights times the "
+            f"--text-regulariser: the logits of {type(source).__name__} are not its head's weights "
+            "times the "
             "hidden states"
         )
     return _tied_head(model) if tied else _FrozenHead(weight)
@@ -138,5 +140,5 @@ def text_losses(log_probs_M: Tensor, sizes: list[int]) -> Tensor:
 
 
 def install_text_head(model: PreTrainedModel, head: TextHead) -> None:
-    """Give `model` the head with which `TrieLayout.prepare`'s forward computes log-probabilities."""
+    """Give `model` the head with which its prepared `forward` computes log-probabilities."""
     model.kwise_text_head = head

@@ -1,4 +1,4 @@
-"""The data of a run, ready for training: read, checked against the options, tokenised and split."""
+"""The data of a run: read, checked against the options, tokenised and split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,27 +14,30 @@ from kwise.train.step.batch import TokenizedRanking, tokenize_rankings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """num_read: rankings of the file; those over the limit of tokens are in neither part. held_out:
-    the validation split.
+class TrainingData:
+    """The training split and the validation split.
+
+    Attributes:
+        num_read: rankings in the file; those with a conversation over the token limit are in
+            neither split.
     """
 
     num_read: int
     training: tuple[TokenizedRanking, ...]
-    held_out: tuple[Ranking, ...]
+    validation: tuple[Ranking, ...]
 
     @property
     def rankings(self) -> list[Ranking]:
-        """Of both parts."""
-        return [*(item.ranking for item in self.training), *self.held_out]
+        """The rankings of both splits."""
+        return [*(item.ranking for item in self.training), *self.validation]
 
 
 def read_data(config: TrainConfig) -> list[Ranking]:
-    """The rankings of `config.data`.
+    """Return the rankings of `config.data`.
 
     Raises:
-        RankingsError: it is not usable, or lacks the scores that the objective needs.
-        OSError: it cannot be read.
+        RankingsError: the file cannot be used, or lacks the scores that the objective needs.
+        OSError: the file cannot be read.
     """
     rankings = read_rankings(config.data, allow_tied=learns_from_ties(config))
     if option := option_that_needs_scores(config):
@@ -51,12 +54,12 @@ def read_data(config: TrainConfig) -> list[Ranking]:
 
 def prepare(
     rankings: Sequence[Ranking], reward_model: RewardModel, config: TrainConfig
-) -> Prepared:
-    """Tokenise and split.
+) -> TrainingData:
+    """Tokenise the rankings and split them by prompt.
 
     Raises:
-        RankingsError: a conversation is over the limit, or all are; see `tokenize_rankings` and
-            `split_by_prompt`.
+        RankingsError: a conversation is over the token limit, or no ranking is left; see
+            `tokenize_rankings` and `split_by_prompt`.
     """
     limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
     tokenized = tokenize_rankings(
@@ -69,15 +72,16 @@ def prepare(
     if not tokenized:
         raise RankingsError(
             [
-                f"{config.data}: all {len(rankings)} rankings have a conversation over the limit of tokens"
+                f"{config.data}: all {len(rankings)} rankings have a conversation over the token "
+                "limit"
             ]
         )
-    training, held_out = split_by_prompt(
+    training, validation = split_by_prompt(
         [item.ranking for item in tokenized], config.validation_fraction, config.seed
     )
-    kept = set(training)
-    return Prepared(
+    training_set = set(training)
+    return TrainingData(
         num_read=len(rankings),
-        training=tuple(item for item in tokenized if item.ranking in kept),
-        held_out=tuple(held_out),
+        training=tuple(item for item in tokenized if item.ranking in training_set),
+        validation=tuple(validation),
     )

@@ -111,7 +111,7 @@ def test_a_run_with_adapters_resumes_exactly_and_leaves_the_merged_model_and_the
     } <= set(report.files)
     interrupted_at("step 8/", TrainConfig(**parted))
     sizes = [
-        path.stat().st_size for path in (tmp_path / "parted" / "steps").glob("*/*.safetensors")
+        path.stat().st_size for path in (tmp_path / "parted.unfinished").glob("*/*.safetensors")
     ]
     assert sizes and max(sizes) < (tmp_path / "whole" / "model.safetensors").stat().st_size / 10
     resumed = train(TrainConfig(**parted, resume=True))
@@ -177,7 +177,7 @@ def test_layers_that_are_not_there_and_options_without_a_rank_are_refused(
         {"lora_targets": "q_proj"},
         {"load_in_4bit": True},
     ):
-        with pytest.raises(ConfigError, match=r"^--lo[\w-]+ is of --lora-rank"):
+        with pytest.raises(ConfigError, match=r"^--lo[\w-]+ has no effect without --lora-rank"):
             config_of(lora_rank=0, **changed)
 
 

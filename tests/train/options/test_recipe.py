@@ -54,14 +54,17 @@ def test_flags_win_and_the_rest_are_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("learning_rat: 1.0e-5", "learning_rat: no option of a recipe; known are centring, "),
-        ("output: here", "output: no option of a recipe"),
-        ("rankings_per_step: 4.5", "rankings_per_step: must be a whole number, not 4.5"),
+        (
+            "learning_rat: 1.0e-5",
+            "learning_rat: is not an option of a recipe; known are centring, ",
+        ),
+        ("output: here", "output: is not an option of a recipe"),
+        ("rankings_per_step: 4.5", "rankings_per_step: must be an integer, not 4.5"),
         ("load_in_4bit: 1", "load_in_4bit: must be true or false, not 1"),
         ("learning_rate: fast", "learning_rate: 'fast' is not a number"),
         ("schedule: step", "schedule: 'step' is not one of cosine, linear"),
-        ("- 1", "must be options by name"),
-        ("a: [", "not YAML: "),
+        ("- 1", "must be a mapping of options to values"),
+        ("a: [", "is not YAML: "),
     ],
 )
 def test_a_bad_recipe_is_named_with_its_key(tmp_path: Path, text: str, problem: str) -> None:
@@ -73,7 +76,7 @@ def test_a_bad_recipe_is_named_with_its_key(tmp_path: Path, text: str, problem: 
 
 
 def test_numbers_without_a_point_and_names_are_read_as_their_types(tmp_path: Path) -> None:
-    """YAML 1.1 takes 9e-6 for a text."""
+    """YAML 1.1 takes 9e-6 for a string."""
     path = tmp_path / "mine.yaml"
     path.write_text("learning_rate: 9e-6\nschedule: linear\nmax_tokens: null\nlora_alpha: 32\n")
     assert read_recipe(str(path)) == {
@@ -82,7 +85,9 @@ def test_numbers_without_a_point_and_names_are_read_as_their_types(tmp_path: Pat
         "max_tokens": None,
         "lora_alpha": 32,
     }
-    with pytest.raises(ConfigError, match=r"^--recipe instructgtp: known are deepmind-70b, "):
+    with pytest.raises(
+        ConfigError, match=r"^--recipe instructgtp: not known; known are deepmind-70b, "
+    ):
         read_recipe("instructgtp")
 
 

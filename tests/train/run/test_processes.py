@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
 from kwise.train.run.processes import Processes
-from kwise.train.run.steps import StepsDir
 from kwise.train.run.training import train
+from kwise.train.run.unfinished_run import UnfinishedRun
 from kwise.train.step.epoch_order import EpochOrder
 from tests.real_data import ROOT
 from tests.servers import PATIENCE_S
@@ -71,7 +71,7 @@ def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
     # A step is saved at 2; the process that prints is killed at 4, and the other with it.
     killed = subprocess.run(launched(launch, two, "step 4/"), capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert StepsDir(two["output"]).newest_complete()
+    assert UnfinishedRun(two["output"]).newest_complete()
     finished = subprocess.run(
         [*launched(launch, two), "--resume"], capture_output=True, text=True, timeout=PATIENCE_S
     )
@@ -96,7 +96,7 @@ def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)
     config = json.loads((tmp_path / "two" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
-    assert not (tmp_path / "two" / "steps").exists()
+    assert not UnfinishedRun(tmp_path / "two").path.exists()
 
 
 def test_a_launchers_mixed_precision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

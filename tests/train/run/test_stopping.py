@@ -106,7 +106,7 @@ def test_what_could_not_stop_anything_is_refused(
     noise: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     settings = stopping(noise, tiny_checkpoint, tmp_path / "out")
-    with pytest.raises(ConfigError, match="counts evaluations: give --eval-every"):
+    with pytest.raises(ConfigError, match="--early-stopping-patience needs --eval-every"):
         TrainConfig(**{**settings, "eval_every": 0})
     with pytest.raises(ConfigError, match="--eval-every needs a validation split"):
         TrainConfig(**{**settings, "validation_fraction": 0.0})

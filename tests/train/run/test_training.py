@@ -21,9 +21,9 @@ from kwise.train.options.config import Overlong, TrainConfig
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.read import read_rankings
 from kwise.train.run.run_record import rankings_sha256
-from kwise.train.run.steps import StepsDir
 from kwise.train.run.trainer import RankingTrainer
 from kwise.train.run.training import train
+from kwise.train.run.unfinished_run import UnfinishedRun
 from kwise.train.step.losses import NotFinite
 from kwise.types import Message
 from tests.servers import PATIENCE_S, wait_until
@@ -79,7 +79,7 @@ def test_the_checkpoint_loads_with_plain_transformers_and_gives_the_same_reward(
 
 def test_nothing_but_the_checkpoint_and_its_report_is_left(trained: Any) -> None:
     _, output = trained
-    assert not (output / "steps").exists() and (output / "training_report.json").is_file()
+    assert not UnfinishedRun(output).path.exists() and (output / "training_report.json").is_file()
 
 
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
@@ -89,7 +89,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
     settings = options(data, tiny_checkpoint, tmp_path / "killed", log_every=1)
     killed = subprocess.run(command(settings, "step 7/"), capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert StepsDir(settings["output"]).newest_complete()
+    assert UnfinishedRun(settings["output"]).newest_complete()
     train(TrainConfig(**settings, resume=True))
     resumed, whole = (
         load_file(path / "model.safetensors") for path in (settings["output"], uninterrupted)
@@ -112,7 +112,7 @@ def test_ctrl_c_exits_with_130_and_leaves_a_run_to_resume(
         signal.signal(signal.SIGINT, before)
         try:
             # 400 epochs take minutes at the least.
-            wait_until(lambda: bool(StepsDir(settings["output"]).newest_complete()))
+            wait_until(lambda: bool(UnfinishedRun(settings["output"]).newest_complete()))
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=PATIENCE_S)
         finally:
@@ -120,7 +120,8 @@ def test_ctrl_c_exits_with_130_and_leaves_a_run_to_resume(
     assert (process.returncode, output) == (130, "")
     assert "Traceback" not in errors
     assert (
-        StepsDir(settings["output"]).newest_complete() and StepsDir(settings["output"]).read_run()
+        UnfinishedRun(settings["output"]).newest_complete()
+        and UnfinishedRun(settings["output"]).read_run()
     )
 
 
@@ -145,7 +146,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_published(
     assert (
         "the loss of step 1 is not finite: [inf]" in error and "no checkpoint is written" in error
     )
-    assert [path.name for path in output.iterdir()] == ["steps"]
+    assert UnfinishedRun(output).read_run() is not None and not output.exists()
 
 
 def test_weights_that_are_not_finite_after_the_last_step_are_not_published(
@@ -158,7 +159,8 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_published(
     monkeypatch.setattr(RankingTrainer, "train_from", broken)
     with pytest.raises(NotFinite, match=r"score\.weight is not finite"):
         train(TrainConfig(**options(data, tiny_checkpoint, tmp_path / "out")))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["steps"]
+    assert UnfinishedRun(tmp_path / "out").read_run() is not None
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_data_is_read_once_so_that_a_pipe_will_do(
@@ -196,7 +198,7 @@ def test_how_often_a_resumed_run_saves_and_logs_may_be_changed(
 
     def progress(line: str) -> None:
         saved.update(
-            path.parent.name for path in (tmp_path / "out").glob("steps/checkpoint-*/complete")
+            path.parent.name for path in tmp_path.glob("out.unfinished/checkpoint-*/complete")
         )
 
     report = train(
@@ -223,13 +225,6 @@ def test_an_earlier_checkpoint_survives_a_run_that_does_not_begin(
     with pytest.raises(RankingsError):
         train(TrainConfig(**options(bad, tiny_checkpoint, output, overwrite=True)))
     assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
-
-
-def test_a_half_written_step_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
-    for name in ("checkpoint-5", "checkpoint-10"):
-        (tmp_path / "steps" / name).mkdir(parents=True)
-    (tmp_path / "steps" / "checkpoint-5" / "complete").touch()
-    assert StepsDir(tmp_path).newest_complete() == tmp_path / "steps" / "checkpoint-5"
 
 
 def test_a_directory_with_something_in_it_is_refused(

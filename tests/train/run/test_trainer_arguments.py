@@ -11,18 +11,18 @@ from transformers import get_scheduler
 from kwise.errors import ConfigError
 from kwise.train.model.layout import TrieLayout
 from kwise.train.options.config import Schedule, TrainConfig
-from kwise.train.run.arguments import training_arguments
+from kwise.train.run.trainer_arguments import trainer_arguments
 
 
 def arguments_of(num_processes: int = 1, **options: Any) -> Any:
     config = TrainConfig(data="d", model="m", output=Path("o"), **options)
-    return training_arguments(
+    return trainer_arguments(
         config,
         layout=TrieLayout(),
         num_rankings=400,
         num_processes=num_processes,
         sharded=False,
-        steps_dir=Path("steps"),
+        state_directory=Path("out.unfinished"),
     )
 
 
