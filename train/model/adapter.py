@@ -1,5 +1,4 @@
-"""Low-rank adapters (LoRA) through PEFT: trained beside frozen weights, and merged into them at the
-end.
+"""Low-rank adapters (LoRA) through PEFT, trained beside frozen weights and merged at the end.
 
 PEFT replaces layers of the model in place, so the model's own `forward` runs with the adapters in
 both layouts, and all other code keeps using the plain model. Trainer gets PEFT's wrapper, so that
@@ -72,8 +71,9 @@ def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
 
 
 def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
-    """Write adapter and head in the format of `PeftModel.from_pretrained`, with `base_model` as the
-    model that they belong to.
+    """Write adapter and head in the format of `PeftModel.from_pretrained`.
+
+    Their config names `base_model` as the model that they belong to.
     """
     adapted.peft_config["default"].base_model_name_or_path = base_model
     adapted.save_pretrained(directory, save_embedding_layers=False)
@@ -88,8 +88,9 @@ def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
 
 
 def merge_adapter(adapted: Any) -> None:
-    """Add the adapters to the weights in place: the model that `add_adapter` got is a plain one
-    again, in float32.
+    """Add the adapters to the weights in place.
+
+    The model that `add_adapter` got is a plain one again, in float32.
     """
     in_four_bits = _is_in_four_bits(adapted)
     fold_adapters(adapted)
@@ -105,8 +106,9 @@ def _is_in_four_bits(adapted: Any) -> bool:
 
 
 def _layers(model: PreTrainedModel, targets: str) -> list[str]:
-    """Return the names in `targets`. Each must be the name of a layer; PEFT only checks that one of
-    them is.
+    """Return the names in `targets`.
+
+    Each must be the name of a layer; PEFT only checks that one of them is.
     """
     names = [name.strip() for name in targets.split(",")]
     layers = [name for name, _ in model.named_modules() if name]
@@ -119,8 +121,9 @@ def _layers(model: PreTrainedModel, targets: str) -> list[str]:
 
 
 def _fully_trained(reward_model: RewardModel) -> list[str]:
-    """Return the layers to train without an adapter, apart from `score` and `classifier`, which
-    PEFT adds by itself.
+    """Return the layers to train without an adapter.
+
+    PEFT adds `score` and `classifier` by itself.
     """
     known = ("score", "classifier")
     names = {reward_head(reward_model.model)[0], *reward_model.new_layers}

@@ -52,8 +52,9 @@ def four_bit_options(model: str) -> dict[str, Any]:
 
 
 def has_four_bits(layer: nn.Module) -> bool:
-    """Return whether the layer's weights are in four bits; by the name of their class, because
-    bitsandbytes may not be installed.
+    """Return whether the layer's weights are in four bits.
+
+    The name of their class decides, because bitsandbytes may not be installed.
     """
     return type(getattr(layer, "weight", None)).__name__ == "Params4bit"
 

@@ -1,5 +1,4 @@
-"""Gradient checkpointing: what a forward pass saves for its backward pass, and what the backward
-pass computes again.
+"""Gradient checkpointing: save less in the forward pass, compute it again in the backward pass.
 
 `full` saves only the input of each layer (Chen et al. 2016, "Training Deep Nets with Sublinear
 Memory Cost"). `selective` also saves the outputs of attention and of the matmuls that widen, such

@@ -55,8 +55,7 @@ def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
 
 @torch.no_grad()
 def init_head(head: nn.Linear, seed: int) -> None:
-    """Draw the head's weights from N(0, 1/(d+1)), a standard deviation of 1/√(d+1) for d inputs;
-    set its bias to 0.
+    """Draw the head's weights from N(0, 1/(d+1)) for d inputs; set its bias to 0.
 
     Stiennon et al. 2020, "Learning to summarize from human feedback", as reproduced by
     vwxyzjn/summarize_from_feedback_details (reward.py).

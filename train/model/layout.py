@@ -1,5 +1,4 @@
-"""The layouts of a batch: how the sequences of a pass become tensors, over the trie of all their
-tokens or padded.
+"""The layouts of a batch: its sequences as the trie of all their tokens, or padded.
 
 The K conversations of a ranking share their prompt. In a trie each distinct prefix is one row, so a
 pass computes P + ΣR rows instead of K·(P + longest R), forward and backward; on the example
@@ -64,8 +63,9 @@ class Layout(ABC):
 
     @abstractmethod
     def lay_out(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """Return the arguments of `forward`; a dict, because Trainer moves dicts of tensors to
-        devices.
+        """Return the arguments of `forward`.
+
+        They are a dict, because Trainer moves dicts of tensors to devices.
         """
 
     def __str__(self) -> str:
@@ -175,8 +175,10 @@ def rewards_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
 def rewards_and_text_of(
     model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the reward of each sequence, float32[S], and the log-probabilities of `text_targets`,
-    float32[M], if there are any.
+    """Return the rewards of a batch, and the log-probabilities of its text.
+
+    The rewards are float32[S]. The log-probabilities are float32[M]; None if the batch has no
+    `text_targets`.
 
     This is the one place where training and evaluation run the model.
 

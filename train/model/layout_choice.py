@@ -1,5 +1,4 @@
-"""The choice of a model's layout: the trie if the model can run over it, else padded, with the
-reason.
+"""The choice of a model's layout: the trie if it can run over one, else padded with a reason.
 
 A padded pass takes 2.5 to 4.8 times as long, so the reason is part of the layout, and is printed
 and reported. Whether a model can run over a trie is measured on hidden states, not looked up by

@@ -10,8 +10,9 @@ _NO_LIMIT = 10**9
 
 
 def model_max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the length of the longest conversation in tokens, by the model's positions and by its
-    tokenizer.
+    """Return the length of the longest conversation in tokens.
+
+    The model's positions and its tokenizer limit it.
 
     None if neither states a limit (ALiBi, recurrent models).
     """
@@ -27,8 +28,7 @@ def model_max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def _position_rows(model: PreTrainedModel) -> Iterator[int]:
-    """Yield the number of tokens that each table of position embeddings has rows for, if padding
-    has a row as well.
+    """Yield the number of tokens for which each padded table of position embeddings has rows.
 
     RoBERTa and models like it give the first token the position `padding_idx` + 1: 512 of 514 rows
     are for tokens.

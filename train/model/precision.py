@@ -1,6 +1,4 @@
-"""The precision of a pass: with bf16 the matmuls of the backbone run in bfloat16, and nothing else
-does.
-"""
+"""The precision of a pass: with bf16, only the backbone's matmuls run in bfloat16."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +19,9 @@ def choose_precision(asked: Precision, device: torch.device) -> Precision:
 
 @contextmanager
 def bf16_backbone(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """Run the matmuls of the backbone on `device` in bfloat16; weights, residual stream and head
-    stay float32.
+    """Run the matmuls of the backbone on `device` in bfloat16.
+
+    Weights, residual stream and head stay float32.
 
     Autocast over the whole model, as with `TrainingArguments(bf16=True)`, would round the rewards
     as well: bfloat16 has 8 significant bits, so rewards near 4 would be multiples of 1/32, which is

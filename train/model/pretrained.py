@@ -18,8 +18,9 @@ _MAX_CHARACTERS = 300
 
 
 def source_of(model: str) -> dict[str, Any]:
-    """Return the arguments with which `from_pretrained` finds a Hugging Face directory, a hub name
-    or a `.gguf` file.
+    """Return the arguments with which `from_pretrained` finds a model.
+
+    It is a Hugging Face directory, a hub name or a `.gguf` file.
     """
     path = Path(model)
     if path.suffix == ".gguf":

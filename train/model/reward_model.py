@@ -1,5 +1,4 @@
-"""A reward model: a language model with one linear layer in place of its LM head, which gives a
-conversation one number.
+"""A reward model: a language model with a linear layer of one output in place of its LM head.
 
 It stays a plain `AutoModelForSequenceClassification(num_labels=1)`. Everything that could be done
 in several ways is a named function: how the head starts (head.py), which weights may be missing,
@@ -45,16 +44,12 @@ class RewardModel:
 
     @property
     def max_tokens(self) -> int | None:
-        """The length of the longest conversation that the model can read; None if it states no
-        limit.
-        """
+        """The length of the longest conversation for the model; None if it states no limit."""
         return model_max_tokens(self.model, self.tokenizer)
 
     @torch.no_grad()
     def rewards(self, conversations: Sequence[Conversation]) -> list[float]:
-        """Return the rewards of `conversations`, computed in one pass in the precision of the
-        weights.
-        """
+        """Return the rewards of `conversations`, from one pass in the precision of the weights."""
         sequences = [token_ids(self.tokenizer, conversation) for conversation in conversations]
         tensors = self.layout.lay_out(sequences)
         self.model.eval()
@@ -139,8 +134,9 @@ def load_reward_model(
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to 0, so that the K rewards of a ranking come from one
-    function.
+    """Set every dropout probability to 0.
+
+    The K rewards of a ranking must come from one function.
 
     vwxyzjn/summarize_from_feedback_details (`configure_dropout`) and TRL's
     `RewardConfig.disable_dropout` do the same. The figures in the config stay.
@@ -156,8 +152,9 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def _check_backbone(model: PreTrainedModel, missing: Sequence[str], name: str) -> None:
-    """Raise ConfigError if weights of the language model are missing, which would silently start at
-    random.
+    """Raise ConfigError if weights of the language model are missing.
+
+    They would silently start at random.
 
     Only the head, and a pooler between backbone and head, may be missing.
     """

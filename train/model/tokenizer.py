@@ -1,5 +1,4 @@
-"""A tokenizer for rewards: it has a chat template, and a padding token with which no conversation
-ends.
+"""A tokenizer for rewards: with a chat template, and a padding token that ends no conversation.
 
 A decoder's `…ForSequenceClassification` reads the hidden state at the last token that is not
 `config.pad_token_id`. If the padding token also ends every conversation (pad = eos is common advice
@@ -22,8 +21,9 @@ from kwise.types import Conversation, Message
 
 
 def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a Hugging Face directory, a hub name or a `.gguf` file; it pads on
-    the right.
+    """Return the tokenizer of a model; it pads on the right.
+
+    The model is a Hugging Face directory, a hub name or a `.gguf` file.
 
     Its chat template is the file `chat_template` if given, else its own, else `plain_template`.
 
@@ -56,8 +56,9 @@ def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenize
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
-    """Return the tokens from which a reward is computed, here and in the engine: the chat template
-    of the whole conversation.
+    """Return the tokens from which a reward is computed, here and in the engine.
+
+    They are the chat template of the whole conversation.
 
     The template writes all special tokens; the tokenizer adds none.
     """
@@ -86,8 +87,9 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, configured: int | None)
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a chat template for a tokenizer without one: "role: content" and an empty line for
-    each message.
+    """Return a chat template for a tokenizer without one.
+
+    Each message is "role: content" and an empty line.
 
     The conversation stands between the tokenizer's own first and last token: BOS … EOS, or [CLS] …
     [SEP], at which bidirectional encoders read the reward. The template contains these tokens, so

@@ -54,16 +54,15 @@ class Run:
     visible: Tensor
 
     def select(self, key: Tensor) -> Tensor:
-        """Return the rows of `path`, [1, G, A, D] of [1, G, N, D]: a view if possible, because
-        copies are kept for the backward pass.
+        """Return the rows of `path`, [1, G, A, D] of [1, G, N, D].
+
+        It is a view if possible, because copies are kept for the backward pass.
         """
         return key[:, :, : self.end] if self.path is None else key.index_select(2, self.path)
 
 
 class TrieMask(Tensor):
-    """The attention mask of a trie: its `ends` in the shape of a mask, int64[1, 1, N, 1], with its
-    runs.
-    """
+    """The attention mask of a trie: its `ends` as int64[1, 1, N, 1], with its runs."""
 
     runs: list[Run]
 

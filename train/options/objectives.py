@@ -1,5 +1,4 @@
-"""The objectives of `kwise train`: a table with one entry per objective, and the options that
-choose among them.
+"""The objectives of `kwise train`: a table with one entry each, and the options that choose.
 
 An entry holds everything that is known about an objective except its formula: the function that
 computes it, the data and options that it uses, what it learns from ties, what its rewards mean and

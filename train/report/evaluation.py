@@ -23,9 +23,7 @@ RewardFunction = Callable[[Sequence[Conversation]], Sequence[float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """Accuracy on some of the pairs: those of rankings of one size, or with one difference of
-    ranks.
-    """
+    """Accuracy on some of the pairs: by the size of the ranking, or by the difference of ranks."""
 
     name: str
     num_pairs: int

@@ -1,5 +1,4 @@
-"""The README.md of a checkpoint: its training report for people, with the front matter that hubs
-read.
+"""The README.md of a checkpoint: its training report for people, with front matter for hubs.
 
 The card names the data by hash and never quotes it, because the card travels with the weights and
 the texts may not. It states no licence, because only the user can choose one.

@@ -15,9 +15,7 @@ from kwise.train.report.evaluation import Evaluation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedLoss:
-    """A training loss: the mean over the steps since the previous one, in the precision of
-    training.
-    """
+    """A training loss: the mean over the steps since the previous one."""
 
     step: int
     loss: float

@@ -35,8 +35,9 @@ class BeforeTraining(TrainerCallback):
         self.training_began_s = 0.0
 
     def open(self, *, overwrite: bool) -> None:
-        """Open the run's directory, and record the run there at once, which also shows whose
-        directory it is.
+        """Open the run's directory, and record the run there.
+
+        The record is written at once, because it shows whose directory it is.
 
         Raises:
             ConfigError: another run is recorded there.

@@ -1,6 +1,4 @@
-"""The record of which run this is: what a resumed run must have in common with it, and what it may
-change.
-"""
+"""The record of a run: what a resumed run must have in common with it, and what may change."""
 
 import hashlib
 import json

@@ -1,5 +1,4 @@
-"""Hugging Face's Trainer for rankings: its loop, optimizer, schedule, checkpoints and devices; our
-batches and loss.
+"""Hugging Face's Trainer for rankings: its loop, optimizer and checkpoints; our batches and loss.
 
 A dataset item is one ranking, so that shuffling, accumulation and data parallelism cannot separate
 a ranking's pairs. An optimizer step has `rankings_per_step` rankings. Each process computes
@@ -75,8 +74,9 @@ class RankingTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: float | None = None,
     ) -> Tensor:
-        """Return this pass's share of the mean loss of the step, in which all processes have
-        `num_items_in_batch` rankings.
+        """Return this pass's share of the mean loss of the step.
+
+        The mean is over the `num_items_in_batch` rankings of all processes.
 
         Trainer averages gradients and logged losses over processes, so the share is multiplied by
         their number.
@@ -196,8 +196,9 @@ def _has_ended(state: TrainerState) -> bool:
 
 
 class KeepIntervals(TrainerCallback):
-    """A callback that applies --save-every and --log-every to a resumed run; Trainer would use the
-    earlier run's.
+    """A callback that applies --save-every and --log-every to a resumed run.
+
+    Trainer would use those of the earlier run.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -205,8 +206,9 @@ class KeepIntervals(TrainerCallback):
 
 
 class EvaluateLastStep(TrainerCallback):
-    """A callback that evaluates after the last step, even if `eval_steps` does not divide the
-    number of steps.
+    """A callback that evaluates after the last step.
+
+    Trainer does so only if `eval_steps` divides the number of steps.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

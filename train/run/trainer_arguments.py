@@ -100,8 +100,9 @@ def trainer_arguments(
 
 
 def _schedule(config: TrainConfig) -> dict[str, Any]:
-    """Return the arguments of the schedule. Only transformers' cosine and polynomial schedules can
-    end above 0.
+    """Return the arguments of the schedule.
+
+    Only transformers' cosine and polynomial schedules can end above 0.
     """
     rest = config.final_learning_rate_ratio
     if config.schedule is Schedule.COSINE:

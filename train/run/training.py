@@ -46,8 +46,7 @@ def print_progress(line: str) -> None:
 
 
 def train(config: TrainConfig, progress: Callable[[str], None] = print_progress) -> TrainingReport:
-    """Train a reward model and write it to `config.output`, with training_report.json and a model
-    card.
+    """Train a reward model and write it to `config.output`, with a report and a model card.
 
     The same config, data and machine give the same weights, even if the run is killed and resumed.
     Every one of several processes calls this function. The main process writes and reports

@@ -1,10 +1,9 @@
-"""DIR.unfinished/: the state from which an interrupted run is resumed, and how the finished
-checkpoint becomes DIR.
+"""The directory of an unfinished run: what it is resumed from, and how its checkpoint appears.
 
-    DIR.unfinished/run.json            which run this is: options, data, validation before training
-    DIR.unfinished/checkpoint-200/     a step checkpoint of Trainer: weights, optimizer, schedule,
-    random states; then `complete` DIR.unfinished/final/              the finished checkpoint while
-    it is being written
+    DIR.unfinished/run.json         which run this is: options, data, validation before training
+    DIR.unfinished/checkpoint-200/  a step checkpoint of Trainer: weights, optimizer, schedule,
+                                    random states; at last the marker `complete`
+    DIR.unfinished/final/           the finished checkpoint while it is being written
 
 It exists exactly while a run is unfinished. It lies beside DIR, not in it, so that DIR is replaced
 as a whole: readers see the earlier checkpoint or the new one, never a mixture.
@@ -130,8 +129,7 @@ class UnfinishedRun:
         return final
 
     def publish(self, final: Path) -> None:
-        """Make `final` the output directory in one step, in the place of an earlier checkpoint.
-        Delete the run's state.
+        """Replace the output directory by `final` in one step, and delete the run's state.
 
         A run that is killed meanwhile can be resumed.
 
@@ -159,9 +157,7 @@ class UnfinishedRun:
         shutil.rmtree(self.path)
 
     def _check_output(self, option: str, advice: str = "") -> None:
-        """Raise ConfigError if the output directory has anything but the checkpoint that its report
-        lists.
-        """
+        """Raise ConfigError if the output directory has files that its report does not list."""
         if not self.output.is_dir():
             return
         foreign = sorted(set(_leaves(self.output)) - set(self._published()))
@@ -172,9 +168,7 @@ class UnfinishedRun:
             )
 
     def _published(self) -> list[str]:
-        """Return the files of the checkpoint in the output directory, by its report; none without a
-        report of ours.
-        """
+        """Return the files that the report in the output directory lists; none if it is foreign."""
         report = _read_object(self.output / REPORT_NAME)
         if report is None or not {"files", "rankings_by_size", "versions"} <= report.keys():
             return []
@@ -202,8 +196,9 @@ def _leaves(directory: Path) -> list[str]:
 
 
 def _is_checkpoint_file(name: Any) -> bool:
-    """Return whether a report may list this name: a report that was tampered with must not list
-    other files.
+    """Return whether a report may list this name.
+
+    A report that was tampered with must not list other files.
     """
     if not isinstance(name, str):
         return False

@@ -1,5 +1,6 @@
-"""Rankings as token ids, and batches of them. The unit is the ranking: a batch has all K responses
-of a prompt or none.
+"""Rankings as token ids, and batches of them.
+
+The unit is the ranking: a batch has all K responses of a prompt or none.
 
 Dimensions: B rankings; K responses of a ranking; S = ΣK sequences.
 """

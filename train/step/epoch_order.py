@@ -1,5 +1,6 @@
-"""The order of an epoch's rankings. It depends on seed and epoch alone, so that one process,
-several, and a resumed run agree.
+"""The order of an epoch's rankings.
+
+It depends on seed and epoch alone, so that one process, several, and a resumed run agree.
 """
 
 import math

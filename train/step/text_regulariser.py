@@ -1,5 +1,4 @@
-"""The text regulariser: a language-model loss on the best response, which keeps hidden states those
-of a language model.
+"""The text regulariser: a language-model loss on the best response, besides the reward's loss.
 
 Yang et al. 2024, "Regularizing Hidden States Enables Learning Generalizable Reward Model for LLMs"
 (GRM), the SFT variant: (1 − α) L_reward + α · −log σ(β log π(y_best | x)), with β = 0.1 as in the
@@ -74,8 +73,9 @@ def text_head(name: str, reward_model: RewardModel) -> TextHead:
 
 
 def _tied_head(model: PreTrainedModel) -> TextHead:
-    """Return a function of the embeddings as they are being trained. A module with them would save
-    them twice.
+    """Return a function of the embeddings as they are being trained.
+
+    A module with them would save them twice.
     """
     embeddings = model.get_input_embeddings()
     return lambda states: F.linear(states.float(), embeddings.weight)
@@ -110,9 +110,10 @@ def prompt_length(
 def text_tensors(
     trie: Mapping[str, Tensor], best: Sequence[int], prompt_lengths: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return what `forward` reads beside the trie: text_nodes, int64[M], the rows whose hidden
-    states predict the tokens text_targets, int64[M]; and text_sizes, int64[B], the number of these
-    tokens in each ranking.
+    """Return the tensors that `forward` reads beside the trie.
+
+    text_nodes, int64[M]: the rows whose hidden states predict the tokens text_targets, int64[M].
+    text_sizes, int64[B]: the number of these tokens in each ranking.
 
     Args:
         trie: the tensors of `TrieLayout.lay_out`.

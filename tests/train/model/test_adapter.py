@@ -1,4 +1,4 @@
-"""Low-rank adapters: the base stays as it is, trie and padded passes agree, and the merged checkpoint is the adapted model."""
+"""Adapters: the base does not change, both layouts agree, and merging changes no reward."""
 
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,8 @@ def test_beside_weights_of_four_bits_what_is_saved_is_what_was_trained(
     report = train(TrainConfig(**whole, eval_every=13))
     assert report.before is not None and report.after is not None
     assert report.after.accuracy > report.before.accuracy and report.after.loss < report.before.loss
-    # The last evaluation was of the model in four bits with adapters, the one after training of what is saved.
+    # The last evaluation was of the model in four bits with adapters, the one after training of
+    # what is saved.
     assert report.evaluations[-1].step == report.num_steps
     assert report.after.loss == pytest.approx(report.evaluations[-1].loss, abs=1e-5)
 

@@ -1,4 +1,4 @@
-"""Both layouts give the same rewards and the same gradients. A model that cannot run over the trie says why."""
+"""Both layouts give the same gradients, and a model that cannot run over the trie says why."""
 
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def test_a_model_that_cannot_run_over_the_trie_is_padded_and_says_why(
 def test_a_bug_in_a_models_forward_is_not_taken_for_a_reason(
     error: type[Exception], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every exception was caught, and the model was trained padded, several times slower, without a word."""
+    """Every exception was caught, and the model trained padded, several times slower."""
     model = LlamaForSequenceClassification.from_pretrained(tiny_checkpoint)
     plain = model.model.forward
 

@@ -26,7 +26,7 @@ def model_of(family: str, **options: Any) -> Any:
 
 @pytest.mark.parametrize("family", ["Roberta", "XLMRoberta", "MPNet", "Camembert"])
 def test_positions_behind_the_padding_index_are_not_counted_as_tokens(family: str) -> None:
-    """RoBERTa says 514 and reads 512: the 513th token was an index error in the middle of a training run."""
+    """RoBERTa states 514 and reads 512: the 513th token was an index error during training."""
     model = model_of(family, max_position_embeddings=34, pad_token_id=1)
     limit = model_max_tokens(model, NO_LIMIT)
     assert limit == 32

@@ -1,4 +1,4 @@
-"""Attention over a trie, in runs, is attention with a mask of what each row sees, forward and backward."""
+"""Attention over a trie, run by run, equals attention with one mask, forward and backward."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def _gradients(output: Tensor, upstream: Tensor, inputs: list[Tensor]) -> tuple[
 
 @pytest.mark.parametrize("argument", [{"sliding_window": 8}, {"softcap": 30.0}])
 def test_attention_of_another_kind_is_refused(argument: dict[str, Any]) -> None:
-    """`choose_layout` then chooses the padded layout; ignoring the argument would train another model."""
+    """The model is then trained padded; ignoring the argument would train another model."""
     query = torch.zeros(1, 1, 2, 4)
     with pytest.raises(UnsupportedAttention, match=next(iter(argument))):
         trie_attention(

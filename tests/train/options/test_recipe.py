@@ -1,4 +1,4 @@
-"""Recipes are options of `kwise train` by name: each is valid, flags win, and what is misspelt is named."""
+"""Every recipe is valid, the command line wins, and a wrong key is named."""
 
 import argparse
 from pathlib import Path

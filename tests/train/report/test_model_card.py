@@ -74,7 +74,7 @@ def test_the_card_names_the_source_of_the_objective(trained: Any, name: Objectiv
 def test_slices_part_the_pairs_by_size_and_by_distance_of_ranks(trained: Any) -> None:
     report, _ = trained
     pairs = {part.name: part.num_pairs for part in report.after.slices}
-    # Of five ranks four pairs are neighbours, three are two apart, and three more; four rankings are held out.
+    # Five ranks give 4 pairs of neighbours, 3 pairs two apart and 3 others; 4 rankings.
     assert pairs == {
         "K = 5": 40,
         "ranks 1 apart": 16,

@@ -1,4 +1,4 @@
-"""Two processes give the losses and the weights of one, with whole weights in each or with a part of them."""
+"""Two processes give the losses and the weights of one, with whole or with sharded weights."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ from tests.training_runs import IGNORED_WARNINGS, KILL_AT, command, options
 pytestmark = IGNORED_WARNINGS
 
 
-# 27 rankings: the last step of an epoch has three, so one of the processes has nothing to do in its last pass.
+# 27 rankings: the last step of an epoch has three, so one process has only a filler in it.
 CHANGED = {
     "epochs": 2.0,
     "rankings_per_step": 4,

@@ -1,5 +1,7 @@
-"""The sharded configuration at the size that it is for, as far as a machine without devices can tell. That sharded training
-computes the same is in test_processes.py."""
+"""The sharded configuration at the size of a 70B model, as far as a machine without devices can tell.
+
+test_processes.py checks that sharded training computes the same.
+"""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Evaluation during training, and early stopping: what is kept is the best, and resuming changes nothing."""
+"""Early stopping keeps the best weights, and resuming changes nothing."""
 
 import json
 import random
@@ -19,7 +19,7 @@ pytestmark = IGNORED_WARNINGS
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rankings without a rule, which a model can learn by heart alone: the validation loss soon rises."""
+    """Rankings without a rule, which can only be memorised: the validation loss soon rises."""
     random.seed(0)
     words = Path(__file__).read_text(encoding="utf-8").split()
     path = tmp_path_factory.mktemp("noise") / "rankings.jsonl"
@@ -60,7 +60,7 @@ def test_training_stops_keeps_the_best_weights_and_resumes_exactly(
     whole = load_file(tmp_path / "whole" / "model.safetensors")
 
     settings = stopping(noise, tiny_checkpoint, tmp_path / "parted")
-    # Within the patience, so that the rest of it must be remembered; and after the end, which must not be gone beyond.
+    # Once while patience is left, which must be restored; once after the end of training.
     last = report.num_steps
     for line in (f"step {last - 2}/", "validation after training"):
         interrupted_at(line, TrainConfig(**settings))

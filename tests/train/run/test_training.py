@@ -1,4 +1,4 @@
-"""A run from rankings to checkpoint, with a tiny model of random weights and SmolLM2's real tokenizer."""
+"""A run from rankings to checkpoint, with a tiny random model and SmolLM2's real tokenizer."""
 
 import json
 import math
@@ -96,7 +96,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(
     )
     assert resumed.keys() == whole.keys()
     for name, weights in whole.items():
-        # Threads may sum in another order in another process; a lost or repeated step differs by 1e-3.
+        # Another process may sum in another order; a lost or repeated step differs by 1e-3.
         torch.testing.assert_close(resumed[name], weights, rtol=0, atol=2e-5, msg=name)
 
 
@@ -166,7 +166,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_published(
 def test_the_data_is_read_once_so_that_a_pipe_will_do(
     data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """It was read again after training for a hash: a FIFO waited for ever, `<(cat …)` gave the hash of nothing."""
+    """It was read again for a hash: a FIFO waited for ever, `<(cat …)` gave the hash of nothing."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=lambda: pipe.write_bytes(data.read_bytes()), daemon=True)

@@ -1,5 +1,6 @@
-"""What --output, --resume and --overwrite may do to directories: nothing that kwise train did not write
-is deleted, and an earlier checkpoint stays until the new one takes its place as a whole."""
+"""No option deletes what kwise train did not write, and the new checkpoint replaces the old as a
+whole.
+"""
 
 import json
 from pathlib import Path
@@ -122,7 +123,7 @@ def test_a_file_and_a_mount_point_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_earlier_checkpoint_is_whole_until_the_new_one_takes_its_place(tmp_path: Path) -> None:
-    """Files were published one by one, so that a reader could meet the new config with the old weights."""
+    """Files were published one by one: a reader could meet the new config with the old weights."""
     output = tmp_path / "checkpoint"
     old = {"config.json": "old", "model.safetensors": "old", "vocab.txt": "old", "runs/a": "old"}
     new = {"config.json": "new", "model.safetensors": "new", "adapter/weights": "new"}
@@ -138,7 +139,7 @@ def test_an_earlier_checkpoint_is_whole_until_the_new_one_takes_its_place(tmp_pa
     reader.close()
 
 
-def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path) -> None:
+def test_a_foreign_file_is_not_replaced(tmp_path: Path) -> None:
     output = tmp_path / "checkpoint"
     run = begun(output)
     final = run.make_final()

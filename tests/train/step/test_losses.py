@@ -1,4 +1,4 @@
-"""The loss is that of explicit pairs, in value and gradient, and depends on nothing but differences."""
+"""The loss equals that of explicit pairs, in value and gradient."""
 
 from itertools import product
 

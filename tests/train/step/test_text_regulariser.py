@@ -1,4 +1,4 @@
-"""The text loss over the trie is that of the language model on whole conversations, in value and gradient."""
+"""The text loss over the trie equals that of the language model, in value and gradient."""
 
 import copy
 from functools import partial
@@ -174,7 +174,7 @@ def test_an_untied_head_goes_with_the_model_and_is_not_saved_and_a_tied_one_is_k
 
 
 def test_the_prompts_end_is_looked_for_in_the_best_response(smollm2_tokenizer: Any) -> None:
-    """It was looked for in the first: a tokenizer may join the prompt's last letters with what follows."""
+    """It was looked for in the first one, but a tokenizer may join prompt and response."""
     smollm2_tokenizer = copy.deepcopy(smollm2_tokenizer)
     smollm2_tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     prompt = (Message(role="user", content="I am un"),)
