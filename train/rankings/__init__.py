@@ -1,4 +1,4 @@
-"""Rankings, the training data: their schema, the reader of JSON Lines files and the validation split.
+"""Rankings, the training data: their schema, the reader of JSON Lines and the validation split.
 
 Everything here needs the standard library only, so that tools which only look at data start fast.
 """

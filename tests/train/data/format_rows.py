@@ -129,7 +129,7 @@ def battle_55k(prompts: Any, a: Any, b: Any, winner: str = "model_a") -> dict[st
 
 
 def parts(*texts: str) -> list[dict[str, Any]]:
-    """Return content in the form of OpenAI's API, with the null column for images that Arrow adds."""
+    """Return content in the form of OpenAI's API, with the null images that Arrow adds."""
     return [{"type": "text", "text": text, "image": None} for text in texts]
 
 

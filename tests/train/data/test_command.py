@@ -174,7 +174,8 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
         (
             "validate in.jsonl",
             1,
-            "in.jsonl: is in the format trl, judging by its first row; convert it with kwise data convert",
+            "in.jsonl: is in the format trl, judging by its first row; "
+            "convert it with kwise data convert",
         ),
         (
             "validate array.json",
@@ -232,8 +233,10 @@ def test_validate_checks_every_line(
     written(Path("bad.jsonl"), GOOD, {**GOOD, "promt": 1}, "{", GOOD, "x")
     assert kwise("validate", "bad.jsonl", "--max-problems", "2") == 1
     assert capsys.readouterr().err.splitlines() == [
-        "bad.jsonl:2: ranking: unknown key 'promt'; known keys are id, metadata, prompt, responses, source",
-        "bad.jsonl:3: line: not JSON: Expecting property name enclosed in double quotes at column 1",
+        "bad.jsonl:2: ranking: unknown key 'promt'; known keys are id, metadata, prompt, "
+        "responses, source",
+        "bad.jsonl:3: line: not JSON: Expecting property name enclosed in double quotes at "
+        "column 1",
         "bad.jsonl: 3 of 5 lines are bad (the first 2 above)",
     ]
 
@@ -363,7 +366,8 @@ def test_no_command_on_data_imports_slow_packages(tmp_path: Path) -> None:
     path = written(tmp_path / "in.jsonl", GOOD)
     program = (
         "import sys; from kwise.cli import main; main(sys.argv[1:]); "
-        "print(sorted({'torch', 'numpy', 'transformers', 'pyarrow', 'scipy', 'grpc'} & sys.modules.keys()), file=sys.stderr)"
+        "slow = {'torch', 'numpy', 'transformers', 'pyarrow', 'scipy', 'grpc'}; "
+        "print(sorted(slow & sys.modules.keys()), file=sys.stderr)"
     )
     for arguments in (("convert", path), ("validate", path), ("stats", path)):
         ended = subprocess.run(

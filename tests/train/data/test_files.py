@@ -174,7 +174,10 @@ def test_parquet_on_standard_input_is_refused(
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
     """A separate process makes the import of pyarrow fail, as on a machine without it."""
     path = written(tmp_path / "a.parquet", ROWS)
-    program = "import sys; sys.modules['pyarrow'] = None; from kwise.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = (
+        "import sys; sys.modules['pyarrow'] = None; from kwise.cli import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", program, "data", "convert", path],
         capture_output=True,

@@ -73,7 +73,7 @@ class _Buffer:
         self._text, self._position = "", 0
 
     def next_character(self) -> str:
-        """Return the next character that is not white space, without consuming it; "" at the end."""
+        """Return the next character that is not white space, or "" at the end; consume nothing."""
         while True:
             match = _SPACES.match(self._text, self._position)
             assert match is not None, "the pattern matches the empty string"
