@@ -1,0 +1,38 @@
+"""Errors cross the wire as data: a client learns status, response and advice without reading text."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from kwise.client import messages as client_messages
+from kwise.engine.server import messages
+from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, ServiceFailed
+
+ERRORS: list[KwiseError] = [
+    InvalidRequest("prompt", "it is empty"),
+    InvalidRequest("text", "it is too long", response=0),
+    ModelFailed(7),
+    Overloaded(9, 9, 9, 0.25),
+    ServiceFailed(),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_of_a_group_or_response_keeps_what_it_is_about(error: KwiseError) -> None:
+    received = client_messages.from_error(messages.from_error(error))
+    assert (received.status, received.response) == (error.status, error.response)
+    assert received.retry_after_s == getattr(error, "retry_after_s", None)
+    assert received.message == str(error)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_the_error_of_a_call_keeps_what_it_is_about(error: KwiseError) -> None:
+    failed = SimpleNamespace(
+        code=lambda: messages.status_code(error),
+        details=lambda: str(error),
+        trailing_metadata=lambda: messages.trailers(error),
+    )
+    received = client_messages.from_rpc_error(failed, "host:7")
+    assert (received.status, received.response) == (error.status, error.response)
+    assert received.retry_after_s == getattr(error, "retry_after_s", None)
+    assert received.target == "host:7"
