@@ -98,7 +98,7 @@ def read_trie_artifact(path: str) -> Artifact:
 def real_groups(artifact: Artifact, path: Path, count: int) -> list[list[EncodedSequence]]:
     """Return the first `count` rankings of a file as the engine encodes them.
 
-    Responses over the artifact's limit of tokens are left out.
+    Responses over the artifact's limit of tokens are skipped.
 
     Raises:
         RankingsError: the file has bad lines.
