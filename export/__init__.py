@@ -1,1 +1,1 @@
-"""Export: a Hugging Face checkpoint with one label in, an artifact that `kwise.engine` serves out."""
+"""Export a Hugging Face checkpoint with one label to an artifact that `kwise.engine` serves."""

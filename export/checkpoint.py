@@ -1,7 +1,7 @@
-"""A checkpoint that is fit to be exported: read, and refused where its artifact could not be right.
+"""Read a checkpoint, and refuse one whose artifact could not be right.
 
-What is refused here is what parity would not see: it compares conversations up to a few thousand tokens, on the weights as
-they are.
+The check of parity would not notice what is refused here: it compares conversations of up to a few
+thousand tokens, on the weights as they are.
 """
 
 import inspect
@@ -17,16 +17,24 @@ from transformers import (
 )
 
 from kwise.errors import ConfigError
+from kwise.train.model.head import reward_head
 from kwise.train.model.limits import model_max_tokens
 from kwise.train.model.pretrained import reading
 
-# Frequencies of rotary embeddings that are the same at every length, so that tracing may fix them.
+# Types of rotary embeddings whose frequencies are the same at every length.
 _STATIC_ROPE = {"default", "linear", "yarn", "llama3"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """name: as the command line has it. model: fp32, in evaluation mode; what is true of it is measured once."""
+    """A checkpoint to export.
+
+    Attributes:
+        name: Its directory or hub name, as on the command line.
+        model: In fp32 and evaluation mode.
+        causal: Later tokens do not change earlier hidden states.
+        shares_prefixes: The trie layout can hold the model, see `supports_trie`.
+    """
 
     name: str
     model: PreTrainedModel
@@ -36,11 +44,16 @@ class Checkpoint:
 
 
 def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
-    """The checkpoint in a directory or on the hub, with the chat template in the file `chat_template` if not "".
+    """Read a checkpoint from a directory or the hub.
+
+    Args:
+        name: The directory or hub name.
+        chat_template: A file with the chat template to use; "" for the checkpoint's own.
 
     Raises:
-        ConfigError: it cannot be read, or has not one label, or lacks weights, or has no fast tokenizer, or a dated template.
-        OSError: there is no such chat template.
+        ConfigError: The checkpoint cannot be read, does not have exactly one label, lacks weights,
+            or has no fast tokenizer; or the chat template is missing or prints a date.
+        OSError: The file `chat_template` cannot be read.
     """
     with reading("CHECKPOINT", name):
         model, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -51,7 +64,8 @@ def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
         raise ConfigError(f"{name} has {model.config.num_labels} labels; a reward model has one")
     if loading["missing_keys"]:
         raise ConfigError(
-            f"{name} is no reward model: it lacks {', '.join(sorted(loading['missing_keys']))}"
+            f"{name} is not a reward model: these weights are missing: "
+            f"{', '.join(sorted(loading['missing_keys']))}"
         )
     if not tokenizer.is_fast:
         raise ConfigError(f"{name} has no fast tokenizer (tokenizer.json), which the engine needs")
@@ -70,7 +84,10 @@ def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
 
 
 def is_causal(model: PreTrainedModel) -> bool:
-    """Whether a later token leaves earlier hidden states as they are: measured, not looked up by name."""
+    """Return whether a later token leaves earlier hidden states unchanged.
+
+    This is measured on eight tokens, so it needs no list of architectures.
+    """
     input_ids = torch.arange(3, 11)[None] % model.get_input_embeddings().num_embeddings
     changed = input_ids.clone()
     changed[0, -1] = 1
@@ -82,99 +99,116 @@ def is_causal(model: PreTrainedModel) -> bool:
 
 
 def supports_trie(model: PreTrainedModel) -> bool:
-    """Whether the model is causal, sends its attention through `AttentionInterface`, takes positions and has a plain head."""
+    """Return whether the trie layout can hold the model.
+
+    The model must be causal, send its attention through transformers' `AttentionInterface`, take
+    positions, and have the head `score` on its last hidden states.
+    """
     forward = inspect.signature(model.base_model.forward).parameters
     return (
         bool(getattr(model, "_supports_attention_backend", False))
         and "position_ids" in forward
-        and isinstance(getattr(model, "score", None), torch.nn.Module)
+        and _head_name(model) == "score"
         and not model.config.is_encoder_decoder
         and is_causal(model)
     )
 
 
+def _head_name(model: PreTrainedModel) -> str | None:
+    """Return the name of the reward head; None if it has none of the known names."""
+    try:
+        name, _ = reward_head(model)
+    except ConfigError:
+        return None
+    return name
+
+
 def _check_template(checkpoint: Checkpoint) -> None:
+    """Raise ConfigError if a causal model has no chat template, or if it prints a date."""
     template = checkpoint.tokenizer.chat_template
     if template is None and checkpoint.causal:
         raise ConfigError(
-            f"{checkpoint.name} has no chat template: give the one it was trained with as --chat-template FILE"
+            f"{checkpoint.name} has no chat template: give the one that it was trained with as "
+            "--chat-template FILE"
         )
     if "strftime_now" in (template or ""):
         raise ConfigError(
-            "the chat template prints today's date (strftime_now), so rewards would change overnight: "
-            "give a template with a fixed date as --chat-template FILE"
+            "the chat template prints today's date (strftime_now), so rewards would change every "
+            "day: give a template with a fixed date as --chat-template FILE"
         )
 
 
 def check_padding(checkpoint: Checkpoint) -> None:
-    """Raises ConfigError where padded batches of a causal model cannot give transformers' rewards.
+    """Raise ConfigError if padded batches of a causal model cannot give transformers' rewards.
 
-    transformers reads a causal model's reward at the last token that is not `config.pad_token_id`, and without one at the
-    very last token, which in a padded batch is padding. Any id chosen here would be skipped where a conversation ends with it.
+    transformers reads the reward of a causal model at the last token that is not
+    `config.pad_token_id`, and without such an id at the very last token, which in a padded batch is
+    padding. An id chosen here would be skipped in every conversation that ends with it.
     """
     if not checkpoint.causal or checkpoint.model.config.pad_token_id is not None:
         return
-    way_out = (
+    advice = (
         "use --layout trie, which pads nothing"
         if checkpoint.shares_prefixes
-        else "name one in its config.json that no conversation ends with"
+        else "set it in config.json to a token that no conversation ends with"
     )
     raise ConfigError(
-        f"--layout padded: {checkpoint.name} is a causal model without a pad_token_id; {way_out}"
+        f"--layout padded: {checkpoint.name} is a causal model without a pad_token_id; {advice}"
     )
 
 
-def longest_conversation(checkpoint: Checkpoint, asked: int) -> int:
-    """The artifact's limit in tokens: `asked`, or the model's own where that is 0.
+def longest_conversation(checkpoint: Checkpoint, max_tokens: int) -> int:
+    """Return the artifact's limit in tokens: `max_tokens`, or the model's own limit if that is 0.
 
     Raises:
-        ConfigError: `asked` is over the limit; or it is 0 and the model states none; or rotary embeddings change with length
-            in a way that is not known here.
+        ConfigError: `max_tokens` is above the limit; or it is 0 and the model states no limit; or
+            the model's rotary embeddings may change with length.
     """
     limit, reason = (
         model_max_tokens(checkpoint.model, checkpoint.tokenizer),
         "the model's own limit",
     )
-    fixed = rope_limit(checkpoint.model)
-    if fixed is not None and (limit is None or fixed < limit):
-        limit, reason = (
-            fixed,
-            "for beyond it the model's rotary embeddings change, and the graph's are fixed",
-        )
-    if limit is not None and asked > limit:
-        raise ConfigError(f"--max-tokens is {asked}; it must be at most {limit}, {reason}")
-    if not asked and limit is None:
+    constant = rope_limit(checkpoint.model)
+    if constant is not None and (limit is None or constant < limit):
+        limit = constant
+        reason = "because beyond it the model's rotary embeddings change and the graph's do not"
+    if limit is not None and max_tokens > limit:
+        raise ConfigError(f"--max-tokens is {max_tokens}; it must be at most {limit}, {reason}")
+    if not max_tokens and limit is None:
         raise ConfigError(
-            f"{checkpoint.name} states no longest conversation: give one as --max-tokens"
+            f"{checkpoint.name} does not state its longest conversation: give a limit as "
+            "--max-tokens"
         )
-    return asked or limit or 0
+    return max_tokens or limit or 0
 
 
 def rope_limit(model: PreTrainedModel) -> int | None:
-    """Up to how many tokens the rotary embeddings are those of a short text; None for as many as there are.
+    """Return up to how many tokens rotary embeddings do not depend on the length; None for any.
 
-    transformers' `dynamic_rope_update` changes frequencies by the longest position of a call: "dynamic" beyond the length
-    of pretraining, "longrope" likewise. The graph keeps what it was traced with, those of short texts.
+    For the types "dynamic" and "longrope", transformers' `dynamic_rope_update` changes frequencies
+    by the longest position of a call if that is beyond the length of pretraining. The graph keeps
+    the frequencies it was traced with, which are those of short conversations.
 
     Raises:
-        ConfigError: a kind of scaling that is not known to be the same at every length.
+        ConfigError: The type of scaling is not known to be the same at every length.
     """
     limits = []
     for module in model.modules():
-        kind = getattr(module, "rope_type", None)
-        if not isinstance(kind, str) or kind in _STATIC_ROPE:
+        rope_type = getattr(module, "rope_type", None)
+        if not isinstance(rope_type, str) or rope_type in _STATIC_ROPE:
             continue
-        if kind == "longrope":
+        if rope_type == "longrope":
             config = module.config
             limits.append(
                 getattr(config, "original_max_position_embeddings", None)
                 or config.max_position_embeddings
             )
-        elif kind == "dynamic":
+        elif rope_type == "dynamic":
             limits.append(module.original_max_seq_len)
         else:
             known = ", ".join(sorted({*_STATIC_ROPE, "dynamic", "longrope"}))
             raise ConfigError(
-                f"{type(model).__name__} scales its rotary embeddings by {kind!r}; known are {known}"
+                f"{type(model).__name__} scales its rotary embeddings by {rope_type!r}; known are "
+                f"{known}"
             )
     return min(limits, default=None)

@@ -1,4 +1,4 @@
-"""`kwise export CHECKPOINT ARTIFACT`."""
+"""The command `kwise export CHECKPOINT ARTIFACT`."""
 
 import argparse
 import sys
@@ -11,11 +11,12 @@ from kwise.train.rankings.errors import RankingsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ExportConfig`."""
     add_options(parser, ExportConfig)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0, or 1 where parity fails or the rankings are bad, and nothing is written."""
+    """Export and print what was measured; return 1 if parity fails or the rankings are unusable."""
     try:
         artifact = export(from_options(ExportConfig, arguments))
     except (ParityError, RankingsError) as error:
@@ -23,29 +24,38 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     manifest = artifact.manifest
     print(
-        f"{artifact.path}: layout {manifest.layout}, up to {manifest.max_tokens} tokens, fingerprint {manifest.fingerprint}"
+        f"{artifact.path}: layout {manifest.layout}, up to {manifest.max_tokens} tokens, "
+        f"fingerprint {manifest.fingerprint}"
     )
     for precision in manifest.available_precisions:
         report = manifest.error_bounds[precision].report
-        line = _PARITY if precision is Precision.FP32 else _AGREEMENT
-        layers = ", ".join(report.get("fp32_layers", [])) or "nothing"
-        few = _FEW if report.get("clear_pairs", _MANY_PAIRS) < _MANY_PAIRS else ""
-        print(
-            f"  {precision.value}: {line.format(**report, precision=precision.value, layers=layers)}{few}"
+        template = _PARITY if precision is Precision.FP32 else _AGREEMENT
+        line = template.format(
+            **report,
+            precision=precision.value,
+            layers=", ".join(report.get("fp32_layers", [])) or "no layer group",
         )
+        few_pairs = report.get("clear_pairs", _MANY_PAIRS) < _MANY_PAIRS
+        print(f"  {precision.value}: {line}{_FEW_PAIRS if few_pairs else ''}")
     return 0
 
 
-# Of so many pairs, one is the half per cent that fp16 and bf16 may order otherwise.
+# fp16 and bf16 may order 0.5 % of the clear pairs differently, which is one of 200.
 _MANY_PAIRS = 200
-_FEW = ". Those are few clear pairs: --rankings of up to 32 prompts, with more responses each, say more"
+_FEW_PAIRS = (
+    ". These are few clear pairs: measure with --rankings of up to 32 prompts that have more "
+    "responses each"
+)
 _PARITY = (
-    "parity with the checkpoint over {num_sequences} conversations of {shortest_tokens} to {longest_tokens} tokens: largest "
-    "difference {max_error:.1e}, by batch {max_batch_change:.1e}, allowed {tolerance:.1e}"
+    "parity with the checkpoint over {num_sequences} conversations of {shortest_tokens} to "
+    "{longest_tokens} tokens: rewards differ by at most {max_error:.1e}, and by at most "
+    "{max_batch_change:.1e} with the batch composition; {tolerance:.1e} is allowed"
 )
 _AGREEMENT = (
-    "beside fp32 over {num_groups} prompts, {num_responses} responses: orders {agreement:.1%} of pairs as fp32 does, "
-    "{clear_agreement:.1%} of the {clear_pairs} with clear margins, Kendall's tau {kendall_tau:.3f}; in standard deviations of the "
-    "rewards: errors {mean_error:.3f}, {max_error:.3f} at most, by batch {max_batch_change:.4f}; "
-    "{matmul_share:.0%} of the matmul weights are in {precision}, in fp32 stays {layers}"
+    "compared with fp32 over {num_groups} prompts and {num_responses} responses: orders "
+    "{agreement:.1%} of pairs as fp32 does, {clear_agreement:.1%} of the {clear_pairs} with clear "
+    "margins, Kendall's tau {kendall_tau:.3f}; in standard deviations of the rewards, errors are "
+    "{mean_error:.3f} on average and {max_error:.3f} at most, changes with the batch composition "
+    "{max_batch_change:.4f} at most; {matmul_share:.0%} of the matmul weights are in {precision}, "
+    "{layers} stays in fp32"
 )

@@ -1,7 +1,7 @@
-"""Checkpoint → artifact, in reading order: read, choose the layout, write the graph, prove it, publish it.
+"""Export a checkpoint: read it, write the graph, check its rewards, and publish the artifact.
 
-Everything is written to a temporary directory beside the destination and renamed at the end, so a destination either holds a
-whole artifact whose parity was checked, or what it held before.
+Everything is written to a temporary directory beside the destination and published at the end, so
+the destination holds either a complete artifact whose parity was checked, or what it held before.
 """
 
 import gc
@@ -46,12 +46,12 @@ from kwise.export.publishing import check_destination, publish_artifact
 from kwise.options import check_bounds, option
 from kwise.types import Message
 
-# Golden conversations are scored at every start of a server: short ones, and few.
+# A server scores the golden conversations at every start, so they are few and short.
 _NUM_GOLDEN, _GOLDEN_CHARACTERS = 4, 1500
 
 
 class Layout(Enum):
-    """How a batch is laid out in the graph."""
+    """How a batch is laid out in the graph; AUTO takes TRIE if the model allows it."""
 
     AUTO = "auto"
     TRIE = "trie"
@@ -60,42 +60,53 @@ class Layout(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig:
-    """What to export and where to. Raises ConfigError, naming the option and its bound."""
+    """The options of `kwise export`.
+
+    Raises:
+        ConfigError: An option is out of its bounds.
+    """
 
     checkpoint: str = option(
         help="directory or hub name of a sequence-classification checkpoint with one label"
     )
     artifact: str = option(help="directory to write")
     name: str = option(
-        "", "the model's name in requests and replies; the artifact directory's by default"
+        "", "the model's name in requests and replies; by default that of the artifact's directory"
     )
     layout: Layout = option(
-        Layout.AUTO, "trie shares prompts and needs a causal model; padded takes any"
+        Layout.AUTO, "trie shares prompts and needs a causal model; padded takes any model"
     )
     chat_template: str = option(
         "", "file with a Jinja chat template to use instead of the checkpoint's"
     )
     max_tokens: int = option(
-        0, "longest conversation; 0 for the model's own limit", minimum=0, maximum=2**31 - 1
+        0,
+        "longest conversation in tokens; 0 for the model's own limit",
+        minimum=0,
+        maximum=2**31 - 1,
     )
     dtype: str = option(
         "fp32",
-        "precisions to write, as fp32,int8: fp32 for any runtime, int8 for CPUs, fp16 for GPUs, bf16 for both. Each is measured "
-        "against fp32, and must stay within error bounds",
+        "precisions to write, separated by commas: fp32 for any runtime, int8 for CPUs, fp16 for "
+        "GPUs, bf16 for both. Each is compared with fp32, and must rank as fp32 does "
+        "(--min-agreement)",
     )
     rankings: str = option(
-        "", "rankings of yours to measure precisions on; shipped conversations by default"
+        "",
+        "file of rankings to compare precisions on, best of text like what you serve; by default "
+        "conversations shipped with kwise",
     )
     min_agreement: float = option(
         0.0,
-        "share of pairs with clear margins that a precision must order as fp32 does; 0 for 0.98 of int8, 0.995 of fp16 and bf16",
+        "share of the pairs with clear margins that a precision must order as fp32 does; 0 for "
+        "the default, 0.98 for int8 and 0.995 for fp16 and bf16",
         minimum=0,
         maximum=1,
     )
     tolerance: float = option(
         1e-4,
-        "largest difference of a reward from the checkpoint's, in units of the raw reward, or of the rewards' standard "
-        "deviation where that is above 1",
+        "largest difference of a reward from the checkpoint's, in units of the raw reward, or of "
+        "the rewards' standard deviation if that is above 1",
         exclusive_minimum=0,
         maximum=1e-3,
     )
@@ -111,10 +122,16 @@ class ExportConfig:
 def export(config: ExportConfig) -> Artifact:
     """Export, check parity, and publish the artifact.
 
+    Returns:
+        The artifact, without its golden conversations.
+
     Raises:
-        ConfigError: the checkpoint is no reward model, or an option does not suit it, or the destination exists.
-        RankingsError, OSError: --rankings is no file of rankings.
-        ParityError: the graph's rewards are not the checkpoint's, or a precision's not near enough; nothing was written.
+        ConfigError: The checkpoint is not a reward model, or an option does not suit it, or the
+            destination exists.
+        RankingsError: `rankings` has lines that are not rankings.
+        OSError: A file cannot be read or written.
+        ParityError: The graph's rewards differ from the checkpoint's, or a precision does not rank
+            as fp32 does. Nothing was written.
     """
     destination = Path(config.artifact).resolve()
     check_destination(destination, overwrite=config.overwrite)
@@ -122,13 +139,13 @@ def export(config: ExportConfig) -> Artifact:
     checkpoint = read_checkpoint(config.checkpoint, config.chat_template)
     layout = _layout(config, checkpoint)
     manifest = _describe(config, checkpoint, layout)
-    # Before the graph is written: whatever exporting does to the model, the reference is the checkpoint as it was read.
+    # Before the graph is written, because exporting might change the model.
     cases = reference_cases(checkpoint.model, checkpoint.tokenizer, manifest.max_tokens)
     destination.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         graph = _write(checkpoint, layout, work)
-        # The weights need not be in memory beside those of the session that reads the artifact; tracing leaves cycles.
+        # Free the weights before a session reads them again. Tracing leaves reference cycles.
         del checkpoint
         gc.collect()
         manifest = _prove(manifest, graph, cases, text_groups, config, work)
@@ -140,13 +157,14 @@ def export(config: ExportConfig) -> Artifact:
 
 
 def _layout(config: ExportConfig, checkpoint: Checkpoint) -> Layout:
-    """Raises ConfigError where the model cannot have the layout that was asked for."""
+    """Return the layout to export; raise ConfigError if the model cannot have the requested one."""
     layout = config.layout
     if layout is Layout.AUTO:
         layout = Layout.TRIE if checkpoint.shares_prefixes else Layout.PADDED
     elif layout is Layout.TRIE and not checkpoint.shares_prefixes:
         raise ConfigError(
-            f"--layout trie: {type(checkpoint.model).__name__} cannot share prompts; use --layout padded"
+            f"--layout trie: {type(checkpoint.model).__name__} cannot share prompts; use --layout "
+            "padded"
         )
     if layout is Layout.PADDED:
         check_padding(checkpoint)
@@ -154,11 +172,10 @@ def _layout(config: ExportConfig, checkpoint: Checkpoint) -> Layout:
 
 
 def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> Manifest:
-    """The manifest but for what is measured later."""
+    """Return the manifest without what is measured later."""
     tokenizer, pad_token_id = checkpoint.tokenizer, checkpoint.model.config.pad_token_id
-    if (
-        layout is Layout.PADDED and pad_token_id is None
-    ):  # an encoder, which masks whatever stands there
+    if layout is Layout.PADDED and pad_token_id is None:
+        # The model is an encoder, which masks whatever token this is.
         pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return Manifest(
         name=config.name or Path(config.artifact).resolve().name,
@@ -203,8 +220,18 @@ def _prove(
     config: ExportConfig,
     work: Path,
 ) -> Manifest:
-    """Check that what `work` holds gives the rewards of `cases`, add the other precisions, and make it an artifact: golden
-    rewards, manifest."""
+    """Check parity of the graph in `work`, add the other precisions, and complete the artifact.
+
+    Args:
+        manifest: As from `_describe`.
+        graph: The contract of the graph in fp32.
+        cases: The checkpoint's rewards.
+        text_groups: Text to compare precisions on.
+        work: The directory to complete, with golden conversations and the manifest.
+
+    Raises:
+        ParityError: As `export`.
+    """
     requested = parse_precisions(config.dtype, "--dtype")
     graphs = {
         precision: contract_of(precision, graph)
@@ -266,7 +293,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _golden_cases(cases: Sequence[ParityCase]) -> list[ParityCase]:
-    """The first few short conversations of text."""
+    """Return the first few short conversations that are text, not token ids."""
     return [
         case
         for case in cases

@@ -21,8 +21,8 @@ def read_graph(path: Path) -> ir.Model:
     """Read a graph and map its weights.
 
     The exporter writes an Identity node for each further layer that shares a weight. These are
-    removed, so that all layers read the weight itself. (onnx-ir's IdentityEliminationPass fails on the
-    branches of an If that hand on an outer value, as in DeBERTa.)
+    removed, so that all layers read the weight itself. (onnx-ir's IdentityEliminationPass fails on
+    branches of an If that return an outer value, as in DeBERTa.)
     """
     model = ir.load(path)
     for node in model.graph:
@@ -37,8 +37,8 @@ def read_graph(path: Path) -> ir.Model:
 def write_graph(model: ir.Model, path: Path) -> None:
     """Write a graph, without the nodes and weights that lead to no output.
 
-    The weights are written to `path` with ".data" appended. A file that is already there is replaced
-    and not written over, because a session may have mapped it.
+    The weights are written to `path` with ".data" appended. A file that is already there is
+    replaced and not written over, because a session may have mapped it.
     """
     RemoveUnusedNodesPass()(model)
     ir.save(

@@ -1,8 +1,9 @@
-"""Is the artifact the checkpoint? Rewards of plain transformers against those of the engine's own code, on real text.
+"""Check that an artifact gives the checkpoint's rewards, on real text.
 
-The reference is what any reader would write: `apply_chat_template` of the whole conversation, one conversation a call, fp32,
-computed before anything touches the model. The artifact side is what serves: `ConversationEncoder` and `GraphSession`, each
-conversation alone and all in batches.
+The reference is what any user of transformers would write: `apply_chat_template` on the whole
+conversation, one conversation a call, in fp32, computed before the export touches the model. It is
+compared with the code that serves, `ConversationEncoder` and `GraphSession`: each conversation
+alone, and all of them in batches.
 """
 
 import json
@@ -23,14 +24,23 @@ from kwise.engine.trie import Int64, sort_key
 from kwise.errors import ConfigError, InvalidRequest
 from kwise.types import Conversation, Group, Message, TokenIds
 
-# Conversations are read up to this length: attention's longest classes are exercised, and a CPU needs seconds.
+# The longest conversation, in tokens. It reaches attention's largest tile groups, and a CPU scores
+# it in seconds.
 _LONGEST = 3072
 _MAX_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityCase:
-    """One conversation, as texts or as token ids, with transformers' token and type ids and the checkpoint's reward for it."""
+    """A conversation and the checkpoint's reward for it.
+
+    Attributes:
+        prompt: Messages or token ids.
+        response: A string, or token ids like the prompt.
+        token_ids: int64[T], the whole conversation as transformers encodes it.
+        type_ids: int64[T], for models of text pairs.
+        reward: Raw.
+    """
 
     prompt: Conversation | TokenIds
     response: str | TokenIds
@@ -41,9 +51,15 @@ class ParityCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """Largest and mean absolute difference between checkpoint and artifact, each conversation scored alone, and the
-    largest change of a reward when all share a batch. Units of the raw reward; `reward_std` is its spread over them, and
-    `tolerance` the largest difference that was allowed, see `allowed_difference`."""
+    """Differences between checkpoint and artifact, in units of the raw reward.
+
+    Attributes:
+        shortest_tokens: Length of the shortest conversation, in tokens; longest_tokens likewise.
+        max_error: Largest difference, each conversation scored alone; mean_error likewise.
+        max_batch_change: Largest change of a reward if conversations share a batch.
+        reward_std: Standard deviation of the checkpoint's rewards.
+        tolerance: Largest difference that was allowed, see `allowed_difference`.
+    """
 
     num_sequences: int
     shortest_tokens: int
@@ -56,14 +72,15 @@ class ParityReport:
 
 
 class ParityError(Exception):
-    """Checkpoint and artifact disagree; nothing is written."""
+    """The artifact does not give the checkpoint's rewards, so nothing is written."""
 
 
 def allowed_difference(tolerance: float, rewards: Sequence[float]) -> float:
-    """The largest difference from the checkpoint's reward, in units of the raw reward: `tolerance`, times the standard
-    deviation of `rewards` where that is above 1. Rounding grows with the rewards, and what ranks responses is their spread.
+    """Return the largest difference from the checkpoint's reward, in units of the raw reward.
 
-    This one rule is the export's, the golden check's at the start of a server, and the tests'.
+    It is `tolerance`, times the standard deviation of `rewards` if that is above 1, because
+    rounding errors grow with the rewards, and because their spread decides how responses rank. The
+    export, the golden check at the start of a server, and the tests all use this rule.
     """
     return tolerance * max(1.0, float(np.std(rewards)))
 
@@ -71,10 +88,12 @@ def allowed_difference(tolerance: float, rewards: Sequence[float]) -> float:
 def reference_cases(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> list[ParityCase]:
-    """The checkpoint's rewards of conversations of many lengths up to `max_tokens`, texts first, then token ids.
+    """Compute the checkpoint's rewards of conversations of many lengths up to `max_tokens`.
+
+    Conversations of text come first, then those of token ids.
 
     Raises:
-        ConfigError: not even the shortest conversation fits into `max_tokens`.
+        ConfigError: Not even the shortest conversation fits into `max_tokens`.
     """
     cases, lengths = [], []
     for prompt, response in _conversations(
@@ -95,8 +114,8 @@ def reference_cases(
             )
     if not cases:
         raise ConfigError(
-            f"--max-tokens: the limit of {max_tokens} leaves nothing to check parity with; it must be at least "
-            f"{min(lengths)}, the tokens of the shortest conversation"
+            f"--max-tokens: the limit of {max_tokens} leaves nothing to check parity with; it must "
+            f"be at least {min(lengths)}, the tokens of the shortest conversation"
         )
     if tokenizer.chat_template is not None:
         longest = max((case.token_ids for case in cases), key=len)
@@ -126,7 +145,8 @@ def check_parity(
     """Compare the engine's rewards with the checkpoint's.
 
     Raises:
-        ParityError: tokens differ, or a reward differs by more than `allowed_difference`, or is not a number.
+        ParityError: Token ids differ, or a reward differs by more than `allowed_difference` or is
+            NaN.
     """
     sequences = [encoded(encoder, case) for case in cases]
     expected = np.array([case.reward for case in cases])
@@ -145,26 +165,26 @@ def check_parity(
         reward_std=float(expected.std()),
         tolerance=allowed_difference(tolerance, expected.tolist()),
     )
-    if (
-        not max(report.max_error, report.max_batch_change) <= report.tolerance
-    ):  # also where it is not a number
-        at = len(sequences[int(differences.argmax())].token_ids)
+    # Negated, so that NaN fails too.
+    if not max(report.max_error, report.max_batch_change) <= report.tolerance:
+        num_tokens = len(sequences[int(differences.argmax())].token_ids)
         raise ParityError(
-            f"rewards differ from the checkpoint's by up to {report.max_error:.2e} (at {at} tokens) and change with "
-            f"company by up to {report.max_batch_change:.2e}; {report.tolerance:.1e} is allowed, for their standard "
-            f"deviation is {report.reward_std:.2g}"
+            f"rewards differ from the checkpoint's by up to {report.max_error:.2e} (at "
+            f"{num_tokens} tokens) and change with the batch composition by up to "
+            f"{report.max_batch_change:.2e}; {report.tolerance:.1e} is allowed at their standard "
+            f"deviation of {report.reward_std:.2g} (--tolerance)"
         )
     return report
 
 
 def shipped_conversations() -> list[tuple[str, str]]:
-    """(prompt, response) of single turns, written for this project."""
+    """Return the prompts and responses that are shipped with kwise, all of a single turn."""
     lines = Path(__file__).with_name("conversations.jsonl").read_text(encoding="utf-8").splitlines()
     return [(entry["prompt"], entry["response"]) for entry in map(json.loads, lines)]
 
 
 def _conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation, str]]:
-    """The shipped conversations, and longer ones made of their turns; short ones alone for models of single turns."""
+    """Return the shipped conversations and, with `multi_turn`, longer ones made of their turns."""
     pairs = shipped_conversations()
     cases: list[tuple[Conversation, str]] = [
         ((Message(role="user", content=p),), r) for p, r in pairs
@@ -188,7 +208,10 @@ def _conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation
 def _reference_tokens(
     tokenizer: PreTrainedTokenizerBase, prompt: Conversation, response: str
 ) -> tuple[Int64, Int64 | None]:
-    """(token ids, type ids) as transformers makes them of the whole conversation."""
+    """Return the token ids and type ids that transformers gives the whole conversation.
+
+    A tokenizer without a chat template reads a pair of texts, and only then there are type ids.
+    """
     if tokenizer.chat_template is None:
         pair = tokenizer(prompt[0].content, response, return_token_type_ids=True)
         return np.array(pair["input_ids"], np.int64), np.array(pair["token_type_ids"], np.int64)
@@ -200,7 +223,7 @@ def _reference_tokens(
 
 
 def _plain_reward(model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | None = None) -> float:
-    """transformers' own forward on one unpadded conversation."""
+    """Return the reward that transformers computes for one unpadded conversation."""
     inputs = {"input_ids": torch.from_numpy(token_ids)[None]}
     if type_ids is not None and getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.from_numpy(type_ids)[None]
@@ -209,19 +232,26 @@ def _plain_reward(model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | No
 
 
 def encoded(encoder: ConversationEncoder, case: ParityCase) -> EncodedSequence:
-    """The case as the engine reads it. Raises ParityError where that is not what transformers reads."""
+    """Encode the case as the engine does.
+
+    Raises:
+        ParityError: The engine refuses the conversation, or its token ids are not transformers'.
+    """
     group: Any = Group(prompt=case.prompt, responses=(case.response,))  # type: ignore[arg-type]
     (outcome,) = encoder.encode(group)
     if isinstance(outcome, InvalidRequest):
         raise ParityError(f"the engine refuses a conversation that the checkpoint takes: {outcome}")
-    read = outcome.token_ids
-    if outcome.num_tokens != len(case.token_ids) or (read != case.token_ids[: len(read)]).any():
+    token_ids, expected = outcome.token_ids, case.token_ids
+    if outcome.num_tokens != len(expected) or (token_ids != expected[: len(token_ids)]).any():
         raise ParityError("the engine and transformers tokenise a conversation differently")
     return outcome
 
 
 def _batches(sequences: Sequence[EncodedSequence], layout: str) -> list[list[EncodedSequence]]:
-    """The sequences in order, in batches of up to `_MAX_ROWS` rows: all padded to the longest would need gigabytes."""
+    """Split the sequences, in order, into batches of up to `_MAX_ROWS` rows.
+
+    One batch of all, padded to the longest, would need gigabytes.
+    """
     batches: list[list[EncodedSequence]] = []
     batch = batch_builder(layout)(())
     for sequence in sequences:

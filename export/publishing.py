@@ -14,7 +14,8 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConfigError(
-            f"{destination} exists; choose another directory, or replace an artifact with --overwrite"
+            f"{destination} exists; choose another directory, or replace an artifact with "
+            "--overwrite"
         )
     if (problem := _foreign(destination)) is not None:
         raise ConfigError(
@@ -23,10 +24,10 @@ def check_destination(destination: Path, *, overwrite: bool) -> None:
 
 
 def publish_artifact(work: Path, destination: Path) -> None:
-    """Make the directory `work` the artifact `destination`, readable by all users; see `publish_directory`.
+    """Make the directory `work` the artifact `destination`, readable by all users.
 
     Raises:
-        OSError: as `publish_directory`.
+        OSError: As `publish_directory`.
     """
     _open_permissions(work)
     publish_directory(work, destination)
@@ -38,7 +39,7 @@ def _foreign(directory: Path) -> str | None:
     Damaged files of an artifact may be replaced; files that its manifest does not list may not.
     """
     try:
-        # The fingerprint is checked in every schema version, so that an old artifact may be replaced.
+        # Fingerprints of all schema versions are checked, so an old artifact may be replaced.
         content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         if content["fingerprint"] != fingerprint_of(content):
             return f"the fingerprint in {MANIFEST} does not match its content"

@@ -103,7 +103,7 @@ def half_of(name: str, weight: NDArray[Any], precision: Precision) -> NDArray[An
 
 
 class _Caster:
-    """Replaces products of one graph, in the order of computation, by products in half precision."""
+    """Replaces products of one graph, in the order of computation, by half-precision ones."""
 
     def __init__(
         self, graph: ir.Graph, precision: Precision, rounded: RoundedWeights, emulated: bool
@@ -114,7 +114,7 @@ class _Caster:
         self._rounded = rounded
         self._emulated = emulated
         self._tape = ir.tape.Tape()  # the nodes that replace the current product
-        self._halves: dict[ir.Value, ir.Value] = {}  # a value in fp32 → the same in half precision
+        self._halves: dict[ir.Value, ir.Value] = {}  # by the fp32 value
         self._masks: dict[ir.Value, ir.Value] = {}
         self._weights: dict[tuple[str, bool], ir.Value] = {}
 

@@ -1,13 +1,14 @@
 """Turn a graph in fp32 into one whose products multiply int8 by int8.
 
-A product x·W of rows x [T, K] and weights W [K, N] becomes round(x / s) · round(W / t), summed up in
-int32 and multiplied by s and t. The scale s [T, 1] is the largest magnitude of each row over 127,
-t [N] that of each output channel, so a token's rounding depends on that token alone. Both factors
-are rotated before, weights once and activations at each pass; see rotation.py.
+A product x·W of rows x [T, K] and weights W [K, N] becomes round(x / s) · round(W / t), summed up
+in int32 and multiplied by s and t. The scale s [T, 1] is the largest magnitude of each row over
+127, t [N] that of each output channel, so a token's rounding depends on that token alone. Both
+factors are rotated before, weights once and activations at each pass; see rotation.py.
 
 The rows that the head reads, one for each sequence (`last_rows` of the trie's graph), have 16 bits:
 x ≈ s·(q + p/254) with q and p in int8, and a second product with the same weights adds what p
-stands for. Their errors go straight into the reward, those of other rows through attention's averages.
+stands for. Their errors go straight into the reward, those of other rows through attention's
+averages.
 
 docs/precisions.md has the figures, and why ONNX Runtime's own quantisation does not serve.
 """

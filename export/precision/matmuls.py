@@ -28,7 +28,8 @@ _BESIDE_SOFTMAX = {"Mul", "Div", "Add", "Where", "Cast", "IsNaN"}
 def is_matmul(node: ir.Node) -> bool:
     """Return whether the node multiplies rows of activations by a matrix of weights.
 
-    The reward head is left out: its matrix has one column, and it reads one row a sequence.
+    Matrices of one column are left out, because a lower precision would save no time there: the
+    reward head, and the gates of shared experts.
     """
     if node.op_type not in ("MatMul", "Gemm") or node.domain:
         return False
@@ -76,8 +77,8 @@ def attention_nodes(graph: ir.Graph) -> set[ir.Node]:
     """Return the nodes that compute attention.
 
     In the trie layout these are Attention operators. The padded layout has attention written out:
-    there they are the products of two activations just before and after a softmax. Other products of
-    activations, such as positions by rotary frequencies, need all bits of fp32.
+    there they are the products of two activations just before and after a softmax. Other products
+    of activations, such as positions by rotary frequencies, need all bits of fp32.
     """
     operators = {node for node in graph if node.op_type == "Attention"}
     if operators:

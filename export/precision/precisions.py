@@ -1,8 +1,8 @@
 """Add lower precisions to an artifact: write each graph, measure it against fp32, check the result.
 
-If a precision with all matmuls in it does not rank as fp32 does, the layer groups that err most for
-the time they save stay in fp32, as few as are enough. Their sensitivity is measured, and the manifest
-names them. The text that decides how weights are rounded is not part of the text that measures.
+If a precision with all matmuls in it does not rank as fp32 does, the layer groups that err most
+for the time they save stay in fp32, as few as are enough. Their sensitivity is measured, and the
+manifest names them. The text that decides how weights are rounded is not used to measure.
 """
 
 from collections.abc import Callable, Sequence
@@ -164,7 +164,8 @@ def _add(
     # A server checks this at its start.
     if not np.abs(together - alone).max() <= bounds.max_batch_change:
         raise ParityError(
-            f"{precision.value}: the reward of a golden conversation depends on the batch composition"
+            f"{precision.value}: the reward of a golden conversation depends on the batch "
+            "composition"
         )
     onnx.checker.check_model(str(artifact.graph_path(precision)))
     return bounds

@@ -1,11 +1,11 @@
 """Rotate rows so that a few large channels are spread over many, before they are quantised.
 
 Language models have a few channels many times as large as the others. They make a row's scale so
-large that the other channels are rounded to almost nothing. A product does not change if both factors
-are rotated by an orthogonal R, x·W = (x·R)·(Rᵀ·W), and R spreads each large channel over all others
-(Ashkboos et al. 2024, QuaRot, https://arxiv.org/abs/2404.00456).
+large that the other channels are rounded to almost nothing. A product does not change if both
+factors are rotated by an orthogonal R, x·W = (x·R)·(Rᵀ·W), and R spreads each large channel over
+all others (Ashkboos et al. 2024, QuaRot, https://arxiv.org/abs/2404.00456).
 
-R is a Kronecker product of two cosine transforms, so that a row of a·b channels costs 2·a·b·(a + b)
+R is a Kronecker product of two cosine transforms, so a row of a·b channels costs 2·a·b·(a + b)
 operations and not 2·(a·b)², cheap enough for each pass. Figures are in docs/precisions.md.
 """
 
@@ -50,7 +50,7 @@ class Rotation:
 
 
 def cosine_transform(size: int) -> Float32:
-    """Return the orthogonal discrete cosine transform [size, size]; entries are at most √(2/size)."""
+    """Return the orthogonal discrete cosine transform [size, size]; entries at most √(2/size)."""
     n = np.arange(size)
     matrix = np.sqrt(2 / size) * np.cos(np.pi * (n[:, None] + 0.5) * n / size)
     matrix[:, 0] = np.sqrt(1 / size)

@@ -1,9 +1,10 @@
 """Round each weight by what its product gives on real text, not to the nearest number.
 
-The channels of a matmul's rows are correlated, so the error of one weight can be compensated for in
-those that are still to be rounded. This is GPTQ (Frantar et al. 2023, https://arxiv.org/abs/2210.17323,
-algorithm 1), with the channels of largest variance first. With SmolLM2's weights in bf16, products on
-other texts err 0.55 times as much as with the nearest weights, and rewards half as much.
+The channels of a matmul's rows are correlated, so the error of one weight can be compensated for
+in those that are still to be rounded. This is GPTQ (Frantar et al. 2023, algorithm 1,
+https://arxiv.org/abs/2210.17323), with the channels of largest variance first. With SmolLM2's
+weights in bf16, products on other texts err 0.55 times as much as with the nearest weights, and
+rewards half as much.
 """
 
 from collections.abc import Callable, Mapping, Sequence

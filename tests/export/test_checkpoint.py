@@ -1,4 +1,4 @@
-"""What parity cannot see is refused before: padding without a padding token, positions that change with length, no limit."""
+"""Checkpoints whose artifact would be wrong where parity cannot see it are refused."""
 
 import json
 from pathlib import Path
@@ -97,14 +97,14 @@ def test_dynamic_rotary_embeddings_are_right_up_to_the_length_of_pretraining(
 def test_longrope_is_served_up_to_the_length_of_pretraining_where_its_factors_change(
     smollm2_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """The graph has the short factors; up to 4 x LIMIT tokens it served rewards of another model, past parity's longest."""
+    """The graph has the short factors, which are wrong beyond LIMIT, where parity does not look."""
     checkpoint = tiny_model("Phi3", PHI3, smollm2_tokenizer, tmp_path / "checkpoint")
     assert_right_up_to_the_limit(
         checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), LIMIT
     )
     with pytest.raises(
         ConfigError,
-        match=f"--max-tokens is {LIMIT + 1}; it must be at most {LIMIT}, for beyond it the model's",
+        match=rf"--max-tokens is {LIMIT + 1}; it must be at most {LIMIT}, because beyond it",
     ):
         export_quietly(checkpoint, tmp_path / "longer", max_tokens=LIMIT + 1)
 
@@ -120,7 +120,7 @@ def test_an_unknown_scaling_of_rotary_embeddings_is_refused() -> None:
 def test_padded_batches_of_a_causal_model_without_a_padding_token_are_refused(
     tiny_checkpoint: Path, smollm2_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """transformers reads its very last token; an id guessed here was skipped, or padding read, and parity saw neither."""
+    """transformers reads the very last token, which in a padded batch would be padding."""
     checkpoint = tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path / "checkpoint")
     edit_config(checkpoint, pad_token_id=None)
     with pytest.raises(
@@ -142,7 +142,7 @@ def test_a_model_without_a_limit_needs_one_on_the_command_line(
         json.dumps({**json.loads(tokenizer_config.read_text()), "model_max_length": int(1e30)})
     )
     with pytest.raises(
-        ConfigError, match="states no longest conversation: give one as --max-tokens"
+        ConfigError, match="does not state its longest conversation: give a limit as --max-tokens"
     ):
         export_quietly(checkpoint, tmp_path / "artifact")
 

@@ -1,4 +1,4 @@
-"""Weights are rounded by what their products give on real text, and the rows of int8 are turned before."""
+"""Weights are rounded by what their products give on real text; int8 rotates both factors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ def to_bf16(column: Float32) -> Float32:
 
 
 def correlated(rng: np.random.Generator, rows: int, width: int) -> Float32:
-    """Rows as models have them: most of their variance along a few directions, which are the same for each seed."""
+    """Draw rows with most of their variance along a few directions, the same for each seed."""
     directions = (
         np.random.default_rng(7).standard_normal((width, width))
         * np.geomspace(30, 0.1, width)[:, None]
@@ -105,7 +105,7 @@ def test_moments_are_those_of_the_rows_that_the_checkpoint_multiplies(
     tiny_checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of conversations alone, for a batch has a prompt's rows once. In portions, too."""
+    """Conversations are run alone, because a batch has a prompt's rows only once."""
     alone = [[group[0]] for group in groups]
     model = AutoModelForSequenceClassification.from_pretrained(tiny_checkpoint).eval()
     expected: dict[str, Any] = {}
