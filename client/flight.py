@@ -1,7 +1,7 @@
 """The state of one `score_many` call: what to send, what to expect, what to return next.
 
-A `Flight` makes no gRPC calls and has no threads or tasks. The blocking and the asyncio client share
-it and only move its messages. It is carried by one stream after another:
+A `Flight` makes no gRPC calls and has no threads or tasks. The blocking and the asyncio client
+share it and only move its messages. It is carried by one stream after another:
 
     start      all unanswered groups go on the new stream
     send       new groups, while the window has room and the server has refused nothing
@@ -10,8 +10,8 @@ it and only move its messages. It is carried by one stream after another:
     is_over    the stream has answered all it was sent; what it refused goes on another one, after
                `pause_s`
 
-The window counts the groups that were taken from the source and whose results were not yet returned,
-so that one slow group holds at most a window of results in memory.
+The window counts the groups that were taken from the source and whose results were not yet
+returned, so that one slow group holds at most a window of results in memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,8 +27,8 @@ from kwise.types import ScoredGroup
 
 # Below the 256 groups of a stream that the server works on at once, so that it always reads.
 WINDOW_GROUPS = 128
-# gRPC's text if a stream ended while grpc.aio was writing to it. gRPC hides the server's status then
-# and gives INTERNAL, which a bug of the server has too. Only the text tells the two apart.
+# gRPC's text if a stream ended while grpc.aio was writing to it. gRPC hides the server's status
+# then and gives INTERNAL, which a bug of the server has too. Only the text tells the two apart.
 _BROKEN_WRITE = "Internal error from Core"
 
 
@@ -86,7 +86,7 @@ class Flight:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until there has been no result for `timeout_s`. The caller's time is not counted."""
+        """Seconds until there was no result for `timeout_s`, without the caller's own time."""
         return self._progress_at + self._timeout_s - self._now()
 
     def start(self) -> list[pb.ScoreStreamRequest]:

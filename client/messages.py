@@ -59,7 +59,8 @@ def to_pairs(pairs: Sequence[tuple[int, int]] | None) -> list[pb.Pair]:
     """Return the pairs of a `CompareRequest`; None stands for all pairs.
 
     Raises:
-        TypeError, ValueError: `pairs` is empty, or an item is not a pair of indices; names the item.
+        TypeError, ValueError: `pairs` is empty, or an item is not a pair of indices; names the
+        item.
     """
     if pairs is None:
         return []

@@ -157,7 +157,7 @@ class RewardClient:
         return messages.from_compare_response(response)
 
     def get_model(self, *, timeout_s: float | None = None) -> ModelInfo:
-        """Return a description of the model that is served, with the server's limits and counters."""
+        """Return a description of the model, with the server's limits and counters."""
         request = pb.GetModelRequest(model=self._model)
         response = self._call(self._stub.GetModel, request, timeout_s)
         return messages.from_model_response(response)

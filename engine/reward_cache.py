@@ -2,8 +2,8 @@
 
 A reward is a pure function of its key: the artifact, how the engine treats conversations, the
 prompt and the response. An entry therefore never goes stale. A key is a 256-bit BLAKE2b digest and
-not the text, so that an entry has a fixed size whatever the length of the prompt. Two texts with one
-digest cannot be found by chance or on purpose, unlike with the 64-bit hashes that other caches
+not the text, so that an entry has a fixed size whatever the length of the prompt. Two texts with
+one digest cannot be found by chance or on purpose, unlike with the 64-bit hashes that other caches
 compare. Used from one thread.
 """
 
@@ -66,7 +66,8 @@ def reward_keys(namespace: bytes, group: Group) -> list[bytes]:
         namespace: names everything else that a reward depends on: artifact, runtime, length policy.
         group: the prompt and its responses.
 
-    Each part is preceded by its kind and length, so that no two different groups give the same bytes.
+    Each part is preceded by its kind and length, so that no two different groups give the same
+    bytes.
     """
     prompt = hashlib.blake2b(digest_size=32)
     _update(prompt, b"namespace", namespace)

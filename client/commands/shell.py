@@ -1,9 +1,9 @@
 """The common part of `kwise score`, `rank` and `compare`.
 
-It reads groups from files or the command line, keeps them in flight together, and writes JSON lines,
-or tables if the output is a terminal. Each command adds its own columns (`Report`). All three ask the
-server for rewards only, because ranks and comparisons follow from the rewards by the functions that
-the server uses itself.
+It reads groups from files or the command line, keeps them in flight together, and writes JSON
+lines, or tables if the output is a terminal. Each command adds its own columns (`Report`). All
+three ask the server for rewards only, because ranks and comparisons follow from the rewards by the
+functions that the server uses itself.
 """
 
 import argparse
@@ -71,8 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="*",
-        help='JSON lines {"prompt": text, messages or token ids, "responses": [text, {"text": text} '
-        "or token ids, ...]}, gzipped or not; '-' or no FILE is standard input. Other keys are kept, "
+        help='JSON lines {"prompt": text, messages or token ids, "responses": [text, '
+        '{"text": text} or token ids, ...]}, gzipped or not; '
+        "'-' or no FILE is standard input. Other keys are kept, "
         "except those of the result. Each line that is not blank has a line in the output",
     )
     parser.add_argument(
@@ -201,7 +202,7 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
         show = _show_table if sys.stdout.isatty() and not arguments.json else _show_json
 
         def show_bad_lines() -> None:
-            """Show the bad lines before the next group. Each input line has an output line, in order."""
+            """Show the bad lines before the next group. Input and output lines correspond."""
             while in_flight and in_flight[0].problem is not None:
                 line = in_flight.popleft()
                 show(line, InvalidRequest(line.where, line.problem or ""), report)

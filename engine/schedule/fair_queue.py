@@ -98,7 +98,8 @@ class FairQueue(Generic[T]):
     def in_order(self) -> Iterator[tuple[T, Flow]]:
         """Yield each item with the flow that reaches it first, the next item first.
 
-        The order assumes that each item takes a turn by itself. The queue must not change meanwhile.
+        The order assumes that each item takes a turn by itself. The queue must not change
+        meanwhile.
         """
         bulk_first = self._turns_since_bulk >= BULK_EVERY - 1
         first, second = Priority.INTERACTIVE, Priority.BULK

@@ -17,8 +17,8 @@ class RewardInFlight:
     Attributes:
         key: the key of the reward in the reward cache.
         client: the client whose request started it, and whose share of the queue it takes.
-        future: the raw reward. It raises InvalidRequest, ModelFailed or Unavailable. It is cancelled
-            when the last waiting request leaves.
+        future: the raw reward. It raises InvalidRequest, ModelFailed or Unavailable. It is
+            cancelled when the last waiting request leaves.
         waiters: how many requests wait, by flow.
         job: the tokenizer job that the reward is part of.
         cost: tokens of the conversation: an estimate until `sequence` is set.
@@ -62,7 +62,8 @@ class RewardInFlight:
         """Raise `error` in every waiting request, unless the reward is decided already."""
         if not self.future.done():
             self.future.set_exception(error)
-            self.future.exception()  # asyncio logs an exception that nobody retrieves, and all may leave
+            # asyncio logs an exception that nobody retrieves, and every request may leave.
+            self.future.exception()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -46,7 +46,7 @@ class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
     async def ScoreStream(  # type: ignore[override]  # the generated stub knows only iterators
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
     ) -> None:
-        """Write replies as groups finish. If the client goes away, cancel what only it waited for."""
+        """Write replies as groups finish. If the client leaves, cancel what only it waits for."""
         client = _client_of(context)
 
         async def answer(request: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:
@@ -67,7 +67,7 @@ class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
 
     @asynccontextmanager
     async def _call(self, context: Context) -> AsyncIterator[None]:
-        """Count the call as running, and end it with the status of an error that is raised inside."""
+        """Count the call as running, and end it with the status of an error raised inside."""
         try:
             with self._service.call():
                 yield

@@ -1,9 +1,9 @@
 """Replace the artifact of a running server: SIGHUP loads what the artifact's path holds now.
 
-The manifest is compared first, so that an unchanged artifact, or one of another name, is not loaded.
-The new model is loaded and checked while the old one serves; both are in memory for that time. Then
-new requests go to the new model, and the old one is closed when it has answered what it had. If the
-new artifact is refused, the old one goes on serving.
+The manifest is compared first, so that an unchanged artifact, or one of another name, is not
+loaded. The new model is loaded and checked while the old one serves; both are in memory for that
+time. Then new requests go to the new model, and the old one is closed when it has answered what it
+had. If the new artifact is refused, the old one goes on serving.
 
 The artifact must be replaced by renaming, as `kwise export --overwrite` does. The runtime maps the
 weights of the running model, so overwritten files would change its rewards.

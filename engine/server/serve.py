@@ -1,8 +1,8 @@
 """The server process: bind the port, load the model, serve, and end in order.
 
-The port is bound before the model is loaded, so that a port that is taken is reported at once. Calls
-that arrive meanwhile wait in the connection's handshake. The health service says SERVING only while
-requests are answered.
+The port is bound before the model is loaded, so that a port that is taken is reported at once.
+Calls that arrive meanwhile wait in the connection's handshake. The health service says SERVING only
+while requests are answered.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ _SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
 async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> None:
     """Serve until SIGTERM or SIGINT, and reload the artifact at SIGHUP.
 
-    At the end, new requests are refused, and running ones get `grace_s` seconds to finish. What still
-    waits then gets UNAVAILABLE.
+    At the end, new requests are refused, and running ones get `grace_s` seconds to finish. What
+    still waits then gets UNAVAILABLE.
 
     Raises:
         ArtifactError: the artifact is damaged or fails its golden check.

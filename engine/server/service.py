@@ -1,8 +1,8 @@
-"""The reward service without a protocol: plain dataclasses in, plain dataclasses or `KwiseError` out.
+"""The reward service without a protocol: dataclasses in, dataclasses or `KwiseError` out.
 
-It holds the scorer that is served, admits requests, and knows when it is idle. gRPC is an adapter on
-top of it (`grpc_service.py`); HTTP would be another one. An adapter converts messages, wraps each call
-in `call()`, and maps the status of an error to its own protocol.
+It holds the scorer that is served, admits requests, and knows when it is idle. gRPC is an adapter
+on top of it (`grpc_service.py`); HTTP would be another one. An adapter converts messages, wraps
+each call in `call()`, and maps the status of an error to its own protocol.
 
 All methods run on one event loop. Work that grows with the pairs of a request is done in slices,
 between which the loop serves other requests.
@@ -105,7 +105,7 @@ class RewardService:
         return await self.scorer.score(group)
 
     async def rank(self, group: Group, model: str = "") -> RankedGroup:
-        """Return the rewards and ranks of the group's responses. Raises the same errors as `score`."""
+        """Return the rewards and ranks of the responses. Raises the same errors as `score`."""
         scored = await self.score(group, model)
         return RankedGroup(**_fields_of(scored), ranks=tuple(ranks(scored.rewards)))
 
@@ -120,8 +120,8 @@ class RewardService:
             model: the name of the model that must answer; "" for whichever is served.
 
         Raises:
-            InvalidRequest: as `score`; or there are too few responses, too many pairs, or a pair names
-                a response that does not exist.
+            InvalidRequest: as `score`; or there are too few responses, too many pairs, or a pair
+                names a response that does not exist.
             KwiseError: as `score`.
         """
         self._admit(model)
@@ -201,7 +201,7 @@ class RewardService:
                 self._idle.set()
 
     async def swap(self, scorer: Scorer) -> None:
-        """Serve `scorer`, which has been started. Return once the old one has answered all it had."""
+        """Serve `scorer`, which is started. Return once the old one has answered its requests."""
         old, self.scorer = self.scorer, scorer
         self._replaced.add(old)
         await old.idle()

@@ -230,7 +230,7 @@ class ConversationEncoder:
             raise self._prompt_too_long(min_length)
 
     def _min_length(self, prompt: Conversation) -> int | None:
-        """Return the tokens of the conversation with an empty response, old turns dropped if allowed.
+        """Return the tokens of the conversation with an empty response; drop old turns if allowed.
 
         Returns None if the template refuses it.
         """

@@ -1,4 +1,4 @@
-"""Errors cross the wire as data: a client learns status, response and advice without reading text."""
+"""Errors cross the wire as data: a client need not read text for status, response and advice."""
 
 from types import SimpleNamespace
 

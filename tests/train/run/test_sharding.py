@@ -1,4 +1,4 @@
-"""The sharded configuration at the size of a 70B model, as far as a machine without devices can tell.
+"""The sharded configuration for a 70B model, as far as a machine without devices can tell.
 
 test_processes.py checks that sharded training computes the same.
 """

@@ -66,6 +66,7 @@ def test_the_rankings_of_a_step_are_shared_evenly_by_all_processes() -> None:
     )
     with pytest.raises(
         ConfigError,
-        match="--rankings-per-step is 4; 3 processes with --rankings-per-pass 1 need a multiple of 3",
+        match="--rankings-per-step is 4; 3 processes with --rankings-per-pass 1 need "
+        "a multiple of 3",
     ):
         arguments_of(3)

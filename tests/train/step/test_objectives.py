@@ -282,7 +282,10 @@ def test_a_ranking_that_is_one_tie_is_learnt_from_where_ties_say_something(
     data: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     """It was refused with --ties too, which is about what ties say."""
-    tied = '{"prompt": "Equal?", "responses": [{"text": "yes no no no", "rank": 1}, {"text": "no no no yes", "rank": 1}]}'
+    tied = (
+        '{"prompt": "Equal?", "responses": '
+        '[{"text": "yes no no no", "rank": 1}, {"text": "no no no yes", "rank": 1}]}'
+    )
     path = tmp_path / "data.jsonl"
     path.write_text(data.read_text(encoding="utf-8") + f"\n{tied}\n", encoding="utf-8")
     settings = run_options(path, tiny_checkpoint, tmp_path / "out", epochs=0.1)
