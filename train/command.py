@@ -79,8 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
     except NotFinite as error:
         print(
-            f"kwise train: {error}; no checkpoint is written; "
-            f"{UnfinishedRun(config.output).path} has the run so far",
+            f"kwise train: {error}; no checkpoint is written; {UnfinishedRun(config.output).path} "
+            "has the run so far",
             file=sys.stderr,
         )
         return 1

@@ -53,7 +53,7 @@ def _declared_obstacle(model: PreTrainedModel) -> str | None:
 def _uses_attention_interface(model: PreTrainedModel) -> bool:
     """Return whether the model's code imports the registry that `AttentionInterface` fills.
 
-    `_supports_attention_backend` is no substitute: GPTBigCode and BioGPT use the interface without
+    `_supports_attention_backend` is not enough: GPTBigCode and BioGPT use the interface without
     declaring it.
     """
     classes = type(model.base_model).__mro__

@@ -81,8 +81,8 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, configured: int | None)
             return candidate
     raise ConfigError(
         "the tokenizer has no token to pad with: conversations end with "
-        f"{_names(tokenizer, endings)}, its "
-        "only special token. Give a --chat-template with another ending, for instance a newline"
+        f"{_names(tokenizer, endings)}, its only special token. Give a --chat-template with "
+        "another ending, for instance a newline"
     )
 
 

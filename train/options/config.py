@@ -36,7 +36,7 @@ class Schedule(Enum):
 
 
 class Checkpointing(Enum):
-    """What the backward pass computes again in each layer; see model/gradient_checkpointing.py."""
+    """The part of each layer that is computed again; see model/gradient_checkpointing.py."""
 
     NONE = "none"
     SELECTIVE = "selective"
@@ -115,8 +115,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
     validation_fraction: float = option(
         0.15,
         "fraction of the distinct prompts that is held out and evaluated before and after "
-        "training; "
-        "0 for none",
+        "training; 0 for none",
         minimum=0,
         maximum=0.9,
     )
@@ -145,8 +144,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
     save_every: int = option(
         100,
         "steps between step checkpoints, from which --resume continues; each is 3 times as large "
-        "as "
-        "the weights; 0 for none",
+        "as the weights; 0 for none",
         minimum=0,
     )
     eval_every: int = option(
@@ -157,8 +155,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
     early_stopping_patience: int = option(
         0,
         "stop after this many evaluations in a row without a lower validation loss, and keep the "
-        "best "
-        "weights; step checkpoints are then written at every evaluation; 0 for never",
+        "best weights; step checkpoints are then written at every evaluation; 0 for never",
         minimum=0,
     )
     report_to: str = option(
@@ -187,8 +184,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         if self.load_in_4bit and self.text_regulariser:
             raise ConfigError(
                 "--load-in-4bit and --text-regulariser exclude each other: the LM head expects "
-                "hidden "
-                "states of unquantised weights"
+                "hidden states of unquantised weights"
             )
         if self.early_stopping_patience and not self.eval_every:
             raise ConfigError("--early-stopping-patience needs --eval-every")

@@ -103,9 +103,8 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
         summary="likelihood of the whole order",
         source="Plackett 1975; ListMLE, Xia et al. 2008",
         meaning="People rank the responses to a prompt by choosing the best of those that are "
-        "left, "
-        "again and again, each with a probability proportional to exp(reward). "
-        "Rewards of different prompts are not comparable.",
+        "left, again and again, each with a probability proportional to exp(reward). Rewards of "
+        "different prompts are not comparable.",
     ),
     ObjectiveName.REGRESSION: Objective(
         loss="kwise.train.step.losses:regression_loss",
@@ -123,9 +122,8 @@ TIE_MODELS: dict[Ties, Objective] = {
         summary="P(i > j) = π_i / (π_i + θ π_j)",
         source="Rao and Kupper 1967",
         meaning="Of two responses to a prompt, people prefer the one with the higher reward, or "
-        "neither, with "
-        "the probabilities of Rao and Kupper's model. Rewards of different prompts are not "
-        "comparable.",
+        "neither, with the probabilities of Rao and Kupper's model. Rewards of different prompts "
+        "are not comparable.",
         learns_from_ties=True,
         options=_PAIR_OPTIONS,
     ),
@@ -134,8 +132,8 @@ TIE_MODELS: dict[Ties, Objective] = {
         summary="P(i > j) = π_i / (π_i + π_j + ν √(π_i π_j))",
         source="Davidson 1970",
         meaning="Of two responses to a prompt, people prefer the one with the higher reward, or "
-        "neither, with "
-        "the probabilities of Davidson's model. Rewards of different prompts are not comparable.",
+        "neither, with the probabilities of Davidson's model. Rewards of different prompts are "
+        "not comparable.",
         learns_from_ties=True,
         options=_PAIR_OPTIONS,
     ),
@@ -175,8 +173,7 @@ class ObjectiveConfig:
     margin: Margin = option(
         Margin.NONE,
         "how far --objective pairs pushes two rewards apart: in proportion to the difference of "
-        "their "
-        "ranks or of their scores",
+        "their ranks or of their scores",
     )
     margin_scale: float = option(
         1.0, "factor by which the margin is multiplied", exclusive_minimum=0, maximum=1e6
@@ -196,8 +193,7 @@ class ObjectiveConfig:
     text_regulariser: float = option(
         0.0,
         "weight of a language-model loss on the best response, which keeps the hidden states "
-        "general; "
-        "0.01 in GRM",
+        "general; 0.01 in GRM",
         minimum=0,
         maximum=0.99,
     )

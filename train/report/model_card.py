@@ -31,13 +31,11 @@ def model_card(report: TrainingReport) -> ModelCard:
     sections = [
         "# Reward model",
         f"`{model}` with a linear layer of one output in place of its LM head. It gives one "
-        "number, the "
-        "reward, to a conversation. kwise trained it on rankings of K responses to a prompt. "
-        f"{reward_meaning(objective)}",
+        "number, the reward, to a conversation. kwise trained it on rankings of K responses to a "
+        f"prompt. {reward_meaning(objective)}",
         "`AutoModelForSequenceClassification.from_pretrained` loads it.",
         "No licence is stated here: it depends on the licences of the base model and of the data, "
-        "and "
-        "on your choice.",
+        "and on your choice.",
         "## Data",
         _table(("what", "value"), _data_rows(report)),
         "## Validation",

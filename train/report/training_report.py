@@ -15,7 +15,7 @@ from kwise.train.report.evaluation import Evaluation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedLoss:
-    """A training loss: the mean over the steps since the previous one."""
+    """A training loss: the mean over the steps since the previous entry."""
 
     step: int
     loss: float
@@ -89,8 +89,8 @@ class TrainingReport:
         """Return the report in a few lines."""
         lines = [
             f"trained on {self.num_training} rankings ({self.num_training_pairs} pairs), "
-            f"{self.num_steps} steps in "
-            f"{self.precision}, {self.training_s:.0f} s of {self.total_s:.0f} s"
+            f"{self.num_steps} steps in {self.precision}, {self.training_s:.0f} s of "
+            f"{self.total_s:.0f} s"
         ]
         if self.best_step is not None:
             lines.append(

@@ -14,7 +14,7 @@ from kwise.train.run.validation import Validation, evaluation_from
 
 
 class BeforeTraining(TrainerCallback):
-    """What a run does before its first step.
+    """A callback for the work before the first step.
 
     Attributes:
         evaluation: the validation before training, once training has begun; None without a

@@ -79,7 +79,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes and prints."""
+        """True in the one process that writes and prints."""
         return bool(self._state.is_main_process)
 
     def wait(self) -> None:

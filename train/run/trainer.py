@@ -76,10 +76,8 @@ class RankingTrainer(Trainer):
     ) -> Tensor:
         """Return this pass's share of the mean loss of the step.
 
-        The mean is over the `num_items_in_batch` rankings of all processes.
-
-        Trainer averages gradients and logged losses over processes, so the share is multiplied by
-        their number.
+        The mean is over the `num_items_in_batch` rankings of all processes. Trainer averages
+        gradients and logged losses over processes, so the share is multiplied by their number.
 
         Raises:
             NotFinite: a loss is infinite or NaN; its gradient would make all weights NaN.
@@ -163,13 +161,11 @@ def make_trainer(
     ]
     if config.early_stopping_patience:
         callbacks += [EvaluateLastStep(), EarlyStoppingCallback(config.early_stopping_patience)]
+    filler = replace(rankings[0], counts=False)  # see EpochOrder
     trainer = RankingTrainer(
         model=model,
         args=arguments,
-        train_dataset=[
-            *rankings,
-            replace(rankings[0], counts=False),
-        ],  # the last is the filler of EpochOrder
+        train_dataset=[*rankings, filler],
         eval_dataset=list(validation.rankings),
         data_collator=partial(collate, layout=reward_model.layout),
         processing_class=reward_model.tokenizer,

@@ -39,8 +39,7 @@ def trainer_arguments(
     if config.rankings_per_step % together:
         raise ConfigError(
             f"--rankings-per-step is {config.rankings_per_step}; {num_processes} processes with "
-            "--rankings-per-pass "
-            f"{config.rankings_per_pass} need a multiple of {together}"
+            f"--rankings-per-pass {config.rankings_per_pass} need a multiple of {together}"
         )
     num_steps = config.num_steps(num_rankings)
     if config.early_stopping_patience and config.eval_every > num_steps:

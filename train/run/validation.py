@@ -29,8 +29,7 @@ class Validation:
             raise RankingsError(
                 [
                     f"all {len(rankings)} rankings of the validation split are one tie, so it has "
-                    "no "
-                    "pair to evaluate on"
+                    "no pair to evaluate on"
                 ]
             )
         self.rankings = rankings
@@ -52,8 +51,8 @@ class Validation:
             return None
         evaluation = self.measure()
         self._progress(
-            f"validation {when}: loss {evaluation.loss:.4f}, "
-            f"pairwise accuracy {evaluation.accuracy:.1%}"
+            f"validation {when}: loss {evaluation.loss:.4f}, pairwise accuracy "
+            f"{evaluation.accuracy:.1%}"
         )
         return evaluation
 

@@ -24,7 +24,7 @@ class NotFinite(ArithmeticError):
 
 
 class Labels(NamedTuple):
-    """What people said about K responses.
+    """The ranks and scores that people gave to K responses.
 
     Attributes:
         ranks_K: int64[K], 1 is the best, equal means tied.

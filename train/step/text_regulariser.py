@@ -65,9 +65,8 @@ def text_head(name: str, reward_model: RewardModel) -> TextHead:
         states @ weight.T, expected, rtol=0, atol=1e-4 * float(expected.abs().max())
     ):
         raise ConfigError(
-            f"--text-regulariser: the logits of {type(source).__name__} are not its head's weights "
-            "times the "
-            "hidden states"
+            f"--text-regulariser: the logits of {type(source).__name__} are not its head's "
+            "weights times the hidden states"
         )
     return _tied_head(model) if tied else _FrozenHead(weight)
 
