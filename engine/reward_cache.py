@@ -72,35 +72,36 @@ def reward_keys(namespace: bytes, group: Group) -> list[bytes]:
     prompt = hashlib.blake2b(digest_size=32)
     _update(prompt, b"namespace", namespace)
     _update(prompt, b"prompt", *_parts(group.prompt))
+    _update(prompt, b"response")
+    text = prompt.copy()
+    _update(text, b"text")
     keys = []
     for response in group.responses:
-        digest = prompt.copy()
-        _update(
-            digest, b"response", *_parts((response,) if isinstance(response, str) else response)
-        )
+        if isinstance(response, str):  # the common case, with as few calls as possible
+            digest = text.copy()
+            _update(digest, response.encode())
+        else:
+            digest = prompt.copy()
+            _update(digest, *_parts(response))
         keys.append(digest.digest())
     return keys
 
 
-def _parts(content: Sequence[Message | str] | TokenIds) -> Iterator[bytes]:
+def _parts(content: Sequence[Message] | TokenIds) -> Iterator[bytes]:
     """Yield the parts that the digest covers.
 
     Token ids are one part, because a request may have hundreds of thousands of them and `repr`
     writes them at C's speed.
     """
-    if content and not isinstance(content[0], Message | str):
+    if content and not isinstance(content[0], Message):
         yield b"ids"
         yield repr(content).encode()
         return
-    for item in cast(Sequence[Message | str], content):
-        if isinstance(item, Message):
-            yield b"role"
-            yield item.role.encode()
-            yield b"content"
-            yield item.content.encode()
-        else:
-            yield b"text"
-            yield item.encode()
+    for message in cast(Sequence[Message], content):
+        yield b"role"
+        yield message.role.encode()
+        yield b"content"
+        yield message.content.encode()
 
 
 def _update(digest: "hashlib.blake2b", *parts: bytes) -> None:
