@@ -82,7 +82,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Where a group's time went, in milliseconds. All are 0 if every reward was cached.
+    """The time of each stage of a group, in milliseconds. All are 0 if every reward was cached.
 
     Attributes:
         tokenizer_ms: from the wait for a tokenizer thread until the token ids exist.

@@ -1,4 +1,4 @@
-"""The limit on the tokens that wait, and who may add to them."""
+"""The limit on waiting tokens, and the share of it that each client may use."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a batch costs and which sequence suits it, for each layout. Plain arithmetic on sort keys.
+"""The cost of a batch and the sequences that suit it, for each layout, by arithmetic on sort keys.
 
 A batch is bounded in token rows, because memory and time follow them. In the trie layout a sequence
 costs the rows that the batch does not have yet. In the padded layout every sequence costs as many

@@ -1,4 +1,4 @@
-"""What an engine has done since it started."""
+"""Totals of an engine since it started."""
 
 from dataclasses import dataclass
 

@@ -21,7 +21,7 @@ BULK_EVERY = 8
 
 
 class Flow(NamedTuple):
-    """What is served fairly: one client at one priority."""
+    """One client at one priority: the unit between which the queue is fair."""
 
     priority: Priority
     client: str

@@ -1,4 +1,4 @@
-"""Which sequences the next batch holds: a synchronous policy without clock, event loop or runtime.
+"""The choice of the next batch: a synchronous policy without clock, event loop or runtime.
 
 A batch starts with the item that fair queueing puts first, and is filled up to `max_batch_tokens`
 rows with those of the next 512 items that suit it, its own priority first.

@@ -110,5 +110,5 @@ class TokenizerPool:
         except Exception:
             raise
         except BaseException as panic:
-            # A panic in the tokenizers library is no Exception, and asyncio expects only those.
+            # A panic in the tokenizers library is not an Exception, and asyncio expects only those.
             raise RuntimeError("the tokenizer panicked") from panic

@@ -1,4 +1,4 @@
-"""What one request does wrong is told to it alone, by the place in its own request."""
+"""A request gets its own rewards and errors, whatever the requests beside it do."""
 
 import asyncio
 import threading

@@ -69,10 +69,10 @@ def test_a_long_prompt_is_worth_a_batch_of_twice_its_length() -> None:
     prompt = np.arange(100)
     batch = TrieBatchBuilder()
     batch.add(sort_key(np.append(prompt, 1000)))
-    relative, stranger = (
+    relative, unrelated = (
         sort_key(np.append(prompt, np.arange(2000, 2060))),
         sort_key(np.arange(500, 560)),
     )
-    assert batch.fits(relative, max_rows=50) and not batch.fits(stranger, max_rows=50)
+    assert batch.fits(relative, max_rows=50) and not batch.fits(unrelated, max_rows=50)
     batch.add(relative)
     assert not batch.fits(sort_key(np.append(prompt, np.arange(3000, 3060))), max_rows=50)

@@ -125,7 +125,7 @@ TestPolicyBesideAList = PolicyBesideAList.TestCase
 
 
 @pytest.mark.parametrize("layout", ["trie", "padded"])
-def test_a_sequence_longer_than_a_batch_runs_without_strangers(layout: str) -> None:
+def test_a_sequence_longer_than_a_batch_runs_by_itself(layout: str) -> None:
     policy = _policy(layout, 4)
     long, short = _work([1] * 9), _work([2])
     policy.add(long, long.flow)
@@ -148,16 +148,16 @@ def test_bulk_fills_what_interactive_work_leaves() -> None:
 def test_a_batch_takes_its_own_priority_before_relatives_of_the_other() -> None:
     prompt = list(range(40))
     policy = _policy("trie", 51)
-    first, stranger = (
+    first, unrelated = (
         _work([*prompt, 1]),
         _work([50] * 10),
     )
     relative = _work([*prompt, 2], Priority.BULK)
-    for work in (first, relative, stranger):
+    for work in (first, relative, unrelated):
         policy.add(work, work.flow)
     assert policy.take() == [
         first,
-        stranger,
+        unrelated,
         relative,
     ]  # larger than a batch, for what the relative shares
 

@@ -1,4 +1,4 @@
-"""Lower precisions round what they should, row by row, and are written only if they rank as fp32."""
+"""A lower precision rounds row by row, and is written only if it ranks as fp32 does."""
 
 import json
 from collections.abc import Callable
@@ -237,7 +237,7 @@ def test_an_emulated_product_rounds_factors_and_result(
     [(Precision.FP16, TensorProto.FLOAT16), (Precision.BF16, TensorProto.BFLOAT16)],
 )
 def test_products_alone_are_half(artifact: Artifact, precision: Precision, kind: int) -> None:
-    """Attention's factors and all matmul weights except the head's are; inputs and outputs are not."""
+    """Attention's factors and all matmul weights but the head's are; inputs and outputs are not."""
     halves, whole = (
         onnx.load(artifact.graph_path(p), load_external_data=False).graph
         for p in (precision, Precision.FP32)
