@@ -193,10 +193,8 @@ def _latency(
     seconds: dict[str, list[float]] = {"padded": [], "unpadded": [], "baseline": []}
     for repeat in range(_NUM_WARM_UPS + config.repeats):
         group = cell.group(vocab_size, repeat)
-        seconds["padded"].append(run_queued(padded, "trie", [group], config.max_batch_tokens)[0])
-        seconds["unpadded"].append(
-            run_queued(unpadded, "trie", [group], config.max_batch_tokens)[0]
-        )
+        seconds["padded"].append(run_queued(padded, [group], config.max_batch_tokens)[0])
+        seconds["unpadded"].append(run_queued(unpadded, [group], config.max_batch_tokens)[0])
         if baseline is not None:
             seconds["baseline"].append(baseline.run(group)[0])
     return {

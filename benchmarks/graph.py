@@ -31,6 +31,7 @@ from kwise.benchmarks.workload import (
 )
 from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
+from kwise.engine.model.layouts import PaddedLayout
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
@@ -135,14 +136,14 @@ class _GraphBenchmark:
         ends_at = perf_counter() + self.config.max_seconds
         for repeat in range(self.config.repeats + 1):
             group = cell.group(self.artifact.manifest.vocab_size, repeat)
-            group_s, rewards = run_queued(
-                self.session, "trie", [group], self.config.max_batch_tokens
-            )
+            group_s, rewards = run_queued(self.session, [group], self.config.max_batch_tokens)
             seconds.append(group_s)
             peaks.append(self.peak_rate())
             if self.stock is not None:
                 part = group[:1] if is_single else group
-                part_s, expected = run_queued(self.stock, "padded", [part], sys.maxsize)
+                part_s, expected = run_queued(
+                    self.stock, [part], sys.maxsize, PaddedLayout.new_batch
+                )
                 stock_seconds.append(part_s * len(group) / len(part))
                 differences.append(float(np.abs(rewards[: len(part)] - expected).max()))
             if perf_counter() > ends_at:
@@ -178,8 +179,8 @@ class _GraphBenchmark:
         seconds, peaks = [], []
         for _ in range(min(self.config.repeats, 3)):
             session = self.config.open_session(self.artifact)
-            run_queued(session, "trie", [warm_up], self.config.max_batch_tokens)
-            seconds.append(run_queued(session, "trie", groups, self.config.max_batch_tokens)[0])
+            run_queued(session, [warm_up], self.config.max_batch_tokens)
+            seconds.append(run_queued(session, groups, self.config.max_batch_tokens)[0])
             peaks.append(self.peak_rate())
         return {
             "groups": len(groups),

@@ -31,6 +31,7 @@ from kwise.client import AsyncRewardClient, RewardClient
 from kwise.client.messages import to_group
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
+from kwise.engine.model.layouts import LAYOUTS
 from kwise.engine.model.session import GraphSession
 from kwise.errors import ConfigError, KwiseError
 from kwise.options import check_bounds, option
@@ -127,13 +128,16 @@ def _saturation(
     session = GraphSession(
         artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes
     )
-    vocab_size, layout = artifact.manifest.vocab_size, artifact.manifest.layout
+    vocab_size, new_batch = (
+        artifact.manifest.vocab_size,
+        LAYOUTS[artifact.manifest.layout].new_batch,
+    )
     served, direct, idle = [], [], []
     with RewardClient(address) as client:
         for repeat in range(-1, config.repeats):  # -1 is the warm-up
             seed = 1000 * (repeat + 2)
             sequences = [cell.group(vocab_size, seed + number) for number in range(config.groups)]
-            direct_s, _ = run_queued(session, layout, sequences, engine.max_batch_tokens)
+            direct_s, _ = run_queued(session, sequences, engine.max_batch_tokens, new_batch)
             groups = [cell.request(vocab_size, seed + number) for number in range(config.groups)]
             before = client.get_model().counters
             started = time.perf_counter()

@@ -115,7 +115,7 @@ class Contender:
         """Run the groups and return (seconds per group, whether it is extrapolated)."""
         if not self.padded:
             self.session.prompt_cache = PromptCache(EngineConfig().prompt_cache_bytes)
-            seconds, _ = run_queued(self.session, "trie", groups, config.max_batch_tokens)
+            seconds, _ = run_queued(self.session, groups, config.max_batch_tokens)
             return seconds / len(groups), False
         longest = [max(group, key=lambda sequence: len(sequence.token_ids)) for group in groups]
         num_rows = [

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
+from kwise.engine.model.batch_builder import NewBatchBuilder
+from kwise.engine.model.layouts import TrieLayout
 from kwise.engine.model.session import Session
-from kwise.engine.schedule.batch_builder import batch_builder
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.policy import FairBatching, Policy
 from kwise.engine.sequence import EncodedSequence
@@ -126,18 +127,16 @@ class _Waiting:
 
 def run_queued(
     session: Session,
-    layout: str,
     groups: Sequence[Sequence[EncodedSequence]],
     max_batch_tokens: int,
+    new_batch: NewBatchBuilder = TrieLayout.new_batch,
 ) -> tuple[float, NDArray[np.float32]]:
     """Run groups that wait together through the engine's batching policy, in this thread.
 
     Returns:
         (seconds, rewards float32[sequences of all groups, in order])
     """
-    policy: Policy[_Waiting] = FairBatching(
-        batch_builder(layout), max_batch_tokens=max_batch_tokens
-    )
+    policy: Policy[_Waiting] = FairBatching(new_batch, max_batch_tokens=max_batch_tokens)
     sequences = [sequence for group in groups for sequence in group]
     started = time.perf_counter()
     for index, sequence in enumerate(sequences):

@@ -19,9 +19,9 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import check_golden, effective_max_tokens, load_tokenizer, new_encoder
 from kwise.engine.model.devices import parse_devices
+from kwise.engine.model.layouts import LAYOUTS
 from kwise.engine.model.session import GraphSession, Session
 from kwise.engine.reward_cache import RewardCache, StoredReward, reward_keys
-from kwise.engine.schedule.batch_builder import batch_builder
 from kwise.engine.schedule.batcher import Batcher
 from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.fair_queue import Flow
@@ -75,7 +75,8 @@ class Scorer:
         self._batcher = Batcher(
             sessions,
             FairBatching(
-                batch_builder(artifact.manifest.layout), max_batch_tokens=config.max_batch_tokens
+                LAYOUTS[artifact.manifest.layout].new_batch,
+                max_batch_tokens=config.max_batch_tokens,
             ),
             max_queue_tokens=config.max_queue_tokens,
             counters=self.counters,

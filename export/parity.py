@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kwise.engine.model.layouts import LAYOUTS
 from kwise.engine.model.session import Session
-from kwise.engine.schedule.batch_builder import batch_builder
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
@@ -253,12 +253,12 @@ def _batches(sequences: Sequence[EncodedSequence], layout: str) -> list[list[Enc
     One batch of all, padded to the longest, would need gigabytes.
     """
     batches: list[list[EncodedSequence]] = []
-    batch = batch_builder(layout)(())
+    batch = LAYOUTS[layout].new_batch(())
     for sequence in sequences:
         key = sort_key(sequence.token_ids)
         if not batches or batch.rows_with(key) > _MAX_ROWS:
             batches.append([])
-            batch = batch_builder(layout)(())
+            batch = LAYOUTS[layout].new_batch(())
         batch.add(key)
         batches[-1].append(sequence)
     return batches

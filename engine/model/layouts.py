@@ -15,6 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwise.engine.artifact import GraphContract, Manifest
+from kwise.engine.model.batch_builder import (
+    BatchBuilder,
+    PaddedBatchBuilder,
+    TrieBatchBuilder,
+)
 from kwise.engine.model.packing import pack
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, plan_reuse
@@ -54,6 +59,13 @@ class Layout(Protocol):
         self, manifest: Manifest, contract: GraphContract, inputs: Mapping[str, Shape]
     ) -> None: ...
 
+    @staticmethod
+    def new_batch(cached: Sequence[bytes]) -> BatchBuilder:
+        """Return an empty batch, which knows what sequences cost in this layout.
+
+        cached: sort keys, ascending, of the prefixes that the session has in its prompt cache.
+        """
+
     def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
         """Return the graph's inputs for the batch, with nothing reused and nothing to cache."""
 
@@ -77,6 +89,10 @@ class TrieLayout:
             for name, shape in inputs.items()
             if name.startswith("past.")
         }
+
+    @staticmethod
+    def new_batch(cached: Sequence[bytes]) -> BatchBuilder:
+        return TrieBatchBuilder(cached)
 
     def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
         return self._inputs(self._plan(batch, PromptCache(0)))[0]
@@ -137,6 +153,10 @@ class PaddedLayout:
         self._reward_output = contract.reward_output
         self._pad_token_id = manifest.pad_token_id or 0
         self._names = inputs.keys()
+
+    @staticmethod
+    def new_batch(cached: Sequence[bytes]) -> BatchBuilder:
+        return PaddedBatchBuilder()
 
     def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
         """Return those of input_ids, attention_mask and token_type_ids that the graph has.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Protocol, TypeVar
 
-from kwise.engine.schedule.batch_builder import NewBatchBuilder
+from kwise.engine.model.batch_builder import NewBatchBuilder
 from kwise.engine.schedule.fair_queue import FairQueue, Flow, Waiting
 
 # How many items a batch considers. It bounds the time that the policy itself takes.

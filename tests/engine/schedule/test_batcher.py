@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kwise.engine.model.layouts import PaddedLayout, TrieLayout
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.session import Pass
 from kwise.engine.precision import Precision
-from kwise.engine.schedule.batch_builder import batch_builder
 from kwise.engine.schedule.batcher import Batcher
 from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.fair_queue import Flow
@@ -83,7 +83,7 @@ class Running:
         self.session = session
         self.counters = Counters()
         self.policy: FairBatching[RewardInFlight] = FairBatching(
-            batch_builder("padded"), max_batch_tokens=max_batch_tokens
+            PaddedLayout.new_batch, max_batch_tokens=max_batch_tokens
         )
         self.batcher = Batcher(
             [session], self.policy, max_queue_tokens=max_queue_tokens, counters=self.counters
@@ -456,7 +456,7 @@ async def test_two_sessions_share_the_queue() -> None:
     first, second = FaultySession(), FaultySession()
     first.gate.clear()
     second.gate.clear()
-    policy: FairBatching[RewardInFlight] = FairBatching(batch_builder("padded"), max_batch_tokens=1)
+    policy: FairBatching[RewardInFlight] = FairBatching(PaddedLayout.new_batch, max_batch_tokens=1)
     batcher = Batcher([first, second], policy, max_queue_tokens=100, counters=Counters())
     batcher.start()
     try:
@@ -498,7 +498,7 @@ class KnowingSession(FaultySession):
 
 async def test_what_the_session_knows_costs_no_rows_and_is_counted() -> None:
     session, counters = KnowingSession(), Counters()
-    policy: FairBatching[RewardInFlight] = FairBatching(batch_builder("trie"), max_batch_tokens=16)
+    policy: FairBatching[RewardInFlight] = FairBatching(TrieLayout.new_batch, max_batch_tokens=16)
     batcher = Batcher([session], policy, max_queue_tokens=1000, counters=counters)
     batcher.start()
     try:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kwise.engine.schedule.batch_builder import batch_builder
+from kwise.engine.model.layouts import LAYOUTS
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.trie import sort_key
@@ -37,7 +37,7 @@ def _work(tokens: list[int], priority: Priority = Priority.INTERACTIVE, client: 
 
 def _policy(layout: str, max_batch_tokens: int, *works: Work) -> FairBatching[Work]:
     policy: FairBatching[Work] = FairBatching(
-        batch_builder(layout), max_batch_tokens=max_batch_tokens
+        LAYOUTS[layout].new_batch, max_batch_tokens=max_batch_tokens
     )
     for work in works:
         policy.add(work, work.flow)

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.engine.schedule.batch_builder import PaddedBatchBuilder, TrieBatchBuilder, batch_builder
+from kwise.engine.model.batch_builder import PaddedBatchBuilder, TrieBatchBuilder
+from kwise.engine.model.layouts import TrieLayout
 from kwise.engine.trie import Int64, sort_key
 from tests.batches import BATCHES
 
@@ -50,7 +51,7 @@ def test_padded_sequences_cost_as_much_as_the_longest(sequences: list[Int64]) ->
 def test_cached_prefixes_make_no_sequence_related() -> None:
     """A sequence suits a batch by what it shares with the first one, not by what is cached."""
     prompt, other = np.arange(40), np.arange(100, 140)
-    batch = batch_builder("trie")(_keys([other]))
+    batch = TrieLayout.new_batch(_keys([other]))
     batch.add(sort_key(prompt))
     assert batch.distance(sort_key(np.append(prompt, 1))) < batch.distance(
         sort_key(np.append(other, 1))

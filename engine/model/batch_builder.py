@@ -107,8 +107,3 @@ class PaddedBatchBuilder:
 
     def distance(self, key: bytes) -> int:
         return abs(self._first_length - key_length(key))
-
-
-def batch_builder(layout: str) -> NewBatchBuilder:
-    """Return what makes an empty batch of the layout, "trie" or "padded"."""
-    return TrieBatchBuilder if layout == "trie" else lambda _: PaddedBatchBuilder()
