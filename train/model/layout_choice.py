@@ -33,6 +33,8 @@ def choose_layout(model: PreTrainedModel, pad_token_id: int) -> Layout:
 
 def _declared_obstacle(model: PreTrainedModel) -> str | None:
     """Return what in the model's class or config rules out a trie; None if nothing does."""
+    if model.base_model is model:  # base_model_prefix is "", as for Gemma 3 with images
+        return f"{type(model).__name__} does not say which of its modules is the backbone"
     backbone = type(model.base_model).__name__
     window = getattr(model.config, "sliding_window", None)
     if window:
@@ -40,6 +42,8 @@ def _declared_obstacle(model: PreTrainedModel) -> str | None:
     layer_types = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
     if layer_types:
         return f"it has layers of type {', '.join(sorted(layer_types))}"
+    if getattr(model, "_is_stateful", False):  # Mamba, Zamba, Jamba
+        return f"{backbone} has recurrent layers"
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return f"{backbone} takes no position_ids"
     head, _ = reward_head(model)

@@ -12,8 +12,9 @@ exported graph (export/graphs/attention.py), and chosen by the model's config. A
 by its mask: transformers passes a 4D mask on unread, and gradient checkpointing keeps it among the
 layer's arguments when it runs a layer again. Other masks go to `sdpa`.
 
-Dimensions: N nodes of the trie; H query heads; G key and value heads; D values per head; L rows of
-a run; A rows that the run attends to, its ancestors and itself.
+Dimensions: N nodes of the trie; H query heads; G key and value heads; D values per head of queries
+and keys, and E of values (another number in DeepSeek's latent attention); L rows of a run; A rows
+that the run attends to, its ancestors and itself.
 """
 
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Run:
     visible: Tensor
 
     def select(self, key: Tensor) -> Tensor:
-        """Return the rows of `path`, [1, G, A, D] of [1, G, N, D].
+        """Return the rows of `path`, [1, G, A, D] of [1, G, N, D]; of `value` likewise.
 
         It is a view if possible, because copies are kept for the backward pass.
         """
@@ -111,12 +112,13 @@ def trie_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Return the output of attention, [1, N, H, D], and None in place of the attention weights.
+    """Return the output of attention, [1, N, H, E], and None in place of the attention weights.
 
     Args:
         module: the attention layer; transformers' interface has it, only `sdpa` reads it.
         query: [1, H, N, D].
-        key: [1, G, N, D], as `value`.
+        key: [1, G, N, D].
+        value: [1, G, N, E].
         attention_mask: a `TrieMask`; with any other mask this is transformers' `sdpa`.
 
     Raises:
@@ -144,17 +146,17 @@ def trie_attention(
 def _run_attention(
     query: Tensor, key: Tensor, value: Tensor, run: Run, scaling: float | None
 ) -> Tensor:
-    """Return the output of one run, [1, H, L, D].
+    """Return the output of one run, [1, H, L, E].
 
     The H / G query heads that share a key head become rows of one head, so that no key is repeated
     and kept twice.
     """
-    _, num_heads, length, depth = query.shape
+    num_heads, length = query.shape[1:3]
     shared = num_heads // key.shape[1]
-    rows = query.reshape(1, key.shape[1], shared * length, depth)
+    rows = query.reshape(1, key.shape[1], shared * length, query.shape[3])
     visible = run.visible.repeat(shared, 1)
     output = F.scaled_dot_product_attention(rows, key, value, attn_mask=visible, scale=scaling)
-    return output.reshape(1, num_heads, length, depth)
+    return output.reshape(1, num_heads, length, value.shape[3])
 
 
 AttentionInterface.register(IMPLEMENTATION, trie_attention)

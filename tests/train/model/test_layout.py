@@ -21,11 +21,27 @@ def model_of(family: str, options: dict[str, Any], tokenizer: Any, path: Path) -
     )
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma"])
+# Keys of 24 values per head, values of 16.
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 2,
+}
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "DeepseekV3"])
 def test_gradients_over_the_trie_are_those_of_36_separate_pairs(
     family: str, smollm2_tokenizer: Any, tmp_path: Path
 ) -> None:
-    options = {**GROUPED, "sliding_window": None} if family == "Mistral" else GROUPED
+    changes: dict[str, dict[str, Any]] = {
+        "Mistral": {"sliding_window": None},
+        "DeepseekV3": {**LATENT, "head_dim": 8},
+    }
+    options = {**GROUPED, **changes.get(family, {})}
     model = model_of(family, options, smollm2_tokenizer, tmp_path)
     layout, padded = choose_layout(model, 2), PaddedLayout(2)
     assert layout == TrieLayout()
@@ -93,6 +109,17 @@ GPTJ = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
         ),
         ("Bert", SMALL, "its reward head, classifier, does not read the last hidden state alone"),
         ("GPTJ", GPTJ, "the attention of GPTJModel does not go through transformers' Att"),
+        (
+            "Zamba",
+            {
+                **GROUPED,
+                "num_hidden_layers": 4,
+                "mamba_dt_rank": 4,
+                "n_mamba_heads": 2,
+                "use_mamba_kernels": False,
+            },
+            "ZambaModel has recurrent layers",
+        ),
         ("Doge", GROUPED, "it changes the attention mask before its layers see it"),
     ],
 )
@@ -105,6 +132,23 @@ def test_a_model_that_cannot_run_over_the_trie_is_padded_and_says_why(
     assert layout == PaddedLayout(0) and layout.reason is not None
     assert layout.reason.startswith(reason) and str(layout) == f"padded, because {layout.reason}"
     assert model.config._attn_implementation == attention, "as it was"
+
+
+def test_a_model_that_names_no_backbone_is_padded() -> None:
+    """Gemma 3 with images has the prefix "", which makes the whole model its own `base_model`."""
+    images = {
+        **SMALL,
+        "num_hidden_layers": 1,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = transformers.Gemma3Config(
+        text_config={**GROUPED, "vocab_size": 99}, vision_config=images, num_labels=1
+    )
+    model = transformers.Gemma3ForSequenceClassification(config)
+    assert choose_layout(model, 0).reason == (
+        "Gemma3ForSequenceClassification does not say which of its modules is the backbone"
+    )
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError, NotImplementedError])
