@@ -112,9 +112,15 @@ def _sync_tree(directory: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file's bytes or a directory's names to disk."""
+    """Flush a file's bytes or a directory's names to disk.
+
+    Some network file systems (CIFS, 9P) cannot flush a directory. They write names in order.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
     finally:
         os.close(descriptor)

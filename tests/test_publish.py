@@ -3,8 +3,10 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,23 @@ def test_where_there_is_no_exchange_two_renames_replace_a_directory(
     publish_directory(work, target)
     assert read_version(target) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize(("code", "is_published"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_need_not_flush_directories_but_must_not_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_published: bool
+) -> None:
+    """CIFS and 9P answer EINVAL, and a training run ended without its checkpoint."""
+
+    def fail(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    work, target = write_version(tmp_path / "work", 1), tmp_path / "target"
+    with nullcontext() if is_published else pytest.raises(OSError, match="Input/output"):
+        publish_directory(work, target)
+    assert target.exists() == is_published
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
