@@ -149,6 +149,7 @@ def export(config: ExportConfig) -> Artifact:
         del checkpoint
         gc.collect()
         manifest = _prove(manifest, graph, cases, text_groups, config, work)
+        check_destination(destination, overwrite=config.overwrite)  # it may have changed meanwhile
         publish_artifact(work, destination)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kwise.engine.artifact import MANIFEST, read_artifact
+from kwise.engine.artifact import MANIFEST, Manifest, read_artifact
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
+from kwise.export import exporter
 from kwise.export.parity import ParityError, allowed_difference
 from kwise.export.publishing import check_destination, publish_artifact
 from tests.exports import export_quietly
@@ -76,6 +78,26 @@ def test_an_export_whose_parity_fails_leaves_the_old_artifact(
     export_quietly(tiny_checkpoint, artifact, overwrite=True, name="new")
     assert read_artifact(artifact).manifest.name == "new"
     assert names(tmp_path) == {"artifact"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_during_an_export_is_not_deleted(
+    artifact: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """The destination was checked only before an export, which takes minutes."""
+    destination = artifact if overwrite else artifact.with_name("new")
+
+    def prove(manifest: Manifest, *args: Any) -> Manifest:
+        destination.mkdir(exist_ok=True)
+        (destination / "thesis.tex").touch()
+        return manifest
+
+    monkeypatch.setattr(exporter, "_prove", prove)
+    reason = r"it contains thesis\.tex" if overwrite else "exists; choose another directory"
+    with pytest.raises(ConfigError, match=reason):
+        export_quietly(tiny_checkpoint, destination, overwrite=overwrite)
+    assert names(destination) >= {"thesis.tex"}
+    assert names(artifact.parent) == {"artifact", destination.name}
 
 
 def test_the_tolerance_is_in_units_of_the_reward_or_of_their_spread_where_that_is_larger(
