@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from kwise.errors import ConfigError
 from kwise.train.report.evaluation import Evaluation
 from kwise.train.run.processes import Processes
 from kwise.train.run.run_record import check_same_run
@@ -34,7 +35,7 @@ class BeforeTraining(TrainerCallback):
         self.evaluation: Evaluation | None = None
         self.training_began_s = 0.0
 
-    def open(self, *, overwrite: bool) -> None:
+    def open(self, *, resume: bool, overwrite: bool) -> None:
         """Open the run's directory, and record the run there.
 
         The record is written at once, because it shows whose directory it is.
@@ -49,6 +50,11 @@ class BeforeTraining(TrainerCallback):
         recorded = self._directory.read_run()
         self._processes.wait()  # until all have read what is written next
         if recorded is not None:
+            if not resume:  # the directory had no run when this one checked it
+                raise ConfigError(
+                    f"--output: another run has begun in {self._directory.path}; name another "
+                    "directory"
+                )
             check_same_run(self._run, recorded)
             self.evaluation = evaluation_from(recorded.get("before"))
         elif self._processes.is_main:

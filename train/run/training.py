@@ -101,7 +101,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         progress,
     )
 
-    before_training.open(overwrite=config.overwrite)
+    before_training.open(resume=config.resume, overwrite=config.overwrite)
     progress(f"training on {len(data.training)} rankings in {trainer.precision.value}")
     checkpoint = directory.newest_complete()
     if config.resume and checkpoint is None:

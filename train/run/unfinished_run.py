@@ -15,6 +15,7 @@ complete.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ class UnfinishedRun:
             raise ConfigError(
                 f"--output: {self.output} is a mount point, which cannot be replaced; name a "
                 "directory in it"
+            )
+        if self.output.is_dir() and self.output.samefile(os.curdir):
+            raise ConfigError(
+                f"--output: {self.output} is the current directory, which the checkpoint would "
+                "replace; start kwise elsewhere or name another directory"
             )
         is_unfinished = _has_files(self.path)
         if is_unfinished and not self._is_ours():

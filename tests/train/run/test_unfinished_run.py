@@ -10,7 +10,10 @@ import pytest
 
 from kwise import publish
 from kwise.errors import ConfigError
+from kwise.train.options.config import TrainConfig
+from kwise.train.run.training import train
 from kwise.train.run.unfinished_run import REPORT_NAME, UnfinishedRun
+from tests.training_runs import options
 
 OURS: dict[str, Any] = {"rankings_by_size": {}, "versions": {}}
 RUN: dict[str, Any] = {"config": {}, "rankings_sha256": ""}
@@ -114,12 +117,17 @@ def test_a_directory_with_anything_else_in_it_is_refused_by_name(
         check(tmp_path / "out", overwrite=True)
 
 
-def test_a_file_and_a_mount_point_are_refused(tmp_path: Path) -> None:
+def test_a_file_a_mount_point_and_the_current_directory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is not a directory"):
         check(tmp_path / "file", overwrite=True)
     with pytest.raises(ConfigError, match="is a mount point, which cannot be replaced"):
         check(Path("/"), overwrite=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is the current directory, which the checkpoint would"):
+        check(Path())  # it was deleted under the user's shell, which saw no file any more
 
 
 def test_an_earlier_checkpoint_is_whole_until_the_new_one_takes_its_place(tmp_path: Path) -> None:
@@ -199,3 +207,19 @@ def test_a_half_written_step_checkpoint_is_not_resumed_from(tmp_path: Path) -> N
         (run.path / name).mkdir()
     (run.path / "checkpoint-5" / "complete").touch()
     assert run.newest_complete() == run.path / "checkpoint-5"
+
+
+def test_of_two_runs_that_start_at_once_one_is_refused(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Loading the model takes a while, and then both wrote to one directory."""
+    output = tmp_path / "checkpoint"
+    others: list[UnfinishedRun] = []
+
+    def progress(line: str) -> None:
+        if not others:
+            others.append(begun(output))
+
+    with pytest.raises(ConfigError, match=r"another run has begun in .*checkpoint\.unfinished"):
+        train(TrainConfig(**options(data, tiny_checkpoint, output)), progress)
+    assert others[0].read_run() == RUN and not output.exists()
