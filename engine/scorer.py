@@ -262,6 +262,8 @@ class Scorer:
                 self._admission.release(reward)
                 reward.future.cancel()
                 del self._in_flight[reward.key]
+                # A job has its rewards. Memory is freed at once only if there is no cycle.
+                reward.job = None
 
     def _reply(
         self,
@@ -317,10 +319,8 @@ def _stored(reward: RewardInFlight) -> StoredReward:
 
 def _outcome(reward: RewardInFlight) -> StoredReward | InvalidRequest | ModelFailed:
     """Return the reward, or the error that may be one response's. Other errors are raised."""
-    try:
-        return _stored(reward)
-    except (InvalidRequest, ModelFailed) as error:
-        return error
+    error = reward.future.exception()
+    return error if isinstance(error, InvalidRequest | ModelFailed) else _stored(reward)
 
 
 def _raise_for_group(rewards: Sequence[Reward | KwiseError]) -> None:

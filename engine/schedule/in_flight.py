@@ -20,7 +20,7 @@ class RewardInFlight:
         future: the raw reward. It raises InvalidRequest, ModelFailed or Unavailable. It is
             cancelled when the last waiting request leaves.
         waiters: how many requests wait, by flow.
-        job: the tokenizer job that the reward is part of.
+        job: the tokenizer job that the reward is part of; None once nobody waits for the reward.
         cost: tokens of the conversation: an estimate until `sequence` is set.
         queued_tokens: the tokens that admission counts for it now.
         sequence: the tokens, once the tokenizer has run.

@@ -1,6 +1,7 @@
 """A request gets its own rewards and errors, whatever the requests beside it do."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.session import GraphSession, Pass
 from kwise.engine.precision import Precision
+from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.scorer import Scorer
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
@@ -466,3 +468,27 @@ async def test_stopping_answers_what_is_tokenised_waits_or_runs() -> None:
         assert [type(outcome) for outcome in outcomes] == [Unavailable] * 4
         encoder.gate.set()
         session.gate.set()
+
+
+async def test_a_reward_is_freed_at_once_when_the_last_request_leaves() -> None:
+    """Full garbage collections are rare, and a reward holds all tokens of its conversation."""
+    session, encoder = SumSession(), _encoder()
+    async with _scorer(session, encoder) as scorer:
+        gc.collect()
+        gc.disable()
+        try:
+            too_long = Group(prompt=(1,), responses=((4,), (5,) * 64))
+            assert isinstance((await scorer.score(too_long)).rewards[1], InvalidRequest)
+            encoder.gate.clear()
+            abandoned = [asyncio.create_task(scorer.score(_ids(n, 6, 7))) for n in range(4)]
+            await asyncio.sleep(0)
+            for call in abandoned:
+                call.cancel()
+            await asyncio.wait(abandoned)
+            encoder.gate.set()
+            await scorer.score(_ids(8, 8))  # the jobs that were in threads are done as well
+            await scorer.score(_ids(8, 7))
+            del call, abandoned
+            assert not [o for o in gc.get_objects() if isinstance(o, RewardInFlight)]
+        finally:
+            gc.enable()
