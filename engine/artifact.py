@@ -30,6 +30,10 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 GOLDEN = "golden.jsonl"
 
+# msgspec raises these for bytes that are not JSON: its own error, that of bytes which are not UTF-8,
+# and that of deep nesting.
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 T = TypeVar("T")
 Name = Annotated[str, Meta(min_length=1)]
 # A file in the artifact's own directory. A path that leads elsewhere would have another file
@@ -254,7 +258,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise ArtifactError(
             f"{path}: no such file; is this directory an artifact made by `kwise export`?"
         ) from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *_NOT_JSON) as error:
         raise ArtifactError(f"{path}: cannot be read: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
@@ -281,7 +285,7 @@ def _read_golden(path: Path) -> tuple[Golden, ...]:
         place = f"{path}:{number}"
         try:
             content = msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
+        except _NOT_JSON as error:
             raise ArtifactError(f"{place}: {error}") from None
         entry = _convert(content, _GoldenLine, place)
         prompt = tuple(

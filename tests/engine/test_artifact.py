@@ -177,6 +177,8 @@ def test_integers_are_numbers_too_and_do_not_change_the_fingerprint(tmp_path: Pa
         b"null",
         b"{}",
         b"\xff",
+        json.dumps(GOLDEN_LINE).encode().replace(b"Hello", b"H\xe9llo"),
+        b"[" * 100_000,
         json.dumps({**GOLDEN_LINE, "prompt": []}).encode(),
         json.dumps({**GOLDEN_LINE, "prompt": "Hi"}).encode(),
         json.dumps({**GOLDEN_LINE, "prompt": [{"role": "user"}]}).encode(),
@@ -218,10 +220,20 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: Callable[[Pa
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{", "null", '{"schema_version": 99}', '{"schema_version": 1}']
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"null",
+        b'{"schema_version": 99}',
+        b'{"schema_version": 1}',
+        b'{"name": "\xff"}',
+        b"[" * 100_000,
+    ],
 )
-def test_a_malformed_manifest_is_refused(tmp_path: Path, content: str) -> None:
-    (_write(tmp_path) / MANIFEST).write_text(content)
+def test_a_malformed_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    (_write(tmp_path) / MANIFEST).write_bytes(content)
     with pytest.raises(ArtifactError, match=MANIFEST):
         read_artifact(tmp_path)
 
