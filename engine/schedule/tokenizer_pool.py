@@ -106,9 +106,13 @@ class TokenizerPool:
 
     def _encode_or_raise(self, group: Group) -> Sequence[EncodedSequence | Exception]:
         try:
-            return self._encode(group)
+            outcomes = self._encode(group)
         except Exception:
             raise
         except BaseException as panic:
             # A panic in the tokenizers library is not an Exception, and asyncio expects only those.
             raise RuntimeError("the tokenizer panicked") from panic
+        if len(outcomes) != len(group.responses):
+            num_responses = len(group.responses)
+            raise RuntimeError(f"{len(outcomes)} token sequences for {num_responses} responses")
+        return outcomes

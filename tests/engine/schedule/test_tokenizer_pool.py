@@ -32,6 +32,8 @@ class Stage:
     def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
         assert self.gate.wait(PATIENCE_S)
         self.order.append(str(group.responses[0]))
+        if group.responses[0] == "lost":
+            return []
         if group.responses[0] == "bad":
             return [InvalidRequest("text", "it is bad", response=0)]
         ids = np.array([1, 2, 3])
@@ -75,3 +77,16 @@ async def test_a_response_that_cannot_be_tokenised_is_released_with_its_error() 
     await stage.pool.stop()
     assert isinstance(bad.future.exception(), InvalidRequest)
     assert stage.released == [bad]
+
+
+async def test_a_wrong_number_of_outcomes_is_an_error_and_the_pool_goes_on() -> None:
+    stage = Stage()
+    stage.gate.set()
+    stage.pool.start()
+    lost, good = stage.add("lost", MODEST), stage.add("good", MODEST)
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.wait([lost.future, good.future])
+    await stage.pool.stop()
+    assert isinstance(lost.future.exception(), RuntimeError)
+    assert stage.released == [lost]
+    assert good.future.result() == 0
