@@ -30,8 +30,8 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 GOLDEN = "golden.jsonl"
 
-# msgspec raises these for bytes that are not JSON: its own error, that of bytes which are not UTF-8,
-# and that of deep nesting.
+# What msgspec raises for bytes that are not JSON. The second is for bytes that are not UTF-8, the
+# third for deep nesting.
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 T = TypeVar("T")
