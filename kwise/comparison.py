@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import combinations
-from math import exp
+from math import exp, isnan
 
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.types import Comparison, Reward
@@ -13,13 +13,13 @@ def ranks(rewards: Sequence[Reward | KwiseError]) -> list[int | None]:
     """Return the rank of each response, in the order of `rewards`.
 
     The largest raw reward has rank 1. Equal rewards share a rank, and the next rank counts all of
-    them (1, 2, 2, 4). A response without a reward has no rank: None.
+    them (1, 2, 2, 4). A response without a reward, or with the reward NaN, has no rank: None.
     """
-    # NaN has no order and would spoil that of the others.
-    ascending = sorted(r.raw for r in rewards if isinstance(r, Reward) and r.raw == r.raw)
+    raw = [r.raw if isinstance(r, Reward) and not isnan(r.raw) else None for r in rewards]
+    ascending = sorted(value for value in raw if value is not None)
     return [
-        1 + len(ascending) - bisect_right(ascending, r.raw) if isinstance(r, Reward) else None
-        for r in rewards
+        None if value is None else 1 + len(ascending) - bisect_right(ascending, value)
+        for value in raw
     ]
 
 

@@ -1,7 +1,7 @@
 """Ranks, margins and win probabilities depend only on the raw rewards, in any order and size."""
 
 from itertools import combinations
-from math import isclose, isfinite, isnan
+from math import inf, isclose, isfinite, isnan, nan
 
 import pytest
 from hypothesis import given
@@ -19,6 +19,11 @@ OUTCOMES = st.lists(REWARDS | st.builds(ModelFailed), max_size=7)
 def test_equal_rewards_share_a_rank() -> None:
     rewards = [Reward(value=0, raw=raw, tokens=1) for raw in (2.0, 5.0, 2.0, 1.0)]
     assert ranks(rewards) == [2, 1, 2, 4]
+
+
+def test_nan_has_no_rank_and_does_not_change_the_others() -> None:
+    rewards = [Reward(value=0, raw=raw, tokens=1) for raw in (2.0, nan, 5.0, nan, -inf)]
+    assert ranks(rewards) == [2, None, 1, None, 3]
 
 
 @given(OUTCOMES)
