@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from kwise.engine.model.cpu import available_cpus
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.text.limits import ControlTokens, Overlong
-from kwise.options import check_bounds, option
+from kwise.options import MAX_UINT32, check_bounds, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,7 @@ class EngineConfig:
         "GPUs at more. A longer conversation gets a batch of its own. Responses to a very long "
         "prompt may exceed the limit up to twofold, so that the prompt is computed once",
         minimum=16,
+        maximum=MAX_UINT32,
     )
     max_queue_tokens: int = option(
         524_288,

@@ -23,6 +23,8 @@ from kwise.errors import ConfigError
 
 T = TypeVar("T")
 
+MAX_UINT32 = (1 << 32) - 1  # the bound of an option that the server reports in a uint32
+
 
 def option(
     default: Any = dataclasses.MISSING,

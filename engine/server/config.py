@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kwise.options import check_bounds, option
+from kwise.options import MAX_UINT32, check_bounds, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +24,14 @@ class ServerConfig:
     )
     # The event loop checks a group and looks up its cached rewards in one step, in which it answers
     # nobody else: 9 ms for 2,000 responses of 500 characters.
-    max_responses: int = option(2048, "responses of one request", minimum=1)
+    max_responses: int = option(2048, "responses of one request", minimum=1, maximum=MAX_UINT32)
     # A pair costs 4 us of the event loop, in slices, and 28 bytes of the reply, which protobuf
     # writes in one step: 10 ms for 100,000 pairs.
     max_pairs: int = option(
         100_000,
         "pairs of one Compare; all pairs of 447 responses are 99,681",
         minimum=1,
+        maximum=MAX_UINT32,
     )
     grace_s: float = option(
         30.0, "seconds that running requests get to finish after SIGTERM", minimum=0

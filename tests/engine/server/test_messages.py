@@ -5,8 +5,19 @@ from types import SimpleNamespace
 import pytest
 
 from kwise.client import messages as client_messages
+from kwise.engine.config import EngineConfig
 from kwise.engine.server import messages
-from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, ServiceFailed
+from kwise.engine.server.config import ServerConfig
+from kwise.errors import (
+    ConfigError,
+    InvalidRequest,
+    KwiseError,
+    ModelFailed,
+    Overloaded,
+    ServiceFailed,
+)
+from kwise.options import MAX_UINT32
+from kwise.protos.kwise.v1 import reward_pb2 as pb
 
 ERRORS: list[KwiseError] = [
     InvalidRequest("prompt", "it is empty"),
@@ -36,3 +47,20 @@ def test_the_error_of_a_call_keeps_what_it_is_about(error: KwiseError) -> None:
     assert (received.status, received.response) == (error.status, error.response)
     assert received.retry_after_s == getattr(error, "retry_after_s", None)
     assert received.target == "host:7"
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (EngineConfig, "max_batch_tokens"),
+        (ServerConfig, "max_responses"),
+        (ServerConfig, "max_pairs"),
+    ],
+)
+def test_a_limit_that_the_reply_of_get_model_cannot_hold_is_refused(
+    config: type, name: str
+) -> None:
+    config(**{name: MAX_UINT32})
+    pb.GetModelResponse(**{name: MAX_UINT32})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="must be at most"):
+        config(**{name: MAX_UINT32 + 1})
