@@ -8,6 +8,7 @@ compare. Used from one thread.
 """
 
 import hashlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,12 +91,18 @@ def reward_keys(namespace: bytes, group: Group) -> list[bytes]:
 def _parts(content: Sequence[Message] | TokenIds) -> Iterator[bytes]:
     """Yield the parts that the digest covers.
 
-    Token ids are one part, because a request may have hundreds of thousands of them and `repr`
-    writes them at C's speed.
+    Token ids are one part, because a request may have hundreds of thousands of them and `array`
+    takes 15 ns each.
     """
     if content and not isinstance(content[0], Message):
-        yield b"ids"
-        yield repr(content).encode()
+        try:
+            ids = array("q", cast(TokenIds, content)).tobytes()
+        except OverflowError:  # in a response that is too long to be scored, ids are not checked
+            yield b"large ids"
+            yield repr(content).encode()
+        else:
+            yield b"ids"
+            yield ids
         return
     for message in cast(Sequence[Message], content):
         yield b"role"

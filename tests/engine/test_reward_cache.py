@@ -65,7 +65,9 @@ WORDS = st.lists(
     max_size=3,
 )
 TEXTS = WORDS.map("".join)
-IDS = st.lists(st.integers(0, 12), max_size=3).map(tuple)
+# The largest one fits into no machine word.
+ID = st.integers(0, 12) | st.sampled_from([-1, 1 << 8, 1 << 32, 1 << 64])
+IDS = st.lists(ID, max_size=3).map(tuple)
 CONVERSATIONS = st.lists(st.builds(Message, role=TEXTS, content=TEXTS), max_size=3).map(tuple)
 GROUPS = st.builds(
     Group, prompt=CONVERSATIONS, responses=st.lists(TEXTS, min_size=1, max_size=3).map(tuple)
