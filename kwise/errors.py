@@ -100,7 +100,8 @@ class UnknownModel(KwiseError):
     status = Status.NOT_FOUND
 
     def __init__(self, name: str, served: str) -> None:
-        super().__init__(f"model: {name!r} is not served here; this server has {served!r}")
+        # A longer message would not fit into gRPC's trailers, and the client would not get it.
+        super().__init__(f"model: {name[:100]!r} is not served here; this server has {served!r}")
 
 
 class Overloaded(KwiseError):

@@ -452,6 +452,7 @@ def test_an_unknown_model_is_not_found(stub: Any) -> None:
             score_request(model="other", prompt=pb.Prompt(text="a"), responses=texts("b")),
         ),
         (stub.GetModel, pb.GetModelRequest(model="other")),
+        (stub.GetModel, pb.GetModelRequest(model="x" * 100_000)),  # trailers hold 16 KB
     ):
         with pytest.raises(grpc.RpcError) as failed:
             call(request)
