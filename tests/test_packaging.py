@@ -127,13 +127,37 @@ def test_the_wheel_has_each_file_of_the_package_once_and_nothing_else(
     assert wheel.name == f"kwise-{kwise.__version__}-py3-none-any.whl"
 
 
+def test_a_copy_without_links_installs_the_same_files(clone: Path, tmp_path: Path) -> None:
+    """pip unpacks GitHub's zip files, and git clones on Windows, to files with the links' text."""
+    copy = shutil.copytree(clone, tmp_path / "copy", symlinks=True)
+    for name in FOLDERS:
+        (copy / "kwise" / name).unlink()
+        (copy / "kwise" / name).write_text(f"../{name}")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--wheel",
+        "--outdir",
+        str(tmp_path),
+    ]
+    done = subprocess.run([*command, str(copy)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        names = sorted(n for n in opened.namelist() if ".dist-info/" not in n)
+    assert names == files_of_the_package(clone)
+
+
 def test_the_sdist_has_real_files_where_the_repository_has_links(clone: Path, built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as opened:
         members = opened.getmembers()
     assert [member.name for member in members if not (member.isfile() or member.isdir())] == []
     names = sorted(member.name.partition("/")[2] for member in members if member.isfile())
-    about = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    about = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"}
+    about |= {"pyproject.toml", "setup.cfg", "setup.py"}
     assert [
         name for name in names if name not in about and not name.startswith("kwise.egg-info/")
     ] == files_of_the_package(clone)
