@@ -40,25 +40,23 @@ def publish_directory(work: Path, target: Path) -> None:
     crash in that moment leaves both directories complete beside `target`: the old one as
     `.NAME-replaced-*`, the new one as `work`.
 
+    A directory that comes with the image of a container cannot be renamed at all (overlayfs). It is
+    copied aside and deleted, and readers may find a part of it meanwhile.
+
     Raises:
         OSError: A rename failed, and `target` is as it was; or the new directory is in place and
             the old one could not be deleted.
     """
     target = target.resolve()
     _sync_tree(work)
-    if not target.is_dir():
-        work.rename(target)
-        _sync(target.parent)
-        return
-    old = work
-    try:
-        _exchange(work, target)
-    except OSError as error:
-        if error.errno not in _NO_EXCHANGE:
-            raise
-        old = _replace_in_two_steps(work, target)
+    old = None
+    if target.is_dir() and any(target.iterdir()):
+        old = _replace(work, target)
+    else:
+        work.rename(target)  # also over an empty directory
     _sync(target.parent)
-    shutil.rmtree(old)
+    if old is not None:
+        shutil.rmtree(old)
 
 
 def publish_file(work: Path, target: Path) -> None:
@@ -70,6 +68,19 @@ def publish_file(work: Path, target: Path) -> None:
     _sync(work)
     work.replace(target)
     _sync(target.parent)
+
+
+def _replace(work: Path, target: Path) -> Path:
+    """Put `work` in the place of a directory with files in it. Return where the old one is."""
+    try:
+        _exchange(work, target)
+    except OSError as error:
+        if error.errno in _NO_EXCHANGE:
+            return _replace_in_two_steps(work, target)
+        if error.errno == errno.EXDEV:
+            return _replace_by_copying(work, target)
+        raise
+    return work
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -97,6 +108,27 @@ def _replace_in_two_steps(work: Path, target: Path) -> Path:
         work.rename(target)
     except BaseException:
         aside.rename(target)
+        raise
+    return aside
+
+
+def _replace_by_copying(work: Path, target: Path) -> Path:
+    """Copy `target` aside, delete it, and rename `work` to it. Return where the copy is.
+
+    overlayfs refuses to rename a directory of a lower layer, and reports that it is on another
+    device.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-replaced-", dir=target.parent))
+    try:
+        shutil.copytree(target, aside, symlinks=True, dirs_exist_ok=True)
+        try:
+            shutil.rmtree(target)
+            work.rename(target)
+        except BaseException:
+            shutil.copytree(aside, target, symlinks=True, dirs_exist_ok=True)
+            raise
+    except BaseException:
+        shutil.rmtree(aside)
         raise
     return aside
 

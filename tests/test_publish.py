@@ -150,6 +150,48 @@ def test_where_there_is_no_exchange_two_renames_replace_a_directory(
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_directory_of_a_containers_image_is_replaced_although_it_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """overlayfs refuses to rename a directory of a lower layer, but not to replace an empty one."""
+    target, work = write_version(tmp_path / "target", 1), write_version(tmp_path / "work", 2)
+    rename = Path.rename
+
+    def refuse(first: Path, second: Path) -> None:
+        raise OSError(errno.EXDEV, "of a lower layer")
+
+    def rename_but_target(self: Path, to: Path) -> Path:
+        if self == target or fails:
+            raise OSError(errno.EXDEV, "of a lower layer")
+        return rename(self, to)
+
+    monkeypatch.setattr(publish, "_exchange", refuse)
+    monkeypatch.setattr(Path, "rename", rename_but_target)
+    if fails:
+        with pytest.raises(OSError, match="of a lower layer"):
+            publish_directory(work, target)
+        assert (read_version(target), read_version(work)) == (1, 2)
+        assert {path.name for path in tmp_path.iterdir()} == {"target", "work"}
+    else:
+        publish_directory(work, target)
+        assert read_version(target) == 2
+        assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_an_empty_directory_is_replaced_by_a_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(first: Path, second: Path) -> None:
+        raise OSError(errno.EXDEV, "of a lower layer")
+
+    monkeypatch.setattr(publish, "_exchange", refuse)
+    (tmp_path / "target").mkdir()
+    publish_directory(write_version(tmp_path / "work", 1), tmp_path / "target")
+    assert read_version(tmp_path / "target") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
 @pytest.mark.parametrize(("code", "is_published"), [(errno.EINVAL, True), (errno.EIO, False)])
 def test_a_file_system_need_not_flush_directories_but_must_not_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_published: bool
