@@ -23,17 +23,29 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 def _quotas(root: Path) -> list[float]:
     """Return the quotas, in CPUs, of this process's cgroup and its ancestors (version 2 and 1)."""
-    mount, quotas = root / "sys/fs/cgroup", []
-    lines = _read(root / "proc/self/cgroup").splitlines()
-    own = next((line[len("0::/") :] for line in lines if line.startswith("0::/")), "")
-    for group in (mount / own, *(mount / own).parents):
-        quotas.append(_read(group / "cpu.max"))  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
-        if group == mount:
-            break
-    v1 = mount / "cpu"
-    quotas.append(f"{_read(v1 / 'cpu.cfs_quota_us')} {_read(v1 / 'cpu.cfs_period_us')}")  # -1: none
+    mount, v2, v1 = root / "sys/fs/cgroup", "/", "/"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            v2 = group
+        elif "cpu" in controllers.split(","):
+            v1 = group
+    # "QUOTA PERIOD" in microseconds, or "max PERIOD"
+    quotas = [_read(path / "cpu.max") for path in _with_ancestors(mount, v2)]
+    for path in _with_ancestors(mount / "cpu", v1):
+        quota, period = (_read(path / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        quotas.append(f"{quota} {period}")  # the quota is -1 if there is none
     pairs = [quota.split() for quota in quotas]
     return [int(p[0]) / int(p[1]) for p in pairs if len(p) == 2 and p[0].isdigit()]
+
+
+def _with_ancestors(mount: Path, group: str) -> list[Path]:
+    """Return the directories of a cgroup and its ancestors, up to `mount` itself.
+
+    In a container, `group` may be a path of the host, and `mount` the container's own cgroup.
+    """
+    own = mount / group.lstrip("/")
+    return [path for path in (own, *own.parents) if path.is_relative_to(mount)]
 
 
 def _read(path: Path) -> str:

@@ -25,6 +25,15 @@ NESTED = {"proc/self/cgroup": "0::/pods/one\n"}
 CPU_MAX = "sys/fs/cgroup/cpu.max"
 V1_QUOTA, V1_PERIOD = "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "sys/fs/cgroup/cpu/cpu.cfs_period_us"
 
+V1_OF_4 = {V1_QUOTA: "400000\n", V1_PERIOD: "100000\n"}
+SERVICE_V1 = {
+    "proc/self/cgroup": "3:cpuset:/\n2:cpu,cpuacct:/system.slice/kwise\n0::/system.slice/kwise\n",
+    "sys/fs/cgroup/cpu/system.slice/kwise/cpu.cfs_quota_us": "150000\n",
+    "sys/fs/cgroup/cpu/system.slice/kwise/cpu.cfs_period_us": "100000\n",
+    V1_QUOTA: "-1\n",
+    V1_PERIOD: "100000\n",
+}
+
 
 @pytest.mark.parametrize(
     ("files", "expected"),
@@ -39,6 +48,10 @@ V1_QUOTA, V1_PERIOD = "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "sys/fs/cgroup/cpu/c
         (NESTED | {"sys/fs/cgroup/pods/cpu.max": "150000 50000\n"}, 3),
         ({"proc/self/cgroup": "4:cpu:/\n", V1_QUOTA: "400000\n", V1_PERIOD: "100000\n"}, 4),
         ({"proc/self/cgroup": "4:cpu:/\n", V1_QUOTA: "-1\n", V1_PERIOD: "100000\n"}, 8),
+        (SERVICE_V1, 2),
+        (SERVICE_V1 | {V1_QUOTA: "100000\n", V1_PERIOD: "100000\n"}, 1),
+        # A container that sees its host's paths, and its own cgroup at the mount.
+        (SERVICE_V1 | {"proc/self/cgroup": "2:cpu,cpuacct:/docker/1\n"} | V1_OF_4, 4),
     ],
 )
 def test_the_quota_is_rounded_up_and_at_least_one(
