@@ -121,13 +121,14 @@ def _replace_by_copying(work: Path, target: Path) -> Path:
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-replaced-", dir=target.parent))
     try:
         shutil.copytree(target, aside, symlinks=True, dirs_exist_ok=True)
-        try:
-            shutil.rmtree(target)
-            work.rename(target)
-        except BaseException:
-            shutil.copytree(aside, target, symlinks=True, dirs_exist_ok=True)
-            raise
     except BaseException:
+        shutil.rmtree(aside)
+        raise
+    try:
+        shutil.rmtree(target)
+        work.rename(target)
+    except BaseException:
+        shutil.copytree(aside, target, symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(aside)
         raise
     return aside
