@@ -27,6 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends the process, and return 0."""
     # SIGHUP ends a process by default. It is ignored until there is an artifact to reload.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Ctrl-C ends a server that still loads its model, as SIGTERM does. asyncio would wait for
+        # the end of the load. `serve` handles both signals once it serves.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     engine, server = from_options(EngineConfig, arguments), from_options(ServerConfig, arguments)
     asyncio.run(serve(arguments.artifact, engine, server))

@@ -1,11 +1,13 @@
-"""A server that is told to end while it loads another artifact."""
+"""A server that is told to end while it loads its artifact, or another one."""
 
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from kwise.client import RewardClient
 from kwise.engine.artifact import MANIFEST, read_manifest
@@ -43,3 +45,34 @@ def test_sigterm_does_not_wait_for_a_reload(tiny_artifact: Path, tmp_path: Path)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(PATIENCE_S) == 0
     assert "Traceback" not in server.log.text
+
+
+# `kwise`, except that no artifact is ever loaded.
+NEVER_LOADED = """
+import sys, time
+from kwise.cli import main
+from kwise.engine.scorer import Scorer
+
+def held(*arguments):
+    print("loading", flush=True)
+    while True:  # time.sleep goes on after a signal whose handler returns, as a library's code does
+        time.sleep(3600)
+
+Scorer.load = held
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_server_that_loads_its_first_artifact(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-c", NEVER_LOADED, "serve", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loading\n"
+            process.send_signal(number)
+            assert process.wait(PATIENCE_S) == -number
+        finally:
+            process.kill()
