@@ -10,6 +10,7 @@ from optimum.exporters.onnx import onnx_export_from_model
 from transformers import PreTrainedModel
 
 from kwise.engine.artifact import MODEL, GraphContract
+from kwise.errors import ConfigError
 from kwise.export.graph_file import read_graph, write_graph
 from kwise.export.graphs.tracing import without_tracer_warnings
 
@@ -18,9 +19,19 @@ def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
     """Write `model.onnx` and `model.onnx.data`; return the contract of this graph.
 
     The inputs are int64[B, length]. The output `logits`, float32[B, 1], holds the rewards.
+
+    Raises:
+        ConfigError: Optimum does not know the architecture, or not its reward models.
     """
-    with without_tracer_warnings():
-        onnx_export_from_model(model, directory, task="text-classification", do_validation=False)
+    try:
+        with without_tracer_warnings():
+            onnx_export_from_model(
+                model, directory, task="text-classification", do_validation=False
+            )
+    except ValueError as error:
+        raise ConfigError(
+            f"--layout padded: Optimum cannot export {type(model).__name__}: {error}"
+        ) from error
     # In a file beside the graph runtimes can map the weights, and protobuf's 2 GB limit does not
     # apply.
     write_graph(read_graph(directory / MODEL), directory / MODEL)

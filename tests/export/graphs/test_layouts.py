@@ -24,7 +24,7 @@ from kwise.export.parity import allowed_difference
 from kwise.types import Group, Message
 from tests.exports import export_quietly
 from tests.real_data import read_examples
-from tests.tiny_models import PADDED, TRIE, tiny_model
+from tests.tiny_models import GROUPED, PADDED, TRIE, tiny_model
 
 
 def assert_parity(checkpoint: Path, artifact: Path, layout: str, *, openvino: bool = True) -> None:
@@ -120,3 +120,16 @@ def test_the_real_minilm_with_a_head_reads_pairs_of_texts(tmp_path: Path) -> Non
     model.save_pretrained(checkpoint)
     transformers.AutoTokenizer.from_pretrained(weights).save_pretrained(checkpoint)
     assert_parity(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), "padded")
+
+
+def test_an_architecture_that_optimum_does_not_know_is_refused_by_name(
+    smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    """A ValueError of Optimum reached the user as a traceback."""
+    from kwise.export.exporter import Layout
+
+    options = {**GROUPED, "num_local_experts": 2, "sliding_window": None}
+    checkpoint = tiny_model("Mixtral", options, smollm2_tokenizer, tmp_path / "checkpoint")
+    with pytest.raises(ConfigError, match="Optimum cannot export MixtralForSequenceClass"):
+        export_quietly(checkpoint, tmp_path / "artifact", layout=Layout.PADDED)
+    assert not (tmp_path / "artifact").exists()
