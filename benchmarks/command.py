@@ -51,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     benchmarks = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for name, (_, config, summary) in _BENCHMARKS.items():
         description = f"Measure {summary}."
-        add_options(benchmarks.add_parser(name, help=summary, description=description), config)
+        add_options(
+            benchmarks.add_parser(name, help=summary, description=description, allow_abbrev=False),
+            config,
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -90,7 +90,9 @@ def weights() -> Path:
 
 def kwise(*arguments: object) -> None:
     """Run a `kwise` command and show its output; end the demo if it fails."""
-    subprocess.run([sys.executable, "-m", "kwise", *map(str, arguments)], check=True)
+    command = [sys.executable, "-m", "kwise", *map(str, arguments)]
+    if (code := subprocess.run(command, check=False).returncode) != 0:
+        sys.exit(code)
 
 
 @contextmanager

@@ -70,14 +70,20 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str], chosen: str) -> int:
     """Parse the arguments and run the command. Of the commands, only `chosen` is imported."""
     parser = argparse.ArgumentParser(
-        prog="kwise", description="Train, export and serve reward models."
+        prog="kwise",
+        description="Train, export and serve reward models.",
+        allow_abbrev=False,  # an option that is added later must not change what `--epo` means
     )
     parser.add_argument("--version", action="version", version=f"kwise {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = None
+    parser_of_command = parser
     for name, command in _COMMANDS.items():
         subparser = commands.add_parser(
-            name, help=command.summary, description=command.summary.capitalize() + "."
+            name,
+            help=command.summary,
+            description=command.summary.capitalize() + ".",
+            allow_abbrev=False,
         )
         if name == chosen:
             try:
@@ -85,14 +91,18 @@ def _run(argv: list[str], chosen: str) -> int:
             except ModuleNotFoundError as missing:
                 if missing.name is None or missing.name.split(".")[0] == "kwise":
                     raise
+                extra = f"[{command.extra}]" if command.extra else ""
                 print(
-                    f"kwise {name} needs the package {missing.name}: "
-                    f"pip install 'kwise[{command.extra}]'",
+                    f"kwise {name} needs the package {missing.name}: install 'kwise{extra}' "
+                    f"(in a clone: pip install '.{extra}')",
                     file=sys.stderr,
                 )
                 return 1
             module.add_arguments(subparser)
             run = module.run
-    arguments = parser.parse_args(argv)
+            parser_of_command = subparser
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:  # parse_args would print the usage of `kwise`, without the command's options
+        parser_of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
     assert run is not None, "argparse has refused any other command"
     return int(run(arguments))

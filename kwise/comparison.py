@@ -41,7 +41,9 @@ def check_pair(number: int, first: int, second: int, num_responses: int) -> None
     """
     if not (0 <= first < num_responses and 0 <= second < num_responses):
         raise InvalidRequest(
-            f"pairs[{number}]", f"({first}, {second}) with {num_responses} responses"
+            f"pairs[{number}]",
+            f"({first}, {second}) names a response that does not exist; there are {num_responses}, "
+            f"counted from 0",
         )
 
 

@@ -58,6 +58,9 @@ def kwise(*arguments: str) -> int:
         ("score --response a", 2, "--response needs --prompt"),
         ("compare --prompt p --response a", 2, "a comparison needs at least two responses"),
         ("scores", 2, "invalid choice: 'scores'"),
+        ("score --bogus", 2, "usage: kwise score"),
+        ("score --bogus", 2, "unrecognized arguments: --bogus"),
+        ("train good.jsonl --model m --output y --epoch 2", 2, "unrecognized arguments: --epoch 2"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_with_its_exit_code(

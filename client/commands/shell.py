@@ -254,7 +254,8 @@ def read_line(
     for number, pair in enumerate(to_pairs(pairs)):
         if max(pair.first, pair.second) >= len(responses):
             raise ValueError(
-                f"pairs[{number}] is ({pair.first}, {pair.second}) with {len(responses)} responses"
+                f"pairs[{number}]: ({pair.first}, {pair.second}) names a response that does not "
+                f"exist; there are {len(responses)}, counted from 0"
             )
     line = Line(
         where=where, fields=fields, responses=responses, pairs=pairs and [(a, b) for a, b in pairs]

@@ -364,7 +364,7 @@ class TestShell:
             ('{"prompt": "p", "responses": [{"txt": "a"}]}', "responses[0] has no 'text'"),
             (
                 '{"prompt": "p", "responses": ["a", "b"], "pairs": [[0, 2]]}',
-                "pairs[0] is (0, 2) with 2 responses",
+                "pairs[0]: (0, 2) names a response that does not exist; there are 2",
             ),
             ('{"prompt": "\\ud800", "responses": ["a"]}', "lone surrogate"),
         ],

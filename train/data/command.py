@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one subcommand per task."""
     tasks = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for name, (_, config, summary) in _TASKS.items():
-        subparser = tasks.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        subparser = tasks.add_parser(
+            name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False
+        )
         add_options(subparser, config)
         if name == "convert":
             lines = [f"  {name.value:22}{form.summary}" for name, form in FORMATS.items()]
