@@ -53,6 +53,9 @@ class Reloader:
                 if (new := await self._load()) is not None:
                     _LOG.info("serving %s instead of %s", new.description, serving)
                     await self._service.swap(new)
+                    # The step of the event loop in which the old tasks end refers to them, and they
+                    # to the old model. It would be frozen with them.
+                    await asyncio.sleep(0)
                     freeze_heap()
             except (ArtifactError, ConfigError) as error:
                 _LOG.error("reload refused, %s goes on serving: %s", serving, error)

@@ -1,9 +1,12 @@
 """The service without gRPC: limits, errors and slices, with a real model and no socket."""
 
 import asyncio
+import gc
+import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from itertools import combinations
 from pathlib import Path
@@ -25,6 +28,7 @@ from kwise.errors import (
     UnknownModel,
 )
 from kwise.types import Group, Message
+from tests.servers import PATIENCE_S
 
 
 def group(*responses: str) -> Group:
@@ -223,3 +227,34 @@ async def test_a_load_that_nobody_waits_for_may_end_later() -> None:
         await loading
     held.set()
     await asyncio.to_thread(ended.wait)
+
+
+async def test_the_old_model_is_garbage_before_the_heap_is_frozen(
+    tmp_path: Path, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen, it would stay in memory until the next reload: 490 MB of SmolLM2."""
+    artifact = tmp_path / "artifact"
+    shutil.copytree(tiny_artifact, artifact)
+    scorer = Scorer.load(artifact)
+    scorer.start()
+    old = weakref.ref(scorer._batcher._sessions[0])
+    service = RewardService(scorer)
+    changed = msgspec.structs.replace(scorer.artifact.manifest, reward_mean=1.0).signed()
+    (artifact / "manifest.json").write_text(changed.to_json())
+    del scorer
+    is_freed, frozen = [], asyncio.Event()
+
+    def freeze() -> None:
+        gc.collect()
+        is_freed.append(old() is None)
+        frozen.set()
+
+    monkeypatch.setattr("kwise.engine.server.reload.freeze_heap", freeze)
+    reloader = Reloader(service, artifact, EngineConfig())
+    running = asyncio.create_task(reloader.run())
+    reloader.ask()
+    async with asyncio.timeout(PATIENCE_S):
+        await frozen.wait()
+    assert is_freed == [True]
+    running.cancel()
+    await service.close()
