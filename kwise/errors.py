@@ -14,6 +14,7 @@ the names of the statuses and imports no protocol; each protocol maps them in on
 """
 
 from enum import Enum
+from typing import Any
 
 
 class Status(Enum):
@@ -61,6 +62,17 @@ class KwiseError(Exception):
         Requests that share a computation have one error, but each has its own order of responses.
         """
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the message and the attributes. The constructors' arguments are not kept.
+
+        `multiprocessing.Pool` waits for ever if it cannot unpickle a worker's error.
+        """
+        return _unpickled, (type(self), self.args), self.__dict__
+
+
+def _unpickled(kind: type[KwiseError], arguments: tuple[Any, ...]) -> KwiseError:
+    return kind.__new__(kind, *arguments)
 
 
 class InvalidRequest(KwiseError):

@@ -1,5 +1,6 @@
 """Every error has a status, and errors of responses say as data which response they are about."""
 
+import pickle
 from collections.abc import Iterator
 
 import grpc
@@ -8,7 +9,15 @@ import pytest
 import kwise.client
 import kwise.engine.scorer  # noqa: F401 - whatever it defines must be found below
 from kwise.client import RewardServiceError
-from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Status, UnknownModel
+from kwise.errors import (
+    InvalidRequest,
+    KwiseError,
+    ModelFailed,
+    Overloaded,
+    Status,
+    Unavailable,
+    UnknownModel,
+)
 
 
 def subclasses(error: type[KwiseError]) -> Iterator[type[KwiseError]]:
@@ -50,3 +59,21 @@ def test_an_error_of_a_group_stays_one() -> None:
     for error in (InvalidRequest("prompt", "it is empty"), UnknownModel("a", "b")):
         assert error.at(5) is error
         assert error.response is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest("text", "too long", response=3),
+        UnknownModel("a", "b"),
+        Overloaded(1, 2, 3, 0.5),
+        ModelFailed(3),
+        Unavailable.draining(),
+        RewardServiceError("UNAVAILABLE", "away", target="host:1", retry_after_s=0.5, response=2),
+    ],
+)
+def test_an_error_survives_the_way_from_a_worker_process(error: KwiseError) -> None:
+    received = pickle.loads(pickle.dumps(error))
+    assert type(received) is type(error)
+    assert (str(received), vars(received)) == (str(error), vars(error))
+    assert (received.status, received.response) == (error.status, error.response)
