@@ -50,6 +50,7 @@ class Attempts:
         self._now = now
         self._ends_at = now() + timeout_s
         self._backoff = Backoff()
+        self._refusal: RewardServiceError | None = None  # the server's last answer
 
     @property
     def left_s(self) -> float:
@@ -60,9 +61,13 @@ class Attempts:
         """Return the seconds to wait before the next attempt.
 
         Raises:
-            RewardServiceError: `failure`, if another attempt cannot help or would come too late.
+            RewardServiceError: `failure`, if another attempt cannot help or would come too late. If
+                the time ended during an attempt, the server's last refusal, which says why.
         """
+        if failure.status is Status.DEADLINE_EXCEEDED and self._refusal is not None:
+            raise self._refusal
         pause_s = self._backoff.pause_s(failure.retry_after_s)
         if not is_retried(failure) or pause_s >= self.left_s:
             raise failure
+        self._refusal = failure
         return pause_s

@@ -235,6 +235,16 @@ class TestAttempts:
                 Attempts(10.0).pause_s(failure)
             assert raised.value is failure
 
+    def test_the_servers_last_refusal_is_raised_if_the_time_ends_during_an_attempt(self) -> None:
+        """That the deadline has passed says nothing about the cause."""
+        attempts = Attempts(10.0)
+        draining = RewardServiceError("UNAVAILABLE", "draining")
+        attempts.pause_s(RewardServiceError("UNAVAILABLE", "restarting"))
+        attempts.pause_s(draining)
+        with pytest.raises(RewardServiceError) as raised:
+            attempts.pause_s(RewardServiceError("DEADLINE_EXCEEDED", "too late"))
+        assert raised.value is draining
+
     def test_the_servers_advice_comes_before_growing_pauses_and_the_deadline_before_both(
         self,
     ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from kwise.client import RewardClient
 from tests.real_data import ROOT, read_examples
-from tests.servers import Server, raw_rewards, running_server
+from tests.servers import PATIENCE_S, Server, raw_rewards, running_server
 
 # Real rankings of nine responses, which are not in the repository; skipped without them.
 REAL_RANKINGS = Path(
@@ -56,7 +56,7 @@ def test_the_demo_model_serves_what_transformers_computes_on_every_example(
 ) -> None:
     # To save time, score two responses of each group and compare one of them, alternately.
     groups = [(messages, responses[:2]) for messages, responses in read_examples()]
-    with RewardClient(demo_server.address) as client:
+    with RewardClient(demo_server.address, timeout_s=PATIENCE_S) as client:
         for number, (group, served) in enumerate(
             zip(groups, client.score_many(groups), strict=True)
         ):
@@ -74,7 +74,7 @@ def test_the_demo_model_serves_what_transformers_computes_on_real_groups(
         rankings: list[dict[str, Any]] = [
             json.loads(line) for _, line in zip(range(50), lines, strict=False)
         ]
-    with RewardClient(demo_server.address) as client:
+    with RewardClient(demo_server.address, timeout_s=PATIENCE_S) as client:
         for number, ranking in enumerate(rankings):
             # To save time, score three of the nine and compare one of them, alternately.
             responses = [ranking["responses"][(number + offset) % 9]["text"] for offset in range(3)]

@@ -41,7 +41,7 @@ def groups() -> list[tuple[Prompt, list[str]]]:
 
 @pytest.fixture(scope="module")
 def expected(tiny_server: Server, groups: list[tuple[Prompt, list[str]]]) -> list[list[float]]:
-    with RewardClient(tiny_server.address) as client:
+    with RewardClient(tiny_server.address, timeout_s=PATIENCE_S) as client:
         return [raw_rewards(client.score(messages, responses)) for messages, responses in groups]
 
 
@@ -126,7 +126,7 @@ def test_a_changed_artifact_is_swapped_in_without_a_failed_request(
 
     def load(worker: int, address: str) -> None:
         rng = random.Random(worker)
-        with RewardClient(address) as client:
+        with RewardClient(address, timeout_s=PATIENCE_S) as client:
             while not done.is_set():
                 number = rng.randrange(len(groups))
                 scored = client.score(*groups[number])
@@ -203,11 +203,14 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_until_it_does(
         "--max-queue-tokens",
         "10000000",
     )
-    with running_server(tiny_artifact, *options) as server, RewardClient(server.address) as client:
+    with (
+        running_server(tiny_artifact, *options) as server,
+        RewardClient(server.address, timeout_s=PATIENCE_S) as client,
+    ):
         alone = raw_rewards(client.score("Say much.", responses[:1]))
         limit = memory_bytes(server.process.pid, "VmSize") + (96 << 20)
         resource.prlimit(server.process.pid, resource.RLIMIT_AS, (limit, limit))
-        scored = raw_rewards(client.score("Say much.", responses))
+        scored = raw_rewards(client.score("Say much.", responses, timeout_s=3 * PATIENCE_S))
         assert scored[0] == pytest.approx(alone[0], abs=EXACT)
         wait_until(lambda: "in halves" in server.log.text)
         assert raw_rewards(client.score(*groups[0])) == pytest.approx(expected[0], abs=EXACT)
@@ -336,7 +339,7 @@ def test_ten_thousand_fuzzed_messages_are_answered_and_harm_no_other_request(
     # INTERNAL if the stream ends while it writes.
     assert set(codes) <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNKNOWN", "INTERNAL"}, codes
     assert all(codes[name] > 100 for name in ("OK", "INVALID_ARGUMENT", "UNKNOWN")), codes
-    with RewardClient(hardy_server.address) as client:
+    with RewardClient(hardy_server.address, timeout_s=PATIENCE_S) as client:
         assert raw_rewards(client.score(*groups[1])) == pytest.approx(expected[1], abs=EXACT)
     assert resident_bytes(hardy_server) < before + (200 << 20)
 
@@ -408,7 +411,7 @@ def test_a_thousand_streams_at_once_are_all_answered(
             assert values == pytest.approx(expected[number], abs=EXACT)
 
     async def all_at_once() -> None:
-        async with AsyncRewardClient(hardy_server.address) as client:
+        async with AsyncRewardClient(hardy_server.address, timeout_s=PATIENCE_S) as client:
             await asyncio.gather(*(one(client, start) for start in range(1000)))
 
     before = resident_bytes(hardy_server)
@@ -427,7 +430,7 @@ def test_clients_that_disconnect_or_send_nothing_leave_no_open_files(
     silent[2].sendall(random.Random(0).randbytes(10_000))
 
     async def vanish(count: int) -> None:
-        async with AsyncRewardClient(hardy_server.address) as client:
+        async with AsyncRewardClient(hardy_server.address, timeout_s=PATIENCE_S) as client:
             calls = [
                 asyncio.create_task(client.score("Vanish. " * 200 + str(n), ["a", "b"]))
                 for n in range(count)
@@ -439,7 +442,7 @@ def test_clients_that_disconnect_or_send_nothing_leave_no_open_files(
             await asyncio.gather(*calls, return_exceptions=True)
 
     asyncio.run(vanish(200))
-    with RewardClient(hardy_server.address) as client:
+    with RewardClient(hardy_server.address, timeout_s=PATIENCE_S) as client:
         assert raw_rewards(client.score(*groups[2])) == pytest.approx(expected[2], abs=EXACT)
     for connection in silent:
         connection.close()
@@ -465,8 +468,8 @@ def test_a_client_with_many_groups_in_the_queue_does_not_delay_another_one(
     with (
         running_held_server(tiny_artifact, held, *options) as server,
         ThreadPoolExecutor(2) as workers,
-        RewardClient(server.address, client="flood") as large,
-        RewardClient(server.address, client="modest") as modest,
+        RewardClient(server.address, client="flood", timeout_s=PATIENCE_S) as large,
+        RewardClient(server.address, client="modest", timeout_s=PATIENCE_S) as modest,
     ):
         held.hold()
         flooding = workers.submit(lambda: list(large.score_many(flood)))

@@ -17,7 +17,7 @@ from kwise.engine.scorer import Scorer
 from kwise.errors import ArtifactError, ConfigError
 from tests.exports import export_quietly
 from tests.real_data import read_examples
-from tests.servers import raw_rewards, running_server
+from tests.servers import PATIENCE_S, raw_rewards, running_server
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,10 @@ def test_a_server_says_its_precision_and_stays_within_the_error_bounds(
         if len(prompt) == 1
     ][:6]
     with running_server(artifact) as exact, running_server(artifact, "--precision", name) as server:
-        with RewardClient(exact.address) as reference, RewardClient(server.address) as client:
+        with (
+            RewardClient(exact.address, timeout_s=PATIENCE_S) as reference,
+            RewardClient(server.address, timeout_s=PATIENCE_S) as client,
+        ):
             assert (reference.get_model().precision, client.get_model().precision) == ("fp32", name)
             assert client.get_model().runtime.startswith(runtime)
             differences = []
@@ -66,7 +69,7 @@ def test_a_server_says_its_precision_and_stays_within_the_error_bounds(
                 differences += [abs(a - b) for a, b in zip(found, expected, strict=True)]
             assert 0 < sum(differences) / len(differences) <= bounds.max_error
         assert name in server.log.text
-        with RewardClient(server.address) as client:
+        with RewardClient(server.address, timeout_s=PATIENCE_S) as client:
             prompt, responses = groups[0]
             turned = raw_rewards(client.score(prompt, [*responses[::-1], "Something else."]))[:-1][
                 ::-1

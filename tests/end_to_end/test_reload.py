@@ -40,7 +40,7 @@ def test_sigterm_does_not_wait_for_a_reload(tiny_artifact: Path, tmp_path: Path)
         (path / MANIFEST).write_text(changed.to_json())
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "reload: loading" in server.log.text)
-        with RewardClient(server.address) as client:
+        with RewardClient(server.address, timeout_s=PATIENCE_S) as client:
             assert len(raw_rewards(client.score("Still there?", ["Yes."]))) == 1
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(PATIENCE_S) == 0
