@@ -96,6 +96,6 @@ def test_pairs_are_answered_as_asked(rewards: list[Reward], data: st.DataObject)
 @pytest.mark.parametrize("pair", [(0, 2), (2, 0), (-1, 0), (0, -1)])
 def test_pair_of_a_missing_response_is_named(pair: tuple[int, int]) -> None:
     rewards = [Reward(value=0, raw=0, tokens=1)] * 2
-    with pytest.raises(InvalidRequest, match="2 responses") as raised:
+    with pytest.raises(InvalidRequest, match=r"does not exist; there are 2") as raised:
         compare(rewards, [(0, 1), pair])
     assert raised.value.field == "pairs[1]"

@@ -49,7 +49,7 @@ def test_sigterm_does_not_wait_for_a_reload(tiny_artifact: Path, tmp_path: Path)
 
 # `kwise`, except that no artifact is ever loaded.
 NEVER_LOADED = """
-import sys, time
+import signal, sys, time
 from kwise.cli import main
 from kwise.engine.scorer import Scorer
 
@@ -59,6 +59,7 @@ def held(*arguments):
         time.sleep(3600)
 
 Scorer.load = held
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 sys.exit(main(sys.argv[1:]))
 """
 
