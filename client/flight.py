@@ -86,7 +86,7 @@ class Flight:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until there was no result for `timeout_s`, without the caller's own time."""
+        """The seconds that are left to wait for the next result; the caller's own time is free."""
         return self._progress_at + self._timeout_s - self._now()
 
     def start(self) -> list[pb.ScoreStreamRequest]:
@@ -131,7 +131,7 @@ class Flight:
         self._progress_at = self._now()
 
     def refused(self, error: RewardServiceError) -> None:
-        """Remember why there is no result, in case there never is one."""
+        """Keep the latest refusal, for the error if the time runs out."""
         self._refusal = error
 
     def pop(self) -> ScoredGroup | KwiseError | None:
@@ -148,7 +148,7 @@ class Flight:
         """Return the seconds to wait before the next stream.
 
         Raises:
-            RewardServiceError: there was no result for `timeout_s` (DEADLINE_EXCEEDED).
+            RewardServiceError: no result arrived within `timeout_s` (DEADLINE_EXCEEDED).
         """
         if self.remaining_s <= 0:
             raise self.out_of_time()
