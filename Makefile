@@ -55,11 +55,12 @@ imports: .venv/dev
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/deptry benchmarks client engine export kwise protos train
 
-# Two processes, by file: the demo's own test trains for minutes, and most others wait for servers.
+# Two processes, by file, in the order of the names: xdist would start with the files of many tests,
+# and the demo's own test, which trains for minutes, would run alone at the end.
 # PASSIVE: threads that wait for each other must not spin on cores that the other process needs;
 # without it the tests take a fifth longer.
 unit: .venv/dev
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/demo  ## measure the model pass, prompt reuse and memory
 	@$(call require,build/demo/artifact)

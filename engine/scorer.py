@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
@@ -29,6 +29,7 @@ from kwise.engine.schedule.in_flight import RewardInFlight, TokenizerJob
 from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.schedule.tokenizer_pool import TokenizerPool
 from kwise.engine.select import backend_for
+from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS, in_slices
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
 from kwise.types import Group, Message, Reward, ScoredGroup, Timing
@@ -177,8 +178,7 @@ class Scorer:
             Unavailable: the scorer stops.
             ModelFailed: the runtime failed on every response.
         """
-        self._encoder.check(group)
-        keys = reward_keys(self._namespace, group)
+        keys = await self._keys(group)
         flow = Flow(group.priority, group.client)
         cached = self._look_up(keys)
         in_flight = self._start_or_join(group, keys, cached, flow)
@@ -188,6 +188,21 @@ class Scorer:
         finally:
             self._leave(in_flight.values(), flow)
         return self._reply(keys, cached, in_flight)
+
+    async def _keys(self, group: Group) -> list[bytes]:
+        """Check the group, and return one key per response. Many responses are read in slices."""
+        if len(group.responses) <= TOKEN_IDS_SLICE_ITEMS:
+            self._encoder.check(group)
+            return reward_keys(self._namespace, group)
+        keys: list[bytes] = []
+        async for responses in in_slices(group.responses, TOKEN_IDS_SLICE_ITEMS):
+            part = replace(group, responses=cast(Any, tuple(responses)))
+            try:
+                self._encoder.check(part)
+            except InvalidRequest as error:
+                raise error.at(len(keys) + (error.response or 0)) from None
+            keys += reward_keys(self._namespace, part)
+        return keys
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, StoredReward]:
         """Return the rewards that are cached, by key."""

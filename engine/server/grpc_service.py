@@ -27,14 +27,14 @@ class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
     async def Rank(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:
         async with self._call(context):
             self._service.limits.check(len(request.group.responses))
-            group = messages.to_group(request.group, _client_of(context))
+            group = await messages.to_group(request.group, _client_of(context))
             ranked = await self._service.rank(group, request.group.model)
             return await messages.from_ranked_group(ranked)
 
     async def Compare(self, request: pb.CompareRequest, context: Context) -> pb.CompareResponse:
         async with self._call(context):
             self._service.limits.check(len(request.group.responses), len(request.pairs))
-            group = messages.to_group(request.group, _client_of(context))
+            group = await messages.to_group(request.group, _client_of(context))
             pairs = await messages.to_pairs(request.pairs)
             compared = await self._service.compare(group, pairs, request.group.model)
             return await messages.from_compared_group(compared)
@@ -63,7 +63,7 @@ class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
 
     async def _score(self, group: pb.Group, client: str) -> ScoredGroup:
         self._service.limits.check(len(group.responses))
-        return await self._service.score(messages.to_group(group, client), group.model)
+        return await self._service.score(await messages.to_group(group, client), group.model)
 
     @asynccontextmanager
     async def _call(self, context: Context) -> AsyncIterator[None]:

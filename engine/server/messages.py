@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import grpc
 
-from kwise.engine.server.service import CHEAP_SLICE_ITEMS, in_slices
+from kwise.engine.slices import CHEAP_SLICE_ITEMS, TOKEN_IDS_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest, KwiseError, Overloaded
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import (
@@ -44,8 +44,8 @@ def trailers(error: KwiseError) -> tuple[tuple[str, str], ...]:
     return tuple(metadata)
 
 
-def to_group(group: pb.Group, client: str = "") -> Group:
-    """Return the group that `client` asks about.
+async def to_group(group: pb.Group, client: str = "") -> Group:
+    """Return the group that `client` asks about. Converted in slices, see `in_slices`.
 
     Raises:
         InvalidRequest: a field is missing, or a response is of another kind than the prompt needs.
@@ -64,7 +64,10 @@ def to_group(group: pb.Group, client: str = "") -> Group:
             )
     responses: tuple[str, ...] | tuple[TokenIds, ...]
     if expected == "token_ids":
-        responses = tuple(tuple(response.token_ids.ids) for response in group.responses)
+        sequences: list[TokenIds] = []
+        async for part in in_slices(group.responses, TOKEN_IDS_SLICE_ITEMS):
+            sequences += [tuple(response.token_ids.ids) for response in part]
+        responses = tuple(sequences)
     else:
         responses = tuple(response.text for response in group.responses)
     return Group(prompt=prompt, responses=responses, priority=priority, client=client)

@@ -10,15 +10,16 @@ between which the loop serves other requests.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import combinations, islice
+from itertools import combinations
 from math import comb
-from typing import Any, TypeVar
+from typing import Any
 
 from kwise.comparison import check_pair, compare_pair, ranks
 from kwise.engine.scorer import Scorer
+from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest, KwiseError, ServiceFailed, Unavailable, UnknownModel
 from kwise.types import (
     ComparedGroup,
@@ -31,11 +32,6 @@ from kwise.types import (
 )
 
 _LOG = logging.getLogger(__name__)
-_T = TypeVar("_T")
-
-# Items that are worked on between two turns of the event loop, so that a turn takes about 1 ms.
-SLICE_ITEMS = 256  # making or converting a reward or a comparison takes 3 to 5 us
-CHEAP_SLICE_ITEMS = 4096  # checking or converting a pair takes 0.3 us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +39,7 @@ class RequestLimits:
     """The largest request that is accepted. `ServerConfig` describes the options."""
 
     max_responses: int = 2048
-    max_pairs: int = 100_000
+    max_pairs: int = 50_000
 
     def check(self, num_responses: int, num_pairs: int = 0) -> None:
         """Check the size of a request. Adapters call this before they convert a message.
@@ -238,15 +234,6 @@ def bugs_reported() -> Iterator[None]:
             raise
         _LOG.exception("a request failed")
         raise ServiceFailed from error
-
-
-async def in_slices(items: Iterable[_T], size: int = SLICE_ITEMS) -> AsyncIterator[list[_T]]:
-    """Yield `items` in lists of at most `size`, and let the event loop run between two lists."""
-    iterator = iter(items)
-    while part := list(islice(iterator, size)):
-        yield part
-        if len(part) == size:
-            await asyncio.sleep(0)
 
 
 def _fields_of(scored: ScoredGroup) -> dict[str, Any]:

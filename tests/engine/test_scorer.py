@@ -20,6 +20,7 @@ from kwise.engine.precision import Precision
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.scorer import Scorer
 from kwise.engine.sequence import EncodedSequence
+from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.text.limits import EncoderLimits
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
@@ -148,6 +149,22 @@ async def test_bad_response_is_named_by_its_place_whatever_is_cached() -> None:
             outcome = error
         assert isinstance(outcome, InvalidRequest)
         assert outcome.field == "responses[1].token_ids[1]"
+
+
+async def test_a_request_that_is_read_in_slices_keeps_its_order_and_its_indices() -> None:
+    responses = tuple((index % 9,) * (index % 7 + 1) for index in range(3 * TOKEN_IDS_SLICE_ITEMS))
+    async with _scorer() as scorer:
+        scored = await scorer.score(Group(prompt=(1,), responses=responses))
+        assert [r.raw for r in scored.rewards if isinstance(r, Reward)] == [
+            1.0 + sum(r) for r in responses
+        ]
+        bad = len(responses) - 1
+        with pytest.raises(InvalidRequest) as raised:
+            await scorer.score(Group(prompt=(1,), responses=(*responses[:-1], (VOCAB,))))
+        assert raised.value.field == f"responses[{bad}].token_ids[0]"
+        with pytest.raises(InvalidRequest) as raised:
+            await scorer.score(Group(prompt=(VOCAB,), responses=responses))
+        assert raised.value.response is None
 
 
 @pytest.mark.parametrize("responses", [((2,), (2,)), ((2,), (3,), (2,))])
