@@ -210,7 +210,7 @@ def read_artifact(path: Path) -> Artifact:
         data = data_name(graph.file)
         if data not in manifest.files and (path / data).exists():
             raise ArtifactError(f"{path / data}: the manifest does not list this file of weights")
-    return Artifact(path=path, manifest=manifest, golden=_read_golden(path / GOLDEN))
+    return Artifact(path=path, manifest=manifest, golden=read_golden(path))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -279,7 +279,13 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _read_golden(path: Path) -> tuple[Golden, ...]:
+def read_golden(path: Path) -> tuple[Golden, ...]:
+    """Read the golden conversations of the artifact in the directory `path`.
+
+    Raises:
+        ArtifactError: there are none, or a line is malformed.
+    """
+    path = path / GOLDEN
     golden = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         place = f"{path}:{number}"

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.errors import ConfigError
-from kwise.train.model.head import reward_head
+from kwise.train.checkpoint.ids import text_config, usable_id
+from kwise.train.checkpoint.statements import Statements
+from kwise.train.model.checkpoint import load_checkpoint
+from kwise.train.model.head import backbone, head_name
 from kwise.train.model.limits import model_max_tokens
 from kwise.train.model.pretrained import reading
 
@@ -34,6 +32,8 @@ class Checkpoint:
         model: In fp32 and evaluation mode.
         causal: Later tokens do not change earlier hidden states.
         shares_prefixes: The trie layout can hold the model, see `supports_trie`.
+        statements: What config.json states about rewards.
+        notes: Sentences about what the checkpoint has and the artifact does not use.
     """
 
     name: str
@@ -41,6 +41,18 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     causal: bool
     shares_prefixes: bool
+    statements: Statements
+    notes: tuple[str, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of the embeddings: token ids are below it."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The padding token with which the model reads its reward; None if it has none."""
+        return usable_id(text_config(self.model.config).pad_token_id, self.num_rows)
 
 
 def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
@@ -51,22 +63,14 @@ def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
         chat_template: A file with the chat template to use; "" for the checkpoint's own.
 
     Raises:
-        ConfigError: The checkpoint cannot be read, does not have exactly one label, lacks weights,
-            or has no fast tokenizer; or the chat template is missing or prints a date.
+        ConfigError: The checkpoint cannot be read, or is refused by `load_checkpoint`; it has no
+            fast tokenizer; or the chat template is missing or prints a date.
         OSError: The file `chat_template` cannot be read.
     """
+    loaded = load_checkpoint("CHECKPOINT", name, to_train=False)
+    model = loaded.model
     with reading("CHECKPOINT", name):
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
         tokenizer = AutoTokenizer.from_pretrained(name)
-    if model.config.num_labels != 1:
-        raise ConfigError(f"{name} has {model.config.num_labels} labels; a reward model has one")
-    if loading["missing_keys"]:
-        raise ConfigError(
-            f"{name} is not a reward model: these weights are missing: "
-            f"{', '.join(sorted(loading['missing_keys']))}"
-        )
     if not tokenizer.is_fast:
         raise ConfigError(f"{name} has no fast tokenizer (tokenizer.json), which the engine needs")
     if chat_template:
@@ -78,6 +82,8 @@ def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
         tokenizer=tokenizer,
         causal=is_causal(model),
         shares_prefixes=supports_trie(model),
+        statements=loaded.statements,
+        notes=loaded.notes,
     )
     _check_template(checkpoint)
     return checkpoint
@@ -86,14 +92,18 @@ def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
 def is_causal(model: PreTrainedModel) -> bool:
     """Return whether a later token leaves earlier hidden states unchanged.
 
-    This is measured on eight tokens, so it needs no list of architectures.
+    This is measured on eight tokens, so it needs no list of architectures. The last token is
+    exchanged for the one whose embedding is the least like its own, because unused rows of the
+    embeddings may be alike.
     """
-    input_ids = torch.arange(3, 11)[None] % model.get_input_embeddings().num_embeddings
+    embeddings = model.get_input_embeddings().weight
+    input_ids = torch.arange(3, 11)[None] % len(embeddings)
     changed = input_ids.clone()
-    changed[0, -1] = 1
     with torch.inference_mode():
+        input_ids[0, -1] = embeddings.norm(dim=1).argmax()
+        changed[0, -1] = torch.cdist(embeddings[input_ids[0, -1:]], embeddings).argmax()
         states, states_changed = (
-            model.base_model(input_ids=ids).last_hidden_state for ids in (input_ids, changed)
+            backbone(model)(input_ids=ids).last_hidden_state for ids in (input_ids, changed)
         )
     return bool(torch.allclose(states[:, :-1], states_changed[:, :-1], atol=1e-5))
 
@@ -106,21 +116,13 @@ def supports_trie(model: PreTrainedModel) -> bool:
     """
     forward = inspect.signature(model.base_model.forward).parameters
     return (
-        bool(getattr(model, "_supports_attention_backend", False))
+        model.base_model is not model  # Gemma 3 with images does not name its backbone
+        and bool(getattr(model, "_supports_attention_backend", False))
         and "position_ids" in forward
-        and _head_name(model) == "score"
+        and head_name(model) == "score"
         and not model.config.is_encoder_decoder
         and is_causal(model)
     )
-
-
-def _head_name(model: PreTrainedModel) -> str | None:
-    """Return the name of the reward head; None if it has none of the known names."""
-    try:
-        name, _ = reward_head(model)
-    except ConfigError:
-        return None
-    return name
 
 
 def _check_template(checkpoint: Checkpoint) -> None:
@@ -145,7 +147,7 @@ def check_padding(checkpoint: Checkpoint) -> None:
     `config.pad_token_id`, and without such an id at the very last token, which in a padded batch is
     padding. An id chosen here would be skipped in every conversation that ends with it.
     """
-    if not checkpoint.causal or checkpoint.model.config.pad_token_id is not None:
+    if not checkpoint.causal or checkpoint.pad_token_id is not None:
         return
     advice = (
         "use --layout trie, which pads nothing"

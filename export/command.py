@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export and print what was measured; return 1 if parity fails or the rankings are unusable."""
     try:
-        artifact = export(from_options(ExportConfig, arguments))
+        artifact = export(from_options(ExportConfig, arguments), tell=_print_note)
     except (ParityError, RankingsError) as error:
         print(f"kwise export: nothing was written: {error}", file=sys.stderr)
         return 1
@@ -38,6 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
         few_pairs = report.get("clear_pairs", _MANY_PAIRS) < _MANY_PAIRS
         print(f"  {precision.value}: {line}{_FEW_PAIRS if few_pairs else ''}")
     return 0
+
+
+def _print_note(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 # fp16 and bf16 may order 0.5 % of the clear pairs differently, which is one of 200.

@@ -6,9 +6,10 @@ the destination holds either a complete artifact whose parity was checked, or wh
 
 import gc
 import json
+import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -30,6 +31,8 @@ from kwise.engine.artifact import (
     Manifest,
     data_name,
     describe_file,
+    read_golden,
+    read_manifest,
 )
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
@@ -44,6 +47,7 @@ from kwise.export.precision.agreement import TextGroup, read_text_groups
 from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.publishing import check_destination, publish_artifact
 from kwise.options import check_bounds, option
+from kwise.train.checkpoint.ids import usable_id
 from kwise.types import Message
 
 # A server scores the golden conversations at every start, so they are few and short.
@@ -110,17 +114,39 @@ class ExportConfig:
         exclusive_minimum=0,
         maximum=1e-3,
     )
-    reward_mean: float = option(0.0, "served value = (raw - mean) / std")
-    reward_std: float = option(1.0, "served value = (raw - mean) / std", exclusive_minimum=0)
+    reward_mean: float | None = option(
+        None,
+        "served value = (raw - mean) / std; by default the mean in the checkpoint's config.json, "
+        "else 0",
+    )
+    reward_std: float | None = option(
+        None,
+        "served value = (raw - mean) / std; by default the std in the checkpoint's config.json, "
+        "else 1",
+        exclusive_minimum=0,
+    )
     overwrite: bool = option(False, "replace an artifact that is already there")
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        for name in ("reward_mean", "reward_std"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} is {value}; it must be a finite number")
         parse_precisions(self.dtype, "--dtype")
 
 
-def export(config: ExportConfig) -> Artifact:
+def _silent(note: str) -> None:
+    """Print nothing."""
+
+
+def export(config: ExportConfig, tell: Callable[[str], None] = _silent) -> Artifact:
     """Export, check parity, and publish the artifact.
+
+    Args:
+        config: The options.
+        tell: Gets each note on the checkpoint, before the export begins.
 
     Returns:
         The artifact, without its golden conversations.
@@ -128,6 +154,7 @@ def export(config: ExportConfig) -> Artifact:
     Raises:
         ConfigError: The checkpoint is not a reward model, or an option does not suit it, or the
             destination exists.
+        ArtifactError: A server would refuse the artifact, which is a bug. Nothing was written.
         RankingsError: `rankings` has lines that are not rankings.
         OSError: A file cannot be read or written.
         ParityError: The graph's rewards differ from the checkpoint's, or a precision does not rank
@@ -137,6 +164,8 @@ def export(config: ExportConfig) -> Artifact:
     check_destination(destination, overwrite=config.overwrite)
     text_groups = read_text_groups(config.rankings)  # first, because it may have mistakes
     checkpoint = read_checkpoint(config.checkpoint, config.chat_template)
+    for note in (*checkpoint.notes, *_scale_notes(config, checkpoint)):
+        tell(note)
     layout = _layout(config, checkpoint)
     manifest = _describe(config, checkpoint, layout)
     # Before the graph is written, because exporting might change the model.
@@ -174,17 +203,17 @@ def _layout(config: ExportConfig, checkpoint: Checkpoint) -> Layout:
 
 def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> Manifest:
     """Return the manifest without what is measured later."""
-    tokenizer, pad_token_id = checkpoint.tokenizer, checkpoint.model.config.pad_token_id
+    tokenizer, pad_token_id = checkpoint.tokenizer, checkpoint.pad_token_id
     if layout is Layout.PADDED and pad_token_id is None:
         # The model is an encoder, which masks whatever token this is.
-        pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        pad_token_id = usable_id(tokenizer.pad_token_id, checkpoint.num_rows) or 0
     return Manifest(
         name=config.name or Path(config.artifact).resolve().name,
         layout="trie" if layout is Layout.TRIE else "padded",
         graphs={},
         error_bounds={},
         max_tokens=longest_conversation(checkpoint, config.max_tokens),
-        vocab_size=checkpoint.model.get_input_embeddings().num_embeddings,
+        vocab_size=checkpoint.num_rows,
         pad_token_id=pad_token_id,
         causal=checkpoint.causal,
         special_tokens={
@@ -193,10 +222,34 @@ def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> M
             if isinstance(token, str)
         },
         files={},
-        reward_mean=config.reward_mean,
-        reward_std=config.reward_std,
+        reward_mean=_first(config.reward_mean, checkpoint.statements.reward_mean, 0.0),
+        reward_std=_first(config.reward_std, checkpoint.statements.reward_std, 1.0),
         provenance=_provenance(checkpoint),
     )
+
+
+def _scale_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
+    """Return a note if the checkpoint says how its rewards are scaled."""
+    stated = checkpoint.statements
+    used = [
+        f"{name} {value:g}"
+        for name, value, given in (
+            ("mean", stated.reward_mean, config.reward_mean),
+            ("std", stated.reward_std, config.reward_std),
+        )
+        if value is not None and given is None
+    ]
+    if not used:
+        return []
+    return [
+        f"served values are (raw - mean) / std with the {' and '.join(used)} of config.json "
+        "(--reward-mean, --reward-std)"
+    ]
+
+
+def _first(*values: float | None) -> float:
+    """Return the first value that is not None."""
+    return next(value for value in values if value is not None)
 
 
 def _write(checkpoint: Checkpoint, layout: Layout, work: Path) -> GraphContract:
@@ -273,6 +326,9 @@ def _prove(
         files=_files(work),
     ).signed()
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    # As a server reads them. It would also hash the files, whose hashes were just taken.
+    read_manifest(work)
+    read_golden(work)
     return manifest
 
 

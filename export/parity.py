@@ -22,6 +22,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
 from kwise.errors import ConfigError, InvalidRequest
+from kwise.train.checkpoint.ids import id_without_row
 from kwise.types import Conversation, Group, Message, TokenIds
 
 # The longest conversation, in tokens. It reaches attention's largest tile groups, and a CPU scores
@@ -93,13 +94,15 @@ def reference_cases(
     Conversations of text come first, then those of token ids.
 
     Raises:
-        ConfigError: Not even the shortest conversation fits into `max_tokens`.
+        ConfigError: Not even the shortest conversation fits into `max_tokens`, or one has a token
+            or a type without a row in the model's embeddings.
     """
     cases, lengths = [], []
     for prompt, response in _conversations(
         max_tokens, multi_turn=tokenizer.chat_template is not None
     ):
         token_ids, type_ids = _reference_tokens(tokenizer, prompt, response)
+        _check_rows(model, tokenizer, token_ids, type_ids)
         lengths.append(len(token_ids))
         if len(token_ids) <= max_tokens:
             reward = _plain_reward(model, token_ids, type_ids)
@@ -220,6 +223,24 @@ def _reference_tokens(
         for m in (*prompt, Message(role="assistant", content=response))
     ]
     return np.array(tokenizer.apply_chat_template(messages, tokenize=True), np.int64), None
+
+
+def _check_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: Int64,
+    type_ids: Int64 | None,
+) -> None:
+    """Raise ConfigError if a token or a type has no row in the model's embeddings."""
+    num_rows = model.get_input_embeddings().num_embeddings
+    if problem := id_without_row(token_ids.tolist(), tokenizer, num_rows):
+        raise ConfigError(f"a conversation as the tokenizer writes it: {problem}")
+    num_types = getattr(model.config, "type_vocab_size", 0)
+    if type_ids is not None and 0 < num_types <= type_ids.max():
+        raise ConfigError(
+            f"the tokenizer gives the second text of a pair type {type_ids.max()}, and the model "
+            f"has {num_types} types (type_vocab_size): give it a tokenizer that writes type 0"
+        )
 
 
 def _plain_reward(model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | None = None) -> float:

@@ -51,6 +51,30 @@ PADDED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+CHATML = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def byte_tokenizer(pad_token: str | None = "<|pad|>") -> Any:
+    """Return a tokenizer of 262 tokens: six special ones and the bytes. <|pad|> has id 5."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    special = ["<|endoftext|>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    named = {"bos_token": "<s>", "eos_token": "<|im_end|>"}
+    if pad_token is not None:
+        named["pad_token"] = pad_token
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
 
 def tiny_model(
     family: str, options: dict[str, Any], tokenizer: Any, path: Path, pad_token_id: int = 2
@@ -59,7 +83,7 @@ def tiny_model(
     torch.manual_seed(1)
     ids = {"pad_token_id": pad_token_id, "bos_token_id": 1, "eos_token_id": 2}
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(tokenizer), num_labels=1, **ids, **options
+        **{"vocab_size": len(tokenizer), "num_labels": 1, **ids, **options}
     )
     model = getattr(transformers, f"{family}ForSequenceClassification")(config)
     # Larger than the usual initialisation, so that wrong attention changes the reward.

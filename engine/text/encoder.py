@@ -345,6 +345,8 @@ class ConversationEncoder:
             return InvalidRequest(
                 "", "the conversation has no tokens, so there is nothing to score", response=index
             )
+        if int(tokens.ids.max()) >= self._limits.vocab_size:
+            return self._without_row(index, tokens)
         if self._trailing_pad_id is not None:
             not_padding = np.flatnonzero(tokens.ids != self._trailing_pad_id)
             length = int(not_padding[-1]) + 1 if len(not_padding) else 1
@@ -356,6 +358,20 @@ class ConversationEncoder:
             dropped_tokens=dropped_tokens,
             control_tokens=control_tokens,
         )
+
+    def _without_row(self, index: int, tokens: Tokens) -> InvalidRequest:
+        """Return the error of a text with a token that was added to the tokenizer alone.
+
+        It is about the group if the token is in the prompt.
+        """
+        place = int(np.flatnonzero(tokens.ids >= self._limits.vocab_size)[0])
+        problem = (
+            f"it spells out token {tokens.ids[place]}, which is outside the model's vocabulary of "
+            f"{self._limits.vocab_size}"
+        )
+        if place < tokens.num_shared:
+            return InvalidRequest("prompt", problem)
+        return InvalidRequest("text", problem, response=index)
 
     def _count_control(self, text: str) -> int:
         return len(self._control.findall(text))

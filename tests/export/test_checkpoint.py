@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tokenizers import processors
 
 from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig
@@ -15,15 +16,17 @@ from kwise.engine.load import new_encoder
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
-from kwise.errors import ConfigError
-from kwise.export.checkpoint import rope_limit
-from kwise.export.exporter import Layout
+from kwise.errors import ConfigError, InvalidRequest
+from kwise.export.checkpoint import is_causal, rope_limit
+from kwise.export.exporter import ExportConfig, Layout
 from kwise.export.parity import allowed_difference
-from kwise.types import Group
+from kwise.types import Group, Message
+from tests.edited_checkpoints import copy_checkpoint
 from tests.exports import export_quietly
-from tests.tiny_models import GROUPED, SMALL, tiny_model
+from tests.tiny_models import GROUPED, SMALL, byte_tokenizer, tiny_model
 
 LIMIT = 384
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
 PHI3 = {
     **GROUPED,
@@ -129,6 +132,79 @@ def test_padded_batches_of_a_causal_model_without_a_padding_token_are_refused(
         export_quietly(checkpoint, tmp_path / "artifact", layout=Layout.PADDED)
     manifest = read_artifact(export_quietly(checkpoint, tmp_path / "artifact")).manifest
     assert (manifest.layout, manifest.pad_token_id) == ("trie", None)
+
+
+@pytest.fixture(scope="module")
+def odd_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound reward model whose config says "none" as -1, has no labels, and scales rewards."""
+    directory = tmp_path_factory.mktemp("odd")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})  # without a row
+    return copy_checkpoint(
+        tiny_model("Llama", {**GROUPED, "vocab_size": 262}, tokenizer, directory / "source"),
+        directory / "copy",
+        without=("id2label", "label2id"),
+        pad_token_id=-1,
+        mean=1.5,
+        std=2.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def odd_artifact(odd_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_quietly(odd_checkpoint, tmp_path_factory.mktemp("odd") / "artifact")
+
+
+def test_what_an_odd_config_states_reaches_the_manifest(odd_artifact: Path) -> None:
+    """A server refused the artifact, because pad_token_id was -1."""
+    manifest = read_artifact(odd_artifact).manifest
+    assert manifest.pad_token_id is None
+    assert (manifest.reward_mean, manifest.reward_std) == (1.5, 2.0)
+
+
+def test_a_text_with_a_token_without_a_row_is_refused_by_the_encoder(odd_artifact: Path) -> None:
+    """ONNX Runtime failed on the whole batch, and the client got INTERNAL."""
+    encoder = new_encoder(read_artifact(odd_artifact), EngineConfig())
+    prompt = (Message(role="user", content="Q"),)
+    first, second = encoder.encode(Group(prompt=prompt, responses=("yes <|tool|>", "no")))
+    assert isinstance(second, EncodedSequence) and isinstance(first, InvalidRequest)
+    assert str(first) == (
+        "responses[0].text: it spells out token 262, which is outside the model's vocabulary of 262"
+    )
+    with pytest.raises(InvalidRequest, match="prompt: it spells out token 262"):
+        encoder.encode(
+            Group(prompt=(Message(role="user", content="<|tool|> Q"),), responses=("a", "b"))
+        )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_scale_that_no_manifest_can_hold_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError, match=f"--reward-mean is {value}; it must be a finite number"):
+        ExportConfig(checkpoint="m", artifact="a", reward_mean=value)
+    with pytest.raises(ConfigError, match=f"--reward-std is {value}; it must be "):
+        ExportConfig(checkpoint="m", artifact="a", reward_std=value)
+
+
+def test_a_pair_tokenizer_with_more_types_than_the_model_is_refused(tmp_path: Path) -> None:
+    """transformers itself fails on such a pair, with an index out of range."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair="$A </s> $B:1", special_tokens=[("</s>", 2)]
+    )
+    options = {**SMALL, "max_position_embeddings": 512, "type_vocab_size": 1}
+    checkpoint = tiny_model("Bert", options, tokenizer, tmp_path / "checkpoint")
+    with pytest.raises(ConfigError, match="type 1, and the model has 1 types"):
+        export_quietly(checkpoint, tmp_path / "artifact")
+
+
+def test_an_encoder_with_unused_rows_in_its_embeddings_is_not_taken_for_causal() -> None:
+    """The measurement exchanged two tokens whose embeddings were both zero."""
+    config = transformers.BertConfig(vocab_size=99, num_labels=1, intermediate_size=32, **TINY)
+    model = transformers.BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_()[:11] = 0
+    assert not is_causal(model)
 
 
 def test_a_model_without_a_limit_needs_one_on_the_command_line(

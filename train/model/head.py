@@ -53,6 +53,28 @@ def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     return name, layers[name]
 
 
+def head_name(model: PreTrainedModel) -> str | None:
+    """Return the name of the reward head; None if the model has no reward head."""
+    try:
+        name, _ = reward_head(model)
+    except ConfigError:
+        return None
+    return name
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """Return the part of the model that turns token ids into hidden states.
+
+    It is `model.base_model`. For Gemma 3 with images, which does not name that part, it is the
+    module that holds the embeddings.
+    """
+    if model.base_model is not model:
+        part: nn.Module = model.base_model
+        return part
+    embeddings = model.get_input_embeddings()
+    return next(part for part in model.children() if embeddings in set(part.modules()))
+
+
 @torch.no_grad()
 def init_head(head: nn.Linear, seed: int) -> None:
     """Draw the head's weights from N(0, 1/(d+1)) for d inputs; set its bias to 0.

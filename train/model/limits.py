@@ -1,9 +1,12 @@
 """The longest conversation that a model can read, for training and export alike."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kwise.train.checkpoint.ids import text_config
 
 # transformers writes 10^30 for a tokenizer without a limit. Real limits are far below this.
 _NO_LIMIT = 10**9
@@ -17,9 +20,9 @@ def model_max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     None if neither states a limit (ALiBi, recurrent models).
     """
     stated = [
-        getattr(model.config, "max_position_embeddings", None),
+        getattr(text_config(model.config), "max_position_embeddings", None),
         tokenizer.model_max_length,
-        *_position_rows(model),
+        *(table.num_embeddings - table.padding_idx - 1 for table in _padded_positions(model)),
     ]
     return min(
         (int(limit) for limit in stated if limit is not None and 0 < limit < _NO_LIMIT),
@@ -27,8 +30,16 @@ def model_max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     )
 
 
-def _position_rows(model: PreTrainedModel) -> Iterator[int]:
-    """Yield the number of tokens for which each padded table of position embeddings has rows.
+def counts_from_padding(model: PreTrainedModel) -> bool:
+    """Return whether the model counts its positions from the id of its padding token.
+
+    Another padding token would change every position once the model is saved and loaded again.
+    """
+    return any(True for _ in _padded_positions(model))
+
+
+def _padded_positions(model: PreTrainedModel) -> Iterator[Any]:
+    """Yield each padded table of position embeddings.
 
     RoBERTa and models like it give the first token the position `padding_idx` + 1: 512 of 514 rows
     are for tokens.
@@ -39,4 +50,4 @@ def _position_rows(model: PreTrainedModel) -> Iterator[int]:
             and "position" in name
             and module.padding_idx is not None
         ):
-            yield module.num_embeddings - module.padding_idx - 1
+            yield module

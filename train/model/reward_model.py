@@ -12,18 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from kwise.errors import ConfigError
-from kwise.train.model.four_bit import disable_weight_packing, four_bit_options
+from kwise.train.checkpoint.ids import set_pad_token_id, text_config
+from kwise.train.checkpoint.statements import Statements
+from kwise.train.model.checkpoint import load_checkpoint
+from kwise.train.model.four_bit import four_bit_options
 from kwise.train.model.head import init_head, reward_head
 from kwise.train.model.layout import Layout, rewards_of
 from kwise.train.model.layout_choice import choose_layout
-from kwise.train.model.limits import model_max_tokens
-from kwise.train.model.pretrained import reading, source_of
+from kwise.train.model.limits import counts_from_padding, model_max_tokens
 from kwise.train.model.tokenizer import choose_pad_token, load_tokenizer, token_ids
 from kwise.types import Conversation
 
@@ -35,12 +37,14 @@ class RewardModel:
     Attributes:
         new_layers: names of the layers that the checkpoint does not have and that start at random,
             for instance the head.
+        notes: sentences about what the checkpoint has and the model does not use.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     new_layers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def max_tokens(self) -> int | None:
@@ -91,9 +95,9 @@ def load_reward_model(
             of them. With FSDP the others have no weights yet.
 
     Raises:
-        ConfigError: the model does not exist; its checkpoint lacks weights of the language model,
-            or has a head for several labels; its tokenizer cannot be used, see `load_tokenizer` and
-            `choose_pad_token`; or it cannot be read in four bits, see `four_bit_options`.
+        ConfigError: the model does not exist; its checkpoint is refused, see `load_checkpoint`;
+            its tokenizer cannot be used, see `load_tokenizer` and `choose_pad_token`; or it cannot
+            be read in four bits, see `four_bit_options`.
         OSError: the chat template cannot be read.
     """
     if model.endswith(".gguf") and not Path(model).is_file():
@@ -101,36 +105,52 @@ def load_reward_model(
     tokenizer = load_tokenizer(model, chat_template)
     torch.manual_seed(seed)  # some architectures have more new layers than the head
     quantised = four_bit_options(model) if load_in_4bit else {}
-    with reading("--model", model):
-        loaded, loading = AutoModelForSequenceClassification.from_pretrained(
-            **source_of(model),
-            num_labels=1,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **quantised,
-        )
-    disable_weight_packing(loaded)
-    # The configs of quantised sources keep this entry; a later from_pretrained would expect
-    # quantised weights.
-    if hasattr(loaded.config, "quantization_config") and not load_in_4bit:
-        del loaded.config.quantization_config
-    _check_backbone(loaded, loading["missing_keys"], model)
+    checkpoint = load_checkpoint("--model", model, to_train=True, quantised=quantised)
+    loaded = checkpoint.model
     name, head = reward_head(loaded)
-    if f"{name}.weight" in loading["missing_keys"]:
+    if name in checkpoint.new_layers:
         init_head(head, seed)
-    pad_token_id = choose_pad_token(tokenizer, configured=loaded.config.pad_token_id)
+    pad_token_id = choose_pad_token(
+        tokenizer,
+        configured=text_config(loaded.config).pad_token_id,
+        num_rows=loaded.get_input_embeddings().num_embeddings,
+        keep=counts_from_padding(loaded),
+    )
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
-    loaded.config.pad_token_id = pad_token_id
+    set_pad_token_id(loaded.config, pad_token_id)
+    stale = _drop_stale_statements(loaded.config, checkpoint.statements)
     loaded.config.use_cache = (
         False  # a reward is one pass, so cached keys and values are never read
     )
     disable_dropout(loaded)
     layout = on_main_process(lambda: choose_layout(loaded, pad_token_id))
     layout.prepare(loaded)
-    new_layers = sorted({key.rpartition(".")[0] for key in loading["missing_keys"]})
     return RewardModel(
-        model=loaded, tokenizer=tokenizer, layout=layout, new_layers=tuple(new_layers)
+        model=loaded,
+        tokenizer=tokenizer,
+        layout=layout,
+        new_layers=checkpoint.new_layers,
+        notes=(*checkpoint.notes, *stale),
     )
+
+
+def _drop_stale_statements(config: PretrainedConfig, statements: Statements) -> list[str]:
+    """Remove what will not be true of the trained model from its config; return notes on it."""
+    if hasattr(config, "auto_map"):  # names files that are not saved with the model
+        del config.auto_map
+    stale = [
+        name
+        for name, value in (("mean", statements.reward_mean), ("std", statements.reward_std))
+        if value is not None
+    ]
+    for name in stale:
+        delattr(config, name)
+    if not stale:
+        return []
+    return [
+        f"config.json: {' and '.join(stale)} describe rewards before training; the new checkpoint "
+        "does not have them"
+    ]
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -149,19 +169,3 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in list(vars(module).items()):
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _check_backbone(model: PreTrainedModel, missing: Sequence[str], name: str) -> None:
-    """Raise ConfigError if weights of the language model are missing.
-
-    They would silently start at random.
-
-    Only the head, and a pooler between backbone and head, may be missing.
-    """
-    prefix = f"{model.base_model_prefix}."
-    lost = sorted(key for key in missing if key.startswith(prefix) and "pooler" not in key)
-    if lost:
-        raise ConfigError(
-            f"--model {name}: the checkpoint lacks {len(lost)} weights of the language model, "
-            f"{lost[0]} first"
-        )

@@ -16,6 +16,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kwise.errors import ConfigError
+from kwise.train.checkpoint.ids import id_without_row, usable_id
 from kwise.train.model.pretrained import reading
 from kwise.types import Conversation, Message
 
@@ -66,23 +67,51 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) ->
     return list(tokenizer.apply_chat_template(messages, tokenize=True))
 
 
-def choose_pad_token(tokenizer: PreTrainedTokenizerBase, configured: int | None) -> int:
+def choose_pad_token(
+    tokenizer: PreTrainedTokenizerBase,
+    configured: int | None,
+    num_rows: int,
+    keep: bool = False,
+) -> int:
     """Return the id of a special token with which no conversation ends.
 
-    The choice of the tokenizer or of the model (`configured`) is kept if it is safe. SmolLM2's is,
-    although it equals eos, because the template ends every message with a newline after <|im_end|>.
+    The choice of the tokenizer or of the model is kept if it is safe. SmolLM2's is, although it
+    equals eos, because the template ends every message with a newline after <|im_end|>.
+
+    Args:
+        tokenizer: has the chat template.
+        configured: the choice of the model; None if it has none.
+        num_rows: rows of the model's embeddings. A token that was added to the tokenizer after the
+            model was made has none.
+        keep: the model works with its own choice only, see `counts_from_padding`.
 
     Raises:
-        ConfigError: conversations end with every special token that the tokenizer has.
+        ConfigError: the chat template writes a token without a row; conversations end with every
+            special token that the tokenizer has; or the model's own choice must be kept and is not
+            safe.
     """
-    endings = {_probe(tokenizer, response)[-1] for response in ("Yes.", "no", "42")}
+    probes = [_probe(tokenizer, response) for response in ("Yes.", "no", "42")]
+    for token_ids_ in probes:
+        if problem := id_without_row(token_ids_, tokenizer, num_rows):
+            raise ConfigError(f"the chat template writes a token that the model lacks: {problem}")
+    endings = {token_ids_[-1] for token_ids_ in probes}
+    if keep:
+        if configured is None or configured in endings:
+            problem = (
+                "config.json has no pad_token_id"
+                if configured is None
+                else (f"conversations end with token {configured}, its pad_token_id")
+            )
+            raise ConfigError(f"the model counts positions from its padding token, and {problem}")
+        return configured
     for candidate in _pad_candidates(tokenizer, configured):
-        if candidate is not None and candidate not in endings:
+        if usable_id(candidate, num_rows) is not None and candidate not in endings:
+            assert candidate is not None, "None is not usable"
             return candidate
     raise ConfigError(
         "the tokenizer has no token to pad with: conversations end with "
-        f"{_names(tokenizer, endings)}, its only special token. Give a --chat-template with "
-        "another ending, for instance a newline"
+        f"{_names(tokenizer, endings)}, the only special token that the model has. Give a "
+        "--chat-template with another ending, for instance a newline"
     )
 
 

@@ -76,6 +76,8 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         load_in_4bit=config.load_in_4bit,
         on_main_process=processes.on_main,
     )
+    for note in reward_model.notes:
+        progress(f"note: {note}")
     progress(f"layout: {reward_model.layout}")
     if config.text_regulariser:
         install_text_head(reward_model.model, text_head(config.model, reward_model))

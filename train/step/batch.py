@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kwise.train.checkpoint.ids import id_without_row
 from kwise.train.model.layout import Layout
 from kwise.train.model.tokenizer import token_ids
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
@@ -54,6 +55,7 @@ def tokenize_rankings(
     max_tokens: int | None,
     skip_overlong: bool,
     with_text: bool = False,
+    num_rows: int | None = None,
 ) -> list[TokenizedRanking]:
     """Return the rankings whose K conversations all have at most `max_tokens` tokens.
 
@@ -63,9 +65,11 @@ def tokenize_rankings(
     Args:
         max_tokens: None for no limit.
         with_text: find out where the best response begins, for the text regulariser.
+        num_rows: rows of the model's embeddings; None if every token has one.
 
     Raises:
-        RankingsError: a conversation is too long and `skip_overlong` is False; it ends with the
+        RankingsError: a conversation is too long and `skip_overlong` is False; it has a token
+            without a row in the embeddings; it ends with the
             padding token, so that its reward would be read at the wrong position; the chat template
             refuses one of its messages; or, `with_text`, no token precedes the best response, so
             that nothing predicts its first token.
@@ -82,7 +86,14 @@ def tokenize_rankings(
             problems.append(f"{ranking.origin}: prompt: the chat template refuses it: {error}")
             continue
         longest = max(range(len(input_ids)), key=lambda index: len(input_ids[index]))
-        if any(ids[-1] == tokenizer.pad_token_id for ids in input_ids):
+        without_row = [
+            f"{ranking.origin}: responses[{index}]: {problem}"
+            for index, ids in enumerate(input_ids)
+            if num_rows is not None and (problem := id_without_row(ids, tokenizer, num_rows))
+        ]
+        if without_row:
+            problems.append(without_row[0])
+        elif any(ids[-1] == tokenizer.pad_token_id for ids in input_ids):
             problems.append(
                 f"{ranking.origin}: responses: one ends with the padding token "
                 f"{tokenizer.pad_token!r}"

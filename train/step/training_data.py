@@ -68,6 +68,7 @@ def prepare(
         max_tokens=min(limits, default=None),
         skip_overlong=config.overlong is Overlong.SKIP,
         with_text=config.text_regulariser > 0,
+        num_rows=reward_model.model.get_input_embeddings().num_embeddings,
     )
     if not tokenized:
         raise RankingsError(

@@ -1,0 +1,198 @@
+"""Every tensor of a checkpoint is used, known to be harmless, or named in a refusal."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from kwise.errors import ConfigError
+from kwise.train.model.checkpoint import load_checkpoint
+from tests.edited_checkpoints import Tensors, copy_checkpoint
+
+
+def adding(**tensors: tuple[int, ...]) -> Callable[[Tensors], Tensors]:
+    """Return a change that adds tensors of these shapes; "__" in a name stands for a dot."""
+    added = {name.replace("__", "."): torch.ones(shape) for name, shape in tensors.items()}
+    return lambda stored: {**stored, **added}
+
+
+def renaming(old: str, new: str) -> Callable[[Tensors], Tensors]:
+    return lambda stored: {name.replace(old, new): tensor for name, tensor in stored.items()}
+
+
+def dropping(part: str) -> Callable[[Tensors], Tensors]:
+    return lambda stored: {name: t for name, t in stored.items() if part not in name}
+
+
+QUERY = "model__layers__0__self_attn__q_proj__"
+UNUSED: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
+    "the head's bias": (adding(score__bias=(1,)), {}, "score.bias [1]; score of this class has no"),
+    "biases of projections": (
+        adding(**{f"{QUERY}bias": (16,)}),
+        {},
+        "model.layers.0.self_attn.q_proj.bias [16]; if they belong to the model, config.json lacks",
+    ),
+    "an adapter that is not merged": (
+        adding(**{f"{QUERY}lora_A__default__weight": (4, 16)}),
+        {},
+        "lora_A.default.weight [4, 16]; merge the adapter",
+    ),
+    "more layers than the config's": (
+        lambda stored: stored,
+        {"num_hidden_layers": 1},
+        "does not use 9 tensors of the checkpoint, which could change a reward: "
+        "model.layers.1.input_layernorm.weight [16], model.layers.1.mlp.down_proj.weight [16, 32], "
+        "model.layers.1.mlp.gate_proj.weight [32, 16] and 6 more; config.json states 1 layers",
+    ),
+    "the head by another name": (
+        renaming("score.weight", "value_head.weight"),
+        {},
+        "value_head.weight [1, 16]; if value_head.weight is the reward head, call it score.weight",
+    ),
+    "names with a prefix": (
+        renaming("model.", "pretrained_model.model."),
+        {},
+        "names that begin with 'pretrained_model', as pretrained_model.model.embed_tokens.weight "
+        "does: the model was saved inside of TRL's model with a value head; save the inner model",
+    ),
+    "a head of another task": (adding(qa_outputs__weight=(2, 16)), {}, "qa_outputs.weight [2, 16]"),
+    "quantised weights": (
+        adding(**{f"{QUERY}qweight": (16, 2)}),
+        {},
+        "q_proj.qweight [16, 2]; the weights are quantised",
+    ),
+}
+
+
+@pytest.mark.parametrize("to_train", [True, False])
+@pytest.mark.parametrize("case", UNUSED)
+def test_unused_tensors_that_could_change_a_reward_are_refused_by_name_and_shape(
+    llama: Path, tmp_path: Path, case: str, to_train: bool
+) -> None:
+    """from_pretrained drops them without a word, in the model and in every comparison with it."""
+    change, stated, message = UNUSED[case]
+    path = copy_checkpoint(llama, tmp_path / "copy", change=change, **stated)
+    with pytest.raises(ConfigError, match=re.escape(message)) as raised:
+        load_checkpoint("--model", str(path), to_train=to_train)
+    assert str(raised.value).startswith(f"--model {path}: ") and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embeddings.position_ids", "model.mtp.w"])
+def test_unused_tensors_that_cannot_change_a_reward_are_named_in_a_note(
+    llama: Path, tmp_path: Path, name: str
+) -> None:
+    path = copy_checkpoint(
+        llama, tmp_path / "copy", change=adding(**{name.replace(".", "__"): (2,)})
+    )
+    loaded = load_checkpoint("--model", str(path), to_train=False)
+    assert loaded.notes == (f"{name} of the checkpoint: not used, which changes no reward",)
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "LlamaForCausalLM": ("Llama", {**SMALL, "intermediate_size": 32}),
+    "GPTNeoXForCausalLM": ("GPTNeoX", {**SMALL, "intermediate_size": 32}),
+    "GPTJForCausalLM": ("GPTJ", {"n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4}),
+    "BertForPreTraining": ("Bert", {**SMALL, "intermediate_size": 32}),
+    "BertForMaskedLM": ("Bert", {**SMALL, "intermediate_size": 32}),
+    "RobertaModel": ("Roberta", {**SMALL, "intermediate_size": 32}),
+    "RobertaForMaskedLM": ("Roberta", {**SMALL, "intermediate_size": 32}),
+    "DistilBertForMaskedLM": ("DistilBert", {"dim": 16, "n_layers": 1, "n_heads": 2}),
+    "AlbertForPreTraining": ("Albert", {**SMALL, "intermediate_size": 32, "embedding_size": 16}),
+    "ElectraForPreTraining": ("Electra", {**SMALL, "intermediate_size": 32}),
+    "ModernBertForMaskedLM": ("ModernBert", {**SMALL, "intermediate_size": 32}),
+    "XLNetLMHeadModel": ("XLNet", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32}),
+    "XLMWithLMHeadModel": ("XLM", {"emb_dim": 16, "n_layers": 1, "n_heads": 2}),
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_the_heads_of_language_models_are_known_to_be_harmless(tmp_path: Path, name: str) -> None:
+    family, options = LANGUAGE_MODELS[name]
+    config = getattr(transformers, f"{family}Config")(vocab_size=99, pad_token_id=0, **options)
+    getattr(transformers, name)(config).save_pretrained(tmp_path / "model")
+    loaded = load_checkpoint("--model", str(tmp_path / "model"), to_train=True)
+    assert loaded.new_layers
+    with pytest.raises(ConfigError, match="is not a reward model: these weights are missing"):
+        load_checkpoint("CHECKPOINT", str(tmp_path / "model"), to_train=False)
+
+
+def test_a_head_that_starts_at_random_is_told(llama: Path, tmp_path: Path) -> None:
+    without_head = copy_checkpoint(llama, tmp_path / "copy", change=dropping("score"))
+    loaded = load_checkpoint("--model", str(without_head), to_train=True)
+    assert loaded.new_layers == ("score",)
+    assert loaded.notes == ("score starts at random, because the checkpoint has no such weights",)
+
+
+def test_missing_weights_of_the_language_model_are_refused(llama: Path, tmp_path: Path) -> None:
+    path = copy_checkpoint(llama, tmp_path / "copy", change=dropping("layers.1"))
+    with pytest.raises(ConfigError, match=r"lacks 9 weights of the language model, model\.layers"):
+        load_checkpoint("--model", str(path), to_train=True)
+
+
+def test_half_a_head_is_refused(tmp_path: Path) -> None:
+    """The other half would start at random."""
+    config = transformers.BertConfig(vocab_size=99, num_labels=1, intermediate_size=32, **SMALL)
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    path = copy_checkpoint(tmp_path / "bert", tmp_path / "copy", change=dropping("classifier.bias"))
+    with pytest.raises(ConfigError, match=r"has classifier\.weight and lacks classifier\.bias"):
+        load_checkpoint("--model", str(path), to_train=True)
+
+
+def test_a_head_for_several_labels_is_refused_with_both_shapes(llama: Path, tmp_path: Path) -> None:
+    path = copy_checkpoint(
+        llama, tmp_path / "copy", change=lambda t: {**t, "score.weight": torch.ones(3, 16)}
+    )
+    message = "its head is score.weight [3, 16], and that of a reward model is [1, 16]"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_checkpoint("--model", str(path), to_train=True)
+
+
+def test_sizes_in_the_config_that_are_not_those_of_the_weights_are_refused(
+    llama: Path, tmp_path: Path
+) -> None:
+    path = copy_checkpoint(llama, tmp_path / "copy", vocab_size=98)
+    message = "1 tensors have other shapes than config.json states: model.embed_tokens.weight [99,"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_checkpoint("--model", str(path), to_train=True)
+
+
+@pytest.mark.parametrize(("rope_theta", "fits"), [(10_000.0, True), (1_000_000.0, False)])
+def test_stored_rotary_frequencies_must_be_those_of_the_config(
+    llama: Path, tmp_path: Path, rope_theta: float, fits: bool
+) -> None:
+    """Old checkpoints hold them, and a config without rope_theta gets a default."""
+    frequencies = (rope_theta ** -(torch.arange(0, 4, 2) / 4)).half()
+    path = copy_checkpoint(
+        llama,
+        tmp_path / "copy",
+        change=lambda t: {**t, "model.layers.0.self_attn.rotary_emb.inv_freq": frequencies},
+    )
+    if fits:
+        load_checkpoint("--model", str(path), to_train=False)
+        return
+    with pytest.raises(ConfigError, match=r"inv_freq is not what config\.json gives \(rope_theta"):
+        load_checkpoint("--model", str(path), to_train=False)
+
+
+def test_a_head_in_a_file_of_its_own_is_refused(llama: Path, tmp_path: Path) -> None:
+    path = copy_checkpoint(llama, tmp_path / "copy")
+    save_file({"v_head.summary.weight": torch.ones(1, 16)}, path / "value_head.safetensors")
+    with pytest.raises(ConfigError, match=r"the head in value_head\.safetensors is not read"):
+        load_checkpoint("--model", str(path), to_train=True)
+
+
+def test_sharded_and_pickled_checkpoints_are_checked_as_well(llama: Path, tmp_path: Path) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(llama)
+    model.extra = torch.nn.Linear(3, 1)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="5KB")
+    model.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    assert (tmp_path / "sharded" / "model.safetensors.index.json").exists()
+    for name in ("sharded", "pickled"):
+        with pytest.raises(ConfigError, match=r"extra\.bias \[1\], extra\.weight \[1, 3\]"):
+            load_checkpoint("--model", str(tmp_path / name), to_train=True)

@@ -1,0 +1,265 @@
+"""Account for every tensor of a checkpoint: used, known to be harmless, or a reason to refuse it.
+
+`from_pretrained` drops tensors that its class has no place for, and draws missing ones at random. A
+comparison of an artifact with such a model proves nothing, because both dropped the same tensors.
+So each tensor that is not used must be in the table `HARMLESS`, and only the head may be missing.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from kwise.errors import ConfigError
+from kwise.train.checkpoint.ids import text_config
+from kwise.train.checkpoint.stored import StoredTensors
+
+HARMLESS = {
+    "a head of the language model": (
+        r"^(lm_head|embed_out|lm_loss|pred_layer|predictions|mask_predictions|cls|mlm_head"
+        r"|output_projection|generator_lm_head|generator_predictions|discriminator_predictions"
+        r"|entity_predictions|lm_predictions|sop_classifier|vocab_transform|vocab_layer_norm"
+        r"|vocab_projector|crit|language_model\.lm_head)\.|^decoder\.(weight|bias)$"
+        r"|^embedding_decoder\.bias$"
+    ),
+    "a pooler, which the reward head does not read": r"(^|\.)pooler\.",
+    "the decoder of pretraining": r"^funnel\.decoder\.",
+    "a prediction of further tokens": r"(^|\.)mtp[._]",
+    "a buffer that is computed": (
+        r"(^|\.)(position_ids|token_type_ids|final_logits_bias|num_batches_tracked"
+        r"|relative_position_index|encoder\.version|decoder\.version|_float_tensor"
+        r"|embed_positions\.weights|(attn|attention)\.(masked_)?bias|masked_bias|causal_mask"
+        r"|rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached))$"
+    ),
+}
+"""Tensors that cannot change a reward if they are not used, by what they are: regular expressions
+that are searched in the name of the tensor.
+"""
+
+_ADVICE = {
+    r"(^|\.)lora_|\.adapter|ia3_|dora_": (
+        "merge the adapter into the weights (merge_and_unload in PEFT) and save the model again"
+    ),
+    r"\.(absmax|quant_map|quant_state|qweight|qzeros|scales|g_idx|SCB|weight_scale(_inv)?)": (
+        "the weights are quantised: save them in 16 or 32 bits"
+    ),
+    r"(^|\.)(layers?|h|blocks?)\.\d+\.(?=.*\.bias$)|\.bias$": (
+        "if they belong to the model, config.json lacks the option that gives these layers a bias "
+        "(attention_bias, mlp_bias)"
+    ),
+}
+"""What to do about tensors that are not used, by name. The first expression that is found decides.
+"""
+_WRAPPERS = {
+    "pretrained_model": "TRL's model with a value head",
+    "base_model.model": "PEFT",
+    "module": "DeepSpeed or DistributedDataParallel",
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+}
+"""Prefixes of the names of all tensors in a model that was saved with its wrapper."""
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_MAX_NAMES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorAccount:
+    """What became of the tensors of a checkpoint that was not refused.
+
+    Attributes:
+        harmless: Tensors of the checkpoint that the model does not use.
+        new_layers: Layers that the checkpoint does not have, and that start at random.
+    """
+
+    harmless: tuple[str, ...]
+    new_layers: tuple[str, ...]
+
+    def notes(self) -> list[str]:
+        """Return one sentence for the new layers and one for the unused tensors, if there are."""
+        notes = []
+        if self.new_layers:
+            noun = "start" if len(self.new_layers) > 1 else "starts"
+            notes.append(
+                f"{_some(self.new_layers)} {noun} at random, because the checkpoint has no such "
+                "weights"
+            )
+        if self.harmless:
+            notes.append(
+                f"{_some(self.harmless)} of the checkpoint: not used, which changes no reward"
+            )
+        return notes
+
+
+def account_for_tensors(
+    place: str,
+    model: PreTrainedModel,
+    loading: dict[str, Any],
+    stored: StoredTensors,
+    head: str | None,
+    *,
+    head_may_be_new: bool,
+) -> TensorAccount:
+    """Return what became of each tensor of a checkpoint.
+
+    Args:
+        place: What the user calls the checkpoint; errors begin with it.
+        model: The model that was loaded, with `ignore_mismatched_sizes`.
+        loading: The `output_loading_info` of `from_pretrained`.
+        stored: The tensors in the checkpoint's files.
+        head: The name of the reward head, see `reward_head`; None if there is none.
+        head_may_be_new: Allow a checkpoint without a reward head, to train one.
+
+    Raises:
+        ConfigError: A tensor that is not used could change a reward, one has another shape than in
+            the model, or a weight is missing that training would not replace.
+    """
+    _check_shapes(place, model, [*map(_name_of, loading["mismatched_keys"])], stored, head)
+    unused = sorted(loading["unexpected_keys"])
+    harmless = [name for name in unused if is_harmless(name)]
+    if len(harmless) < len(unused):
+        refused = [name for name in unused if name not in set(harmless)]
+        raise ConfigError(
+            f"{place}: {type(model).__name__} does not use {len(refused)} tensors of the "
+            "checkpoint, which could change a reward: "
+            f"{_some([stored.described(name) for name in refused])}; "
+            f"{_advice(refused, model, stored, head)}"
+        )
+    _check_frequencies(place, model, stored)
+    return TensorAccount(
+        harmless=tuple(harmless),
+        new_layers=_new_layers(place, model, sorted(loading["missing_keys"]), head_may_be_new),
+    )
+
+
+def check_names(place: str, stored: StoredTensors) -> None:
+    """Raise ConfigError if the tensors have the names that they have inside of a wrapper.
+
+    transformers calls such a checkpoint corrupted, or draws all of its weights at random.
+    """
+    for prefix, wrapper in _WRAPPERS.items():
+        wrapped = [name for name in stored.shapes if name.startswith(f"{prefix}.")]
+        if wrapped:
+            raise ConfigError(
+                f"{place}: {len(wrapped)} tensors have names that begin with {prefix!r}, as "
+                f"{wrapped[0]} does: the model was saved inside of {wrapper}; save the inner model"
+            )
+
+
+def is_harmless(name: str) -> bool:
+    """Return whether the tensor `name` cannot change a reward if it is not used."""
+    return any(re.search(pattern, name) for pattern in HARMLESS.values())
+
+
+def _check_shapes(
+    place: str,
+    model: PreTrainedModel,
+    mismatched: Sequence[str],
+    stored: StoredTensors,
+    head: str | None,
+) -> None:
+    """Raise ConfigError if a tensor has another shape in the checkpoint than in the model."""
+    if not mismatched:
+        return
+    name = min(mismatched, key=lambda key: (not key.startswith(f"{head}."), key))
+    expected = list(model.state_dict()[name].shape)
+    if name.startswith(f"{head}."):
+        raise ConfigError(
+            f"{place} is not a reward model: its head is {stored.described(name)}, and that of a "
+            f"reward model is {expected}"
+        )
+    raise ConfigError(
+        f"{place}: {len(mismatched)} tensors have other shapes than config.json states: "
+        f"{stored.described(name)} instead of {expected}"
+    )
+
+
+def _new_layers(
+    place: str, model: PreTrainedModel, missing: Sequence[str], head_may_be_new: bool
+) -> tuple[str, ...]:
+    """Return the layers without weights; raise ConfigError if there must not be any such layer."""
+    if missing and not head_may_be_new:
+        raise ConfigError(
+            f"{place} is not a reward model: these weights are missing: {_some(missing)}"
+        )
+    backbone = _backbone_name(model)
+    lost = [key for key in missing if key.startswith(f"{backbone}.") and "pooler" not in key]
+    if lost:
+        raise ConfigError(
+            f"{place}: the checkpoint lacks {len(lost)} weights of the language model, {lost[0]} "
+            "first"
+        )
+    layers = sorted({key.rpartition(".")[0] for key in missing})
+    weights = set(model.state_dict())
+    for layer in layers:
+        own = {key for key in weights if key.rpartition(".")[0] == layer}
+        stored, lacking = sorted(own - set(missing)), sorted(own & set(missing))
+        if stored:
+            raise ConfigError(f"{place}: the checkpoint has {stored[0]} and lacks {_some(lacking)}")
+    return tuple(layers)
+
+
+def _check_frequencies(place: str, model: PreTrainedModel, stored: StoredTensors) -> None:
+    """Raise ConfigError if the checkpoint was trained with other rotary embeddings.
+
+    Old checkpoints hold the frequencies of rotary embeddings, which are computed from config.json
+    today. A config without `rope_theta` gets a default, and nothing else would show the mistake.
+    Scaled embeddings are not compared, because old checkpoints hold their unscaled frequencies.
+    """
+    names = [name for name in stored.shapes if name.endswith("inv_freq")]
+    modules = [module for module in model.modules() if hasattr(module, "inv_freq")]
+    if not names or any(getattr(m, "rope_type", "default") != "default" for m in modules):
+        return
+    frequencies = stored.load(names[0]).float()  # all layers share them
+    computed = [m.inv_freq.float().cpu() for m in modules if m.inv_freq.shape == frequencies.shape]
+    # bf16 has 8 significant bits.
+    if computed and not any(torch.allclose(frequencies, c, rtol=2**-7, atol=0) for c in computed):
+        raise ConfigError(
+            f"{place}: {names[0]} is not what config.json gives (rope_theta, rope_scaling); state "
+            "the values with which the model was trained"
+        )
+
+
+def _backbone_name(model: PreTrainedModel) -> str:
+    """Return the name of the part of the model that holds the embeddings."""
+    embeddings = model.get_input_embeddings()
+    return next(
+        (name for name, part in model.named_children() if embeddings in set(part.modules())),
+        model.base_model_prefix,
+    )
+
+
+def _advice(
+    refused: Sequence[str], model: PreTrainedModel, stored: StoredTensors, head: str | None
+) -> str:
+    """Return what to do about tensors that are not used."""
+    num_layers = getattr(text_config(model.config), "num_hidden_layers", None)
+    layers = [int(match[1]) for name in refused if (match := _LAYER.search(name))]
+    if num_layers is not None and layers and max(layers) >= num_layers:
+        return f"config.json states {num_layers} layers (num_hidden_layers), and the file has more"
+    if f"{head}.bias" in refused:
+        return (
+            f"{head} of this class has no bias; if a constant in every reward may go, delete the "
+            "tensor from the file"
+        )
+    hidden_size = getattr(text_config(model.config), "hidden_size", None)
+    heads = [name for name in refused if stored.shapes.get(name) == (1, hidden_size)]
+    if heads:
+        return f"if {heads[0]} is the reward head, call it {head}.weight in the file"
+    for pattern, advice in _ADVICE.items():
+        if any(re.search(pattern, name) for name in refused):
+            return advice
+    return "save a checkpoint without them if they do not belong to the model"
+
+
+def _name_of(mismatched: Any) -> str:
+    """Return the tensor's name; transformers 5 gives the shapes with it."""
+    return mismatched if isinstance(mismatched, str) else str(mismatched[0])
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

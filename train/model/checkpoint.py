@@ -1,0 +1,138 @@
+"""Load a checkpoint as a reward model, and account for all that is in it.
+
+Training and export read their checkpoints through this one function, so they refuse the same ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from kwise.errors import ConfigError
+from kwise.train.checkpoint.ids import set_pad_token_id, text_config, usable_id
+from kwise.train.checkpoint.statements import Statements, account_for_statements
+from kwise.train.checkpoint.stored import StoredTensors, separate_heads
+from kwise.train.checkpoint.tensors import account_for_tensors, check_names
+from kwise.train.model.four_bit import dequantise, disable_weight_packing, has_four_bits
+from kwise.train.model.head import head_name
+from kwise.train.model.pretrained import reading, source_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedCheckpoint:
+    """A sequence-classification model with one label, and what its checkpoint says.
+
+    Attributes:
+        model: In float32. Its padding token is None if the config's is not the id of a token.
+        new_layers: Layers that the checkpoint does not have, and that start at random.
+        statements: What config.json states about rewards.
+        notes: Sentences for the user about what the checkpoint has and the model does not use.
+    """
+
+    model: PreTrainedModel
+    new_layers: tuple[str, ...]
+    statements: Statements
+    notes: tuple[str, ...]
+
+
+def load_checkpoint(
+    option: str, name: str, *, to_train: bool, quantised: Mapping[str, Any] | None = None
+) -> LoadedCheckpoint:
+    """Load a checkpoint in float32.
+
+    Args:
+        option: What the command line calls the checkpoint, for instance "--model".
+        name: A Hugging Face directory, a hub name, or a `.gguf` file, whose weights are
+            dequantised.
+        to_train: Training starts from the checkpoint, so the head may be missing.
+        quantised: The arguments that load the weights in four bits, see `four_bit_options`.
+            Without them, weights that are stored in four bits are dequantised.
+
+    Raises:
+        ConfigError: The checkpoint cannot be read, or is refused by `account_for_statements` or
+            `account_for_tensors`, or its head is in a file of its own.
+    """
+    place = f"{option} {name}"
+    with reading(option, name):
+        stated, _ = PretrainedConfig.get_config_dict(**source_of(name))
+        config = AutoConfig.from_pretrained(**source_of(name), num_labels=1)
+    statements = account_for_statements(
+        place, stated, config, _class_of(place, config), to_train=to_train
+    )
+    if heads := separate_heads(name):
+        raise ConfigError(
+            f"{place}: the head in {heads[0]} is not read; put it into the file of weights, by the "
+            "name that the head has in transformers"
+        )
+    notes = [*statements.notes, *_drop_pad_token_without_row(config)]
+    with reading(option, name):
+        stored = StoredTensors(name)
+    check_names(place, stored)
+    with reading(option, name):
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            **source_of(name),
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            # So that the error names both shapes. Four bits have other shapes than the layers.
+            ignore_mismatched_sizes=not (quantised or stated.get("quantization_config")),
+            **(quantised or {}),
+        )
+    disable_weight_packing(model)
+    # Only now, because the positions of RoBERTa and its relatives are counted from this id.
+    if usable_id(text_config(model.config).pad_token_id, None) is None:
+        set_pad_token_id(model.config, None)
+    account = account_for_tensors(
+        place, model, loading, stored, head_name(model), head_may_be_new=to_train
+    )
+    if not quantised:
+        if any(has_four_bits(layer) for layer in model.modules()):
+            dequantise(model)
+            notes.append("the weights are stored in four bits and were dequantised")
+        # The config of a `.gguf` file keeps this entry, and a later from_pretrained would expect
+        # quantised weights.
+        elif hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    if statements.num_labels not in (None, 1) and not account.new_layers:
+        notes.append(
+            f"config.json states {statements.num_labels} labels, and the head has one output"
+        )
+    return LoadedCheckpoint(
+        model=model,
+        new_layers=account.new_layers,
+        statements=statements,
+        notes=(*notes, *account.notes()),
+    )
+
+
+def _class_of(place: str, config: PretrainedConfig) -> str:
+    """Return the name of the class with which transformers loads rewards of this config."""
+    try:
+        loads = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    except KeyError:
+        raise ConfigError(
+            f"{place}: transformers has no sequence classification for models of type "
+            f"{config.model_type}, so there is no reward model of it"
+        ) from None
+    return str(loads.__name__)
+
+
+def _drop_pad_token_without_row(config: PretrainedConfig) -> list[str]:
+    """Set a padding token beyond the embeddings to None, and return a note on it.
+
+    Embeddings cannot be made with a padding token for which they have no row.
+    """
+    num_rows = getattr(text_config(config), "vocab_size", None)
+    stated = getattr(text_config(config), "pad_token_id", None)
+    if usable_id(stated, None) == usable_id(stated, num_rows):
+        return []
+    set_pad_token_id(config, None)
+    return [f"config.json: pad_token_id {stated} has no row in the {num_rows} embeddings; not used"]
