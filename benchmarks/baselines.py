@@ -22,7 +22,8 @@ _DTYPES = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 def stock_session(checkpoint: str, threads: int) -> GraphSession:
     """Export Optimum's stock padded graph in fp32 to a temporary directory and open it."""
-    from kwise.export.exporter import ExportConfig, Layout, export
+    from kwise.export.config import ExportConfig, Layout
+    from kwise.export.exporter import export
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "stock"

@@ -2,45 +2,55 @@
 
 import argparse
 import sys
+from importlib import import_module
 from typing import Any
 
-from kwise.benchmarks import gpu, graph, load, precision, soak, training
+from kwise.benchmarks.options import (
+    GpuBenchConfig,
+    GraphBenchConfig,
+    LoadBenchConfig,
+    PrecisionBenchConfig,
+    SoakConfig,
+    TrainBenchConfig,
+)
 from kwise.options import add_options, from_options
 from kwise.train.rankings.errors import RankingsError
 
-_BENCHMARKS: dict[str, tuple[Any, type, str]] = {
+# The module with `run(config)`, which is imported when the benchmark runs; its options; and what
+# it measures.
+_BENCHMARKS: dict[str, tuple[str, type, str]] = {
     "graph": (
-        graph.run,
-        graph.GraphBenchConfig,
+        "graph",
+        GraphBenchConfig,
         "the model pass: share of the machine's peak rate, prompt reuse, memory, and Optimum's "
         "stock padded graph for comparison",
     ),
     "gpu": (
-        gpu.run,
-        gpu.GpuBenchConfig,
+        "gpu",
+        GpuBenchConfig,
         "a GPU: parity with fp32 on the CPU, latency of a group, throughput, and transformers on "
         "the same device for comparison",
     ),
     "precision": (
-        precision.run,
-        precision.PrecisionBenchConfig,
+        "precision",
+        PrecisionBenchConfig,
         "precisions on a CPU: time and fidelity to fp32 on each runtime, and transformers in bf16 "
         "and the stock padded graph for comparison",
     ),
     "load": (
-        load.run,
-        load.LoadBenchConfig,
+        "load",
+        LoadBenchConfig,
         "serving: throughput relative to the model alone, groups per second from the cache, "
         "latency, and waiting times under load",
     ),
     "train": (
-        training.run,
-        training.TrainBenchConfig,
+        "training",
+        TrainBenchConfig,
         "training on rankings, and TRL's RewardTrainer on their pairs for comparison",
     ),
     "soak": (
-        soak.run,
-        soak.SoakConfig,
+        "soak",
+        SoakConfig,
         "memory of a server under all kinds of load for several minutes",
     ),
 }
@@ -52,16 +62,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (_, config, summary) in _BENCHMARKS.items():
         description = f"Measure {summary}."
         add_options(
-            benchmarks.add_parser(name, help=summary, description=description, allow_abbrev=False),
+            benchmarks.add_parser(name, help=summary, description=description),
             config,
         )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a benchmark and return its exit code; 1 if the rankings are not usable."""
-    start, config, _ = _BENCHMARKS[arguments.what]
+    module, config_type, _ = _BENCHMARKS[arguments.what]
+    config: Any = from_options(config_type, arguments)
     try:
-        start(from_options(config, arguments))
+        import_module(f"kwise.benchmarks.{module}").run(config)
     except RankingsError as error:
         print(error, file=sys.stderr)
         return 1

@@ -21,7 +21,7 @@ import asyncio
 import copy
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwise.benchmarks.baselines import TransformersModel
+from kwise.benchmarks.options import Cell, GpuBenchConfig
 from kwise.benchmarks.result_file import write_results
-from kwise.benchmarks.workload import Cell, parse_cells, read_trie_artifact, run_queued
+from kwise.benchmarks.workload import read_trie_artifact, run_queued
 from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import golden_sequences, new_encoder
@@ -45,39 +46,12 @@ from kwise.engine.precision import Precision
 from kwise.engine.scorer import Scorer
 from kwise.engine.select import select_backend
 from kwise.errors import ConfigError
-from kwise.options import check_bounds, option
 from kwise.types import Group, Reward
 
 # The first pass of a shape plans its memory, the second uses the plan, and libraries choose their
 # kernels.
 _NUM_WARM_UPS = 3
 Rewards = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuBenchConfig:
-    """Options of `kwise bench gpu`."""
-
-    artifact: str = option(help="an artifact with the trie layout")
-    checkpoint: str = option("", "its checkpoint, to compare with transformers")
-    device: str = option("cuda:0", "devices, as in kwise serve; latency is measured on the first")
-    cells: str = option(
-        "64/64/9,256/128/9,1024/128/9",
-        "groups P/R/K: tokens of the prompt, tokens of each response, number of responses",
-    )
-    repeats: int = option(10, "runs of each cell, after three warm-ups", minimum=1)
-    groups: int = option(64, "groups that wait together, for throughput", minimum=1)
-    max_batch_tokens: int = option(8192, "batch budget, as in kwise serve", minimum=16)
-    json: str = option("", "file for all figures and the machine")
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        parse_devices(self.device)
-        self.parsed_cells()
-
-    def parsed_cells(self) -> list[Cell]:
-        """Return `cells`, parsed."""
-        return parse_cells(self.cells)
 
 
 def run(config: GpuBenchConfig) -> None:

@@ -11,7 +11,7 @@ GB, so it ran one sequence of the group, and its time is multiplied by K.
 
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,67 +21,15 @@ import numpy as np
 from kwise.benchmarks import memory, prompt_reuse
 from kwise.benchmarks.baselines import MAX_PADDED_ROWS, stock_session
 from kwise.benchmarks.flops import PeakRate, cost_of_graph
+from kwise.benchmarks.options import Cell, GraphBenchConfig
 from kwise.benchmarks.result_file import write_results
-from kwise.benchmarks.workload import (
-    Cell,
-    parse_cells,
-    read_trie_artifact,
-    real_groups,
-    run_queued,
-)
+from kwise.benchmarks.workload import read_trie_artifact, real_groups, run_queued
 from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.layouts import PaddedLayout
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
-from kwise.options import check_bounds, option
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GraphBenchConfig:
-    """Options of `kwise bench graph`."""
-
-    artifact: str = option(help="an artifact with the trie layout")
-    checkpoint: str = option(
-        "",
-        "its checkpoint, to compare with the stock padded graph and to measure the memory of an "
-        "export",
-    )
-    cells: str = option(
-        "64/64/9,256/128/9,1024/128/9",
-        "groups P/R/K: tokens of the prompt, tokens of each response, number of responses",
-    )
-    rankings: str = option("", "real groups: rankings as JSON Lines, gzipped or not")
-    num_groups: int = option(24, "number of real groups", minimum=1)
-    repeats: int = option(5, "runs of each cell, after one warm-up", minimum=1)
-    max_seconds: float = option(
-        120.0, "stop repeating a cell after this time; it runs at least once", minimum=0
-    )
-    threads: int = option(0, "threads of the runtime; 0 for one per core", minimum=0)
-    max_batch_tokens: int = option(
-        EngineConfig().max_batch_tokens, "batch budget, as in kwise serve", minimum=16
-    )
-    prompt_reuse: bool = option(
-        True, "also measure calls that share a prompt, in a row and from several connections"
-    )
-    memory: bool = option(True, "also measure peak memory and start-up time")
-    json: str = option("", "file for all figures and the machine")
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        self.parsed_cells()
-
-    def parsed_cells(self) -> list[Cell]:
-        """Return `cells`, parsed."""
-        return parse_cells(self.cells)
-
-    def open_session(self, artifact: Artifact) -> GraphSession:
-        """Open the trie graph of the artifact."""
-        config = EngineConfig(threads=self.threads)
-        return GraphSession(
-            artifact, threads=config.runtime_threads, prompt_cache_bytes=config.prompt_cache_bytes
-        )
 
 
 def run(config: GraphBenchConfig) -> None:
@@ -121,7 +69,7 @@ class _GraphBenchmark:
 
     def __init__(self, config: GraphBenchConfig, artifact: Artifact) -> None:
         self.config, self.artifact = config, artifact
-        self.session = config.open_session(artifact)
+        self.session = _open_session(config, artifact)
         threads = EngineConfig(threads=config.threads).runtime_threads
         self.stock = stock_session(config.checkpoint, threads) if config.checkpoint else None
         self.cost = cost_of_graph(
@@ -178,7 +126,7 @@ class _GraphBenchmark:
         warm_up = Cell(P=64, R=64, K=2).group(self.artifact.manifest.vocab_size, 0)
         seconds, peaks = [], []
         for _ in range(min(self.config.repeats, 3)):
-            session = self.config.open_session(self.artifact)
+            session = _open_session(self.config, self.artifact)
             run_queued(session, [warm_up], self.config.max_batch_tokens)
             seconds.append(run_queued(session, groups, self.config.max_batch_tokens)[0])
             peaks.append(self.peak_rate())
@@ -204,4 +152,11 @@ def _cell_line(row: dict[str, Any]) -> str:
         f"{row['P']:>6} {row['R']:>5} {row['K']:>5} {row['seconds']:>9.3f} {row['rows']:>7} "
         f"{row['tokens_per_s']:>10,.0f} {row['share_of_peak']:>8.3f} {stock:>13} {ratio:>7} "
         f"{difference:>16}"
+    )
+
+
+def _open_session(config: GraphBenchConfig, artifact: Artifact) -> GraphSession:
+    engine = EngineConfig(threads=config.threads)
+    return GraphSession(
+        artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes
     )

@@ -17,24 +17,23 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from kwise.benchmarks.options import Cell, LoadBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.server_process import running_server
-from kwise.benchmarks.workload import Cell, run_queued
+from kwise.benchmarks.workload import run_queued
 from kwise.client import AsyncRewardClient, RewardClient
 from kwise.client.messages import to_group
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.layouts import LAYOUTS
 from kwise.engine.model.session import GraphSession
-from kwise.errors import ConfigError, KwiseError
-from kwise.options import check_bounds, option
+from kwise.errors import KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
 from kwise.types import Priority
@@ -49,34 +48,6 @@ _CACHED_GROUP = (
 )
 _NUM_WARM_UPS = 50
 _QUEUEING_LOAD = 0.8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadBenchConfig:
-    """Options of `kwise bench load`."""
-
-    artifact: str = option(help="an artifact")
-    cell: str = option(
-        "256/128/9",
-        "groups P/R/K: tokens of the prompt, tokens of each response, number of responses",
-    )
-    groups: int = option(16, "groups in a round at saturation", minimum=1)
-    repeats: int = option(3, "rounds", minimum=1)
-    clients: int = option(1, "processes that ask for cached groups", minimum=1)
-    calls: int = option(2000, "calls to measure latency", minimum=10)
-    poisson_calls: int = option(200, "calls to measure queueing; 0 skips this", minimum=0)
-    json: str = option("", "file for all figures and the machine")
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        self.parsed_cell()
-
-    def parsed_cell(self) -> Cell:
-        """Return `cell`, parsed."""
-        try:
-            return Cell.parse(self.cell)
-        except ValueError:
-            raise ConfigError(f"--cell is {self.cell!r}; it must be P/R/K in integers") from None
 
 
 def run(config: LoadBenchConfig) -> None:

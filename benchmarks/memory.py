@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kwise.benchmarks.options import Cell
 from kwise.benchmarks.server_process import memory_bytes, running_server
-from kwise.benchmarks.workload import Cell
 from kwise.client import RewardClient
 from kwise.engine.artifact import MODEL, Artifact
 

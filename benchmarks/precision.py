@@ -26,8 +26,9 @@ from typing import Any
 
 from kwise.benchmarks import machine
 from kwise.benchmarks.baselines import MAX_PADDED_ROWS, TransformersModel, stock_session
+from kwise.benchmarks.options import PrecisionBenchConfig
 from kwise.benchmarks.result_file import write_results
-from kwise.benchmarks.workload import Cell, parse_cells, read_trie_artifact, run_queued
+from kwise.benchmarks.workload import read_trie_artifact, run_queued
 from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
@@ -49,52 +50,9 @@ from kwise.export.precision.agreement import (
     rewards_of,
     split,
 )
-from kwise.options import check_bounds, option
 
 _REFERENCE = "onnxruntime fp32"
 _REAL = "real"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrecisionBenchConfig:
-    """Options of `kwise bench precision`."""
-
-    artifact: str = option(
-        help="an artifact with the trie layout, fp32 and other precisions (kwise export --dtype)"
-    )
-    checkpoint: str = option(
-        "", "its checkpoint, to compare with transformers in bf16 and the stock padded graph"
-    )
-    rankings: str = option(
-        "",
-        "real groups: rankings as JSON Lines, gzipped or not; by default the groups that kwise "
-        "export uses",
-    )
-    cells: str = option(
-        "64/64/9,256/128/9,1024/128/9",
-        "groups P/R/K: tokens of the prompt, tokens of each response, number of responses",
-    )
-    num_groups: int = option(16, "number of real groups", minimum=1)
-    repeats: int = option(5, "runs of each contender, after one warm-up", minimum=1)
-    max_seconds: float = option(
-        60.0,
-        "stop repeating a contender on a cell, or on the real groups, after this time; it runs at "
-        "least once",
-        minimum=0,
-    )
-    threads: int = option(0, "threads of each contender; 0 for one per core", minimum=0)
-    max_batch_tokens: int = option(
-        EngineConfig().max_batch_tokens, "batch budget, as in kwise serve", minimum=16
-    )
-    json: str = option("", "file for all figures and the machine")
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        self.parsed_cells()
-
-    def parsed_cells(self) -> list[Cell]:
-        """Return `cells`, parsed."""
-        return parse_cells(self.cells)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

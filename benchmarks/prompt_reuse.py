@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from kwise.benchmarks.options import Cell
 from kwise.benchmarks.server_process import running_server
-from kwise.benchmarks.workload import Cell
 from kwise.client import AsyncRewardClient
 from kwise.engine.artifact import Artifact
 from kwise.engine.model.session import GraphSession

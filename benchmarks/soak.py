@@ -10,17 +10,16 @@ must be answered exactly once, with as many rewards as responses.
 import asyncio
 import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kwise.benchmarks.options import SoakConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.server_process import memory_bytes, running_server
 from kwise.client import AsyncRewardClient, RewardServiceError
 from kwise.engine.artifact import read_artifact
-from kwise.options import check_bounds, option
 from kwise.types import Reward, ScoredGroup
 
 _SMALL_CACHES = ("--cache-bytes", str(1 << 20), "--prompt-cache-bytes", str(8 << 20))
@@ -41,18 +40,6 @@ _WORDS = [
     "loud",
     "paper",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SoakConfig:
-    """Options of `kwise bench soak`."""
-
-    artifact: str = option(help="an artifact; a small model allows the most requests")
-    minutes: float = option(10.0, "duration of the load", minimum=0.05)
-    json: str = option("", "file for all figures and the machine")
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 def run(config: SoakConfig) -> None:

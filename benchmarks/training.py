@@ -11,55 +11,19 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from kwise.benchmarks.memory import PRINT_PEAK_OF
+from kwise.benchmarks.options import Cell, TrainBenchConfig
 from kwise.benchmarks.result_file import write_results
-from kwise.benchmarks.workload import Cell, parse_cells
 from kwise.errors import ConfigError
-from kwise.options import check_bounds, option
+from kwise.extras import how_to_install
 
 # Sums in another order differ by rounding; the mean over pairs is of the order of 1.
 _MAX_LOSS_DIFFERENCE = 1e-3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainBenchConfig:
-    """Options of `kwise bench train`."""
-
-    model: str = option(help="a language model or reward model, as for kwise train")
-    text: Path = option(
-        Path("examples/rankings.jsonl"), "any UTF-8 text; prompts and responses are cut from it"
-    )
-    cells: str = option(
-        "256/128/9,1024/128/9",
-        "rankings P/R/K: tokens of the prompt, tokens of each response, number of responses",
-    )
-    steps: int = option(2, "timed steps of two rankings in each run of kwise", minimum=1)
-    repeats: int = option(1, "runs of each trainer; medians are reported", minimum=1)
-    pairs_per_pass: tuple[int, ...] = option(
-        (1,), "pairs that TRL computes at a time; each must divide C(K,2)"
-    )
-    json: str = option("", "file for all figures and the machine")
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        for cell in self.parsed_cells():
-            num_pairs = cell.K * (cell.K - 1) // 2
-            if any(size < 1 or num_pairs % size for size in self.pairs_per_pass):
-                sizes = " ".join(map(str, self.pairs_per_pass))
-                raise ConfigError(
-                    f"--pairs-per-pass is {sizes}; each must divide {num_pairs}, the pairs of "
-                    f"{cell}"
-                )
-
-    def parsed_cells(self) -> list[Cell]:
-        """Return `cells`, parsed."""
-        return parse_cells(self.cells)
 
 
 def run(config: TrainBenchConfig) -> None:
@@ -70,7 +34,7 @@ def run(config: TrainBenchConfig) -> None:
         RuntimeError: a run failed, or the losses differ.
     """
     if find_spec("trl") is None:
-        raise ConfigError("kwise bench train compares with TRL: pip install 'kwise[bench]'")
+        raise ConfigError(f"kwise bench train compares with TRL: {how_to_install('bench')}")
     from kwise.train.model.reward_model import load_reward_model
 
     results: dict[str, Any] = {}

@@ -30,36 +30,11 @@ from kwise.types import Group, Priority
 _FIRST_ID = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """Groups of K responses of R tokens each to a prompt of P tokens."""
-
-    P: int
-    R: int
-    K: int
-
-    def __str__(self) -> str:
-        return f"{self.P}/{self.R}/{self.K}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Cell":
-        """Parse "P/R/K"; raise ValueError if it is not three integers."""
-        P, R, K = map(int, text.split("/"))
-        return cls(P=P, R=R, K=K)
-
-    def group(self, vocab_size: int, seed: int) -> list[EncodedSequence]:
-        """Return one group of random ids; another seed gives another prompt."""
-        rng = np.random.default_rng((seed, self.P, self.R, self.K))
-        prompt = rng.integers(_FIRST_ID, vocab_size, self.P)
-        return [
-            _sequence(prompt, rng.integers(_FIRST_ID, vocab_size, self.R)) for _ in range(self.K)
-        ]
-
-    def request(self, vocab_size: int, seed: int) -> tuple[list[int], list[list[int]]]:
-        """Return `group` as a client sends it: (ids of the prompt, ids of each response)."""
-        group = self.group(vocab_size, seed)
-        prompt = group[0].token_ids[: self.P].tolist()
-        return prompt, [sequence.token_ids[self.P :].tolist() for sequence in group]
+def random_group(P: int, R: int, K: int, *, vocab_size: int, seed: int) -> list[EncodedSequence]:
+    """Return K responses of R random token ids each to a prompt of P; the seed sets the prompt."""
+    rng = np.random.default_rng((seed, P, R, K))
+    prompt = rng.integers(_FIRST_ID, vocab_size, P)
+    return [_sequence(prompt, rng.integers(_FIRST_ID, vocab_size, R)) for _ in range(K)]
 
 
 def _sequence(prompt: NDArray[np.int64], response: NDArray[np.int64]) -> EncodedSequence:
@@ -67,18 +42,6 @@ def _sequence(prompt: NDArray[np.int64], response: NDArray[np.int64]) -> Encoded
     return EncodedSequence(
         token_ids=ids, type_ids=None, num_tokens=len(ids), prompt_tokens=len(prompt)
     )
-
-
-def parse_cells(text: str) -> list[Cell]:
-    """Parse the option `--cells`, "P/R/K,P/R/K,…".
-
-    Raises:
-        ConfigError: it has another form.
-    """
-    try:
-        return [Cell.parse(cell) for cell in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--cells is {text!r}; it must be P/R/K,P/R/K,… in integers") from None
 
 
 def read_trie_artifact(path: str) -> Artifact:

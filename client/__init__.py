@@ -4,9 +4,10 @@ with RewardClient("localhost:50051") as client:
     scored = client.score("What is 2 + 2?", ["4", "5"])
 """
 
-from kwise.client.aio import AsyncRewardClient
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from kwise.client.errors import RewardServiceError
-from kwise.client.sync import RewardClient
 from kwise.errors import InvalidRequest, KwiseError, Status
 from kwise.types import (
     ComparedGroup,
@@ -21,6 +22,10 @@ from kwise.types import (
     ScoredGroup,
     Timing,
 )
+
+if TYPE_CHECKING:
+    from kwise.client.aio import AsyncRewardClient
+    from kwise.client.sync import RewardClient
 
 __all__ = [
     "AsyncRewardClient",
@@ -41,3 +46,12 @@ __all__ = [
     "Status",
     "Timing",
 ]
+
+_MODULES = {"AsyncRewardClient": "kwise.client.aio", "RewardClient": "kwise.client.sync"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a client when it is first used, so that `kwise score --help` does not import grpc."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module 'kwise.client' has no attribute {name!r}")

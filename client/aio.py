@@ -1,11 +1,20 @@
 """The asyncio client. It shares messages.py, flight.py and retry.py with the blocking one."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import aclosing
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -22,10 +31,12 @@ from kwise.client.channel import (
 from kwise.client.flight import Flight, is_interrupted
 from kwise.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
 from kwise.client.retry import Attempts
-from kwise.errors import KwiseError
+from kwise.errors import InvalidRequest, KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
 from kwise.types import ComparedGroup, ModelInfo, Priority, RankedGroup, ScoredGroup
+
+T = TypeVar("T")
 
 
 class AsyncRewardClient:
@@ -122,38 +133,53 @@ class AsyncRewardClient:
 
     async def score_many(
         self,
-        groups: Iterable[GroupLike],
+        groups: Iterable[GroupLike] | AsyncIterable[GroupLike],
         *,
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[ScoredGroup | KwiseError]:
+    ) -> AsyncGenerator[ScoredGroup | KwiseError, None]:
         """Yield results as `RewardClient.score_many` does.
 
-        `groups` is drawn from on the event loop, so it must not block.
+        `groups` is an iterable or an asynchronous one. An iterable is drawn from on the event loop,
+        so it must not block.
         """
-        stream_groups = messages.to_stream_groups(self._model, groups, priority)
-        await self._time_left(
-            timeout_s
-        )  # waits for the first connection; the flight keeps its own time
+        source: _Source | None = None
+        stream_groups: Iterator[pb.Group | InvalidRequest] = iter(())
+        if isinstance(groups, AsyncIterable):
+            source = _Source(messages.to_async_stream_groups(self._model, groups, priority))
+        else:
+            stream_groups = messages.to_stream_groups(self._model, groups, priority)
+        # Waits for the first connection; the flight keeps its own time.
+        await self._time_left(timeout_s)
         flight = Flight(
             stream_groups, self._timeout_s if timeout_s is None else timeout_s, target=self._target
         )
-        while True:
-            try:
-                async with aclosing(self._stream(flight)) as results:
-                    async for result in results:
-                        yield result
-            except grpc.RpcError as error:
-                failure = messages.from_rpc_error(error, self._target)
-                if self._closed or not is_interrupted(failure):
-                    raise failure from error
-                flight.refused(failure)
-            if flight.done:
-                return
-            await asyncio.sleep(flight.pause_s())
+        try:
+            while True:
+                try:
+                    async with aclosing(self._stream(flight, source)) as results:
+                        async for result in results:
+                            yield result
+                except grpc.RpcError as error:
+                    failure = messages.from_rpc_error(error, self._target)
+                    if self._closed or not is_interrupted(failure):
+                        raise failure from error
+                    flight.refused(failure)
+                if flight.done:
+                    return
+                await asyncio.sleep(flight.pause_s())
+        finally:
+            if source is not None:
+                await source.close()
 
-    async def _stream(self, flight: Flight) -> AsyncGenerator[ScoredGroup | KwiseError, None]:
+    async def _stream(
+        self, flight: Flight, source: "_Source | None"
+    ) -> AsyncGenerator[ScoredGroup | KwiseError, None]:
         """Carry the flight on one stream, until that has answered all. Yield results.
+
+        Args:
+            source: the groups, if they come from an asynchronous iterable; None if the flight has
+                them.
 
         Raises:
             grpc.RpcError: the stream broke.
@@ -165,27 +191,41 @@ class AsyncRewardClient:
                 yield request
 
         call = self._stub.ScoreStream(sent(), metadata=self._metadata)
+        reading: asyncio.Task[Any] | None = None
         try:
             for request in flight.start():
                 to_send.put_nowait(request)
             while True:
-                for request in flight.send():
+                for request in flight.send() if source is None else source.take(flight):
                     to_send.put_nowait(request)
                 if (result := flight.pop()) is not None:
                     yield result
                     flight.resume()
                     continue
-                if flight.is_over:
+                waiting: set[asyncio.Task[Any]] = set()
+                if source is not None and flight.room:
+                    waiting.add(source.next())
+                if not flight.is_over:
+                    reading = reading or _task(call.read())
+                    waiting.add(reading)
+                if not waiting:
                     return
-                try:
-                    async with asyncio.timeout(max(flight.remaining_s, 0)):
-                        reply = await call.read()
-                except TimeoutError:
-                    raise flight.out_of_time() from None
+                # While only the source is waited for, the time is the caller's own.
+                left_s = None if flight.is_over else max(flight.remaining_s, 0)
+                done, _ = await asyncio.wait(
+                    waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    raise flight.out_of_time()
+                if reading not in done:
+                    continue
+                reply, reading = reading.result(), None
                 if not isinstance(reply, pb.ScoreStreamResponse):  # grpc.aio.EOF
                     return  # the server closed the stream; unanswered groups go on the next one
                 flight.accept(reply)
         finally:
+            if reading is not None:
+                reading.cancel()
             to_send.put_nowait(None)  # ends gRPC's task that reads the queue
             call.cancel()
 
@@ -207,3 +247,45 @@ class AsyncRewardClient:
                 if self._closed:
                     raise failure from error
                 await asyncio.sleep(attempts.pause_s(failure))
+
+
+def _task(awaitable: Awaitable[T]) -> asyncio.Task[T]:
+    """Return a task that may be dropped: asyncio does not log an exception that nobody awaits."""
+
+    async def run() -> T:
+        return await awaitable
+
+    task = asyncio.create_task(run())
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task
+
+
+class _Source:
+    """The groups of an asynchronous iterator, drawn one at a time while replies are awaited."""
+
+    def __init__(self, groups: AsyncIterator[pb.Group | InvalidRequest]) -> None:
+        self._groups = groups
+        self._drawing: asyncio.Task[pb.Group | InvalidRequest] | None = None
+
+    def next(self) -> "asyncio.Task[pb.Group | InvalidRequest]":
+        """Return the task that draws the next group. It outlives a stream that breaks."""
+        if self._drawing is None:
+            self._drawing = _task(anext(self._groups))
+        return self._drawing
+
+    def take(self, flight: Flight) -> list[pb.ScoreStreamRequest]:
+        """Give the flight the group that was drawn, if there is one, and return its message."""
+        if self._drawing is None or not self._drawing.done() or not flight.room:
+            return []
+        drawn, self._drawing = self._drawing, None
+        try:
+            return flight.add(drawn.result())
+        except StopAsyncIteration:
+            flight.end()
+            return []
+
+    async def close(self) -> None:
+        """End the task, so that the iterator is not drawn from any more."""
+        if self._drawing is not None:
+            self._drawing.cancel()
+            await asyncio.wait([self._drawing])

@@ -44,7 +44,7 @@ class Flight:
 
     Args:
         groups: the groups to score, drawn from as the window allows. An error among them is its own
-            result.
+            result. Empty for a caller that draws groups itself, and gives them to `add`.
         timeout_s: the longest wait without a result, in seconds.
         window_groups: the most groups that are drawn ahead of the results returned.
         now: a clock, in seconds.
@@ -94,26 +94,38 @@ class Flight:
         self._on_stream = set(self._unanswered)
         return list(self._unanswered.values())
 
+    @property
+    def room(self) -> int:
+        """The number of groups that may be drawn now: none while the server refuses groups."""
+        if self._is_exhausted or len(self._on_stream) < len(self._unanswered):
+            return 0
+        return self._window_groups - (self._num_taken - self._num_popped)
+
     def send(self) -> list[pb.ScoreStreamRequest]:
         """Return messages of new groups, as many as the window has room for."""
-        if self._is_exhausted or len(self._on_stream) < len(self._unanswered):
-            return []
-        room = self._window_groups - (self._num_taken - self._num_popped)
-        new, num_taken_before = [], self._num_taken
+        new, room, num_taken_before = [], self.room, self._num_taken
         for group in islice(self._groups, room):
-            id_ = str(self._num_taken)
-            self._num_taken += 1
-            if isinstance(group, InvalidRequest):
-                self._results[id_] = group
-                continue
-            message = pb.ScoreStreamRequest(id=id_, group=group)
-            self._unanswered[id_] = message
-            self._on_stream.add(id_)
-            new.append(message)
-        self._is_exhausted = self._num_taken - num_taken_before < room
-        if new:
-            self._progress_at = self._now()
+            new += self.add(group)
+        if self._num_taken - num_taken_before < room:
+            self.end()
         return new
+
+    def add(self, group: pb.Group | InvalidRequest) -> list[pb.ScoreStreamRequest]:
+        """Return the message of a group that was drawn; none for an error, which is its result."""
+        id_ = str(self._num_taken)
+        self._num_taken += 1
+        if isinstance(group, InvalidRequest):
+            self._results[id_] = group
+            return []
+        message = pb.ScoreStreamRequest(id=id_, group=group)
+        self._unanswered[id_] = message
+        self._on_stream.add(id_)
+        self._progress_at = self._now()
+        return [message]
+
+    def end(self) -> None:
+        """Mark the source as exhausted."""
+        self._is_exhausted = True
 
     def accept(self, reply: pb.ScoreStreamResponse) -> None:
         """Take one reply. A group that was refused for now stays unanswered."""

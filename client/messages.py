@@ -4,7 +4,7 @@ Types of arguments are checked here, because protobuf's own complaints name no f
 whether prompt and responses fit together, are checked by the server.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from operator import index
 from typing import Any, TypeAlias
@@ -105,12 +105,27 @@ def to_stream_groups(
     """
     _to_priority(priority)
     for number, group in enumerate(groups):
-        message: pb.Group | InvalidRequest
-        try:
-            message = to_stream_group(model, group, priority)
-        except (TypeError, ValueError) as error:
-            message = InvalidRequest(f"groups[{number}]", str(error))
-        yield message
+        yield _to_stream_item(model, number, group, priority)
+
+
+async def to_async_stream_groups(
+    model: str, groups: AsyncIterable[GroupLike], priority: PriorityLike
+) -> AsyncIterator[pb.Group | InvalidRequest]:
+    """Yield as `to_stream_groups` does, from an asynchronous iterable."""
+    _to_priority(priority)
+    number = 0
+    async for group in groups:
+        yield _to_stream_item(model, number, group, priority)
+        number += 1
+
+
+def _to_stream_item(
+    model: str, number: int, group: GroupLike, priority: PriorityLike
+) -> pb.Group | InvalidRequest:
+    try:
+        return to_stream_group(model, group, priority)
+    except (TypeError, ValueError) as error:
+        return InvalidRequest(f"groups[{number}]", str(error))
 
 
 def _to_prompt(prompt: Any) -> pb.Prompt:

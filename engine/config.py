@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from kwise.engine.model.cpu import available_cpus
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.text.limits import ControlTokens, Overlong
-from kwise.options import MAX_UINT32, check_bounds, option
+from kwise.options import MAX_BYTES, MAX_COUNT, MAX_THREADS, MAX_UINT32, check_bounds, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +37,20 @@ class EngineConfig:
         "memory of each GPU for weights and activations; 0 for no limit. CUDA itself takes about "
         "500 MB more. A batch that needs more memory is run in halves",
         minimum=0,
+        maximum=MAX_BYTES,
     )
     threads: int = option(
         0,
         "threads of the runtime; 0 for one per CPU that this process may use, container quotas "
         "included",
         minimum=0,
+        maximum=MAX_THREADS,
     )
     max_tokens: int = option(
-        0, "longest conversation in tokens; 0 for the model's own limit", minimum=0
+        0,
+        "longest conversation in tokens; 0 for the model's own limit",
+        minimum=0,
+        maximum=MAX_COUNT,
     )
     max_batch_tokens: int = option(
         2048,
@@ -61,9 +66,13 @@ class EngineConfig:
         "A client may use as many tokens as are left free; beyond that its requests get "
         "RESOURCE_EXHAUSTED and a time after which to try again",
         minimum=16,
+        maximum=MAX_COUNT,
     )
     cache_bytes: int = option(
-        256 << 20, "memory for cached rewards, 400 bytes each; 0 for no cache", minimum=0
+        256 << 20,
+        "memory for cached rewards, 400 bytes each; 0 for no cache",
+        minimum=0,
+        maximum=MAX_BYTES,
     )
     prompt_cache_bytes: int = option(
         64 << 20,
@@ -71,6 +80,7 @@ class EngineConfig:
         "batch runs; 0 for no cache. SmolLM2 takes 46 KB per token. A prompt that does not fit is "
         "not cached",
         minimum=0,
+        maximum=MAX_BYTES,
     )
     overlong: Overlong = option(
         Overlong.REJECT, "conversations over the limit: reject them, or drop their oldest turns"

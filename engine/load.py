@@ -2,13 +2,14 @@
 
 from tokenizers import Tokenizer
 
-from kwise.engine.artifact import GOLDEN, Artifact
+from kwise.engine.artifact import CHAT_TEMPLATE, GOLDEN, Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.session import Session
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.text.limits import EncoderLimits
 from kwise.errors import ArtifactError, ConfigError, InvalidRequest
+from kwise.library_errors import library_errors
 from kwise.types import Group
 
 
@@ -37,23 +38,30 @@ def new_encoder(
             loads it.
     """
     manifest = artifact.manifest
-    return ConversationEncoder(
-        tokenizer or load_tokenizer(artifact),
-        template=artifact.chat_template,
-        special_tokens=manifest.special_tokens,
-        limits=EncoderLimits(
-            max_tokens=effective_max_tokens(artifact, config),
-            vocab_size=manifest.vocab_size,
-            overlong=config.overlong,
-            control_tokens=config.control_tokens,
-        ),
-        trailing_pad_id=manifest.pad_token_id if manifest.causal else None,
-    )
+    tokenizer = tokenizer or load_tokenizer(artifact)
+    with library_errors(f"{artifact.path / CHAT_TEMPLATE}: cannot be used", raises=ArtifactError):
+        return ConversationEncoder(
+            tokenizer,
+            template=artifact.chat_template,
+            special_tokens=manifest.special_tokens,
+            limits=EncoderLimits(
+                max_tokens=effective_max_tokens(artifact, config),
+                vocab_size=manifest.vocab_size,
+                overlong=config.overlong,
+                control_tokens=config.control_tokens,
+            ),
+            trailing_pad_id=manifest.pad_token_id if manifest.causal else None,
+        )
 
 
 def load_tokenizer(artifact: Artifact) -> Tokenizer:
-    """Load the artifact's tokenizer."""
-    return Tokenizer.from_file(str(artifact.tokenizer_path))
+    """Load the artifact's tokenizer.
+
+    Raises:
+        ArtifactError: the installed package tokenizers cannot read it.
+    """
+    with library_errors(f"{artifact.tokenizer_path}: cannot be read", raises=ArtifactError):
+        return Tokenizer.from_file(str(artifact.tokenizer_path))
 
 
 def golden_sequences(artifact: Artifact, encoder: ConversationEncoder) -> list[EncodedSequence]:

@@ -18,6 +18,7 @@ from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.head import backbone, head_name
 from kwise.train.model.limits import model_max_tokens
 from kwise.train.model.pretrained import reading
+from kwise.train.model.tokenizer import read_template
 
 # Types of rotary embeddings whose frequencies are the same at every length.
 _STATIC_ROPE = {"default", "linear", "yarn", "llama3"}
@@ -74,7 +75,7 @@ def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
     if not tokenizer.is_fast:
         raise ConfigError(f"{name} has no fast tokenizer (tokenizer.json), which the engine needs")
     if chat_template:
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = read_template(Path(chat_template))
     model.eval()
     checkpoint = Checkpoint(
         name=name,

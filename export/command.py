@@ -4,8 +4,7 @@ import argparse
 import sys
 
 from kwise.engine.precision import Precision
-from kwise.export.exporter import ExportConfig, export
-from kwise.export.parity import ParityError
+from kwise.export.config import ExportConfig
 from kwise.options import add_options, from_options
 from kwise.train.rankings.errors import RankingsError
 
@@ -17,8 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export and print what was measured; return 1 if parity fails or the rankings are unusable."""
+    config = from_options(ExportConfig, arguments)
+    # Imported late, because torch, transformers and Optimum take seconds: --help and a wrong option
+    # must not.
+    from kwise.export.exporter import export
+    from kwise.export.parity import ParityError
+
     try:
-        artifact = export(from_options(ExportConfig, arguments), tell=_print_note)
+        artifact = export(config, tell=_print_note, progress=_print_progress)
     except (ParityError, RankingsError) as error:
         print(f"kwise export: nothing was written: {error}", file=sys.stderr)
         return 1
@@ -41,7 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_note(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr, flush=True)
+    _print_progress(f"note: {note}")
+
+
+def _print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 # fp16 and bf16 may order 0.5 % of the clear pairs differently, which is one of 200.

@@ -6,13 +6,11 @@ the destination holds either a complete artifact whose parity was checked, or wh
 
 import gc
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,13 +38,14 @@ from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision, parse_precisions
 from kwise.errors import ConfigError
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
+from kwise.export.config import ExportConfig, Layout
 from kwise.export.graphs.padded_graph import export_padded
 from kwise.export.graphs.trie_graph import export_trie
 from kwise.export.parity import ParityCase, check_parity, reference_cases
 from kwise.export.precision.agreement import TextGroup, read_text_groups
 from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.publishing import check_destination, publish_artifact
-from kwise.options import check_bounds, option
+from kwise.library_errors import library_errors
 from kwise.train.checkpoint.ids import usable_id
 from kwise.types import Message
 
@@ -54,99 +53,21 @@ from kwise.types import Message
 _NUM_GOLDEN, _GOLDEN_CHARACTERS = 4, 1500
 
 
-class Layout(Enum):
-    """How a batch is laid out in the graph; AUTO takes TRIE if the model allows it."""
-
-    AUTO = "auto"
-    TRIE = "trie"
-    PADDED = "padded"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportConfig:
-    """The options of `kwise export`.
-
-    Raises:
-        ConfigError: An option is out of its bounds.
-    """
-
-    checkpoint: str = option(
-        help="directory or hub name of a sequence-classification checkpoint with one label"
-    )
-    artifact: str = option(help="directory to write")
-    name: str = option(
-        "", "the model's name in requests and replies; by default that of the artifact's directory"
-    )
-    layout: Layout = option(
-        Layout.AUTO, "trie shares prompts and needs a causal model; padded takes any model"
-    )
-    chat_template: str = option(
-        "", "file with a Jinja chat template to use instead of the checkpoint's"
-    )
-    max_tokens: int = option(
-        0,
-        "longest conversation in tokens; 0 for the model's own limit",
-        minimum=0,
-        maximum=2**31 - 1,
-    )
-    dtype: str = option(
-        "fp32",
-        "precisions to write, separated by commas: fp32 for any runtime, int8 for CPUs, fp16 for "
-        "GPUs, bf16 for both. Each is compared with fp32, and must rank as fp32 does "
-        "(--min-agreement)",
-    )
-    rankings: str = option(
-        "",
-        "file of rankings to compare precisions on, best of text like what you serve; by default "
-        "conversations shipped with kwise",
-    )
-    min_agreement: float = option(
-        0.0,
-        "share of the pairs with clear margins that a precision must order as fp32 does; 0 for "
-        "the default, 0.98 for int8 and 0.995 for fp16 and bf16",
-        minimum=0,
-        maximum=1,
-    )
-    tolerance: float = option(
-        1e-4,
-        "largest difference of a reward from the checkpoint's, in units of the raw reward, or of "
-        "the rewards' standard deviation if that is above 1",
-        exclusive_minimum=0,
-        maximum=1e-3,
-    )
-    reward_mean: float | None = option(
-        None,
-        "served value = (raw - mean) / std; by default the mean in the checkpoint's config.json, "
-        "else 0",
-    )
-    reward_std: float | None = option(
-        None,
-        "served value = (raw - mean) / std; by default the std in the checkpoint's config.json, "
-        "else 1",
-        exclusive_minimum=0,
-    )
-    overwrite: bool = option(False, "replace an artifact that is already there")
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        for name in ("reward_mean", "reward_std"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag} is {value}; it must be a finite number")
-        parse_precisions(self.dtype, "--dtype")
-
-
-def _silent(note: str) -> None:
+def _silent(line: str) -> None:
     """Print nothing."""
 
 
-def export(config: ExportConfig, tell: Callable[[str], None] = _silent) -> Artifact:
+def export(
+    config: ExportConfig,
+    tell: Callable[[str], None] = _silent,
+    progress: Callable[[str], None] = _silent,
+) -> Artifact:
     """Export, check parity, and publish the artifact.
 
     Args:
         config: The options.
         tell: Gets each note on the checkpoint, before the export begins.
+        progress: Gets a line at the start of each stage, because some take minutes.
 
     Returns:
         The artifact, without its golden conversations.
@@ -163,21 +84,33 @@ def export(config: ExportConfig, tell: Callable[[str], None] = _silent) -> Artif
     destination = Path(config.artifact).resolve()
     check_destination(destination, overwrite=config.overwrite)
     text_groups = read_text_groups(config.rankings)  # first, because it may have mistakes
+    progress(f"reading {config.checkpoint}")
     checkpoint = read_checkpoint(config.checkpoint, config.chat_template)
     for note in (*checkpoint.notes, *_scale_notes(config, checkpoint)):
         tell(note)
-    layout = _layout(config, checkpoint)
-    manifest = _describe(config, checkpoint, layout)
+    subject = f"CHECKPOINT {config.checkpoint}: {type(checkpoint.model).__name__}"
+    with library_errors(f"{subject} cannot be examined"):
+        layout = _layout(config, checkpoint)
+        manifest = _describe(config, checkpoint, layout)
+    progress(f"computing rewards of {type(checkpoint.model).__name__} to compare with")
     # Before the graph is written, because exporting might change the model.
-    cases = reference_cases(checkpoint.model, checkpoint.tokenizer, manifest.max_tokens)
+    with library_errors(f"{subject}: its rewards cannot be computed"):
+        cases = reference_cases(checkpoint.model, checkpoint.tokenizer, manifest.max_tokens)
     destination.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
-        graph = _write(checkpoint, layout, work)
+        progress(f"writing the graph in the {layout.value} layout")
+        advice = "try --layout padded" if layout is Layout.TRIE else ""
+        with library_errors(
+            f"{subject} cannot be exported in the {layout.value} layout", advice=advice
+        ):
+            graph = _write(checkpoint, layout, work)
         # Free the weights before a session reads them again. Tracing leaves reference cycles.
         del checkpoint
         gc.collect()
-        manifest = _prove(manifest, graph, cases, text_groups, config, work)
+        progress(f"comparing the graph's rewards of {len(cases)} conversations")
+        with library_errors(f"{subject}: the exported graph does not run", advice=advice):
+            manifest = _prove(manifest, graph, cases, text_groups, config, work, progress)
         check_destination(destination, overwrite=config.overwrite)  # it may have changed meanwhile
         publish_artifact(work, destination)
     except BaseException:
@@ -273,6 +206,7 @@ def _prove(
     text_groups: Sequence[TextGroup],
     config: ExportConfig,
     work: Path,
+    progress: Callable[[str], None],
 ) -> Manifest:
     """Check parity of the graph in `work`, add the other precisions, and complete the artifact.
 
@@ -294,7 +228,8 @@ def _prove(
     }
     manifest = structs.replace(manifest, graphs=graphs, files=_files(work))
     artifact = Artifact(path=work, manifest=manifest, golden=())
-    encoder, session = new_encoder(artifact, EngineConfig()), GraphSession(artifact)
+    encoder = new_encoder(artifact, EngineConfig())
+    session = GraphSession(artifact, threads=EngineConfig().runtime_threads)
     report = check_parity(
         cases, encoder, session, layout=manifest.layout, tolerance=config.tolerance
     )
@@ -304,6 +239,8 @@ def _prove(
         )
     }
     golden = _golden_cases(cases)
+    if lower := [precision.value for precision in requested if precision is not Precision.FP32]:
+        progress(f"writing {', '.join(lower)}, to be compared with fp32")
     error_bounds |= add_precisions(
         artifact,
         encoder,

@@ -1,16 +1,20 @@
 """The `kwise` command, with one subcommand per verb.
 
 Each subcommand is defined beside the code that it runs, and its module is imported only when it is
-called. So `kwise score` starts without importing a runtime, and `kwise --help` imports nothing.
+called. That module declares options and imports the standard library only, so that `--help` works
+and is quick whatever is installed. The packages that do the work are imported when the work begins.
 """
 
 import argparse
+import signal
 import sys
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kwise import __version__
-from kwise.errors import ArtifactError, ConfigError, KwiseError
+from kwise.command_errors import exit_code_of, report
+from kwise.library_output import silence_libraries
+from kwise.options import sentence
 
 
 class _Command(NamedTuple):
@@ -21,6 +25,9 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "data": _Command("kwise.train.data.command", "convert, check and describe preference data", ""),
+    "recipes": _Command(
+        "kwise.train.options.recipes_command", "show the options of published training runs", ""
+    ),
     "train": _Command("kwise.train.command", "train a reward model on rankings", "train"),
     "export": _Command(
         "kwise.export.command",
@@ -43,61 +50,61 @@ _COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser with the option `--debug`, as all parsers of its subcommands have it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # No abbreviations: an option that is added later must not change what `--epo` means.
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+        self.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,  # or a subcommand would overwrite `kwise --debug train`
+            help="show the traceback of an error, and what other libraries print",
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `kwise ARGV` and return its exit code. All commands follow one rule:
 
     0    everything was done
     1    the work or a part of it failed: bad data, a damaged artifact, no server, a response that
-         could not be scored
+         could not be scored, a missing package, a bug
     2    the command line is wrong: an option is missing, out of range, or does not suit the model
-         or the directory that it names
+         or the directory that it names; or a file that it names does not exist or cannot be read
     130  Ctrl-C
     """
     argv = sys.argv[1:] if argv is None else argv
     chosen = next((word for word in argv if word in _COMMANDS), "")
+    debug = "--debug" in argv
+    if chosen == "serve":
+        # SIGHUP, which reloads the model of a running server, would end one that is starting.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if not debug:
+        silence_libraries()
     try:
         return _run(argv, chosen)
-    except ConfigError as error:
-        print(f"kwise {chosen}: {error}", file=sys.stderr)
-        return 2
-    except (ArtifactError, KwiseError, OSError) as error:
-        print(f"kwise {chosen}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001 - the last resort; nothing is hidden
+        extra = _COMMANDS[chosen].extra if chosen else ""
+        report(error, program=f"kwise {chosen}".strip(), extra=extra, debug=debug)
+        return exit_code_of(error, argv)
 
 
 def _run(argv: list[str], chosen: str) -> int:
     """Parse the arguments and run the command. Of the commands, only `chosen` is imported."""
-    parser = argparse.ArgumentParser(
-        prog="kwise",
-        description="Train, export and serve reward models.",
-        allow_abbrev=False,  # an option that is added later must not change what `--epo` means
-    )
+    parser = _Parser(prog="kwise", description="Train, export and serve reward models.")
     parser.add_argument("--version", action="version", version=f"kwise {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run = None
-    parser_of_command = parser
+    parser_of_command: argparse.ArgumentParser = parser
     for name, command in _COMMANDS.items():
         subparser = commands.add_parser(
-            name,
-            help=command.summary,
-            description=command.summary.capitalize() + ".",
-            allow_abbrev=False,
+            name, help=command.summary, description=sentence(command.summary)
         )
         if name == chosen:
-            try:
-                module = import_module(command.module)
-            except ModuleNotFoundError as missing:
-                if missing.name is None or missing.name.split(".")[0] == "kwise":
-                    raise
-                extra = f"[{command.extra}]" if command.extra else ""
-                print(
-                    f"kwise {name} needs the package {missing.name}: install 'kwise{extra}' "
-                    f"(in a clone: pip install '.{extra}')",
-                    file=sys.stderr,
-                )
-                return 1
+            module = import_module(command.module)
             module.add_arguments(subparser)
             run = module.run
             parser_of_command = subparser

@@ -16,6 +16,7 @@ dependencies of the client, which needs grpcio and protobuf only.
 import argparse
 import dataclasses
 import types
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,12 @@ from kwise.errors import ConfigError
 T = TypeVar("T")
 
 MAX_UINT32 = (1 << 32) - 1  # the bound of an option that the server reports in a uint32
+# Bounds far above what is of use, so that a slip of the keyboard is told and not obeyed.
+MAX_COUNT = (1 << 31) - 1
+MAX_BYTES = 1 << 50
+MAX_SECONDS = 366 * 86_400
+# Each thread takes a stack and a share of an arena: 100,000 of them end a process for memory.
+MAX_THREADS = 1024
 
 
 def option(
@@ -42,6 +49,11 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, **bounds})
 
 
+def sentence(summary: str) -> str:
+    """Return a summary as a sentence. The case of names such as gRPC and CPU stays."""
+    return f"{summary[:1].upper()}{summary[1:]}."
+
+
 def check_bounds(config: Any) -> None:
     """Check all fields of a config. Call this from `__post_init__`.
 
@@ -49,17 +61,20 @@ def check_bounds(config: Any) -> None:
         ConfigError: a field is outside its bounds. The message names the option and the bound.
     """
     for field in dataclasses.fields(config):
-        value, bounds = getattr(config, field.name), field.metadata
-        if value is None or not isinstance(value, int | float):
-            continue
-        flag = _flag(field.name)
-        # The comparisons are negated because NaN, which is within no bounds, makes each one false.
-        if (low := bounds.get("minimum")) is not None and not value >= low:
-            raise ConfigError(f"{flag} is {value}; it must be at least {low}")
-        if (high := bounds.get("maximum")) is not None and not value <= high:
-            raise ConfigError(f"{flag} is {value}; it must be at most {high}")
-        if (low := bounds.get("exclusive_minimum")) is not None and not value > low:
-            raise ConfigError(f"{flag} is {value}; it must be greater than {low}")
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float):
+                _check_number(flag_of(field.name), number, field.metadata)
+
+
+def _check_number(flag: str, value: float, bounds: Mapping[str, Any]) -> None:
+    # The comparisons are negated because NaN, which is within no bounds, makes each one false.
+    if (low := bounds.get("minimum")) is not None and not value >= low:
+        raise ConfigError(f"{flag} is {value}; it must be at least {low}")
+    if (high := bounds.get("maximum")) is not None and not value <= high:
+        raise ConfigError(f"{flag} is {value}; it must be at most {high}")
+    if (low := bounds.get("exclusive_minimum")) is not None and not value > low:
+        raise ConfigError(f"{flag} is {value}; it must be greater than {low}")
 
 
 def add_options(parser: argparse.ArgumentParser, config_type: type) -> None:
@@ -71,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser, config_type: type) -> None:
         required = field.default is dataclasses.MISSING
         if kind is bool:
             parser.add_argument(
-                _flag(field.name),
+                flag_of(field.name),
                 action=argparse.BooleanOptionalAction,
                 default=field.default,
                 help=text,
@@ -90,7 +105,7 @@ def add_options(parser: argparse.ArgumentParser, config_type: type) -> None:
         shown = field.default.value if isinstance(field.default, Enum) else field.default
         if shown not in (None, (), ""):
             arguments["help"] += f" (default: {shown})"
-        parser.add_argument(_flag(field.name), default=field.default, **arguments)
+        parser.add_argument(flag_of(field.name), default=field.default, **arguments)
 
 
 def from_options(config_type: type[T], namespace: argparse.Namespace) -> T:
@@ -105,7 +120,8 @@ def from_options(config_type: type[T], namespace: argparse.Namespace) -> T:
     return config_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """Return the option of a field: "--max-tokens" of "max_tokens"."""
     return "--" + name.replace("_", "-")
 
 

@@ -10,7 +10,8 @@ def export_quietly(checkpoint: Path, artifact: Path, **options: Any) -> Path:
 
     torch's tracer warns about transformers' own code, which no test here is about.
     """
-    from kwise.export.exporter import ExportConfig, export  # imports torch: slow
+    from kwise.export.config import ExportConfig
+    from kwise.export.exporter import export  # imports torch: slow
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

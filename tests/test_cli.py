@@ -45,8 +45,8 @@ def kwise(*arguments: str) -> int:
             2,
             "--model nowhere.gguf: ",
         ),
-        ("train nofile --model m --output y", 1, "No such file or directory: 'nofile'"),
-        ("train . --model m --output y", 1, "Is a directory"),
+        ("train nofile --model m --output y", 2, "nofile: No such file or directory"),
+        ("train . --model m --output y", 2, ".: Is a directory"),
         ("train bad.gz --model m --output y", 1, "bad.gz: not a complete gzip file"),
         (
             "train twice.jsonl --model m --output y",

@@ -4,16 +4,30 @@ import argparse
 import dataclasses
 import math
 from enum import Enum
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from kwise.benchmarks.command import _BENCHMARKS
+from kwise.benchmarks.options import TrainBenchConfig
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.config import ServerConfig
 from kwise.errors import ConfigError
+from kwise.export.config import ExportConfig
 from kwise.options import add_options, check_bounds, from_options, option
+from kwise.train.data.convert.options import ConvertConfig
+from kwise.train.data.validate import ValidateConfig
+from kwise.train.options.config import TrainConfig
 
 CONFIGS = (EngineConfig, ServerConfig)
+ALL_CONFIGS = (
+    *CONFIGS,
+    TrainConfig,
+    ExportConfig,
+    ConvertConfig,
+    ValidateConfig,
+    *(config for _, config, _ in _BENCHMARKS.values()),
+)
 OPTIONS = [
     pytest.param(config, f, id=f"{config.__name__}.{f.name}")
     for config in CONFIGS
@@ -161,16 +175,30 @@ def test_every_option_keeps_its_bounds(config: type, field: "dataclasses.Field[A
             assert getattr(config(**{field.name: value}), field.name) == value
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_every_number_has_a_bound(config: type) -> None:
+@pytest.mark.parametrize("config", ALL_CONFIGS)
+def test_every_number_has_both_bounds(config: type) -> None:
+    hints = get_type_hints(config)
     unbounded = [
         f.name
         for f in dataclasses.fields(config)
-        if type(f.default) in (int, float)
-        and f.metadata["minimum"] is None
-        and f.metadata["exclusive_minimum"] is None
+        if {int, float} & {hints[f.name], *get_args(hints[f.name])}
+        and (
+            f.metadata["maximum"] is None
+            or (f.metadata["minimum"] is None and f.metadata["exclusive_minimum"] is None)
+        )
     ]
     assert unbounded == []
+
+
+def test_each_of_several_numbers_is_within_the_bounds() -> None:
+    with pytest.raises(ConfigError, match=r"^--pairs-per-pass is 0; it must be at least 1$"):
+        TrainBenchConfig(model="m", pairs_per_pass=(1, 0))
+
+
+def test_threads_are_bounded() -> None:
+    """--threads 100000 was accepted, and the process was killed for memory."""
+    with pytest.raises(ConfigError, match=r"^--threads is 100000; it must be at most 1024$"):
+        EngineConfig(threads=100_000)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

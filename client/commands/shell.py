@@ -23,8 +23,6 @@ from typing import Any
 from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_target, check_timeout
 from kwise.client.commands.table import table, terminal_columns
 from kwise.client.errors import RewardServiceError
-from kwise.client.messages import to_group, to_pairs
-from kwise.client.sync import RewardClient
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.types import Group, Priority, Reward, ScoredGroup
 
@@ -161,6 +159,9 @@ def _too_few(responses: Sequence[Any], min_responses: int) -> str | None:
 
 
 def _run(arguments: argparse.Namespace, report: Report) -> int:
+    # Imported late, because grpc takes a while: --help and a wrong option must not.
+    from kwise.client.sync import RewardClient
+
     failures: list[str] = []
 
     def failed(where: str, problem: object) -> None:
@@ -238,6 +239,8 @@ def read_line(
     Raises:
         TypeError, ValueError: it does not describe a group; the message says why.
     """
+    from kwise.client.messages import to_group, to_pairs
+
     fields = _object(text)
     if missing := [key for key in ("prompt", "responses") if key not in fields]:
         raise ValueError(f"no {' and no '.join(map(repr, missing))}")

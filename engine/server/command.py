@@ -9,10 +9,8 @@ import threading
 from pathlib import Path
 
 from kwise.engine.config import EngineConfig
-from kwise.engine.schedule.batcher import SESSION_THREADS
 from kwise.engine.server.config import ServerConfig
-from kwise.engine.server.reload import LOADER_THREAD
-from kwise.engine.server.serve import serve
+from kwise.errors import ConfigError
 from kwise.options import add_options, from_options
 
 
@@ -24,15 +22,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal ends the process, and return 0."""
-    # SIGHUP ends a process by default. It is ignored until there is an artifact to reload.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    """Serve until a signal ends the process, and return 0.
+
+    `kwise.cli` has made the process ignore SIGHUP, until there is an artifact to reload.
+    """
+    engine, server = from_options(EngineConfig, arguments), from_options(ServerConfig, arguments)
+    if not arguments.artifact.is_dir():
+        is_there = arguments.artifact.exists()
+        problem = "is not a directory" if is_there else "there is no such directory"
+        raise ConfigError(
+            f"ARTIFACT {arguments.artifact}: {problem}; give one that kwise export has written"
+        )
+    # Imported late: --help and a wrong option need none of the engine's packages.
+    from kwise.engine.server.serve import serve
+
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Ctrl-C ends a server that still loads its model, as SIGTERM does. asyncio would wait for
         # the end of the load. `serve` handles both signals once it serves.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    engine, server = from_options(EngineConfig, arguments), from_options(ServerConfig, arguments)
+    log_format = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=log_format, force=True)
     asyncio.run(serve(arguments.artifact, engine, server))
     if _is_computing():
         # A pass of the model or a load still runs, and nobody waits for it. Python's own exit would
@@ -43,5 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_computing() -> bool:
+    from kwise.engine.schedule.batcher import SESSION_THREADS
+    from kwise.engine.server.reload import LOADER_THREAD
+
     names = (SESSION_THREADS, LOADER_THREAD)
     return any(thread.name.startswith(names) for thread in threading.enumerate())

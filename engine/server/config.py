@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from kwise.options import MAX_UINT32, check_bounds, option
+from kwise.options import MAX_SECONDS, MAX_UINT32, check_bounds, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,10 @@ class ServerConfig:
         maximum=MAX_UINT32,
     )
     grace_s: float = option(
-        30.0, "seconds that running requests get to finish after SIGTERM", minimum=0
+        30.0,
+        "seconds that running requests get to finish after SIGTERM",
+        minimum=0,
+        maximum=MAX_SECONDS,
     )
 
     def __post_init__(self) -> None:

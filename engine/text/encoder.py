@@ -19,7 +19,6 @@ from os.path import commonprefix
 from typing import NamedTuple, cast
 
 import numpy as np
-from jinja2 import TemplateError
 from tokenizers import Encoding, Tokenizer
 
 from kwise.engine.sequence import EncodedSequence
@@ -27,6 +26,7 @@ from kwise.engine.text.chat_template import compile_template
 from kwise.engine.text.limits import ControlTokens, EncoderLimits, Overlong
 from kwise.engine.trie import Int64
 from kwise.errors import InvalidRequest
+from kwise.library_errors import cause_of, is_foreign
 from kwise.types import Conversation, Group, Message, TokenIds
 
 
@@ -307,9 +307,11 @@ class ConversationEncoder:
                 documents=None,
                 **self._special_tokens,
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template can divide by zero, or index an empty list
+            if not is_foreign(error):
+                raise
             return InvalidRequest(
-                "prompt.messages", f"the chat template refuses the conversation: {error}"
+                "prompt.messages", f"the chat template refuses the conversation: {cause_of(error)}"
             )
 
     def _shortened(

@@ -74,7 +74,7 @@ def add_precisions(
         reference: A session of the graph in fp32.
         golden: Conversations that a server checks at its start.
         text_groups: Text to measure on, and to choose how weights are rounded.
-        min_agreement: See `ExportConfig`.
+        min_agreement: See `kwise.export.config.ExportConfig`.
 
     Returns:
         The error bounds of each precision.

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from kwise.benchmarks.command import _BENCHMARKS
+from kwise.benchmarks.options import SoakConfig, TrainBenchConfig
 from kwise.benchmarks.result_file import command_line
-from kwise.benchmarks.soak import SoakConfig
-from kwise.benchmarks.training import TrainBenchConfig
 from kwise.cli import main
 
 

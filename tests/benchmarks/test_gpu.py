@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kwise.benchmarks.gpu import latency_line, latency_of, parity_of, throughput_line, throughput_of
-from kwise.benchmarks.workload import Cell
+from kwise.benchmarks.options import Cell
 from kwise.cli import main
 
 CELL = Cell(P=64, R=32, K=4)

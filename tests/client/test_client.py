@@ -221,6 +221,63 @@ def test_a_group_that_is_none_has_its_error_in_its_place(is_async: bool) -> None
     assert "responses[0] must be" in str(results[2])
 
 
+def test_groups_come_from_an_asynchronous_iterator_and_results_before_its_end() -> None:
+    """The source waits for the result of its own first group, as a rollout worker does."""
+    drawn: list[int] = []
+    has_ended = False
+
+    async def run(target: str) -> list[Any]:
+        answered = asyncio.Event()
+
+        async def groups() -> Any:
+            yield ("p", ["a"])
+            await answered.wait()
+            for number in range(300):
+                drawn.append(number)
+                yield ("p", ["bc"]) if number else 7
+            drawn.append(-1)
+
+        results: list[Any] = []
+        async with AsyncRewardClient(target) as client:
+            async for result in client.score_many(groups()):
+                answered.set()
+                results.append(result)
+            endless = client.score_many(rollouts())
+            async for _ in endless:
+                break
+            await endless.aclose()
+            assert has_ended, "the source is still being drawn from"
+        return results
+
+    async def rollouts() -> Any:
+        nonlocal has_ended
+        yield ("p", ["a"])
+        try:
+            await asyncio.Event().wait()
+        finally:
+            has_ended = True
+
+    with serving() as target:
+        results = asyncio.run(run(target))
+    values = [getattr(result, "field", None) or result.rewards[0].value for result in results]
+    assert values == [1.0, "groups[1]", *[2.0] * 299]
+    assert drawn == [*range(300), -1]
+
+
+def test_an_error_of_an_asynchronous_source_ends_the_call() -> None:
+    async def groups() -> Any:
+        yield ("p", ["a"])
+        raise LookupError("no more data")
+
+    async def run(target: str) -> None:
+        async with AsyncRewardClient(target) as client:
+            async for _ in client.score_many(groups()):
+                pass
+
+    with serving() as target, pytest.raises(LookupError, match="no more data"):
+        asyncio.run(run(target))
+
+
 def run_command(command: str, target: str, path: Path, *lines: dict[str, Any]) -> int:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return main([command, str(path), "--server", target])

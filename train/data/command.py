@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from kwise.options import add_options, from_options
+from kwise.options import add_options, from_options, sentence
 from kwise.train.data import validate
 from kwise.train.data.convert import convert
 from kwise.train.data.convert.options import ConvertConfig
@@ -36,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one subcommand per task."""
     tasks = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for name, (_, config, summary) in _TASKS.items():
-        subparser = tasks.add_parser(
-            name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False
-        )
+        subparser = tasks.add_parser(name, help=summary, description=sentence(summary))
         add_options(subparser, config)
         if name == "convert":
             lines = [f"  {name.value:22}{form.summary}" for name, form in FORMATS.items()]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from kwise.options import check_bounds, option
+from kwise.options import MAX_COUNT, check_bounds, option
 from kwise.train.data.files.read_rows import FileKind, file_kind, read_rows
 from kwise.train.data.formats.table import FormatName, detect
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
@@ -23,7 +23,10 @@ class ValidateConfig:
         "--objective regression",
     )
     max_problems: int = option(
-        MAX_PROBLEMS, "number of problems to print; all are counted", minimum=1
+        MAX_PROBLEMS,
+        "number of problems to print; all are counted",
+        minimum=1,
+        maximum=MAX_COUNT,
     )
 
     def __post_init__(self) -> None:

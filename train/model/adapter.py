@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kwise.errors import ConfigError
+from kwise.extras import how_to_install
 from kwise.train.model.four_bit import dequantise, fold_adapters
 from kwise.train.model.head import reward_head
 from kwise.train.model.reward_model import RewardModel
@@ -42,7 +43,7 @@ def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
     try:
         import peft
     except ModuleNotFoundError:
-        raise ConfigError("--lora-rank needs the package peft: pip install 'kwise[lora]'") from None
+        raise ConfigError(f"--lora-rank needs the package peft: {how_to_install('lora')}") from None
     model = reward_model.model
     targets = (
         config.lora_targets

@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kwise.errors import ConfigError
+from kwise.extras import how_to_install
 
 # Parts of the names of layers behind the backbone. A checkpoint may lack them, and new layers
 # cannot be quantised.
@@ -35,7 +36,7 @@ def four_bit_options(model: str) -> dict[str, Any]:
         import bitsandbytes  # noqa: F401
     except ModuleNotFoundError:
         raise ConfigError(
-            "--load-in-4bit needs the package bitsandbytes: pip install 'kwise[qlora]'"
+            f"--load-in-4bit needs the package bitsandbytes: {how_to_install('qlora')}"
         ) from None
     if model.endswith(".gguf"):
         raise ConfigError(

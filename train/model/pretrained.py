@@ -1,20 +1,26 @@
 """Reading pretrained models: transformers' warnings are hidden, and its errors become one line.
 
-transformers raises many kinds of exceptions for a model that it cannot read, some of them pages
-long. The user gets the name from the command line and the beginning of the message.
+A name that is neither a path nor known to the hub is told at once.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from transformers.utils import logging as transformers_logging
 
 from kwise.errors import ConfigError
+from kwise.library_errors import library_errors
 
-_MAX_CHARACTERS = 300
+# NAME or OWNER/NAME, as the hub allows them.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_TIMEOUT_S = 5.0
+# A model or an adapter in the cache has one of them.
+_CONFIGS = ("config.json", "adapter_config.json")
 
 
 def source_of(model: str) -> dict[str, Any]:
@@ -40,21 +46,41 @@ def reading(option: str, name: str) -> Iterator[None]:
     Raises:
         ConfigError: the model cannot be read.
     """
+    check_source(option, name)
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        yield
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
-        raise ConfigError(f"{option} {name}: {_problem(name, error)}") from error
+        with library_errors(f"{option} {name}: cannot be read"):
+            yield
     finally:
         transformers_logging.set_verbosity(before)
 
 
-def _problem(name: str, error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    line = text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
-    return (
-        f"cannot be read: {line}"
-        if Path(name).exists()
-        else f"there is no such file or directory; the hub says: {line}"
-    )
+def check_source(option: str, name: str) -> None:
+    """Raise ConfigError if `name` is neither a directory or file nor a model that can be fetched.
+
+    transformers would ask the hub for one file after another, with pauses between many attempts.
+    """
+    if Path(name).exists():
+        return
+    problem = f"{option} {name}: there is no such file or directory"
+    if not _HUB_NAME.fullmatch(name):
+        raise ConfigError(problem)
+    if any(isinstance(try_to_load_from_cache(name, file), str) for file in _CONFIGS):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError(
+            f"{problem}; as a name on the hub it is not in the cache, and HF_HUB_OFFLINE forbids "
+            "to ask the hub"
+        )
+    with library_errors(
+        f"{problem}, and the hub does not have it or cannot be reached",
+        advice="a private or gated model needs HF_TOKEN",
+    ):
+        _ask_hub(name)
+
+
+@cache
+def _ask_hub(name: str) -> None:
+    """Ask the hub for a model, once. Any exception of huggingface_hub says that it has none."""
+    HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)

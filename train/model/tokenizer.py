@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kwise.errors import ConfigError
+from kwise.library_errors import library_errors
 from kwise.train.checkpoint.ids import id_without_row, usable_id
 from kwise.train.model.pretrained import reading
 from kwise.types import Conversation, Message
@@ -46,14 +46,23 @@ def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenize
         )
     tokenizer.padding_side = "right"
     if chat_template is not None:
-        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+        tokenizer.chat_template = read_template(chat_template)
     elif not tokenizer.chat_template:
         tokenizer.chat_template = plain_template(tokenizer)
-    try:
+    with library_errors("the chat template cannot render a conversation"):
         _probe(tokenizer, "Yes.")
-    except TemplateError as error:
-        raise ConfigError(f"the chat template cannot render a conversation: {error}") from error
     return tokenizer
+
+
+def read_template(path: Path) -> str:
+    """Return the text of the file `--chat-template`.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file, library_errors(f"--chat-template {path}: is not UTF-8"):
+        return file.read().decode()
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:

@@ -6,7 +6,7 @@ Neither torch nor peft is imported here.
 from dataclasses import dataclass
 
 from kwise.errors import ConfigError
-from kwise.options import option
+from kwise.options import MAX_COUNT, option
 
 ALL_LINEAR = "all-linear"
 
@@ -24,9 +24,13 @@ class AdapterConfig:
         "train adapters of this rank, and the head, and freeze all other weights; 0 trains all "
         "weights",
         minimum=0,
+        maximum=MAX_COUNT,
     )
     lora_alpha: int | None = option(
-        None, "adapters are scaled by alpha / rank; default: twice the rank", minimum=1
+        None,
+        "adapters are scaled by alpha / rank; default: twice the rank",
+        minimum=1,
+        maximum=MAX_COUNT,
     )
     lora_dropout: float = option(0.0, "dropout on the inputs of adapters", minimum=0, maximum=0.9)
     lora_targets: str = option(

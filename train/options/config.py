@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from kwise.errors import ConfigError
-from kwise.options import check_bounds, option
+from kwise.options import MAX_COUNT, check_bounds, option
 from kwise.train.options.adapter_config import AdapterConfig, check_adapter
 from kwise.train.options.objectives import ObjectiveConfig, check_objective
 
@@ -94,13 +94,17 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         0.0, "learning rate at the end, as a fraction of its peak", minimum=0, maximum=0.99
     )
     rankings_per_step: int = option(
-        4, "rankings per optimizer step; published runs use 64, of 33,000", minimum=1
+        4,
+        "rankings per optimizer step; published runs use 64, of 33,000",
+        minimum=1,
+        maximum=MAX_COUNT,
     )
     rankings_per_pass: int = option(
         1,
         "rankings computed at a time, limited by memory; the result is the same; must divide "
         "--rankings-per-step",
         minimum=1,
+        maximum=MAX_COUNT,
     )
     warmup_ratio: float = option(
         0.1, "fraction of the steps in which the learning rate rises", minimum=0, maximum=1
@@ -135,7 +139,10 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         "cheap; full: whole layers",
     )
     max_tokens: int | None = option(
-        None, "longest conversation in tokens; default: the model's limit", minimum=2
+        None,
+        "longest conversation in tokens; default: the model's limit",
+        minimum=2,
+        maximum=MAX_COUNT,
     )
     overlong: Overlong = option(
         Overlong.ERROR,
@@ -146,23 +153,26 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         "steps between step checkpoints, from which --resume continues; each is 3 times as large "
         "as the weights; 0 for none",
         minimum=0,
+        maximum=MAX_COUNT,
     )
     eval_every: int = option(
         0,
         "steps between evaluations on the validation split during training; 0 for none",
         minimum=0,
+        maximum=MAX_COUNT,
     )
     early_stopping_patience: int = option(
         0,
         "stop after this many evaluations in a row without a lower validation loss, and keep the "
         "best weights; step checkpoints are then written at every evaluation; 0 for never",
         minimum=0,
+        maximum=MAX_COUNT,
     )
     report_to: str = option(
         "none",
         "experiment tracker: tensorboard, wandb, trackio, or any other that Trainer supports",
     )
-    log_every: int = option(2, "steps between lines of progress", minimum=1)
+    log_every: int = option(2, "steps between lines of progress", minimum=1, maximum=MAX_COUNT)
     resume: bool = option(
         False, "continue the unfinished run of --output from its newest complete step checkpoint"
     )

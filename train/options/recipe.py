@@ -13,9 +13,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kwise.errors import ConfigError
+from kwise.library_errors import library_errors
+from kwise.options import flag_of
 from kwise.train.options.config import TrainConfig
 
 _FOLDER = Path(__file__).parent / "recipes"
@@ -35,6 +35,28 @@ def summary(name: str) -> str:
     )
 
 
+def text_of(name: str) -> str:
+    """Return the file of a recipe: its options, and what its source states and does not state.
+
+    Raises:
+        ConfigError: the recipe does not exist.
+    """
+    if name not in recipe_names():
+        raise ConfigError(f"recipe {name}: not known; known are {', '.join(recipe_names())}")
+    return (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def as_options(values: dict[str, Any]) -> str:
+    """Return options as they are written on the command line, for a message."""
+    shown = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            shown.append(flag_of(name) if value else flag_of(name).replace("--", "--no-", 1))
+        else:
+            shown.append(f"{flag_of(name)} {value.value if isinstance(value, Enum) else value}")
+    return " ".join(shown)
+
+
 def read_recipe(name: str) -> dict[str, Any]:
     """Return arguments of `TrainConfig` from a recipe.
 
@@ -50,13 +72,14 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(
             f"--recipe {name}: not known; known are {', '.join(recipe_names())}, and .yaml files"
         )
+    import yaml  # imported late: it comes with the extra [train], and --help needs no extra
+
     path = Path(name) if name.endswith(".yaml") else _FOLDER / f"{name}.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    with path.open("rb") as file, library_errors(f"{path}: is not YAML"):
+        values = yaml.safe_load(file) or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of options to values")
+    values = {str(key): value for key, value in values.items()}
     hints = typing.get_type_hints(TrainConfig)
     known = {field.name for field in dataclasses.fields(TrainConfig)} - _NOT_OF_RECIPES
     for key in values:

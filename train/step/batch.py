@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kwise.library_errors import cause_of, is_foreign
 from kwise.train.checkpoint.ids import id_without_row
 from kwise.train.model.layout import Layout
 from kwise.train.model.tokenizer import token_ids
@@ -82,8 +82,11 @@ def tokenize_rankings(
                 tuple(token_ids(tokenizer, conversation))
                 for conversation in ranking.conversations()
             )
-        except TemplateError as error:
-            problems.append(f"{ranking.origin}: prompt: the chat template refuses it: {error}")
+        except Exception as error:  # a template can raise any, such as ValueError for a role
+            if not is_foreign(error):
+                raise
+            cause = cause_of(error)
+            problems.append(f"{ranking.origin}: prompt: the chat template refuses it: {cause}")
             continue
         longest = max(range(len(input_ids)), key=lambda index: len(input_ids[index]))
         without_row = [

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from kwise.engine.model.devices import Device, Kind, parse_devices
 from kwise.engine.model.runtime.protocol import Shape
-from kwise.errors import ConfigError
+from kwise.errors import ArtifactError, ConfigError
+from kwise.extras import how_to_install
+from kwise.library_errors import library_errors
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # The operators that do the work. One of them on the CPU costs more than the GPU saves. Other nodes,
@@ -36,7 +38,8 @@ class OnnxRuntimeGraph:
         few_shapes: input shapes repeat, so memory can be planned.
 
     Raises:
-        ConfigError: the device is not available or cannot run the graph.
+        ConfigError: the device is not available, or is a GPU that cannot run the graph.
+        ArtifactError: ONNX Runtime cannot run the graph on a CPU.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class OnnxRuntimeGraph:
         # With a GPU the CPU only does arithmetic on shapes, which does not need a pool of threads
         # per device.
         options.intra_op_num_threads = 1 if cuda else threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # an error is raised as well
         if not sums_exactly(_cpu_flags()):
             # int8 products must be added up exactly on every CPU, and the faster kernels for x86
             # without VNNI saturate at 16 bits. With VNNI the fast kernels are exact and 2.4 times
@@ -68,18 +71,13 @@ class OnnxRuntimeGraph:
         if cuda:
             _find_cuda()
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        try:
+        problem = f"--device {place.name} cannot run this model"
+        with library_errors(problem, raises=ConfigError if cuda else ArtifactError):
             # Without `enable_fallback=0` ONNX Runtime tries the CPU if CUDA fails, and prints a
             # line.
             self._session = ort.InferenceSession(
                 path, options, providers=providers(place, memory_bytes), enable_fallback=0
             )
-        except Exception as error:  # ONNX Runtime's errors have no narrower common base
-            if not cuda:
-                raise
-            raise ConfigError(
-                f"--device {place.name} cannot run this model: {_first_line(error)}"
-            ) from error
         self._session.disable_fallback()
         if cuda:
             check_placement(place, self._session.get_providers(), _assigned(self._session))
@@ -178,8 +176,8 @@ def check_placement(
     if _CUDA not in session_providers:
         raise ConfigError(
             f"--device {device.name}: ONNX Runtime could not load its CUDA provider and would run "
-            "on the CPU; it needs a driver, CUDA and cuDNN of matching versions: pip install "
-            "'kwise[engine-gpu]' installs the last two"
+            "on the CPU; it needs a driver, CUDA and cuDNN of matching versions; "
+            f"{how_to_install('engine-gpu')} installs the last two"
         )
     if left := sorted(_HEAVY.intersection(assigned.get(_CPU, ()))):
         raise ConfigError(
@@ -218,12 +216,8 @@ def _cpu_flags() -> frozenset[str]:
 def _find_cuda() -> None:
     if _CUDA not in ort.get_available_providers():
         raise ConfigError(
-            "--device cuda needs onnxruntime-gpu: install 'kwise[engine-gpu]' in an environment of "
-            "its own"
+            "--device cuda needs onnxruntime-gpu: in an environment of its own, "
+            f"{how_to_install('engine-gpu')}"
         )
     # The extra installs the libraries inside Python packages, where the loader does not search.
     ort.preload_dlls()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -8,6 +8,7 @@ from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.protocol import Graph
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
+from kwise.extras import how_to_install
 
 
 def open_graph(
@@ -38,7 +39,7 @@ def open_graph(
     package, extra = ("openvino", "openvino") if use_openvino else ("onnxruntime", "engine")
     if find_spec(package) is None:
         raise ConfigError(
-            f"--runtime {runtime.value} needs the package {package}: pip install 'kwise[{extra}]'"
+            f"--runtime {runtime.value} needs the package {package}: {how_to_install(extra)}"
         )
     if use_openvino:
         from kwise.engine.model.runtime.openvino_graph import OpenVinoGraph
@@ -65,7 +66,7 @@ def cpu_has_bf16() -> bool:
         ConfigError: OpenVINO is not installed.
     """
     if find_spec("openvino") is None:
-        raise ConfigError("on a CPU it needs the package openvino: pip install 'kwise[openvino]'")
+        raise ConfigError(f"on a CPU it needs the package openvino: {how_to_install('openvino')}")
     from kwise.engine.model.runtime.openvino_graph import has_bf16
 
     return has_bf16()

@@ -219,7 +219,7 @@ def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(
     monkeypatch.setattr("kwise.engine.model.runtime.open.find_spec", lambda _: None)
     for runtime, extra in ((Runtime.OPENVINO, "openvino"), (Runtime.AUTO, "engine")):
         with pytest.raises(
-            ConfigError, match=rf"needs the package .*: pip install 'kwise\[{extra}\]'"
+            ConfigError, match=rf"needs the package .*: pip install '\.\[{extra}\]'"
         ):
             GraphSession(artifact, runtime=runtime)
 

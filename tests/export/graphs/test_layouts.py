@@ -98,7 +98,7 @@ def test_other_models_run_padded_and_keep_their_rewards(
 
 
 def test_a_causal_model_can_be_exported_padded(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from kwise.export.exporter import Layout
+    from kwise.export.config import Layout
 
     assert_parity(
         tiny_checkpoint,
@@ -126,7 +126,7 @@ def test_an_architecture_that_optimum_does_not_know_is_refused_by_name(
     smollm2_tokenizer: Any, tmp_path: Path
 ) -> None:
     """A ValueError of Optimum reached the user as a traceback."""
-    from kwise.export.exporter import Layout
+    from kwise.export.config import Layout
 
     options = {**GROUPED, "num_local_experts": 2, "sliding_window": None}
     checkpoint = tiny_model("Mixtral", options, smollm2_tokenizer, tmp_path / "checkpoint")

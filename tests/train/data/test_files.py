@@ -186,7 +186,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
         timeout=60,
     )
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert "pip install 'kwise[data]'" in ended.stderr
+    assert "pip install '.[data]'" in ended.stderr
 
 
 class Endless(io.RawIOBase):

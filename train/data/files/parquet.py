@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kwise.errors import ConfigError
+from kwise.extras import how_to_install
 from kwise.train.rankings.errors import RankingsError
 
 _BATCH_ROWS = 64
@@ -21,7 +22,7 @@ def read_parquet(path: str) -> Iterator[tuple[int, Any]]:
         import pyarrow.parquet
     except ModuleNotFoundError:
         raise ConfigError(
-            f"{path} is Parquet, which needs pyarrow: pip install 'kwise[data]'"
+            f"{path} is Parquet, which needs pyarrow: {how_to_install('data')}"
         ) from None
     number = 0
     try:

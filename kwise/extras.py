@@ -1,0 +1,6 @@
+"""How to install the packages of an extra. kwise is not on PyPI, so its name is not enough."""
+
+
+def how_to_install(extra: str) -> str:
+    """Return the command that installs an extra of kwise, for a message; "" is kwise itself."""
+    return f"pip install '.{f'[{extra}]' if extra else ''}' in a clone of kwise"
