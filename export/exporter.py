@@ -47,6 +47,7 @@ from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.publishing import check_destination, publish_artifact
 from kwise.library_errors import library_errors
 from kwise.train.checkpoint.ids import usable_id
+from kwise.train.model.threads import use_available_cpus
 from kwise.types import Message
 
 # A server scores the golden conversations at every start, so they are few and short.
@@ -81,6 +82,7 @@ def export(
         ParityError: The graph's rewards differ from the checkpoint's, or a precision does not rank
             as fp32 does. Nothing was written.
     """
+    use_available_cpus()
     destination = Path(config.artifact).resolve()
     check_destination(destination, overwrite=config.overwrite)
     text_groups = read_text_groups(config.rankings)  # first, because it may have mistakes

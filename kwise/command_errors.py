@@ -10,11 +10,11 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from kwise.errors import ArtifactError, ConfigError, KwiseError
+from kwise.errors import ArtifactError, ConfigError, KwiseError, LibraryFailed
 from kwise.extras import how_to_install
 from kwise.library_errors import cause_of, is_foreign, origin_of
 
-_EXPECTED = (ConfigError, ArtifactError, KwiseError)
+_EXPECTED = (ConfigError, ArtifactError, KwiseError, LibraryFailed)
 _WRONG_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -41,7 +41,7 @@ def report(error: Exception, *, program: str, extra: str, debug: bool) -> None:
         line = f"unexpected error: {cause_of(error)} (at {origin_of(error)}); "
         line += "please report this as a bug of kwise"
         line += ", with the traceback above" if debug else f", with {_write_traceback(error)}"
-    elif error.__cause__ is not None and isinstance(error, ConfigError | ArtifactError):
+    elif error.__cause__ is not None and not isinstance(error, KwiseError | OSError):
         line += "" if debug else " (--debug shows the traceback)"
     print(f"{program}: {line}", file=sys.stderr)
 

@@ -9,7 +9,7 @@
     ├── ServiceFailed       INTERNAL            the server has a bug
     └── RewardServiceError  any status          what a client met (kwise.client.errors)
 
-`ArtifactError` and `ConfigError` occur at start-up, before there are requests. This module knows
+`ArtifactError`, `ConfigError` and `LibraryFailed` occur without requests. This module knows
 the names of the statuses and imports no protocol; each protocol maps them in one place.
 """
 
@@ -176,6 +176,10 @@ class ArtifactError(Exception):
 
     The message names the file.
     """
+
+
+class LibraryFailed(Exception):
+    """Another library failed while it worked. The message names the model and the cause."""
 
 
 class ConfigError(ValueError):

@@ -115,6 +115,11 @@ class ScoredGroup:
     runtime: str
     timing: Timing = field(default_factory=Timing)
 
+    @property
+    def values(self) -> tuple[float | None, ...]:
+        """The value of each reward, in order; None for a response that was not scored."""
+        return tuple(r.value if isinstance(r, Reward) else None for r in self.rewards)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedGroup(ScoredGroup):

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,10 @@ def kwise(*arguments: str) -> int:
         ("export nowhere y", 2, "CHECKPOINT nowhere: "),
         ("export . y", 2, "CHECKPOINT .: cannot be read: "),
         ("score --response a", 2, "--response needs --prompt"),
+        ("score --prompt p --response b c", 2, "write --response before each response"),
+        ("serve nowhere", 2, "ARTIFACT nowhere: there is no such directory"),
+        ("serve good.jsonl", 2, "ARTIFACT good.jsonl: is not a directory"),
+        ("export ../none/at/all y", 2, "CHECKPOINT ../none/at/all: there is no such file or dire"),
         ("compare --prompt p --response a", 2, "a comparison needs at least two responses"),
         ("scores", 2, "invalid choice: 'scores'"),
         ("score --bogus", 2, "usage: kwise score"),
@@ -100,3 +107,102 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     monkeypatch.setattr("kwise.client.commands.score.run_report", interrupted)
     assert kwise("score", "--prompt", "p", "--response", "a") == 130
     assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Return a command that ends in a bug, and write tracebacks to `tmp_path`."""
+
+    def fail(*_: object) -> int:
+        nothing: dict[str, int] = {}
+        return nothing["rewards"]
+
+    monkeypatch.setattr("kwise.client.commands.score.run_report", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return ["score", "--prompt", "p", "--response", "a"]
+
+
+def test_a_bug_is_told_in_one_line_that_names_the_file_with_the_traceback(
+    broken: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kwise(*broken) == 1
+    told = capsys.readouterr().err
+    (file,) = tmp_path.glob("kwise-*.log")
+    assert told == (
+        "kwise score: unexpected error: KeyError: 'rewards' (at kwise/client/commands/score.py:"
+        f"{told.partition('score.py:')[2].partition(')')[0]}); please report this as a bug of "
+        f"kwise, with the traceback in {file}\n"
+    )
+    assert file.read_text().startswith("Traceback (most recent call last)")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_debug_shows_the_traceback_before_and_after_the_command(
+    broken: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], first: bool
+) -> None:
+    assert kwise(*(["--debug", *broken] if first else [*broken, "--debug"])) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback (most recent call last)")
+    assert told.splitlines()[-1].startswith("kwise score: unexpected error: KeyError: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_keeps_the_case_of_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """It said "Serve an artifact over grpc"."""
+    kwise("serve", "--help")
+    assert "Serve an artifact over gRPC." in capsys.readouterr().out
+    kwise("bench", "train", "--help")
+    assert "TRL's RewardTrainer" in capsys.readouterr().out
+
+
+def in_a_process(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+
+
+def test_what_other_libraries_print_is_silenced_but_for_errors() -> None:
+    """bitsandbytes advised to install a package at every training; bars were drawn into logs."""
+    ended = in_a_process("""
+import logging, warnings
+from kwise.library_output import silence_libraries
+silence_libraries()
+from tqdm.auto import tqdm
+logging.getLogger("bitsandbytes.backends").warning("pip install kernels")
+warnings.warn("tracing")
+list(tqdm(range(3)))
+logging.getLogger("kwise.engine").warning("ours")
+logging.getLogger("torch").error("theirs")
+""")
+    assert ended.stderr == "ours\ntheirs\n"
+
+
+def test_sighup_does_not_end_a_server_that_starts(tmp_path: Path) -> None:
+    """It ended the process while its modules were imported, which takes half a second."""
+    ended = in_a_process(f"""
+import os, signal, sys
+class Hangup:
+    def find_spec(self, name, *_):
+        if name == "kwise.engine.server.command":
+            os.kill(os.getpid(), signal.SIGHUP)
+sys.meta_path.insert(0, Hangup())
+from kwise.cli import main
+sys.exit(main(["serve", {str(tmp_path / "none")!r}]))
+""")
+    assert ended.returncode == 2
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    """gRPC printed a line of its own beside it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ended = in_a_process(f"""
+import sys
+from kwise.cli import main
+sys.exit(main(["serve", {str(tmp_path)!r}, "--port", "{port}"]))
+""")
+    assert ended.stderr == (
+        f"kwise serve: --host 127.0.0.1 --port {port}: cannot listen there: Address already in "
+        "use; stop the other server, or choose another --port\n"
+    )
+    assert ended.returncode == 2

@@ -1,12 +1,14 @@
 """The command `kwise train`."""
 
 import argparse
+import os
 import sys
 from dataclasses import fields
+from typing import Any
 
 from kwise.options import add_options, from_options
 from kwise.train.options.config import TrainConfig
-from kwise.train.options.recipe import ListRecipes, read_recipe
+from kwise.train.options.recipe import ListRecipes, as_options, read_recipe
 from kwise.train.rankings.errors import RankingsError
 
 _NOT_GIVEN = object()
@@ -45,6 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def recipe_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that the recipe sets, without those that the command line gives.
+
+    Raises:
+        ConfigError: the recipe cannot be used.
+        OSError: the recipe cannot be read.
+    """
+    if arguments.recipe is _NOT_GIVEN:
+        return {}
+    recipe = read_recipe(arguments.recipe)
+    return {name: v for name, v in recipe.items() if getattr(arguments, name) is _NOT_GIVEN}
+
+
 def config_of(arguments: argparse.Namespace) -> TrainConfig:
     """Return the options that were given, else those of the recipe, else the defaults.
 
@@ -52,7 +67,7 @@ def config_of(arguments: argparse.Namespace) -> TrainConfig:
         ConfigError: an option is missing or out of range, or the recipe cannot be used.
         OSError: the recipe cannot be read.
     """
-    recipe = read_recipe(arguments.recipe) if arguments.recipe is not _NOT_GIVEN else {}
+    recipe = recipe_of(arguments)
     for field in fields(TrainConfig):
         if getattr(arguments, field.name) is _NOT_GIVEN:
             setattr(arguments, field.name, recipe.get(field.name, field.default))
@@ -64,7 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     Return the exit code: 0, or 1 if the data cannot be used or a loss or weight is not finite.
     """
+    recipe = recipe_of(arguments)
     config = config_of(arguments)
+    if recipe and os.environ.get("RANK", "0") == "0":  # the main process of a launcher
+        print(f"recipe {config.recipe}: {as_options(recipe)}", file=sys.stderr)
     # Imported late, because torch and transformers take seconds: --help and a wrong option must
     # not.
     from kwise.train.run.training import train

@@ -135,6 +135,13 @@ def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
         check_timeout("--timeout-s", arguments.timeout_s)
     except (InvalidRequest, ValueError) as error:
         return str(error)
+    if arguments.prompt is not None and arguments.files:
+        hint = (
+            "; write --response before each response"
+            if arguments.response and not any(Path(name).exists() for name in arguments.files)
+            else ""
+        )
+        return f"give either files or --prompt, not both: {' '.join(arguments.files)}{hint}"
     # Before the server is contacted, so that a mistyped name is reported at once.
     if missing := [
         name for name in arguments.files or [] if name != "-" and not Path(name).exists()
@@ -142,8 +149,6 @@ def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
         return f"{missing[0]}: no such file"
     if arguments.prompt is None:
         return "--response needs --prompt" if arguments.response else None
-    if arguments.files:
-        return "give either files or --prompt, not both"
     return _too_few(arguments.response or [], report.min_responses)
 
 

@@ -6,8 +6,10 @@ while requests are answered.
 """
 
 import asyncio
+import errno
 import logging
 import signal
+import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,7 +50,7 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
         port = server.add_insecure_port(f"{config.host}:{config.port}")
     except RuntimeError as error:
         raise ConfigError(
-            f"--host {config.host} --port {config.port}: cannot listen there: {error}"
+            f"--host {config.host} --port {config.port}: {_bind_problem(config) or error}"
         ) from None
     limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
     service = RewardService(Scorer.load(artifact, engine), limits)
@@ -85,6 +87,27 @@ def _grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
+
+
+def _bind_problem(config: ServerConfig) -> str:
+    """Return why the port cannot be bound, in the words of the operating system; "" if it can.
+
+    gRPC does not tell.
+    """
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(
+            config.host.strip("[]"), config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind) as probe:
+                probe.bind(address)
+    except OSError as error:
+        hint = (
+            "; stop the other server, or choose another --port"
+            if error.errno == errno.EADDRINUSE
+            else ""
+        )
+        return f"cannot listen there: {error.strerror or error}{hint}"
+    return ""
 
 
 async def _drain(server: grpc.aio.Server, service: RewardService, grace_s: float) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 from torch import nn
 from transformers import set_seed
 
-from kwise.errors import ConfigError
+from kwise.errors import ConfigError, LibraryFailed
+from kwise.library_errors import library_errors
 from kwise.train.model.adapter import add_adapter, merge_adapter, save_adapter
 from kwise.train.model.reward_model import load_reward_model
+from kwise.train.model.threads import use_available_cpus
 from kwise.train.options.config import TrainConfig
 from kwise.train.report.model_card import CARD_NAME, model_card
 from kwise.train.report.provenance import git_revision, versions
@@ -59,8 +61,10 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         NotFinite: a loss or a weight is not finite; no checkpoint is written, and the run's state
             stays.
         OSError: a file cannot be read or written.
+        LibraryFailed: torch or transformers failed while training; the run's state stays.
     """
     started_s = time.perf_counter()
+    use_available_cpus()
     processes = Processes()
     progress = progress if processes.is_main else _silent
     _check_launch(config, processes)
@@ -69,23 +73,30 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     directory.check(resume=config.resume, overwrite=config.overwrite)
     rankings = read_data(config)
     progress(f"read {len(rankings)} rankings; loading {config.model}")
-    reward_model = load_reward_model(
-        config.model,
-        chat_template=config.chat_template,
-        seed=config.seed,
-        load_in_4bit=config.load_in_4bit,
-        on_main_process=processes.on_main,
-    )
+    with library_errors(f"--model {config.model}: cannot be trained"):
+        reward_model = load_reward_model(
+            config.model,
+            chat_template=config.chat_template,
+            seed=config.seed,
+            load_in_4bit=config.load_in_4bit,
+            on_main_process=processes.on_main,
+        )
     for note in reward_model.notes:
         progress(f"note: {note}")
     progress(f"layout: {reward_model.layout}")
     if config.text_regulariser:
         install_text_head(reward_model.model, text_head(config.model, reward_model))
     data = prepare(rankings, reward_model, config)
+    if num_skipped := data.num_read - len(data.rankings):
+        progress(
+            f"skipping {num_skipped} of {data.num_read} rankings (--overlong skip): each has a "
+            f"conversation of more than {data.max_tokens} tokens, the limit"
+        )
     validation = Validation(reward_model, data.validation, processes, progress)
     set_seed(config.seed)
     num_parameters = reward_model.model.num_parameters()
-    model = add_adapter(reward_model, config) if config.lora_rank else reward_model.model
+    with library_errors(f"--model {config.model}: --lora-rank: PEFT cannot adapt it"):
+        model = add_adapter(reward_model, config) if config.lora_rank else reward_model.model
     num_trained = sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad
     )
@@ -108,7 +119,8 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     checkpoint = directory.newest_complete()
     if config.resume and checkpoint is None:
         progress("no step checkpoint is complete: training starts from the beginning")
-    trainer.train_from(checkpoint)
+    with library_errors(f"--model {config.model}: training failed", raises=LibraryFailed):
+        trainer.train_from(checkpoint)
     training_s = time.perf_counter() - before_training.training_began_s
     _check_finite(model, trainer.state.global_step)
 

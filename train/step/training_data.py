@@ -20,9 +20,11 @@ class TrainingData:
     Attributes:
         num_read: rankings in the file; those with a conversation over the token limit are in
             neither split.
+        max_tokens: the token limit; None if there is none.
     """
 
     num_read: int
+    max_tokens: int | None
     training: tuple[TokenizedRanking, ...]
     validation: tuple[Ranking, ...]
 
@@ -62,10 +64,11 @@ def prepare(
             `tokenize_rankings` and `split_by_prompt`.
     """
     limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
+    max_tokens = min(limits, default=None)
     tokenized = tokenize_rankings(
         rankings,
         reward_model.tokenizer,
-        max_tokens=min(limits, default=None),
+        max_tokens=max_tokens,
         skip_overlong=config.overlong is Overlong.SKIP,
         with_text=config.text_regulariser > 0,
         num_rows=reward_model.model.get_input_embeddings().num_embeddings,
@@ -83,6 +86,7 @@ def prepare(
     training_set = set(training)
     return TrainingData(
         num_read=len(rankings),
+        max_tokens=max_tokens,
         training=tuple(item for item in tokenized if item.ranking in training_set),
         validation=tuple(validation),
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from kwise.engine.model.cpu import available_cpus
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.protocol import Graph
 from kwise.engine.precision import Precision
@@ -26,7 +27,7 @@ def open_graph(
     Args:
         precision: the precision of the file.
         device: "cpu", "cuda" or "cuda:N"; OpenVINO takes "cpu" only.
-        threads: the runtime's threads; 0 for one per core.
+        threads: the runtime's threads; 0 for one per CPU that this process may use.
         device_memory_bytes: a GPU's memory for weights and activations; 0 for no limit.
         bucket: wraps the graph on a GPU so that its inputs have few shapes, as `BucketedGraph`
             does; None for no wrapper.
@@ -35,6 +36,7 @@ def open_graph(
         ConfigError: the runtime is not installed, does not have the device, or cannot run the
         graph.
     """
+    threads = threads or available_cpus()
     use_openvino = runtime is Runtime.OPENVINO
     package, extra = ("openvino", "openvino") if use_openvino else ("onnxruntime", "engine")
     if find_spec(package) is None:

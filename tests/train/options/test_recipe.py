@@ -112,7 +112,15 @@ def test_a_run_by_the_name_of_a_recipe(
         and "| `schedule` | `linear` |" in card
         and "| `epochs` | `0.2` |" in card
     )
-    capsys.readouterr()
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told.startswith("recipe stackllama: ") and "--lora-rank 8" in told
+    assert "--epochs" not in told and "--precision" not in told, "the command line gives them"
+    assert main(["recipes"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
+    assert main(["recipes", "stackllama"]) == 0
+    assert "lora_rank: 8\n" in capsys.readouterr().out
+    assert main(["recipes", "nope"]) == 2
+    assert "recipe nope: not known; known are deepmind-70b, " in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["train", "--list-recipes"])
     assert ended.value.code == 0
