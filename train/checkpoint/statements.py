@@ -22,6 +22,8 @@ _LANGUAGE_MODELS = (
     "ForPreTraining",
     "ForConditionalGeneration",
     "ForImageTextToText",
+    "ForNextSentencePrediction",
+    "ModelWithLMHead",
 )
 _REWARD_MODEL = "ForSequenceClassification"
 
@@ -38,7 +40,10 @@ _BOOKKEEPING = {
     "label2id",
     "model_type",
     "num_labels",
+    "partial_rotary_factor",  # transformers 5 moves this key and two others to rope_parameters
     "quantization_config",
+    "rope_scaling",
+    "rope_theta",
     "sentence_transformers",
     "torch_dtype",
     "transformers.js_config",

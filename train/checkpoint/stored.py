@@ -24,6 +24,8 @@ class StoredTensors:
     Attributes:
         shapes: The shape of each tensor. Empty if the checkpoint is a `.gguf` file, whose names
             transformers translates.
+        unlisted: Tensors that the index of a checkpoint in several files does not list. They are
+            not read.
     """
 
     def __init__(self, name: str) -> None:
@@ -32,11 +34,12 @@ class StoredTensors:
         Args:
             name: A directory, a hub name or a `.gguf` file, which can be read.
         """
-        files = [] if name.endswith(".gguf") else _weight_files(name)
+        files, listed = ([], None) if name.endswith(".gguf") else _weight_files(name)
         self._file_of = {tensor: path for path in files for tensor, _ in _contents(path)}
         self.shapes: Mapping[str, tuple[int, ...]] = {
             tensor: shape for path in files for tensor, shape in _contents(path)
         }
+        self.unlisted = sorted(self.shapes.keys() - listed) if listed is not None else []
 
     def described(self, tensor: str) -> str:
         """Return the name of a tensor and its shape if that is known, as "score.bias [1]"."""
@@ -66,15 +69,19 @@ def separate_heads(name: str) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if _HEAD_FILE.match(path.name))
 
 
-def _weight_files(name: str) -> list[Path]:
-    """Return the files that `from_pretrained(name)` reads."""
+def _weight_files(name: str) -> tuple[list[Path], set[str] | None]:
+    """Return the files that `from_pretrained(name)` reads, and the tensors that their index lists.
+
+    A single file has no index.
+    """
     for weights in _WEIGHTS:
         if (path := _cached(name, weights)) is not None:
-            return [path]
+            return [path], None
         if (index := _cached(name, f"{weights}.index.json")) is not None:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return [path for shard in shards if (path := _cached(name, shard)) is not None]
-    return []
+            file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            paths = [_cached(name, shard) for shard in sorted(set(file_of.values()))]
+            return [path for path in paths if path is not None], set(file_of)
+    return [], None
 
 
 def _cached(name: str, file: str) -> Path | None:

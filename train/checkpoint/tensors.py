@@ -18,12 +18,15 @@ from kwise.train.checkpoint.ids import text_config
 from kwise.train.checkpoint.stored import StoredTensors
 
 HARMLESS = {
-    "a head of the language model": (
-        r"^(lm_head|embed_out|lm_loss|pred_layer|predictions|mask_predictions|cls|mlm_head"
-        r"|output_projection|generator_lm_head|generator_predictions|discriminator_predictions"
-        r"|entity_predictions|lm_predictions|sop_classifier|vocab_transform|vocab_layer_norm"
-        r"|vocab_projector|crit|language_model\.lm_head)\.|^decoder\.(weight|bias)$"
+    "a head that predicts tokens": (
+        r"^(lm_head|language_model\.lm_head|embed_out|lm_loss|pred_layer|predictions"
+        r"|mask_predictions|cls\.predictions|mlm_head|output_projection|generator_lm_head"
+        r"|generator_predictions|entity_predictions|lm_predictions|vocab_transform"
+        r"|vocab_layer_norm|vocab_projector|crit)\.|^decoder\.(weight|bias)$"
         r"|^embedding_decoder\.bias$"
+    ),
+    "another head of pretraining": (
+        r"^(discriminator_predictions|cls\.seq_relationship|sop_classifier)\."
     ),
     "a pooler, which the reward head does not read": r"(^|\.)pooler\.",
     "the decoder of pretraining": r"^funnel\.decoder\.",
@@ -117,14 +120,13 @@ def account_for_tensors(
             the model, or a weight is missing that training would not replace.
     """
     _check_shapes(place, model, [*map(_name_of, loading["mismatched_keys"])], stored, head)
-    unused = sorted(loading["unexpected_keys"])
-    harmless = [name for name in unused if is_harmless(name)]
-    if len(harmless) < len(unused):
-        refused = [name for name in unused if name not in set(harmless)]
+    unused = sorted({*loading["unexpected_keys"], *stored.unlisted})
+    harmless = [name for name in unused if is_harmless(name, stored.shapes.get(name, ()))]
+    refused = [name for name in unused if name not in set(harmless)]
+    if refused:
         raise ConfigError(
-            f"{place}: {type(model).__name__} does not use {len(refused)} tensors of the "
-            "checkpoint, which could change a reward: "
-            f"{_some([stored.described(name) for name in refused])}; "
+            f"{place}: {type(model).__name__} does not use {_count(refused)} of the checkpoint "
+            f"that could change a reward: {_some([stored.described(name) for name in refused])}; "
             f"{_advice(refused, model, stored, head)}"
         )
     _check_frequencies(place, model, stored)
@@ -143,14 +145,20 @@ def check_names(place: str, stored: StoredTensors) -> None:
         wrapped = [name for name in stored.shapes if name.startswith(f"{prefix}.")]
         if wrapped:
             raise ConfigError(
-                f"{place}: {len(wrapped)} tensors have names that begin with {prefix!r}, as "
-                f"{wrapped[0]} does: the model was saved inside of {wrapper}; save the inner model"
+                f"{place}: {wrapped[0]} shows that the model was saved inside of {wrapper}: save "
+                f"the inner model, whose names do not begin with {prefix!r}"
             )
 
 
-def is_harmless(name: str) -> bool:
-    """Return whether the tensor `name` cannot change a reward if it is not used."""
-    return any(re.search(pattern, name) for pattern in HARMLESS.values())
+def is_harmless(name: str, shape: Sequence[int] = ()) -> bool:
+    """Return whether a tensor cannot change a reward if it is not used.
+
+    A head with one output predicts no tokens, whatever its name is.
+    """
+    kind = next((kind for kind, names in HARMLESS.items() if re.search(names, name)), None)
+    if kind == "a head that predicts tokens" and name.endswith(".weight"):
+        return len(shape) != 2 or shape[0] > 1
+    return kind is not None
 
 
 def _check_shapes(
@@ -171,8 +179,8 @@ def _check_shapes(
             f"reward model is {expected}"
         )
     raise ConfigError(
-        f"{place}: {len(mismatched)} tensors have other shapes than config.json states: "
-        f"{stored.described(name)} instead of {expected}"
+        f"{place}: config.json does not describe {_count(mismatched)} of the checkpoint: "
+        f"{stored.described(name)} should be {expected}"
     )
 
 
@@ -241,8 +249,8 @@ def _advice(
         return f"config.json states {num_layers} layers (num_hidden_layers), and the file has more"
     if f"{head}.bias" in refused:
         return (
-            f"{head} of this class has no bias; if a constant in every reward may go, delete the "
-            "tensor from the file"
+            f"the head of this class has no bias, which adds the same number to every reward: "
+            f"remove {head}.bias from the file if the rewards may lose it"
         )
     hidden_size = getattr(text_config(model.config), "hidden_size", None)
     heads = [name for name in refused if stored.shapes.get(name) == (1, hidden_size)]
@@ -257,6 +265,10 @@ def _advice(
 def _name_of(mismatched: Any) -> str:
     """Return the tensor's name; transformers 5 gives the shapes with it."""
     return mismatched if isinstance(mismatched, str) else str(mismatched[0])
+
+
+def _count(names: Sequence[str]) -> str:
+    return "a tensor" if len(names) == 1 else f"{len(names)} tensors"
 
 
 def _some(names: Sequence[str]) -> str:

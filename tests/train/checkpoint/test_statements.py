@@ -1,5 +1,6 @@
 """What a config.json states about rewards is used, told, or a reason to refuse the checkpoint."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from kwise.errors import ConfigError
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.four_bit import disable_weight_packing
+from kwise.train.model.reward_model import load_reward_model
 from tests.edited_checkpoints import copy_checkpoint
 
 MEAN_POOLING = {"AutoModelForSequenceClassification": "modeling_mean.LlamaForMeanRewardModel"}
@@ -120,6 +122,23 @@ def test_mean_and_std_of_rewards_are_read(llama: Path, tmp_path: Path) -> None:
     path = copy_checkpoint(llama, tmp_path / "copy", mean=1.5, std=2)
     statements = load_checkpoint("CHECKPOINT", str(path), to_train=False).statements
     assert (statements.reward_mean, statements.reward_std) == (1.5, 2.0)
+
+
+def test_training_leaves_out_what_is_not_true_of_the_trained_model(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = copy_checkpoint(
+        tiny_checkpoint,
+        tmp_path / "copy",
+        mean=1.5,
+        std=2.0,
+        auto_map={"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    )
+    loaded = load_reward_model(str(path))
+    assert "mean and std describe rewards before training" in loaded.notes[-1]
+    loaded.save(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert not {"mean", "std", "auto_map"} & saved.keys()
 
 
 def test_weights_in_four_bits_are_dequantised(tmp_path: Path) -> None:

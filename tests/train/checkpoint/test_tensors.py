@@ -1,5 +1,6 @@
 """Every tensor of a checkpoint is used, known to be harmless, or named in a refusal."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,11 @@ def dropping(part: str) -> Callable[[Tensors], Tensors]:
 
 QUERY = "model__layers__0__self_attn__q_proj__"
 UNUSED: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
-    "the head's bias": (adding(score__bias=(1,)), {}, "score.bias [1]; score of this class has no"),
+    "the head's bias": (
+        adding(score__bias=(1,)),
+        {},
+        "score.bias [1]; the head of this class has no bias",
+    ),
     "biases of projections": (
         adding(**{f"{QUERY}bias": (16,)}),
         {},
@@ -45,7 +50,7 @@ UNUSED: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
     "more layers than the config's": (
         lambda stored: stored,
         {"num_hidden_layers": 1},
-        "does not use 9 tensors of the checkpoint, which could change a reward: "
+        "does not use 9 tensors of the checkpoint that could change a reward: "
         "model.layers.1.input_layernorm.weight [16], model.layers.1.mlp.down_proj.weight [16, 32], "
         "model.layers.1.mlp.gate_proj.weight [32, 16] and 6 more; config.json states 1 layers",
     ),
@@ -57,8 +62,13 @@ UNUSED: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
     "names with a prefix": (
         renaming("model.", "pretrained_model.model."),
         {},
-        "names that begin with 'pretrained_model', as pretrained_model.model.embed_tokens.weight "
-        "does: the model was saved inside of TRL's model with a value head; save the inner model",
+        "pretrained_model.model.embed_tokens.weight shows that the model was saved inside of TRL's "
+        "model with a value head: save the inner model, whose names do not begin with",
+    ),
+    "a head of one output by the name of the language model's": (
+        adding(lm_head__weight=(1, 16)),
+        {},
+        "lm_head.weight [1, 16]; if lm_head.weight is the reward head, call it score.weight",
     ),
     "a head of another task": (adding(qa_outputs__weight=(2, 16)), {}, "qa_outputs.weight [2, 16]"),
     "quantised weights": (
@@ -157,7 +167,7 @@ def test_sizes_in_the_config_that_are_not_those_of_the_weights_are_refused(
     llama: Path, tmp_path: Path
 ) -> None:
     path = copy_checkpoint(llama, tmp_path / "copy", vocab_size=98)
-    message = "1 tensors have other shapes than config.json states: model.embed_tokens.weight [99,"
+    message = "does not describe a tensor of the checkpoint: model.embed_tokens.weight [99, 16] "
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_checkpoint("--model", str(path), to_train=True)
 
@@ -196,3 +206,16 @@ def test_sharded_and_pickled_checkpoints_are_checked_as_well(llama: Path, tmp_pa
     for name in ("sharded", "pickled"):
         with pytest.raises(ConfigError, match=r"extra\.bias \[1\], extra\.weight \[1, 3\]"):
             load_checkpoint("--model", str(tmp_path / name), to_train=True)
+
+
+def test_a_tensor_that_an_index_does_not_list_is_refused(llama: Path, tmp_path: Path) -> None:
+    """transformers reads the files of the index, and of those only the tensors that it lists."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(llama)
+    model.model.layers[0].self_attn.q_proj.bias = torch.nn.Parameter(torch.ones(16))
+    model.save_pretrained(tmp_path / "copy", max_shard_size="5KB")
+    index = tmp_path / "copy" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["weight_map"]["model.layers.0.self_attn.q_proj.bias"]
+    index.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"does not use a tensor .*q_proj\.bias \[16\]"):
+        load_checkpoint("--model", str(tmp_path / "copy"), to_train=True)
