@@ -255,16 +255,20 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         content = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError:
-        raise ArtifactError(
-            f"{path}: no such file; is this directory an artifact made by `kwise export`?"
-        ) from None
+        advice = (
+            f"the directory is a checkpoint: export it with kwise export {path.parent} ARTIFACT"
+            if (path.parent / "config.json").is_file()
+            else "is this directory an artifact made by `kwise export`?"
+        )
+        raise ArtifactError(f"{path}: no such file; {advice}") from None
     except (OSError, *_NOT_JSON) as error:
         raise ArtifactError(f"{path}: cannot be read: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
+        is_newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise ArtifactError(
             f"{path}: schema version {version}; this version of kwise reads {SCHEMA_VERSION}: "
-            "export the checkpoint again"
+            + ("install a newer kwise" if is_newer else "export the checkpoint again")
         )
     manifest = _convert(content, Manifest, str(path))
     if manifest.error_bounds.keys() != manifest.graphs.keys():

@@ -251,6 +251,7 @@ def _prove(
         golden,
         text_groups=text_groups,
         min_agreement=config.min_agreement,
+        tell=progress,
     )
     del session  # it maps the weights
     if Precision.FP32 not in requested:

@@ -6,10 +6,10 @@ compared. If two fp32 rewards are closer than a twentieth of that deviation, whi
 says little, so the other pairs, those with a clear margin, are also counted apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,8 +68,16 @@ class Agreement:
 
 Groups = Sequence[Sequence[EncodedSequence]]
 Rewards = NDArray[np.float64]
-TextGroup = tuple[Conversation, tuple[str, ...]]
-"""A prompt and its responses."""
+
+
+class TextGroup(NamedTuple):
+    """A prompt and its responses; `origin` is their FILE:LINE, "" for shipped ones."""
+
+    prompt: Conversation
+    responses: tuple[str, ...]
+    origin: str = ""
+
+
 T = TypeVar("T")
 
 
@@ -89,7 +97,7 @@ def read_text_groups(rankings: str, max_groups: int = 2 * _MAX_GROUPS) -> list[T
     if not rankings:
         return _shipped_groups()
     return [
-        (ranking.prompt, ranking.responses)
+        TextGroup(ranking.prompt, ranking.responses, ranking.origin)
         for ranking in read_rankings(rankings, allow_tied=True)[:max_groups]
     ]
 
@@ -103,17 +111,28 @@ def split(groups: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
     return groups[:num_measured], groups[num_measured:][:_MAX_GROUPS] or groups
 
 
+def _silent(note: str) -> None:
+    """Print nothing."""
+
+
 def encode_groups(
-    encoder: ConversationEncoder, text_groups: Sequence[TextGroup]
+    encoder: ConversationEncoder,
+    text_groups: Sequence[TextGroup],
+    tell: Callable[[str], None] = _silent,
 ) -> list[list[EncodedSequence]]:
     """Encode the groups, without responses that the model cannot read, if at least two are left.
+
+    Args:
+        tell: Gets a line about each response that is left out, with the limit.
 
     Raises:
         ConfigError: No group has two responses that the model can read.
     """
     groups = []
-    for prompt, responses in text_groups:
-        outcomes = encoder.encode(Group(prompt=prompt, responses=responses))
+    for prompt, responses, origin in text_groups:
+        outcomes = _encoded(encoder, Group(prompt=prompt, responses=responses))
+        for outcome in dict.fromkeys(map(str, filter(_is_refused, outcomes))) if origin else ():
+            tell(f"--rankings: {origin}: skipped: {outcome}")
         group = [outcome for outcome in outcomes if not isinstance(outcome, InvalidRequest)]
         if len(group) > 1:
             groups.append(group)
@@ -123,6 +142,20 @@ def encode_groups(
             "responses within the limit of tokens"
         )
     return groups
+
+
+def _is_refused(outcome: EncodedSequence | InvalidRequest) -> bool:
+    return isinstance(outcome, InvalidRequest)
+
+
+def _encoded(
+    encoder: ConversationEncoder, group: Group
+) -> Sequence[EncodedSequence | InvalidRequest]:
+    """Encode a group. An error of its prompt, such as one over the limit, stands for all of it."""
+    try:
+        return encoder.encode(group)
+    except InvalidRequest as error:
+        return [error]
 
 
 def rewards_of(session: Session, groups: Groups) -> list[Rewards]:
@@ -238,5 +271,5 @@ def _with_other_responses(conversations: Sequence[tuple[str, str]]) -> list[Text
         parts = (" ".join(words[: half + 1]), " ".join(words[half:]))
         others = [conversations[(number + step) % len(conversations)][1] for step in (1, 2, 3, 4)]
         responses = dict.fromkeys((response, *parts, *others))
-        groups.append(((Message(role="user", content=prompt),), tuple(responses)))
+        groups.append(TextGroup((Message(role="user", content=prompt),), tuple(responses)))
     return groups

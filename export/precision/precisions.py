@@ -67,6 +67,7 @@ def add_precisions(
     *,
     text_groups: Sequence[TextGroup],
     min_agreement: float,
+    tell: Callable[[str], None],
 ) -> dict[Precision, ErrorBounds]:
     """Write the graphs of `precisions` other than fp32 into the artifact's directory.
 
@@ -74,6 +75,7 @@ def add_precisions(
         reference: A session of the graph in fp32.
         golden: Conversations that a server checks at its start.
         text_groups: Text to measure on, and to choose how weights are rounded.
+        tell: See `encode_groups`.
         min_agreement: See `kwise.export.config.ExportConfig`.
 
     Returns:
@@ -86,7 +88,7 @@ def add_precisions(
     lower_precisions = [precision for precision in precisions if precision is not Precision.FP32]
     if not lower_precisions:
         return {}
-    groups, calibration = split(encode_groups(encoder, text_groups))
+    groups, calibration = split(encode_groups(encoder, text_groups, tell))
     if reference.layout.pads_sequences:  # one by one, because padding is not text
         calibration = [[sequence] for group in calibration for sequence in group]
     expected = rewards_of(reference, groups)

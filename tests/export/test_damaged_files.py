@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from kwise.cli import main
+from kwise.engine.artifact import read_manifest
+from kwise.errors import ArtifactError
 from tests.tiny_models import GROUPED, byte_tokenizer, tiny_model
 
 GOOD = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
@@ -101,3 +103,24 @@ def test_a_faulty_template_is_told_in_one_line(
     ):
         assert told.startswith("kwise ") and "unexpected error" not in told
         assert "template" in told or str(checkpoint) in told
+
+
+def test_an_artifact_in_place_of_a_checkpoint_is_told(
+    tiny_artifact: Path, rankings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said that config.json should have a model_type, and named all of transformers' models."""
+    for told in (
+        told_by(["export", tiny_artifact, tmp_path / "a"], capsys),
+        told_by(["train", rankings, "--model", tiny_artifact, "--output", tmp_path / "o"], capsys),
+    ):
+        assert told.endswith(
+            f"{tiny_artifact}: is an artifact of kwise export; give the checkpoint that it was "
+            "exported from"
+        )
+
+
+def test_a_checkpoint_in_place_of_an_artifact_is_told(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ArtifactError, match=r"the directory is a checkpoint: export it with kwise"):
+        read_manifest(checkpoint)

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from transformers.utils import logging as transformers_logging
 
+from kwise.engine.artifact import MANIFEST
 from kwise.errors import ConfigError
 from kwise.library_errors import library_errors
 
@@ -61,7 +62,13 @@ def check_source(option: str, name: str) -> None:
 
     transformers would ask the hub for one file after another, with pauses between many attempts.
     """
-    if Path(name).exists():
+    path = Path(name)
+    if path.is_dir() and (path / MANIFEST).is_file() and not (path / "config.json").is_file():
+        raise ConfigError(
+            f"{option} {name}: is an artifact of kwise export; give the checkpoint that it was "
+            "exported from"
+        )
+    if path.exists():
         return
     problem = f"{option} {name}: there is no such file or directory"
     if not _HUB_NAME.fullmatch(name):

@@ -32,7 +32,10 @@ def split_by_prompt(
     )
     if len(prompts) < 2:
         raise RankingsError(
-            [f"a validation split needs at least 2 distinct prompts; there is {len(prompts)}"]
+            [
+                f"a validation split needs at least 2 distinct prompts; there is {len(prompts)}: "
+                "give more data or --validation-fraction 0"
+            ]
         )
     num_validation = min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)
     validation_prompts = set(prompts[:num_validation])

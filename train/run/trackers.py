@@ -6,6 +6,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from kwise.errors import ConfigError
 
 NONE = "none"
+# Trackers whose package has another name.
+_PACKAGES = {"azure_ml": "azureml-core", "flyte": "flytekit"}
 
 
 def check_tracker(name: str) -> list[str]:
@@ -23,6 +25,7 @@ def check_tracker(name: str) -> list[str]:
         )
     if name not in get_available_reporting_integrations():
         raise ConfigError(
-            f"--report-to {name} needs its package: pip install {name.replace('_', '-')}"
+            f"--report-to {name} needs its package: pip install "
+            f"{_PACKAGES.get(name, name.replace('_', '-'))}"
         )
     return [name]

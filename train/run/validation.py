@@ -29,7 +29,7 @@ class Validation:
             raise RankingsError(
                 [
                     f"all {len(rankings)} rankings of the validation split are one tie, so it has "
-                    "no pair to evaluate on"
+                    "no pair to evaluate on: give another --seed or --validation-fraction"
                 ]
             )
         self.rankings = rankings

@@ -76,8 +76,9 @@ def prepare(
     if not tokenized:
         raise RankingsError(
             [
-                f"{config.data}: all {len(rankings)} rankings have a conversation over the token "
-                "limit"
+                f"{config.data}: all {len(rankings)} rankings have a conversation of more than "
+                f"{max_tokens} tokens, the limit of "
+                + ("--max-tokens" if max_tokens == config.max_tokens else "the model")
             ]
         )
     training, validation = split_by_prompt(

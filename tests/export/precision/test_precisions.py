@@ -633,3 +633,27 @@ def test_what_is_asked_for_in_vain_is_named(
             dtype="fp32,int8",
             rankings=str(tmp_path / "bad.jsonl"),
         )
+
+
+def test_rankings_with_what_is_too_long_are_told_by_line_and_left_out(
+    tiny_artifact: Path, tmp_path: Path
+) -> None:
+    """A prompt over the limit ended the export, and a response over it vanished."""
+    path, told = tmp_path / "rankings.jsonl", list[str]()
+    texts = [("Q", "no"), ("long " * 400, "no"), ("Q", "long " * 400)]
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": p, "responses": [{"text": t, "rank": r}
+                        for r, t in enumerate(("yes", response, "maybe"), 1)]}) + "\n"
+            for p, response in texts
+        )
+    )  # fmt: skip
+    encoder = new_encoder(read_artifact(tiny_artifact), EngineConfig(max_tokens=200))
+    groups = encode_groups(encoder, read_text_groups(str(path)), told.append)
+    assert [len(group) for group in groups] == [3, 2]
+    assert [line.partition(" skipped: ")[0] for line in told] == [
+        f"--rankings: {path}:2:",
+        f"--rankings: {path}:3:",
+    ]
+    assert told[1].startswith(f"--rankings: {path}:3: skipped: responses[1]: ")
+    assert all("200" in line for line in told)

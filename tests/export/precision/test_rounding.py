@@ -157,7 +157,7 @@ def test_every_product_has_its_weights_in_the_precision(
 
 def test_no_shipped_text_both_chooses_and_measures() -> None:
     measured, calibrating = (
-        {response for _, responses in half for response in responses}
+        {response for group in half for response in group.responses}
         for half in split(read_text_groups(""))
     )
     assert len(measured) > 20 and len(calibrating) > 20
