@@ -26,7 +26,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run the demo and return (its output directory, what it printed)."""
     build = tmp_path_factory.mktemp("demo")
     command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--build", str(build)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
+    # It takes 300 s of CPU time. With a sixth of the machine it took more than 1500 s.
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     return build, finished.stdout
 
@@ -37,7 +38,7 @@ def demo_server(demo: tuple[Path, str]) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(4000)
 def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Path, str]) -> None:
     build, output = demo
     report = json.loads((build / "checkpoint" / "training_report.json").read_text())
@@ -50,7 +51,7 @@ def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Pat
     assert running == []
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(4000)
 def test_the_demo_model_serves_what_transformers_computes_on_every_example(
     demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]
 ) -> None:
@@ -65,7 +66,7 @@ def test_the_demo_model_serves_what_transformers_computes_on_every_example(
             assert [raw_rewards(served)[index]] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(4000)
 @pytest.mark.skipif(not REAL_RANKINGS.exists(), reason="no real rankings on this machine")
 def test_the_demo_model_serves_what_transformers_computes_on_real_groups(
     demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]
