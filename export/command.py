@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kwise.export.parity import ParityError
 
     try:
-        artifact = export(config, tell=_print_note, progress=_print_progress)
+        artifact = export(config, progress=_print_progress)
     except (ParityError, RankingsError) as error:
         print(f"kwise export: nothing was written: {error}", file=sys.stderr)
         return 1
@@ -43,10 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
         few_pairs = report.get("clear_pairs", _MANY_PAIRS) < _MANY_PAIRS
         print(f"  {precision.value}: {line}{_FEW_PAIRS if few_pairs else ''}")
     return 0
-
-
-def _print_note(note: str) -> None:
-    _print_progress(f"note: {note}")
 
 
 def _print_progress(line: str) -> None:

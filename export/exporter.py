@@ -60,15 +60,14 @@ def _silent(line: str) -> None:
 
 def export(
     config: ExportConfig,
-    tell: Callable[[str], None] = _silent,
     progress: Callable[[str], None] = _silent,
 ) -> Artifact:
     """Export, check parity, and publish the artifact.
 
     Args:
         config: The options.
-        tell: Gets each note on the checkpoint, before the export begins.
-        progress: Gets a line at the start of each stage, because some take minutes.
+        progress: Gets each note on the checkpoint, and a line at the start of each stage, because
+            some take minutes.
 
     Returns:
         The artifact, without its golden conversations.
@@ -89,7 +88,7 @@ def export(
     progress(f"reading {config.checkpoint}")
     checkpoint = read_checkpoint(config.checkpoint, config.chat_template)
     for note in (*checkpoint.notes, *_scale_notes(config, checkpoint)):
-        tell(note)
+        progress(f"note: {note}")
     subject = f"CHECKPOINT {config.checkpoint}: {type(checkpoint.model).__name__}"
     with library_errors(f"{subject} cannot be examined"):
         layout = _layout(config, checkpoint)

@@ -29,9 +29,6 @@ _REWARD_MODEL = "ForSequenceClassification"
 
 # Keys that say nothing about the function that the model computes.
 _BOOKKEEPING = {
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "_name_or_path",
     "architectures",
     "auto_map",
     "dtype",
@@ -48,6 +45,7 @@ _BOOKKEEPING = {
     "torch_dtype",
     "transformers.js_config",
     "transformers_version",
+    "unk_token_id",
     "unsloth_fixed",
     "unsloth_version",
 }
@@ -101,7 +99,9 @@ def account_for_statements(
     unread = sorted(
         key
         for key, value in stated.items()
-        if key not in known and key not in {*_BOOKKEEPING, "mean", "std"} and value is not None
+        if value is not None
+        and not key.startswith("_")
+        and key not in {*known, *_BOOKKEEPING, "mean", "std"}
     )
     if unread:
         notes.append(f"config.json: {type(config).__name__} does not know {', '.join(unread)}")
