@@ -16,7 +16,7 @@ PAGES += [ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))
 HISTORY = {"CHANGELOG.md", "log.md"}
 CURRENT_PAGES = [page for page in PAGES if page.name not in HISTORY]
 
-COMMANDS = ["train", "export", "serve", "score", "rank", "compare"]
+COMMANDS = ["recipes", "train", "export", "serve", "score", "rank", "compare"]
 COMMANDS += [f"data {name}" for name in ("convert", "validate", "stats")]
 COMMANDS += [f"bench {name}" for name in ("graph", "gpu", "precision", "load", "train", "soak")]
 # Options of pytest and pip that the pages mention.

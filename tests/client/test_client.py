@@ -5,11 +5,13 @@ import gzip
 import io
 import json
 import math
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,20 @@ class Service(reward_pb2_grpc.RewardServiceServicer):
         return pb.ScoreResponse(scored=scored_group(request.group))
 
     def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
-        raise NotImplementedError
+        return pb.RankResponse(scored=scored_group(request.group))
 
     def Compare(self, request: pb.CompareRequest, context: Any) -> pb.CompareResponse:
-        raise NotImplementedError
+        scored = scored_group(request.group)
+        comparisons = [
+            pb.Comparison(pair=pb.Pair(first=a, second=b), error=scored.rewards[b].error)
+            if scored.rewards[b].HasField("error")
+            else pb.Comparison(pair=pb.Pair(first=a, second=b), margin=1.0, win_probability=0.7)
+            for a, b in combinations(range(len(scored.rewards)), 2)
+        ]
+        return pb.CompareResponse(scored=scored, comparisons=comparisons)
 
     def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
-        raise NotImplementedError
+        return pb.GetModelResponse(model="m")
 
     def ScoreStream(self, request_iterator: Any, context: Any) -> Iterator[pb.ScoreStreamResponse]:
         for item in request_iterator:
@@ -276,6 +285,31 @@ def test_an_error_of_an_asynchronous_source_ends_the_call() -> None:
 
     with serving() as target, pytest.raises(LookupError, match="no more data"):
         asyncio.run(run(target))
+
+
+PAGES = Path(__file__).parents[2]
+SNIPPETS = [
+    pytest.param(text, id=f"{page}-{number}")
+    for page in ("README.md", "docs/client.md")
+    for number, text in enumerate(
+        re.findall(r"```python\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL)
+    )
+    if "Client(" in text
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_no_snippet_of_the_pages_raises_on_a_response_that_could_not_be_scored(
+    snippet: str,
+) -> None:
+    """README's printed `reward.value` of every reward, which an error does not have."""
+    with serving() as target:
+        program = snippet.replace("localhost:50051", target).replace("Dunno.", "bad")
+        imports = "from kwise import AsyncRewardClient, RewardClient\n"
+        if "async with" in program:
+            body = "".join(f"    {line}\n" for line in program.splitlines())
+            program = f"import asyncio\nasync def run():\n{body}\nasyncio.run(run())"
+        exec(imports + program, {})
 
 
 def run_command(command: str, target: str, path: Path, *lines: dict[str, Any]) -> int:

@@ -71,7 +71,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
     )
     recipe: str = option(
         "",
-        "take the options of a published run as defaults: a name (see --list-recipes) or a .yaml "
+        "take the options of a published run as defaults: a name (see kwise recipes) or a .yaml "
         "file",
     )
     chat_template: Path | None = option(
