@@ -81,19 +81,18 @@ class TensorAccount:
     new_layers: tuple[str, ...]
 
     def notes(self) -> list[str]:
-        """Return one sentence for the new layers and one for the unused tensors, if there are."""
-        notes = []
-        if self.new_layers:
-            noun = "start" if len(self.new_layers) > 1 else "starts"
-            notes.append(
-                f"{_some(self.new_layers)} {noun} at random, because the checkpoint has no such "
-                "weights"
-            )
-        if self.harmless:
-            notes.append(
-                f"{_some(self.harmless)} of the checkpoint: not used, which changes no reward"
-            )
-        return notes
+        """Return a sentence for the unused tensors, if there are."""
+        if not self.harmless:
+            return []
+        return [f"{_some(self.harmless)} of the checkpoint: not used, which changes no reward"]
+
+
+def new_layers_notes(new_layers: Sequence[str]) -> list[str]:
+    """Return a sentence for the layers that start at random, if there are."""
+    if not new_layers:
+        return []
+    verb = "start" if len(new_layers) > 1 else "starts"
+    return [f"{_some(new_layers)} {verb} at random, because the checkpoint has no such weights"]
 
 
 def account_for_tensors(

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kwise.errors import ConfigError
 from kwise.extras import how_to_install
+from kwise.train.model.adapter_source import find_adapter
 from kwise.train.model.four_bit import dequantise, fold_adapters
 from kwise.train.model.head import reward_head
 from kwise.train.model.reward_model import RewardModel
@@ -83,9 +84,10 @@ def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
         if _is_in_four_bits(adapted)
         else "unquantised weights"
     )
-    (directory / "README.md").write_text(
-        _README.format(model=base_model, base=base), encoding="utf-8"
-    )  # PEFT's is a blank form
+    text = _README.format(model=base_model, base=base)
+    if (source := find_adapter("--model", base_model)) is not None:
+        text += f"\n`{base_model}` is an adapter itself: merge it into `{source.base}` first.\n"
+    (directory / "README.md").write_text(text, encoding="utf-8")  # PEFT's is a blank form
 
 
 def merge_adapter(adapted: Any) -> None:

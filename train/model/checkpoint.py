@@ -4,7 +4,7 @@ Training and export read their checkpoints through this one function, so they re
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import set_pad_token_id, text_config, usable_id
 from kwise.train.checkpoint.statements import Statements, account_for_statements
 from kwise.train.checkpoint.stored import StoredTensors, separate_heads
-from kwise.train.checkpoint.tensors import account_for_tensors, check_names
+from kwise.train.checkpoint.tensors import account_for_tensors, check_names, new_layers_notes
+from kwise.train.model.adapter_source import AdapterSource, find_adapter, merge_into
 from kwise.train.model.four_bit import dequantise, disable_weight_packing, has_four_bits
 from kwise.train.model.head import head_name
 from kwise.train.model.pretrained import reading, source_of
@@ -46,7 +47,7 @@ class LoadedCheckpoint:
 def load_checkpoint(
     option: str, name: str, *, to_train: bool, quantised: Mapping[str, Any] | None = None
 ) -> LoadedCheckpoint:
-    """Load a checkpoint in float32.
+    """Load a checkpoint in float32. An adapter is merged into its base model.
 
     Args:
         option: What the command line calls the checkpoint, for instance "--model".
@@ -58,8 +59,52 @@ def load_checkpoint(
 
     Raises:
         ConfigError: The checkpoint cannot be read, or is refused by `account_for_statements` or
-            `account_for_tensors`, or its head is in a file of its own.
+            `account_for_tensors`, or its head is in a file of its own; or it is an adapter that
+            cannot be merged, see `find_adapter` and `merge_into`.
     """
+    adapter = find_adapter(option, name)
+    if adapter is None:
+        loaded = _load_whole(option, name, to_train=to_train, quantised=quantised)
+    else:
+        loaded = _load_merged(option, adapter, to_train=to_train, quantised=quantised)
+    return replace(loaded, notes=(*loaded.notes, *new_layers_notes(loaded.new_layers)))
+
+
+def _load_merged(
+    option: str, adapter: AdapterSource, *, to_train: bool, quantised: Mapping[str, Any] | None
+) -> LoadedCheckpoint:
+    """Load the base model of an adapter, which may lack the head, and merge the adapter into it."""
+    if quantised:
+        raise ConfigError(
+            f"{adapter.subject(option)}, which cannot be merged into weights in four bits: merge "
+            "it first"
+        )
+    place = f"{adapter.subject(option)}; its base model"
+    base = find_adapter(place, adapter.base)
+    loaded = (
+        _load_whole(place, adapter.base, to_train=True, quantised=None)
+        if base is None
+        else _load_merged(place, base, to_train=True, quantised=None)
+    )
+    brought = merge_into(loaded.model, adapter, option)
+    new_layers = tuple(
+        layer
+        for layer in loaded.new_layers
+        if not any(name.startswith(f"{layer}.") for name in brought)
+    )
+    if new_layers and not to_train:
+        raise ConfigError(
+            f"{adapter.subject(option)} and not a reward model: neither it nor its base model "
+            f"{adapter.base} has weights for {', '.join(new_layers)}"
+        )
+    note = f"{adapter.name} is an adapter; it was merged into {adapter.base}"
+    return replace(loaded, new_layers=new_layers, notes=(*loaded.notes, note))
+
+
+def _load_whole(
+    option: str, name: str, *, to_train: bool, quantised: Mapping[str, Any] | None
+) -> LoadedCheckpoint:
+    """Load a checkpoint that is not an adapter. Its notes do not mention new layers."""
     place = f"{option} {name}"
     with reading(option, name):
         stated, _ = PretrainedConfig.get_config_dict(**source_of(name))
