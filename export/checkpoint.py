@@ -14,11 +14,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import text_config, usable_id
 from kwise.train.checkpoint.statements import Statements
+from kwise.train.model.adapter_source import tokenizer_source
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.head import backbone, head_name
 from kwise.train.model.limits import model_max_tokens
 from kwise.train.model.pretrained import reading
-from kwise.train.model.tokenizer import read_template
+from kwise.train.template.chat_template import ChatTemplate, choose_template
 
 # Types of rotary embeddings whose frequencies are the same at every length.
 _STATIC_ROPE = {"default", "linear", "yarn", "llama3"}
@@ -30,7 +31,8 @@ class Checkpoint:
 
     Attributes:
         name: Its directory or hub name, as on the command line.
-        model: In fp32 and evaluation mode.
+        model: In fp32 and evaluation mode. An adapter is merged into it.
+        template: The chat template, which the tokenizer has too.
         causal: Later tokens do not change earlier hidden states.
         shares_prefixes: The trie layout can hold the model, see `supports_trie`.
         statements: What config.json states about rewards.
@@ -40,6 +42,7 @@ class Checkpoint:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
     causal: bool
     shares_prefixes: bool
     statements: Statements
@@ -56,38 +59,53 @@ class Checkpoint:
         return usable_id(text_config(self.model.config).pad_token_id, self.num_rows)
 
 
-def read_checkpoint(name: str, chat_template: str) -> Checkpoint:
+def read_checkpoint(name: str, chat_template: str, template_date: str = "") -> Checkpoint:
     """Read a checkpoint from a directory or the hub.
 
     Args:
         name: The directory or hub name.
-        chat_template: A file with the chat template to use; "" for the checkpoint's own.
+        chat_template: A file with the chat template to use, or the name of one of the checkpoint's
+            templates; "" for the checkpoint's own.
+        template_date: The date to print where the template prints today's, "YYYY-MM-DD"; "" refuses
+            such a template.
 
     Raises:
         ConfigError: The checkpoint cannot be read, or is refused by `load_checkpoint`; it has no
-            fast tokenizer; or the chat template is missing or prints a date.
+            fast tokenizer; or the chat template is missing or cannot be used, see
+            `choose_template`.
         OSError: The file `chat_template` cannot be read.
     """
     loaded = load_checkpoint("CHECKPOINT", name, to_train=False)
     model = loaded.model
     with reading("CHECKPOINT", name):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source("CHECKPOINT", name))
     if not tokenizer.is_fast:
         raise ConfigError(f"{name} has no fast tokenizer (tokenizer.json), which the engine needs")
-    if chat_template:
-        tokenizer.chat_template = read_template(Path(chat_template))
+    template = choose_template(
+        tokenizer,
+        model=name,
+        file=Path(chat_template) if chat_template else None,
+        date=template_date,
+        today_by_default=False,
+        plain=None,
+    )
     model.eval()
-    checkpoint = Checkpoint(
+    causal = is_causal(model)
+    if template.text is None and causal:
+        raise ConfigError(
+            f"{name} has no chat template: give the one that it was trained with as "
+            "--chat-template FILE"
+        )
+    return Checkpoint(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        causal=is_causal(model),
+        template=template,
+        causal=causal,
         shares_prefixes=supports_trie(model),
         statements=loaded.statements,
         notes=loaded.notes,
     )
-    _check_template(checkpoint)
-    return checkpoint
 
 
 def is_causal(model: PreTrainedModel) -> bool:
@@ -124,21 +142,6 @@ def supports_trie(model: PreTrainedModel) -> bool:
         and not model.config.is_encoder_decoder
         and is_causal(model)
     )
-
-
-def _check_template(checkpoint: Checkpoint) -> None:
-    """Raise ConfigError if a causal model has no chat template, or if it prints a date."""
-    template = checkpoint.tokenizer.chat_template
-    if template is None and checkpoint.causal:
-        raise ConfigError(
-            f"{checkpoint.name} has no chat template: give the one that it was trained with as "
-            "--chat-template FILE"
-        )
-    if "strftime_now" in (template or ""):
-        raise ConfigError(
-            "the chat template prints today's date (strftime_now), so rewards would change every "
-            "day: give a template with a fixed date as --chat-template FILE"
-        )
 
 
 def check_padding(checkpoint: Checkpoint) -> None:

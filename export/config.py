@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from kwise.engine.precision import parse_precisions
-from kwise.options import check_bounds, option
+from kwise.options import check_bounds, check_date, option
 
 
 class Layout(Enum):
@@ -34,7 +34,12 @@ class ExportConfig:
         Layout.AUTO, "trie shares prompts and needs a causal model; padded takes any model"
     )
     chat_template: str = option(
-        "", "file with a Jinja chat template to use instead of the checkpoint's"
+        "",
+        "file with a Jinja chat template to use instead of the checkpoint's, or the name of one of "
+        "the checkpoint's templates",
+    )
+    template_date: str = option(
+        "", "date, as YYYY-MM-DD, to print where the chat template prints today's"
     )
     max_tokens: int = option(
         0,
@@ -85,4 +90,5 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_date("--template-date", self.template_date)
         parse_precisions(self.dtype, "--dtype")

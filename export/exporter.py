@@ -48,6 +48,9 @@ from kwise.export.publishing import check_destination, publish_artifact
 from kwise.library_errors import library_errors
 from kwise.train.checkpoint.ids import usable_id
 from kwise.train.model.threads import use_available_cpus
+from kwise.train.report.training_report import read_report
+from kwise.train.run.unfinished_run import REPORT_NAME
+from kwise.train.template.chat_template import template_variables
 from kwise.types import Message
 
 # A server scores the golden conversations at every start, so they are few and short.
@@ -86,8 +89,13 @@ def export(
     check_destination(destination, overwrite=config.overwrite)
     text_groups = read_text_groups(config.rankings)  # first, because it may have mistakes
     progress(f"reading {config.checkpoint}")
-    checkpoint = read_checkpoint(config.checkpoint, config.chat_template)
-    for note in (*checkpoint.notes, *_scale_notes(config, checkpoint)):
+    checkpoint = read_checkpoint(config.checkpoint, config.chat_template, config.template_date)
+    for note in (
+        *checkpoint.notes,
+        *checkpoint.template.notes,
+        *_other_template(checkpoint),
+        *_scale_notes(config, checkpoint),
+    ):
         progress(f"note: {note}")
     subject = f"CHECKPOINT {config.checkpoint}: {type(checkpoint.model).__name__}"
     with library_errors(f"{subject} cannot be examined"):
@@ -150,11 +158,7 @@ def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> M
         vocab_size=checkpoint.num_rows,
         pad_token_id=pad_token_id,
         causal=checkpoint.causal,
-        special_tokens={
-            name: str(token)
-            for name, token in tokenizer.special_tokens_map.items()
-            if isinstance(token, str)
-        },
+        special_tokens=template_variables(tokenizer),
         files={},
         reward_mean=_first(config.reward_mean, checkpoint.statements.reward_mean, 0.0),
         reward_std=_first(config.reward_std, checkpoint.statements.reward_std, 1.0),
@@ -278,6 +282,7 @@ def _files(directory: Path) -> dict[str, FileEntry]:
 def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "checkpoint": Path(checkpoint.name).name,
+        "chat_template": _template(checkpoint),
         "model_type": checkpoint.model.config.model_type,
         "parameters": checkpoint.model.num_parameters(),
         "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -285,6 +290,33 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
             name: version(name)
             for name in ("kwise", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
         },
+    }
+
+
+def _other_template(checkpoint: Checkpoint) -> list[str]:
+    """Return a note if the checkpoint's report says that it was trained with another template."""
+    trained_with = read_report(Path(checkpoint.name) / REPORT_NAME).get("template_sha256")
+    if trained_with in (None, checkpoint.template.sha256):
+        return []
+    return [
+        f"{checkpoint.name} was not trained with {checkpoint.template.origin}, so its rewards are "
+        "not those that training measured"
+    ]
+
+
+def _template(checkpoint: Checkpoint) -> dict[str, str | None]:
+    """Return where the chat template comes from, its hash, and the date that it prints.
+
+    A checkpoint that kwise trained has a report, which knows where its template came from.
+    """
+    template = checkpoint.template
+    report = read_report(Path(checkpoint.name) / REPORT_NAME)
+    as_trained = report.get("template_sha256") == template.sha256
+    return {
+        "origin": template.origin.replace(checkpoint.name, Path(checkpoint.name).name),
+        "origin_in_training": report.get("template") if as_trained else None,
+        "sha256": template.sha256,
+        "date": report.get("template_date") if as_trained else template.date,
     }
 
 

@@ -23,6 +23,7 @@ from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
 from kwise.errors import ConfigError, InvalidRequest
 from kwise.train.checkpoint.ids import id_without_row
+from kwise.train.template.chat_template import TemplateRefusal, render
 from kwise.types import Conversation, Group, Message, TokenIds
 
 # The longest conversation, in tokens. It reaches attention's largest tile groups, and a CPU scores
@@ -98,9 +99,11 @@ def reference_cases(
             or a type without a row in the model's embeddings.
     """
     cases, lengths = [], []
-    for prompt, response in _conversations(
-        max_tokens, multi_turn=tokenizer.chat_template is not None
-    ):
+    has_template = tokenizer.chat_template is not None
+    for asked, response in _conversations(max_tokens, multi_turn=has_template):
+        prompt = _as_accepted(tokenizer, asked, response) if has_template else asked
+        if prompt is None:
+            continue
         token_ids, type_ids = _reference_tokens(tokenizer, prompt, response)
         _check_rows(model, tokenizer, token_ids, type_ids)
         lengths.append(len(token_ids))
@@ -115,6 +118,11 @@ def reference_cases(
                     reward=reward,
                 )
             )
+    if not lengths:
+        raise ConfigError(
+            "the chat template refuses every conversation that parity is checked with: give "
+            "another one as --chat-template FILE"
+        )
     if not cases:
         raise ConfigError(
             f"--max-tokens: the limit of {max_tokens} leaves nothing to check parity with; it must "
@@ -206,6 +214,23 @@ def _conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation
         turns = [*asked, Message(role="assistant", content=response)]
     cases.append(((*turns, Message(role="user", content=pairs[0][0])), pairs[0][1]))
     return cases
+
+
+def _as_accepted(
+    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, response: str
+) -> Conversation | None:
+    """Return the prompt, or all of it in one question if the chat template refuses its turns.
+
+    Returns None if the template refuses both.
+    """
+    question = Message(role="user", content="\n\n".join(message.content for message in prompt))
+    for accepted in (prompt, (question,)):
+        try:
+            render(tokenizer, (*accepted, Message(role="assistant", content=response)))
+        except TemplateRefusal:
+            continue
+        return accepted
+    return None
 
 
 def _reference_tokens(

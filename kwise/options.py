@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import types
 from collections.abc import Mapping
+from datetime import date
 from enum import Enum
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -75,6 +76,16 @@ def _check_number(flag: str, value: float, bounds: Mapping[str, Any]) -> None:
         raise ConfigError(f"{flag} is {value}; it must be at most {high}")
     if (low := bounds.get("exclusive_minimum")) is not None and not value > low:
         raise ConfigError(f"{flag} is {value}; it must be greater than {low}")
+
+
+def check_date(flag: str, value: str) -> None:
+    """Raise ConfigError if `value` is neither empty nor a date "YYYY-MM-DD"."""
+    try:
+        is_date = not value or date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        is_date = False
+    if not is_date:
+        raise ConfigError(f"{flag} is {value!r}; it must be a date, for instance 2026-01-31")
 
 
 def add_options(parser: argparse.ArgumentParser, config_type: type) -> None:

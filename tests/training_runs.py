@@ -47,7 +47,7 @@ def command(settings: dict[str, Any], killed_at: str = "") -> list[str]:
 def interrupted_at(line: str, config: TrainConfig) -> None:
     """Train until the line of progress that begins with `line`, and leave what a SIGKILL leaves."""
 
-    class Interrupted(Exception):
+    class Interrupted(BaseException):  # train reports an Exception as a failure of a library
         pass
 
     def progress(text: str) -> None:

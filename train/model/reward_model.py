@@ -27,6 +27,7 @@ from kwise.train.model.layout import Layout, rewards_of
 from kwise.train.model.layout_choice import choose_layout
 from kwise.train.model.limits import counts_from_padding, model_max_tokens
 from kwise.train.model.tokenizer import choose_pad_token, load_tokenizer, token_ids
+from kwise.train.template.chat_template import ChatTemplate
 from kwise.types import Conversation
 
 
@@ -35,6 +36,7 @@ class RewardModel:
     """A model, its tokenizer and its layout; model and tokenizer have the same padding token.
 
     Attributes:
+        template: the chat template, which the tokenizer has too.
         new_layers: names of the layers that the checkpoint does not have and that start at random,
             for instance the head.
         notes: sentences about what the checkpoint has and the model does not use.
@@ -43,6 +45,7 @@ class RewardModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
+    template: ChatTemplate
     new_layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -78,6 +81,7 @@ def load_reward_model(
     model: str,
     *,
     chat_template: Path | None = None,
+    template_date: str = "",
     seed: int = 0,
     load_in_4bit: bool = False,
     on_main_process: Callable[[Callable[[], Layout]], Layout] = lambda choose: choose(),
@@ -86,8 +90,10 @@ def load_reward_model(
 
     Args:
         model: a Hugging Face directory, a hub name, or a `.gguf` file, whose weights are
-            dequantised.
-        chat_template: a Jinja file to use in place of the model's own template.
+            dequantised. An adapter is merged into its base model.
+        chat_template: a Jinja file to use in place of the model's own template, or the name of one
+            of its templates.
+        template_date: the date that the template prints, "YYYY-MM-DD"; "" for today.
         seed: seed of the head's first weights, if the checkpoint has no head.
         load_in_4bit: see four_bit.py; the model must then get an adapter, and is dequantised when
             that is merged.
@@ -102,7 +108,7 @@ def load_reward_model(
     """
     if model.endswith(".gguf") and not Path(model).is_file():
         raise ConfigError(f"--model {model}: there is no such file")
-    tokenizer = load_tokenizer(model, chat_template)
+    tokenizer, template = load_tokenizer(model, chat_template, template_date)
     torch.manual_seed(seed)  # some architectures have more new layers than the head
     quantised = four_bit_options(model) if load_in_4bit else {}
     checkpoint = load_checkpoint("--model", model, to_train=True, quantised=quantised)
@@ -129,8 +135,9 @@ def load_reward_model(
         model=loaded,
         tokenizer=tokenizer,
         layout=layout,
+        template=template,
         new_layers=checkpoint.new_layers,
-        notes=(*checkpoint.notes, *stale),
+        notes=(*checkpoint.notes, *stale, *template.notes),
     )
 
 

@@ -15,29 +15,35 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kwise.errors import ConfigError
-from kwise.library_errors import library_errors
 from kwise.train.checkpoint.ids import id_without_row, usable_id
+from kwise.train.model.adapter_source import tokenizer_source
 from kwise.train.model.pretrained import reading
+from kwise.train.template.chat_template import ChatTemplate, choose_template, render
 from kwise.types import Conversation, Message
 
 
-def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model; it pads on the right.
+def load_tokenizer(
+    model: str, chat_template: Path | None, template_date: str = ""
+) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
+    """Return the tokenizer of a model, which pads on the right, and the chat template that it has.
 
-    The model is a Hugging Face directory, a hub name or a `.gguf` file.
-
-    Its chat template is the file `chat_template` if given, else its own, else `plain_template`.
+    Args:
+        model: a Hugging Face directory, a hub name or a `.gguf` file.
+        chat_template: replaces the model's own template; a model without one gets
+            `plain_template`.
+        template_date: see `choose_template`.
 
     Raises:
         ConfigError: the model does not exist, or has no fast tokenizer, or its chat template cannot
-            render a message of a user and one of an assistant.
+            be used, see `choose_template`.
         OSError: the file `chat_template` cannot be read.
     """
-    with reading("--model", model):
+    source = tokenizer_source("--model", model)
+    with reading("--model", source):
         tokenizer = (
-            _from_gguf(Path(model))
-            if model.endswith(".gguf")
-            else AutoTokenizer.from_pretrained(model)
+            _from_gguf(Path(source))
+            if source.endswith(".gguf")
+            else AutoTokenizer.from_pretrained(source)
         )
     if not tokenizer.is_fast:
         raise ConfigError(
@@ -45,35 +51,34 @@ def load_tokenizer(model: str, chat_template: Path | None) -> PreTrainedTokenize
             "needs it"
         )
     tokenizer.padding_side = "right"
-    if chat_template is not None:
-        tokenizer.chat_template = read_template(chat_template)
-    elif not tokenizer.chat_template:
-        tokenizer.chat_template = plain_template(tokenizer)
-    with library_errors("the chat template cannot render a conversation"):
-        _probe(tokenizer, "Yes.")
-    return tokenizer
-
-
-def read_template(path: Path) -> str:
-    """Return the text of the file `--chat-template`.
-
-    Raises:
-        ConfigError: it is not UTF-8.
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file, library_errors(f"--chat-template {path}: is not UTF-8"):
-        return file.read().decode()
+    template = choose_template(
+        tokenizer,
+        model=model,
+        file=chat_template,
+        date=template_date,
+        today_by_default=True,
+        plain=plain_template(tokenizer),
+    )
+    return tokenizer, template
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
     """Return the tokens from which a reward is computed, here and in the engine.
 
-    They are the chat template of the whole conversation.
+    They are the tokens of the whole conversation as the chat template renders it.
 
-    The template writes all special tokens; the tokenizer adds none.
+    Raises:
+        TemplateRefusal: the template cannot render the conversation.
     """
-    messages = [{"role": message.role, "content": message.content} for message in conversation]
-    return list(tokenizer.apply_chat_template(messages, tokenize=True))
+    return text_token_ids(tokenizer, render(tokenizer, conversation))
+
+
+def text_token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a rendered conversation.
+
+    The template has written all special tokens; the tokenizer adds none.
+    """
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def choose_pad_token(

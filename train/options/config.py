@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 
 from kwise.errors import ConfigError
-from kwise.options import MAX_COUNT, check_bounds, option
+from kwise.options import MAX_COUNT, check_bounds, check_date, option
 from kwise.train.options.adapter_config import AdapterConfig, check_adapter
 from kwise.train.options.objectives import ObjectiveConfig, check_objective
 
@@ -75,7 +75,14 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         "file",
     )
     chat_template: Path | None = option(
-        None, "Jinja file that replaces the model's own chat template"
+        None,
+        "Jinja file that replaces the model's own chat template, or the name of one of the model's "
+        "templates",
+    )
+    template_date: str = option(
+        "",
+        "date, as YYYY-MM-DD, that the saved chat template prints if the model's prints today's; "
+        "by default today",
     )
     epochs: float = option(
         1.0,
@@ -187,6 +194,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         if not self.output:
             raise ConfigError("--output is required")
         check_bounds(self)
+        check_date("--template-date", self.template_date)
         check_objective(self)
         check_adapter(self)
         if self.eval_every and not self.validation_fraction:

@@ -78,6 +78,8 @@ def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
     return [
         ("file", f"`{report.data}`"),
         ("sha256 of the rankings", f"`{report.rankings_sha256}`"),
+        ("chat template", _template(report)),
+        ("sha256 of the model that training started from", f"`{report.model_sha256}`"),
         ("rankings", sizes),
         ("trained on", f"{report.num_training} rankings, {report.num_training_pairs} pairs"),
         ("held out", f"{report.num_validation} rankings"),
@@ -90,6 +92,11 @@ def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
             f"{report.training_s:.0f} s",
         ),
     ]
+
+
+def _template(report: TrainingReport) -> str:
+    date = f", which prints the date {report.template_date}" if report.template_date else ""
+    return f"{report.template}{date}; sha256 `{report.template_sha256}`"
 
 
 def _layout(report: TrainingReport) -> str:

@@ -38,6 +38,11 @@ class TrainingReport:
         data: the name of the data file, without its path.
         rankings_sha256: hash of the rankings as they were read, see `run_record.rankings_sha256`;
             not of the file's bytes.
+        model_sha256: hash of the config and the weights that training started from.
+        tokenizer_sha256: hash of the tokenizer.
+        template: where the chat template comes from.
+        template_sha256: hash of the chat template.
+        template_date: the date that the chat template prints; None if it prints none.
         config: the options, in JSON's types.
         num_skipped: rankings that were left out because a conversation is over the token limit.
         rankings_by_size: the number of rankings with K responses, by K, in both splits.
@@ -56,6 +61,11 @@ class TrainingReport:
 
     data: str
     rankings_sha256: str
+    model_sha256: str
+    tokenizer_sha256: str
+    template: str
+    template_sha256: str
+    template_date: str | None
     git_revision: str | None
     config: dict[str, Any]
     num_training: int
@@ -118,6 +128,15 @@ class TrainingReport:
             for name, e in (("before", self.before), ("after", self.after))
             if e is not None
         ]
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the JSON object that `TrainingReport.write` wrote; empty if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def rankings_by_size(rankings: Sequence[Ranking]) -> dict[int, int]:

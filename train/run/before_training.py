@@ -24,25 +24,28 @@ class BeforeTraining(TrainerCallback):
     """
 
     def __init__(
-        self,
-        run: dict[str, Any],
-        directory: UnfinishedRun,
-        validation: Validation,
-        processes: Processes,
+        self, directory: UnfinishedRun, validation: Validation, processes: Processes
     ) -> None:
-        self._run, self._directory, self._validation = run, directory, validation
-        self._processes = processes
+        self._directory, self._validation, self._processes = directory, validation, processes
+        self._run: dict[str, Any] = {}
         self.evaluation: Evaluation | None = None
         self.training_began_s = 0.0
 
-    def open(self, *, resume: bool, overwrite: bool) -> None:
+    def open(self, run: dict[str, Any], *, resume: bool, overwrite: bool) -> list[str]:
         """Open the run's directory, and record the run there.
 
         The record is written at once, because it shows whose directory it is.
 
+        Args:
+            run: see `describe_run`.
+
+        Returns:
+            Lines that the user should know about the run that is resumed.
+
         Raises:
             ConfigError: another run is recorded there.
         """
+        self._run = run
         self._processes.wait()  # until all have checked the directory
         if self._processes.is_main:
             self._directory.open(overwrite=overwrite)
@@ -55,10 +58,11 @@ class BeforeTraining(TrainerCallback):
                     f"--output: another run has begun in {self._directory.path}; name another "
                     "directory"
                 )
-            check_same_run(self._run, recorded)
             self.evaluation = evaluation_from(recorded.get("before"))
-        elif self._processes.is_main:
-            self._directory.write_run(self._run)
+            return check_same_run(run, recorded)
+        if self._processes.is_main:
+            self._directory.write_run(run)
+        return []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate the model; now, because it is on its device, and sharded if it will be.

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kwise.errors import ConfigError
-from kwise.train.options.config import TrainConfig
+from kwise.train.model.reward_model import RewardModel
+from kwise.train.options.config import Precision, TrainConfig
 from kwise.train.rankings.schema import Ranking
+from kwise.train.report.provenance import tokenizer_sha256, versions
 from kwise.train.report.training_report import plain_config
 
 # Options that do not change the result: where and how often the run writes, how much memory it
@@ -15,6 +17,7 @@ from kwise.train.report.training_report import plain_config
 _FREE_TO_CHANGE = {
     "recipe",
     "output",
+    "template_date",  # the date that is printed is compared
     "save_every",
     "log_every",
     "report_to",
@@ -24,14 +27,44 @@ _FREE_TO_CHANGE = {
 }
 
 
+# What a run depends on besides its options, by its key in run.json. A difference of an earlier
+# entry explains those of later ones.
+_DEPENDENCIES = {
+    "rankings_sha256": "the rankings are not those",
+    "model_sha256": "the model {model} is not the one",
+    "template_sha256": "the chat template is not the one",
+    "tokenizer_sha256": "the tokenizer is not the one",
+}
+
+
 def describe_run(
-    config: TrainConfig, rankings: Sequence[Ranking], *, sharded: bool
+    config: TrainConfig,
+    rankings: Sequence[Ranking],
+    reward_model: RewardModel,
+    *,
+    model_sha256: str,
+    precision: Precision,
+    sharded: bool,
 ) -> dict[str, Any]:
-    """Return the first content of run.json."""
+    """Return the first content of run.json; its keys are fields of `TrainingReport`.
+
+    Args:
+        model_sha256: see `provenance.model_sha256`.
+        precision: the precision that was chosen for the device.
+        sharded: whether each process has only a part of the weights.
+    """
     return {
         "config": plain_config(config),
         "rankings_sha256": rankings_sha256(rankings),
+        "model_sha256": model_sha256,
+        "tokenizer_sha256": tokenizer_sha256(reward_model.tokenizer),
+        "template": reward_model.template.origin,
+        "template_sha256": reward_model.template.sha256,
+        "template_date": reward_model.template.date,
+        "layout": reward_model.layout.name,
+        "precision": precision.value,
         "sharded": sharded,
+        "versions": versions(),
     }
 
 
@@ -49,16 +82,35 @@ def rankings_sha256(rankings: Sequence[Ranking]) -> str:
     return digest.hexdigest()
 
 
-def check_same_run(run: dict[str, Any], recorded: dict[str, Any]) -> None:
-    """Raise ConfigError if `run` is not the recorded run."""
-    if run["rankings_sha256"] != recorded["rankings_sha256"]:
-        raise ConfigError("--resume: the rankings are not those with which the run began")
+def check_same_run(run: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """Raise ConfigError if `run` is not the recorded run.
+
+    A record of an earlier version of kwise may lack entries, which are not compared.
+
+    Returns:
+        A note for each library that has another version than when the run began.
+    """
+    began_on, now_on = recorded.get("template_date"), run["template_date"]
+    if began_on and now_on and began_on != now_on:
+        raise ConfigError(
+            f"--resume: the chat template printed {began_on} when the run began and would print "
+            f"{now_on} now; add --template-date {began_on}"
+        )
+    for key, problem in _DEPENDENCIES.items():
+        if run[key] != recorded.get(key, run[key]):
+            problem = problem.format(model=run["config"]["model"])
+            raise ConfigError(f"--resume: {problem} with which the run began")
     if run["sharded"] != recorded.get("sharded", False):
         began, now = ("without FSDP", "with it") if run["sharded"] else ("with FSDP", "without it")
         raise ConfigError(
             f"--resume: the run began {began} and is launched {now}, but its weights are in other "
             "files"
         )
+    for key in ("layout", "precision"):
+        if run[key] != recorded.get(key, run[key]):
+            raise ConfigError(
+                f"--resume: the {key} was {recorded[key]} when the run began and is {run[key]} now"
+            )
     for name, value in run["config"].items():
         if name not in _FREE_TO_CHANGE and value != recorded["config"].get(name):
             flag = "--" + name.replace("_", "-")
@@ -66,3 +118,9 @@ def check_same_run(run: dict[str, Any], recorded: dict[str, Any]) -> None:
                 f"--resume: {flag} was {recorded['config'].get(name)} when the run began and is "
                 f"{value} now"
             )
+    return [
+        f"{package} was {began} when the run began and is {run['versions'].get(package)} now: the "
+        "weights may differ from those of an uninterrupted run"
+        for package, began in recorded.get("versions", {}).items()
+        if began != run["versions"].get(package)
+    ]

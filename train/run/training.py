@@ -13,11 +13,12 @@ from transformers import set_seed
 from kwise.errors import ConfigError, LibraryFailed
 from kwise.library_errors import library_errors
 from kwise.train.model.adapter import add_adapter, merge_adapter, save_adapter
+from kwise.train.model.adapter_source import find_adapter
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.model.threads import use_available_cpus
 from kwise.train.options.config import TrainConfig
 from kwise.train.report.model_card import CARD_NAME, model_card
-from kwise.train.report.provenance import git_revision, versions
+from kwise.train.report.provenance import git_revision, model_sha256
 from kwise.train.report.training_report import (
     LoggedEvaluation,
     LoggedLoss,
@@ -77,6 +78,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         reward_model = load_reward_model(
             config.model,
             chat_template=config.chat_template,
+            template_date=config.template_date,
             seed=config.seed,
             load_in_4bit=config.load_in_4bit,
             on_main_process=processes.on_main,
@@ -92,6 +94,8 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             f"skipping {num_skipped} of {data.num_read} rankings (--overlong skip): each has a "
             f"conversation of more than {data.max_tokens} tokens, the limit"
         )
+    for note in data.notes:
+        progress(f"note: {note}")
     validation = Validation(reward_model, data.validation, processes, progress)
     set_seed(config.seed)
     num_parameters = reward_model.model.num_parameters()
@@ -100,8 +104,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     num_trained = sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad
     )
-    run = describe_run(config, rankings, sharded=processes.sharded)
-    before_training = BeforeTraining(run, directory, validation, processes)
+    before_training = BeforeTraining(directory, validation, processes)
     trainer = make_trainer(
         model,
         reward_model,
@@ -114,7 +117,16 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         progress,
     )
 
-    before_training.open(resume=config.resume, overwrite=config.overwrite)
+    run = describe_run(
+        config,
+        rankings,
+        reward_model,
+        model_sha256=processes.on_main(lambda: model_sha256(config.model)),
+        precision=trainer.precision,
+        sharded=processes.sharded,
+    )
+    for note in before_training.open(run, resume=config.resume, overwrite=config.overwrite):
+        progress(f"note: {note}")
     progress(f"training on {len(data.training)} rankings in {trainer.precision.value}")
     checkpoint = directory.newest_complete()
     if config.resume and checkpoint is None:
@@ -144,8 +156,6 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         num_trained=num_trained,
         num_processes=processes.count,
         num_steps=trainer.state.global_step,
-        precision=trainer.precision.value,
-        layout=reward_model.layout.name,
         layout_reason=reward_model.layout.reason,
         losses=tuple(LoggedLoss(step=e["step"], loss=e["loss"]) for e in logged if "loss" in e),
         evaluations=tuple(
@@ -158,7 +168,6 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         after=after,
         training_s=training_s,
         total_s=time.perf_counter() - started_s,
-        versions=versions(),
         files=() if final is None else tuple(sorted({*file_names(final), CARD_NAME})),
     )
     if final is not None:
@@ -178,6 +187,11 @@ def _check_launch(config: TrainConfig, processes: Processes) -> None:
     if processes.sharded and config.lora_rank:
         raise ConfigError(
             "--lora-rank: adapters cannot be merged into sharded weights; launch with DDP"
+        )
+    if processes.sharded and find_adapter("--model", config.model):
+        raise ConfigError(
+            f"--model {config.model} is an adapter (adapter_config.json), which cannot be merged "
+            "into sharded weights: merge it first"
         )
     if processes.sharded and config.text_regulariser:
         raise ConfigError(

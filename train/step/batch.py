@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kwise.library_errors import cause_of, is_foreign
 from kwise.train.checkpoint.ids import id_without_row
 from kwise.train.model.layout import Layout
-from kwise.train.model.tokenizer import token_ids
+from kwise.train.model.tokenizer import text_token_ids
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
 from kwise.train.rankings.schema import Ranking
 from kwise.train.step.text_regulariser import prompt_length, text_tensors
+from kwise.train.template.changes import TemplateChanges
+from kwise.train.template.chat_template import TemplateRefusal, render
 from kwise.types import TokenIds
 
 
@@ -55,7 +56,9 @@ def tokenize_rankings(
     max_tokens: int | None,
     skip_overlong: bool,
     with_text: bool = False,
+    template_name: str = "the tokenizer's own",
     num_rows: int | None = None,
+    changes: TemplateChanges | None = None,
 ) -> list[TokenizedRanking]:
     """Return the rankings whose K conversations all have at most `max_tokens` tokens.
 
@@ -65,63 +68,103 @@ def tokenize_rankings(
     Args:
         max_tokens: None for no limit.
         with_text: find out where the best response begins, for the text regulariser.
+        template_name: names the chat template in messages.
         num_rows: rows of the model's embeddings; None if every token has one.
+        changes: counts what the chat template leaves out.
 
     Raises:
-        RankingsError: a conversation is too long and `skip_overlong` is False; it has a token
-            without a row in the embeddings; it ends with the
-            padding token, so that its reward would be read at the wrong position; the chat template
-            refuses one of its messages; or, `with_text`, no token precedes the best response, so
-            that nothing predicts its first token.
+        RankingsError: a conversation is too long and `skip_overlong` is False; it has no tokens, or
+            a token without a row in the embeddings; it ends with the padding token, so that its
+            reward would be read at the wrong position; the chat template refuses one of its
+            messages; two responses with different ranks are the same tokens; or, `with_text`, no
+            token precedes the best response, so that nothing predicts its first token.
     """
     tokenized: list[TokenizedRanking] = []
     problems: list[str] = []
     for ranking in rankings:
         try:
-            input_ids = tuple(
-                tuple(token_ids(tokenizer, conversation))
-                for conversation in ranking.conversations()
-            )
-        except Exception as error:  # a template can raise any, such as ValueError for a role
-            if not is_foreign(error):
-                raise
-            cause = cause_of(error)
-            problems.append(f"{ranking.origin}: prompt: the chat template refuses it: {cause}")
-            continue
-        longest = max(range(len(input_ids)), key=lambda index: len(input_ids[index]))
-        without_row = [
-            f"{ranking.origin}: responses[{index}]: {problem}"
-            for index, ids in enumerate(input_ids)
-            if num_rows is not None and (problem := id_without_row(ids, tokenizer, num_rows))
-        ]
-        if without_row:
-            problems.append(without_row[0])
-        elif any(ids[-1] == tokenizer.pad_token_id for ids in input_ids):
-            problems.append(
-                f"{ranking.origin}: responses: one ends with the padding token "
-                f"{tokenizer.pad_token!r}"
-            )
-        elif max_tokens is None or len(input_ids[longest]) <= max_tokens:
-            best = input_ids[ranking.ranks.index(1)]
-            length = prompt_length(tokenizer, ranking.prompt, best) if with_text else None
-            if length == 0:
-                problems.append(
-                    f"{ranking.origin}: prompt: --text-regulariser needs a token before the best "
-                    "response"
-                )
+            texts = _render(ranking, tokenizer, changes)
+            input_ids = tuple(tuple(text_token_ids(tokenizer, text)) for text in texts)
+            longest = max(range(len(input_ids)), key=lambda index: len(input_ids[index]))
+            if max_tokens is not None and (length := len(input_ids[longest])) > max_tokens:
+                if skip_overlong:
+                    continue
+                raise _Unusable(f"responses[{longest}]: {length} tokens; the limit is {max_tokens}")
+            _check_tokens(ranking, input_ids, tokenizer, template_name, num_rows)
+            start = _response_start(ranking, input_ids, tokenizer) if with_text else None
+        except _Unusable as problem:
+            problems.append(f"{ranking.origin}: {problem}")
+            if len(problems) == MAX_PROBLEMS:
+                break
+        else:
             tokenized.append(
-                TokenizedRanking(ranking=ranking, input_ids=input_ids, prompt_length=length)
+                TokenizedRanking(ranking=ranking, input_ids=input_ids, prompt_length=start)
             )
-        elif not skip_overlong:
-            problems.append(
-                f"{ranking.origin}: responses[{longest}]: {len(input_ids[longest])} tokens; "
-                f"the limit is {max_tokens}"
-            )
-        if len(problems) == MAX_PROBLEMS:
-            break
     if problems:
         raise RankingsError(problems)
     return tokenized
+
+
+class _Unusable(Exception):
+    """A problem of one ranking, as "field: problem". `tokenize_rankings` adds the line."""
+
+
+def _render(
+    ranking: Ranking, tokenizer: PreTrainedTokenizerBase, changes: TemplateChanges | None
+) -> list[str]:
+    """Return the K conversations as the chat template renders them."""
+    texts = []
+    for index, conversation in enumerate(ranking.conversations()):
+        try:
+            text = render(tokenizer, conversation)
+        except TemplateRefusal as refusal:
+            raise _Unusable(f"prompt: the chat template refuses it: {refusal}") from None
+        if changes is not None:
+            changes.add(ranking, index, conversation, text)
+        texts.append(text)
+    return texts
+
+
+def _check_tokens(
+    ranking: Ranking,
+    input_ids: Sequence[TokenIds],
+    tokenizer: PreTrainedTokenizerBase,
+    template_name: str,
+    num_rows: int | None,
+) -> None:
+    """Raise _Unusable if the rewards of these conversations could not be right."""
+    first_index: dict[TokenIds, int] = {}
+    for index, ids in enumerate(input_ids):
+        if not ids:
+            raise _Unusable(f"responses[{index}]: the conversation has no tokens")
+        if num_rows is not None and (problem := id_without_row(ids, tokenizer, num_rows)):
+            raise _Unusable(f"responses[{index}]: {problem}")
+        if ids[-1] == tokenizer.pad_token_id:
+            raise _Unusable(f"responses: one ends with the padding token {tokenizer.pad_token!r}")
+        first = first_index.setdefault(ids, index)
+        if ranking.ranks[first] != ranking.ranks[index]:
+            raise _Unusable(
+                f"responses: [{first}] and [{index}] are the same tokens under this chat template, "
+                f"with different ranks ({template_name}); remove one of them, or give a "
+                "--chat-template that keeps the difference"
+            )
+
+
+def _response_start(
+    ranking: Ranking, input_ids: Sequence[TokenIds], tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Return the number of tokens before the best response."""
+    best = input_ids[ranking.ranks.index(1)]
+    try:
+        length = prompt_length(tokenizer, ranking.prompt, best)
+    except TemplateRefusal as refusal:
+        raise _Unusable(
+            "prompt: --text-regulariser renders the prompt alone, and the chat template refuses "
+            f"it: {refusal}"
+        ) from None
+    if length == 0:
+        raise _Unusable("prompt: --text-regulariser needs a token before the best response")
+    return length
 
 
 def collate(rankings: Sequence[TokenizedRanking], layout: Layout) -> Batch:

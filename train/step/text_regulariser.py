@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from kwise.errors import ConfigError
 from kwise.train.model.pretrained import reading, source_of
 from kwise.train.model.reward_model import RewardModel
+from kwise.train.model.tokenizer import text_token_ids
+from kwise.train.template.chat_template import render
 from kwise.types import Conversation, TokenIds
 
 _BETA = 0.1
@@ -98,9 +100,11 @@ def prompt_length(
 
     They are the tokens that it shares with the prompt as the template opens an answer to it. A
     tokenizer may join the prompt's last characters with those of the response.
+
+    Raises:
+        TemplateRefusal: the template cannot render the prompt alone.
     """
-    messages = [{"role": message.role, "content": message.content} for message in prompt]
-    opened = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
+    opened = text_token_ids(tokenizer, render(tokenizer, prompt, opens_answer=True))
     pairs = enumerate(zip(opened, input_ids, strict=False))
     differences = [index for index, (ours, theirs) in pairs if ours != theirs]
     return differences[0] if differences else min(len(opened), len(input_ids))

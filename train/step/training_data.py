@@ -1,9 +1,13 @@
 """The data of a run: read, checked against the options, tokenised and split."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+from transformers import PreTrainedTokenizerBase
 
 from kwise.train.model.reward_model import RewardModel
+from kwise.train.model.tokenizer import text_token_ids
 from kwise.train.options.config import Overlong, TrainConfig
 from kwise.train.options.objectives import learns_from_ties, option_that_needs_scores
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
@@ -11,6 +15,8 @@ from kwise.train.rankings.read import read_rankings
 from kwise.train.rankings.schema import Ranking
 from kwise.train.rankings.split import split_by_prompt
 from kwise.train.step.batch import TokenizedRanking, tokenize_rankings
+from kwise.train.template.changes import TemplateChanges
+from kwise.types import Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +27,14 @@ class TrainingData:
         num_read: rankings in the file; those with a conversation over the token limit are in
             neither split.
         max_tokens: the token limit; None if there is none.
+        notes: lines that the user should know: what the chat template leaves out.
     """
 
     num_read: int
     max_tokens: int | None
     training: tuple[TokenizedRanking, ...]
     validation: tuple[Ranking, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rankings(self) -> list[Ranking]:
@@ -65,13 +73,16 @@ def prepare(
     """
     limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
     max_tokens = min(limits, default=None)
+    changes = TemplateChanges()
     tokenized = tokenize_rankings(
         rankings,
         reward_model.tokenizer,
         max_tokens=max_tokens,
         skip_overlong=config.overlong is Overlong.SKIP,
         with_text=config.text_regulariser > 0,
+        template_name=reward_model.template.origin,
         num_rows=reward_model.model.get_input_embeddings().num_embeddings,
+        changes=changes,
     )
     if not tokenized:
         raise RankingsError(
@@ -82,7 +93,10 @@ def prepare(
             ]
         )
     training, validation = split_by_prompt(
-        [item.ranking for item in tokenized], config.validation_fraction, config.seed
+        [item.ranking for item in tokenized],
+        config.validation_fraction,
+        config.seed,
+        key=partial(_content_tokens, reward_model.tokenizer),
     )
     training_set = set(training)
     return TrainingData(
@@ -90,4 +104,15 @@ def prepare(
         max_tokens=max_tokens,
         training=tuple(item for item in tokenized if item.ranking in training_set),
         validation=tuple(validation),
+        notes=tuple(changes.notes()),
+    )
+
+
+def _content_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> Hashable:
+    """Return the roles of a prompt and the tokens of its contents.
+
+    Prompts that differ in case, for instance, are one prompt for a model that ignores case.
+    """
+    return tuple(
+        (message.role, *text_token_ids(tokenizer, message.content.strip())) for message in prompt
     )

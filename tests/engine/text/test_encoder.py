@@ -735,6 +735,9 @@ def test_empty_group_is_refused(group: Group, field: str) -> None:
         "{{ messages[0].content + 1 }}",
         "{{ messages[0].missing.deeper }}",
         "{{ messages.append(1) }}",
+        "{{ 12 // (messages[-1].content | length - 1) }}",
+        "{{ {}['a'].b }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     ],
 )
 def test_template_that_refuses_is_the_requests_fault(template: str) -> None:
@@ -749,6 +752,7 @@ def test_template_that_refuses_is_the_requests_fault(template: str) -> None:
     "template",
     [
         "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}",
+        "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
         "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
         "{{ m.content }}{% break %}{% endfor %}",
         "{{ messages | tojson }}",
