@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.errors import ConfigError
-from kwise.train.checkpoint.ids import text_config, usable_id
+from kwise.train.checkpoint.ids import num_rows, text_config, usable_id
 from kwise.train.checkpoint.statements import Statements
 from kwise.train.model.adapter_source import tokenizer_source
 from kwise.train.model.checkpoint import load_checkpoint
@@ -51,7 +51,7 @@ class Checkpoint:
     @property
     def num_rows(self) -> int:
         """The number of rows of the embeddings: token ids are below it."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+        return num_rows(self.model)
 
     @property
     def pad_token_id(self) -> int | None:

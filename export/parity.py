@@ -22,7 +22,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
 from kwise.errors import ConfigError, InvalidRequest
-from kwise.train.checkpoint.ids import id_without_row
+from kwise.train.checkpoint.ids import id_without_row, num_rows
 from kwise.train.template.chat_template import TemplateRefusal, render
 from kwise.types import Conversation, Group, Message, TokenIds
 
@@ -257,8 +257,7 @@ def _check_rows(
     type_ids: Int64 | None,
 ) -> None:
     """Raise ConfigError if a token or a type has no row in the model's embeddings."""
-    num_rows = model.get_input_embeddings().num_embeddings
-    if problem := id_without_row(token_ids.tolist(), tokenizer, num_rows):
+    if problem := id_without_row(token_ids.tolist(), tokenizer, num_rows(model)):
         raise ConfigError(f"a conversation as the tokenizer writes it: {problem}")
     num_types = getattr(model.config, "type_vocab_size", 0)
     if type_ids is not None and 0 < num_types <= type_ids.max():

@@ -8,7 +8,7 @@ or a manifest.
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -21,16 +21,29 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
     return config if nested is None else nested
 
 
-def usable_id(token_id: Any, num_rows: int | None) -> int | None:
+def num_rows(model: PreTrainedModel) -> int:
+    """Return the number of rows of a model's token embeddings: the ids of tokens are below it.
+
+    Raises:
+        AttributeError: The model has no such table: it hashes characters (CANINE) or splits its
+            vocabulary (Transformer-XL). `load_checkpoint` refuses it.
+    """
+    try:
+        return len(model.get_input_embeddings().weight)
+    except NotImplementedError:
+        raise AttributeError("the model has no table of token embeddings") from None
+
+
+def usable_id(token_id: Any, rows: int | None) -> int | None:
     """Return `token_id` if it is the id of a token, else None.
 
     Args:
         token_id: A value from a config or a tokenizer.
-        num_rows: Rows of the embeddings; None if unknown, then no id is too large.
+        rows: Rows of the embeddings; None if unknown, then no id is too large.
     """
     if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
         return None
-    return token_id if num_rows is None or token_id < num_rows else None
+    return token_id if rows is None or token_id < rows else None
 
 
 def set_pad_token_id(config: PretrainedConfig, token_id: int | None) -> None:
@@ -40,17 +53,17 @@ def set_pad_token_id(config: PretrainedConfig, token_id: int | None) -> None:
 
 
 def id_without_row(
-    token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_rows: int
+    token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, rows: int
 ) -> str | None:
     """Return a description of the first token id without a row; None if all ids have one.
 
     Args:
         token_ids: The tokens of a conversation.
         tokenizer: Gives the token's text.
-        num_rows: Rows of the model's embeddings.
+        rows: Rows of the model's embeddings.
     """
-    if max(token_ids, default=0) < num_rows:
+    if max(token_ids, default=0) < rows:
         return None
-    token_id = next(token_id for token_id in token_ids if token_id >= num_rows)
+    token_id = next(token_id for token_id in token_ids if token_id >= rows)
     token = tokenizer.convert_ids_to_tokens(token_id)
-    return f"token {token_id} ({token!r}) is outside the model's {num_rows}"
+    return f"token {token_id} ({token!r}) is outside the model's {rows}"

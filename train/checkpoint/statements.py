@@ -48,6 +48,7 @@ _BOOKKEEPING = {
     "unk_token_id",
     "unsloth_fixed",
     "unsloth_version",
+    "use_cache",  # training sets it, also for models without a cache
 }
 
 

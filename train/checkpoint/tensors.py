@@ -49,10 +49,6 @@ _ADVICE = {
     r"\.(absmax|quant_map|quant_state|qweight|qzeros|scales|g_idx|SCB|weight_scale(_inv)?)": (
         "the weights are quantised: save them in 16 or 32 bits"
     ),
-    r"(^|\.)(layers?|h|blocks?)\.\d+\.(?=.*\.bias$)|\.bias$": (
-        "if they belong to the model, config.json lacks the option that gives these layers a bias "
-        "(attention_bias, mlp_bias)"
-    ),
 }
 """What to do about tensors that are not used, by name. The first expression that is found decides.
 """
@@ -255,6 +251,11 @@ def _advice(
     heads = [name for name in refused if stored.shapes.get(name) == (1, hidden_size)]
     if heads:
         return f"if {heads[0]} is the reward head, call it {head}.weight in the file"
+    if all(name.endswith(".bias") for name in refused):
+        return (
+            "if they belong to the model, config.json lacks the option that gives these layers a "
+            "bias (attention_bias, mlp_bias)"
+        )
     for pattern, advice in _ADVICE.items():
         if any(re.search(pattern, name) for name in refused):
             return advice

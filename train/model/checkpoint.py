@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from kwise.errors import ConfigError
-from kwise.train.checkpoint.ids import set_pad_token_id, text_config, usable_id
+from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config, usable_id
 from kwise.train.checkpoint.statements import Statements, account_for_statements
 from kwise.train.checkpoint.stored import StoredTensors, separate_heads
 from kwise.train.checkpoint.tensors import account_for_tensors, check_names, new_layers_notes
@@ -131,6 +131,7 @@ def _load_whole(
             ignore_mismatched_sizes=not (quantised or stated.get("quantization_config")),
             **(quantised or {}),
         )
+    _check_embeddings(place, model)
     disable_weight_packing(model)
     # Only now, because the positions of RoBERTa and its relatives are counted from this id.
     if usable_id(text_config(model.config).pad_token_id, None) is None:
@@ -170,14 +171,25 @@ def _class_of(place: str, config: PretrainedConfig) -> str:
     return str(loads.__name__)
 
 
+def _check_embeddings(place: str, model: PreTrainedModel) -> None:
+    """Raise ConfigError if the model has no table of embeddings, with a row for each token id."""
+    try:
+        num_rows(model)
+    except AttributeError:
+        raise ConfigError(
+            f"{place}: {type(model).__name__} has no table of token embeddings, which kwise needs "
+            "to know its token ids"
+        ) from None
+
+
 def _drop_pad_token_without_row(config: PretrainedConfig) -> list[str]:
     """Set a padding token beyond the embeddings to None, and return a note on it.
 
     Embeddings cannot be made with a padding token for which they have no row.
     """
-    num_rows = getattr(text_config(config), "vocab_size", None)
+    rows = getattr(text_config(config), "vocab_size", None)
     stated = getattr(text_config(config), "pad_token_id", None)
-    if usable_id(stated, None) == usable_id(stated, num_rows):
+    if usable_id(stated, None) == usable_id(stated, rows):
         return []
     set_pad_token_id(config, None)
-    return [f"config.json: pad_token_id {stated} has no row in the {num_rows} embeddings; not used"]
+    return [f"config.json: pad_token_id {stated} has no row in the {rows} embeddings; not used"]

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from kwise.errors import ConfigError
-from kwise.train.checkpoint.ids import set_pad_token_id, text_config
+from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config
 from kwise.train.checkpoint.statements import Statements
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.four_bit import four_bit_options
@@ -119,7 +119,7 @@ def load_reward_model(
     pad_token_id = choose_pad_token(
         tokenizer,
         configured=text_config(loaded.config).pad_token_id,
-        num_rows=loaded.get_input_embeddings().num_embeddings,
+        num_rows=num_rows(loaded),
         keep=counts_from_padding(loaded),
     )
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)

@@ -6,6 +6,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
+from kwise.train.checkpoint.ids import num_rows
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.model.tokenizer import text_token_ids
 from kwise.train.options.config import Overlong, TrainConfig
@@ -81,7 +82,7 @@ def prepare(
         skip_overlong=config.overlong is Overlong.SKIP,
         with_text=config.text_regulariser > 0,
         template_name=reward_model.template.origin,
-        num_rows=reward_model.model.get_input_embeddings().num_embeddings,
+        num_rows=num_rows(reward_model.model),
         changes=changes,
     )
     if not tokenized:

@@ -9,6 +9,7 @@ import transformers
 
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import usable_id
+from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.schema import parse_ranking
@@ -143,3 +144,18 @@ def test_ids_in_a_nested_text_config_are_read_and_set(tmp_path: Path) -> None:
     ]
     alone = [loaded.rewards([conversation])[0] for conversation in conversations]
     assert loaded.rewards(conversations) == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_model_without_a_row_for_each_token_is_refused(tmp_path: Path) -> None:
+    """CANINE hashes characters, so nothing says which token ids it can read."""
+    config = transformers.CanineConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hash_buckets=99,
+        num_labels=1,
+    )
+    transformers.CanineForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has no table of token embeddings"):
+        load_checkpoint("--model", str(tmp_path), to_train=True)
