@@ -31,7 +31,15 @@ from kwise.engine.schedule.tokenizer_pool import TokenizerPool
 from kwise.engine.select import backend_for
 from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS, in_slices
 from kwise.engine.text.encoder import ConversationEncoder
-from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
+from kwise.errors import (
+    ArtifactError,
+    InvalidRequest,
+    KwiseError,
+    ModelFailed,
+    Overloaded,
+    Unavailable,
+)
+from kwise.library_errors import library_errors
 from kwise.types import Group, Message, Reward, ScoredGroup, Timing
 
 # English has about four characters a token. Admission uses this before the tokens are known.
@@ -126,7 +134,9 @@ class Scorer:
         encoder = new_encoder(artifact, config, tokenizer)
         golden_encoder = new_encoder(artifact, EngineConfig(), tokenizer)
         for session in sessions:
-            check_golden(artifact, golden_encoder, session)
+            problem = f"{path}: {session.runtime} fails on the golden conversations"
+            with library_errors(problem, raises=ArtifactError):
+                check_golden(artifact, golden_encoder, session)
         return cls(artifact, config, encoder, sessions, counters)
 
     async def __aenter__(self) -> "Scorer":

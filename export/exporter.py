@@ -89,7 +89,8 @@ def export(
     check_destination(destination, overwrite=config.overwrite)
     text_groups = read_text_groups(config.rankings)  # first, because it may have mistakes
     progress(f"reading {config.checkpoint}")
-    checkpoint = read_checkpoint(config.checkpoint, config.chat_template, config.template_date)
+    with library_errors(f"CHECKPOINT {config.checkpoint}: cannot be read"):
+        checkpoint = read_checkpoint(config.checkpoint, config.chat_template, config.template_date)
     for note in (
         *checkpoint.notes,
         *checkpoint.template.notes,

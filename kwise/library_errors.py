@@ -23,6 +23,8 @@ from kwise.errors import ConfigError
 _MAX_CHARACTERS = 300
 # What torch appends to its messages.
 _STACKS = ("\nException raised from", "\nC++ CapturedCallStack")
+# From here on, torch explains its allocator.
+_ALLOCATOR = " Of the allocated memory "
 # Failures of the machine, which say nothing about the input.
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO}
 # Python's exceptions with a sentence as their message; others, such as KeyError, need their name.
@@ -31,13 +33,18 @@ _SENTENCES = (OSError, ValueError, RuntimeError, ImportError)
 
 @contextmanager
 def library_errors(
-    problem: str, *, advice: str = "", raises: type[Exception] = ConfigError
+    problem: str,
+    *,
+    advice: str = "",
+    memory_advice: str = "",
+    raises: type[Exception] = ConfigError,
 ) -> Iterator[None]:
     """Turn exceptions of other libraries in this block into `raises` with one line.
 
     Args:
         problem: the option, file or architecture, and what failed: "--model x: cannot be read".
         advice: what the user can do; it ends the line.
+        memory_advice: the same if memory was too small.
         raises: the class of the error. `kwise` exits with 2 for a ConfigError, which is right for
             what the command line names, and with 1 for an ArtifactError.
     """
@@ -47,6 +54,8 @@ def library_errors(
         if not is_foreign(error):
             raise
         text = f"{problem}: {cause_of(error)}"
+        if memory_advice and _is_out_of_memory(error):
+            advice = memory_advice
         raise raises(f"{text}; {advice}" if advice else text) from error
 
 
@@ -76,7 +85,7 @@ def is_foreign(error: BaseException) -> bool:
 def cause_of(error: BaseException) -> str:
     """Return the message of an exception on one line of at most 300 characters."""
     text = str(error)
-    for stack in _STACKS:
+    for stack in (*_STACKS, _ALLOCATOR):
         text = text.partition(stack)[0]
     text = " ".join(text.split())
     if not text:
@@ -85,6 +94,13 @@ def cause_of(error: BaseException) -> str:
     if kind.__module__ == "builtins" and not issubclass(kind, _SENTENCES) and kind is not Exception:
         text = f"{kind.__name__}: {text}"
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}…"
+
+
+def root_of(error: BaseException) -> BaseException:
+    """Return the exception with which it began. Those of HTTP libraries wrap one another."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return error
 
 
 def origin_of(error: BaseException) -> str:
@@ -96,6 +112,10 @@ def origin_of(error: BaseException) -> str:
             places = f"{name.replace('.', '/')}.py:{step.tb_lineno}"
         step = step.tb_next
     return places
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _frames(error: BaseException) -> list[FrameType]:

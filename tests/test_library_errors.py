@@ -80,3 +80,14 @@ def test_a_model_that_kwise_does_not_handle_is_not_a_bug(tmp_path: Path) -> None
 
     with pytest.raises(ConfigError, match=r"^m: attends with sinks$"), library_errors("m"):
         refuses()
+
+
+def test_memory_that_is_too_small_has_its_own_advice() -> None:
+    def allocates() -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B")
+
+    with (
+        pytest.raises(ConfigError, match=r"9 B; smaller batches$"),
+        library_errors("x", advice="other", memory_advice="smaller batches"),
+    ):
+        allocates()

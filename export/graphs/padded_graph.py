@@ -13,6 +13,7 @@ from kwise.engine.artifact import MODEL, GraphContract
 from kwise.errors import ConfigError
 from kwise.export.graph_file import read_graph, write_graph
 from kwise.export.graphs.tracing import without_tracer_warnings
+from kwise.library_errors import cause_of
 
 
 def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
@@ -29,8 +30,10 @@ def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
                 model, directory, task="text-classification", do_validation=False
             )
     except ValueError as error:
+        # Optimum goes on with advice for people who extend it.
+        reason = cause_of(error).partition(". Please ")[0].partition(", but no custom")[0]
         raise ConfigError(
-            f"--layout padded: Optimum cannot export {type(model).__name__}: {error}"
+            f"--layout padded: Optimum cannot export {type(model).__name__}: {reason}"
         ) from error
     # In a file beside the graph runtimes can map the weights, and protobuf's 2 GB limit does not
     # apply.

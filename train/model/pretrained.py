@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers.utils import logging as transformers_logging
 
 from kwise.engine.artifact import MANIFEST
 from kwise.errors import ConfigError
-from kwise.library_errors import library_errors
+from kwise.library_errors import cause_of, is_foreign, library_errors, root_of
 
 # NAME or OWNER/NAME, as the hub allows them.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -80,14 +81,21 @@ def check_source(option: str, name: str) -> None:
             f"{problem}; as a name on the hub it is not in the cache, and HF_HUB_OFFLINE forbids "
             "to ask the hub"
         )
-    with library_errors(
-        f"{problem}, and the hub does not have it or cannot be reached",
-        advice="a private or gated model needs HF_TOKEN",
-    ):
-        _ask_hub(name)
+    if refusal := _ask_hub(name):
+        raise ConfigError(f"{problem}, and {refusal}")
 
 
 @cache
-def _ask_hub(name: str) -> None:
-    """Ask the hub for a model, once. Any exception of huggingface_hub says that it has none."""
-    HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
+def _ask_hub(name: str) -> str:
+    """Ask the hub for a model, once. Return why it does not give it, or "" if it does."""
+    try:
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
+    except RepositoryNotFoundError:  # the hub says the same of a private model
+        return "the hub has no model of this name; a private one needs HF_TOKEN"
+    except HfHubHTTPError as error:
+        return f"the hub refuses it: {cause_of(error)}"
+    except Exception as error:  # of the HTTP library, which differs between versions
+        if not is_foreign(error):
+            raise
+        return f"the hub cannot be reached: {cause_of(root_of(error))}"
+    return ""

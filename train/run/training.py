@@ -42,6 +42,10 @@ from kwise.train.step.losses import NotFinite
 from kwise.train.step.text_regulariser import install_text_head, text_head
 from kwise.train.step.training_data import TrainingData, prepare, read_data
 
+_MEMORY_ADVICE = (
+    "--rankings-per-pass 1, --gradient-checkpointing full and --lora-rank take less memory"
+)
+
 
 def print_progress(line: str) -> None:
     """Print a line on standard error; standard output gets the result alone."""
@@ -131,7 +135,11 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     checkpoint = directory.newest_complete()
     if config.resume and checkpoint is None:
         progress("no step checkpoint is complete: training starts from the beginning")
-    with library_errors(f"--model {config.model}: training failed", raises=LibraryFailed):
+    with library_errors(
+        f"--model {config.model}: training failed",
+        memory_advice=_MEMORY_ADVICE,
+        raises=LibraryFailed,
+    ):
         trainer.train_from(checkpoint)
     training_s = time.perf_counter() - before_training.training_began_s
     _check_finite(model, trainer.state.global_step)
