@@ -75,6 +75,11 @@ def find_adapter(option: str, name: str) -> AdapterSource | None:
         raise ConfigError(
             f"{option} {name} is an adapter ({_CONFIG}) that names itself as its base"
         )
+    if config.get("revision") and not Path(base).exists():
+        raise ConfigError(
+            f"{option} {name} is an adapter ({_CONFIG}) of the revision {config['revision']} of "
+            f"{base}, and only the newest one can be loaded: merge it first"
+        )
     whole = sorted(path.parent.glob("model*.safetensors"))
     if whole:
         raise ConfigError(
@@ -120,6 +125,10 @@ def merge_into(model: PreTrainedModel, adapter: AdapterSource, option: str) -> s
         config = peft.PeftConfig.from_pretrained(str(adapter.folder))
         tensors = peft.utils.load_peft_weights(str(adapter.folder), device="cpu")
         _check_head(subject, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        if getattr(config, "layer_replication", None):
+            raise ConfigError(
+                f"{subject} that replicates layers (layer_replication): merge it first"
+            )
         if config.is_prompt_learning:
             raise ConfigError(f"{subject} of type {config.peft_type}, which cannot be merged")
         if config.task_type != peft.TaskType.SEQ_CLS:

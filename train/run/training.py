@@ -148,6 +148,8 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     if config.lora_rank:
         if final is not None:
             save_adapter(model, config.model, final / ADAPTER_NAME)
+            # Its template may not be that of the base model.
+            reward_model.tokenizer.save_pretrained(final / ADAPTER_NAME)
         merge_adapter(model)
     after = validation.report("after training")
     # In all processes, because each may have a part of the weights.

@@ -23,6 +23,7 @@ from kwise.train.template.fixed_date import prints_date, today, with_fixed_date
 from kwise.types import Conversation, Group, Message
 
 _DEFAULT = "default"  # the template that transformers uses when a tokenizer has several
+_PROCESSORS_FILE = "chat_template.json"  # which tokenizers do not read
 _NO_LIMIT = 2**40
 
 
@@ -130,6 +131,11 @@ def _find(
         return named[name], f"the chat template {name} of {model}", [note]
     if own is not None:
         return str(own), f"the chat template of {model}", []
+    if (Path(model) / _PROCESSORS_FILE).is_file():
+        raise ConfigError(
+            f"{model} has its chat template in {_PROCESSORS_FILE}, which is read for images only: "
+            "save the template as a Jinja file, and give it as --chat-template FILE"
+        )
     if plain is None:
         return None, f"no chat template: {model} reads pairs of texts", []
     note = (

@@ -138,6 +138,8 @@ def test_a_run_with_adapters_resumes_exactly_and_leaves_the_merged_model_and_the
     with torch.inference_mode():
         expected = adapted(input_ids=torch.tensor([ids])).logits.item()
     assert merged.rewards([conversation])[0] == pytest.approx(expected, abs=1e-5)
+    merged_again = load_reward_model(str(tmp_path / "whole" / "adapter"))
+    assert merged_again.rewards([conversation])[0] == pytest.approx(expected, abs=1e-5)
 
     train(
         TrainConfig(**{**whole, "lora_rank": 0, "lora_dropout": 0.0, "epochs": 0.1}, overwrite=True)

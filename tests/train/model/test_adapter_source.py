@@ -125,6 +125,15 @@ def own_base(folder: Path) -> None:
     edit(folder / "adapter_config.json", lambda c: c.update(base_model_name_or_path=str(folder)))
 
 
+def old_base(folder: Path) -> None:
+    rename_base(folder)
+    edit(folder / "adapter_config.json", lambda c: c.update(revision="0123abc"))
+
+
+def replicate(folder: Path) -> None:
+    edit(folder / "adapter_config.json", lambda c: c.update(layer_replication=[[0, 2], [1, 2]]))
+
+
 def rename_tensor(folder: Path) -> None:
     def change(tensors: dict[str, Any]) -> None:
         name = min(tensors)
@@ -159,6 +168,8 @@ def whole_model_too(folder: Path) -> None:
         (rename_base, r"adapter_config.json\); its base model nowhere: there is no such file"),
         (forget_base, "that names no base model: merge it first"),
         (own_base, "that names itself as its base"),
+        (old_base, "of the revision 0123abc of nowhere, and only the newest one"),
+        (replicate, "that replicates layers .*: merge it first"),
         (rename_tensor, "of its tensors have no place there, .*layers.7.* first"),
         (narrow, "that cannot be merged into .*: .*size mismatch.*; merge it first"),
         (prompt_tuning, "is an adapter .*(cannot be merged|merge it first)"),

@@ -70,6 +70,14 @@ def test_a_model_without_a_template_gets_a_plain_one_and_a_note_or_none(tokenize
     assert choose(tokenizer, "").text is None
 
 
+def test_a_template_that_only_a_processor_reads_is_not_replaced_by_the_plain_one(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "chat_template.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"has its chat template in chat_template\.json, which"):
+        choose(tokenizer, None, model=str(tmp_path), plain=LINES)
+
+
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
