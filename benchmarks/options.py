@@ -72,7 +72,7 @@ class GraphBenchConfig:
         "64/64/9,256/128/9,1024/128/9",
         "groups P/R/K: tokens of the prompt, tokens of each response, number of responses",
     )
-    rankings: str = option("", "real groups: rankings as JSON Lines, gzipped or not")
+    rankings: str = option("", "real groups: rankings of any format that kwise data reads")
     num_groups: int = option(24, "number of real groups", minimum=1, maximum=MAX_COUNT)
     repeats: int = option(5, "runs of each cell, after one warm-up", minimum=1, maximum=MAX_COUNT)
     max_seconds: float = option(
@@ -149,8 +149,8 @@ class PrecisionBenchConfig:
     )
     rankings: str = option(
         "",
-        "real groups: rankings as JSON Lines, gzipped or not; by default the groups that kwise "
-        "export uses",
+        "real groups: rankings of any format that kwise data reads; by default the groups that "
+        "kwise export uses",
     )
     cells: str = option(
         "64/64/9,256/128/9,1024/128/9",

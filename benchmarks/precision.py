@@ -44,12 +44,11 @@ from kwise.errors import ConfigError
 from kwise.export.precision.agreement import (
     Groups,
     Rewards,
-    encode_groups,
     measure,
-    read_text_groups,
     rewards_of,
     split,
 )
+from kwise.export.precision.text_groups import encode_groups, read_text_groups
 
 _REFERENCE = "onnxruntime fp32"
 _REAL = "real"
@@ -162,10 +161,11 @@ def run(config: PrecisionBenchConfig) -> None:
 
 def _real_groups(artifact: Artifact, config: PrecisionBenchConfig) -> Groups:
     if config.rankings:
-        texts = read_text_groups(config.rankings, config.num_groups)[: config.num_groups]
+        texts = read_text_groups(config.rankings)
     else:
-        texts = list(split(read_text_groups(""))[0])[: config.num_groups]
-    return encode_groups(new_encoder(artifact, EngineConfig()), texts)
+        texts = list(split(read_text_groups(""))[0])
+    encoder = new_encoder(artifact, EngineConfig())
+    return encode_groups(encoder, texts, max_groups=config.num_groups)
 
 
 def _workloads(

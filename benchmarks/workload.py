@@ -23,7 +23,7 @@ from kwise.engine.schedule.policy import FairBatching, Policy
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
 from kwise.errors import ConfigError
-from kwise.train.rankings.read import read_rankings
+from kwise.train.data.read import read_rankings
 from kwise.types import Group, Priority
 
 # In most vocabularies the special tokens are among the first hundred ids.

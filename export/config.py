@@ -55,8 +55,8 @@ class ExportConfig:
     )
     rankings: str = option(
         "",
-        "file of rankings to compare precisions on, best of text like what you serve; by default "
-        "conversations shipped with kwise",
+        "rankings to compare precisions on, a file of any format that kwise data convert reads, "
+        "best of text like what you serve; by default conversations shipped with kwise",
     )
     min_agreement: float = option(
         0.0,

@@ -42,8 +42,8 @@ from kwise.export.config import ExportConfig, Layout
 from kwise.export.graphs.padded_graph import export_padded
 from kwise.export.graphs.trie_graph import export_trie
 from kwise.export.parity import ParityCase, check_parity, reference_cases
-from kwise.export.precision.agreement import TextGroup, read_text_groups
 from kwise.export.precision.precisions import add_precisions, contract_of
+from kwise.export.precision.text_groups import TextGroup, read_text_groups
 from kwise.export.publishing import check_destination, publish_artifact
 from kwise.library_errors import library_errors
 from kwise.train.checkpoint.ids import usable_id
@@ -69,8 +69,8 @@ def export(
 
     Args:
         config: The options.
-        progress: Gets each note on the checkpoint, and a line at the start of each stage, because
-            some take minutes.
+        progress: Gets each note on the checkpoint and the rankings, and a line at the start of each
+            stage, because some take minutes.
 
     Returns:
         The artifact, without its golden conversations.
@@ -79,7 +79,7 @@ def export(
         ConfigError: The checkpoint is not a reward model, or an option does not suit it, or the
             destination exists.
         ArtifactError: A server would refuse the artifact, which is a bug. Nothing was written.
-        RankingsError: `rankings` has lines that are not rankings.
+        RankingsError: `rankings` has rows that cannot be read.
         OSError: A file cannot be read or written.
         ParityError: The graph's rewards differ from the checkpoint's, or a precision does not rank
             as fp32 does. Nothing was written.
@@ -87,7 +87,9 @@ def export(
     use_available_cpus()
     destination = Path(config.artifact).resolve()
     check_destination(destination, overwrite=config.overwrite)
-    text_groups = read_text_groups(config.rankings)  # first, because it may have mistakes
+    text_groups = read_text_groups(config.rankings, progress)  # first, because it may have mistakes
+    if config.rankings and parse_precisions(config.dtype, "--dtype") == (Precision.FP32,):
+        progress("--rankings is not used, because --dtype names no precision to compare")
     progress(f"reading {config.checkpoint}")
     with library_errors(f"CHECKPOINT {config.checkpoint}: cannot be read"):
         checkpoint = read_checkpoint(config.checkpoint, config.chat_template, config.template_date)

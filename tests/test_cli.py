@@ -49,7 +49,7 @@ def kwise(*arguments: str) -> int:
             "--model nowhere.gguf: ",
         ),
         ("train nofile --model m --output y", 2, "nofile: No such file or directory"),
-        ("train . --model m --output y", 2, ".: Is a directory"),
+        ("train . --model m --output y", 2, ".: Is a directory; give a file"),
         ("train bad.gz --model m --output y", 1, "bad.gz: not a complete gzip file"),
         (
             "train twice.jsonl --model m --output y",

@@ -17,7 +17,9 @@ HISTORY = {"CHANGELOG.md", "log.md"}
 CURRENT_PAGES = [page for page in PAGES if page.name not in HISTORY]
 
 COMMANDS = ["recipes", "train", "export", "serve", "score", "rank", "compare"]
-COMMANDS += [f"data {name}" for name in ("convert", "validate", "stats")]
+COMMANDS += [
+    f"data {name}" for name in ("convert", "validate", "stats", "split", "dedupe", "merge")
+]
 COMMANDS += [f"bench {name}" for name in ("graph", "gpu", "precision", "load", "train", "soak")]
 # Options of pytest and pip that the pages mention.
 OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps"}

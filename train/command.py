@@ -8,8 +8,10 @@ from typing import Any
 
 from kwise.options import add_options, from_options
 from kwise.train.options.config import TrainConfig
+from kwise.train.options.model_path import check_model_path
 from kwise.train.options.recipe import ListRecipes, as_options, read_recipe
 from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.open_file import check_input
 
 _NOT_GIVEN = object()
 
@@ -20,6 +22,8 @@ responses. Each response has a rank (1 is the best, equal ranks are ties), or ea
 
   {"prompt": "Why is the sky blue?",
    "responses": [{"text": "Air scatters ...", "rank": 1}, {"text": "Paint.", "rank": 2}]}
+
+Other formats, and CSV, Parquet and JSON arrays, are converted on the way as by kwise data convert.
 
 DIR becomes a plain Hugging Face checkpoint (AutoModelForSequenceClassification with one label) with
 tokenizer, chat template, training_report.json and README.md, a model card. With --lora-rank the
@@ -81,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     recipe = recipe_of(arguments)
     config = config_of(arguments)
+    check_input(config.data)
+    check_model_path("--model", config.model)
     if recipe and os.environ.get("RANK", "0") == "0":  # the main process of a launcher
         print(f"recipe {config.recipe}: {as_options(recipe)}", file=sys.stderr)
     # Imported late, because torch and transformers take seconds: --help and a wrong option must

@@ -6,10 +6,10 @@ compared. If two fp32 rewards are closer than a twentieth of that deviation, whi
 says little, so the other pairs, those with a clear margin, are also counted apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,6 @@ from kwise.engine.artifact import ErrorBounds
 from kwise.engine.model.session import Session
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
-from kwise.engine.text.encoder import ConversationEncoder
-from kwise.errors import ConfigError, InvalidRequest
-from kwise.export.parity import shipped_conversations
-from kwise.train.rankings.read import read_rankings
-from kwise.types import Conversation, Group, Message
 
 # In standard deviations of the fp32 rewards: the smallest clear margin, and the largest change of a
 # reward with the batch composition.
@@ -30,7 +25,7 @@ _CLEAR_MARGIN = 0.05
 _MAX_BATCH_CHANGE = 0.01
 # The share of clear pairs that a precision must order as fp32 does.
 _MIN_AGREEMENT = {Precision.FP16: 0.995, Precision.BF16: 0.995, Precision.INT8: 0.98}
-_MAX_GROUPS = 16
+MAX_GROUPS = 16  # that measure, and as many that choose the rounding
 # On OpenVINO, which also rounds scores before their softmax, bf16's mean error was 1.8 times the
 # emulation's, the largest 1.5 times.
 _BEYOND_EMULATION = 2
@@ -68,38 +63,7 @@ class Agreement:
 
 Groups = Sequence[Sequence[EncodedSequence]]
 Rewards = NDArray[np.float64]
-
-
-class TextGroup(NamedTuple):
-    """A prompt and its responses; `origin` is their FILE:LINE, "" for shipped ones."""
-
-    prompt: Conversation
-    responses: tuple[str, ...]
-    origin: str = ""
-
-
 T = TypeVar("T")
-
-
-def read_text_groups(rankings: str, max_groups: int = 2 * _MAX_GROUPS) -> list[TextGroup]:
-    """Read prompts with their responses from a file of rankings, or return the shipped ones.
-
-    Args:
-        rankings: A file of JSON Lines, may be compressed (.gz); "" for the shipped conversations.
-            There each prompt has seven responses: its own, two parts of it, and those of four
-            other prompts.
-        max_groups: How many to read from the beginning of the file.
-
-    Raises:
-        RankingsError: The file has lines that are not rankings.
-        OSError: The file cannot be read.
-    """
-    if not rankings:
-        return _shipped_groups()
-    return [
-        TextGroup(ranking.prompt, ranking.responses, ranking.origin)
-        for ranking in read_rankings(rankings, allow_tied=True)[:max_groups]
-    ]
 
 
 def split(groups: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
@@ -107,55 +71,8 @@ def split(groups: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
 
     Each part has at most 16. A single group is in both.
     """
-    num_measured = min(-(-len(groups) // 2), _MAX_GROUPS)
-    return groups[:num_measured], groups[num_measured:][:_MAX_GROUPS] or groups
-
-
-def _silent(note: str) -> None:
-    """Print nothing."""
-
-
-def encode_groups(
-    encoder: ConversationEncoder,
-    text_groups: Sequence[TextGroup],
-    tell: Callable[[str], None] = _silent,
-) -> list[list[EncodedSequence]]:
-    """Encode the groups, without responses that the model cannot read, if at least two are left.
-
-    Args:
-        tell: Gets a line about each response that is left out, with the limit.
-
-    Raises:
-        ConfigError: No group has two responses that the model can read.
-    """
-    groups = []
-    for prompt, responses, origin in text_groups:
-        outcomes = _encoded(encoder, Group(prompt=prompt, responses=responses))
-        for outcome in dict.fromkeys(map(str, filter(_is_refused, outcomes))) if origin else ():
-            tell(f"--rankings: {origin}: skipped: {outcome}")
-        group = [outcome for outcome in outcomes if not isinstance(outcome, InvalidRequest)]
-        if len(group) > 1:
-            groups.append(group)
-    if not groups:
-        raise ConfigError(
-            "--rankings, --max-tokens: precisions cannot be measured, because no prompt has two "
-            "responses within the limit of tokens"
-        )
-    return groups
-
-
-def _is_refused(outcome: EncodedSequence | InvalidRequest) -> bool:
-    return isinstance(outcome, InvalidRequest)
-
-
-def _encoded(
-    encoder: ConversationEncoder, group: Group
-) -> Sequence[EncodedSequence | InvalidRequest]:
-    """Encode a group. An error of its prompt, such as one over the limit, stands for all of it."""
-    try:
-        return encoder.encode(group)
-    except InvalidRequest as error:
-        return [error]
+    num_measured = min(-(-len(groups) // 2), MAX_GROUPS)
+    return groups[:num_measured], groups[num_measured:][:MAX_GROUPS] or groups
 
 
 def rewards_of(session: Session, groups: Groups) -> list[Rewards]:
@@ -250,26 +167,3 @@ def error_bounds(
         max_batch_change=max_batch_change,
         report=asdict(agreement) | details,
     )
-
-
-def _shipped_groups() -> list[TextGroup]:
-    """Return groups of the shipped conversations, in two halves that share no response.
-
-    `split` divides them between the halves, so no text both measures and chooses.
-    """
-    conversations = shipped_conversations()
-    half = -(-len(conversations) // 2)
-    return _with_other_responses(conversations[:half]) + _with_other_responses(conversations[half:])
-
-
-def _with_other_responses(conversations: Sequence[tuple[str, str]]) -> list[TextGroup]:
-    """Give each prompt its response, two parts of it, and the responses of the next four."""
-    groups: list[TextGroup] = []
-    for number, (prompt, response) in enumerate(conversations):
-        words = response.split(" ")
-        half = len(words) // 2
-        parts = (" ".join(words[: half + 1]), " ".join(words[half:]))
-        others = [conversations[(number + step) % len(conversations)][1] for step in (1, 2, 3, 4)]
-        responses = dict.fromkeys((response, *parts, *others))
-        groups.append(TextGroup((Message(role="user", content=prompt),), tuple(responses)))
-    return groups

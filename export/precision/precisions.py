@@ -24,8 +24,6 @@ from kwise.export.precision.agreement import (
     Agreement,
     Groups,
     Rewards,
-    TextGroup,
-    encode_groups,
     error_bounds,
     measure,
     rewards_of,
@@ -36,6 +34,7 @@ from kwise.export.precision.half import write_half
 from kwise.export.precision.int8 import write_int8
 from kwise.export.precision.matmuls import ATTENTION, RoundedWeights, layer_groups
 from kwise.export.precision.rounding import round_weights
+from kwise.export.precision.text_groups import TextGroup, encode_groups
 
 # Groups of text to measure the sensitivity of layer groups on: only their order matters.
 _NUM_SENSITIVITY_GROUPS = 5
@@ -75,8 +74,8 @@ def add_precisions(
         reference: A session of the graph in fp32.
         golden: Conversations that a server checks at its start.
         text_groups: Text to measure on, and to choose how weights are rounded.
-        tell: See `encode_groups`.
         min_agreement: See `kwise.export.config.ExportConfig`.
+        tell: Gets the lines that name the text that is left out.
 
     Returns:
         The error bounds of each precision.

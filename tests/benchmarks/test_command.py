@@ -24,7 +24,7 @@ def test_bad_rankings_are_reported_without_a_traceback(
     rankings = tmp_path / "rankings.jsonl"
     rankings.write_text("{}\n")
     assert main(["bench", "precision", str(tiny_artifact), "--rankings", str(rankings)]) == 1
-    assert f"{rankings}:1: ranking: has no 'prompt'" in capsys.readouterr().err
+    assert f"{rankings}:1: row: no known format has the keys" in capsys.readouterr().err
 
 
 def test_the_command_in_a_result_file_has_no_directories_and_no_defaults() -> None:

@@ -8,6 +8,7 @@ from kwise.options import add_options, from_options, sentence
 from kwise.train.data import validate
 from kwise.train.data.convert import convert
 from kwise.train.data.convert.options import ConvertConfig
+from kwise.train.data.edit import dedupe, merge, split
 from kwise.train.data.files.output import ignore_closed_pipe
 from kwise.train.data.formats.table import FORMATS
 from kwise.train.data.stats import stats
@@ -22,12 +23,27 @@ _TASKS: dict[str, tuple[Any, type, str]] = {
     "validate": (
         validate.run,
         validate.ValidateConfig,
-        "check every line of a file of rankings",
+        "check every row of a file as kwise train reads it",
     ),
     "stats": (
         stats.run,
         stats.StatsConfig,
         "describe a file of rankings: ties, lengths, duplicates, leakage, agreement",
+    ),
+    "split": (
+        split.run,
+        split.SplitConfig,
+        "divide a file into training and validation, without a prompt in both",
+    ),
+    "dedupe": (
+        dedupe.run,
+        dedupe.DedupeConfig,
+        "remove rankings that repeat an earlier one",
+    ),
+    "merge": (
+        merge.run,
+        merge.MergeConfig,
+        "make one file of several, and one ranking of those of a prompt with --combine",
     ),
 }
 

@@ -60,7 +60,9 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         ConfigError: an option is missing or out of range.
     """
 
-    data: str = option(help="file of rankings, JSON Lines, may be gzipped; - reads standard input")
+    data: str = option(
+        help="rankings in any format that kwise data convert reads; - reads standard input"
+    )
     model: str = option(
         None,
         "required: model to start from: a Hugging Face directory, a hub name or a .gguf file",

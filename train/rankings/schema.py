@@ -64,9 +64,16 @@ def parse_ranking(line: bytes, *, origin: str, allow_tied: bool = False) -> Rank
         RankingsError: the first problem of the line, as "ORIGIN: field: problem".
     """
     try:
-        return _ranking(parse_json(line), origin, allow_tied)
+        value = parse_json(line)
     except JsonError as error:
         raise RankingsError([f"{origin}: line: {error}"]) from None
+    return ranking_of(value, origin=origin, allow_tied=allow_tied)
+
+
+def ranking_of(value: Any, *, origin: str, allow_tied: bool = False) -> Ranking:
+    """Return the ranking that a parsed JSON value describes; see `parse_ranking`."""
+    try:
+        return _ranking(value, origin, allow_tied)
     except _FieldError as error:
         raise RankingsError([f"{origin}: {error}"]) from None
 

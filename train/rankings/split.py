@@ -5,8 +5,70 @@ import json
 from collections.abc import Callable, Hashable, Sequence
 
 from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.prompt_key import prompt_key
 from kwise.train.rankings.schema import Ranking
 from kwise.types import Conversation
+
+
+class PromptSplit:
+    """Chooses the prompts of the validation part.
+
+    All rankings of a prompt go to the same part, because a model that has trained on a prompt
+    knows more about its other responses than about new prompts. So do prompts that count as one:
+    those that differ only in white space and case, and those with the same `key`, for instance
+    the tokens.
+
+    The distinct prompts are ordered by a hash of their content and the seed, the smallest one of
+    those that count as one. So the split depends neither on the order of the file nor on the
+    machine.
+    """
+
+    def __init__(
+        self, seed: int, key: Callable[[Conversation], Hashable] = lambda prompt: prompt
+    ) -> None:
+        self._seed, self._key = seed, key
+        self._hash_by_prompt: dict[int, bytes] = {}
+        # Prompts that count as one form a tree: the parent of the root is the root itself.
+        self._parent: dict[int, int] = {}
+        self._prompt_of_key: dict[Hashable, int] = {}
+
+    def add(self, prompt: Conversation) -> int:
+        """Add a prompt, and return its `prompt_key`."""
+        added, hashed = prompt_key(prompt), _prompt_hash(prompt, self._seed)
+        self._hash_by_prompt[added] = min(hashed, self._hash_by_prompt.get(added, hashed))
+        self._parent.setdefault(added, added)
+        same = self._prompt_of_key.setdefault(self._key(prompt), added)
+        self._parent[self._root(added)] = self._root(same)
+        return added
+
+    def validation_keys(self, fraction: float) -> set[int]:
+        """Return the `prompt_key`s of the prompts for validation.
+
+        They are the first round(fraction · n) of the n distinct prompts, at least 1 and at most
+        n − 1.
+
+        Raises:
+            RankingsError: there are fewer than two distinct prompts.
+        """
+        hash_of_group: dict[int, bytes] = {}
+        for prompt, hashed in self._hash_by_prompt.items():
+            root = self._root(prompt)
+            hash_of_group[root] = min(hashed, hash_of_group.get(root, hashed))
+        num_prompts = len(hash_of_group)
+        if num_prompts < 2:
+            raise RankingsError(
+                [f"a validation split needs at least 2 distinct prompts; there is {num_prompts}"]
+            )
+        num_validation = min(max(round(fraction * num_prompts), 1), num_prompts - 1)
+        chosen = set(sorted(hash_of_group, key=hash_of_group.__getitem__)[:num_validation])
+        return {prompt for prompt in self._parent if self._root(prompt) in chosen}
+
+    def _root(self, prompt: int) -> int:
+        """Return the root of the tree of a prompt, and make the path to it shorter."""
+        while (parent := self._parent[prompt]) != prompt:
+            self._parent[prompt] = self._parent[parent]
+            prompt = parent
+        return prompt
 
 
 def split_by_prompt(
@@ -15,40 +77,26 @@ def split_by_prompt(
     seed: int,
     key: Callable[[Conversation], Hashable] = lambda prompt: prompt,
 ) -> tuple[list[Ranking], list[Ranking]]:
-    """Return (training, validation), each in the given order.
+    """Return (training, validation), each in the given order; see `PromptSplit`.
 
-    All rankings of a prompt go to the same part, because a model that has trained on a prompt
-    knows more about its other responses than about new prompts. So do prompts with the same `key`,
-    for instance those that a tokenizer folds together.
-
-    The distinct prompts are ordered by a hash of their content and the seed. The first
-    round(fraction · n) of them, at least 1 and at most n − 1, are for validation. So the split
-    depends neither on the order of the file nor on the machine. With a fraction of 0 everything
-    is for training.
+    With a fraction of 0 everything is for training.
 
     Raises:
         RankingsError: the fraction is above 0 and there are fewer than two distinct prompts.
     """
     if fraction == 0:
         return list(rankings), []
-    groups: dict[Hashable, list[Conversation]] = {}
-    for prompt in {ranking.prompt for ranking in rankings}:
-        groups.setdefault(key(prompt), []).append(prompt)
-    if len(groups) < 2:
-        raise RankingsError(
-            [
-                f"a validation split needs at least 2 distinct prompts; there is {len(groups)}: "
-                "give more data or --validation-fraction 0"
-            ]
-        )
-    ordered = sorted(
-        groups.values(), key=lambda group: min(_prompt_hash(prompt, seed) for prompt in group)
-    )
-    num_validation = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
-    validation_prompts = {prompt for group in ordered[:num_validation] for prompt in group}
-    training = [ranking for ranking in rankings if ranking.prompt not in validation_prompts]
-    validation = [ranking for ranking in rankings if ranking.prompt in validation_prompts]
-    return training, validation
+    split = PromptSplit(seed, key)
+    prompts = [split.add(ranking.prompt) for ranking in rankings]
+    try:
+        validation = split.validation_keys(fraction)
+    except RankingsError as error:
+        advice = "give more data or --validation-fraction 0"
+        raise RankingsError([f"{problem}: {advice}" for problem in error.problems]) from None
+    parts: tuple[list[Ranking], list[Ranking]] = [], []
+    for ranking, prompt in zip(rankings, prompts, strict=True):
+        parts[prompt in validation].append(ranking)
+    return parts
 
 
 def _prompt_hash(prompt: Conversation, seed: int) -> bytes:

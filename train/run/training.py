@@ -76,7 +76,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     check_tracker(config.report_to)  # before the model is loaded
     directory = UnfinishedRun(config.output)
     directory.check(resume=config.resume, overwrite=config.overwrite)
-    rankings = read_data(config)
+    rankings = read_data(config, progress)
     progress(f"read {len(rankings)} rankings; loading {config.model}")
     with library_errors(f"--model {config.model}: cannot be trained"):
         reward_model = load_reward_model(

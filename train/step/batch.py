@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from kwise.train.checkpoint.ids import id_without_row
 from kwise.train.model.layout import Layout
 from kwise.train.model.tokenizer import text_token_ids
-from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
+from kwise.train.rankings.problems import Problems
 from kwise.train.rankings.schema import Ranking
 from kwise.train.step.text_regulariser import prompt_length, text_tensors
 from kwise.train.template.changes import TemplateChanges
@@ -80,7 +80,7 @@ def tokenize_rankings(
             token precedes the best response, so that nothing predicts its first token.
     """
     tokenized: list[TokenizedRanking] = []
-    problems: list[str] = []
+    problems = Problems()
     for ranking in rankings:
         try:
             texts = _render(ranking, tokenizer, changes)
@@ -89,24 +89,35 @@ def tokenize_rankings(
             if max_tokens is not None and (length := len(input_ids[longest])) > max_tokens:
                 if skip_overlong:
                     continue
-                raise _Unusable(f"responses[{longest}]: {length} tokens; the limit is {max_tokens}")
+                raise _Unusable(
+                    f"responses[{longest}]: {length} tokens; the limit is {max_tokens}",
+                    reason=f"over the limit of {max_tokens} tokens (see --overlong)",
+                )
             _check_tokens(ranking, input_ids, tokenizer, template_name, num_rows)
             start = _response_start(ranking, input_ids, tokenizer) if with_text else None
         except _Unusable as problem:
-            problems.append(f"{ranking.origin}: {problem}")
-            if len(problems) == MAX_PROBLEMS:
-                break
+            problems.add(
+                f"{ranking.origin}: {problem}", origin=ranking.origin, reason=problem.reason
+            )
         else:
             tokenized.append(
                 TokenizedRanking(ranking=ranking, input_ids=input_ids, prompt_length=start)
             )
     if problems:
-        raise RankingsError(problems)
+        file, _, _ = rankings[0].origin.rpartition(":")
+        problems.raise_if_any(file, len(rankings), "rankings")
     return tokenized
 
 
 class _Unusable(Exception):
-    """A problem of one ranking, as "field: problem". `tokenize_rankings` adds the line."""
+    """A problem of one ranking, as "field: problem". `tokenize_rankings` adds the line.
+
+    reason: what to count it under; empty for the problem itself.
+    """
+
+    def __init__(self, problem: str, *, reason: str = "") -> None:
+        super().__init__(problem)
+        self.reason = reason
 
 
 def _render(

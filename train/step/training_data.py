@@ -1,18 +1,19 @@
 """The data of a run: read, checked against the options, tokenised and split."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from kwise.train.checkpoint.ids import num_rows
+from kwise.train.data.read import read_rankings
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.model.tokenizer import text_token_ids
 from kwise.train.options.config import Overlong, TrainConfig
 from kwise.train.options.objectives import learns_from_ties, option_that_needs_scores
-from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
-from kwise.train.rankings.read import read_rankings
+from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.problems import Problems
 from kwise.train.rankings.schema import Ranking
 from kwise.train.rankings.split import split_by_prompt
 from kwise.train.step.batch import TokenizedRanking, tokenize_rankings
@@ -43,23 +44,27 @@ class TrainingData:
         return [*(item.ranking for item in self.training), *self.validation]
 
 
-def read_data(config: TrainConfig) -> list[Ranking]:
-    """Return the rankings of `config.data`.
+def read_data(config: TrainConfig, progress: Callable[[str], None]) -> list[Ranking]:
+    """Return the rankings of `config.data`, converted if the file has another format.
+
+    Args:
+        progress: gets the lines that say what was converted and left out.
 
     Raises:
         RankingsError: the file cannot be used, or lacks the scores that the objective needs.
+        ConfigError: the file is missing.
         OSError: the file cannot be read.
     """
-    rankings = read_rankings(config.data, allow_tied=learns_from_ties(config))
+    rankings = read_rankings(config.data, allow_tied=learns_from_ties(config), progress=progress)
     if option := option_that_needs_scores(config):
-        without = [ranking.origin for ranking in rankings if ranking.scores is None]
-        if without:
-            raise RankingsError(
-                [
-                    f"{origin}: responses: {option} needs scores; these have ranks"
-                    for origin in without[:MAX_PROBLEMS]
-                ]
-            )
+        problems = Problems()
+        for ranking in rankings:
+            if ranking.scores is None:
+                problems.add(
+                    f"{ranking.origin}: responses: {option} needs scores; these have ranks",
+                    origin=ranking.origin,
+                )
+        problems.raise_if_any(config.data, len(rankings), "rankings")
     return rankings
 
 

@@ -26,9 +26,7 @@ from kwise.errors import ConfigError
 from kwise.export.parity import ParityError
 from kwise.export.precision import agreement
 from kwise.export.precision.agreement import (
-    encode_groups,
     measure,
-    read_text_groups,
     rewards_of,
     shortcomings,
 )
@@ -38,6 +36,7 @@ from kwise.export.precision.matmuls import layer_groups
 from kwise.export.precision.precisions import _min_fp32_layers
 from kwise.export.precision.rotation import Rotation
 from kwise.export.precision.rounding import round_weights
+from kwise.export.precision.text_groups import encode_groups, read_text_groups
 from kwise.train.rankings.errors import RankingsError
 from tests.exports import export_quietly
 from tests.real_data import EXAMPLES
@@ -651,9 +650,9 @@ def test_rankings_with_what_is_too_long_are_told_by_line_and_left_out(
     encoder = new_encoder(read_artifact(tiny_artifact), EngineConfig(max_tokens=200))
     groups = encode_groups(encoder, read_text_groups(str(path)), told.append)
     assert [len(group) for group in groups] == [3, 2]
-    assert [line.partition(" skipped: ")[0] for line in told] == [
+    assert [line.partition(" skipped: ")[0] for line in told[:2]] == [
         f"--rankings: {path}:2:",
         f"--rankings: {path}:3:",
     ]
     assert told[1].startswith(f"--rankings: {path}:3: skipped: responses[1]: ")
-    assert all("200" in line for line in told)
+    assert all("200" in line for line in told[:2])

@@ -21,11 +21,12 @@ from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.export.graph_file import read_graph
 from kwise.export.precision import calibration
-from kwise.export.precision.agreement import encode_groups, read_text_groups, split
+from kwise.export.precision.agreement import split
 from kwise.export.precision.calibration import second_moments
 from kwise.export.precision.matmuls import columns_of, is_matmul, weight_key
 from kwise.export.precision.rotation import Rotation, cosine_transform
 from kwise.export.precision.rounding import compensated, round_weights
+from kwise.export.precision.text_groups import encode_groups, read_text_groups
 from tests.real_data import EXAMPLES
 
 Float32 = NDArray[np.float32]

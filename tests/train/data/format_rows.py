@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kwise.train.data.convert.convert import convert
+from kwise.train.data.convert.json_line import json_line
 from kwise.train.data.convert.options import ConvertConfig
 from kwise.train.data.convert.report import ConversionReport
 
@@ -26,7 +27,8 @@ def converted(
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     report = ConversionReport()
-    lines = list(convert(ConvertConfig(input=(str(path),), **options), report))
+    config = ConvertConfig(input=(str(path),), **options)
+    lines = [json_line(ranked.row) for ranked in convert(config, report)]
     return [shown(json.loads(line)) for line in lines], report
 
 

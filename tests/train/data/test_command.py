@@ -17,8 +17,8 @@ from kwise.train.data.convert.convert import convert
 from kwise.train.data.convert.options import ConvertConfig
 from kwise.train.data.convert.report import ConversionReport
 from kwise.train.data.formats.table import FormatName
+from kwise.train.data.read import read_rankings
 from kwise.train.rankings.errors import MAX_PROBLEMS
-from kwise.train.rankings.read import read_rankings
 
 PAIRS = [{"prompt": f"P{index}", "chosen": "good", "rejected": "bad"} for index in range(3)]
 GOOD = {"prompt": "P", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
@@ -107,9 +107,11 @@ def test_problems_are_reported_up_to_a_limit(
     assert (
         kwise("convert", "--format", "trl", written(tmp_path / "in.jsonl", *["{"] * num_bad)) == 1
     )
-    printed = capsys.readouterr().err
-    assert printed.count("not JSON") == MAX_PROBLEMS
-    assert ("there are more" in printed) == (num_bad > MAX_PROBLEMS)
+    printed = capsys.readouterr().err.splitlines()
+    bad_rows = [line for line in printed if line.startswith(f"{tmp_path / 'in.jsonl'}:")]
+    assert sum("cannot be used" not in line for line in bad_rows) == MAX_PROBLEMS
+    more = f" (the first {MAX_PROBLEMS} above)" if num_bad > MAX_PROBLEMS else ""
+    assert f"{tmp_path / 'in.jsonl'}: {num_bad} of {num_bad} rows cannot be used{more}:" in printed
 
 
 def test_an_existing_output_is_replaced_only_on_demand_and_by_a_whole_one(
@@ -138,8 +140,10 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
     ("arguments", "code", "message"),
     [
         ("convert", 2, "the following arguments are required: INPUT"),
-        ("convert none.jsonl", 1, "No such file or directory: 'none.jsonl'"),
-        ("convert .", 1, "Is a directory"),
+        ("convert none.jsonl", 2, "none.jsonl: No such file or directory"),
+        ("convert in.jsonl none.jsonl", 2, "none.jsonl: No such file or directory"),
+        ("convert a/b", 2, "hf download --repo-type dataset a/b"),
+        ("convert .", 2, ".: Is a directory; give a file, such as array.json in it"),
         ("convert in.jsonl --output .", 2, "--output . is not a file"),
         (
             "convert in.jsonl --output no/where.jsonl",
@@ -157,38 +161,31 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
         ("convert - -", 2, "standard input (-) can be read only once"),
         (
             "convert unknown.jsonl",
-            2,
-            "unknown.jsonl:1: no known format has the keys (text, label)",
+            1,
+            "unknown.jsonl:1: row: no known format has the keys (text, label)",
         ),
         ("convert unknown.jsonl --format trl", 1, "unknown.jsonl:1: row: has no 'chosen'"),
         ("convert empty.jsonl", 1, "empty.jsonl: no rankings"),
         (
             "convert tied.jsonl",
             1,
-            "skipped: 1 x ranking: all responses are tied (--keep-tied writes them)",
+            "skipped: 1 x ranking: all responses are tied (--keep-tied keeps them, and --ties in "
+            "kwise train)",
         ),
         ("convert array.json", 1, "array.json: no rankings"),
-        ("validate none.jsonl", 1, "No such file or directory"),
+        ("validate none.jsonl", 2, "none.jsonl: No such file or directory"),
+        ("stats in.jsonl --against none.jsonl", 2, "none.jsonl: No such file or directory"),
         ("validate empty.jsonl", 1, "empty.jsonl: no rankings"),
-        ("validate unknown.jsonl", 1, "unknown.jsonl:1: ranking: has no 'prompt'"),
         (
-            "validate in.jsonl",
+            "validate unknown.jsonl",
             1,
-            "in.jsonl: is in the format trl, judging by its first row; "
-            "convert it with kwise data convert",
+            "no row has a known format, which kwise data convert --help lists; choose one with "
+            "kwise data convert unknown.jsonl --output rankings.jsonl --format NAME",
         ),
-        (
-            "validate array.json",
-            1,
-            "array.json: is a JSON array; convert it with kwise data convert",
-        ),
-        (
-            "validate some.parquet",
-            1,
-            "some.parquet: is Parquet; convert it with kwise data convert",
-        ),
+        ("validate array.json", 1, "array.json: no rankings"),
+        ("validate some.parquet", 1, "some.parquet: row 1: not readable as Parquet"),
         ("validate in.jsonl --max-problems 0", 2, "--max-problems is 0; it must be at least 1"),
-        ("stats in.jsonl", 1, "see kwise data validate"),
+        ("stats bad.jsonl", 1, "bad.jsonl:1: responses[0]: unknown key 'score '"),
         ("stats empty.jsonl", 1, "empty.jsonl: no rankings"),
         ("stats - --against -", 2, "standard input (-) can be read only once"),
         ("", 2, "the following arguments are required: WHAT"),
@@ -206,6 +203,7 @@ def test_a_mistake_is_reported_with_its_exit_code(
     written(Path("in.jsonl"), *PAIRS)
     written(Path("unknown.jsonl"), {"text": "a", "label": 1})
     written(Path("empty.jsonl"))
+    written(Path("bad.jsonl"), {**GOOD, "responses": [{"text": "a", "score ": 1}] * 2})
     written(Path("array.json"), [])
     written(Path("some.parquet"), "PAR1 and so on")
     written(
@@ -230,14 +228,18 @@ def test_validate_checks_every_line(
     monkeypatch.chdir(tmp_path)
     assert kwise("validate", written(Path("good.jsonl"), GOOD, "", GOOD)) == 0
     assert capsys.readouterr().out == "good.jsonl: 2 rankings, no problems\n"
-    written(Path("bad.jsonl"), GOOD, {**GOOD, "promt": 1}, "{", GOOD, "x")
+    written(Path("bad.jsonl"), GOOD, {**GOOD, "promt": 1}, "{", GOOD, "x", "{")
     assert kwise("validate", "bad.jsonl", "--max-problems", "2") == 1
     assert capsys.readouterr().err.splitlines() == [
         "bad.jsonl:2: ranking: unknown key 'promt'; known keys are id, metadata, prompt, "
         "responses, source",
-        "bad.jsonl:3: line: not JSON: Expecting property name enclosed in double quotes at "
-        "column 1",
-        "bad.jsonl: 3 of 5 lines are bad (the first 2 above)",
+        "bad.jsonl:3: row: not JSON: Expecting property name enclosed in double quotes at column 2",
+        "bad.jsonl: 4 of 6 rows cannot be used (the first 2 above):",
+        "  2 x row: not JSON: Expecting property name enclosed in double quotes at column … (first "
+        "bad.jsonl:3)",
+        "  1 x ranking: unknown key 'promt'; known keys are id, metadata, prompt, responses, "
+        "source (first bad.jsonl:2)",
+        "  1 x row: not JSON: Expecting value at column … (first bad.jsonl:5)",
     ]
 
 
@@ -273,7 +275,7 @@ def test_other_compressions_are_named(
     assert f"{message}; decompress it first" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", ["convert", "validate", "stats"])
+@pytest.mark.parametrize("task", ["convert", "validate", "stats", "split", "dedupe", "merge"])
 def test_help_shows_no_empty_default_and_every_format(
     capsys: pytest.CaptureFixture[str], task: str
 ) -> None:

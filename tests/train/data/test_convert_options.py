@@ -218,3 +218,42 @@ def test_the_only_comparison_of_a_prompt_keeps_its_scores(tmp_path: Path) -> Non
     pair = {"prompt": "P", "chosen": "a", "rejected": "b", "margin": 0.5}
     rankings, report = converted(tmp_path, [pair], merge=Merge.PROMPT)
     assert rankings == ["P: a (0.5) > b (0)"] and not report.notes
+
+
+@pytest.mark.parametrize(
+    ("pairs", "line"),
+    [
+        (
+            [("P", "ab"), ("Q", "ab"), ("q ", "ba")],
+            "merged nothing; not merged: 3 prompts with one comparison, 1 prompts differ from "
+            "another in white space or case only",
+        ),
+        (
+            [("P", "ab"), ("P", "ab"), ("Q", "ab"), ("Q", "ba"), ("R", "ab"), ("R", "ac")],
+            "merged nothing; not merged: 1 prompts with comparisons of the same two responses, "
+            "1 prompts with comparisons that contradict each other, 1 prompts with comparisons "
+            "that do not determine one order",
+        ),
+        (
+            [("P", "ab"), ("P", "bc"), ("Q", "ab")],
+            "merged the comparisons of 1 prompts; not merged: 1 prompts with one comparison",
+        ),
+        ([("P", "ab"), ("P", "bc")], "merged the comparisons of 1 prompts; not merged: none"),
+    ],
+)
+def test_merge_says_what_was_not_merged_and_why(
+    tmp_path: Path, pairs: list[tuple[str, str]], line: str
+) -> None:
+    rows = [{"prompt": p, "chosen": texts[0], "rejected": texts[1]} for p, texts in pairs]
+    _, report = converted(tmp_path, rows, merge=Merge.PROMPT)
+    assert report.merging == f"--merge prompt {line}"
+    assert f"note: {report.merging}" in report.lines()
+    assert not converted(tmp_path, rows)[1].merging
+
+
+def test_merge_by_annotator_counts_what_names_none(tmp_path: Path) -> None:
+    rows = [{**battle(pair[0], pair[1], "model_a"), "judge": None} for pair in ("ab", "bc")]
+    _, report = converted(tmp_path, rows, merge=Merge.ANNOTATOR)
+    assert report.merging == (
+        "--merge annotator merged nothing; not merged: 2 comparisons without an annotator"
+    )

@@ -32,12 +32,22 @@ from tests.train.data.format_rows import HH, battle, battle_55k, converted, rank
         ([{"instruction": "P", "completions": []}], {("ranking", "fewer than two responses"): 1}),
         (
             [battle("a", "b", "tie")],
-            {("ranking", "all responses are tied (--keep-tied writes them)"): 1},
+            {
+                (
+                    "ranking",
+                    "all responses are tied (--keep-tied keeps them, and --ties in kwise train)",
+                ): 1
+            },
         ),
         ([battle("a", "a", "model_a")], {("row", "both responses are the same"): 1}),
         (
             [battle("a", "b", "both_bad")],
-            {("ranking", "all responses are tied (--keep-tied writes them)"): 1},
+            {
+                (
+                    "ranking",
+                    "all responses are tied (--keep-tied keeps them, and --ties in kwise train)",
+                ): 1
+            },
         ),
         (
             [battle_55k(["P", "Q"], ["x", "a"], ["y", "b"])],

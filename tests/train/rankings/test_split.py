@@ -5,12 +5,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kwise.train.rankings.prompt_key import prompt_key
 from kwise.train.rankings.schema import Ranking
 from kwise.train.rankings.split import split_by_prompt
 from kwise.types import Message
 
-PROMPTS = st.lists(st.text(alphabet="abc", max_size=2), min_size=2, max_size=30).filter(
-    lambda p: len(set(p)) > 1
+PROMPTS = st.lists(st.text(alphabet="aAb ", max_size=2), min_size=2, max_size=30).filter(
+    lambda p: len({text.lower().strip() for text in p}) > 1
 )
 
 
@@ -25,7 +26,9 @@ def test_a_prompt_is_in_one_part_whatever_the_order(
     training, validation = split_by_prompt(rankings, fraction, seed)
     validation_prompts = {ranking.prompt for ranking in validation}
     assert training and validation and len(training) + len(validation) == len(rankings)
-    assert validation_prompts.isdisjoint(ranking.prompt for ranking in training)
+    assert {prompt_key(prompt) for prompt in validation_prompts}.isdisjoint(
+        prompt_key(ranking.prompt) for ranking in training
+    )
     random.shuffle(rankings)
     assert {
         ranking.prompt for ranking in split_by_prompt(rankings, fraction, seed)[1]

@@ -16,10 +16,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from kwise.cli import main
 from kwise.errors import ConfigError
+from kwise.train.data.read import read_rankings
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import Overlong, TrainConfig
 from kwise.train.rankings.errors import RankingsError
-from kwise.train.rankings.read import read_rankings
 from kwise.train.run.run_record import rankings_sha256
 from kwise.train.run.trainer import RankingTrainer
 from kwise.train.run.training import train

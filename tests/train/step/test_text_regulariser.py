@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from kwise.errors import ConfigError
+from kwise.train.data.read import read_rankings
 from kwise.train.model.layout import TrieLayout, rewards_and_text_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
 from kwise.train.rankings.errors import RankingsError
-from kwise.train.rankings.read import read_rankings
 from kwise.train.rankings.schema import Ranking
 from kwise.train.run.training import train
 from kwise.train.step.batch import collate, tokenize_rankings

@@ -8,6 +8,7 @@ the input. That takes the memory of their texts.
 from collections.abc import Iterable, Iterator, Sequence
 
 from kwise.train.data.convert.merge_comparisons import Comparison, merge_comparisons
+from kwise.train.data.convert.merge_counts import MergeCounts
 from kwise.train.data.convert.options import ConvertConfig, Merge
 from kwise.train.data.convert.report import ConversionReport
 from kwise.train.data.formats.table import FORMATS
@@ -19,6 +20,7 @@ from kwise.train.data.rows.items import (
     ScoredResponse,
     Skipped,
 )
+from kwise.train.rankings.errors import RankingsError
 from kwise.types import Conversation
 
 CONTRADICTION = "comparison contradicts others: written as a ranking of two, not merged"
@@ -33,6 +35,7 @@ def assemble_rankings(
     scored: dict[Conversation, list[tuple[str, ScoredResponse]]] = {}
     answered: dict[str, str] = {}  # question → first row that answers it, but not --question
     has_ranking = False
+    counts = MergeCounts()
     for origin, item in items:
         match item:
             case RankedResponses():
@@ -47,19 +50,26 @@ def assemble_rankings(
             case ComparedPair():
                 merge = _effective_merge(config, report)
                 if merge is Merge.NONE or (merge is Merge.ANNOTATOR and item.annotator is None):
+                    counts.num_without_annotator += merge is Merge.ANNOTATOR
                     yield origin, item.as_ranking()
                     continue
                 annotator = None if merge is Merge.PROMPT else item.annotator
                 pairs.setdefault((item.prompt, annotator), []).append((origin, item))
     if config.question and answered and not has_ranking and config.question not in answered:
-        report.problems.append(
-            f"{next(iter(answered.values()))}: --question: no row answers "
-            f"{config.question[:40]!a}; answered questions: {join_names(answered)}"
+        origin = next(iter(answered.values()))
+        problem = (
+            f"{origin}: --question: no row answers {config.question[:40]!a}; answered questions: "
+            f"{join_names(answered)}"
         )
+        report.problems.add_end(RankingsError([problem]))
     for (prompt, _), pairs_of_prompt in pairs.items():
         origin = pairs_of_prompt[0][0]
-        for ranked in _merge_pairs(prompt, [pair for _, pair in pairs_of_prompt], report):
+        pairs_alone = [pair for _, pair in pairs_of_prompt]
+        for ranked in _merge_pairs(prompt, pairs_alone, report, counts):
             yield origin, ranked
+    if config.merge in (Merge.PROMPT, Merge.ANNOTATOR):
+        prompts = [prompt for prompt, _ in pairs]
+        report.merging = counts.line(f"--merge {config.merge.value}", prompts)
     for prompt, scored_of_prompt in scored.items():
         yield (
             scored_of_prompt[0][0],
@@ -79,17 +89,21 @@ def _effective_merge(config: ConvertConfig, report: ConversionReport) -> Merge:
 
 
 def _merge_pairs(
-    prompt: Conversation, pairs: Sequence[ComparedPair], report: ConversionReport
+    prompt: Conversation,
+    pairs: Sequence[ComparedPair],
+    report: ConversionReport,
+    counts: MergeCounts,
 ) -> Iterator[RankedResponses]:
+    merged = merge_comparisons(
+        [Comparison(better=pair.better, worse=pair.worse, tied=pair.tied) for pair in pairs]
+    )
+    counts.add(pairs, merged)
     if len(pairs) == 1:
         yield pairs[0].as_ranking()
         return
     if num_scored := sum(pair.scores is not None for pair in pairs):
         report.notes[SCORES_NOT_WRITTEN] += num_scored
     report.notes.update(pair.note for pair in pairs if pair.note)
-    merged = merge_comparisons(
-        [Comparison(better=pair.better, worse=pair.worse, tied=pair.tied) for pair in pairs]
-    )
     if merged.num_contradictions:
         report.notes[CONTRADICTION] += merged.num_contradictions
     for order in merged.orders:

@@ -1,24 +1,26 @@
 """A ranking as a line of JSON in kwise's schema."""
 
 import json
-from typing import Any
 
-from kwise.train.data.rows.fields import is_encodable
-from kwise.train.data.rows.items import RankedResponses
+from kwise.train.data.rows.items import RankedResponses, Row
 
 
-def json_line(ranked: RankedResponses) -> bytes:
-    """Return the line, with its newline. A prompt of one user message is written as a string."""
-    row = ranked.row if ranked.row is not None else _row(ranked)
+def json_line(row: Row) -> bytes:
+    """Return the line of a row that has passed `ranking_of`, with its newline.
+
+    An id or metadata may have half of a surrogate pair, which only an escape can express.
+    """
     line = json.dumps(row, ensure_ascii=False, default=str)
-    if not is_encodable(line):
-        # UTF-8 cannot encode half of a surrogate pair. Its escape reaches `parse_ranking`, which
-        # names the field.
-        line = json.dumps(row, default=str)
-    return line.encode() + b"\n"
+    try:
+        return line.encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row, default=str).encode() + b"\n"
 
 
-def _row(ranked: RankedResponses) -> dict[str, Any]:
+def row_of(ranked: RankedResponses) -> Row:
+    """Return the row in kwise's schema. A prompt of one user message becomes a string."""
+    if ranked.row is not None:
+        return ranked.row
     messages = [{"role": message.role, "content": message.content} for message in ranked.prompt]
     is_string = len(messages) == 1 and messages[0]["role"] == "user"
     key, labels = ("rank", ranked.ranks) if ranked.scores is None else ("score", ranked.scores)

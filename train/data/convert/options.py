@@ -28,7 +28,7 @@ class ConvertConfig:
     """Options of `kwise data convert`."""
 
     input: tuple[str, ...] = option(
-        help="files of one format: JSON Lines, a JSON array or Parquet, gzipped or not; - for stdin"
+        help="files: JSON Lines, a JSON array, Parquet, CSV or TSV, gzipped or not; - for stdin"
     )
     output: str = option(
         "-", "output file, JSON Lines; compressed if the name ends in .gz; - for stdout"

@@ -4,6 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from kwise.train.data.formats.table import FormatName
+from kwise.train.rankings.problems import Problems
+
+UNREADABLE = ("row", "cannot be read (--skip-bad)")
+"""What is skipped, and why, for rows that are problems without --skip-bad."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -11,7 +15,8 @@ class ConversionReport:
     """Counts and problems, filled in while rows are converted.
 
     skipped: counts by (what, reason), see `Skipped`.
-    first_unreadable: the problem of the first row that --skip-bad skipped.
+    merging: what an option --merge did.
+    problems: of rows that cannot be read.
     """
 
     format: FormatName | None = None
@@ -19,8 +24,13 @@ class ConversionReport:
     num_rankings: int = 0
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    first_unreadable: str = ""
+    merging: str = ""
+    problems: Problems = field(default_factory=Problems)
+
+    @property
+    def first_unreadable(self) -> str:
+        """The problem of the first row that cannot be read, or an empty string."""
+        return self.problems.first
 
     def lines(self, *, is_written: bool = True) -> list[str]:
         """Return the report for people; standard error gets it."""
@@ -31,6 +41,8 @@ class ConversionReport:
             f"skipped: {num} x {what}: {reason}"
             for (what, reason), num in sorted(self.skipped.items())
         ]
-        if self.first_unreadable:
-            lines.append(f"the first row that cannot be read: {self.first_unreadable}")
+        if UNREADABLE in self.skipped:
+            lines += self.problems.lines(name, self.num_rows)
+        if self.merging:
+            lines.append(f"note: {self.merging}")
         return lines + [f"note: {num} x {reason}" for reason, num in sorted(self.notes.items())]

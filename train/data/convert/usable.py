@@ -27,7 +27,7 @@ def usable_part(
     elif len(usable) < 2:
         reason = "the same text has different ranks, and nothing else is left to compare"
     elif len({sort_keys[index] for index in usable}) == 1 and not keep_tied:
-        reason = "all responses are tied (--keep-tied writes them)"
+        reason = "all responses are tied (--keep-tied keeps them, and --ties in kwise train)"
     if reason:
         skipped["ranking", reason] += 1
         return None

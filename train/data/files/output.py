@@ -22,7 +22,7 @@ STDOUT = "-"
 """The path that stands for standard output."""
 
 
-def check_output(path: str, *, overwrite: bool) -> None:
+def check_output(path: str, *, overwrite: bool, flag: str = "--output") -> None:
     """Raise an error if `path` cannot be written; call it before the work begins.
 
     Raises:
@@ -33,13 +33,13 @@ def check_output(path: str, *, overwrite: bool) -> None:
         return
     target = Path(path)
     if target.exists() and not target.is_file():
-        raise ConfigError(f"--output {path} is not a file")
+        raise ConfigError(f"{flag} {path} is not a file")
     if target.exists() and not overwrite:
         raise ConfigError(
-            f"--output {path} exists; choose another name, or replace it with --overwrite"
+            f"{flag} {path} exists; choose another name, or replace it with --overwrite"
         )
     if not target.resolve().parent.is_dir():
-        raise ConfigError(f"--output {path}: there is no directory {target.resolve().parent}")
+        raise ConfigError(f"{flag} {path}: there is no directory {target.resolve().parent}")
 
 
 @contextmanager

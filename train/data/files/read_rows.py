@@ -1,4 +1,4 @@
-"""The rows of a file, one at a time: JSON Lines, one JSON array or Parquet.
+"""The rows of a file, one at a time: JSON Lines, one JSON array, Parquet, CSV or TSV.
 
 The file is a path or standard input (`-`), compressed with gzip or not. The content decides its
 kind, never the name, so that a pipe needs no option. Memory is bounded by one row, or for Parquet,
@@ -7,67 +7,46 @@ which stores columns, by one batch of a row group.
 
 import codecs
 import gzip
-from collections.abc import Iterator
-from enum import Enum
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from kwise.errors import ConfigError
 from kwise.train.data.files.json_array import read_array
+from kwise.train.data.files.kinds import FileKind, file_kind, unreadable_kind
 from kwise.train.data.files.parquet import read_parquet
+from kwise.train.data.files.table import delimiter_of, read_table
 from kwise.train.data.rows.items import RowProblem
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.json_value import JsonError, parse_json
 from kwise.train.rankings.open_file import STDIN, display_name, open_decompressed
 
-_OTHER_COMPRESSIONS = {
-    b"\x28\xb5\x2f\xfd": "zstandard",
-    b"\xfd7zXZ": "xz",
-    b"BZh": "bzip2",
-    b"PK\x03\x04": "zip",
-}
-_MULTILINE_HINT = (
-    "an object over several lines; JSON Lines has one object per line, and an array begins with ["
-)
-
-
-class FileKind(Enum):
-    """The way in which a file stores its rows."""
-
-    LINES = "JSON Lines"
-    ARRAY = "a JSON array"
-    PARQUET = "Parquet"
-
-
-def file_kind(beginning: bytes) -> FileKind:
-    """Return the kind of a file from its first bytes, decompressed."""
-    if beginning.startswith(b"PAR1"):
-        return FileKind.PARQUET
-    is_array = beginning.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-    return FileKind.ARRAY if is_array else FileKind.LINES
+NumberedLine = tuple[int, bytes]
+_MULTILINE = "is JSON over several lines; JSON Lines has one object per line:"
 
 
 def read_rows(path: str) -> Iterator[tuple[int, Any]]:
-    """Yield (number, row), with numbers from 1; in JSON Lines the number is that of the line.
+    """Yield (number, row), with numbers from 1; in JSON Lines and CSV the number is a line's.
 
     A row that cannot be read is a `RowProblem` instead, and the next row follows.
 
     Raises:
-        RankingsError: no further row can be found.
-        ConfigError: Parquet without pyarrow or from standard input.
+        RankingsError: no further row can be found, or the file is of another kind.
+        ConfigError: the file is missing, or is Parquet without pyarrow or from standard input.
         OSError: the file cannot be read.
     """
+    name = display_name(path)
     with open_decompressed(path) as stream:
-        beginning = stream.peek(16)
-        for magic, name in _OTHER_COMPRESSIONS.items():
-            if beginning.startswith(magic):
-                raise RankingsError(
-                    [f"{display_name(path)}: is compressed with {name}; decompress it first"]
-                )
+        beginning = stream.peek(32)
+        if problem := unreadable_kind(beginning):
+            raise RankingsError([f"{name}: {problem}"])
         kind = file_kind(beginning)
         if kind is FileKind.ARRAY:
-            yield from read_array(stream, display_name(path))
+            yield from read_array(stream, name)
         elif kind is FileKind.LINES:
-            yield from _read_lines(stream)
+            yield from _read_json_lines(_numbered_lines(stream), name)
+        elif kind is FileKind.TABLE:
+            yield from _read_table_or_lines(_numbered_lines(stream), name)
         elif path == STDIN:
             raise ConfigError("Parquet cannot be read from standard input; give it as a file")
         elif isinstance(stream.raw, gzip.GzipFile):
@@ -76,16 +55,60 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
             yield from read_parquet(path)
 
 
-def _read_lines(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+def _numbered_lines(stream: BinaryIO) -> Iterator[NumberedLine]:
+    """Yield the lines from the first one with content on, without a byte order mark."""
     for number, line in enumerate(stream, start=1):
         content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if content.strip():
-            yield number, _parse_line(content.rstrip())
+            yield number, content
+            yield from enumerate(stream, start=number + 1)
+
+
+def _read_table_or_lines(lines: Iterator[NumberedLine], name: str) -> Iterator[tuple[int, Any]]:
+    """Read a text that does not begin like JSON.
+
+    It may be JSON Lines all the same, if only its first line is bad.
+    """
+    first = list(islice(lines, 2))
+    lines = chain(first, lines)
+    values = [_parse_line(line) for _, line in first]
+    if not isinstance(values[0], RowProblem) or isinstance(values[-1], dict):
+        yield from _read_json_lines(lines, name)
+    elif delimiter := delimiter_of(first[0][1].decode("utf-8", "replace")):
+        yield from read_table(lines, delimiter, name)
+    else:
+        raise RankingsError(
+            [
+                f"{name}: is none of JSON Lines, a JSON array, Parquet, CSV and TSV: its first "
+                "line is not JSON, and no one delimiter (, tab ; |) divides it into columns"
+            ]
+        )
+
+
+def _read_json_lines(lines: Iterable[NumberedLine], name: str) -> Iterator[tuple[int, Any]]:
+    cut: tuple[int, RowProblem] | None = None  # the first line, if an object may go on after it
+    is_first = True
+    for number, line in lines:
+        content = line.strip()
+        if not content:
+            continue
+        if cut is not None:
+            if not content.startswith(b"{"):
+                raise RankingsError([f"{name}: {_MULTILINE} jq -c . {name} > rows.jsonl"])
+            yield cut
+            cut = None
+        row = _parse_line(content)
+        if is_first and isinstance(row, RowProblem) and content.endswith((b"{", b"[", b",")):
+            cut = number, row
+        else:
+            yield number, row
+        is_first = False
+    if cut is not None:
+        yield cut
 
 
 def _parse_line(content: bytes) -> Any:
     try:
         return parse_json(content)
     except JsonError as error:
-        is_multiline = content.strip() == b"{"
-        return RowProblem("row", f"not JSON: {_MULTILINE_HINT}" if is_multiline else str(error))
+        return RowProblem("row", str(error))

@@ -62,28 +62,41 @@ class Format:
     options: tuple[str, ...] = ()
     has_annotators: bool = False
 
+    def key_sets(self) -> list[tuple[str, ...]]:
+        """Return the keys of a row, a tuple per variant; none if more than keys decides."""
+        variants = self.fits.variants if isinstance(self.fits, _HasKeys) else ()
+        return [tuple(keys) for keys in variants]
+
 
 def detect(row: Row) -> FormatName | None:
     """Return the first format of `FORMATS` that fits, or None; special ones come first."""
     return next((name for name, form in FORMATS.items() if form.fits(row)), None)
 
 
-def _has(*keys: str, **inner: str) -> Callable[[Row], bool]:
+class _HasKeys:
+    """A check that a row has the keys of one of `key_sets`, with what `_has` asks of its lists."""
+
+    def __init__(self, *variants: dict[str, str | None]) -> None:
+        self.variants = variants
+
+    def __call__(self, row: Row) -> bool:
+        return any(
+            row.keys() >= keys.keys()
+            and all(_objects_have(row[name], inner) for name, inner in keys.items() if inner)
+            for keys in self.variants
+        )
+
+
+def _has(*keys: str, **inner: str) -> _HasKeys:
     """Return a check that a row has `keys`, and lists whose objects have a key.
 
     `answers="rank"` asks for a list `answers` of objects with the key `rank`; an empty list fits.
     """
-
-    def fits(row: Row) -> bool:
-        return row.keys() >= {*keys, *inner} and all(
-            _objects_have(row[name], key) for name, key in inner.items()
-        )
-
-    return fits
+    return _HasKeys(dict.fromkeys(keys) | inner)
 
 
-def _either(*fits: Callable[[Row], bool]) -> Callable[[Row], bool]:
-    return lambda row: any(fit(row) for fit in fits)
+def _either(*checks: _HasKeys) -> _HasKeys:
+    return _HasKeys(*(keys for check in checks for keys in check.variants))
 
 
 def _objects_have(value: Any, key: str) -> bool:

@@ -1,24 +1,24 @@
 """`kwise data stats`: the figures of a file of rankings, and its overlap with another file."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from kwise.errors import ConfigError
 from kwise.options import option
+from kwise.train.data.convert.report import ConversionReport
+from kwise.train.data.read import conversion_lines, read_rows_of_rankings
 from kwise.train.data.stats.summary import Lengths, Summary, SummaryBuilder
-from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
-from kwise.train.rankings.open_file import display_name
-from kwise.train.rankings.read import parse_lines
-from kwise.train.rankings.schema import Ranking
+from kwise.train.rankings.open_file import check_input, display_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatsConfig:
     """Options of `kwise data stats`."""
 
-    file: str = option(help="rankings as JSON Lines, gzipped or not; - for stdin")
+    file: str = option(help="file of any format that kwise data convert reads; - for stdin")
     against: str | None = option(
         None, "another file of rankings, such as the validation split: count prompts in both"
     )
@@ -43,9 +43,10 @@ def run(config: StatsConfig) -> int:
     """Print the figures and return 0.
 
     Raises:
-        RankingsError: a line is not a valid ranking, or there is none.
-        OSError: a file cannot be read.
+        RankingsError: a row is bad, or there is no ranking.
+        ConfigError: a file is missing.
     """
+    check_input(config.file, *filter(None, [config.against]))
     builder = _collect(config.file)
     summary = builder.summary()
     leakage = None
@@ -65,20 +66,11 @@ def run(config: StatsConfig) -> int:
 
 
 def _collect(path: str) -> SummaryBuilder:
-    builder, num_rankings = SummaryBuilder(), 0
-    problems: list[str] = []
-    for parsed in parse_lines(path, allow_tied=True):
-        if isinstance(parsed, Ranking):
-            builder.add(parsed)
-            num_rankings += 1
-        else:
-            problems.append(parsed)
-            if len(problems) == MAX_PROBLEMS:
-                break
-    if problems:
-        raise RankingsError([*problems, f"{display_name(path)}: see kwise data validate"])
-    if not num_rankings:
-        raise RankingsError([f"{display_name(path)}: no rankings"])
+    builder, report = SummaryBuilder(), ConversionReport()
+    for row in read_rows_of_rankings(path, report, allow_tied=True):
+        builder.add(row.ranking)
+    for line in conversion_lines(path, report):
+        print(line, file=sys.stderr)
     return builder
 
 

@@ -4,7 +4,6 @@ Only hashes, ranks and lengths are stored, never the texts, because a file may b
 memory.
 """
 
-import hashlib
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from kwise.train.data.stats.agreement import Agreement, agreement
+from kwise.train.rankings.prompt_key import prompt_key, text_hash
 from kwise.train.rankings.schema import Ranking
-from kwise.types import Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +71,18 @@ class SummaryBuilder:
 
     def add(self, ranking: Ranking) -> None:
         """Add the figures of one ranking."""
-        prompt = _hash(
+        prompt = text_hash(
             *(part for message in ranking.prompt for part in (message.role, message.content))
         )
         rank_of = {
-            _hash(text): rank for text, rank in zip(ranking.responses, ranking.ranks, strict=True)
+            text_hash(text): rank
+            for text, rank in zip(ranking.responses, ranking.ranks, strict=True)
         }
         self._by_prompt[prompt].append(rank_of)
         self._num_by_prompt_key[prompt_key(ranking.prompt)] += 1
         num_responses = len(ranking.responses)
         labelled_texts = sorted(f"{text} {rank}" for text, rank in rank_of.items())
-        whole = _hash(str(prompt), *labelled_texts, str(num_responses))
+        whole = text_hash(str(prompt), *labelled_texts, str(num_responses))
         self._num_repeated_rankings += whole in self._seen
         self._seen.add(whole)
         self._num_by_k[num_responses] += 1
@@ -122,29 +122,6 @@ class SummaryBuilder:
                 rankings for rankings in self._by_prompt.values() if len(rankings) > 1
             ),
         )
-
-
-def prompt_key(prompt: Conversation) -> int:
-    """Return a hash that ignores white space and case.
-
-    A prompt that leaks from one split into another is seldom an exact copy.
-    """
-    return _hash(
-        *(
-            " ".join(part.casefold().split())
-            for message in prompt
-            for part in (message.role, message.content)
-        )
-    )
-
-
-def _hash(*parts: str) -> int:
-    """Return 64 bits. In one of 40 million files with a million texts, two collide by chance."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        content = part.encode()
-        digest.update(len(content).to_bytes(8, "little") + content)
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _lengths(lengths: Sequence[int]) -> Lengths:

@@ -1,0 +1,53 @@
+"""The kind of a file, from its first bytes. The name does not matter, so a pipe needs no option."""
+
+import codecs
+from enum import Enum
+
+
+class FileKind(Enum):
+    """The way in which a file stores its rows."""
+
+    LINES = "JSON Lines"
+    ARRAY = "a JSON array"
+    PARQUET = "Parquet"
+    TABLE = "CSV"
+
+
+_DECOMPRESS = "decompress it first"
+_WRITE = "write it as Parquet or JSON Lines first"
+_OTHER_KINDS: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstandard", _DECOMPRESS),
+    (b"\xfd7zXZ", "is compressed with xz", _DECOMPRESS),
+    (b"BZh", "is compressed with bzip2", _DECOMPRESS),
+    (b"PK\x03\x04", "is compressed with zip, as Excel's files are", f"{_DECOMPRESS}, or save CSV"),
+    (b"ARROW1", "is an Arrow file", _WRITE),
+    (b"\xff\xff\xff\xff", "is an Arrow stream", _WRITE),
+    (b"SQLite format 3", "is an SQLite database", "write its table as CSV first"),
+    (b"\x80\x04", "is a Python pickle", _WRITE),
+    (codecs.BOM_UTF16_LE, "is text in UTF-16", "save it as UTF-8 first"),
+    (codecs.BOM_UTF16_BE, "is text in UTF-16", "save it as UTF-8 first"),
+    (b"version https://git-lfs", "is a pointer of Git LFS", "get the data: git lfs pull"),
+    (b"<", "is a web page or XML", "download the data itself, or write it as JSON Lines"),
+)
+
+
+def unreadable_kind(beginning: bytes) -> str:
+    """Return what a file is that no reader reads, and what to do; "" if one may read it."""
+    for magic, name, advice in _OTHER_KINDS:
+        if beginning.startswith(magic):
+            return f"{name}; {advice}"
+    return ""
+
+
+def file_kind(beginning: bytes) -> FileKind:
+    """Return the kind of a file from its first bytes, decompressed.
+
+    A text that begins with neither "[" nor "{" may be a table. Its first lines decide, which the
+    beginning need not contain.
+    """
+    if beginning.startswith(b"PAR1"):
+        return FileKind.PARQUET
+    content = beginning.removeprefix(codecs.BOM_UTF8).lstrip()
+    if content.startswith(b"["):
+        return FileKind.ARRAY
+    return FileKind.LINES if content.startswith(b"{") or not content else FileKind.TABLE

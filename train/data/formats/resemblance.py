@@ -1,0 +1,72 @@
+"""The format that a row without a known format resembles, for the message that refuses it."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from kwise.train.data.formats.table import FORMATS, FormatName, detect
+from kwise.train.data.rows.annotation_tools import join_names
+from kwise.train.data.rows.items import Row
+
+# At least half of a format's keys must be there, alike names included, and one that tells more
+# than that there is a prompt.
+_MIN_SHARE = 0.5
+_PROMPTS = {"prompt", "question", "instruction", "context", "title"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resemblance:
+    """A format, and the keys that a row lacks for it.
+
+    alike: (key of the row, key of the format) for names that may be misspelt.
+    """
+
+    format: FormatName
+    missing: tuple[str, ...]
+    alike: tuple[tuple[str, str], ...]
+
+    def reason(self) -> str:
+        """Return why the row is not of the format."""
+        parts = [f"{key[:40]!a} may be {wanted!r}" for key, wanted in self.alike]
+        misspelt = {wanted for _, wanted in self.alike}
+        parts += [f"has no {key!r}" for key in self.missing if key not in misspelt]
+        return ", ".join(parts)
+
+
+def resemblance(row: Row) -> Resemblance | None:
+    """Return the format with the largest share of keys in the row, or None if none has half."""
+    best: tuple[float, int] = (0.0, 0)
+    found: Resemblance | None = None
+    for name, form in FORMATS.items():
+        for keys in form.key_sets():
+            missing = tuple(key for key in keys if key not in row)
+            others = [key for key in row if key not in keys]
+            alike = tuple(
+                (close[0], key)
+                for key in missing
+                if (close := get_close_matches(key, others, n=1, cutoff=0.75))
+            )
+            num_found = len(keys) - len(missing) + len(alike)
+            share = num_found / len(keys)
+            if not {*keys} - {*missing} - _PROMPTS and not {key for _, key in alike} - _PROMPTS:
+                continue
+            if share >= _MIN_SHARE and (share, num_found) > best:
+                best = share, num_found
+                found = Resemblance(format=name, missing=missing, alike=alike)
+    return found
+
+
+def unknown_format(row: Row) -> str:
+    """Return why no format fits `row`: its keys, and the format that it resembles."""
+    keys = join_names(list(row)) or "none"
+    problem = f"no known format has the keys ({keys})"
+    for key, value in row.items():
+        first = value[0] if isinstance(value, list) and value else None
+        inner = detect(first) if isinstance(first, dict) else None
+        if inner is not None:
+            return (
+                f"{problem}; its {key[:40]!a} holds rows of the format {inner.value}: write one "
+                f"row per line, as jq -c '.{key[:40]}[]' FILE > rows.jsonl does"
+            )
+    if (nearest := resemblance(row)) is None:
+        return problem
+    return f"{problem}; it resembles {nearest.format.value}, but {nearest.reason()}"

@@ -1,0 +1,36 @@
+"""The check of a model's path, which takes no time because torch is not imported.
+
+`kwise.train.model.pretrained` checks hub names, after torch was imported and the data was read.
+"""
+
+import re
+from pathlib import Path
+
+from kwise.errors import ConfigError
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_SUFFIXES = {".gguf", ".safetensors", ".bin", ".pt", ".pth"}
+
+
+def check_model_path(option: str, name: str) -> None:
+    """Raise an error if a model's name is a path that does not exist.
+
+    Args:
+        option: what the command line calls the model, for instance "--model".
+
+    Raises:
+        ConfigError: the path does not exist.
+    """
+    if not Path(name).exists() and _is_path(name):
+        raise ConfigError(f"{option} {name}: there is no such file or directory")
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name cannot be one on the hub, NAME or OWNER/NAME, or is a path here."""
+    first, _, rest = name.partition("/")
+    return (
+        _HUB_NAME.fullmatch(name) is None
+        or name.startswith(".")
+        or Path(name).suffix in _SUFFIXES
+        or (bool(rest) and Path(first).is_dir())
+    )

@@ -1,0 +1,90 @@
+"""The problems of a file, as lines for people.
+
+A file may have a problem in each of a million rows. The first few show what is wrong, and the
+counts per reason show whether there is anything else. All commands that read rankings report so.
+"""
+
+import re
+from collections import Counter
+
+from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
+
+MAX_REASONS = 8
+"""The number of reasons to count in the summary; the rest are counted together."""
+
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+class Problems:
+    """Collects problems: the first `max_lines` as they are, and the number of all by reason."""
+
+    def __init__(self, max_lines: int = MAX_PROBLEMS) -> None:
+        self._max_lines = max_lines
+        self._lines: list[str] = []
+        self._num_by_reason: Counter[str] = Counter()
+        self._first_origin: dict[str, str] = {}
+        self._last_lines: list[str] = []
+
+    def __len__(self) -> int:
+        """Return the number of problems."""
+        return self._num_by_reason.total() + len(self._last_lines)
+
+    @property
+    def first(self) -> str:
+        """The first problem, or an empty string."""
+        return next(iter(self._lines), "")
+
+    @property
+    def ended(self) -> bool:
+        """Whether rows are left that cannot be found."""
+        return bool(self._last_lines)
+
+    def add(self, problem: str, *, origin: str, reason: str = "") -> None:
+        """Add the problem of one row.
+
+        Args:
+            problem: the whole line, which begins with the origin.
+            origin: "FILE:ROW".
+            reason: what to count it under; by default the problem without origin and numbers.
+        """
+        if len(self._lines) < self._max_lines:
+            self._lines.append(problem)
+        reason = reason or _NUMBER.sub("…", problem.removeprefix(origin).removeprefix(": "))
+        self._num_by_reason[reason] += 1
+        self._first_origin.setdefault(reason, origin)
+
+    def add_end(self, error: RankingsError) -> None:
+        """Add the reason why no further row can be read. It is always reported."""
+        self._last_lines += error.problems
+
+    def lines(self, name: str, num_rows: int, rows: str = "rows") -> list[str]:
+        """Return the first problems, then a summary with the number of problems per reason.
+
+        One problem has no summary, which would only repeat it.
+
+        Args:
+            name: of the file, for the summary "NAME: 3 of 12 rows cannot be used".
+            num_rows: the number of rows that were read, good ones included.
+            rows: what they are called.
+        """
+        lines = [*self._lines, *self._last_lines]
+        num_problems = self._num_by_reason.total()
+        if num_problems < 2:
+            return lines
+        shown = f" (the first {len(self._lines)} above)" if num_problems > len(self._lines) else ""
+        reasons = self._num_by_reason.most_common(MAX_REASONS)
+        counts = [
+            f"  {num} x {reason} (first {self._first_origin[reason]})" for reason, num in reasons
+        ]
+        if num_others := num_problems - sum(num for _, num in reasons):
+            counts.append(f"  {num_others} x other reasons")
+        return [
+            *lines,
+            f"{name}: {num_problems} of {num_rows} {rows} cannot be used{shown}:",
+            *counts,
+        ]
+
+    def raise_if_any(self, name: str, num_rows: int, rows: str = "rows") -> None:
+        """Raise RankingsError with `lines` if there are problems."""
+        if self:
+            raise RankingsError(self.lines(name, num_rows, rows))
