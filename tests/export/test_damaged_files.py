@@ -35,6 +35,10 @@ DAMAGES = {
     "layers as a string": in_config(num_hidden_layers="2"),
     "no heads": in_config(num_attention_heads=0),
     "labels as a list": in_config(id2label=["LABEL_0"]),
+    "a limit as a string": in_config(max_position_embeddings="2048"),
+    "no list of classes": in_config(architectures=True),
+    "layer types as a number": in_config(layer_types=2),
+    "code as a string": in_config(auto_map="modeling.Model"),
     "weights that are cut": lambda path: (path / "model.safetensors").write_bytes(b"\x08"),
 }
 TEMPLATES = {

@@ -18,7 +18,7 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
     `text_config`. For all other models it is the config itself.
     """
     nested = getattr(config, "text_config", None)
-    return config if nested is None else nested
+    return nested if isinstance(nested, PretrainedConfig) else config
 
 
 def num_rows(model: PreTrainedModel) -> int:

@@ -7,6 +7,7 @@ that it cannot: any other exception is a bug, and is not caught.
 """
 
 import inspect
+import math
 import sys
 
 import torch
@@ -83,6 +84,8 @@ def _measured_obstacle(model: PreTrainedModel) -> str | None:
         model.train(was_training)
         model.config._attn_implementation = plain_attention
     tolerance = 1e-4 * float(expected.abs().max())
+    if not math.isfinite(tolerance):
+        return "its hidden states are not finite"
     if torch.allclose(measured, expected, rtol=0, atol=tolerance):
         return None
     return "its hidden states over a trie differ from those of whole sequences"
