@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from kwise.client.errors import RewardServiceError
 from kwise.errors import InvalidRequest, KwiseError
+from kwise.meanings import says_nothing
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import (
     ComparedGroup,
@@ -33,6 +34,7 @@ GroupLike: TypeAlias = Group | tuple[PromptLike, ResponsesLike]
 PriorityLike: TypeAlias = Priority | str
 
 _PRIORITIES = {Priority.INTERACTIVE: pb.PRIORITY_INTERACTIVE, Priority.BULK: pb.PRIORITY_BULK}
+_MESSAGE_KEYS = {"role", "content"}
 _MAX_UINT32 = (1 << 32) - 1
 
 
@@ -153,7 +155,13 @@ def _to_message(name: str, message: Any) -> pb.Message:
         raise TypeError(
             f'{name} must be a Message or {{"role": …, "content": …}}, not {_type_name(message)}'
         )
-    if missing := {"role", "content"} - message.keys():
+    others = [key for key in message if key not in _MESSAGE_KEYS and not says_nothing(message[key])]
+    if others:
+        raise ValueError(
+            f"{name} has {others[0]!r}; a message has role and content only, because a reward of "
+            "the text alone would be that of another conversation"
+        )
+    if missing := _MESSAGE_KEYS - message.keys():
         raise ValueError(f"{name} has no {' and no '.join(sorted(missing))}")
     return pb.Message(
         role=_text(f"{name}['role']", message["role"]),

@@ -24,6 +24,8 @@ from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_target
 from kwise.client.commands.table import table, terminal_columns
 from kwise.client.errors import RewardServiceError
 from kwise.errors import InvalidRequest, KwiseError
+from kwise.json_object import object_of_pairs
+from kwise.meanings import Meaning, row_meaning, says_nothing
 from kwise.types import Group, Priority, Reward, ScoredGroup
 
 
@@ -253,6 +255,7 @@ def read_line(
         raise ValueError("'responses' must be a list")
     if problem := _too_few(fields["responses"], min_responses):
         raise ValueError(problem)
+    _refuse_meanings(fields, "the line")
     responses = [
         _response_of(number, response) for number, response in enumerate(fields["responses"])
     ]
@@ -273,7 +276,7 @@ def read_line(
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=object_of_pairs)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
     except RecursionError:
@@ -306,7 +309,22 @@ def _response_of(number: int, response: Any) -> Any:
         return response
     if "text" not in response:
         raise ValueError(f"responses[{number}] has no 'text'")
+    _refuse_meanings(response, f"responses[{number}]")
     return response["text"]
+
+
+def _refuse_meanings(fields: dict[str, Any], where: str) -> None:
+    """Refuse a key that says more of the conversation than prompt and responses do.
+
+    Other keys, such as ids, are copied to the output.
+    """
+    for key, value in fields.items():
+        meaning = row_meaning(key)
+        if meaning and meaning is not Meaning.PROMPT and not says_nothing(value):
+            raise ValueError(
+                f"{where} has {key!r}, {meaning.value}, which would not be scored; put it into the "
+                "messages of the prompt, or remove it"
+            )
 
 
 def _texts(name: str) -> Iterator[tuple[str, str]]:

@@ -59,6 +59,19 @@ class TestRequests:
         assert [(m.role, m.content) for m in request.prompt.messages.messages] == turns
         assert request == messages.to_group("", typed, ["a"], "interactive")
 
+    def test_keys_of_a_message_without_a_value_are_passed_over(self) -> None:
+        message: Any = {
+            "role": "user",
+            "content": "p",
+            "name": None,
+            "tool_calls": [],
+            "refusal": "",
+        }
+        request = messages.to_group("", [message], ["a"], "interactive")
+        assert request == messages.to_group(
+            "", [Message(role="user", content="p")], ["a"], "interactive"
+        )
+
     def test_pairs_are_kept_in_order_and_none_means_all(self) -> None:
         request = messages.to_pairs([(1, 0), (0, 1)])
         assert [(pair.first, pair.second) for pair in request] == [(1, 0), (0, 1)]
@@ -101,6 +114,13 @@ class TestRequests:
                 TypeError,
                 "prompt[1] must be a Message",
             ),
+            (
+                [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}],
+                ["a"],
+                ValueError,
+                "prompt[0] has 'tool_calls'; a message has role and content only",
+            ),
+            ([{"role": "user", "content": "p", "name": "Ada"}], ["a"], ValueError, "has 'name'"),
             ([1, 2.0], [[3]], TypeError, "prompt[1] must be an int, not float"),
             ([1, True], [[3]], TypeError, "prompt[1] must be an int, not bool"),
             ([1, -1], [[3]], ValueError, "prompt[1] is -1"),
@@ -377,6 +397,15 @@ class TestShell:
                 "pairs[0]: (0, 2) names a response that does not exist; there are 2",
             ),
             ('{"prompt": "\\ud800", "responses": ["a"]}', "lone surrogate"),
+            (
+                '{"prompt": "p", "system": "Answer in Latin.", "responses": ["a"]}',
+                "the line has 'system', a system message, which would not be scored",
+            ),
+            (
+                '{"prompt": "p", "responses": [{"text": "a", "reasoning_content": "r"}]}',
+                "responses[0] has 'reasoning_content', reasoning beside the answer",
+            ),
+            ('{"prompt": "p", "responses": ["a"], "prompt": "q"}', "the key 'prompt' twice"),
         ],
     )
     def test_a_bad_line_says_why(self, text: str, says: str) -> None:

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_options(subparser, config)
         if name == "convert":
             lines = [f"  {name.value:22}{form.summary}" for name, form in FORMATS.items()]
-            heading = "formats, recognised by the keys of the first row or chosen with --format:"
+            heading = "formats, recognised by the keys of each row or chosen with --format:"
             subparser.epilog = "\n".join((heading, *lines))
             subparser.formatter_class = argparse.RawDescriptionHelpFormatter
 

@@ -66,16 +66,15 @@ def conversion_lines(path: str, report: ConversionReport) -> list[str]:
     """
     name = display_name(path)
     lines = []
-    if report.format not in (None, FormatName.KWISE) or report.skipped:
-        assert report.format is not None, "the format is known once a row was read"
+    if report.formats.keys() - {FormatName.KWISE} or report.skipped:
         left_out = "; ".join(
             f"{num} x {what}: {reason}" for (what, reason), num in sorted(report.skipped.items())
         )
         lines.append(
-            f"{name}: converted from the format {report.format.value}: {report.num_rows} rows "
+            f"{name}: converted from the format {report.format_names()}: {report.num_rows} rows "
             f"read, {report.num_rankings} rankings kept, left out: {left_out or 'nothing'}"
         )
-    return lines + [f"{name}: {num} x {note}" for note, num in sorted(report.notes.items())]
+    return lines + [f"{name}: {remark}" for remark in report.remarks()]
 
 
 def _advice(path: str, report: ConversionReport) -> list[str]:
@@ -83,12 +82,14 @@ def _advice(path: str, report: ConversionReport) -> list[str]:
     name, command = display_name(path), f"kwise data convert {path} --output rankings.jsonl"
     if report.format is FormatName.KWISE or report.problems.ended:
         return []
+    if report.format is None and not report.num_unrecognised:
+        return []
     if report.format is None:
         return [
             f"{name}: no row has a known format, which kwise data convert --help lists; choose one "
             f"with {command} --format NAME"
         ]
-    options = ", ".join(("--skip-bad", *FORMATS[report.format].options))
+    options = ", ".join(("--skip-bad", "--ignore-columns", *FORMATS[report.format].options))
     return [
         f"{name}: is in the format {report.format.value}; {command} has options for such rows: "
         f"{options}"

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from kwise.json_object import RepeatedKey, object_of_pairs
+
 UNREADABLE_JSON = (
     "not readable as JSON: it is nested too deeply or has a number of thousands of digits"
 )
@@ -16,14 +18,17 @@ def parse_json(content: bytes) -> Any:
     """Return the value that `content`, UTF-8, contains.
 
     Raises:
-        JsonError: `content` is not UTF-8, is not JSON, or is too deep or too large for Python.
+        JsonError: `content` is not UTF-8, is not JSON, has an object with the same key twice, or
+            is too deep or too large for Python.
     """
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8"), object_pairs_hook=object_of_pairs)
     except UnicodeDecodeError as error:
         raise JsonError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise JsonError(f"not JSON: {error.msg} at column {error.colno}") from None
+    except RepeatedKey as error:
+        raise JsonError(str(error)) from None
     except (ValueError, RecursionError):
         raise JsonError(UNREADABLE_JSON) from None
 
@@ -33,8 +38,9 @@ def json_type(value: Any) -> str:
 
     Types that JSON lacks, as dates from Parquet, have their Python name.
     """
+    if isinstance(value, dict):
+        return "an object"
     names = {
-        dict: "an object",
         list: "a list",
         str: "a string",
         bool: "a boolean",

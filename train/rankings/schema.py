@@ -10,8 +10,8 @@
 - `responses`: at least two. Each has a `rank` (1 is the best, equal ranks are a tie, gaps mean
   nothing), or each has a `score` (a finite number, higher is better). Most objectives use only
   the order of scores. A text may occur twice if both have the same rank.
-- `id`, `source` and `metadata` are allowed on the ranking and on a response, and ignored. Every
-  other key is an error: a misspelt key must not train a model silently.
+- `id`, `source`, `annotator` and `metadata` are allowed on the ranking and on a response, and
+  ignored. Every other key is an error: a misspelt key must not train a model silently.
 """
 
 import math
@@ -21,9 +21,12 @@ from typing import Any, NoReturn
 
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.json_value import JsonError, json_type, parse_json
+from kwise.train.rankings.roles import standard_role
 from kwise.types import Conversation, Message
 
-_IGNORED_KEYS = frozenset({"id", "source", "metadata"})
+IGNORED_KEYS = frozenset({"id", "source", "annotator", "metadata"})
+"""Keys of a ranking or a response that training does not read."""
+
 # Training stores scores as float32.
 _MAX_SCORE = (2 - 2**-23) * 2.0**127
 
@@ -151,6 +154,11 @@ def _prompt(value: Any) -> Conversation:
         content = _string(message["content"], f"{at}.content")
         if not role:
             _refuse(f"{at}.role", "must not be empty")
+        if (standard := standard_role(role)) != role:
+            _refuse(
+                f"{at}.role",
+                f"is {role[:40]!a}; write {standard!r}, or let kwise data convert do so",
+            )
         messages.append(Message(role=role, content=content))
     if messages[-1].role == "assistant":
         _refuse(
@@ -166,7 +174,7 @@ def _check_object(
     *,
     required: Iterable[str],
     optional: Iterable[str] = (),
-    ignored: Iterable[str] = _IGNORED_KEYS,
+    ignored: Iterable[str] = IGNORED_KEYS,
 ) -> None:
     if not isinstance(value, dict):
         _refuse(at, f"must be an object, not {json_type(value)}")
@@ -189,9 +197,11 @@ def _string(value: Any, at: str) -> str:
 
 
 def _rank(value: Any, at: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    # JSON writers that store numbers as floats write the rank 1 as 1.0.
+    is_integer = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if not is_integer or isinstance(value, bool) or value < 1:
         _refuse(f"{at}.rank", "must be an integer of at least 1 (1 is the best)")
-    return value
+    return int(value)
 
 
 def _score(value: Any, at: str) -> float:

@@ -25,7 +25,8 @@ def converted(
 ) -> tuple[list[str], ConversionReport]:
     """Return (each ranking as "prompt: best > tied = tied", report)."""
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    content = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    path.write_text(content, encoding="utf-8")
     report = ConversionReport()
     config = ConvertConfig(input=(str(path),), **options)
     lines = [json_line(ranked.row) for ranked in convert(config, report)]
@@ -65,6 +66,21 @@ def studio(*annotations: dict[str, Any]) -> dict[str, Any]:
         {"id": "z", "title": "Z", "body": "zed"},
     ]
     return {"id": 1, "data": {"prompt": "P", "items": items}, "annotations": list(annotations)}
+
+
+def pairwise(selected: str, to_name: str, **fields: str) -> dict[str, Any]:
+    """Return a task of Label Studio in which one annotator has compared two fields."""
+    result = {
+        "from_name": "pw",
+        "to_name": to_name,
+        "type": "pairwise",
+        "value": {"selected": selected},
+    }
+    return {"id": 1, "data": {"prompt": "P", **fields}, "annotations": [{"result": [result]}]}
+
+
+def scored(text: str, score: Any) -> dict[str, Any]:
+    return {"text": text, "score": score}
 
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"

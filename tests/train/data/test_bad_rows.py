@@ -27,8 +27,12 @@ from tests.train.data.format_rows import (
     [
         (
             {"chosen": f"{HH} a", "rejected": "b"},
+            "rejected: differs from chosen in type: one is a text, the other has turns",
+        ),
+        (
+            {"chosen": "It is.", "rejected": "That is."},
             "chosen: has no beginning in common with rejected",
-        ),  # read as TRL's strings
+        ),
         (
             {"chosen": "\n\nHuman: P\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: a"},
             "chosen: has no turn in common",
@@ -36,6 +40,10 @@ from tests.train.data.format_rows import (
         (
             {"question": "P", "chosen": "It is", "rejected": "It is no"},
             "row: has no 'prompt', but 'question'; if that is the prompt",
+        ),
+        (
+            {"steps": turns("P"), "chosen": "It is", "rejected": "It is no"},
+            "row: has no 'prompt', but 'steps'; if that is the prompt",
         ),
         ({"prompt": "P", "chosen": "a", "rejected": None}, "row: has no 'rejected'"),
         (
@@ -73,8 +81,11 @@ from tests.train.data.format_rows import (
             "score_chosen: is a string that is not a number",
         ),
         (
-            {"chosen": [{**turns("P")[0], "tool_calls": [1]}], "rejected": turns("P", "b")},
-            "chosen[0]: has tool_calls, which kwise cannot train on",
+            {
+                "chosen": [{**turns("P")[0], "tool_calls": [1]}, turns("", "a")[1]],
+                "rejected": turns("P", "b"),
+            },
+            "chosen[0]: has 'tool_calls', tools or calls of tools, which kwise cannot use here",
         ),
         (
             {
@@ -97,10 +108,6 @@ from tests.train.data.format_rows import (
         (
             {"instruction": "P", "completions": [{"response": "a", "overall_score": True}]},
             "completions[0].overall_score: must be a number",
-        ),
-        (
-            {"prompt": "x", "answers": [{"answer": "a", "rank": 1}]},
-            "prompt: does not begin with 'Human:'",
         ),
         (
             {"prompt": "\n\nHuman: x", "answers": [{"answer": "a", "rank": 0}]},
@@ -174,9 +181,9 @@ from tests.train.data.format_rows import (
         (
             {
                 "prompt": "P",
-                "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2, "why": "x"}],
+                "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2, "score": 1}],
             },
-            "responses[1]: unknown key 'why'",
+            "responses[0]: ranks and scores are mixed in one ranking",
         ),
         (
             {"prompt": "P", "chosen": "\ud800", "rejected": "b"},

@@ -92,7 +92,7 @@ def test_a_bad_row_leaves_no_output(
         printed = capsys.readouterr()
         assert printed.out == "" and problem in printed.err and "no rankings written" in printed.err
         assert files_in(tmp_path) == {"in.jsonl"}
-    written(Path("in.jsonl"), *rows, *PAIRS)  # the format is that of the first row that can be read
+    written(Path("in.jsonl"), *rows, *PAIRS)
     problem = problem.replace(":3:", ":1:")
     assert kwise("convert", "in.jsonl", "--skip-bad") == 0
     printed = capsys.readouterr()
@@ -231,14 +231,14 @@ def test_validate_checks_every_line(
     written(Path("bad.jsonl"), GOOD, {**GOOD, "promt": 1}, "{", GOOD, "x", "{")
     assert kwise("validate", "bad.jsonl", "--max-problems", "2") == 1
     assert capsys.readouterr().err.splitlines() == [
-        "bad.jsonl:2: ranking: unknown key 'promt'; known keys are id, metadata, prompt, "
-        "responses, source",
+        "bad.jsonl:2: ranking: unknown key 'promt'; known keys are annotator, id, metadata, "
+        "prompt, responses, source",
         "bad.jsonl:3: row: not JSON: Expecting property name enclosed in double quotes at column 2",
         "bad.jsonl: 4 of 6 rows cannot be used (the first 2 above):",
         "  2 x row: not JSON: Expecting property name enclosed in double quotes at column … (first "
         "bad.jsonl:3)",
-        "  1 x ranking: unknown key 'promt'; known keys are id, metadata, prompt, responses, "
-        "source (first bad.jsonl:2)",
+        "  1 x ranking: unknown key 'promt'; known keys are annotator, id, metadata, prompt, "
+        "responses, source (first bad.jsonl:2)",
         "  1 x row: not JSON: Expecting value at column … (first bad.jsonl:5)",
     ]
 

@@ -126,8 +126,8 @@ HELPFUL, HARMLESS = (
             "--question would be 'harmless' here, but was 'helpful' before",
         ),
         (
-            [answered("q", prompt=None, system="S"), answered("q", system="S")],
-            "--prompt-column would be 'prompt' here, but was 'system' before",
+            [answered("q", prompt=None, note="N"), answered("q", note="N")],
+            "--prompt-column would be 'prompt' here, but was 'note' before",
         ),
     ],
 )
@@ -176,13 +176,6 @@ def test_a_question_that_has_only_drafts_is_not_reported_as_misspelt(tmp_path: P
     rows = [drafts, {**ARGILLA_FIELDS, "other.responses": [["reply-1", "reply-2"]]}]
     assert converted(tmp_path, rows, question="rank")[0] == []
     assert converted(tmp_path, [drafts])[0] == []
-
-
-def test_fields_that_are_not_written_are_counted(tmp_path: Path) -> None:
-    _, report = converted(tmp_path, [answered("q", system="S"), answered("q")])
-    assert report.notes == {
-        "fields that are neither the prompt nor ranked are not written: system": 1
-    }
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,19 @@ def test_a_bad_line_is_a_problem_and_the_next_line_follows(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    "content", [b'[{"a": 1}, {"a": {"b": 1, "b": 2}}, {"a": 2}]', b'{"a": 1}\n{"a": 1, "a": 1}\n3']
+)
+def test_a_row_with_a_key_twice_is_a_problem_and_the_next_row_follows(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    rows = read_all(read_rows(str(path)))
+    assert isinstance(rows[1], RowProblem) and "twice" in str(rows[1])
+    assert [isinstance(row, RowProblem) for row in rows] == [False, True, False]
+
+
 def test_a_truncated_gzip_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-20])

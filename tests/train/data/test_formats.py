@@ -1,16 +1,23 @@
 """Each format: small rows, written for this test, and the rankings that they become."""
 
+import contextlib
 import json
+from collections import Counter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kwise.train.data.convert.json_line import json_line, row_of
+from kwise.train.data.convert.usable import usable_part
 from kwise.train.data.formats.stack_exchange import vote_score
 from kwise.train.data.formats.table import FORMATS, FormatName, detect
+from kwise.train.data.rows.items import ComparedPair, RankedResponses, ReadOptions, RowProblem
+from kwise.train.data.rows.read_row import read_row
+from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.schema import parse_ranking
 from tests.train.data.format_rows import (
     ARGILLA_FIELDS,
     ASSISTANT,
@@ -20,8 +27,10 @@ from tests.train.data.format_rows import (
     battle,
     battle_55k,
     converted,
+    pairwise,
     parts,
     ranker,
+    scored,
     studio,
     summary,
     turns,
@@ -38,7 +47,7 @@ CASES: list[tuple[str, FormatName, list[Any], list[str]]] = [
                 "source": "s",
             }
         ],
-        ["u P: b > a"],
+        ["P: b > a"],
     ),
     (
         "ranks in one row and scores in another, with nulls as in Parquet",
@@ -187,6 +196,81 @@ CASES: list[tuple[str, FormatName, list[Any], list[str]]] = [
             }
         ],
         ["P: chosen > rejected"],
+    ),
+    (
+        "Alpaca: instruction and input, and a history",
+        FormatName.TRL,
+        [
+            {"instruction": "P", "input": "Q", "chosen": "a", "rejected": "b"},
+            {
+                "instruction": "P",
+                "input": "",
+                "history": [["Q", "x"], ["R", "y"]],
+                "chosen": "a",
+                "rejected": "b",
+            },
+        ],
+        ["P\n\nQ: a > b", "u Q | a x | u R | a y | u P: a > b"],
+    ),
+    (
+        "ShareGPT: from and value",
+        FormatName.TRL,
+        [
+            {
+                "conversations": [{"from": "human", "value": "P"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            }
+        ],
+        ["P: a > b"],
+    ),
+    (
+        "OpenAI's fine-tuning",
+        FormatName.TRL,
+        [
+            {
+                "input": {"messages": turns("P"), "tools": [], "parallel_tool_calls": True},
+                "preferred_output": [{"role": ASSISTANT, "content": "a"}],
+                "non_preferred_output": [{"role": ASSISTANT, "content": "b"}],
+            }
+        ],
+        ["P: a > b"],
+    ),
+    (
+        "descendants of UltraFeedback: other names of the columns",
+        FormatName.TRL,
+        [
+            {
+                "instruction": "P",
+                "chosen_response": "a",
+                "rejected_response": "b",
+                "chosen_avg_rating": 5,
+                "rejected_avg_rating": 3.5,
+            },
+            {
+                "prompt": "P",
+                "chosen": "a",
+                "rejected": "b",
+                "rating_chosen": 9,
+                "rating_rejected": 2,
+            },
+            {"prompt": "P", "chosen": "a", "rejected": "b", "chosen-score": 9, "rejected-score": 2},
+        ],
+        ["P: a (5) > b (3.5)", "P: a (9) > b (2)", "P: a (9) > b (2)"],
+    ),
+    (
+        "implicit prompts in scripts without spaces",
+        FormatName.TRL,
+        [
+            {"chosen": "天空是蓝色的。", "rejected": "天空是绿色的。"},
+            {"chosen": "空はあおいです", "rejected": "空はみどりです"},
+            {"chosen": "하늘은 파랗다", "rejected": "하늘은 푸르다"},
+        ],
+        [
+            "天空是: 蓝色的。 > 绿色的。",
+            "空は: あおいです > みどりです",
+            "하늘은:  파랗다 >  푸르다",
+        ],
     ),
     (
         "a margin",
@@ -476,6 +560,48 @@ CASES: list[tuple[str, FormatName, list[Any], list[str]]] = [
         ["P: two > one"],
     ),
     (
+        "Label Studio, Pairwise: the tags are named like the fields, or sorted as they are",
+        FormatName.LABEL_STUDIO,
+        [
+            pairwise("left", "answer1,answer2", answer1="a", answer2="b"),
+            pairwise("right", "answer1,answer2", answer2="b", answer1="a"),
+            pairwise("right", "txt-1,txt-2", textA="a", textB="b"),
+        ],
+        ["P: a > b", "P: b > a", "P: b > a"],
+    ),
+    (
+        "texts in order, and lists of tied ones",
+        FormatName.RANKING,
+        [
+            {"prompt": "P", "ranking": ["a", "b", "c"]},
+            {"instruction": "P", "input": "Q", "ranking": ["a", ["b", "c"]]},
+        ],
+        ["P: a > b > c", "P\n\nQ: a > b = c"],
+    ),
+    (
+        "labels inside the responses, or beside them",
+        FormatName.COMPLETIONS,
+        [
+            {"prompt": "P", "completions": [scored("a", 1), scored("b", "2.5"), scored("c", None)]},
+            {
+                "prompt": "P",
+                "responses": [{"content": "a", "rank": 2.0}, {"content": "b", "rank": 1}],
+            },
+            {"instruction": "P", "generations": ["a", "b"], "ratings": [1, 4]},
+            {"prompt": "P", "completions": ["a", "b", "c"], "ranks": [2, 1, None]},
+        ],
+        ["P: b (2.5) > a (1)", "P: b > a", "P: b (4) > a (1)", "P: b > a"],
+    ),
+    (
+        "several chosen or rejected texts",
+        FormatName.REWARD_BENCH_2,
+        [
+            {"id": "1", "prompt": "P", "chosen": ["a"], "rejected": ["b", "c"], "num_correct": 1},
+            {"prompt": "P", "chosen": "a", "rejected": ["b", "c"]},
+        ],
+        ["P: a > b = c", "P: a > b = c"],
+    ),
+    (
         "Label Studio: a ranking per annotation, cancelled ones skipped",
         FormatName.LABEL_STUDIO,
         [
@@ -563,18 +689,71 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=300)
-@given(_damaged_rows())
-def test_a_damaged_row_is_skipped_or_still_a_ranking_and_never_a_crash(
-    damaged: tuple[FormatName, Any],
+OPTIONS = (
+    ReadOptions(),
+    ReadOptions(score_column="a.b"),
+    ReadOptions(prompt_column="prompt"),
+    ReadOptions(question="rank", buckets=("rank",)),
+)
+
+
+@settings(max_examples=200)
+@given(damaged=_damaged_rows(), options=st.sampled_from(OPTIONS))
+def test_a_damaged_row_is_refused_or_still_a_ranking_and_never_a_crash(
+    damaged: tuple[FormatName, Any], options: ReadOptions
 ) -> None:
-    name, row = damaged
-    with TemporaryDirectory() as directory:
-        rankings, report = converted(Path(directory), [row, row], format=name, skip_bad=True)
-    assert report.num_rows == 2
-    assert (
-        rankings or report.skipped
-    )  # `convert` has passed each line through the check of `kwise train`
+    read_as_training_does(*damaged, options)
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1.5,
+    10**400,
+    "",
+    "\ud800",
+    [],
+    {},
+    [None],
+    [{"role": 1}],
+    {"a": [1], "b": [1, 2]},
+    "<|im_start|>assistant\n<|im_end|>",
+    "Human: Q\n\nAssistant: a",
+    '[{"role": "user"}]',
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{c[1].value}: {c[0]}" for c in CASES])
+def test_an_odd_value_anywhere_is_refused_or_read_and_never_a_crash(case: tuple[Any, ...]) -> None:
+    _, name, rows, _ = case
+    for place, key in places(rows[0]):
+        good = place[key]
+        for odd in ODD:
+            place[key] = odd
+            read_as_training_does(name, rows[0], ReadOptions())
+        place[key] = good
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Return (object or list, key or index) of each value at any depth."""
+    keys = value if isinstance(value, dict) else range(len(value))
+    found = [(value, key) for key in keys]
+    for key in keys:
+        if isinstance(value[key], dict | list):
+            found += places(value[key])
+    return found
+
+
+def read_as_training_does(name: FormatName, row: Any, options: ReadOptions) -> None:
+    detect(row)
+    with contextlib.suppress(RowProblem):
+        for item in read_row(FORMATS[name].read, row, options).items:
+            ranked = item.as_ranking() if isinstance(item, ComparedPair) else item
+            if not isinstance(ranked, RankedResponses):
+                continue
+            usable = usable_part(ranked, Counter(), keep_tied=True)
+            with contextlib.suppress(RankingsError):
+                parse_ranking(json_line(row_of(usable)), origin="x:1") if usable else None
 
 
 @pytest.mark.parametrize(

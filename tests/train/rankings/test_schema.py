@@ -85,7 +85,23 @@ def parsed(line: Any) -> Ranking:
             "responses[1].score: must be finite in float32",
         ),
         ({**GOOD, "prompt": [{"role": "user"}]}, "prompt[0]: has no 'content'"),
+        (
+            responses({"text": "a", "rank": 1.5}, {"text": "b", "rank": 2}),
+            "responses[0].rank: must be an integer of at least 1",
+        ),
+        (
+            {**GOOD, "prompt": [{"role": "User", "content": "x"}]},
+            "prompt[0].role: is 'User'; write 'user', or let kwise data convert do so",
+        ),
+        (
+            {**GOOD, "prompt": [{"role": "human", "content": "x"}]},
+            "prompt[0].role: is 'human'; write 'user'",
+        ),
         ({**GOOD, "promt": 1}, "ranking: unknown key 'promt'"),
+        (
+            '{"prompt": "a", "responses": [], "prompt": "b"}',
+            "line: an object has the key 'prompt' twi",
+        ),
     ],
 )
 def test_a_bad_line_is_named_with_its_origin_and_field(line: Any, problem: str) -> None:
@@ -93,6 +109,12 @@ def test_a_bad_line_is_named_with_its_origin_and_field(line: Any, problem: str) 
     with pytest.raises(RankingsError) as raised:
         parse_ranking(content.encode(), origin="data.jsonl:2")
     assert str(raised.value).startswith(f"data.jsonl:2: {problem}")
+
+
+def test_a_rank_may_be_written_as_a_float_and_annotators_may_be_named() -> None:
+    items = [{"text": "a", "rank": 2.0, "annotator": "x"}, {"text": "b", "rank": 1.0}]
+    ranking = parsed({**responses(*items), "annotator": 3})
+    assert ranking.ranks == (2, 1) and all(type(rank) is int for rank in ranking.ranks)
 
 
 def test_scores_become_ranks_with_the_highest_first_and_ties_kept() -> None:

@@ -11,7 +11,6 @@ from kwise.train.data.convert.merge_comparisons import Comparison, merge_compari
 from kwise.train.data.convert.merge_counts import MergeCounts
 from kwise.train.data.convert.options import ConvertConfig, Merge
 from kwise.train.data.convert.report import ConversionReport
-from kwise.train.data.formats.table import FORMATS
 from kwise.train.data.rows.annotation_tools import join_names
 from kwise.train.data.rows.items import (
     ComparedPair,
@@ -48,12 +47,13 @@ def assemble_rankings(
             case ScoredResponse():
                 scored.setdefault(item.prompt, []).append((origin, item))
             case ComparedPair():
-                merge = _effective_merge(config, report)
-                if merge is Merge.NONE or (merge is Merge.ANNOTATOR and item.annotator is None):
-                    counts.num_without_annotator += merge is Merge.ANNOTATOR
+                # AUTO merges as ANNOTATOR does: only some formats name the annotator.
+                is_unnamed = config.merge is not Merge.PROMPT and item.annotator is None
+                if config.merge is Merge.NONE or is_unnamed:
+                    counts.num_without_annotator += config.merge is Merge.ANNOTATOR
                     yield origin, item.as_ranking()
                     continue
-                annotator = None if merge is Merge.PROMPT else item.annotator
+                annotator = None if config.merge is Merge.PROMPT else item.annotator
                 pairs.setdefault((item.prompt, annotator), []).append((origin, item))
     if config.question and answered and not has_ranking and config.question not in answered:
         origin = next(iter(answered.values()))
@@ -79,13 +79,6 @@ def assemble_rankings(
                 scores=tuple(item.score for _, item in scored_of_prompt),
             ),
         )
-
-
-def _effective_merge(config: ConvertConfig, report: ConversionReport) -> Merge:
-    if config.merge is not Merge.AUTO:
-        return config.merge
-    assert report.format is not None, "the format is known once a row was read"
-    return Merge.ANNOTATOR if FORMATS[report.format].has_annotators else Merge.NONE
 
 
 def _merge_pairs(

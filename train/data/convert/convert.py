@@ -7,8 +7,9 @@ writes the rankings; `read.py` gives them to every other command.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kwise.train.data.convert.assemble import assemble_rankings
 from kwise.train.data.convert.json_line import json_line, row_of
@@ -17,7 +18,7 @@ from kwise.train.data.convert.read_items import add_problem, read_items
 from kwise.train.data.convert.report import ConversionReport
 from kwise.train.data.convert.usable import usable_part
 from kwise.train.data.files.output import open_output
-from kwise.train.data.rows.items import RankedResponses, Row
+from kwise.train.data.rows.items import RankedResponses
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.open_file import check_input, display_name
 from kwise.train.rankings.schema import Ranking, ranking_of
@@ -28,7 +29,7 @@ class ConvertedRow:
     """A ranking, and the row of kwise's schema that has it, with ids and metadata if given."""
 
     ranking: Ranking
-    row: Row
+    row: Mapping[str, Any]
 
 
 def run(config: ConvertConfig) -> int:

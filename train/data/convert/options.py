@@ -34,7 +34,7 @@ class ConvertConfig:
         "-", "output file, JSON Lines; compressed if the name ends in .gz; - for stdout"
     )
     format: FormatName | None = option(
-        None, "format of the input; by default the keys of the first row decide"
+        None, "format of the input; by default the keys of each row decide"
     )
     merge: Merge = option(
         Merge.AUTO,
@@ -53,6 +53,11 @@ class ConvertConfig:
         "", "argilla, label-studio: ranking question to read; required if there are several"
     )
     buckets: tuple[str, ...] = option((), "label-studio: buckets to read, best first")
+    ignore_columns: tuple[str, ...] = option(
+        (),
+        "columns that are refused because they change what was judged (tools, context, …), but do "
+        "not matter for the labels; the report counts them",
+    )
     keep_tied: bool = option(
         False,
         "also write rankings whose responses are all tied; kwise train reads them with --ties or "
@@ -76,6 +81,7 @@ class ConvertConfig:
             prompt_column=self.prompt_column,
             question=self.question,
             buckets=self.buckets,
+            ignored_columns=self.ignore_columns,
         )
 
     def check_format(self, format_name: FormatName) -> None:

@@ -1,14 +1,17 @@
-"""The items of all rows of the input: detects the format, reads each row, collects bad rows."""
+"""The items of all rows of the input: detects each row's format, reads it, collects bad rows."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kwise.errors import ConfigError
 from kwise.train.data.convert.options import ConvertConfig
 from kwise.train.data.convert.report import UNREADABLE, ConversionReport
 from kwise.train.data.files.read_rows import read_rows
+from kwise.train.data.formats.kwise_schema import read_strictly
 from kwise.train.data.formats.resemblance import resemblance, unknown_format
 from kwise.train.data.formats.table import FORMATS, FormatName, detect
 from kwise.train.data.rows.items import RankedResponses, RowItem, RowProblem
+from kwise.train.data.rows.read_row import read_row
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.open_file import display_name
 
@@ -20,7 +23,7 @@ def read_items(
 
     Args:
         as_given: leave rows in kwise's own format to `ranking_of`, which refuses what `kwise data
-            convert` would leave out.
+            convert` would leave out; only texts that spell out turns are read as such.
     """
     options = config.read_options()
     guesses: dict[str, str] = {}
@@ -33,18 +36,20 @@ def read_items(
                     raise row
                 if not isinstance(row, dict):
                     raise RowProblem("row", "must be an object")
-                if report.format is None:
-                    report.format = config.format or _detect(row)
-                    config.check_format(report.format)
-                if as_given and report.format is FormatName.KWISE:
-                    items: list[RowItem] = [RankedResponses(prompt=(), responses=(), row=row)]
+                format_name = config.format or _detect(row, report)
+                _check_options(format_name, config, report)
+                report.formats[format_name] += 1
+                if as_given and format_name is FormatName.KWISE:
+                    contents = read_strictly(row)
                 else:
-                    items = list(FORMATS[report.format].read(row, options))
-                _check_guesses(items, guesses)
+                    contents = read_row(FORMATS[format_name].read, row, options)
+                _check_guesses(contents.items, guesses)
             except RowProblem as problem:
                 add_problem(f"{origin}: {problem}", origin, config, report)
                 continue
-            for item in items:
+            report.notes.update(contents.notes)
+            report.unread.update(contents.unread)
+            for item in contents.items:
                 yield origin, item
 
 
@@ -76,7 +81,21 @@ def _check_guesses(items: Sequence[RowItem], guesses: dict[str, str]) -> None:
                 )
 
 
-def _detect(row: dict[str, Any]) -> FormatName:
+def _check_options(
+    format_name: FormatName, config: ConvertConfig, report: ConversionReport
+) -> None:
+    """Refuse an option that has no effect on the first row's format, or else the odd row."""
+    if format_name in report.formats:
+        return
+    try:
+        config.check_format(format_name)
+    except ConfigError as error:
+        if not report.formats:
+            raise
+        raise RowProblem("row", str(error)) from None
+
+
+def _detect(row: dict[str, Any], report: ConversionReport) -> FormatName:
     """Return the format that fits, or else the one whose keys the row has.
 
     Its reader then says which value is wrong.
@@ -85,5 +104,6 @@ def _detect(row: dict[str, Any]) -> FormatName:
         return detected
     nearest = resemblance(row)
     if nearest is None or nearest.missing:
+        report.num_unrecognised += 1
         raise RowProblem("row", unknown_format(row))
     return nearest.format

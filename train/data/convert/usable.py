@@ -1,6 +1,7 @@
 """Removal of what `kwise train` would refuse in a ranking."""
 
 from collections import Counter
+from dataclasses import replace
 
 from kwise.train.data.rows.items import RankedResponses
 
@@ -34,9 +35,10 @@ def usable_part(
     if not num_removed:
         return ranked
     skipped["response", "the same text has different ranks in one ranking"] += num_removed
-    return RankedResponses(
-        prompt=ranked.prompt,
+    return replace(
+        ranked,
         responses=tuple(ranked.responses[index] for index in usable),
         ranks=None if ranked.ranks is None else tuple(ranked.ranks[index] for index in usable),
         scores=None if ranked.scores is None else tuple(ranked.scores[index] for index in usable),
+        response_keys=tuple(ranked.response_keys[i] for i in usable if ranked.response_keys),
     )

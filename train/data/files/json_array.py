@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from kwise.json_object import RepeatedKey, object_of_pairs
+from kwise.train.data.rows.items import RowProblem
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.json_value import UNREADABLE_JSON
 
@@ -68,7 +70,8 @@ class _Buffer:
 
     def __init__(self, stream: BinaryIO, chunk_bytes: int) -> None:
         self._stream, self._chunk_bytes = stream, chunk_bytes
-        self._json = json.JSONDecoder()
+        self._json = json.JSONDecoder(object_pairs_hook=self._object)
+        self._repeated_key = ""  # the problem of the value that is being parsed
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._position = "", 0
 
@@ -88,14 +91,18 @@ class _Buffer:
         self._position += 1
 
     def next_value(self) -> Any:
-        """Parse and consume the JSON value that begins at the current position."""
+        """Parse and consume the JSON value that begins at the current position.
+
+        An object with a key twice is a `RowProblem`, because the next value can be found.
+        """
         while True:
+            self._repeated_key = ""
             try:
                 value, end = self._json.raw_decode(self._text, self._position)
                 is_number = not isinstance(value, dict | list | str)
                 if not (is_number and self._text[end : end + 1] in _NUMBER_CONTINUES):
                     self._position = end
-                    return value
+                    return RowProblem("row", self._repeated_key) if self._repeated_key else value
                 problem = "the array does not end"
             except json.JSONDecodeError as error:
                 problem = f"not JSON: {error.msg}"
@@ -109,6 +116,13 @@ class _Buffer:
                 raise _Damaged(UNREADABLE_JSON) from None
             if not self._grow():
                 raise _Damaged(problem)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        try:
+            return object_of_pairs(pairs)
+        except RepeatedKey as error:
+            self._repeated_key = str(error)
+            return dict(pairs)
 
     def _grow(self) -> bool:
         """Read a chunk, at least as long as the remaining text; return False at the end."""

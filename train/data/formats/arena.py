@@ -17,7 +17,6 @@ from typing import Any
 
 from kwise.train.data.rows.fields import (
     as_list,
-    as_messages,
     as_string,
     is_encodable,
     number_field,
@@ -25,8 +24,10 @@ from kwise.train.data.rows.fields import (
     required,
     string_field,
 )
-from kwise.train.data.rows.items import ComparedPair, ReadOptions, Row, RowItem, Skipped
+from kwise.train.data.rows.items import ComparedPair, ReadOptions, RowItem, Skipped
 from kwise.train.data.rows.preference_pair import DIVERGED
+from kwise.train.data.rows.row import Row
+from kwise.train.data.rows.shapes import turns_field
 from kwise.train.data.rows.transcript import num_common_turns
 from kwise.train.rankings.json_value import JsonError, parse_json
 from kwise.types import Conversation, Message
@@ -42,8 +43,7 @@ def read_arena(row: Row, _: ReadOptions) -> Iterator[RowItem]:
 
 def _read_conversations(row: Row) -> RowItem:
     a, b = (
-        _judged_part(as_messages(required(row, key), key), row)
-        for key in ("conversation_a", "conversation_b")
+        _judged_part(turns_field(row, key), row) for key in ("conversation_a", "conversation_b")
     )
     winner = string_field(row, "winner")
     if winner not in _WINNERS:
@@ -126,4 +126,6 @@ def _judged_part(turns: Conversation, row: Row) -> Conversation:
     end = 2 * int(turn) + (turns[0].role == "system")
     if end > len(turns):
         refuse("turn", f"is {int(turn)}, but a conversation has only {len(turns)} messages")
+    if end < len(turns):
+        row.note("turns after the judged one are not written")
     return turns[:end]

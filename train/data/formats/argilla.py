@@ -22,11 +22,20 @@ from typing import Any
 from kwise.train.data.rows.annotation_tools import (
     choose_prompt,
     choose_question,
+    join_names,
     matching_field,
     required_field,
 )
-from kwise.train.data.rows.fields import as_list, as_objects, as_string, refuse, required
-from kwise.train.data.rows.items import RankedResponses, ReadOptions, Row, RowItem, Skipped
+from kwise.train.data.rows.fields import (
+    as_list,
+    as_objects,
+    as_rank,
+    as_string,
+    refuse,
+    required,
+)
+from kwise.train.data.rows.items import RankedResponses, ReadOptions, RowItem, Skipped
+from kwise.train.data.rows.row import Row
 
 _FLAT_SUFFIX = ".responses"
 _META_KEYS = frozenset(
@@ -46,7 +55,7 @@ Answer = tuple[Any, Any]
 """(value, status)."""
 
 
-def is_argilla(row: Row) -> bool:
+def is_argilla(row: Mapping[str, Any]) -> bool:
     """Return whether `row` has one of the four shapes."""
     if isinstance(row.get("fields"), dict) and "responses" in row:
         return True
@@ -72,6 +81,8 @@ def read_argilla(row: Row, options: ReadOptions) -> Iterator[RowItem]:
         )
         return
     question = choose_question(tuple(rankings), options.question)
+    if others := sorted(answers.keys() - {question}):
+        row.note(f"answers to other questions are not read: {join_names(others)}")
     for value, status in rankings[question]:
         if status not in (None, "submitted"):
             yield Skipped(what="annotation", reason="not submitted", answered=(question,))
@@ -81,17 +92,14 @@ def read_argilla(row: Row, options: ReadOptions) -> Iterator[RowItem]:
             yield _ranking(question, value, fields, options)
 
 
-def _ranking(
-    question: str, value: Any, fields: Mapping[str, Any], options: ReadOptions
-) -> RankedResponses:
+def _ranking(question: str, value: Any, fields: Row, options: ReadOptions) -> RankedResponses:
     ranked_options = _ranked_options(value, question)
     names = [required_field(option, fields, f"{question}.value") for option, _ in ranked_options]
-    chosen = choose_prompt(fields, names, options.prompt_column)
+    chosen = choose_prompt(fields, names, options.prompt_column, "")
     return RankedResponses(
         prompt=chosen.prompt,
         responses=tuple(as_string(fields[name], name) for name in names),
         ranks=tuple(rank for _, rank in ranked_options),
-        note=chosen.note,
         guesses=chosen.guesses if options.question else (("--question", question), *chosen.guesses),
     )
 
@@ -107,52 +115,57 @@ def _ranked_options(value: Any, question: str) -> list[tuple[str, int]]:
         ranks = list(range(1, len(choices) + 1))
     for index, (choice, rank) in enumerate(zip(choices, ranks, strict=True)):
         at = f"{question}.value[{index}]"
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            refuse(f"{at}.rank", "must be an integer of at least 1 (1 is the best)")
-        ranked_options.append((as_string(required(choice, "value", at), f"{at}.value"), rank))
+        option = as_string(required(choice, "value", at), f"{at}.value")
+        ranked_options.append((option, as_rank(rank, f"{at}.rank")))
     return ranked_options
 
 
-def _fields(row: Row) -> dict[str, Any]:
-    if isinstance(row.get("fields"), dict):
-        return {name: value for name, value in row["fields"].items() if value is not None}
-    return {
-        name: value
-        for name, value in row.items()
-        if value is not None
-        and name not in _META_KEYS
-        and "." not in name
-        and "-suggestion" not in name
-        and not _is_hub_question(value)
-    }
+def _fields(row: Row) -> Row:
+    """Return the fields of the record, without null ones."""
+    if isinstance(row.peek("fields"), dict):
+        fields: Row = row["fields"]
+        fields.is_columns = True
+        return fields.only([name for name in fields if fields.peek(name) is not None])
+    return row.only(
+        [
+            name
+            for name, value in row.items()
+            if value is not None
+            and name not in _META_KEYS
+            and "." not in name
+            and "-suggestion" not in name
+            and not _is_hub_question(value)
+        ]
+    )
 
 
 def _answers(row: Row) -> dict[str, list[Answer]]:
     """Return the answers to each question of any type."""
     answers: dict[str, list[Answer]] = {}
     nested = row.get("responses") if "fields" in row else None
-    if isinstance(nested, dict):  # Argilla 2
-        for name, given in nested.items():
+    if isinstance(nested, Row):  # Argilla 2
+        for name in nested:
             answers[name] = [
                 (answer.get("value"), answer.get("status"))
-                for answer in as_objects(given, f"responses.{name}")
+                for answer in as_objects(nested[name], f"responses.{name}")
             ]
     elif isinstance(nested, list):  # Argilla 1
         for index, response in enumerate(as_objects(nested, "responses")):
-            values = response.get("values") or {}
-            if not isinstance(values, dict):
+            values = response.get("values") or Row({}, row.notes)
+            if not isinstance(values, Row):
                 refuse(f"responses[{index}].values", "must be an object")
-            for name, answer in values.items():
-                value = answer.get("value") if isinstance(answer, dict) else answer
+            for name in values:
+                answer = values[name]
+                value = answer.get("value") if isinstance(answer, Row) else answer
                 answers.setdefault(name, []).append((value, response.get("status")))
-    for key, value in row.items():
+    for key, value in list(row.items()):
         if key.endswith(_FLAT_SUFFIX) and isinstance(value, list):
             status = as_list(row.get(f"{key}.status") or [None] * len(value), f"{key}.status")
             if len(status) != len(value):
                 refuse(f"{key}.status", f"has {len(status)} entries for {len(value)} answers")
-            answers[key.removesuffix(_FLAT_SUFFIX)] = list(zip(value, status, strict=True))
+            answers[key.removesuffix(_FLAT_SUFFIX)] = list(zip(row[key], status, strict=True))
         elif _is_hub_question(value):
-            answers[key] = [(answer.get("value"), answer.get("status")) for answer in value]
+            answers[key] = [(answer.get("value"), answer.get("status")) for answer in row[key]]
     return answers
 
 

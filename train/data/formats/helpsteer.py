@@ -13,23 +13,19 @@
 
 from collections.abc import Iterator
 
-from kwise.train.data.rows.fields import (
-    as_messages,
-    number_field,
-    refuse,
-    required,
-    string_field,
-)
+from kwise.train.data.rows.fields import number_field, refuse, required, string_field
 from kwise.train.data.rows.items import (
     ComparedPair,
     ReadOptions,
-    Row,
     RowItem,
     ScoredResponse,
     Skipped,
 )
+from kwise.train.data.rows.row import Row
 from kwise.train.data.rows.scored_list import NO_SCORE, score_at_path
+from kwise.train.data.rows.shapes import prompt_field
 from kwise.train.data.rows.transcript import parse_nemo
+from kwise.types import Conversation
 
 _MAX_STRENGTH = 3
 
@@ -40,7 +36,7 @@ def read_helpsteer2(row: Row, options: ReadOptions) -> Iterator[RowItem]:
         yield NO_SCORE
     else:
         yield ScoredResponse(
-            prompt=parse_nemo(string_field(row, "prompt")),
+            prompt=_prompt(row),
             response=string_field(row, "response"),
             score=score,
         )
@@ -49,10 +45,10 @@ def read_helpsteer2(row: Row, options: ReadOptions) -> Iterator[RowItem]:
 def read_helpsteer_preference(row: Row, _: ReadOptions) -> Iterator[RowItem]:
     """Yield the pair of a row."""
     if "context" in row:
-        prompt = as_messages(required(row, "context"), "context")
+        prompt = prompt_field(row, "context")
         keys, strength_key = ("response1", "response2"), "overall_preference"
     else:
-        prompt = parse_nemo(string_field(row, "prompt"))
+        prompt = _prompt(row)
         keys, strength_key = ("response_1", "response_2"), "preference_strength"
     first, second = (string_field(row, key) for key in keys)
     strength = number_field(row, strength_key)
@@ -65,3 +61,8 @@ def read_helpsteer_preference(row: Row, _: ReadOptions) -> Iterator[RowItem]:
         yield ComparedPair(prompt=prompt, better=better, worse=worse, scores=(abs(strength), 0))
     else:
         yield ComparedPair(prompt=prompt, better=better, worse=worse, tied=True)
+
+
+def _prompt(row: Row) -> Conversation:
+    prompt = required(row, "prompt")
+    return parse_nemo(prompt) if isinstance(prompt, str) else prompt_field(row, "prompt")

@@ -5,15 +5,17 @@
 https://huggingface.co/datasets/Anthropic/hh-rlhf; Bai et al. 2022, arXiv:2204.05862
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from kwise.train.data.rows.fields import string_field
-from kwise.train.data.rows.items import ReadOptions, Row, RowItem
+from kwise.train.data.rows.items import ReadOptions, RowItem
 from kwise.train.data.rows.preference_pair import pair_of_conversations
+from kwise.train.data.rows.row import Row
 from kwise.train.data.rows.transcript import is_hh, parse_hh
 
 
-def is_hh_pair(row: Row) -> bool:
+def is_hh_pair(row: Mapping[str, Any]) -> bool:
     """Return whether `row` has two transcripts and no prompt."""
     return row.get("prompt") is None and all(
         isinstance(row.get(key), str) and is_hh(row[key]) for key in ("chosen", "rejected")

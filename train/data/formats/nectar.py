@@ -7,15 +7,11 @@ https://huggingface.co/datasets/berkeley-nest/Nectar
 
 from collections.abc import Iterator
 
-from kwise.train.data.rows.fields import (
-    as_objects,
-    as_ranks,
-    number_field,
-    required,
-    string_field,
-)
-from kwise.train.data.rows.items import RankedResponses, ReadOptions, Row, RowItem
-from kwise.train.data.rows.transcript import parse_hh_prompt
+from kwise.train.data.rows.fields import as_objects, as_rank, required, string_field
+from kwise.train.data.rows.items import RankedResponses, ReadOptions, RowItem
+from kwise.train.data.rows.row import Row
+from kwise.train.data.rows.shapes import prompt_field
+from kwise.train.data.rows.transcript import is_hh, parse_hh_prompt
 
 
 def read_nectar(row: Row, _: ReadOptions) -> Iterator[RowItem]:
@@ -24,9 +20,12 @@ def read_nectar(row: Row, _: ReadOptions) -> Iterator[RowItem]:
     for index, answer in enumerate(as_objects(required(row, "answers"), "answers")):
         at = f"answers[{index}]"
         texts.append(string_field(answer, "answer", at))
-        ranks.append(number_field(answer, "rank", at))
+        ranks.append(as_rank(required(answer, "rank", at), f"{at}.rank"))
+    prompt = required(row, "prompt")
     yield RankedResponses(
-        prompt=parse_hh_prompt(string_field(row, "prompt"), "prompt"),
+        prompt=parse_hh_prompt(prompt, "prompt")
+        if isinstance(prompt, str) and is_hh(prompt)
+        else prompt_field(row, "prompt"),
         responses=tuple(texts),
-        ranks=as_ranks(ranks, "answers", "rank"),
+        ranks=tuple(ranks),
     )

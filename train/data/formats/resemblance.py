@@ -1,11 +1,12 @@
 """The format that a row without a known format resembles, for the message that refuses it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from kwise.train.data.formats.table import FORMATS, FormatName, detect
 from kwise.train.data.rows.annotation_tools import join_names
-from kwise.train.data.rows.items import Row
 
 # At least half of a format's keys must be there, alike names included, and one that tells more
 # than that there is a prompt.
@@ -32,7 +33,7 @@ class Resemblance:
         return ", ".join(parts)
 
 
-def resemblance(row: Row) -> Resemblance | None:
+def resemblance(row: Mapping[str, Any]) -> Resemblance | None:
     """Return the format with the largest share of keys in the row, or None if none has half."""
     best: tuple[float, int] = (0.0, 0)
     found: Resemblance | None = None
@@ -55,7 +56,7 @@ def resemblance(row: Row) -> Resemblance | None:
     return found
 
 
-def unknown_format(row: Row) -> str:
+def unknown_format(row: Mapping[str, Any]) -> str:
     """Return why no format fits `row`: its keys, and the format that it resembles."""
     keys = join_names(list(row)) or "none"
     problem = f"no known format has the keys ({keys})"

@@ -20,14 +20,16 @@ from kwise.train.data.rows.fields import (
     string_field,
     user_prompt,
 )
-from kwise.train.data.rows.items import RankedResponses, ReadOptions, Row, RowItem
+from kwise.train.data.rows.items import RankedResponses, ReadOptions, RowItem
 from kwise.train.data.rows.preference_pair import pair_of_texts
+from kwise.train.data.rows.row import Row
 from kwise.train.data.rows.scored_list import read_scored_list
+from kwise.train.data.rows.shapes import prompt_field
 
 
 def read_stack_exchange(row: Row, options: ReadOptions) -> Iterator[RowItem]:
     """Yield the ranking of the answers by `pm_score` or --score-column."""
-    prompt = user_prompt(string_field(row, "question"))
+    prompt = prompt_field(row, "question")
     score_column = options.score_column or "pm_score"
     yield from read_scored_list(row, prompt, "answers", "text", score_column)
 
@@ -48,7 +50,7 @@ def read_stack_exchange_paired(row: Row, _: ReadOptions) -> Iterator[RowItem]:
     """Yield the pair of a row."""
     yield pair_of_texts(
         row,
-        user_prompt(string_field(row, "question")),
+        prompt_field(row, "question"),
         string_field(row, "response_j"),
         string_field(row, "response_k"),
     )
@@ -65,5 +67,5 @@ def vote_score(votes: float, accepted: bool) -> int:
 
 
 def _body(post: Row, at: str) -> str:
-    key = "body_markdown" if post.get("body_markdown") is not None else "body"
+    key = "body_markdown" if post.has("body_markdown") else "body"
     return string_field(post, key, at)

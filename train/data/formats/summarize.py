@@ -12,8 +12,16 @@ https://huggingface.co/datasets/openai/summarize_from_feedback, comparisons
 
 from collections.abc import Iterator
 
-from kwise.train.data.rows.fields import as_objects, refuse, required, string_field, user_prompt
-from kwise.train.data.rows.items import ComparedPair, ReadOptions, Row, RowItem, Skipped
+from kwise.train.data.rows.fields import (
+    as_objects,
+    refuse,
+    required,
+    required_object,
+    string_field,
+    user_prompt,
+)
+from kwise.train.data.rows.items import ComparedPair, ReadOptions, RowItem, Skipped
+from kwise.train.data.rows.row import Row
 
 
 def read_summarize(row: Row, _: ReadOptions) -> Iterator[RowItem]:
@@ -29,7 +37,7 @@ def read_summarize(row: Row, _: ReadOptions) -> Iterator[RowItem]:
         for index, summary in enumerate(summaries)
     ]
     worker = string_field(row, "worker") if row.get("worker") is not None else None
-    prompt = user_prompt(_prompt(required(row, "info")))
+    prompt = user_prompt(_prompt(required_object(row, "info")))
     if sides[0] == sides[1]:
         yield Skipped(what="row", reason="both responses are the same")
     else:
@@ -38,8 +46,6 @@ def read_summarize(row: Row, _: ReadOptions) -> Iterator[RowItem]:
 
 
 def _prompt(post: Row) -> str:
-    if not isinstance(post, dict):
-        refuse("info", "must be an object")
     if post.get("article") is not None:
         return f"Article:\n\n{string_field(post, 'article', 'info')}\n\nTL;DR:"
     subreddit, title, body = (

@@ -4,7 +4,7 @@ To add one, write `read_…` in a module of this folder, and add a member to `Fo
 entry to `FORMATS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -16,13 +16,16 @@ from kwise.train.data.formats import (
     hh_rlhf,
     kwise_schema,
     label_studio,
+    lists,
     nectar,
     stack_exchange,
     summarize,
     trl,
     ultrafeedback,
 )
-from kwise.train.data.rows.items import ReadRow, Row
+from kwise.train.data.rows.items import ReadRow
+
+Fits = Callable[[Mapping[str, Any]], bool]
 
 
 class FormatName(Enum):
@@ -42,6 +45,9 @@ class FormatName(Enum):
     HELPSTEER_PREFERENCE = "helpsteer-preference"
     ARGILLA = "argilla"
     LABEL_STUDIO = "label-studio"
+    REWARD_BENCH_2 = "reward-bench-2"
+    RANKING = "ranking"
+    COMPLETIONS = "completions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +62,7 @@ class Format:
         are merged by default.
     """
 
-    fits: Callable[[Row], bool]
+    fits: Fits
     read: ReadRow
     summary: str
     options: tuple[str, ...] = ()
@@ -68,7 +74,7 @@ class Format:
         return [tuple(keys) for keys in variants]
 
 
-def detect(row: Row) -> FormatName | None:
+def detect(row: Mapping[str, Any]) -> FormatName | None:
     """Return the first format of `FORMATS` that fits, or None; special ones come first."""
     return next((name for name, form in FORMATS.items() if form.fits(row)), None)
 
@@ -79,7 +85,7 @@ class _HasKeys:
     def __init__(self, *variants: dict[str, str | None]) -> None:
         self.variants = variants
 
-    def __call__(self, row: Row) -> bool:
+    def __call__(self, row: Mapping[str, Any]) -> bool:
         return any(
             row.keys() >= keys.keys()
             and all(_objects_have(row[name], inner) for name, inner in keys.items() if inner)
@@ -103,7 +109,7 @@ def _objects_have(value: Any, key: str) -> bool:
     if isinstance(value, dict):
         return key in value  # a Sequence of Hugging Face data sets
     return isinstance(value, list) and (
-        not value or (isinstance(value[0], dict) and key in value[0])
+        not value or any(isinstance(item, dict) and key in item for item in value)
     )
 
 
@@ -116,7 +122,7 @@ FORMATS: dict[FormatName, Format] = {
     FormatName.LABEL_STUDIO: Format(
         fits=label_studio.is_label_studio,
         read=label_studio.read_label_studio,
-        summary="Label Studio: List and Ranker, exported as JSON",
+        summary="Label Studio: List and Ranker, or Pairwise, exported as JSON",
         options=("--prompt-column", "--question", "--buckets"),
     ),
     FormatName.HH_RLHF: Format(
@@ -125,10 +131,20 @@ FORMATS: dict[FormatName, Format] = {
         summary="chosen, rejected: Human/Assistant transcripts",
         options=("--merge",),
     ),
+    FormatName.REWARD_BENCH_2: Format(
+        fits=lists.is_reward_bench_2,
+        read=lists.read_reward_bench_2,
+        summary="prompt, chosen and rejected as lists of texts",
+    ),
     FormatName.TRL: Format(
-        fits=_has("chosen", "rejected"),
+        fits=_either(
+            _has("chosen", "rejected"),
+            _has("chosen_response", "rejected_response"),
+            _has("preferred_output", "non_preferred_output"),
+        ),
         read=trl.read_trl,
-        summary="TRL's preference type: (prompt,) chosen, rejected; strings or messages",
+        summary="TRL's preference type: (prompt,) chosen, rejected; strings or messages; also "
+        "Alpaca's, ShareGPT's and OpenAI's",
         options=("--merge", "--prompt-column"),
     ),
     FormatName.ULTRAFEEDBACK: Format(
@@ -203,5 +219,16 @@ FORMATS: dict[FormatName, Format] = {
         read=argilla.read_argilla,
         summary="Argilla 1 and 2: a ranking question",
         options=("--prompt-column", "--question"),
+    ),
+    FormatName.RANKING: Format(
+        fits=lists.is_ranking,
+        read=lists.read_ranking,
+        summary="prompt, ranking: texts, best first",
+    ),
+    FormatName.COMPLETIONS: Format(
+        fits=lists.is_completions,
+        read=lists.read_completions,
+        summary="prompt, completions with text and score or rank, or texts beside scores",
+        options=("--score-column",),
     ),
 }

@@ -10,51 +10,54 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kwise.train.data.rows.fields import as_messages, looks_like_messages, refuse, user_prompt
+from kwise.meanings import Meaning, row_meaning
+from kwise.train.data.rows.fields import refuse
+from kwise.train.data.rows.messages import looks_like_messages
+from kwise.train.data.rows.row import Row
+from kwise.train.data.rows.shapes import prompt_field
 from kwise.types import Conversation
 
 _USUAL_PROMPTS = ("prompt", "instruction", "question", "input")
+_NOT_PROMPTS = (Meaning.SYSTEM, Meaning.HISTORY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenPrompt:
-    """The prompt; `guesses` and `note` as in `RankedResponses`."""
+    """The prompt; `guesses` as in `RankedResponses`."""
 
     prompt: Conversation
     guesses: tuple[tuple[str, str], ...]
-    note: str
 
 
-def choose_prompt(
-    fields: Mapping[str, Any], responses: Collection[str], column: str
-) -> ChosenPrompt:
-    """Return the prompt among `fields`.
+def choose_prompt(fields: Row, responses: Collection[str], column: str, at: str) -> ChosenPrompt:
+    """Return the prompt among `fields`, which are at the path `at`.
 
-    It is the field `column` if that is not empty; else the only field that has text or messages
-    and is not in `responses`; else the only one of these with a usual name.
+    It is the field `column` if that is not empty; else the only field that has text or messages,
+    is not in `responses` and is neither a system message nor a history; else the only one of these
+    with a usual name.
     """
     if column and column not in fields:
         refuse("--prompt-column", f"there is no field {column!r}; fields: {join_names(fields)}")
     candidates = [
         name
         for name, value in fields.items()
-        if name not in responses and (isinstance(value, str) or looks_like_messages(value))
+        if name not in responses
+        and row_meaning(name) not in _NOT_PROMPTS
+        and fields.has(name)
+        and (isinstance(value, str) or looks_like_messages(value))
     ]
     possible = [column] if column else candidates
     if len(possible) > 1:
         possible = [name for name in possible if name.lower() in _USUAL_PROMPTS] or possible
+    if sorted(possible) == ["input", "instruction"]:
+        possible = ["instruction"]  # `prompt_field` joins the two
     if len(possible) != 1:
         names = join_names(possible) or "none of them"
         refuse("fields", f"the prompt could be {names}; choose it with --prompt-column")
     [chosen] = possible
-    value = fields[chosen]
-    unused = sorted(name for name in candidates if name != chosen)
     return ChosenPrompt(
-        prompt=user_prompt(value) if isinstance(value, str) else as_messages(value, chosen),
+        prompt=prompt_field(fields, chosen, at),
         guesses=() if column else (("--prompt-column", chosen),),
-        note=f"fields that are neither the prompt nor ranked are not written: {join_names(unused)}"
-        if unused
-        else "",
     )
 
 

@@ -11,7 +11,8 @@ Arrow stores as one object of equally long lists; `as_objects` accepts both form
 import math
 from typing import Any, NoReturn
 
-from kwise.train.data.rows.items import Row, RowProblem
+from kwise.train.data.rows.items import RowProblem
+from kwise.train.data.rows.row import Row
 from kwise.train.rankings.json_value import json_type
 from kwise.types import Conversation, Message
 
@@ -26,6 +27,14 @@ def required(row: Row, key: str, at: str = "row") -> Any:
     if key not in row or row[key] is None:
         refuse(at, f"has no {key!r}")
     return row[key]
+
+
+def required_object(row: Row, key: str, at: str = "") -> Row:
+    """Return the object at `key` of `row`; `at` is the path of `row`."""
+    value = required(row, key, at or "row")
+    if not isinstance(value, Row):
+        refuse(join_path(at, key), f"must be an object, not {json_type(value)}")
+    return value
 
 
 def string_field(row: Row, key: str, at: str = "") -> str:
@@ -81,15 +90,12 @@ def as_number(value: Any, at: str) -> float:
     return value
 
 
-def as_ranks(values: list[float], at: str, key: str) -> tuple[int, ...]:
-    """Return ranks as integers; some readers give Nectar's as 1.0.
-
-    at: path of the list of responses; key: name of the rank in a response.
-    """
-    for index, rank in enumerate(values):
-        if rank != int(rank) or rank < 1:
-            refuse(f"{at}[{index}].{key}", "must be an integer of at least 1 (1 is the best)")
-    return tuple(int(rank) for rank in values)
+def as_rank(value: Any, at: str) -> int:
+    """Return a rank as an integer; some readers give Nectar's as 1.0."""
+    rank = as_number(value, at)
+    if rank != int(rank) or rank < 1:
+        refuse(at, "must be an integer of at least 1 (1 is the best)")
+    return int(rank)
 
 
 def value_at_path(row: Row, path: str, at: str = "") -> tuple[Any, str]:
@@ -102,7 +108,7 @@ def value_at_path(row: Row, path: str, at: str = "") -> tuple[Any, str]:
     for key in [path] if path in row else path.split("."):
         if value is None:
             break
-        if not isinstance(value, dict):
+        if not isinstance(value, Row):
             refuse(at, f"must be an object that has {key[:40]!a}, not {json_type(value)}")
         if key not in value:
             refuse(at or "row", f"has no {key!r}")
@@ -110,19 +116,25 @@ def value_at_path(row: Row, path: str, at: str = "") -> tuple[Any, str]:
     return value, at
 
 
-def as_objects(value: Any, at: str) -> list[dict[str, Any]]:
+def as_objects(value: Any, at: str) -> list[Row]:
     """Return a list of objects, given as such or as one object of equally long lists."""
-    if isinstance(value, dict) and value and all(isinstance(c, list) for c in value.values()):
-        lengths = {len(column) for column in value.values()}
-        if len(lengths) != 1:
-            refuse(at, "is an object of lists of different lengths")
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
-    if not isinstance(value, list):
-        refuse(at, f"must be a list, not {json_type(value)}")
-    for index, item in enumerate(value):
-        if not isinstance(item, dict):
+    if isinstance(value, Row):
+        if value.objects is not None:
+            return value.objects
+        columns = dict(value)
+        if columns and all(isinstance(cells, list) for cells in columns.values()):
+            if len({len(cells) for cells in columns.values()}) != 1:
+                refuse(at, "is an object of lists of different lengths")
+            value.was_read.update(columns)
+            value.objects = [
+                Row(dict(zip(columns, cells, strict=True)), value.notes)
+                for cells in zip(*columns.values(), strict=True)
+            ]
+            return value.objects
+    for index, item in enumerate(as_list(value, at)):
+        if not isinstance(item, Row):
             refuse(f"{at}[{index}]", f"must be an object, not {json_type(item)}")
-    return value
+    return list(value)
 
 
 def as_list(value: Any, at: str) -> list[Any]:
@@ -130,55 +142,6 @@ def as_list(value: Any, at: str) -> list[Any]:
     if not isinstance(value, list):
         refuse(at, f"must be a list, not {json_type(value)}")
     return value
-
-
-def as_messages(value: Any, at: str) -> Conversation:
-    """Return messages with `role` and `content`; one message may stand without a list around it.
-
-    Other keys (num_tokens, …) are ignored, except tool calls, which a response cannot express.
-    """
-    messages = []
-    # If "role" is not a string, the object has lists as values: messages by columns.
-    is_one = isinstance(value, dict) and isinstance(value.get("role"), str)
-    for index, item in enumerate([value] if is_one else as_objects(value, at)):
-        here = f"{at}[{index}]"
-        if item.get("tool_calls"):
-            refuse(here, "has tool_calls, which kwise cannot train on")
-        messages.append(
-            Message(role=string_field(item, "role", here), content=_content(item, here))
-        )
-    if not messages:
-        refuse(at, "must not be empty")
-    return tuple(messages)
-
-
-def _content(message: Row, at: str) -> str:
-    """Return the text of a message, a string or OpenAI's parts `[{"type": "text", "text": …}]`.
-
-    Text parts are joined without a separator.
-    """
-    content = required(message, "content", at)
-    if not isinstance(content, list | dict):
-        return as_string(content, f"{at}.content")
-    parts = as_objects(content, f"{at}.content")
-    for index, part in enumerate(parts):
-        if part.get("type") != "text":
-            part_type = str(part.get("type"))[:40]
-            refuse(f"{at}.content[{index}].type", f"is {part_type!a}; only text can be read")
-    return "".join(
-        string_field(part, "text", f"{at}.content[{index}]") for index, part in enumerate(parts)
-    )
-
-
-def looks_like_messages(value: Any) -> bool:
-    """Return whether to read `value` with `as_messages`, which reports what is wrong with it."""
-    if isinstance(value, dict):
-        return "role" in value and "content" in value
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(item, dict) and "role" in item for item in value)
-    )
 
 
 def user_prompt(content: str) -> Conversation:

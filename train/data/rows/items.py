@@ -10,12 +10,11 @@ all rows and knows no formats.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kwise.train.data.rows.row import Row
 from kwise.types import Conversation
-
-Row = Mapping[str, Any]
 
 
 class RowProblem(ValueError):
@@ -30,7 +29,10 @@ class RankedResponses:
     """K responses to one prompt, with ranks (lower is better) or scores (higher is better).
 
     note: a remark to count in the report if the ranking is written.
-    row: the row itself if it already has kwise's schema, so that its ids and metadata are kept.
+    row: a row in kwise's schema as it was given, if nothing of it may be left out or changed; the
+        other fields are not used then.
+    ranking_keys: ids and metadata to write with the ranking.
+    response_keys: those to write with each response, if there are any.
     guesses: (option, value) for each option that was not given and whose value was derived from
         the row. All rows of the input must agree on them.
     """
@@ -40,8 +42,18 @@ class RankedResponses:
     ranks: tuple[int, ...] | None = None
     scores: tuple[float, ...] | None = None
     note: str = ""
-    row: Row | None = None
+    row: Mapping[str, Any] | None = None
+    ranking_keys: Mapping[str, Any] = field(default_factory=dict)
+    response_keys: tuple[Mapping[str, Any], ...] = ()
     guesses: tuple[tuple[str, str], ...] = ()
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the texts of the responses."""
+        return self.responses
+
+    def with_texts(self, prompt: Conversation, texts: tuple[str, ...]) -> "RankedResponses":
+        """Return the item with another prompt and other texts of the same responses."""
+        return replace(self, prompt=prompt, responses=texts)
 
     def sort_keys(self) -> tuple[float, ...]:
         """Return one number per response; lower is better."""
@@ -67,6 +79,17 @@ class ComparedPair:
     scores: tuple[float, float] | None = None
     note: str = ""
 
+    def texts(self) -> tuple[str, ...]:
+        """Return the texts of the responses, the better one first."""
+        return (self.better, self.worse)
+
+    def with_texts(self, prompt: Conversation, texts: tuple[str, ...]) -> "ComparedPair | Skipped":
+        """Return the item with another prompt and other texts of the same responses."""
+        better, worse = texts
+        if better == worse:
+            return Skipped(what="row", reason="both responses are the same")
+        return replace(self, prompt=prompt, better=better, worse=worse)
+
     def as_ranking(self) -> RankedResponses:
         """Return the ranking of the two responses."""
         ranks = None if self.scores else ((1, 1) if self.tied else (1, 2))
@@ -86,6 +109,14 @@ class ScoredResponse:
     prompt: Conversation
     response: str
     score: float
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the text of the response."""
+        return (self.response,)
+
+    def with_texts(self, prompt: Conversation, texts: tuple[str, ...]) -> "ScoredResponse":
+        """Return the item with another prompt and another text."""
+        return replace(self, prompt=prompt, response=texts[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +144,7 @@ class ReadOptions:
     prompt_column: str = ""
     question: str = ""
     buckets: tuple[str, ...] = ()
+    ignored_columns: tuple[str, ...] = ()
 
 
 ReadRow = Callable[[Row, ReadOptions], Iterable[RowItem]]

@@ -1,15 +1,17 @@
 """A row with a list of responses that each have a score."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from kwise.train.data.rows.fields import (
     as_number,
     as_objects,
+    as_string,
     required,
-    string_field,
     value_at_path,
 )
-from kwise.train.data.rows.items import RankedResponses, Row, RowItem, Skipped
+from kwise.train.data.rows.items import RankedResponses, RowItem, Skipped
+from kwise.train.data.rows.row import Row
 from kwise.types import Conversation
 
 NO_SCORE = Skipped(what="response", reason="no score")
@@ -27,15 +29,20 @@ def read_scored_list(
     responses, scores = [], []
     for index, response in enumerate(as_objects(required(row, list_key), list_key)):
         at = f"{list_key}[{index}]"
+        text = response.get(text_key)
         if (score := score_at_path(response, score_column, at)) is None:
             yield NO_SCORE
             continue
-        responses.append(string_field(response, text_key, at))
+        responses.append(as_string(text, f"{at}.{text_key}"))
         scores.append(score)
     yield RankedResponses(prompt=prompt, responses=tuple(responses), scores=tuple(scores))
 
 
 def score_at_path(row: Row, column: str, at: str = "") -> float | None:
     """Return the score at the path `column` of `row`; None if it is missing."""
-    value, path = value_at_path(row, column, at)
-    return None if value in _MISSING else as_number(value, path)
+    return as_score(*value_at_path(row, column, at))
+
+
+def as_score(value: Any, at: str) -> float | None:
+    """Return the score `value`, which is at the path `at`; None if it is missing."""
+    return None if value in _MISSING else as_number(value, at)
