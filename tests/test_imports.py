@@ -70,7 +70,7 @@ for words in {commands}:
 @pytest.mark.parametrize(
     ("command", "package", "extra"),
     [
-        (["train", "d.jsonl", "--model", "m", "--output", "o"], "torch", "[train]"),
+        (["train", "-", "--model", "m", "--output", "o"], "torch", "[train]"),
         (["train", "d.jsonl", "--model", "m", "--output", "o", "--recipe", "stackllama"],
          "yaml", "[train]"),
         (["export", "c", "a"], "torch", "[export]"),
