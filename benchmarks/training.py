@@ -119,7 +119,7 @@ def _ranking(tokenizer: Any, text: str, cell: Cell) -> dict[str, Any]:
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     offsets = encoded["offset_mapping"]
     empty = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
-    num_template_tokens = len(tokenizer.apply_chat_template(empty))
+    num_template_tokens = len(tokenizer.apply_chat_template(empty, return_dict=False))
     num_required = cell.P + cell.K * cell.R
     if len(offsets) < num_required:
         raise ConfigError(f"--text has {len(offsets)} tokens; {cell} needs {num_required}")

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import num_rows, text_config, usable_id
 from kwise.train.checkpoint.statements import Statements
+from kwise.train.checkpoint.transformers_versions import read_tokenizer
 from kwise.train.model.adapter_source import tokenizer_source
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.head import backbone, head_name
@@ -78,7 +79,7 @@ def read_checkpoint(name: str, chat_template: str, template_date: str = "") -> C
     loaded = load_checkpoint("CHECKPOINT", name, to_train=False)
     model = loaded.model
     with reading("CHECKPOINT", name):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source("CHECKPOINT", name))
+        tokenizer = read_tokenizer(tokenizer_source("CHECKPOINT", name))
     if not tokenizer.is_fast:
         raise ConfigError(f"{name} has no fast tokenizer (tokenizer.json), which the engine needs")
     template = choose_template(
@@ -200,21 +201,35 @@ def rope_limit(model: PreTrainedModel) -> int | None:
     """
     limits = []
     for module in model.modules():
-        rope_type = getattr(module, "rope_type", None)
-        if not isinstance(rope_type, str) or rope_type in _STATIC_ROPE:
-            continue
-        if rope_type == "longrope":
-            config = module.config
-            limits.append(
-                getattr(config, "original_max_position_embeddings", None)
-                or config.max_position_embeddings
-            )
-        elif rope_type == "dynamic":
-            limits.append(module.original_max_seq_len)
-        else:
-            known = ", ".join(sorted({*_STATIC_ROPE, "dynamic", "longrope"}))
-            raise ConfigError(
-                f"{type(model).__name__} scales its rotary embeddings by {rope_type!r}; known are "
-                f"{known}"
-            )
+        for rope_type in _rope_types(module) - _STATIC_ROPE:
+            if rope_type == "longrope":
+                limits.append(_pretraining_length(module.config))
+            elif rope_type == "dynamic":
+                limits.append(module.original_max_seq_len)
+            else:
+                known = ", ".join(sorted({*_STATIC_ROPE, "dynamic", "longrope"}))
+                raise ConfigError(
+                    f"{type(model).__name__} scales its rotary embeddings by {rope_type!r}; known "
+                    f"are {known}"
+                )
     return min(limits, default=None)
+
+
+def _rope_types(module: torch.nn.Module) -> set[str]:
+    """Return the types of a module's rotary embeddings; empty if it has none.
+
+    In transformers 5 each kind of layer may have its own.
+    """
+    stated = getattr(module, "rope_type", None)
+    types = stated.values() if isinstance(stated, dict) else [stated]
+    return {rope_type for rope_type in types if isinstance(rope_type, str)}
+
+
+def _pretraining_length(config: PretrainedConfig) -> int:
+    """Return the length up to which longrope uses its short factors.
+
+    transformers 5 has it among the figures of the rotary embeddings.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    name = "original_max_position_embeddings"
+    return getattr(config, name, None) or parameters.get(name) or config.max_position_embeddings

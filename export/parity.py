@@ -247,7 +247,9 @@ def _reference_tokens(
         {"role": m.role, "content": m.content}
         for m in (*prompt, Message(role="assistant", content=response))
     ]
-    return np.array(tokenizer.apply_chat_template(messages, tokenize=True), np.int64), None
+    return np.array(
+        tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False), np.int64
+    ), None
 
 
 def _check_rows(

@@ -87,7 +87,9 @@ def plain_rewards() -> Callable[..., list[float]]:
         values = []
         for response in responses:
             whole = [*messages, {"role": "assistant", "content": response}]
-            input_ids = torch.tensor([tokenizer.apply_chat_template(whole, tokenize=True)])
+            input_ids = torch.tensor(
+                [tokenizer.apply_chat_template(whole, tokenize=True, return_dict=False)]
+            )
             with torch.inference_mode():
                 values.append(float(model(input_ids).logits))
         return values

@@ -29,7 +29,7 @@ LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 MODULE = re.compile(r"`(kwise(?:\.[a-z_0-9]+)+)`")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-TARGET = re.compile(r"\bmake ([a-z-]+)(?=[`\s])")
+TARGET = re.compile(r"\bmake ([a-z0-9-]+)(?=[`\s])")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
 
@@ -98,7 +98,7 @@ def test_options_exist(page: Path, known_options: set[str]) -> None:
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=page_id)
 def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
     assert set(TARGET.findall(code_of(page))) - targets == set()
 
 

@@ -6,12 +6,13 @@ For bidirectional models, and for models whose attention does not go through tra
 
 from pathlib import Path
 
-from optimum.exporters.onnx import onnx_export_from_model
 from transformers import PreTrainedModel
 
 from kwise.engine.artifact import MODEL, GraphContract
 from kwise.errors import ConfigError
 from kwise.export.graph_file import read_graph, write_graph
+from kwise.export.graphs.optimum_exporter import export, stock_config
+from kwise.export.graphs.rotary import short_longrope
 from kwise.export.graphs.tracing import without_tracer_warnings
 from kwise.library_errors import cause_of
 
@@ -25,10 +26,8 @@ def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
         ConfigError: Optimum does not know the architecture, or not its reward models.
     """
     try:
-        with without_tracer_warnings():
-            onnx_export_from_model(
-                model, directory, task="text-classification", do_validation=False
-            )
+        with without_tracer_warnings(), short_longrope(model):
+            export(model, stock_config(model), directory / MODEL)
     except ValueError as error:
         # Optimum goes on with advice for people who extend it.
         reason = cause_of(error).partition(". Please ")[0].partition(", but no custom")[0]
@@ -38,9 +37,6 @@ def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
     # In a file beside the graph runtimes can map the weights, and protobuf's 2 GB limit does not
     # apply.
     write_graph(read_graph(directory / MODEL), directory / MODEL)
-    for leftover in directory.iterdir():
-        if leftover.name not in (MODEL, f"{MODEL}.data"):
-            leftover.unlink()
     return GraphContract(
         file=MODEL,
         reward_output="logits",

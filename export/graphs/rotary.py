@@ -11,13 +11,15 @@ Dimensions: T rows, H query heads, G key/value heads, D head size, R <= D rotate
 
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from optimum.exporters.onnx.model_patcher import PatchingSpec
 from torch import Tensor
 
 from kwise.export.graphs.attention import PLACEHOLDER_DOMAIN
+from kwise.export.graphs.optimum_exporter import PatchingSpec
 
 _FUNCTION = "apply_rotary_pos_emb"
 
@@ -71,6 +73,24 @@ def rotary(
         return flat.view(1, -1, heads, int(x.shape[3])).transpose(1, 2)
 
     return rotated(q), rotated(k)
+
+
+@contextmanager
+def short_longrope(model: torch.nn.Module) -> Iterator[None]:
+    """Let rotary embeddings of type longrope keep their short factors while a graph is traced.
+
+    transformers 5 writes the frequencies of each call into a buffer, which the TorchScript exporter
+    cannot trace. `rope_limit` keeps artifacts below the length at which the frequencies change.
+    """
+    modules = [part for part in model.modules() if getattr(part, "rope_type", None) == "longrope"]
+    try:
+        for module in modules:
+            module.register_buffer("inv_freq", module.original_inv_freq.clone(), persistent=False)
+            module.rope_type = "default"
+        yield
+    finally:
+        for module in modules:
+            module.rope_type = "longrope"
 
 
 def patching_specs(model: torch.nn.Module) -> list[PatchingSpec]:

@@ -12,9 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from optimum.exporters.onnx import export as optimum_export
-from optimum.exporters.onnx.base import OnnxConfig
-from optimum.utils import NormalizedTextConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,7 +20,8 @@ from kwise.engine.model.packing import NOT_PAST, pack
 from kwise.engine.trie import build_trie
 from kwise.export.graph_file import read_graph, write_graph
 from kwise.export.graphs.attention import PLACEHOLDER_DOMAIN, TrieBatch, on_trie
-from kwise.export.graphs.rotary import patching_specs
+from kwise.export.graphs.optimum_exporter import NormalizedTextConfig, OnnxConfig, export
+from kwise.export.graphs.rotary import patching_specs, short_longrope
 from kwise.export.graphs.tracing import ParametersAsInputs, attach_weights, without_tracer_warnings
 
 # Calls of Attention per layer. More calls fit the tiles' key lengths more closely, but each call
@@ -41,10 +39,8 @@ def export_trie(model: PreTrainedModel, directory: Path) -> GraphContract:
     W].
     """
     traced = _TrieRewards(model)
-    with without_tracer_warnings():
-        optimum_export(
-            traced, _TrieOnnxConfig(model, traced), directory / MODEL, opset=_TRACED_OPSET
-        )
+    with without_tracer_warnings(), short_longrope(model):
+        export(traced, _TrieOnnxConfig(model, traced), directory / MODEL, opset=_TRACED_OPSET)
     return GraphContract(
         file=MODEL,
         reward_output=_REWARDS,

@@ -49,7 +49,10 @@ def whole_conversations(tokenizer: Any, prompt: str, responses: list[str]) -> li
     """Return the token ids of each conversation, from transformers' chat template."""
     turn = {"role": "user", "content": prompt}
     conversations = [[turn, {"role": "assistant", "content": response}] for response in responses]
-    return [tokenizer.apply_chat_template(messages, tokenize=True) for messages in conversations]
+    return [
+        tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        for messages in conversations
+    ]
 
 
 def prefixes(sequences: list[list[int]]) -> set[tuple[int, ...]]:
@@ -137,7 +140,9 @@ def test_token_ids_get_the_reward_of_the_text_that_they_spell(
     for messages, responses in read_examples()[:12]:
         whole = [
             smollm2_tokenizer.apply_chat_template(
-                [*messages, {"role": "assistant", "content": response}], tokenize=True
+                [*messages, {"role": "assistant", "content": response}],
+                tokenize=True,
+                return_dict=False,
             )
             for response in responses
         ]
@@ -334,7 +339,8 @@ def test_nine_calls_of_one_response_compute_the_prompt_once_where_it_is_kept(
             for line in (tiny_artifact / "golden.jsonl").read_text().splitlines()
         ]
         kept = [
-            smollm2_tokenizer.apply_chat_template(messages, tokenize=True) for messages in golden
+            smollm2_tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+            for messages in golden
         ]
         opening = max(shared_tokens([whole[0], tokens]) for tokens in kept)
         assert 16 <= opening < prompt_tokens

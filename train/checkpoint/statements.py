@@ -13,6 +13,7 @@ import transformers
 from transformers import PretrainedConfig
 
 from kwise.errors import ConfigError
+from kwise.train.checkpoint.transformers_versions import REMOVED, ROTARY_KEYS
 
 # Classes whose weights are a start for a reward model, by the end of their names.
 _LANGUAGE_MODELS = (
@@ -100,7 +101,7 @@ def account_for_statements(
     unread = sorted(
         key
         for key, value in stated.items()
-        if value is not None
+        if value not in (None, REMOVED.get(key))
         and not key.startswith("_")
         and key not in {*known, *_BOOKKEEPING, "mean", "std"}
     )
@@ -212,4 +213,5 @@ def _known_keys(config: PretrainedConfig) -> set[str]:
         attributes = set(type(config)().to_dict())
     except Exception:  # noqa: BLE001 - some classes need arguments; then their parameters must do
         attributes = set()
-    return parameters | attributes | {"sbert_ce_default_activation_function"}
+    known = parameters | attributes | {"sbert_ce_default_activation_function"}
+    return known | ROTARY_KEYS if known & {"rope_theta", "rope_parameters"} else known

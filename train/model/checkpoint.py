@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,6 +20,7 @@ from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config, 
 from kwise.train.checkpoint.statements import Statements, account_for_statements
 from kwise.train.checkpoint.stored import StoredTensors, separate_heads
 from kwise.train.checkpoint.tensors import account_for_tensors, check_names, new_layers_notes
+from kwise.train.checkpoint.transformers_versions import read_config
 from kwise.train.checkpoint.types import check_types
 from kwise.train.model.adapter_source import AdapterSource, find_adapter, merge_into
 from kwise.train.model.four_bit import dequantise, disable_weight_packing, has_four_bits
@@ -110,7 +110,7 @@ def _load_whole(
     with reading(option, name):
         stated, _ = PretrainedConfig.get_config_dict(**source_of(name))
         check_types(place, stated)
-        config = AutoConfig.from_pretrained(**source_of(name), num_labels=1)
+        config = read_config(**source_of(name), num_labels=1)
     statements = account_for_statements(
         place, stated, config, _class_of(place, config), to_train=to_train
     )

@@ -92,7 +92,11 @@ def dequantise(model: PreTrainedModel) -> None:
     for name, layer in list(model.named_modules()):
         if has_four_bits(layer):
             model.set_submodule(name, _plain(layer, _weight(layer)))
-    del model.hf_quantizer, model.config.quantization_config, model.config._pre_quantization_dtype
+    del model.hf_quantizer, model.config.quantization_config
+    # Only transformers 4 sets the first, and only transformers 5 the second: how it read weights in
+    # four bits, which it would undo to save them.
+    vars(model.config).pop("_pre_quantization_dtype", None)
+    vars(model).pop("_weight_conversions", None)
     model.is_loaded_in_4bit = model.is_quantized = False
 
 

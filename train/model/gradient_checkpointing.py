@@ -43,7 +43,9 @@ def enable_checkpointing(model: PreTrainedModel, checkpointing: Checkpointing) -
     options: dict[str, Any] = {"use_reentrant": False}
     if checkpointing is Checkpointing.SELECTIVE:
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    model.gradient_checkpointing_enable(options)
+    # transformers 5.24 has renamed the method, and warns about the old name.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)(options)
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -16,10 +16,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import id_without_row, usable_id
+from kwise.train.checkpoint.transformers_versions import read_tokenizer
 from kwise.train.model.adapter_source import tokenizer_source
 from kwise.train.model.pretrained import reading
 from kwise.train.template.chat_template import ChatTemplate, choose_template, render
 from kwise.types import Conversation, Message
+
+_GGUF_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def load_tokenizer(
@@ -40,11 +43,7 @@ def load_tokenizer(
     """
     source = tokenizer_source("--model", model)
     with reading("--model", source):
-        tokenizer = (
-            _from_gguf(Path(source))
-            if source.endswith(".gguf")
-            else AutoTokenizer.from_pretrained(source)
-        )
+        tokenizer = _from_gguf(Path(source)) if source.endswith(".gguf") else read_tokenizer(source)
     if not tokenizer.is_fast:
         raise ConfigError(
             f"--model {model}: the fast tokenizer (tokenizer.json) is missing, and the engine "
@@ -168,13 +167,18 @@ def _from_gguf(path: Path) -> PreTrainedTokenizerBase:
     backend = read.backend_tokenizer
     backend.post_processor = processors.Sequence([])
     special = {
-        f"{name}_token": read.convert_ids_to_tokens(token_id)
-        for name in ("bos", "eos", "unk", "pad")
-        if (token_id := read.init_kwargs.get(f"{name}_token_id")) is not None
+        name: token for name in _GGUF_TOKENS if (token := _gguf_token(read, name)) is not None
     }
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template=read.chat_template, **special
     )
+
+
+def _gguf_token(read: PreTrainedTokenizerBase, name: str) -> str | None:
+    """Return a special token of a GGUF file: transformers 4 has its id, transformers 5 itself."""
+    token_id = read.init_kwargs.get(f"{name}_id")
+    token = read.init_kwargs.get(name) if token_id is None else read.convert_ids_to_tokens(token_id)
+    return None if token is None else str(token)
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:

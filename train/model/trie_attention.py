@@ -31,8 +31,22 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 IMPLEMENTATION = "kwise_trie_training"
 _MAX_ROWS = 256
-# Arguments that change what attention computes. They are not implemented here.
-_UNSUPPORTED_ARGUMENTS = ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask")
+# Arguments that models pass along and that change nothing over a trie. Any other, such as
+# `sliding_window`, `softcap` or `s_aux`, changes what attention computes.
+_IGNORED_ARGUMENTS = {
+    "cache_position",
+    "cu_seq_lens_k",
+    "cu_seq_lens_q",
+    "deterministic",
+    "is_causal",  # about passes without a mask
+    "max_length_k",
+    "max_length_q",
+    "output_attentions",
+    "output_hidden_states",
+    "position_embeddings",
+    "position_ids",
+    "use_cache",
+}
 
 
 class UnsupportedAttention(NotImplementedError):
@@ -129,9 +143,9 @@ def trie_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    given = [name for name in _UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None]
+    given = {name for name, value in kwargs.items() if value is not None} - _IGNORED_ARGUMENTS
     if given:
-        raise UnsupportedAttention(f"its attention uses {given[0]}")
+        raise UnsupportedAttention(f"its attention uses {min(given)}")
     if not hasattr(attention_mask, "runs"):  # a slice, a sum: a tensor of the same class
         raise UnsupportedAttention("it changes the attention mask before its layers see it")
     outputs = [

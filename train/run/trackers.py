@@ -1,5 +1,8 @@
 """Experiment trackers that Trainer supports, checked before training starts."""
 
+from pathlib import Path
+
+from transformers import Trainer
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -29,3 +32,15 @@ def check_tracker(name: str) -> list[str]:
             f"{_PACKAGES.get(name, name.replace('_', '-'))}"
         )
     return [name]
+
+
+def set_tracker_directory(trainer: Trainer, directory: Path) -> None:
+    """Let a tracker that writes files, such as TensorBoard, write them to `directory`.
+
+    transformers 4 reads the directory from the arguments, transformers 5 from the tracker's
+    callback.
+    """
+    trainer.args.logging_dir = str(directory)
+    for callback in trainer.callback_handler.callbacks:
+        if hasattr(callback, "logging_dir"):
+            callback.logging_dir = str(directory)

@@ -34,8 +34,9 @@ from kwise.train.model.reward_model import RewardModel
 from kwise.train.options.config import Precision, TrainConfig
 from kwise.train.report.progress import ProgressLines
 from kwise.train.run.processes import Processes
+from kwise.train.run.trackers import set_tracker_directory
 from kwise.train.run.trainer_arguments import trainer_arguments
-from kwise.train.run.unfinished_run import MarkComplete
+from kwise.train.run.unfinished_run import TRACKER_NAME, MarkComplete
 from kwise.train.run.validation import Validation
 from kwise.train.step.batch import Batch, TokenizedRanking, collate
 from kwise.train.step.epoch_order import EpochOrder
@@ -161,6 +162,8 @@ def make_trainer(
     ]
     if config.early_stopping_patience:
         callbacks += [EvaluateLastStep(), EarlyStoppingCallback(config.early_stopping_patience)]
+    else:
+        callbacks.append(KeepToEvaluationSteps())
     filler = replace(rankings[0], counts=False)  # see EpochOrder
     trainer = RankingTrainer(
         model=model,
@@ -184,6 +187,7 @@ def make_trainer(
     # number of passes.
     trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
+    set_tracker_directory(trainer, state_directory / TRACKER_NAME)
     return trainer
 
 
@@ -201,10 +205,21 @@ class KeepIntervals(TrainerCallback):
         state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
 
 
+class KeepToEvaluationSteps(TrainerCallback):
+    """A callback that evaluates after the last step only if `eval_steps` divides it.
+
+    transformers 5 would always do so, although validation after training follows.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and control.should_evaluate:
+            control.should_evaluate = state.global_step % args.eval_steps == 0
+
+
 class EvaluateLastStep(TrainerCallback):
     """A callback that evaluates after the last step.
 
-    Trainer does so only if `eval_steps` divides the number of steps.
+    Trainer of transformers 4 does so only if `eval_steps` divides the number of steps.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -10,7 +10,6 @@ from kwise.errors import ConfigError
 from kwise.train.model.layout import Layout
 from kwise.train.options.config import Schedule, TrainConfig
 from kwise.train.run.trackers import check_tracker
-from kwise.train.run.unfinished_run import TRACKER_NAME
 
 
 def trainer_arguments(
@@ -80,7 +79,6 @@ def trainer_arguments(
         logging_first_step=True,
         # The filter would log 0 for a loss that is NaN.
         logging_nan_inf_filter=False,
-        logging_dir=str(state_directory / TRACKER_NAME),
         report_to=check_tracker(config.report_to),
         disable_tqdm=True,
         # Items are rankings, not dicts with the names of forward's arguments.

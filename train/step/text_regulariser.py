@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from kwise.errors import ConfigError
+from kwise.train.checkpoint.transformers_versions import read_config
 from kwise.train.model.pretrained import reading, source_of
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.model.tokenizer import text_token_ids
@@ -50,7 +51,10 @@ def text_head(name: str, reward_model: RewardModel) -> TextHead:
         )
     with reading("--text-regulariser: --model", name):
         source, loading = AutoModelForCausalLM.from_pretrained(
-            **source_of(name), dtype=torch.float32, output_loading_info=True
+            **source_of(name),
+            config=read_config(**source_of(name)),
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     if loading["missing_keys"]:
         raise ConfigError(

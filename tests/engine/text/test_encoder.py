@@ -86,7 +86,7 @@ def _reference(real: Any, prompt: Conversation, response: str) -> list[int]:
         {"role": m.role, "content": m.content}
         for m in (*prompt, Message(role="assistant", content=response))
     ]
-    token_ids: list[int] = real.apply_chat_template(messages, tokenize=True)
+    token_ids: list[int] = real.apply_chat_template(messages, tokenize=True, return_dict=False)
     return token_ids
 
 
@@ -364,7 +364,9 @@ def test_prompt_tokens_are_the_same_whoever_else_is_in_the_group(
         (alone,) = encoder.encode(Group(prompt=prompt, responses=(response,)))
         assert _num_shared([alone]) == [num_shared]
     messages = [{"role": message.role, "content": message.content} for message in prompt]
-    assert _ids(alone)[:num_shared] == real.apply_chat_template(messages, tokenize=True)
+    assert _ids(alone)[:num_shared] == real.apply_chat_template(
+        messages, tokenize=True, return_dict=False
+    )
 
 
 def test_one_prompt_is_as_long_for_one_response_as_for_nine(encoder: ConversationEncoder) -> None:

@@ -21,6 +21,7 @@ from kwise.engine.model.session import GraphSession
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
 from kwise.export.parity import allowed_difference
+from kwise.train.checkpoint.transformers_versions import IS_TRANSFORMERS_5
 from kwise.types import Group, Message
 from tests.exports import export_quietly
 from tests.real_data import read_examples
@@ -93,7 +94,8 @@ def test_other_models_run_padded_and_keep_their_rewards(
         checkpoint,
         export_quietly(checkpoint, tmp_path / "artifact"),
         "padded",
-        openvino=family != "deberta-v2",
+        # OpenVINO does not take the `If` that transformers 4's code leaves in the graph.
+        openvino=family != "deberta-v2" or IS_TRANSFORMERS_5,
     )
 
 

@@ -133,7 +133,7 @@ def test_a_run_with_adapters_resumes_exactly_and_leaves_the_merged_model_and_the
         Message(role="assistant", content="yes no"),
     )
     ids = merged.tokenizer.apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in conversation]
+        [{"role": m.role, "content": m.content} for m in conversation], return_dict=False
     )
     with torch.inference_mode():
         expected = adapted(input_ids=torch.tensor([ids])).logits.item()

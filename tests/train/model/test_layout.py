@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
+from kwise.train.checkpoint.transformers_versions import IS_TRANSFORMERS_5
 from kwise.train.model.layout import PaddedLayout, TrieLayout, rewards_of
 from kwise.train.model.layout_choice import choose_layout
 from kwise.train.step.losses import kwise_loss
@@ -90,7 +91,12 @@ def test_models_that_use_the_interface_without_declaring_it_run_over_the_trie(fa
 
 
 WINDOWS = ["sliding_attention", "full_attention"]
-GPTJ = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
+GPT_NEO = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "attention_types": [[["global"], 2]],
+}
 
 
 @pytest.mark.parametrize(
@@ -108,17 +114,17 @@ GPTJ = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}
             "BloomModel takes no position_ids",
         ),
         ("Bert", SMALL, "its reward head, classifier, does not read the last hidden state alone"),
-        ("GPTJ", GPTJ, "the attention of GPTJModel does not go through transformers' Att"),
+        ("GPTNeo", GPT_NEO, "the attention of GPTNeoModel does not go through transformers' Att"),
         (
             "Zamba",
             {
                 **GROUPED,
-                "num_hidden_layers": 4,
+                "num_hidden_layers": 10,  # transformers 5 wants two layers that share weights
                 "mamba_dt_rank": 4,
                 "n_mamba_heads": 2,
                 "use_mamba_kernels": False,
             },
-            "ZambaModel has recurrent layers",
+            "it has layers of type hybrid" if IS_TRANSFORMERS_5 else "ZambaModel has recurrent",
         ),
         ("Doge", GROUPED, "it changes the attention mask before its layers see it"),
     ],
@@ -135,7 +141,10 @@ def test_a_model_that_cannot_run_over_the_trie_is_padded_and_says_why(
 
 
 def test_a_model_that_names_no_backbone_is_padded() -> None:
-    """Gemma 3 with images has the prefix "", which makes the whole model its own `base_model`."""
+    """Gemma 3 with images had the prefix "", which made the whole model its own `base_model`.
+
+    transformers 5 gives it a prefix.
+    """
     images = {
         **SMALL,
         "num_hidden_layers": 1,
@@ -147,7 +156,9 @@ def test_a_model_that_names_no_backbone_is_padded() -> None:
     )
     model = transformers.Gemma3ForSequenceClassification(config)
     assert choose_layout(model, 0).reason == (
-        "Gemma3ForSequenceClassification does not say which of its modules is the backbone"
+        "its attention uses sliding_window"
+        if IS_TRANSFORMERS_5
+        else "Gemma3ForSequenceClassification does not say which of its modules is the backbone"
     )
 
 

@@ -71,7 +71,9 @@ def test_the_checkpoint_loads_with_plain_transformers_and_gives_the_same_reward(
     )
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation]
     with torch.inference_mode():
-        plain = model(torch.tensor([tokenizer.apply_chat_template(messages)])).logits.item()
+        plain = model(
+            torch.tensor([tokenizer.apply_chat_template(messages, return_dict=False)])
+        ).logits.item()
     # float32, two layers: the two differ by the mask alone.
     assert ours == pytest.approx(plain, abs=1e-5)
     assert tokenizer.is_fast and (output / "chat_template.jinja").is_file()

@@ -95,7 +95,11 @@ def test_value_and_gradient_are_those_of_the_language_model_on_whole_conversatio
     total = torch.zeros(())
     for index, (ranking, best) in enumerate(zip(RANKINGS, (1, 0), strict=True)):
         messages = [{"role": m.role, "content": m.content} for m in ranking.prompt]
-        start = len(ours.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        start = len(
+            ours.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False
+            )
+        )
         ids = torch.tensor([tokenized[index].input_ids[best]])
         log_probs = lm(ids).logits[0].log_softmax(-1)
         log_prob = sum(log_probs[place - 1, ids[0, place]] for place in range(start, ids.shape[1]))
