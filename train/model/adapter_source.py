@@ -75,7 +75,7 @@ def find_adapter(option: str, name: str) -> AdapterSource | None:
         raise ConfigError(
             f"{option} {name} is an adapter ({_CONFIG}) that names itself as its base"
         )
-    if config.get("revision") and not Path(base).exists():
+    if config.get("revision") not in (None, "", "main") and not Path(base).exists():
         raise ConfigError(
             f"{option} {name} is an adapter ({_CONFIG}) of the revision {config['revision']} of "
             f"{base}, and only the newest one can be loaded: merge it first"

@@ -1,15 +1,18 @@
 """Rankings become tokens: what a template refuses or folds together is told with its line."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import normalizers
 
+from kwise.train.model.reward_model import load_reward_model
+from kwise.train.options.config import TrainConfig
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.schema import Ranking
-from kwise.train.rankings.split import split_by_prompt
 from kwise.train.step.batch import TokenizedRanking, tokenize_rankings
+from kwise.train.step.training_data import prepare
 from kwise.train.template.changes import TemplateChanges
 from kwise.types import Message
 
@@ -127,15 +130,20 @@ def test_what_a_template_leaves_out_is_counted_with_an_example(tokenizer: Any) -
     assert changes.notes() == []
 
 
-def test_prompts_with_one_key_are_not_split(tokenizer: Any) -> None:
+def test_prompts_that_are_the_same_tokens_are_on_one_side_of_the_split(
+    tiny_checkpoint: Path,
+) -> None:
+    reward_model = load_reward_model(str(tiny_checkpoint))
+    reward_model.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     rankings = [
         ranking("a", "b", prompt=prompt, line=number)
         for number in range(8)
-        for prompt in (f"Question {number}", f"question {number}")
+        for prompt in (f"Question {number}", f"question {number} ")
     ]
-    folded = [
-        {r.prompt[0].content.lower() for r in part}
-        for part in split_by_prompt(rankings, 0.5, 0, key=lambda p: p[0].content.lower())
-    ]
-    assert folded[0] and folded[1] and not folded[0] & folded[1]
-    assert sum(len(part) for part in split_by_prompt(rankings, 0.5, 0)) == len(rankings)
+    config = TrainConfig(data="d", model="m", output=Path("o"), validation_fraction=0.5)
+    data = prepare(rankings, reward_model, config)
+    training, validation = (
+        {r.prompt[0].content.lower().strip() for r in part}
+        for part in ([item.ranking for item in data.training], data.validation)
+    )
+    assert len(training) == len(validation) == 4 and not training & validation
