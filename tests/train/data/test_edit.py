@@ -134,6 +134,16 @@ def test_merge_keeps_the_rankings_of_a_prompt_separate(
     ]
 
 
+def test_merge_says_that_rankings_repeat_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(folder / "in.jsonl", ranking("P", "a", "b"), ranking("Q", "a", "b"))
+    assert main(["data", "merge", path, path, "--output", "out.jsonl"]) == 0
+    assert "note: 2 rankings repeat another one (kwise data dedupe" in capsys.readouterr().err
+    assert main(["data", "merge", path, path, "--combine", "--output", "one.jsonl"]) == 0
+    assert read(folder / "one.jsonl") == read(folder / "in.jsonl")
+
+
 def test_merge_combines_the_rankings_that_agree_and_counts_the_others(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

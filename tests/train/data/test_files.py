@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,8 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": "", "answers": [], "none": "x"},
     {"prompt": 'quoted "[{,\\', "answers": [{"text": "c" * 100_000, "score": 0.0}], "none": "y"},
 ]
+
+ROW_TYPES = (dict, list, str, int, float, RowProblem)
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -233,3 +236,25 @@ def test_a_row_is_yielded_before_the_next_ones_are_read(
     taken = [next(rows) for _ in range(50_000)]
     assert taken[-1][0] == 50_000
     assert stream.num_read < 50_000 * len(again) + 4 * CHUNK_BYTES
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b'{"a": "b', b'"}', b"[", b"]", b",", b"\n", b"\xff", b'"', b"\t", b"PAR1"]
+        )
+        | st.binary(max_size=6),
+        max_size=12,
+    ).map(b"".join),
+    st.sampled_from([b"", b"\xef\xbb\xbf", b"a,b\n", b"\x1f\x8b", b"PAR1", b'{"a": 1}\n']),
+)
+@example(b"a,b\rc", b"")
+def test_any_bytes_are_rows_or_an_error_for_people(content: bytes, beginning: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(beginning + content)
+        file.flush()
+        try:
+            for number, row in read_rows(file.name):
+                assert number >= 1 and (row is None or isinstance(row, ROW_TYPES))
+        except (RankingsError, ConfigError) as error:
+            assert "Traceback" not in str(error) and str(error)

@@ -52,7 +52,7 @@ def run(config: DedupeConfig) -> int:
     num_removed = num_other_labels = 0
     with open_output(config.output) as output:
         for converted in read_rows_of_rankings(config.file, report, allow_tied=True):
-            content, whole = _content(converted.ranking), _whole(converted)
+            content, whole = _content(converted.ranking), ranking_key(converted)
             is_repeated = content in contents
             if whole in wholes or (config.ignore_labels and is_repeated):
                 num_removed += 1
@@ -83,7 +83,8 @@ def _content(ranking: Ranking) -> int:
     return text_hash(*_prompt(ranking), *sorted(ranking.responses), num_bytes=16)
 
 
-def _whole(converted: ConvertedRow) -> int:
+def ranking_key(converted: ConvertedRow) -> int:
+    """Return a hash of all that makes a ranking another one: also labels and annotator."""
     ranking = converted.ranking
     labels = ranking.scores or ranking.ranks
     labelled = sorted(zip(ranking.responses, map(str, labels), strict=True))

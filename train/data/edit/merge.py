@@ -18,6 +18,7 @@ from kwise.train.data.convert.convert import ConvertedRow
 from kwise.train.data.convert.json_line import json_line
 from kwise.train.data.convert.report import ConversionReport
 from kwise.train.data.edit.combine import NotCombined, combine
+from kwise.train.data.edit.dedupe import ranking_key
 from kwise.train.data.files.output import check_output, open_output
 from kwise.train.data.read import conversion_lines, read_rows_of_rankings
 from kwise.train.rankings.open_file import check_input, display_name
@@ -58,7 +59,8 @@ def run(config: MergeConfig) -> int:
     check_input(*config.files)
     lines: list[str] = []
     files_of_prompt: dict[int, set[int]] = {}
-    rows = _rows(config, lines, files_of_prompt)
+    keys: Counter[int] = Counter()
+    rows = _rows(config, lines, files_of_prompt, keys)
     num_written = 0
     with open_output(config.output) as output:
         for row in _combined(rows, lines) if config.combine else rows:
@@ -74,19 +76,27 @@ def run(config: MergeConfig) -> int:
             "note: rankings of one prompt stay separate, one for each annotator (--combine makes "
             "one of those that agree)"
         )
+    if not config.combine and (num_repeated := keys.total() - len(keys)):
+        lines.append(
+            f"note: {num_repeated} rankings repeat another one (kwise data dedupe removes them)"
+        )
     print(*lines, sep="\n", file=sys.stderr)
     return 0
 
 
 def _rows(
-    config: MergeConfig, lines: list[str], files_of_prompt: dict[int, set[int]]
+    config: MergeConfig,
+    lines: list[str],
+    files_of_prompt: dict[int, set[int]],
+    keys: Counter[int],
 ) -> Iterator[ConvertedRow]:
-    """Yield the rankings of all files; add a line per file, and the files of each prompt."""
+    """Yield the rankings of all files; add a line per file, and count prompts and rankings."""
     for index, path in enumerate(config.files):
         report = ConversionReport()
         for converted in read_rows_of_rankings(path, report, allow_tied=True):
             key = text_hash(*_parts(converted.ranking.prompt))
             files_of_prompt.setdefault(key, set()).add(index)
+            keys[ranking_key(converted)] += 1
             yield converted
         lines += conversion_lines(path, report)
         lines.append(f"{display_name(path)}: {report.num_rankings} rankings")

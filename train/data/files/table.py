@@ -43,6 +43,7 @@ def delimiter_of(header: str) -> str:
     Returns:
         "" if the line has no delimiter, or if two divide it into equally many columns.
     """
+    header, _, _ = header.partition("\r")  # `read_table` reports one that ends no line
     num_columns = {
         delimiter: len(next(csv.reader([header], delimiter=delimiter), []))
         for delimiter in _DELIMITERS
