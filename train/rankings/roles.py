@@ -23,6 +23,11 @@ _OTHER_NAMES = {
 }
 
 
+def is_standard(name: str) -> bool:
+    """Return whether `name` is a role that chat templates usually know."""
+    return name in _STANDARD
+
+
 def standard_role(name: str) -> str:
     """Return the standard role that `name` stands for; `name` itself if it stands for none."""
     plain = name.strip().lower()

@@ -149,9 +149,32 @@ def test_a_prompt_that_all_responses_repeat_is_removed(tmp_path: Path) -> None:
         "Hi: Hi there > Hi!",
     ]
     assert report.notes == {
-        "the responses begin with the text of the prompt, which is removed": 1,
+        "the responses begin with the text of the prompt, which is removed (see --keep-prompt)": 1,
         "a response begins with the text of the prompt: kept as it is": 1,
     }
+    rankings, report = converted(tmp_path, [repeated], keep_prompt=True)
+    assert rankings == [f"{question}: {question} Air. > {question}\nPaint."]
+
+
+def test_the_indentation_of_code_stays_when_the_prompt_is_removed(tmp_path: Path) -> None:
+    prompt = "def double(x):"
+    rows = [pair(prompt, f"{prompt}\n    return 2 * x", f"{prompt}\n    pass")]
+    assert converted(tmp_path, rows)[0] == [f"{prompt}:     return 2 * x >     pass"]
+    texts = [response["text"] for response in own_ranking(rows[0])["responses"]]
+    path = tmp_path / "rankings.jsonl"
+    path.write_text(json.dumps(own_ranking(rows[0])) + "\n")
+    lines: list[str] = []
+    assert [r.responses for r in read_rankings(path, progress=lines.append)] == [tuple(texts)]
+    assert len(lines) == 1 and lines[0].endswith(
+        "a response begins with the text of the prompt: kept as it is"
+    )
+
+
+def own_ranking(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a pair in kwise's own format."""
+    texts = (row["chosen"], row["rejected"])
+    responses = [{"text": text, "rank": rank} for rank, text in enumerate(texts, start=1)]
+    return {"prompt": row["prompt"], "responses": responses}
 
 
 @pytest.mark.parametrize(

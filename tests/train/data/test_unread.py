@@ -246,6 +246,11 @@ def test_what_changes_the_conversation_is_refused(tmp_path: Path, row: Any, prob
     assert report.first_unreadable.startswith(f"{tmp_path / 'rows.jsonl'}:1: {problem}")
 
 
+def test_all_columns_to_ignore_are_named_at_once(tmp_path: Path) -> None:
+    _, report = converted(tmp_path, [{**PAIR, "tools": "t", "context": "c"}], skip_bad=True)
+    assert report.first_unreadable.endswith("--ignore-columns tools context")
+
+
 def test_a_refused_column_is_read_over_on_demand_and_counted(tmp_path: Path) -> None:
     rankings, report = converted(tmp_path, [{**PAIR, "tools": "t"}], ignore_columns=("tools",))
     assert rankings == ["P: a > b"] and report.unread == {"tools": 1}
@@ -273,6 +278,10 @@ def test_names_of_roles_are_translated_and_counted(tmp_path: Path) -> None:
     rankings, report = converted(tmp_path, [sides])
     assert rankings == ["P: chosen > rejected"]
     assert report.notes == {"role 'Human' is read as user": 2, "role 'gpt' is read as assistant": 2}
+    narrated = {**PAIR, "prompt": [{"role": "narrator", "content": "N"}, *turns("P")]}
+    rankings, report = converted(tmp_path, [narrated])
+    assert rankings == ["n N | u P: a > b"]
+    assert "role 'narrator' is not a usual one" in next(iter(report.notes))
 
 
 def test_completions_with_contradicting_scores_are_left_out(tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ class ConvertConfig:
         "columns that are refused because they change what was judged (tools, context, …), but do "
         "not matter for the labels; the report counts them",
     )
+    keep_prompt: bool = option(
+        False,
+        "keep the text of the prompt at the beginning of responses that all begin with it, as "
+        "completions of code do; else it is removed, except in kwise's own format",
+    )
     keep_tied: bool = option(
         False,
         "also write rankings whose responses are all tied; kwise train reads them with --ties or "
@@ -82,6 +87,7 @@ class ConvertConfig:
             question=self.question,
             buckets=self.buckets,
             ignored_columns=self.ignore_columns,
+            keep_prompt=self.keep_prompt,
         )
 
     def check_format(self, format_name: FormatName) -> None:

@@ -1,9 +1,11 @@
 """The items of all rows of the input: detects each row's format, reads it, collects bad rows."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kwise.errors import ConfigError
+from kwise.train.data.convert.json_line import row_of
 from kwise.train.data.convert.options import ConvertConfig
 from kwise.train.data.convert.report import UNREADABLE, ConversionReport
 from kwise.train.data.files.read_rows import read_rows
@@ -25,7 +27,9 @@ def read_items(
         as_given: leave rows in kwise's own format to `ranking_of`, which refuses what `kwise data
             convert` would leave out; only texts that spell out turns are read as such.
     """
-    options = config.read_options()
+    options = dict.fromkeys(FORMATS, config.read_options())
+    # Who writes kwise's own format writes what the responses are.
+    options[FormatName.KWISE] = replace(options[FormatName.KWISE], keep_prompt=True)
     guesses: dict[str, str] = {}
     for path in config.input:
         for number, row in _rows(path, report):
@@ -42,7 +46,7 @@ def read_items(
                 if as_given and format_name is FormatName.KWISE:
                     contents = read_strictly(row)
                 else:
-                    contents = read_row(FORMATS[format_name].read, row, options)
+                    contents = read_row(FORMATS[format_name].read, row, options[format_name])
                 _check_guesses(contents.items, guesses)
             except RowProblem as problem:
                 add_problem(f"{origin}: {problem}", origin, config, report)
@@ -50,6 +54,9 @@ def read_items(
             report.notes.update(contents.notes)
             report.unread.update(contents.unread)
             for item in contents.items:
+                if as_given and format_name is FormatName.KWISE:
+                    assert isinstance(item, RankedResponses), "a row of kwise's is a ranking"
+                    item = replace(item, row=row_of(item))  # nothing more of it is left out
                 yield origin, item
 
 

@@ -62,7 +62,7 @@ def read_strictly(values: Mapping[str, Any]) -> RowContents:
         ranking_of(row, origin="", allow_tied=True)
     except RankingsError:
         return unchanged
-    contents = read_row(read_kwise, row, ReadOptions())
+    contents = read_row(read_kwise, row, ReadOptions(keep_prompt=True))
     return contents if contents.notes else unchanged
 
 

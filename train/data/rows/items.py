@@ -145,6 +145,7 @@ class ReadOptions:
     question: str = ""
     buckets: tuple[str, ...] = ()
     ignored_columns: tuple[str, ...] = ()
+    keep_prompt: bool = False
 
 
 ReadRow = Callable[[Row, ReadOptions], Iterable[RowItem]]

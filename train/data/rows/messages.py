@@ -14,7 +14,7 @@ from kwise.json_object import RepeatedKey, object_of_pairs
 from kwise.meanings import message_meaning
 from kwise.train.data.rows.fields import as_objects, as_string, refuse, required, string_field
 from kwise.train.data.rows.row import Row
-from kwise.train.rankings.roles import standard_role
+from kwise.train.rankings.roles import is_standard, standard_role
 from kwise.types import Conversation, Message
 
 _KEYS = (("role", "content"), ("from", "value"))
@@ -91,6 +91,8 @@ def _message(message: Row, at: str) -> Message:
         refuse(f"{at}.{role_key}", f"is {role}, a call of a tool, which kwise cannot train on")
     if (standard := standard_role(role)) != role:
         message.note(f"role {role[:40]!a} is read as {standard}")
+    elif not is_standard(role):
+        message.note(f"role {role[:40]!a} is not a usual one; the chat template has to know it")
     return Message(role=standard, content=_content(message, content_key, at))
 
 

@@ -36,6 +36,6 @@ def read_row(read: ReadRow, values: Mapping[str, Any], options: ReadOptions) -> 
     row = Row(values, Counter())
     row.is_columns = True
     written = list(read(row, options))
-    items = [recognise_shapes(item, row) for item in written]
+    items = [recognise_shapes(item, row, options) for item in written]
     surrounded = read_surroundings(items, row, options, texts_of(written))
     return RowContents(items=surrounded.items, notes=row.notes, unread=surrounded.unread)

@@ -23,7 +23,7 @@ from kwise.train.data.rows.fields import (
     string_field,
     user_prompt,
 )
-from kwise.train.data.rows.items import RowItem, RowProblem, ScoredResponse, Skipped
+from kwise.train.data.rows.items import ReadOptions, RowItem, RowProblem, ScoredResponse, Skipped
 from kwise.train.data.rows.messages import as_messages, looks_like_messages, messages_in_text
 from kwise.train.data.rows.row import Row
 from kwise.train.data.rows.templated import (
@@ -39,7 +39,7 @@ _MIN_PROMPT = 8
 """A shorter prompt of one word may begin a response by chance: "Hi" and "Hi there!"."""
 
 
-def recognise_shapes(item: RowItem, row: Row) -> RowItem:
+def recognise_shapes(item: RowItem, row: Row, options: ReadOptions) -> RowItem:
     """Return the item with the turns and texts that its texts spell out."""
     if isinstance(item, Skipped):
         return item
@@ -47,7 +47,9 @@ def recognise_shapes(item: RowItem, row: Row) -> RowItem:
     texts = item.texts()
     answers = _answers(texts, prompt, row)
     answers = _without_end_markers(answers, row)
-    answers = _without_prompt(answers, prompt, row, is_alone=isinstance(item, ScoredResponse))
+    # Whether the others begin with the prompt too is not known of a response that is alone.
+    is_kept = options.keep_prompt or isinstance(item, ScoredResponse)
+    answers = _without_prompt(answers, prompt, row, is_kept=is_kept)
     if prompt == item.prompt and answers == texts:
         return item
     return item.with_texts(prompt, answers)
@@ -167,7 +169,7 @@ def _without_end_markers(texts: tuple[str, ...], row: Row) -> tuple[str, ...]:
 
 
 def _without_prompt(
-    texts: tuple[str, ...], prompt: Conversation, row: Row, *, is_alone: bool
+    texts: tuple[str, ...], prompt: Conversation, row: Row, *, is_kept: bool
 ) -> tuple[str, ...]:
     """Return the responses without the prompt's text if each of them begins with it."""
     question = prompt[-1].content.strip() if prompt else ""
@@ -176,9 +178,12 @@ def _without_prompt(
     begins = [text.lstrip().startswith(question) for text in texts]
     if not any(begins):
         return texts
-    rest = tuple(text.lstrip()[len(question) :].strip() for text in texts)
-    if not all(begins) or not all(rest) or is_alone:
+    rest = tuple(text.lstrip()[len(question) :] for text in texts)
+    if is_kept or not all(begins) or not all(text.strip() for text in rest):
         row.note("a response begins with the text of the prompt: kept as it is")
         return texts
-    row.note("the responses begin with the text of the prompt, which is removed")
-    return tuple(text.lstrip()[len(question) :].lstrip() for text in texts)
+    row.note(
+        "the responses begin with the text of the prompt, which is removed (see --keep-prompt)"
+    )
+    # Space at the beginning of a line may indent code.
+    return tuple(re.sub(r"\A(?:[ \t]*\r?\n)+|\A[ \t]+", "", text) for text in rest)

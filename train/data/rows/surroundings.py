@@ -7,7 +7,7 @@ format. Any other column that changes what was judged is refused. The rest is co
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from kwise.meanings import Meaning, message_meaning, row_meaning
 from kwise.train.data.rows.fields import as_list, as_string, refuse
@@ -52,16 +52,25 @@ def read_surroundings(
     ]
     rest = list(unread(row))
     said = [*texts, *texts_of(surrounded)]
-    for key in rest:
-        meaning = _meaning(key, options)
-        if meaning and (key.owner.is_message or not _is_said(key.value, said)):
-            refuse(
-                key.at or "row",
-                f"has {key.key[:40]!a}, {meaning.value}, which kwise cannot use here; if the "
-                f"labels do not depend on it, give kwise data convert --ignore-columns "
-                f"{key.key[:40]}",
-            )
+    lost = [
+        key
+        for key in rest
+        if _meaning(key, options) and (key.owner.is_message or not _is_said(key.value, said))
+    ]
+    if lost:
+        _refuse(lost, options)
     return Surrounded(items=surrounded, unread=Counter(key.path for key in rest))
+
+
+def _refuse(lost: Sequence[Unread], options: ReadOptions) -> NoReturn:
+    key, names = lost[0], dict.fromkeys(key.key[:40] for key in lost)
+    meaning = _meaning(key, options)
+    assert meaning is not None, "only keys with a meaning are lost"
+    refuse(
+        key.at or "row",
+        f"has {key.key[:40]!a}, {meaning.value}, which kwise cannot use here; if the labels do not "
+        f"depend on it, give kwise data convert --ignore-columns {' '.join(names)}",
+    )
 
 
 def _system_and_history(row: Row, options: ReadOptions) -> tuple[Message | None, Conversation]:
