@@ -119,6 +119,11 @@ def test_rows_of_kwise_are_as_strict_in_an_array_with_a_byte_order_mark(tmp_path
     [
         ([{"prompt": "P", "choosen": "a", "rejected": "b"}], "it resembles trl, but 'choosen' may"),
         ([{"question": "P", "response_j": "a"}], "it resembles stack-exchange-paired, but has no"),
+        (
+            [{"prompt": "P", "response": "a", "score": 1}],
+            "it resembles helpsteer2, but has no 'helpfulness' (kwise data convert has --format "
+            "helpsteer2 --score-column NAME for another name)",
+        ),
         ([{"data": [GOOD]}], "its 'data' holds rows of the format kwise"),
         ([{"prompt": "P", "text": "a"}], "no known format has the keys (prompt, text)\n"),
         ([{"prompt": "P", "responses": ["a", "b"]}], "responses[0]: must be an object"),

@@ -128,6 +128,30 @@ def test_columns_with_lists_hold_json(tmp_path: Path) -> None:
         read_rankings(path)
 
 
+@pytest.mark.parametrize("chosen", ['["a"]', "['a']", "['a' 'b']"])
+def test_lists_of_texts_are_not_taken_for_texts(tmp_path: Path, chosen: str) -> None:
+    """In JSON Lines a text and a list differ; in a table only other columns tell them apart."""
+    cells = {"prompt": "P", "chosen": chosen, "rejected": '["b", "c"]'}
+    path = tmp_path / "a.csv"
+
+    def write(**more: str) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*cells, *more])
+            writer.writeheader()
+            writer.writerow(cells | more)
+
+    write()
+    with pytest.raises(RankingsError, match="chosen: and rejected are lists in a table"):
+        read_rankings(path)
+    write(num_correct="1", num_incorrect="2")
+    if chosen == '["a"]':
+        [ranking] = read_rankings(path)
+        assert (ranking.responses, ranking.ranks) == (("a", "b", "c"), (1, 2, 2))
+    else:
+        with pytest.raises(RankingsError, match="chosen: must be JSON in a table"):
+            read_rankings(path)
+
+
 def test_the_index_of_pandas_is_a_column_of_its_own(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a", ",prompt\n0,a\n") == [(2, {"column 1": "0", "prompt": "a"})]
 

@@ -30,6 +30,9 @@ _JSON_COLUMNS = frozenset(
         "summaries",
     }
 )
+# Columns that hold texts, and in RewardBench 2, which has the columns after them, lists of texts.
+_TEXTS_OR_LISTS = ("chosen", "rejected")
+_REWARD_BENCH_2 = {"num_correct", "num_incorrect"}
 # Columns that hold a list in one format and a text in another.
 _JSON_OR_TEXT_COLUMNS = frozenset({"context", "conversation", "messages"})
 _PANDAS_HINT = "; a list is not written as JSON by pandas: use to_json(..., lines=True)"
@@ -117,13 +120,29 @@ def _row(columns: list[str], cells: list[str]) -> Any:
     if len(cells) != len(columns):
         return RowProblem("row", f"has {len(cells)} cells, but the header has {len(columns)}")
     row: dict[str, Any] = {}
+    has_lists = _has_lists(dict(zip(columns, cells, strict=True)))
+    if has_lists and not set(columns) >= _REWARD_BENCH_2:
+        return RowProblem(
+            "chosen",
+            "and rejected are lists in a table, or texts that look so; write JSON Lines, where "
+            "lists and texts differ",
+        )
     for column, cell in zip(columns, cells, strict=True):
         try:
-            row[column] = _value(column, cell)
+            is_list = has_lists and column in _TEXTS_OR_LISTS
+            row[column] = parse_json(cell.encode()) if is_list else _value(column, cell)
         except JsonError as error:
             hint = _PANDAS_HINT if cell.lstrip().startswith("[") else ""
             return RowProblem(column, f"must be JSON in a table: {error}{hint}")
     return row
+
+
+def _has_lists(row: dict[str, str]) -> bool:
+    """Return whether both sides of a pair look like lists of texts."""
+    return all(
+        row.get(column, "").strip().startswith(('["', "['")) and row[column].strip().endswith("]")
+        for column in _TEXTS_OR_LISTS
+    )
 
 
 def _value(column: str, cell: str) -> Any:

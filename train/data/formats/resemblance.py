@@ -11,6 +11,8 @@ from kwise.train.data.rows.annotation_tools import join_names
 # At least half of a format's keys must be there, alike names included, and one that tells more
 # than that there is a prompt.
 _MIN_SHARE = 0.5
+_ALIKE_WEIGHT = 0.75
+_COLUMN_OPTIONS = ("--score-column", "--prompt-column")
 _PROMPTS = {"prompt", "question", "instruction", "context", "title"}
 
 
@@ -35,25 +37,34 @@ class Resemblance:
 
 def resemblance(row: Mapping[str, Any]) -> Resemblance | None:
     """Return the format with the largest share of keys in the row, or None if none has half."""
-    best: tuple[float, int] = (0.0, 0)
+    best = 0.0, 0.0
     found: Resemblance | None = None
     for name, form in FORMATS.items():
         for keys in form.key_sets():
             missing = tuple(key for key in keys if key not in row)
-            others = [key for key in row if key not in keys]
-            alike = tuple(
-                (close[0], key)
-                for key in missing
-                if (close := get_close_matches(key, others, n=1, cutoff=0.75))
-            )
-            num_found = len(keys) - len(missing) + len(alike)
-            share = num_found / len(keys)
+            alike = _alike(missing, keys, row)
             if not {*keys} - {*missing} - _PROMPTS and not {key for _, key in alike} - _PROMPTS:
                 continue
+            num_found = len(keys) - len(missing) + _ALIKE_WEIGHT * len(alike)
+            share = num_found / len(keys)
             if share >= _MIN_SHARE and (share, num_found) > best:
                 best = share, num_found
                 found = Resemblance(format=name, missing=missing, alike=alike)
     return found
+
+
+def _alike(
+    missing: tuple[str, ...], keys: Mapping[str, str | None], row: Mapping[str, Any]
+) -> tuple[tuple[str, str], ...]:
+    """Return (key of the row, missing key) for keys that may be misspelt, each used once."""
+    others = [key for key in row if key not in keys]
+    alike = []
+    for key in missing:
+        close = get_close_matches(key, others, n=1, cutoff=0.75)
+        if close and (keys[key] is None or isinstance(row[close[0]], list | dict)):
+            alike.append((close[0], key))
+            others.remove(close[0])
+    return tuple(alike)
 
 
 def unknown_format(row: Mapping[str, Any]) -> str:
@@ -70,4 +81,9 @@ def unknown_format(row: Mapping[str, Any]) -> str:
             )
     if (nearest := resemblance(row)) is None:
         return problem
-    return f"{problem}; it resembles {nearest.format.value}, but {nearest.reason()}"
+    problem += f"; it resembles {nearest.format.value}, but {nearest.reason()}"
+    options = [name for name in FORMATS[nearest.format].options if name in _COLUMN_OPTIONS]
+    if options and not nearest.alike:
+        choice = f"--format {nearest.format.value} {options[0]} NAME"
+        problem += f" (kwise data convert has {choice} for another name)"
+    return problem

@@ -4,7 +4,7 @@ To add one, write `read_…` in a module of this folder, and add a member to `Fo
 entry to `FORMATS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -68,10 +68,12 @@ class Format:
     options: tuple[str, ...] = ()
     has_annotators: bool = False
 
-    def key_sets(self) -> list[tuple[str, ...]]:
-        """Return the keys of a row, a tuple per variant; none if more than keys decides."""
-        variants = self.fits.variants if isinstance(self.fits, _HasKeys) else ()
-        return [tuple(keys) for keys in variants]
+    def key_sets(self) -> Sequence[Mapping[str, str | None]]:
+        """Return the keys of a row for each variant; none if more than keys decides.
+
+        A key of a list has the key of its objects as value, other keys have None.
+        """
+        return self.fits.variants if isinstance(self.fits, _HasKeys) else ()
 
 
 def detect(row: Mapping[str, Any]) -> FormatName | None:
