@@ -13,6 +13,8 @@ from transformers.utils import cached_file
 # In the order in which `from_pretrained` looks for them.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
+_WEIGHT_FILE = re.compile(r"(model|pytorch_model|consolidated)\b.*\.(safetensors|bin|pt|pth)")
+
 # Files in which trainers put a head beside the weights of a language model. `from_pretrained` does
 # not read them.
 _HEAD_FILE = re.compile(r"(v(alue)?_?head|reward_?head|score)\b.*\.(safetensors|bin|pt|pth)")
@@ -59,6 +61,19 @@ class StoredTensors:
                 return stored
         loaded: Tensor = torch.load(path, map_location="cpu", weights_only=True)[tensor]
         return loaded
+
+
+def unread_weights(name: str) -> list[str]:
+    """Return the names of files of weights in a directory that `from_pretrained` does not read."""
+    directory = Path(name)
+    if not directory.is_dir():
+        return []
+    read = {path.name for path in _weight_files(name)[0]}
+    return sorted(
+        path.name
+        for path in directory.iterdir()
+        if _WEIGHT_FILE.fullmatch(path.name) and path.name not in read
+    )
 
 
 def separate_heads(name: str) -> list[str]:

@@ -145,6 +145,14 @@ def check_names(place: str, stored: StoredTensors) -> None:
             )
 
 
+def check_finite(place: str, model: PreTrainedModel) -> None:
+    """Raise ConfigError if a weight is NaN or infinite, so that rewards are."""
+    for name, weight in model.named_parameters():
+        # The sum needs no memory. It may overflow, so it does not decide.
+        if not (weight.is_meta or weight.sum().isfinite() or weight.isfinite().all()):
+            raise ConfigError(f"{place}: {name} has values that are NaN or infinite")
+
+
 def is_harmless(name: str, shape: Sequence[int] = ()) -> bool:
     """Return whether a tensor cannot change a reward if it is not used.
 

@@ -18,8 +18,13 @@ from transformers import (
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config, usable_id
 from kwise.train.checkpoint.statements import Statements, account_for_statements
-from kwise.train.checkpoint.stored import StoredTensors, separate_heads
-from kwise.train.checkpoint.tensors import account_for_tensors, check_names, new_layers_notes
+from kwise.train.checkpoint.stored import StoredTensors, separate_heads, unread_weights
+from kwise.train.checkpoint.tensors import (
+    account_for_tensors,
+    check_finite,
+    check_names,
+    new_layers_notes,
+)
 from kwise.train.checkpoint.transformers_versions import read_config
 from kwise.train.checkpoint.types import check_types
 from kwise.train.model.adapter_source import AdapterSource, find_adapter, merge_into
@@ -121,8 +126,10 @@ def _load_whole(
         )
     notes = [*statements.notes, *_drop_pad_token_without_row(config)]
     with reading(option, name):
-        stored = StoredTensors(name)
+        stored, unread = StoredTensors(name), unread_weights(name)
     check_names(place, stored)
+    if unread:
+        notes.append(f"other weights in the directory are not read: {', '.join(unread[:3])}")
     with reading(option, name):
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             **source_of(name),
@@ -149,6 +156,7 @@ def _load_whole(
         # quantised weights.
         elif hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
+    check_finite(place, model)
     if statements.num_labels not in (None, 1) and not account.new_layers:
         notes.append(
             f"config.json states {statements.num_labels} labels, and the head has one output"

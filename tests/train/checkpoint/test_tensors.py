@@ -145,6 +145,25 @@ def test_missing_weights_of_the_language_model_are_refused(llama: Path, tmp_path
         load_checkpoint("--model", str(path), to_train=True)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(llama: Path, tmp_path: Path, value: float) -> None:
+    def change(stored: Tensors) -> Tensors:
+        stored["model.norm.weight"][3] = value
+        return stored
+
+    path = copy_checkpoint(llama, tmp_path / "copy", change=change)
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight has values that are NaN"):
+        load_checkpoint("--model", str(path), to_train=True)
+
+
+def test_other_files_of_weights_are_named(llama: Path, tmp_path: Path) -> None:
+    """Those of an earlier training may lie beside the weights that are read."""
+    path = copy_checkpoint(llama, tmp_path / "copy")
+    (path / "pytorch_model.bin").write_bytes(b"")
+    loaded = load_checkpoint("--model", str(path), to_train=True)
+    assert loaded.notes == ("other weights in the directory are not read: pytorch_model.bin",)
+
+
 def test_half_a_head_is_refused(tmp_path: Path) -> None:
     """The other half would start at random."""
     config = transformers.BertConfig(vocab_size=99, num_labels=1, intermediate_size=32, **SMALL)
