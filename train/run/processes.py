@@ -15,7 +15,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from kwise.errors import ConfigError
+from kwise.errors import ConfigError, LibraryFailed
+from kwise.library_errors import library_errors
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -47,6 +48,7 @@ class Processes:
         Raises:
             ConfigError: the launcher asks for something that is not supported, such as mixed
                 precision, which would round rewards.
+            LibraryFailed: torch cannot reach the other processes.
         """
         for plugin, name in {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}.items():
             if _is_requested(plugin):
@@ -65,7 +67,8 @@ class Processes:
                 f"launched with mixed precision {precision}, which rounds rewards: launch with "
                 "--mixed_precision no, and give kwise train --precision"
             )
-        self._state = PartialState(cpu=not torch.accelerator.is_available())
+        with library_errors("the processes cannot be connected", raises=LibraryFailed):
+            self._state = PartialState(cpu=not torch.accelerator.is_available())
         self.sharded = _is_requested("FSDP") and self.count > 1
         if self.count > 1:
             # accelerate calls the CPU "cpu:0", and Trainer loads the optimizer's state to it, but

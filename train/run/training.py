@@ -133,10 +133,14 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         progress(f"note: {note}")
     progress(f"training on {len(data.training)} rankings in {trainer.precision.value}")
     checkpoint = directory.newest_complete()
+    for damage in directory.damages() if config.resume else ():
+        progress(f"note: {damage}")
     if config.resume and checkpoint is None:
         progress("no step checkpoint is complete: training starts from the beginning")
+    advice = "" if checkpoint is None else f"if {checkpoint.name} is damaged, delete it"
     with library_errors(
         f"--model {config.model}: training failed",
+        advice=advice,
         memory_advice=_MEMORY_ADVICE,
         raises=LibraryFailed,
     ):

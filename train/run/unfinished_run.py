@@ -10,8 +10,8 @@ as a whole: readers see the earlier checkpoint or the new one, never a mixture.
 
 A SIGKILL may leave the newest step checkpoint half written. Trainer writes several files and then
 deletes older checkpoints, so none of its files shows that all are there; the marker `complete`,
-written last, does. Two checkpoints are kept, because the one before the one being written is always
-complete.
+written last, does. It lists the files with their sizes. Two checkpoints are kept, because the one
+before the one being written is always complete.
 """
 
 import json
@@ -41,7 +41,9 @@ class MarkComplete(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._processes.wait()
         if self._processes.is_main:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARKER).touch()
+            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            sizes = {name: (directory / name).stat().st_size for name in file_names(directory)}
+            (directory / _MARKER).write_text(json.dumps(sizes), encoding="utf-8")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Correct the path of the best checkpoint, which is wrong after the directory was moved."""
@@ -108,13 +110,27 @@ class UnfinishedRun:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def newest_complete(self) -> Path | None:
-        """Return the step checkpoint to resume from; None if there is none."""
-        complete = [marker.parent for marker in self.path.glob(f"checkpoint-*/{_MARKER}")]
-        return max(
-            complete,
-            key=lambda path: int(path.name.removeprefix("checkpoint-")),
-            default=None,
-        )
+        """Return the step checkpoint to resume from; None if there is none.
+
+        Trainer would resume without an optimizer whose file is missing, and arrive at other
+        weights.
+        """
+        whole = [path for path in self._marked() if _damaged_file(path) is None]
+        return whole[-1] if whole else None
+
+    def damages(self) -> list[str]:
+        """Return a line about each step checkpoint that is not whole any more."""
+        damaged = {path.name: _damaged_file(path) for path in self._marked()}
+        return [
+            f"{name} is not used: {file} is missing or has another size"
+            for name, file in damaged.items()
+            if file is not None
+        ]
+
+    def _marked(self) -> list[Path]:
+        """Return the step checkpoints that were written whole, the oldest first."""
+        marked = [marker.parent for marker in self.path.glob(f"checkpoint-*/{_MARKER}")]
+        return sorted(marked, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
     def read_run(self) -> dict[str, Any] | None:
         """Return what `write_run` wrote; None if the run was interrupted before."""
@@ -186,6 +202,15 @@ def file_names(directory: Path) -> list[str]:
     return sorted(
         path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()
     )
+
+
+def _damaged_file(checkpoint: Path) -> str | None:
+    """Return a file that does not have the size in the marker; None if all have it."""
+    for name, size in (_read_object(checkpoint / _MARKER) or {}).items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != size:
+            return str(name)
+    return None
 
 
 def _has_files(directory: Path) -> bool:

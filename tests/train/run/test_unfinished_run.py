@@ -4,6 +4,7 @@ whole.
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from kwise import publish
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
+from kwise.train.run.processes import Processes
 from kwise.train.run.training import train
-from kwise.train.run.unfinished_run import REPORT_NAME, UnfinishedRun
+from kwise.train.run.unfinished_run import REPORT_NAME, MarkComplete, UnfinishedRun
 from tests.training_runs import options
 
 OURS: dict[str, Any] = {"rankings_by_size": {}, "versions": {}}
@@ -207,6 +209,27 @@ def test_a_half_written_step_checkpoint_is_not_resumed_from(tmp_path: Path) -> N
         (run.path / name).mkdir()
     (run.path / "checkpoint-5" / "complete").touch()
     assert run.newest_complete() == run.path / "checkpoint-5"
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_step_checkpoint_is_not_resumed_from_and_is_named(
+    tmp_path: Path, damage: str
+) -> None:
+    """Without its optimizer's file a run went on with a new optimizer, to other weights."""
+    run = begun(tmp_path / "checkpoint")
+    for step in (5, 10):
+        path = run.path / f"checkpoint-{step}"
+        path.mkdir()
+        (path / "optimizer.pt").write_text("moments")
+        state: Any = SimpleNamespace(global_step=step)
+        MarkComplete(Processes()).on_save(SimpleNamespace(output_dir=run.path), state, None)
+    assert run.newest_complete() == run.path / "checkpoint-10" and run.damages() == []
+    optimizer = run.path / "checkpoint-10" / "optimizer.pt"
+    optimizer.unlink() if damage == "missing" else optimizer.write_text("mom")
+    assert run.newest_complete() == run.path / "checkpoint-5"
+    assert run.damages() == [
+        "checkpoint-10 is not used: optimizer.pt is missing or has another size"
+    ]
 
 
 def test_of_two_runs_that_start_at_once_one_is_refused(
