@@ -157,7 +157,8 @@ def _check_tokens(
             raise _Unusable(
                 f"responses: [{first}] and [{index}] are the same tokens under this chat template, "
                 f"with different ranks ({template_name}); remove one of them, or give a "
-                "--chat-template that keeps the difference"
+                "--chat-template that keeps the difference",
+                reason="two responses are the same tokens, with different ranks",
             )
 
 

@@ -134,16 +134,16 @@ def test_prompts_that_are_the_same_tokens_are_on_one_side_of_the_split(
     tiny_checkpoint: Path,
 ) -> None:
     reward_model = load_reward_model(str(tiny_checkpoint))
-    reward_model.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    reward_model.tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     rankings = [
         ranking("a", "b", prompt=prompt, line=number)
         for number in range(8)
-        for prompt in (f"Question {number}", f"question {number} ")
+        for prompt in (f"Question {number}", f"Question {chr(ord('０') + number)} ")
     ]
     config = TrainConfig(data="d", model="m", output=Path("o"), validation_fraction=0.5)
     data = prepare(rankings, reward_model, config)
     training, validation = (
-        {r.prompt[0].content.lower().strip() for r in part}
+        {int(r.prompt[0].content.split()[1]) for r in part}
         for part in ([item.ranking for item in data.training], data.validation)
     )
     assert len(training) == len(validation) == 4 and not training & validation
