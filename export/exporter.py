@@ -50,7 +50,7 @@ from kwise.train.checkpoint.ids import usable_id
 from kwise.train.model.threads import use_available_cpus
 from kwise.train.report.training_report import read_report
 from kwise.train.run.unfinished_run import REPORT_NAME
-from kwise.train.template.chat_template import template_variables
+from kwise.train.template.render import template_variables
 from kwise.types import Message
 
 # A server scores the golden conversations at every start, so they are few and short.

@@ -23,7 +23,7 @@ from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
 from kwise.errors import ConfigError, InvalidRequest
 from kwise.train.checkpoint.ids import id_without_row, num_rows
-from kwise.train.template.chat_template import TemplateRefusal, render
+from kwise.train.template.render import TemplateRefusal, render
 from kwise.types import Conversation, Group, Message, TokenIds
 
 # The longest conversation, in tokens. It reaches attention's largest tile groups, and a CPU scores

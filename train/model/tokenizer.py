@@ -19,7 +19,8 @@ from kwise.train.checkpoint.ids import id_without_row, usable_id
 from kwise.train.checkpoint.transformers_versions import read_tokenizer
 from kwise.train.model.adapter_source import tokenizer_source
 from kwise.train.model.pretrained import reading
-from kwise.train.template.chat_template import ChatTemplate, choose_template, render
+from kwise.train.template.chat_template import ChatTemplate, choose_template
+from kwise.train.template.render import render
 from kwise.types import Conversation, Message
 
 _GGUF_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")

@@ -21,7 +21,7 @@ from kwise.train.rankings.problems import Problems
 from kwise.train.rankings.schema import Ranking
 from kwise.train.step.text_regulariser import prompt_length, text_tensors
 from kwise.train.template.changes import TemplateChanges
-from kwise.train.template.chat_template import TemplateRefusal, render
+from kwise.train.template.render import TemplateRefusal, render
 from kwise.types import TokenIds
 
 

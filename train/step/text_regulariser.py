@@ -23,7 +23,7 @@ from kwise.train.checkpoint.transformers_versions import read_config
 from kwise.train.model.pretrained import reading, source_of
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.model.tokenizer import text_token_ids
-from kwise.train.template.chat_template import render
+from kwise.train.template.render import render
 from kwise.types import Conversation, TokenIds
 
 _BETA = 0.1

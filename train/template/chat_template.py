@@ -1,34 +1,23 @@
-"""Choose the chat template of a model, and check it before anything is trained or exported.
+"""Choose the chat template of a model before anything is trained or exported.
 
 `kwise train` and `kwise export` both call `choose_template`, and the engine renders what it
-returns. So a template that training accepts can be exported and served. The engine renders with its
-own environment (engine/text/chat_template.py) and tokenises a conversation in two parts. Therefore
-a few conversations are encoded both by transformers and by the engine, and the tokens must agree.
+returns. So a template that training accepts can be exported and served.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from kwise.engine.sequence import EncodedSequence
-from kwise.engine.text.encoder import ConversationEncoder
-from kwise.engine.text.limits import EncoderLimits
-from kwise.errors import ConfigError, InvalidRequest
-from kwise.library_errors import cause_of, is_foreign, library_errors
+from kwise.errors import ConfigError
+from kwise.library_errors import library_errors
+from kwise.train.template.check import check_template
 from kwise.train.template.fixed_date import prints_date, today, with_fixed_date
-from kwise.types import Conversation, Group, Message
 
 _DEFAULT = "default"  # the template that transformers uses when a tokenizer has several
 _PROCESSORS_FILE = "chat_template.json"  # which tokenizers do not read
-_NO_LIMIT = 2**40
-
-
-class TemplateRefusal(ConfigError):
-    """The chat template cannot render a conversation. The message says why, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +73,12 @@ def choose_template(
     text, origin, notes = _find(tokenizer, model, file, plain)
     fixed_date = None
     if text is not None:
-        with library_errors(f"{origin} is not a Jinja template"):
+        try:
             has_date = prints_date(text)
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                f"{origin} is not a Jinja template: line {error.lineno}: {error.message}"
+            ) from error
         if has_date:
             if not date and not today_by_default:
                 raise ConfigError(
@@ -105,7 +98,7 @@ def choose_template(
         raise ConfigError(f"--template-date: {origin} prints no date")
     tokenizer.chat_template = text
     if text is not None:
-        notes += _check(tokenizer, origin)
+        notes += check_template(tokenizer, origin)
     return ChatTemplate(text=text, origin=origin, date=fixed_date, notes=tuple(notes))
 
 
@@ -144,119 +137,3 @@ def _find(
         "--chat-template FILE"
     )
     return plain, f"kwise's plain chat template, because {model} has none", [note]
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, opens_answer: bool = False
-) -> str:
-    """Return the text of a conversation as the chat template renders it.
-
-    Args:
-        opens_answer: add what precedes the assistant's next message.
-
-    Raises:
-        TemplateRefusal: the template raises any error.
-    """
-    messages = [{"role": message.role, "content": message.content} for message in conversation]
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=opens_answer
-            )
-        )
-    except Exception as error:  # a template may fail in any way, for instance divide by zero
-        if not is_foreign(error):
-            raise
-        raise TemplateRefusal(cause_of(error)) from error
-
-
-def template_variables(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return the special tokens that a template may name, such as `bos_token`, and their text."""
-    return {
-        name: str(token)
-        for name, token in tokenizer.special_tokens_map.items()
-        if isinstance(token, str)
-    }
-
-
-def _conversation(*contents: str, system: str = "") -> Conversation:
-    turns = [
-        Message(role="user" if index % 2 == 0 else "assistant", content=content)
-        for index, content in enumerate(contents)
-    ]
-    return (*([Message(role="system", content=system)] if system else []), *turns)
-
-
-def _refusal(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str | None:
-    try:
-        render(tokenizer, conversation)
-    except TemplateRefusal as refusal:
-        return str(refusal)
-    return None
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> str | None:
-    """Return the text of a question and its answer; None if the template refuses them."""
-    try:
-        return render(tokenizer, _conversation(question, answer))
-    except TemplateRefusal:
-        return None
-
-
-def _check(tokenizer: PreTrainedTokenizerBase, origin: str) -> list[str]:
-    """Check that the template renders an answer, in the engine as in transformers; return notes."""
-    if problem := _refusal(tokenizer, _conversation("Well?", "Yes.")):
-        raise ConfigError(f"{origin} cannot render a question and its answer: {problem}")
-    if _rendered(tokenizer, "Well?", "Yes.") == _rendered(tokenizer, "Well?", "No!"):
-        raise ConfigError(
-            f"{origin} prints the same text whatever the answer is; kwise gives it each message's "
-            "content as a string"
-        )
-    encoder = ConversationEncoder(
-        Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
-        template=tokenizer.chat_template,
-        special_tokens=template_variables(tokenizer),
-        limits=EncoderLimits(max_tokens=_NO_LIMIT, vocab_size=_NO_LIMIT),
-        trailing_pad_id=None,
-    )
-    special = " ".join(tokenizer.all_special_tokens)
-    for conversation in (
-        _conversation("Well?", "Yes."),
-        _conversation(" a \n", " b \n"),
-        _conversation(f"Is {special} a token?", f"No, {special}."),
-        _conversation("One?", "1", "Two?", "2"),
-        _conversation("One?", "1", system="Count."),
-    ):
-        _compare(tokenizer, encoder, conversation, origin)
-    notes = []
-    if _rendered(tokenizer, "Well?", "Yes.") == _rendered(tokenizer, "Or?", "Yes."):
-        notes.append(f"{origin} prints the same text whatever the question is")
-    if turns := _refusal(tokenizer, _conversation("One?", "1", "Two?", "2")):
-        notes.append(f"{origin} refuses conversations of more than one turn: {turns}")
-    return notes
-
-
-def _compare(
-    tokenizer: PreTrainedTokenizerBase,
-    encoder: ConversationEncoder,
-    conversation: Conversation,
-    origin: str,
-) -> None:
-    """Raise ConfigError if the engine encodes a conversation otherwise than transformers."""
-    expected: Sequence[int] | None = None
-    if _refusal(tokenizer, conversation) is None:
-        text = render(tokenizer, conversation)
-        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-    group = Group(prompt=conversation[:-1], responses=(conversation[-1].content,))
-    try:
-        (outcome,) = encoder.encode(group)
-    except InvalidRequest as error:
-        outcome = error
-    served = outcome.token_ids.tolist() if isinstance(outcome, EncodedSequence) else None
-    # Neither takes an empty conversation, but transformers gives it no tokens.
-    if served != (expected or None):
-        problem = outcome.problem if isinstance(outcome, InvalidRequest) else "other tokens"
-        raise ConfigError(
-            f"{origin} cannot be served: the engine's result for a conversation of "
-            f"{len(conversation)} messages is not that of transformers: {problem}"
-        )

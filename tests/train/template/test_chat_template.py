@@ -10,12 +10,8 @@ import pytest
 
 from kwise.errors import ConfigError
 from kwise.train.model.tokenizer import load_tokenizer, plain_template
-from kwise.train.template.chat_template import (
-    ChatTemplate,
-    TemplateRefusal,
-    choose_template,
-    render,
-)
+from kwise.train.template.chat_template import ChatTemplate, choose_template
+from kwise.train.template.render import TemplateRefusal, render
 from kwise.types import Message
 
 LINES = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -83,7 +79,7 @@ def test_a_template_that_only_a_processor_reads_is_not_replaced_by_the_plain_one
     [
         (
             LINES.removesuffix("{% endfor %}"),
-            "t.jinja is not a Jinja template: Unexpected end",
+            "t.jinja is not a Jinja template: line 1: ",
         ),
         (LINES.encode() + b"\xe9", "--chat-template .*t.jinja: is not UTF-8: .* in position 65"),
         ("{{ messages[0].content + 1 }}", "cannot render a question and its answer: TypeError"),
