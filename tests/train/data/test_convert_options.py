@@ -115,28 +115,29 @@ HELPFUL, HARMLESS = (
 
 
 @pytest.mark.parametrize(
-    ("rows", "problem"),
+    ("rows", "option", "first", "other"),
     [
-        (
-            [answered("helpful"), answered("harmless")],
-            "--question would be 'harmless' here, but was 'helpful' before",
-        ),
-        (
-            [studio(HELPFUL), studio(HARMLESS)],
-            "--question would be 'harmless' here, but was 'helpful' before",
-        ),
+        ([answered("helpful"), answered("harmless")], "--question", "harmless", "helpful"),
+        ([studio(HELPFUL), studio(HARMLESS)], "--question", "harmless", "helpful"),
         (
             [answered("q", prompt=None, note="N"), answered("q", note="N")],
-            "--prompt-column would be 'prompt' here, but was 'note' before",
+            "--prompt-column",
+            "prompt",
+            "note",
         ),
     ],
 )
-def test_all_rows_must_agree_on_a_guess(tmp_path: Path, rows: list[Any], problem: str) -> None:
-    """Else the answers to two questions would be mixed in one set of rankings."""
-    rankings, report = converted(tmp_path, rows, skip_bad=True)
-    assert len(rankings) == 1
-    assert (
-        report.first_unreadable == f"{tmp_path / 'rows.jsonl'}:2: row: {problem}; give the option"
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_all_rows_must_agree_on_a_guess(
+    tmp_path: Path, rows: list[Any], option: str, first: str, other: str, skip_bad: bool
+) -> None:
+    """Else the answers to two questions would be mixed. An odd first row decides nothing."""
+    with pytest.raises(RankingsError) as raised:
+        converted(tmp_path, [*rows, rows[1]], skip_bad=skip_bad)
+    path = tmp_path / "rows.jsonl"
+    assert str(raised.value) == (
+        f"{option}: the rows differ: {first!r} in 2 rows (first {path}:2), "
+        f"{other!r} in 1 rows (first {path}:1); choose with kwise data convert {option}"
     )
 
 

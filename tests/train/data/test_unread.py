@@ -298,7 +298,7 @@ def test_completions_with_contradicting_scores_are_left_out(tmp_path: Path) -> N
     rankings, report = converted(tmp_path, [row])
     assert rankings == ["P: b (8) > c (6) > d (1)"]
     [(what, reason)] = report.skipped
-    assert what == "response" and reason.startswith("overall_score and fine-grained_score contra")
+    assert what == "response" and reason.startswith("overall_score contradicts fine-grained_score")
     by_other = converted(tmp_path, [row], score_column="fine-grained_score")[0]
     assert by_other == ["P: b (4.75) > c (3) > a (1.25)"]
 
@@ -310,11 +310,22 @@ def test_scores_of_columns_that_contradict_each_other_are_dropped(tmp_path: Path
     assert next(iter(report.notes)).startswith("columns of scores contradict each other")
 
 
+def test_ratings_show_a_wrong_overall_score_too(tmp_path: Path) -> None:
+    completions = [
+        {"response": text, "overall_score": 10, "annotations": {"x": {"Rating": r}, "y": {}}}
+        for text, r in (("a", "1"), ("b", "5"), ("c", "N/A"))
+    ]
+    rankings, report = converted(
+        tmp_path, [{"instruction": "P", "completions": completions}], keep_tied=True
+    )
+    assert rankings == ["P: b = c (10)"] and sum(report.skipped.values()) == 1
+
+
 def test_ranks_that_contradict_scores_are_counted(tmp_path: Path) -> None:
     completions = [{"text": t, "rank": i, "score": i} for i, t in ((1, "a"), (2, "b"))]
     rankings, report = converted(tmp_path, [{"prompt": "P", "completions": completions}])
     assert rankings == ["P: b (2) > a (1)"] and report.unread == {"completions[].rank": 2}
-    assert report.notes == {"ranks contradict scores: the scores are used, the ranks are not": 1}
+    assert report.notes == {"score and rank contradict each other: score is used": 1}
 
 
 def test_each_row_is_read_by_its_own_format(tmp_path: Path) -> None:

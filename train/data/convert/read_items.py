@@ -1,10 +1,11 @@
 """The items of all rows of the input: detects each row's format, reads it, collects bad rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from kwise.errors import ConfigError
+from kwise.train.data.convert.guesses import Guesses
 from kwise.train.data.convert.json_line import row_of
 from kwise.train.data.convert.options import ConvertConfig
 from kwise.train.data.convert.report import UNREADABLE, ConversionReport
@@ -30,7 +31,7 @@ def read_items(
     options = dict.fromkeys(FORMATS, config.read_options())
     # Who writes kwise's own format writes what the responses are.
     options[FormatName.KWISE] = replace(options[FormatName.KWISE], keep_prompt=True)
-    guesses: dict[str, str] = {}
+    guesses = Guesses()
     for path in config.input:
         for number, row in _rows(path, report):
             report.num_rows += 1
@@ -47,10 +48,10 @@ def read_items(
                     contents = read_strictly(row)
                 else:
                     contents = read_row(FORMATS[format_name].read, row, options[format_name])
-                _check_guesses(contents.items, guesses)
             except RowProblem as problem:
                 add_problem(f"{origin}: {problem}", origin, config, report)
                 continue
+            guesses.add(origin, contents.items)
             report.notes.update(contents.notes)
             report.unread.update(contents.unread)
             for item in contents.items:
@@ -58,6 +59,8 @@ def read_items(
                     assert isinstance(item, RankedResponses), "a row of kwise's is a ranking"
                     item = replace(item, row=row_of(item))  # nothing more of it is left out
                 yield origin, item
+    if problems := list(guesses.problems()):
+        report.problems.add_end(RankingsError(problems))
 
 
 def add_problem(problem: str, origin: str, config: ConvertConfig, report: ConversionReport) -> None:
@@ -73,19 +76,6 @@ def _rows(path: str, report: ConversionReport) -> Iterator[tuple[int, Any]]:
         yield from read_rows(path)
     except RankingsError as error:
         report.problems.add_end(error)
-
-
-def _check_guesses(items: Sequence[RowItem], guesses: dict[str, str]) -> None:
-    """Refuse a row whose guesses differ from those of the rows before: it would be mixed in."""
-    for item in items:
-        for name, guess in item.guesses if isinstance(item, RankedResponses) else ():
-            previous = guesses.setdefault(name, guess)
-            if previous != guess:
-                raise RowProblem(
-                    "row",
-                    f"{name} would be {guess[:40]!a} here, but was {previous[:40]!a} before; "
-                    "give the option",
-                )
 
 
 def _check_options(

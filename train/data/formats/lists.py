@@ -109,8 +109,9 @@ def _labelled(
     """Yield the ranking of responses that have a label each, of one kind in the whole list."""
     keys = (options.score_column,) if options.score_column else (*_SCORES, "rank")
     key = next((key for key in keys if any(item.has(key) for item in responses)), keys[0])
-    if key in _SCORES and _ranks_contradict(responses, key):
-        responses[0].note(f"ranks contradict {key}s: the {key}s are used, the ranks are not")
+    for other in (*_SCORES, "rank"):
+        if key in _SCORES and other != key and _contradict(responses, key, other):
+            responses[0].note(f"{key} and {other} contradict each other: {key} is used")
     texts, labels = [], []
     for index, response in enumerate(responses):
         at = f"{name}[{index}]"
@@ -125,11 +126,12 @@ def _labelled(
     yield _with_labels(prompt, texts, labels, is_ranks=key == "rank")
 
 
-def _ranks_contradict(responses: Sequence[Row], key: str) -> bool:
-    """Return whether some response has a better rank and a lower score than another."""
-    pairs = [(item.peek("rank"), item.peek(key)) for item in responses]
+def _contradict(responses: Sequence[Row], key: str, other: str) -> bool:
+    """Return whether two responses have one order by `key` and the opposite one by `other`."""
+    sign = -1 if other == "rank" else 1
+    pairs = [(item.peek(key), item.peek(other)) for item in responses]
     known = [pair for pair in pairs if all(isinstance(label, int | float) for label in pair)]
-    return any(a[0] < b[0] and a[1] < b[1] for a in known for b in known)
+    return any(a[0] < b[0] and sign * a[1] > sign * b[1] for a in known for b in known)
 
 
 def _beside_labels(
