@@ -38,4 +38,5 @@ class Guesses:
                     f"{choice[:40]!a} in {num} rows (first {self._first_row[option, choice]})"
                     for choice, num in num_rows.most_common(_MAX_CHOICES)
                 )
-                yield f"{option}: the rows differ: {choices}; choose with kwise data convert {option}"
+                advice = f"choose with kwise data convert {option}"
+                yield f"{option}: the rows differ: {choices}; {advice}"
