@@ -1,6 +1,7 @@
 """The channel to a kwise server, and the checks of arguments that both clients share."""
 
 import re
+import socket
 from json import dumps
 from typing import Any
 
@@ -68,6 +69,13 @@ def check_target(name: str, target: Any) -> str:
         raise InvalidRequest(
             name, f"has the port {port[:20]}; it must be between 1 and {(1 << 16) - 1}"
         )
+    if not port.isdecimal():
+        try:
+            socket.getservbyname(port)
+        except OSError:
+            raise InvalidRequest(
+                name, f"has the port {port[:20]!r}, which is not a number, and no service's name"
+            ) from None
     return target
 
 

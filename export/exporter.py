@@ -46,6 +46,7 @@ from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.precision.text_groups import TextGroup, read_text_groups
 from kwise.export.publishing import check_destination, publish_artifact
 from kwise.library_errors import library_errors
+from kwise.publish import check_writable
 from kwise.train.checkpoint.ids import usable_id
 from kwise.train.model.threads import use_available_cpus
 from kwise.train.report.training_report import read_report
@@ -87,6 +88,7 @@ def export(
     use_available_cpus()
     destination = Path(config.artifact).resolve()
     check_destination(destination, overwrite=config.overwrite)
+    check_writable("ARTIFACT", destination)
     text_groups = read_text_groups(config.rankings, progress)  # first, because it may have mistakes
     if config.rankings and parse_precisions(config.dtype, "--dtype") == (Precision.FP32,):
         progress("--rankings is not used, because --dtype names no precision to compare")

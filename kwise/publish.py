@@ -17,10 +17,32 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from kwise.errors import ConfigError
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 # The kernel is older, or the file system (NFS, most FUSE) has no exchange.
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
+
+
+def check_writable(option: str, target: Path) -> None:
+    """Raise ConfigError if nothing can be written beside `target`, where it is prepared.
+
+    Call this before work that takes long. Directories above `target` that are missing will be made.
+
+    Args:
+        option: what the command line calls the target: "--output".
+    """
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".kwise-", dir=parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {target}: nothing can be written in {parent}: {error.strerror}"
+        ) from None
 
 
 def publish_directory(work: Path, target: Path) -> None:

@@ -69,6 +69,13 @@ def check_source(option: str, name: str) -> None:
             f"{option} {name}: is an artifact of kwise export; give the checkpoint that it was "
             "exported from"
         )
+    if path.is_dir() and not any((path / file).is_file() for file in _CONFIGS):
+        raise ConfigError(f"{option} {name}: cannot be read: the directory has no config.json")
+    if path.exists() and not path.is_dir() and path.suffix != ".gguf":
+        raise ConfigError(
+            f"{option} {name}: cannot be read: it must be the directory of a checkpoint, or a "
+            ".gguf file"
+        )
     if path.exists():
         return
     problem = f"{option} {name}: there is no such file or directory"

@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from kwise.errors import ConfigError, LibraryFailed
 from kwise.library_errors import library_errors
+from kwise.publish import check_writable
 from kwise.train.model.adapter import add_adapter, merge_adapter, save_adapter
 from kwise.train.model.adapter_source import find_adapter
 from kwise.train.model.reward_model import load_reward_model
@@ -76,6 +77,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     check_tracker(config.report_to)  # before the model is loaded
     directory = UnfinishedRun(config.output)
     directory.check(resume=config.resume, overwrite=config.overwrite)
+    check_writable("--output", config.output)
     rankings = read_data(config, progress)
     progress(f"read {len(rankings)} rankings; loading {config.model}")
     with library_errors(f"--model {config.model}: cannot be trained"):
