@@ -27,13 +27,22 @@ from transformers.utils import cached_file
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import text_config
 
-IS_TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])
+
+
+IS_TRANSFORMERS_5 = _major(transformers.__version__) >= 5
 # The names of version 4 for what version 5 has in `rope_parameters`.
 _THETA = ("rope_theta", "rotary_emb_base")
 _PARTIAL = ("partial_rotary_factor", "rotary_pct")
 _LOCAL_THETA = ("rope_local_base_freq", "local_rope_theta")
 _SCALING = ("rope_scaling",)
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+# Types of models for which the versions compute different rewards.
+_DIFFERENT = {"doge"}
+# Types of models for which version 4 uses the global figures in all layers.
+_GLOBAL_ONLY = {"modernbert-decoder"}
 REMOVED = {"position_embedding_type": "absolute"}
 """What version 4 writes into configs, and version 5 takes for granted and does not read."""
 ROTARY_KEYS = {
@@ -54,10 +63,17 @@ def read_config(**arguments: Any) -> PretrainedConfig:
         arguments: those of `AutoConfig.from_pretrained`.
 
     Raises:
-        ConfigError: the installed transformers 4 has no words for the config's rotary embeddings.
+        ConfigError: the installed transformers 4 has no words for the config's rotary embeddings,
+            or both versions compute different rewards for models of this type.
     """
     config = AutoConfig.from_pretrained(**arguments)
     place = str(arguments["pretrained_model_name_or_path"])
+    written = str(getattr(config, "transformers_version", None) or transformers.__version__)
+    if config.model_type in _DIFFERENT and (_major(written) >= 5) != IS_TRANSFORMERS_5:
+        raise ConfigError(
+            f"{place} is of type {config.model_type}, for which transformers {written}, which "
+            f"wrote it, and {transformers.__version__} compute different rewards; use the former"
+        )
     for part in () if IS_TRANSFORMERS_5 else (config, text_config(config)):
         parameters = getattr(part, "rope_parameters", None)
         if isinstance(parameters, Mapping):
@@ -74,10 +90,12 @@ def _rope_values(
     local: dict[str, Any] = {}
     if _GLOBAL in parameters or _LOCAL in parameters:  # one set of figures for each kind of layer
         everywhere, local = (dict(parameters.get(kind) or {}) for kind in (_GLOBAL, _LOCAL))
+    if config.model_type in _GLOBAL_ONLY and local == everywhere:
+        local = {}
     renamed = [
         (_THETA, everywhere.pop("rope_theta", None)),
         (_PARTIAL, everywhere.pop("partial_rotary_factor", None)),
-        (_LOCAL_THETA, local.pop("rope_theta", None)),
+        (() if config.model_type in _GLOBAL_ONLY else _LOCAL_THETA, local.pop("rope_theta", None)),
         (_SCALING, None if everywhere.get("rope_type", "default") == "default" else everywhere),
         ((), None if local.get("rope_type", "default") == "default" else local),
     ]

@@ -16,6 +16,7 @@ from kwise.errors import ConfigError
 from kwise.train.checkpoint.transformers_versions import (
     IS_TRANSFORMERS_5,
     ROTARY_KEYS,
+    read_config,
     read_tokenizer,
 )
 from kwise.train.model.checkpoint import load_checkpoint
@@ -115,6 +116,34 @@ def test_rotary_embeddings_without_a_name_in_version_4_are_refused(
         ConfigError, match=r"rope_parameters of transformers 5, which transformers 4\.57.* llama; "
     ):
         load_checkpoint("CHECKPOINT", str(path), to_train=False)
+
+
+def test_a_model_for_which_the_versions_differ_is_refused(llama: Path, tmp_path: Path) -> None:
+    own, other = ("5.24.0", "4.57.6") if IS_TRANSFORMERS_5 else ("4.57.6", "5.24.0")
+    for version in (own, other):
+        path = copy_checkpoint(
+            llama, tmp_path / version, model_type="doge", transformers_version=version
+        )
+        if version == own:
+            read_config(pretrained_model_name_or_path=str(path))
+        else:
+            with pytest.raises(ConfigError, match=f"of type doge, for which transformers {other},"):
+                read_config(pretrained_model_name_or_path=str(path))
+
+
+def test_figures_that_version_4_would_not_use_are_refused(llama: Path, tmp_path: Path) -> None:
+    """Version 4 turns all layers of ModernBERT's decoder by the global figures."""
+    for name, theta in (("same", 700.0), ("other", 300.0)):
+        figures = {kind: {"rope_type": "default", "rope_theta": 700.0} for kind in BY_LAYER}
+        figures["sliding_attention"]["rope_theta"] = theta
+        path = copy_checkpoint(
+            llama, tmp_path / name, model_type="modernbert-decoder", rope_parameters=figures
+        )
+        if name == "same" or IS_TRANSFORMERS_5:
+            read_config(pretrained_model_name_or_path=str(path))
+        else:
+            with pytest.raises(ConfigError, match="in a model of type modernbert-decoder; "):
+                read_config(pretrained_model_name_or_path=str(path))
 
 
 @pytest.mark.parametrize(
