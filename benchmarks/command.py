@@ -3,6 +3,7 @@
 import argparse
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from kwise.benchmarks.options import (
@@ -13,6 +14,7 @@ from kwise.benchmarks.options import (
     SoakConfig,
     TrainBenchConfig,
 )
+from kwise.errors import ConfigError
 from kwise.options import add_options, from_options
 from kwise.train.rankings.errors import RankingsError
 
@@ -71,6 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run a benchmark and return its exit code; 1 if the rankings are not usable."""
     module, config_type, _ = _BENCHMARKS[arguments.what]
     config: Any = from_options(config_type, arguments)
+    artifact = Path(getattr(config, "artifact", "."))
+    if not artifact.is_dir():
+        raise ConfigError(f"ARTIFACT {artifact}: there is no such directory")
     try:
         import_module(f"kwise.benchmarks.{module}").run(config)
     except RankingsError as error:

@@ -6,7 +6,7 @@ import sys
 from kwise.engine.precision import Precision
 from kwise.export.config import ExportConfig
 from kwise.options import add_options, from_options
-from kwise.train.options.model_path import check_model_path
+from kwise.train.options.model_path import check_model_path, check_template_path
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.open_file import check_input
 
@@ -20,6 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Export and print what was measured; return 1 if parity fails or the rankings are unusable."""
     config = from_options(ExportConfig, arguments)
     check_model_path("CHECKPOINT", config.checkpoint)
+    check_template_path(config.chat_template)
     check_input(*filter(None, [config.rankings]))
     # Imported late, because torch, transformers and Optimum take seconds: --help and a wrong option
     # must not.

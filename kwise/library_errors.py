@@ -85,6 +85,8 @@ def is_foreign(error: BaseException) -> bool:
 def cause_of(error: BaseException) -> str:
     """Return the message of an exception on one line of at most 300 characters."""
     text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"  # without "[Errno 2]"
     for stack in (*_STACKS, _ALLOCATOR):
         text = text.partition(stack)[0]
     text = " ".join(text.split())

@@ -8,7 +8,7 @@ from typing import Any
 
 from kwise.options import add_options, from_options
 from kwise.train.options.config import TrainConfig
-from kwise.train.options.model_path import check_model_path
+from kwise.train.options.model_path import check_model_path, check_template_path
 from kwise.train.options.recipe import ListRecipes, as_options, read_recipe
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.open_file import check_input
@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     check_input(config.data)
     check_model_path("--model", config.model)
+    check_template_path(config.chat_template)
     if recipe and os.environ.get("RANK", "0") == "0":  # the main process of a launcher
         print(f"recipe {config.recipe}: {as_options(recipe)}", file=sys.stderr)
     # Imported late, because torch and transformers take seconds: --help and a wrong option must

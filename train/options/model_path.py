@@ -1,4 +1,4 @@
-"""The check of a model's path, which takes no time because torch is not imported.
+"""The check of paths that the command line names, before torch is imported, so it takes no time.
 
 `kwise.train.model.pretrained` checks hub names, after torch was imported and the data was read.
 """
@@ -23,6 +23,19 @@ def check_model_path(option: str, name: str) -> None:
     """
     if not Path(name).exists() and _is_path(name):
         raise ConfigError(f"{option} {name}: there is no such file or directory")
+
+
+def check_template_path(name: str | Path | None) -> None:
+    """Raise an error if a chat template is a path that does not exist.
+
+    Args:
+        name: a file, or the name of one of the model's own templates.
+
+    Raises:
+        ConfigError: the path does not exist.
+    """
+    if name and ("/" in str(name) or Path(name).suffix) and not Path(name).exists():
+        raise ConfigError(f"--chat-template {name}: No such file or directory")
 
 
 def _is_path(name: str) -> bool:

@@ -109,7 +109,11 @@ def _find(
     own = tokenizer.chat_template or None
     named: dict[str, str] = own if isinstance(own, dict) else {}
     if file is not None and (file.exists() or str(file) not in named):
-        content = file.read_bytes()
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            names = f"; {model} has the templates {', '.join(sorted(named))}" if named else ""
+            raise ConfigError(f"--chat-template {file}: {error.strerror}{names}") from None
         with library_errors(f"--chat-template {file}: is not UTF-8"):
             return content.decode(), f"the chat template {file}", []
     if named:

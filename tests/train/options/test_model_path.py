@@ -48,6 +48,9 @@ def test_what_exists_and_what_may_be_on_the_hub_passes(name: str) -> None:
         ("train no.jsonl --model runs --output o", "no.jsonl: No such file or directory"),
         ("train a.jsonl --model runs/no --output o", "--model runs/no: there is no such file"),
         ("export runs/no a", "CHECKPOINT runs/no: there is no such file or directory"),
+        ("train a.jsonl --model runs --output o --chat-template no.jinja", "no.jinja: No such"),
+        ("export runs a --chat-template ./no", "--chat-template ./no: No such file or directory"),
+        ("bench graph no", "ARTIFACT no: there is no such directory"),
         ("export runs a --rankings no.jsonl", "no.jsonl: No such file or directory"),
     ],
 )
