@@ -225,6 +225,15 @@ CASES: list[tuple[str, FormatName, list[Any], list[str]]] = [
         ["P: a > b"],
     ),
     (
+        "ms-swift: the chosen answer ends the conversation",
+        FormatName.TRL,
+        [
+            {"messages": turns("P", "x", "Q", "a"), "rejected_response": "b"},
+            {"messages": turns("P", "x", "Q", "a"), "rejected_messages": turns("P", "x", "Q", "b")},
+        ],
+        ["u P | a x | u Q: a > b"] * 2,
+    ),
+    (
         "OpenAI's fine-tuning",
         FormatName.TRL,
         [

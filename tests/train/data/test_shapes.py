@@ -84,7 +84,10 @@ def pair(prompt: Any, chosen: Any, rejected: Any) -> dict[str, Any]:
             },
             "chosen is messages in a text",
         ),
-        (pair("Human: P\nAssistant: x\nHuman: Q\nAssistant:", "a", "b"), ""),
+        (
+            pair("Human: P\nAssistant: x\nHuman: Q\nAssistant:", "a", "b"),
+            "prompt is a transcript",
+        ),
         (pair("User: P\nAssistant: x\nUser: Q\nAssistant:", "a", "b"), "prompt is a transcript"),
         (
             {"prompt": "User: P\n\nAssistant: x\n\nUser: Q", "ranking": ["a", "b"]},
@@ -136,6 +139,12 @@ def test_alpacas_template_is_taken_off(tmp_path: Path) -> None:
         "### Instruction:\nTranslate.\n\n### Input:\nGood day\n\n### Response:\n"
     )
     assert converted(tmp_path, [pair(prompt, "a", "b")])[0] == ["Translate.\n\nGood day: a > b"]
+
+
+def test_a_marker_of_which_the_prompt_speaks_stays(tmp_path: Path) -> None:
+    row = pair("Is it <|im_end|> or </s>?", "It is <|im_end|>", "It is </s>")
+    [ranking], report = converted(tmp_path, [row])
+    assert ranking.endswith(": It is <|im_end|> > It is </s>") and not report.notes
 
 
 def test_a_prompt_that_all_responses_repeat_is_removed(tmp_path: Path) -> None:

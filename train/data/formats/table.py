@@ -143,6 +143,8 @@ FORMATS: dict[FormatName, Format] = {
             _has("chosen", "rejected"),
             _has("chosen_response", "rejected_response"),
             _has("preferred_output", "non_preferred_output"),
+            _has("messages", "rejected_response"),
+            _has("messages", "rejected_messages"),
         ),
         read=trl.read_trl,
         summary="TRL's preference type: (prompt,) chosen, rejected; strings or messages; also "

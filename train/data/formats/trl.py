@@ -10,6 +10,7 @@ Also accepted:
   `rejected_response` (LLaMA-Factory's Alpaca format, argilla/ultrafeedback-binarized-preferences);
 - `conversations` or `messages` in place of `prompt` (LLaMA-Factory's ShareGPT format);
 - `input` with `messages`, and `preferred_output`, `non_preferred_output` (OpenAI's fine-tuning);
+- `messages` that end with the chosen answer, and `rejected_response` (ms-swift);
 - a prompt under another name (--prompt-column; Intel/orca_dpo_pairs).
 
 Scores are kept: `score_chosen` and `score_rejected`, `chosen-rating`, `chosen_avg_rating` and the
@@ -28,7 +29,7 @@ from kwise.train.data.rows.row import Row
 from kwise.train.data.rows.shapes import prompt_field, turns_in_text
 from kwise.train.data.rows.transcript import is_hh, parse_hh, parse_hh_prompt
 from kwise.train.data.rows.words import is_between_words
-from kwise.types import Conversation
+from kwise.types import Conversation, Message
 
 IMPLICIT_PROMPT = "prompt taken from what chosen and rejected have in common"
 _SIDES = (
@@ -36,6 +37,7 @@ _SIDES = (
     ("chosen_response", "rejected_response"),
     ("preferred_output", "non_preferred_output"),
 )
+_REJECTED = ("rejected_response", "rejected_messages")
 _PROMPTS = ("prompt", "instruction")
 _CONVERSATIONS = ("conversations", "conversation", "messages")
 _LIKELY_PROMPTS = ("question", "input", "query", "context")
@@ -45,6 +47,10 @@ Side = Conversation | str
 
 def read_trl(row: Row, options: ReadOptions) -> Iterator[RowItem]:
     """Yield the pair of a row."""
+    is_pair = any(row.keys() >= set(pair) for pair in _SIDES)
+    if not is_pair and row.has("messages") and (name := _first(row, _REJECTED)) is not None:
+        yield _pair_of_rejected(row, name)
+        return
     names = next((pair for pair in _SIDES if row.keys() >= set(pair)), _SIDES[0])
     chosen, rejected = (_side(row, name) for name in names)
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -61,12 +67,28 @@ def read_trl(row: Row, options: ReadOptions) -> Iterator[RowItem]:
         yield pair_of_conversations(row, *(_with_prompt(prompt, side, n) for n, side in sides))
 
 
+def _pair_of_rejected(row: Row, name: str) -> RowItem:
+    """Return the pair of a whole conversation and the answer that was rejected, as in ms-swift."""
+    chosen = as_messages(row["messages"], "messages")
+    rejected = _side(row, name)
+    if isinstance(rejected, str):
+        rejected = (*chosen[:-1], Message(role="assistant", content=rejected))
+    return pair_of_conversations(row, chosen, _with_prompt(chosen[:-1], rejected, name))
+
+
+def _first(row: Row, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if row.has(name)), None)
+
+
 def _side(row: Row, name: str) -> Side:
     value = required(row, name)
     if looks_like_messages(value):
         return as_messages(value, name)
     text = as_string(value, name)
-    return parse_hh(text, name) if is_hh(text) else turns_in_text(text, name, row) or text
+    if is_hh(text):
+        row.note(f"{name} is a transcript: it is read as turns")
+        return parse_hh(text, name)
+    return turns_in_text(text, name, row) or text
 
 
 def _prompt_column(row: Row, options: ReadOptions, chosen: Side) -> str | None:
@@ -78,7 +100,7 @@ def _prompt_column(row: Row, options: ReadOptions, chosen: Side) -> str | None:
     if isinstance(row.peek("input"), dict):
         return "input"
     names = _PROMPTS + (_CONVERSATIONS if is_answer else ())
-    return next((name for name in names if row.has(name)), None)
+    return _first(row, names)
 
 
 def _prompt(row: Row, column: str) -> Conversation:
@@ -86,6 +108,7 @@ def _prompt(row: Row, column: str) -> Conversation:
     if isinstance(value, Row) and value.has("messages"):
         return as_messages(value["messages"], f"{column}.messages")
     if isinstance(value, str) and is_hh(value):
+        row.note(f"{column} is a transcript: it is read as turns")
         return parse_hh_prompt(value, column)
     prompt = prompt_field(row, column)
     if isinstance(value, str):

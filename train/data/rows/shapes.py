@@ -28,6 +28,7 @@ from kwise.train.data.rows.messages import as_messages, looks_like_messages, mes
 from kwise.train.data.rows.row import Row
 from kwise.train.data.rows.templated import (
     begins_with_marker,
+    end_marker,
     parse_templated,
     without_end_marker,
 )
@@ -46,7 +47,7 @@ def recognise_shapes(item: RowItem, row: Row, options: ReadOptions) -> RowItem:
     prompt = _prompt(item.prompt, row)
     texts = item.texts()
     answers = _answers(texts, prompt, row)
-    answers = _without_end_markers(answers, row)
+    answers = _without_end_markers(answers, prompt, row)
     # Whether the others begin with the prompt too is not known of a response that is alone.
     is_kept = options.keep_prompt or isinstance(item, ScoredResponse)
     answers = _without_prompt(answers, prompt, row, is_kept=is_kept)
@@ -161,8 +162,12 @@ def _answer_of(turns: Conversation, prompt: Conversation) -> str | None:
     return turns[-1].content if turns[:-1] in ((), prompt, without_system) else None
 
 
-def _without_end_markers(texts: tuple[str, ...], row: Row) -> tuple[str, ...]:
-    stripped = tuple(without_end_marker(text) for text in texts)
+def _without_end_markers(texts: tuple[str, ...], prompt: Conversation, row: Row) -> tuple[str, ...]:
+    """Return the texts without a marker at the end, unless the prompt speaks of that marker."""
+    asked = " ".join(message.content for message in prompt)
+    stripped = tuple(
+        text if end_marker(text) in asked else without_end_marker(text) for text in texts
+    )
     if stripped != texts:
         row.note("a response ends with a marker of a chat template, which is removed")
     return stripped

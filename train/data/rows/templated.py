@@ -106,6 +106,12 @@ def parse_templated(text: str) -> tuple[str, Conversation] | None:
     return None
 
 
+def end_marker(text: str) -> str:
+    """Return the marker by which a template ends a turn, at the end of `text`; "" if none is."""
+    stripped = text.rstrip()
+    return next((marker for marker in _ENDS if stripped.endswith(marker)), "")
+
+
 def begins_with_marker(text: str) -> bool:
     """Return whether `text` begins with a marker that only chat templates write."""
     begin = _BEGIN.match(text)
