@@ -6,6 +6,7 @@ and is quick whatever is installed. The packages that do the work are imported w
 """
 
 import argparse
+import os
 import signal
 import sys
 from importlib import import_module
@@ -83,9 +84,16 @@ def main(argv: list[str] | None = None) -> int:
     if not debug:
         silence_libraries()
     try:
-        return _run(argv, chosen)
+        code = _run(argv, chosen)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Python flushes at exit and needs somewhere to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:  # noqa: BLE001 - the last resort; nothing is hidden
         extra = _COMMANDS[chosen].extra if chosen else ""
         report(error, program=f"kwise {chosen}".strip(), extra=extra, debug=debug)

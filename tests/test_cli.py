@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -219,3 +220,17 @@ sys.exit(main(["serve", {str(tmp_path)!r}, "--port", "{port}"]))
         "use; stop the other server, or choose another --port\n"
     )
     assert ended.returncode == 2
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """`kwise recipes | head -1` ended with a line on standard error."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        ended = subprocess.run(
+            [sys.executable, "-m", "kwise", "recipes"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (0, b"")

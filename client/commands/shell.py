@@ -10,7 +10,6 @@ import argparse
 import gzip
 import io
 import json
-import os
 import sys
 import zlib
 from collections import deque
@@ -120,14 +119,7 @@ def run(arguments: argparse.Namespace, report: Report) -> int:
     if problem := _problem(arguments, report):
         print(f"kwise {arguments.command}: {problem}", file=sys.stderr)
         return 2
-    try:
-        code = _run(arguments, report)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone (`| head`). Python flushes at exit and needs somewhere to write to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code
+    return _run(arguments, report)
 
 
 def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
