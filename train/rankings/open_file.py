@@ -65,6 +65,11 @@ def open_decompressed(path: str) -> Iterator["io.BufferedReader[Any]"]:
         yield buffered
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise RankingsError([f"{display_name(path)}: not a complete gzip file ({error})"]) from None
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        # An error while reading does not name the file.
+        raise OSError(error.errno, error.strerror, display_name(path)) from None
     finally:
         if path != STDIN:
             raw.close()

@@ -164,6 +164,7 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
             1,
             "unknown.jsonl:1: row: no known format has the keys (text, label)",
         ),
+        ("convert unknown.jsonl", 1, "1 rows have no known format; --help lists the formats"),
         ("convert unknown.jsonl --format trl", 1, "unknown.jsonl:1: row: has no 'chosen'"),
         ("convert empty.jsonl", 1, "empty.jsonl: no rankings"),
         (

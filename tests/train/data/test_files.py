@@ -162,6 +162,14 @@ def test_a_truncated_gzip_file_is_an_error(tmp_path: Path) -> None:
         read_all(read_rows(str(path)))
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux")
+def test_an_error_while_reading_names_the_file() -> None:
+    """As from a damaged disk; nobody can read this file from its beginning."""
+    with pytest.raises(OSError, match="mem") as raised:
+        read_all(read_rows("/proc/self/mem"))
+    assert raised.value.filename == "/proc/self/mem"
+
+
 def test_a_damaged_parquet_file_is_an_error(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     path = tmp_path / "a.parquet"

@@ -49,7 +49,13 @@ def run(config: ConvertConfig) -> int:
             if not report.num_rankings:
                 raise RankingsError([f"{_names(config)}: no rankings"])
     except RankingsError as error:
-        raise RankingsError([*error.problems, *report.lines(is_written=False)]) from None
+        lines = [*error.problems, *report.lines(is_written=False)]
+        if report.num_unrecognised:
+            lines.append(
+                f"{report.num_unrecognised} rows have no known format; --help lists the formats, "
+                "and --format NAME chooses one"
+            )
+        raise RankingsError(lines) from None
     print(*report.lines(), sep="\n", file=sys.stderr)
     return 0
 
