@@ -75,7 +75,7 @@ for words in {commands}:
          "yaml", "[train]"),
         (["export", "c", "a"], "torch", "[export]"),
         (["serve", "."], "tokenizers", "[engine]"),
-        (["bench", "load", "a"], "grpc_health", "[export]"),
+        (["bench", "load", "."], "grpc_health", "[export]"),
         (["score", "--prompt", "p", "--response", "r"], "grpc", ""),
     ],
 )  # fmt: skip
