@@ -17,7 +17,13 @@ from kwise.train.model.adapter_source import find_adapter
 from kwise.train.model.pretrained import reading
 
 # The files of a model that decide its rewards. Tokenizer and template are hashed as they are used.
-_MODEL_FILES = ("config.json", "adapter_config.json", "*.safetensors", "*.bin")
+_MODEL_FILES = (
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "adapter_model*.bin",
+)
 
 _PACKAGES = ("kwise", "torch", "transformers", "accelerate", "peft", "bitsandbytes", "tokenizers")
 

@@ -121,8 +121,8 @@ def _find(
         names = ", ".join(sorted(named))
         if name not in named:
             raise ConfigError(
-                f"{model} has several chat templates ({names}) and none is called {_DEFAULT}: "
-                "choose one of them as --chat-template NAME, or give a file"
+                f"{model} has chat templates by name ({names}), and none is called {_DEFAULT}: "
+                "choose one as --chat-template NAME, or give a file"
             )
         note = f"{model} has the chat templates {names}; {name} is used"
         return named[name], f"the chat template {name} of {model}", [note]

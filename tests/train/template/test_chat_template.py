@@ -1,6 +1,7 @@
 """A chat template is chosen and checked before training and export, and never invented silently."""
 
 import copy
+import json
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_of_several_templates_the_default_is_used_and_the_others_are_named(token
     assert template.notes == ("m has the chat templates default, rag, tool_use; default is used",)
     assert choose(tokenizer, named, file=Path("rag")).text == LINES + "R"
     del named["default"]
-    with pytest.raises(ConfigError, match=r"several chat templates \(rag, tool_use\) and none is"):
+    with pytest.raises(ConfigError, match=r"by name \(rag, tool_use\), and none is called"):
         choose(tokenizer, named)
     assert choose(tokenizer, named, file=Path("rag")).text == LINES + "R"
 
@@ -55,6 +56,12 @@ def test_named_templates_on_disk_are_read(tokenizer: Any, tmp_path: Path) -> Non
     assert (tmp_path / "additional_chat_templates" / "rag.jinja").is_file()
     loaded, template = load_tokenizer(str(tmp_path), Path("rag"))
     assert loaded.chat_template == template.text == LINES + "R"
+    for file in tmp_path.rglob("*.jinja"):
+        file.unlink()
+    config = tmp_path / "tokenizer_config.json"
+    named = [{"name": name, "template": LINES + name} for name in ("default", "rag")]
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": named}))
+    assert load_tokenizer(str(tmp_path), None)[1].text == LINES + "default"
 
 
 def test_a_model_without_a_template_gets_a_plain_one_and_a_note_or_none(tokenizer: Any) -> None:
