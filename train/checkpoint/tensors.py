@@ -146,7 +146,12 @@ def check_names(place: str, stored: StoredTensors) -> None:
 
 
 def check_finite(place: str, model: PreTrainedModel) -> None:
-    """Raise ConfigError if a weight is NaN or infinite, so that rewards are."""
+    """Raise ConfigError if a weight is NaN or infinite, so that rewards are.
+
+    Only the first of several processes looks: the others may have no weights yet (FSDP).
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return
     for name, weight in model.named_parameters():
         # The sum needs no memory. It may overflow, so it does not decide.
         if not (weight.is_meta or weight.sum().isfinite() or weight.isfinite().all()):

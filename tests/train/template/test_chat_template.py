@@ -53,6 +53,7 @@ def test_of_several_templates_the_default_is_used_and_the_others_are_named(token
 def test_named_templates_on_disk_are_read(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = {"default": LINES, "rag": LINES + "R"}
     tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert (tmp_path / "additional_chat_templates" / "rag.jinja").is_file()
     loaded, template = load_tokenizer(str(tmp_path), Path("rag"))
     assert loaded.chat_template == template.text == LINES + "R"
