@@ -2,7 +2,8 @@
 
 `from_pretrained` drops tensors that its class has no place for, and draws missing ones at random. A
 comparison of an artifact with such a model proves nothing, because both dropped the same tensors.
-So each tensor that is not used must be in the table `HARMLESS`, and only the head may be missing.
+So each tensor that is not used must be in the table `HARMLESS` or belong to the head of the
+language model that training starts from, and only the reward head may be missing.
 """
 
 import re
@@ -14,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from kwise.errors import ConfigError
-from kwise.train.checkpoint.ids import text_config
+from kwise.train.checkpoint.advice import advice_about
+from kwise.train.checkpoint.own_class import own_heads
 from kwise.train.checkpoint.stored import StoredTensors
 
 HARMLESS = {
@@ -42,16 +44,6 @@ HARMLESS = {
 that are searched in the name of the tensor.
 """
 
-_ADVICE = {
-    r"(^|\.)lora_|\.adapter|ia3_|dora_": (
-        "merge the adapter into the weights (merge_and_unload in PEFT) and save the model again"
-    ),
-    r"\.(absmax|quant_map|quant_state|qweight|qzeros|scales|g_idx|SCB|weight_scale(_inv)?)": (
-        "the weights are quantised: save them in 16 or 32 bits"
-    ),
-}
-"""What to do about tensors that are not used, by name. The first expression that is found decides.
-"""
 _WRAPPERS = {
     "pretrained_model": "TRL's model with a value head",
     "base_model.model": "PEFT",
@@ -60,7 +52,6 @@ _WRAPPERS = {
     "_fsdp_wrapped_module": "FSDP",
 }
 """Prefixes of the names of all tensors in a model that was saved with its wrapper."""
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _MAX_NAMES = 3
 
 
@@ -116,17 +107,19 @@ def account_for_tensors(
     """
     _check_shapes(place, model, [*map(_name_of, loading["mismatched_keys"])], stored, head)
     unused = sorted({*loading["unexpected_keys"], *stored.unlisted})
-    harmless = [name for name in unused if is_harmless(name, stored.shapes.get(name, ()))]
-    refused = [name for name in unused if name not in set(harmless)]
+    refused = [name for name in unused if not is_harmless(name, stored.shapes.get(name, ()))]
+    if refused:  # new architectures have heads that the table does not know
+        heads = own_heads(model)
+        refused = [name for name in refused if heads.get(name) != stored.shapes.get(name, ())]
     if refused:
         raise ConfigError(
             f"{place}: {type(model).__name__} does not use {_count(refused)} of the checkpoint "
             f"that could change a reward: {_some([stored.described(name) for name in refused])}; "
-            f"{_advice(refused, model, stored, head)}"
+            f"{advice_about(refused, model, stored, head)}"
         )
     _check_frequencies(place, model, stored)
     return TensorAccount(
-        harmless=tuple(harmless),
+        harmless=tuple(unused),
         new_layers=_new_layers(place, model, sorted(loading["missing_keys"]), head_may_be_new),
     )
 
@@ -245,34 +238,6 @@ def _backbone_name(model: PreTrainedModel) -> str:
         (name for name, part in model.named_children() if embeddings in set(part.modules())),
         model.base_model_prefix,
     )
-
-
-def _advice(
-    refused: Sequence[str], model: PreTrainedModel, stored: StoredTensors, head: str | None
-) -> str:
-    """Return what to do about tensors that are not used."""
-    num_layers = getattr(text_config(model.config), "num_hidden_layers", None)
-    layers = [int(match[1]) for name in refused if (match := _LAYER.search(name))]
-    if num_layers is not None and layers and max(layers) >= num_layers:
-        return f"config.json states {num_layers} layers (num_hidden_layers), and the file has more"
-    if f"{head}.bias" in refused:
-        return (
-            f"the head of this class has no bias, which adds the same number to every reward: "
-            f"remove {head}.bias from the file if the rewards may lose it"
-        )
-    hidden_size = getattr(text_config(model.config), "hidden_size", None)
-    heads = [name for name in refused if stored.shapes.get(name) == (1, hidden_size)]
-    if heads:
-        return f"if {heads[0]} is the reward head, call it {head}.weight in the file"
-    if all(name.endswith(".bias") for name in refused):
-        return (
-            "if they belong to the model, config.json lacks the option that gives these layers a "
-            "bias (attention_bias, mlp_bias)"
-        )
-    for pattern, advice in _ADVICE.items():
-        if any(re.search(pattern, name) for name in refused):
-            return advice
-    return "save a checkpoint without them if they do not belong to the model"
 
 
 def _name_of(mismatched: Any) -> str:

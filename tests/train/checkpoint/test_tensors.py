@@ -118,12 +118,26 @@ LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ModernBertForMaskedLM": ("ModernBert", {**SMALL, "intermediate_size": 32}),
     "XLNetLMHeadModel": ("XLNet", {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32}),
     "XLMWithLMHeadModel": ("XLM", {"emb_dim": 16, "n_layers": 1, "n_heads": 2}),
+    # Its head has names that the table does not know. transformers 5 does not have it.
+    "MegaForMaskedLM": (
+        "Mega",
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "intermediate_size": 16,
+            "ema_projection_size": 4,
+            "shared_representation_size": 8,
+            "nffn_hidden_size": 16,
+        },
+    ),
 }
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_the_heads_of_language_models_are_known_to_be_harmless(tmp_path: Path, name: str) -> None:
     family, options = LANGUAGE_MODELS[name]
+    if not hasattr(transformers, name):
+        pytest.skip(f"this transformers has no {name}")
     config = getattr(transformers, f"{family}Config")(vocab_size=99, pad_token_id=0, **options)
     getattr(transformers, name)(config).save_pretrained(tmp_path / "model")
     loaded = load_checkpoint("--model", str(tmp_path / "model"), to_train=True)
