@@ -12,6 +12,8 @@ from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
 MAX_REASONS = 8
 """The number of reasons to count in the summary; the rest are counted together."""
 
+# A file may give every row a reason of its own; those after the first thousand are other reasons.
+_MAX_DISTINCT = 1000
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
@@ -23,11 +25,12 @@ class Problems:
         self._lines: list[str] = []
         self._num_by_reason: Counter[str] = Counter()
         self._first_origin: dict[str, str] = {}
+        self._num_others = 0
         self._last_lines: list[str] = []
 
     def __len__(self) -> int:
         """Return the number of problems."""
-        return self._num_by_reason.total() + len(self._last_lines)
+        return self._num_rows() + len(self._last_lines)
 
     @property
     def first(self) -> str:
@@ -50,6 +53,9 @@ class Problems:
         if len(self._lines) < self._max_lines:
             self._lines.append(problem)
         reason = reason or _NUMBER.sub("…", problem.removeprefix(origin).removeprefix(": "))
+        if reason not in self._num_by_reason and len(self._num_by_reason) == _MAX_DISTINCT:
+            self._num_others += 1
+            return
         self._num_by_reason[reason] += 1
         self._first_origin.setdefault(reason, origin)
 
@@ -60,7 +66,7 @@ class Problems:
     def lines(self, name: str, num_rows: int, rows: str = "rows") -> list[str]:
         """Return the first problems, then a summary with the number of problems per reason.
 
-        One problem has no summary, which would only repeat it.
+        The reason of a single problem is not repeated.
 
         Args:
             name: of the file, for the summary "NAME: 3 of 12 rows cannot be used".
@@ -68,9 +74,10 @@ class Problems:
             rows: what they are called.
         """
         lines = [*self._lines, *self._last_lines]
-        num_problems = self._num_by_reason.total()
+        num_problems = self._num_rows()
+        summary = f"{name}: {num_problems} of {num_rows} {rows} cannot be used"
         if num_problems < 2:
-            return lines
+            return [*lines, summary] if num_problems and num_rows > 1 else lines
         shown = f" (the first {len(self._lines)} above)" if num_problems > len(self._lines) else ""
         reasons = self._num_by_reason.most_common(MAX_REASONS)
         counts = [
@@ -78,11 +85,10 @@ class Problems:
         ]
         if num_others := num_problems - sum(num for _, num in reasons):
             counts.append(f"  {num_others} x other reasons")
-        return [
-            *lines,
-            f"{name}: {num_problems} of {num_rows} {rows} cannot be used{shown}:",
-            *counts,
-        ]
+        return [*lines, f"{summary}{shown}:", *counts]
+
+    def _num_rows(self) -> int:
+        return self._num_by_reason.total() + self._num_others
 
     def raise_if_any(self, name: str, num_rows: int, rows: str = "rows") -> None:
         """Raise RankingsError with `lines` if there are problems."""
