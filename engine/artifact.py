@@ -102,7 +102,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the engine needs to know about a model.
 
     name: the model's name in requests and replies.
-    layout: "trie" (causal models; prefixes are shared) or "padded".
+    layout: "trie" (causal models; prefixes are shared), "padded", or "separate" (the graph of
+        "padded", run for one sequence at a time).
     graphs, error_bounds: one entry per precision, the same precisions in both.
     max_tokens: longest conversation, in tokens.
     vocab_size: token ids are below it.
@@ -117,7 +118,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     name: Name
-    layout: Literal["trie", "padded"]
+    layout: Literal["trie", "padded", "separate"]
     graphs: Annotated[dict[Precision, GraphContract], Meta(min_length=1)]
     error_bounds: dict[Precision, ErrorBounds]
     max_tokens: PositiveCount

@@ -8,11 +8,12 @@ from kwise.options import check_bounds, check_date, option
 
 
 class Layout(Enum):
-    """How a batch is laid out in the graph; AUTO takes TRIE if the model allows it."""
+    """How a batch is laid out; AUTO takes the first one that gives the model's rewards."""
 
     AUTO = "auto"
     TRIE = "trie"
     PADDED = "padded"
+    SEPARATE = "separate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,9 @@ class ExportConfig:
         "", "the model's name in requests and replies; by default that of the artifact's directory"
     )
     layout: Layout = option(
-        Layout.AUTO, "trie shares prompts and needs a causal model; padded takes any model"
+        Layout.AUTO,
+        "trie shares prompts and needs a causal model; padded takes most models; separate runs one "
+        "conversation at a time; auto takes the first of these that gives the model's rewards",
     )
     chat_template: str = option(
         "",

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,15 +39,15 @@ from kwise.engine.precision import Precision, parse_precisions
 from kwise.errors import ConfigError
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.config import ExportConfig, Layout
-from kwise.export.graphs.padded_graph import export_padded
-from kwise.export.graphs.trie_graph import export_trie
-from kwise.export.parity import ParityCase, check_parity, reference_cases
+from kwise.export.parity import ParityCase, check_parity, check_tokens, reference_cases
 from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.precision.text_groups import TextGroup, read_text_groups
 from kwise.export.publishing import check_destination, publish_artifact
+from kwise.export.rehearsal import EXPORTS, LayoutName, Rehearsal, possible_layouts, rehearse
 from kwise.library_errors import library_errors
 from kwise.publish import check_writable
 from kwise.train.checkpoint.ids import usable_id
+from kwise.train.model.architecture.probe import conversation_probe
 from kwise.train.model.threads import use_available_cpus
 from kwise.train.report.training_report import read_report
 from kwise.train.run.unfinished_run import REPORT_NAME
@@ -104,8 +104,13 @@ def export(
         progress(f"note: {note}")
     subject = f"CHECKPOINT {config.checkpoint}: {type(checkpoint.model).__name__}"
     with library_errors(f"{subject} cannot be examined"):
-        layout = _layout(config, checkpoint)
-        manifest = _describe(config, checkpoint, layout)
+        rehearsal = _rehearsal(config, checkpoint)
+        if rehearsal.layout == "padded":
+            check_padding(checkpoint)
+        manifest = _describe(config, checkpoint, rehearsal)
+    for reason in rehearsal.reasons:
+        limit = f"up to {rehearsal.max_tokens} tokens"
+        progress(f"note: the layout is {rehearsal.layout}, {limit}: {reason}")
     progress(f"computing rewards of {type(checkpoint.model).__name__} to compare with")
     # Before the graph is written, because exporting might change the model.
     with library_errors(f"{subject}: its rewards cannot be computed"):
@@ -113,11 +118,10 @@ def export(
     destination.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
-        progress(f"writing the graph in the {layout.value} layout")
-        advice = "try --layout padded" if layout is Layout.TRIE else ""
-        with library_errors(
-            f"{subject} cannot be exported in the {layout.value} layout", advice=advice
-        ):
+        layout = rehearsal.layout
+        progress(f"writing the graph in the {layout} layout")
+        advice = "try --layout padded" if layout == "trie" else ""
+        with library_errors(f"{subject} cannot be exported in the {layout} layout", advice=advice):
             graph = _write(checkpoint, layout, work)
         # Free the weights before a session reads them again. Tracing leaves reference cycles.
         del checkpoint
@@ -133,33 +137,49 @@ def export(
     return Artifact(path=Path(config.artifact), manifest=manifest, golden=())
 
 
-def _layout(config: ExportConfig, checkpoint: Checkpoint) -> Layout:
-    """Return the layout to export; raise ConfigError if the model cannot have the requested one."""
-    layout = config.layout
-    if layout is Layout.AUTO:
-        layout = Layout.TRIE if checkpoint.shares_prefixes else Layout.PADDED
-    elif layout is Layout.TRIE and not checkpoint.shares_prefixes:
-        raise ConfigError(
-            f"--layout trie: {type(checkpoint.model).__name__} cannot share prompts; use --layout "
-            "padded"
-        )
-    if layout is Layout.PADDED:
+def _rehearsal(config: ExportConfig, checkpoint: Checkpoint) -> Rehearsal:
+    """Return the layout to export and the artifact's limit in tokens, measured on a small copy.
+
+    Raises:
+        ConfigError: The model cannot have the requested layout or limit.
+    """
+    model = checkpoint.model
+    max_tokens = longest_conversation(checkpoint, config.max_tokens)
+    layouts = possible_layouts(model)
+    if config.layout is not Layout.AUTO:
+        requested = config.layout.value
+        if requested not in layouts:
+            raise ConfigError(
+                f"--layout {requested}: {type(model).__name__} cannot share prompts; use --layout "
+                "padded"
+            )
+        layouts = [requested]
+    if "trie" not in layouts:
         check_padding(checkpoint)
-    return layout
+    check_tokens(model, checkpoint.tokenizer)
+    probe = conversation_probe(checkpoint.tokenizer, model)
+    rehearsal = rehearse(model, probe, layouts, max_tokens)
+    limit = rehearsal.max_tokens
+    if limit is not None and config.max_tokens > limit:
+        raise ConfigError(
+            f"--max-tokens is {config.max_tokens}; it must be at most {limit}, because beyond that "
+            f"{rehearsal.reasons[-1]}"
+        )
+    return replace(rehearsal, max_tokens=limit or max_tokens)
 
 
-def _describe(config: ExportConfig, checkpoint: Checkpoint, layout: Layout) -> Manifest:
+def _describe(config: ExportConfig, checkpoint: Checkpoint, rehearsal: Rehearsal) -> Manifest:
     """Return the manifest without what is measured later."""
     tokenizer, pad_token_id = checkpoint.tokenizer, checkpoint.pad_token_id
-    if layout is Layout.PADDED and pad_token_id is None:
+    if rehearsal.layout != "trie" and pad_token_id is None:
         # The model is an encoder, which masks whatever token this is.
         pad_token_id = usable_id(tokenizer.pad_token_id, checkpoint.num_rows) or 0
     return Manifest(
         name=config.name or Path(config.artifact).resolve().name,
-        layout="trie" if layout is Layout.TRIE else "padded",
+        layout=rehearsal.layout,
         graphs={},
         error_bounds={},
-        max_tokens=longest_conversation(checkpoint, config.max_tokens),
+        max_tokens=rehearsal.max_tokens or 1,
         vocab_size=checkpoint.num_rows,
         pad_token_id=pad_token_id,
         causal=checkpoint.causal,
@@ -195,14 +215,13 @@ def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
 
 
-def _write(checkpoint: Checkpoint, layout: Layout, work: Path) -> GraphContract:
+def _write(checkpoint: Checkpoint, layout: LayoutName, work: Path) -> GraphContract:
     """Write graph, weights, tokenizer and template into the directory `work`.
 
     Returns the contract of the fp32 graph.
     """
     tokenizer = checkpoint.tokenizer
-    export_graph = export_trie if layout is Layout.TRIE else export_padded
-    graph = export_graph(checkpoint.model, work)
+    graph = EXPORTS[layout](checkpoint.model, work)
     tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
     if tokenizer.chat_template is not None:
         (work / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")

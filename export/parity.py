@@ -3,11 +3,13 @@
 The reference is what any user of transformers would write: `apply_chat_template` on the whole
 conversation, one conversation a call, in fp32, computed before the export touches the model. It is
 compared with the code that serves, `ConversationEncoder` and `GraphSession`: each conversation
-alone, and all of them in batches.
+alone, all of them in batches of unlike lengths, and some again after that. The conversations are
+short and long, and some spell out special tokens.
 """
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
 from kwise.errors import ConfigError, InvalidRequest
 from kwise.train.checkpoint.ids import id_without_row, num_rows
+from kwise.train.model.layout import alone
 from kwise.train.template.render import TemplateRefusal, render
 from kwise.types import Conversation, Group, Message, TokenIds
 
@@ -30,6 +33,10 @@ from kwise.types import Conversation, Group, Message, TokenIds
 # it in seconds.
 _LONGEST = 3072
 _MAX_ROWS = 4096
+# So many short conversations are scored again after the long ones.
+_AGAIN = 5
+# Some tokenizers have hundreds of special tokens that no template uses.
+_MAX_SPECIAL = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +65,8 @@ class ParityReport:
     Attributes:
         shortest_tokens: Length of the shortest conversation, in tokens; longest_tokens likewise.
         max_error: Largest difference, each conversation scored alone; mean_error likewise.
-        max_batch_change: Largest change of a reward if conversations share a batch.
+        max_batch_change: Largest change of a reward if conversations share a batch, or come after
+            others.
         reward_std: Standard deviation of the checkpoint's rewards.
         tolerance: Largest difference that was allowed, see `allowed_difference`.
     """
@@ -100,7 +108,10 @@ def reference_cases(
     """
     cases, lengths = [], []
     has_template = tokenizer.chat_template is not None
-    for asked, response in _conversations(max_tokens, multi_turn=has_template):
+    for asked, response in (
+        *_conversations(max_tokens, multi_turn=has_template),
+        *_with_special_tokens(_scorable_specials(model, tokenizer)),
+    ):
         prompt = _as_accepted(tokenizer, asked, response) if has_template else asked
         if prompt is None:
             continue
@@ -132,7 +143,11 @@ def reference_cases(
         longest = max((case.token_ids for case in cases), key=len)
         for length in (1, 2, 3, 5, 17):  # token-id requests may be as short as one token
             token_ids = longest[: min(length, max_tokens)]
-            prompt_ids, reward = tuple(token_ids.tolist()), _plain_reward(model, token_ids)
+            try:
+                reward = _plain_reward(model, token_ids)
+            except Exception:  # noqa: BLE001 - BART has no reward without its last token
+                continue
+            prompt_ids = tuple(token_ids.tolist())
             cases.append(
                 ParityCase(
                     prompt=prompt_ids,
@@ -143,6 +158,12 @@ def reference_cases(
                 )
             )
     return cases
+
+
+def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError if the tokenizer writes a token or type for which the model has no row."""
+    (prompt, response), *_ = _conversations(_LONGEST, multi_turn=False)
+    _check_rows(model, tokenizer, *_reference_tokens(tokenizer, prompt, response))
 
 
 def check_parity(
@@ -161,18 +182,23 @@ def check_parity(
     """
     sequences = [encoded(encoder, case) for case in cases]
     expected = np.array([case.reward for case in cases])
-    alone = np.array([float(session.run([sequence]).rewards[0]) for sequence in sequences])
+    single = np.array([float(session.run([sequence]).rewards[0]) for sequence in sequences])
     together = np.concatenate(
         [session.run(part).rewards for part in _batches(sequences, layout)]
     ).astype(np.float64)
-    differences = np.abs(alone - expected)
+    # Again, after the others: nothing may be left of them in the session.
+    again = [int(index) for index in np.argsort([len(s.token_ids) for s in sequences])[:_AGAIN]]
+    afterwards = np.array([float(session.run([sequences[i]]).rewards[0]) for i in again])
+    differences = np.abs(single - expected)
     report = ParityReport(
         num_sequences=len(sequences),
         shortest_tokens=min(len(sequence.token_ids) for sequence in sequences),
         longest_tokens=max(len(sequence.token_ids) for sequence in sequences),
         max_error=float(differences.max()),
         mean_error=float(differences.mean()),
-        max_batch_change=float(np.abs(together - alone).max()),
+        max_batch_change=float(
+            max(np.abs(together - single).max(), np.abs(afterwards - single[again]).max())
+        ),
         reward_std=float(expected.std()),
         tolerance=allowed_difference(tolerance, expected.tolist()),
     )
@@ -201,6 +227,12 @@ def _conversations(max_tokens: int, multi_turn: bool) -> list[tuple[Conversation
         ((Message(role="user", content=p),), r) for p, r in pairs
     ]
     if not multi_turn:
+        # The first texts of each half, up to a quarter of the limit and up to nearly all of it.
+        for share in (4, 1):
+            characters = 3 * min(_LONGEST, max_tokens) // share // 2
+            prompt = " ".join(p for p, _ in pairs * 20)[:characters]
+            response = " ".join(r for _, r in pairs * 20)[:characters]
+            cases.append(((Message(role="user", content=prompt),), response))
         return cases
     turns: list[Message] = []
     for repeat in range(40):
@@ -231,6 +263,39 @@ def _as_accepted(
             continue
         return accepted
     return None
+
+
+def _scorable_specials(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the special tokens with which a text has a reward in transformers.
+
+    Those of images have none, for instance.
+    """
+    scorable = []
+    for token, token_id in zip(
+        tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True
+    ):
+        prompt = (Message(role="user", content="Hi"),)
+        with suppress(Exception):
+            token_ids, type_ids = _reference_tokens(tokenizer, prompt, f"Hello {token} there")
+            if token_id in token_ids:
+                _plain_reward(model, token_ids, type_ids)
+                scorable.append(token)
+    return scorable
+
+
+def _with_special_tokens(special: Sequence[str]) -> list[tuple[Conversation, str]]:
+    """Return conversations whose texts spell out special tokens, different numbers of each.
+
+    Some models read the reward at such a token, or count it. In a batch the token of one text must
+    not change the reward of another.
+    """
+    prompt: Conversation = (Message(role="user", content="What ends a text?"),)
+    cases = [(prompt, f"This does: {token} Or does it?") for token in special[:_MAX_SPECIAL]]
+    if special:
+        all_of_them = " ".join(special[:_MAX_SPECIAL])
+        asked = (Message(role="user", content=f"What are {all_of_them}?"),)
+        cases += [(asked, "Special tokens."), (prompt, f"{all_of_them} and {all_of_them}")]
+    return cases
 
 
 def _reference_tokens(
@@ -271,7 +336,7 @@ def _check_rows(
 
 def _plain_reward(model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | None = None) -> float:
     """Return the reward that transformers computes for one unpadded conversation."""
-    inputs = {"input_ids": torch.from_numpy(token_ids)[None]}
+    inputs = alone(model, torch.from_numpy(token_ids)[None])
     if type_ids is not None and getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.from_numpy(type_ids)[None]
     with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 A batch is bounded in token rows, because memory and time follow them. In the trie layout a sequence
 costs the rows that the batch does not have yet. In the padded layout every sequence costs as many
-rows as the longest one.
+rows as the longest one. Sequences that run one at a time cost their own tokens.
 """
 
 from bisect import bisect_left, insort
@@ -107,3 +107,22 @@ class PaddedBatchBuilder:
 
     def distance(self, key: bytes) -> int:
         return abs(self._first_length - key_length(key))
+
+
+class SeparateBatchBuilder:
+    """A batch of sequences that run one after another. Any two suit each other."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def rows_with(self, key: bytes) -> int:
+        return self.rows + key_length(key)
+
+    def add(self, key: bytes) -> None:
+        self.rows = self.rows_with(key)
+
+    def fits(self, key: bytes, max_rows: int) -> bool:
+        return self.rows_with(key) <= max_rows
+
+    def distance(self, key: bytes) -> int:
+        return 0

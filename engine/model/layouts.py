@@ -2,7 +2,8 @@
 
 `LAYOUTS` is the one table of layouts. A trie batch has one row per distinct prefix and can take
 prefixes from the prompt cache; a padded batch has one row of tokens per sequence, as Optimum's
-stock export reads it.
+stock export reads it. The same graph is run for one sequence at a time if the model's rewards
+depend on padding or on the other sequences of a batch.
 
 Dimensions: B sequences, T rows, P past entries, W the width of a layer's keys or values.
 """
@@ -18,6 +19,7 @@ from kwise.engine.artifact import GraphContract, Manifest
 from kwise.engine.model.batch_builder import (
     BatchBuilder,
     PaddedBatchBuilder,
+    SeparateBatchBuilder,
     TrieBatchBuilder,
 )
 from kwise.engine.model.packing import pack
@@ -183,7 +185,32 @@ class PaddedLayout:
         return Pass(rewards=_flat(rewards), num_rows=inputs["input_ids"].size)
 
 
-LAYOUTS: Mapping[str, type[Layout]] = {"trie": TrieLayout, "padded": PaddedLayout}
+class SeparateLayout(PaddedLayout):
+    """Each sequence in a run of its own, without padding.
+
+    For models whose reward depends on the batch: BART reads it at the last end-of-sequence token
+    and needs the same number of them in all sequences, ConvBERT convolves over the padding.
+    """
+
+    pads_sequences: ClassVar[bool] = False
+
+    @staticmethod
+    def new_batch(cached: Sequence[bytes]) -> BatchBuilder:
+        return SeparateBatchBuilder()
+
+    def run(self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache) -> Pass:
+        passes = [super(SeparateLayout, self).run(graph, [sequence], cache) for sequence in batch]
+        return Pass(
+            rewards=np.concatenate([each.rewards for each in passes]),
+            num_rows=sum(each.num_rows for each in passes),
+        )
+
+
+LAYOUTS: Mapping[str, type[Layout]] = {
+    "trie": TrieLayout,
+    "padded": PaddedLayout,
+    "separate": SeparateLayout,
+}
 """The layouts by their name in the manifest."""
 
 

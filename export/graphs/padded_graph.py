@@ -14,7 +14,6 @@ from kwise.export.graph_file import read_graph, write_graph
 from kwise.export.graphs.optimum_exporter import export, stock_config
 from kwise.export.graphs.rotary import short_longrope
 from kwise.export.graphs.tracing import without_tracer_warnings
-from kwise.library_errors import cause_of
 
 
 def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
@@ -26,14 +25,13 @@ def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
         ConfigError: Optimum does not know the architecture, or not its reward models.
     """
     try:
-        with without_tracer_warnings(), short_longrope(model):
-            export(model, stock_config(model), directory / MODEL)
+        config = stock_config(model)
     except ValueError as error:
-        # Optimum goes on with advice for people who extend it.
-        reason = cause_of(error).partition(". Please ")[0].partition(", but no custom")[0]
         raise ConfigError(
-            f"--layout padded: Optimum cannot export {type(model).__name__}: {reason}"
+            f"Optimum has no padded export of {model.config.model_type} models that give rewards"
         ) from error
+    with without_tracer_warnings(), short_longrope(model):
+        export(model, config, directory / MODEL)
     # In a file beside the graph runtimes can map the weights, and protobuf's 2 GB limit does not
     # apply.
     write_graph(read_graph(directory / MODEL), directory / MODEL)

@@ -1,9 +1,9 @@
-"""The layouts of a batch: its sequences as the trie of all their tokens, or padded.
+"""The layouts of a batch: the trie of its sequences, padded rows, or one sequence at a time.
 
 The K conversations of a ranking share their prompt. In a trie each distinct prefix is one row, so a
 pass computes P + ΣR rows instead of K·(P + longest R), forward and backward; on the example
 rankings that is 2.65 times fewer. Each row attends to its ancestors (trie_attention.py), and its
-position is its depth. `layout_choice.py` chooses the layout of a model once.
+position is its depth. `architecture/layout_choice.py` chooses the layout of a model once.
 
 Every pass goes through the model's own `forward`, which `TrieLayout.prepare` extends: whatever is
 wrapped around it (PEFT, DistributedDataParallel, autocast) treats passes of both layouts alike.
@@ -13,6 +13,7 @@ text regulariser.
 """
 
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ _FORWARD_ARGUMENTS = frozenset(
         "last_nodes",
         "text_nodes",
         "text_targets",
+        "alone_ids",
+        "alone_lengths",
+        "order",
     }
 )
 
@@ -50,12 +54,15 @@ class Layout(ABC):
         has_token_states: whether `forward` can read the hidden states of inner tokens, which the
             text regulariser needs.
         reason: why the model cannot use a faster layout; None for the fastest.
+        max_tokens: the longest conversation whose reward this layout gives, measured; None for no
+            limit but the model's own.
     """
 
     name: ClassVar[str]
     uses_all_weights: ClassVar[bool]
     has_token_states: ClassVar[bool]
     reason: str | None
+    max_tokens: int | None
 
     @abstractmethod
     def prepare(self, model: PreTrainedModel) -> None:
@@ -69,7 +76,9 @@ class Layout(ABC):
         """
 
     def __str__(self) -> str:
-        return self.name if self.reason is None else f"{self.name}, because {self.reason}"
+        limit = "" if self.max_tokens is None else f", up to {self.max_tokens} tokens"
+        reason = "" if self.reason is None else f", because {self.reason}"
+        return f"{self.name}{limit}{reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +86,11 @@ class TrieLayout(Layout):
     """One row for each distinct prefix of the sequences."""
 
     name = "trie"
-    reason = None
     uses_all_weights = True
     has_token_states = True
+
+    reason: str | None = field(default=None, compare=False)
+    max_tokens: int | None = None
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Extend `model.forward`: for the tensors of a trie it returns `TrieOutput`.
@@ -129,6 +140,7 @@ class PaddedLayout(Layout):
     Attributes:
         pad_token_id: a token that no sequence ends with.
         reason: why the model cannot run over a trie.
+        max_tokens: see `Layout`.
     """
 
     name = "padded"
@@ -137,6 +149,7 @@ class PaddedLayout(Layout):
 
     pad_token_id: int
     reason: str | None = field(default=None, compare=False)
+    max_tokens: int | None = None
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Do nothing: these are the arguments of transformers' own `forward`."""
@@ -153,9 +166,84 @@ class PaddedLayout(Layout):
         return {"input_ids": input_ids, "attention_mask": mask}
 
 
+@dataclass(frozen=True, slots=True)
+class SeparateLayout(Layout):
+    """Each sequence in a pass of its own, or only the long ones.
+
+    It is slow and always possible. Some models compute another reward if a batch has a longer
+    sequence: they pad the positions that they read (XLNet), convolve or pool over padding
+    (ConvBERT, Funnel), or change their rotary embeddings with the longest position (longrope).
+
+    Attributes:
+        short: the layout of sequences of up to `max_shared` tokens, which share a pass; None if
+            none do.
+        max_shared: see `short`.
+        reason: why the sequences cannot share a pass.
+        max_tokens: see `Layout`.
+    """
+
+    name = "separate"
+    uses_all_weights = False
+    has_token_states = False
+
+    short: TrieLayout | PaddedLayout | None = None
+    max_shared: int = 0
+    reason: str | None = field(default=None, compare=False)
+    max_tokens: int | None = None
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Extend `model.forward`: for the tensors of `lay_out` it returns `TrieOutput`."""
+        plain_forward = model.forward
+        if self.short is not None:
+            self.short.prepare(model)
+        shared_forward = model.forward
+
+        @functools.wraps(plain_forward)
+        def forward(
+            *args: Any,
+            alone_ids: Tensor | None = None,
+            alone_lengths: Tensor | None = None,
+            order: Tensor | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            if alone_ids is None or alone_lengths is None or order is None:
+                return shared_forward(*args, **kwargs)
+            logits = [shared_forward(**kwargs).logits] if kwargs else []
+            for ids, length in zip(alone_ids, alone_lengths.tolist(), strict=True):
+                logits.append(plain_forward(**alone(model, ids[None, :length])).logits)
+            return TrieOutput(logits=torch.cat(logits)[order])
+
+        model.forward = forward
+
+    def lay_out(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return the tensors of the short sequences in their layout, and those of the long ones.
+
+        alone_ids: int64[A, T], the A long sequences, filled with 0. alone_lengths: int64[A].
+        order: int64[S], each sequence's place among the short ones followed by the long ones.
+        """
+        short = [i for i, sequence in enumerate(sequences) if len(sequence) <= self.max_shared]
+        short = short if self.short is not None else []
+        alone = sorted({*range(len(sequences))} - {*short})
+        shared = self.short.lay_out([sequences[i] for i in short]) if self.short and short else {}
+        if not alone:
+            return shared
+        rows = [torch.tensor(sequences[i]) for i in alone]
+        return {
+            **shared,
+            "alone_ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            "alone_lengths": torch.tensor([len(row) for row in rows]),
+            "order": torch.tensor([*short, *alone]).argsort(),
+        }
+
+    def __str__(self) -> str:
+        if self.short is None:
+            return Layout.__str__(self)
+        return f"{self.short.name} up to {self.max_shared} tokens, then {Layout.__str__(self)}"
+
+
 @dataclass
 class TrieOutput(ModelOutput):
-    """The output of a pass over a trie.
+    """The output of a pass over a trie, or of several passes.
 
     Attributes:
         logits: [S, labels].
@@ -165,6 +253,17 @@ class TrieOutput(ModelOutput):
 
     logits: Tensor | None = None
     text_log_probs: Tensor | None = None
+
+
+def alone(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Tensor]:
+    """Return the arguments with which transformers computes one sequence, int64[1, T].
+
+    The attention mask is what a tokenizer returns beside the ids. Without it XLM and FlauBERT take
+    a padding token inside a text for padding. FNet takes none.
+    """
+    if "attention_mask" not in inspect.signature(type(model).forward).parameters:
+        return {"input_ids": input_ids}
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
 def rewards_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -12,16 +12,18 @@ from kwise.train.checkpoint.ids import text_config
 _NO_LIMIT = 10**9
 
 
-def model_max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+def model_max_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> int | None:
     """Return the length of the longest conversation in tokens.
 
-    The model's positions and its tokenizer limit it.
+    The model's positions and its tokenizer, if given, limit it.
 
     None if neither states a limit (ALiBi, recurrent models).
     """
     stated = [
         getattr(text_config(model.config), "max_position_embeddings", None),
-        tokenizer.model_max_length,
+        None if tokenizer is None else tokenizer.model_max_length,
         *(table.num_embeddings - table.padding_idx - 1 for table in _padded_positions(model)),
     ]
     return min(

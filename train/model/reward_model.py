@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     PretrainedConfig,
     PreTrainedModel,
@@ -20,11 +20,13 @@ from transformers import (
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config
 from kwise.train.checkpoint.statements import Statements
+from kwise.train.model.architecture.layout_choice import choose_layout
+from kwise.train.model.architecture.probe import conversation_probe
+from kwise.train.model.architecture.small_copy import disable_dropout
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.four_bit import four_bit_options
 from kwise.train.model.head import init_head, reward_head
 from kwise.train.model.layout import Layout, rewards_of
-from kwise.train.model.layout_choice import choose_layout
 from kwise.train.model.limits import counts_from_padding, model_max_tokens
 from kwise.train.model.tokenizer import choose_pad_token, load_tokenizer, token_ids
 from kwise.train.template.chat_template import ChatTemplate
@@ -52,12 +54,22 @@ class RewardModel:
     @property
     def max_tokens(self) -> int | None:
         """The length of the longest conversation for the model; None if it states no limit."""
-        return model_max_tokens(self.model, self.tokenizer)
+        limits = (model_max_tokens(self.model, self.tokenizer), self.layout.max_tokens)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @torch.no_grad()
     def rewards(self, conversations: Sequence[Conversation]) -> list[float]:
-        """Return the rewards of `conversations`, from one pass in the precision of the weights."""
+        """Return the rewards of `conversations`, from one pass in the precision of the weights.
+
+        Raises:
+            ConfigError: one is longer than `layout.max_tokens`.
+        """
         sequences = [token_ids(self.tokenizer, conversation) for conversation in conversations]
+        limit, longest = self.layout.max_tokens, max(map(len, sequences), default=0)
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"a conversation has {longest} tokens, and the layout is {self.layout}"
+            )
         tensors = self.layout.lay_out(sequences)
         self.model.eval()
         on_device = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
@@ -84,6 +96,7 @@ def load_reward_model(
     template_date: str = "",
     seed: int = 0,
     load_in_4bit: bool = False,
+    max_tokens: int | None = None,
     on_main_process: Callable[[Callable[[], Layout]], Layout] = lambda choose: choose(),
 ) -> RewardModel:
     """Load an SFT language model or a reward model in float32.
@@ -95,6 +108,7 @@ def load_reward_model(
             of its templates.
         template_date: the date that the template prints, "YYYY-MM-DD"; "" for today.
         seed: seed of the head's first weights, if the checkpoint has no head.
+        max_tokens: the longest conversation that the model will get; None for its own limit.
         load_in_4bit: see four_bit.py; the model must then get an adapter, and is dequantised when
             that is merged.
         on_main_process: runs a function in one of several processes and returns its result in all
@@ -129,7 +143,11 @@ def load_reward_model(
         False  # a reward is one pass, so cached keys and values are never read
     )
     disable_dropout(loaded)
-    layout = on_main_process(lambda: choose_layout(loaded, pad_token_id))
+    probe = conversation_probe(tokenizer, loaded)
+    limits = [limit for limit in (max_tokens, model_max_tokens(loaded, tokenizer)) if limit]
+    layout = on_main_process(
+        lambda: choose_layout(loaded, pad_token_id, probe, min(limits, default=None))
+    )
     layout.prepare(loaded)
     return RewardModel(
         model=loaded,
@@ -158,21 +176,3 @@ def _drop_stale_statements(config: PretrainedConfig, statements: Statements) -> 
         f"config.json: {' and '.join(stale)} describe rewards before training; the new checkpoint "
         "does not have them"
     ]
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to 0.
-
-    The K rewards of a ranking must come from one function.
-
-    vwxyzjn/summarize_from_feedback_details (`configure_dropout`) and TRL's
-    `RewardConfig.disable_dropout` do the same. The figures in the config stay.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        # Attention functions and LayerDrop read a float attribute instead: `attention_dropout`,
-        # `layerdrop`.
-        for name, value in list(vars(module).items()):
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)

@@ -157,6 +157,9 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         Overlong.ERROR,
         "what to do with a ranking that has a longer conversation: stop, or skip the whole ranking",
     )
+    export_check: bool = option(
+        True, "refuse a model that kwise export would refuse; it exports a small copy, in seconds"
+    )
     save_every: int = option(
         100,
         "steps between step checkpoints, from which --resume continues; each is 3 times as large "

@@ -48,7 +48,7 @@ class TrainingReport:
         rankings_by_size: the number of rankings with K responses, by K, in both splits.
         num_trained: how many of the `num_parameters` were not frozen.
         sharded: whether each process had only a part of the weights.
-        layout: "trie" or "padded".
+        layout: "trie", "padded" or "separate".
         layout_reason: why the model could not be trained over the trie; None if it was.
         evaluations: those during training, in its precision.
         best_step: the step whose weights early stopping chose; None without early stopping.

@@ -90,9 +90,23 @@ class Processes:
         self._state.wait_for_everyone()
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Run `function` in the main process alone, and return its result in all processes."""
-        results: list[T | None] = broadcast_object_list([function() if self.is_main else None])
-        return cast(T, results[0])
+        """Run `function` in the main process alone, and return its result in all processes.
+
+        Raises:
+            ConfigError: the function raises one; all processes raise it, so that none waits.
+        """
+        outcome: T | ConfigError | None = None
+        if self.is_main:
+            try:
+                outcome = function()
+            except ConfigError as error:
+                if self.count == 1:
+                    raise
+                outcome = error
+        (outcome,) = broadcast_object_list([outcome])
+        if isinstance(outcome, ConfigError):
+            raise outcome
+        return cast(T, outcome)
 
     def map(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Return `function` of each item, in order; each process computes its share."""

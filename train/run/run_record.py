@@ -22,6 +22,7 @@ _FREE_TO_CHANGE = {
     "log_every",
     "report_to",
     "gradient_checkpointing",
+    "export_check",
     "resume",
     "overwrite",
 }

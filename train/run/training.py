@@ -15,6 +15,7 @@ from kwise.library_errors import library_errors
 from kwise.publish import check_writable
 from kwise.train.model.adapter import add_adapter, merge_adapter, save_adapter
 from kwise.train.model.adapter_source import find_adapter
+from kwise.train.model.layout import SeparateLayout
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.model.threads import use_available_cpus
 from kwise.train.options.config import TrainConfig
@@ -27,6 +28,7 @@ from kwise.train.report.training_report import (
     rankings_by_size,
 )
 from kwise.train.run.before_training import BeforeTraining
+from kwise.train.run.exportable import check_exportable
 from kwise.train.run.processes import Processes
 from kwise.train.run.run_record import describe_run
 from kwise.train.run.trackers import check_tracker
@@ -87,11 +89,20 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             template_date=config.template_date,
             seed=config.seed,
             load_in_4bit=config.load_in_4bit,
+            max_tokens=config.max_tokens,
             on_main_process=processes.on_main,
         )
     for note in reward_model.notes:
         progress(f"note: {note}")
     progress(f"layout: {reward_model.layout}")
+    if processes.sharded and reward_model.layout.name == SeparateLayout.name:
+        raise ConfigError(
+            f"--model {config.model}: its layout is {reward_model.layout}; sharded processes would "
+            "run different numbers of passes: launch with DDP"
+        )
+    if config.export_check:
+        limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit]
+        check_exportable(reward_model, config.model, min(limits, default=None), processes, progress)
     if config.text_regulariser:
         install_text_head(reward_model.model, text_head(config.model, reward_model))
     data = prepare(rankings, reward_model, config)

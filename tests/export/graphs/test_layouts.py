@@ -132,6 +132,6 @@ def test_an_architecture_that_optimum_does_not_know_is_refused_by_name(
 
     options = {**GROUPED, "num_local_experts": 2, "sliding_window": None}
     checkpoint = tiny_model("Mixtral", options, smollm2_tokenizer, tmp_path / "checkpoint")
-    with pytest.raises(ConfigError, match="Optimum cannot export MixtralForSequenceClass"):
+    with pytest.raises(ConfigError, match=r"Mixtral.* Optimum has no padded export of mixtral"):
         export_quietly(checkpoint, tmp_path / "artifact", layout=Layout.PADDED)
     assert not (tmp_path / "artifact").exists()

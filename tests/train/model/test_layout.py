@@ -10,8 +10,9 @@ import transformers
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
 from kwise.train.checkpoint.transformers_versions import IS_TRANSFORMERS_5
+from kwise.train.model.architecture.layout_choice import choose_layout
+from kwise.train.model.architecture.probe import Probe
 from kwise.train.model.layout import PaddedLayout, TrieLayout, rewards_of
-from kwise.train.model.layout_choice import choose_layout
 from kwise.train.step.losses import kwise_loss
 from tests.tiny_models import GROUPED, SMALL, TRIE, tiny_model
 
@@ -83,14 +84,20 @@ def test_every_architecture_that_can_runs_over_the_trie(name: str) -> None:
     assert choose_layout(small_model(*TRIE[name]), 0) == TrieLayout()
 
 
-@pytest.mark.parametrize("family", ["GPTBigCode", "BioGpt"])
-def test_models_that_use_the_interface_without_declaring_it_run_over_the_trie(family: str) -> None:
-    """`_supports_attention_backend` is False for both."""
-    options = SMALL if family == "BioGpt" else {"n_embd": 64, "n_layer": 2, "n_head": 4}
-    assert choose_layout(small_model(family, options), 0) == TrieLayout()
+def test_a_model_that_uses_the_interface_without_declaring_it_runs_over_the_trie() -> None:
+    """`_supports_attention_backend` is False."""
+    options = {"n_embd": 64, "n_layer": 2, "n_head": 4}
+    assert choose_layout(small_model("GPTBigCode", options), 0) == TrieLayout()
 
 
-WINDOWS = ["sliding_attention", "full_attention"]
+def test_a_model_that_counts_padding_tokens_inside_a_text_does_not_run_over_the_trie() -> None:
+    """BioGPT reads the reward as many tokens before the end as the text has padding tokens."""
+    probe = Probe(special=(0,), vocab_size=99)
+    layout = choose_layout(small_model("BioGpt", SMALL), 0, probe)
+    assert layout == PaddedLayout(0)
+    assert str(layout).startswith("padded, because in a trie batch its rewards differ from those")
+
+
 GPT_NEO = {
     "hidden_size": 64,
     "num_layers": 2,
@@ -104,9 +111,13 @@ GPT_NEO = {
     [
         ("Mistral", {**GROUPED, "sliding_window": 24}, "its attention has a sliding window of 24"),
         (
-            "Qwen2",
-            {**GROUPED, "layer_types": WINDOWS, "sliding_window": None},
-            "it has layers of type sliding_attention",
+            "MiniMax",
+            {
+                **GROUPED,
+                "layer_types": ["linear_attention", "full_attention"],
+                "num_local_experts": 2,
+            },
+            "it has layers of type linear_attention",
         ),
         (
             "Bloom",
@@ -126,7 +137,6 @@ GPT_NEO = {
             },
             "it has layers of type hybrid" if IS_TRANSFORMERS_5 else "ZambaModel has recurrent",
         ),
-        ("Doge", GROUPED, "it changes the attention mask before its layers see it"),
     ],
 )
 def test_a_model_that_cannot_run_over_the_trie_is_padded_and_says_why(
@@ -170,7 +180,7 @@ def test_a_bug_in_a_models_forward_is_not_taken_for_a_reason(
     model = LlamaForSequenceClassification.from_pretrained(tiny_checkpoint)
     plain = model.model.forward
 
-    def broken(input_ids: Any, position_ids: Any = None, attention_mask: Any = None) -> Any:
+    def broken(input_ids: Any, position_ids: Any = None, **_: Any) -> Any:
         if position_ids is not None:
             raise error("a bug")
         return plain(input_ids)
@@ -186,10 +196,10 @@ def test_a_model_whose_states_differ_over_the_trie_is_padded(
     model = LlamaForSequenceClassification.from_pretrained(tiny_checkpoint)
     plain = model.model.forward
 
-    def ignoring(input_ids: Any, position_ids: Any = None, attention_mask: Any = None) -> Any:
-        return plain(input_ids, attention_mask=attention_mask)
+    def ignoring(input_ids: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        return plain(input_ids, **kwargs)
 
     monkeypatch.setattr(model.model, "forward", ignoring)
-    assert choose_layout(model, 0).reason == (
+    assert choose_layout(model, 2).reason == (
         "its hidden states over a trie differ from those of whole sequences"
     )
