@@ -25,8 +25,8 @@ def without_tracer_warnings() -> Iterator[None]:
     """Silence the tracer's warnings.
 
     torch warns about every Python value in transformers' code that tracing turns into a constant.
-    The check of parity shows whether one of them matters. If it cannot export an operator, it prints
-    the whole graph, thousands of lines.
+    The check of parity shows whether one of them matters. If torch cannot export an operator, it
+    prints the whole graph, thousands of lines.
     """
     torch._C._jit_set_onnx_log_enabled(False)
     with warnings.catch_warnings():
