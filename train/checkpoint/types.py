@@ -26,13 +26,15 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def check_types(place: str, stated: Mapping[str, Any]) -> None:
+def check_types(place: str, stated: Any) -> None:
     """Raise ConfigError if a key of config.json that kwise reads has a value of another type.
 
     Args:
         place: what the user calls the checkpoint; the error begins with it.
         stated: the content of config.json. null stands for a key that is missing.
     """
+    if not isinstance(stated, Mapping):  # transformers 5 does not check this
+        raise ConfigError(f"{place}: cannot be read: config.json is not a JSON object")
     for key, (types, expected) in _TYPES.items():
         value = stated.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
