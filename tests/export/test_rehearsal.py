@@ -24,6 +24,8 @@ from tests.exports import export_quietly
 from tests.training_runs import IGNORED_WARNINGS, options
 
 pytestmark = IGNORED_WARNINGS
+DOCS = Path(__file__).parents[2] / "docs" / "architectures"
+MAJOR = transformers.__version__.partition(".")[0]
 
 
 def checkpoint_of(model_type: str, directory: Path) -> Path:
@@ -128,3 +130,10 @@ def test_an_architecture_is_exported_with_parity_or_refused_before_training(
     (row,) = architectures.walk([model_type])
     assert not row.bug
     assert bool(row.artifact) != bool(row.reason)
+
+
+def test_the_table_in_the_docs_names_every_architecture_of_this_transformers() -> None:
+    table = (DOCS / f"transformers-{MAJOR}.md").read_text(encoding="utf-8")
+    assert "BUG" not in table
+    listed = set(re.findall(r"^\| ([\w-]+) \| \w+For", table, re.MULTILINE))
+    assert listed == set(architectures.architectures())

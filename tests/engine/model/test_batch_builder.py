@@ -6,7 +6,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.engine.model.batch_builder import PaddedBatchBuilder, TrieBatchBuilder
+from kwise.engine.model.batch_builder import (
+    PaddedBatchBuilder,
+    SeparateBatchBuilder,
+    TrieBatchBuilder,
+)
 from kwise.engine.model.layouts import TrieLayout
 from kwise.engine.trie import Int64, sort_key
 from tests.batches import BATCHES
@@ -44,6 +48,18 @@ def test_padded_sequences_cost_as_much_as_the_longest(sequences: list[Int64]) ->
     for taken, sequence in enumerate(sequences, start=1):
         expected = taken * max(len(other) for other in sequences[:taken])
         assert batch.rows_with(sort_key(sequence)) == expected
+        batch.add(sort_key(sequence))
+        assert batch.rows == expected
+
+
+@given(BATCHES)
+def test_sequences_that_run_one_at_a_time_cost_their_own_tokens(sequences: list[Int64]) -> None:
+    batch = SeparateBatchBuilder()
+    for taken, sequence in enumerate(sequences, start=1):
+        expected = sum(len(other) for other in sequences[:taken])
+        assert batch.fits(sort_key(sequence), expected)
+        assert not batch.fits(sort_key(sequence), expected - 1)
+        assert batch.distance(sort_key(sequence)) == 0, "any two suit each other"
         batch.add(sort_key(sequence))
         assert batch.rows == expected
 
