@@ -7,10 +7,11 @@ and is quick whatever is installed. The packages that do the work are imported w
 
 import argparse
 import os
+import select
 import signal
 import sys
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from kwise import __version__
 from kwise.command_errors import exit_code_of, report
@@ -90,14 +91,33 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader has gone (`| head`). Python flushes at exit and needs somewhere to write to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:  # noqa: BLE001 - the last resort; nothing is hidden
+        if isinstance(error, BrokenPipeError) and (ended := _reader_gone()) is not None:
+            return ended
         extra = _COMMANDS[chosen].extra if chosen else ""
         report(error, program=f"kwise {chosen}".strip(), extra=extra, debug=debug)
         return exit_code_of(error, argv)
+
+
+def _reader_gone() -> int | None:
+    """Return the exit code if the reader of an output has gone (`| head`), else None.
+
+    Who reads the result may stop early. But if standard error has gone (`2>&1 | head`), a line of
+    progress may have ended the work. None stands for another pipe: that of a worker, or a socket.
+    """
+    gone = [stream for stream in (sys.stdout, sys.stderr) if stream and _has_no_reader(stream)]
+    for stream in gone:  # Python flushes at exit and needs somewhere to write to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return None if not gone else int(sys.stderr in gone)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # replaced by an object without a descriptor, or closed
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _run(argv: list[str], chosen: str) -> int:

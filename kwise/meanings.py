@@ -59,12 +59,12 @@ _OF_MESSAGES = {
 
 def row_meaning(key: str) -> Meaning | None:
     """Return what a key of a row or of a response adds to the conversation, or None."""
-    return _ROW_KEYS.get(_letters(key))
+    return _ROW_KEYS.get(letters_of(key))
 
 
 def message_meaning(key: str) -> Meaning | None:
     """Return what a key of a message, other than role and content, adds to it, or None."""
-    return _MESSAGE_KEYS.get(_letters(key))
+    return _MESSAGE_KEYS.get(letters_of(key))
 
 
 def says_nothing(value: Any) -> bool:
@@ -81,12 +81,13 @@ def says_nothing(value: Any) -> bool:
     return True
 
 
-def _letters(key: str) -> str:
+def letters_of(key: str) -> str:
+    """Return the letters and digits of a name, in lower case, to compare it with others."""
     return "".join(letter for letter in key.lower() if letter.isalnum())
 
 
 def _by_key(table: dict[Meaning, str]) -> dict[str, Meaning]:
-    return {_letters(key): meaning for meaning, keys in table.items() for key in keys.split()}
+    return {letters_of(key): meaning for meaning, keys in table.items() for key in keys.split()}
 
 
 _ROW_KEYS = _by_key(_OF_ROWS)

@@ -1,5 +1,6 @@
 """Exit codes follow one rule, and a user's mistake gives a one-line message, never a traceback."""
 
+import errno
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kwise.cli import main
+from kwise.train.options import recipes_command
 
 GOOD = json.dumps(
     {"prompt": "p", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
@@ -222,15 +224,29 @@ sys.exit(main(["serve", {str(tmp_path)!r}, "--port", "{port}"]))
     assert ended.returncode == 2
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    """`kwise recipes | head -1` ended with a line on standard error."""
+@pytest.mark.parametrize(("errors", "code"), [(subprocess.PIPE, 0), (subprocess.STDOUT, 1)])
+def test_a_reader_that_goes_away_is_no_error(errors: int, code: int) -> None:
+    """`kwise recipes | head -1` ended with a line on standard error.
+
+    If standard error has no reader either, a line of progress may have ended the work.
+    """
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
         ended = subprocess.run(
-            [sys.executable, "-m", "kwise", "recipes"],
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            check=False,
+            [sys.executable, "-m", "kwise", "recipes"], stdout=closed, stderr=errors, check=False
         )
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert (ended.returncode, ended.stderr or b"") == (code, b"")
+
+
+def test_another_broken_pipe_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker that had died ended a command with the exit code of success."""
+
+    def fail(*_: object) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(recipes_command, "run", fail)
+    assert main(["recipes"]) == 1
+    assert "Broken pipe" in capsys.readouterr().err

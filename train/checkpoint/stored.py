@@ -69,11 +69,12 @@ def unread_weights(name: str) -> list[str]:
     if not directory.is_dir():
         return []
     read = {path.name for path in _weight_files(name)[0]}
-    return sorted(
-        path.name
-        for path in directory.iterdir()
-        if _WEIGHT_FILE.fullmatch(path.name) and path.name not in read
-    )
+    return [file for file in weights_in(directory) if file not in read]
+
+
+def weights_in(directory: Path) -> list[str]:
+    """Return the names of files in a directory that hold the weights of a whole model."""
+    return sorted(path.name for path in directory.iterdir() if _WEIGHT_FILE.fullmatch(path.name))
 
 
 def separate_heads(name: str) -> list[str]:

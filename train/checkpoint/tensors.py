@@ -36,9 +36,10 @@ HARMLESS = {
     "a buffer that is computed": (
         r"(^|\.)(position_ids|token_type_ids|final_logits_bias|num_batches_tracked"
         r"|relative_position_index|encoder\.version|decoder\.version|_float_tensor"
-        r"|embed_positions\.weights|(attn|attention)\.(masked_)?bias|masked_bias|causal_mask"
+        r"|embed_positions\.weights|masked_bias|causal_mask"
         r"|rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached))$"
     ),
+    "a causal mask": r"(^|\.)(attn|attention)\.bias$",
 }
 """Tensors that cannot change a reward if they are not used, by what they are: regular expressions
 that are searched in the name of the tensor.
@@ -154,9 +155,11 @@ def check_finite(place: str, model: PreTrainedModel) -> None:
 def is_harmless(name: str, shape: Sequence[int] = ()) -> bool:
     """Return whether a tensor cannot change a reward if it is not used.
 
-    A head with one output predicts no tokens, whatever its name is.
+    A head with one output predicts no tokens, and a mask is a square, whatever their names are.
     """
     kind = next((kind for kind, names in HARMLESS.items() if re.search(names, name)), None)
+    if kind == "a causal mask":
+        return len(shape) == 4 and shape[0] == shape[1] == 1
     if kind == "a head that predicts tokens" and name.endswith(".weight"):
         return len(shape) != 2 or shape[0] > 1
     return kind is not None
@@ -222,11 +225,15 @@ def _check_frequencies(place: str, model: PreTrainedModel, stored: StoredTensors
     if not names or any(getattr(m, "rope_type", "default") != "default" for m in modules):
         return
     frequencies = stored.load(names[0]).float()  # all layers share them
-    computed = [m.inv_freq.float().cpu() for m in modules if m.inv_freq.shape == frequencies.shape]
+    computed = [m.inv_freq.float().cpu() for m in modules]
     # bf16 has 8 significant bits.
-    if computed and not any(torch.allclose(frequencies, c, rtol=2**-7, atol=0) for c in computed):
+    if computed and not any(
+        frequencies.shape == c.shape and torch.allclose(frequencies, c, rtol=2**-7, atol=0)
+        for c in computed
+    ):
         raise ConfigError(
-            f"{place}: {names[0]} is not what config.json gives (rope_theta, rope_scaling); state "
+            f"{place}: {names[0]} is not what config.json gives (rope_theta, rope_scaling, "
+            "head_dim, partial_rotary_factor); state "
             "the values with which the model was trained"
         )
 

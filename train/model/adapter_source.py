@@ -18,6 +18,7 @@ from transformers.utils import find_adapter_config_file
 from kwise.errors import ConfigError
 from kwise.extras import how_to_install
 from kwise.library_errors import library_errors
+from kwise.train.checkpoint.stored import separate_heads, weights_in
 from kwise.train.checkpoint.tensors import is_harmless
 from kwise.train.model.head import HEAD_NAMES
 from kwise.train.model.pretrained import reading
@@ -80,11 +81,16 @@ def find_adapter(option: str, name: str) -> AdapterSource | None:
             f"{option} {name} is an adapter ({_CONFIG}) of the revision {config['revision']} of "
             f"{base}, and only the newest one can be loaded: merge it first"
         )
-    whole = sorted(path.parent.glob("model*.safetensors"))
-    if whole:
+    if whole := weights_in(path.parent):
         raise ConfigError(
-            f"{option} {name} has both a model ({whole[0].name}) and an adapter ({_CONFIG}): move "
+            f"{option} {name} has both a model ({whole[0]}) and an adapter ({_CONFIG}): move "
             "one of them away"
+        )
+    if heads := separate_heads(str(path.parent)):
+        raise ConfigError(
+            f"{option} {name} is an adapter ({_CONFIG}) with its head in {heads[0]}, which is not "
+            "read: merge it first, and put the head into the file of weights, by the name that it "
+            "has in transformers"
         )
     return AdapterSource(name=name, folder=path.parent, base=base)
 
@@ -124,7 +130,8 @@ def merge_into(model: PreTrainedModel, adapter: AdapterSource, option: str) -> s
         warnings.simplefilter("ignore")
         config = peft.PeftConfig.from_pretrained(str(adapter.folder))
         tensors = peft.utils.load_peft_weights(str(adapter.folder), device="cpu")
-        _check_head(subject, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        _check_head(subject, shapes)
         if getattr(config, "layer_replication", None):
             raise ConfigError(
                 f"{subject} that replicates layers (layer_replication): merge it first"
@@ -137,7 +144,8 @@ def merge_into(model: PreTrainedModel, adapter: AdapterSource, option: str) -> s
         _resize_embeddings(model, tensors)
         wrapper = peft.get_peft_model(model, config)
         loaded = wrapper.load_adapter(str(adapter.folder), "default", torch_device="cpu")
-        _check_fit(subject, adapter.base, loaded.unexpected_keys, loaded.missing_keys)
+        unused = {name: shapes.get(name, ()) for name in loaded.unexpected_keys}
+        _check_fit(subject, adapter.base, unused, loaded.missing_keys)
         merged = wrapper.merge_and_unload()
     if merged is not model:
         raise ConfigError(f"{subject} of type {config.peft_type}, which replaces the model")
@@ -146,9 +154,13 @@ def merge_into(model: PreTrainedModel, adapter: AdapterSource, option: str) -> s
     return {key.removeprefix(_PREFIX).replace("modules_to_save.", "") for key in tensors}
 
 
-def _check_fit(subject: str, base: str, unexpected: Sequence[str], missing: Sequence[str]) -> None:
+def _check_fit(
+    subject: str, base: str, unused: dict[str, tuple[int, ...]], missing: Sequence[str]
+) -> None:
     """Raise ConfigError if tensors of the adapter were not used, or if it lacks some."""
-    lost = sorted(key for key in unexpected if not is_harmless(key.removeprefix(_PREFIX)))
+    lost = sorted(
+        name for name, shape in unused.items() if not is_harmless(name.removeprefix(_PREFIX), shape)
+    )
     if lost:
         problem = f"{len(lost)} of its tensors have no place there, {lost[0]} first"
     elif missing:

@@ -93,11 +93,8 @@ def _load_merged(
         else _load_merged(place, base, to_train=True, quantised=None)
     )
     brought = merge_into(loaded.model, adapter, option)
-    new_layers = tuple(
-        layer
-        for layer in loaded.new_layers
-        if not any(name.startswith(f"{layer}.") for name in brought)
-    )
+    # Matrices of LoRA for a layer do not bring the layer.
+    new_layers = tuple(layer for layer in loaded.new_layers if f"{layer}.weight" not in brought)
     if new_layers and not to_train:
         raise ConfigError(
             f"{adapter.subject(option)} and not a reward model: neither it nor its base model "

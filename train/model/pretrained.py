@@ -3,7 +3,6 @@
 A name that is neither a path nor known to the hub is told at once.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,9 +16,8 @@ from transformers.utils import logging as transformers_logging
 from kwise.engine.artifact import MANIFEST
 from kwise.errors import ConfigError
 from kwise.library_errors import cause_of, is_foreign, library_errors, root_of
+from kwise.train.options.model_path import HUB_NAME
 
-# NAME or OWNER/NAME, as the hub allows them.
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_TIMEOUT_S = 5.0
 # A model or an adapter in the cache has one of them.
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -79,7 +77,7 @@ def check_source(option: str, name: str) -> None:
     if path.exists():
         return
     problem = f"{option} {name}: there is no such file or directory"
-    if not _HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise ConfigError(problem)
     if any(isinstance(try_to_load_from_cache(name, file), str) for file in _CONFIGS):
         return

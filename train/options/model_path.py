@@ -8,7 +8,9 @@ from pathlib import Path
 
 from kwise.errors import ConfigError
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+"""NAME or OWNER/NAME, as the hub allows them."""
+
 _SUFFIXES = {".gguf", ".safetensors", ".bin", ".pt", ".pth"}
 
 
@@ -42,8 +44,7 @@ def _is_path(name: str) -> bool:
     """Return whether a name cannot be one on the hub, NAME or OWNER/NAME, or is a path here."""
     first, _, rest = name.partition("/")
     return (
-        _HUB_NAME.fullmatch(name) is None
-        or name.startswith(".")
+        HUB_NAME.fullmatch(name) is None
         or Path(name).suffix in _SUFFIXES
         or (bool(rest) and Path(first).is_dir())
     )

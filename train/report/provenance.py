@@ -89,9 +89,17 @@ def _model_files(name: str) -> list[Path]:
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a hash of a fast tokenizer and of the special tokens that a template may name."""
-    special = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True)
-    content = tokenizer.backend_tokenizer.to_str() + special
+    """Return a hash of a fast tokenizer, and of what its configuration adds.
+
+    That is the special tokens that a template may name, the limit of tokens, and the names of the
+    model's inputs.
+    """
+    added = [
+        tokenizer.special_tokens_map,
+        tokenizer.model_max_length,
+        list(tokenizer.model_input_names),
+    ]
+    content = tokenizer.backend_tokenizer.to_str() + json.dumps(added, default=str, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

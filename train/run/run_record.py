@@ -27,6 +27,12 @@ _FREE_TO_CHANGE = {
     "overwrite",
 }
 
+# Options that name what is hashed, by the key of the hash in run.json. It may have been moved.
+_HASHED = {
+    "data": "rankings_sha256",
+    "model": "model_sha256",
+    "chat_template": "template_sha256",
+}
 
 # What a run depends on besides its options, by its key in run.json. A difference of an earlier
 # entry explains those of later ones.
@@ -113,7 +119,9 @@ def check_same_run(run: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
                 f"--resume: the {key} was {recorded[key]} when the run began and is {run[key]} now"
             )
     for name, value in run["config"].items():
-        if name not in _FREE_TO_CHANGE and value != recorded["config"].get(name):
+        if name in _FREE_TO_CHANGE or _HASHED.get(name) in recorded:
+            continue
+        if value != recorded["config"].get(name):
             flag = "--" + name.replace("_", "-")
             raise ConfigError(
                 f"--resume: {flag} was {recorded['config'].get(name)} when the run began and is "

@@ -71,6 +71,11 @@ UNUSED: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str]] = {
         "lm_head.weight [1, 16]; if lm_head.weight is the reward head, call it score.weight",
     ),
     "a head of another task": (adding(qa_outputs__weight=(2, 16)), {}, "qa_outputs.weight [2, 16]"),
+    "a bias by the name of a causal mask": (
+        adding(model__layers__0__attention__bias=(16,)),
+        {},
+        "model.layers.0.attention.bias [16]; if they belong to the model",
+    ),
     "quantised weights": (
         adding(**{f"{QUERY}qweight": (16, 2)}),
         {},
@@ -205,12 +210,17 @@ def test_sizes_in_the_config_that_are_not_those_of_the_weights_are_refused(
         load_checkpoint("--model", str(path), to_train=True)
 
 
-@pytest.mark.parametrize(("rope_theta", "fits"), [(10_000.0, True), (1_000_000.0, False)])
+@pytest.mark.parametrize(
+    ("rope_theta", "size", "fits"), [(10_000.0, 4, True), (1e6, 4, False), (10_000.0, 2, False)]
+)
 def test_stored_rotary_frequencies_must_be_those_of_the_config(
-    llama: Path, tmp_path: Path, rope_theta: float, fits: bool
+    llama: Path, tmp_path: Path, rope_theta: float, size: int, fits: bool
 ) -> None:
-    """Old checkpoints hold them, and a config without rope_theta gets a default."""
-    frequencies = (rope_theta ** -(torch.arange(0, 4, 2) / 4)).half()
+    """Old checkpoints hold them, and a config without rope_theta gets a default.
+
+    There are fewer of them if only a part of a head is rotated (partial_rotary_factor).
+    """
+    frequencies = (rope_theta ** -(torch.arange(0, size, 2) / size)).half()
     path = copy_checkpoint(
         llama,
         tmp_path / "copy",

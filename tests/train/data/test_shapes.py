@@ -147,6 +147,26 @@ def test_a_marker_of_which_the_prompt_speaks_stays(tmp_path: Path) -> None:
     assert ranking.endswith(": It is <|im_end|> > It is </s>") and not report.notes
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        pair("Which token ends a sequence of Llama 2?", "It is </s>", "It is <|endoftext|>"),
+        pair("How does it end?", "So: </s>", "So: <eos>"),
+        pair("Write a play.", "Assistant: A.\nBob: B.\nAssistant: C.", "Assistant: A.\nBob: C."),
+        pair("Write a line for the assistant.", "Assistant: A", "Assistant: B"),
+        pair("List the number 1", "List the number 10", "List the number 100"),
+    ],
+)
+def test_an_answer_that_only_looks_like_a_residue_stays(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    """Such answers lost their beginning or end; two of the pairs were then said to be the same."""
+    expected = [f"{row['prompt']}: {row['chosen']} > {row['rejected']}"]
+    assert converted(tmp_path, [row])[0] == expected
+    ranking = {"prompt": row["prompt"], "ranking": [row["chosen"], row["rejected"]]}
+    assert converted(tmp_path, [ranking])[0] == expected
+
+
 def test_a_prompt_that_all_responses_repeat_is_removed(tmp_path: Path) -> None:
     question = "Why is the sky blue?"
     repeated = pair(question, f"{question} Air.", f"{question}\nPaint.")

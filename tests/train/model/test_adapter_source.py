@@ -96,6 +96,18 @@ def test_a_reward_model_that_is_an_adapter_keeps_its_head(base: Path, tmp_path: 
     assert load_reward_model(str(tmp_path / "rm")).new_layers == ()
 
 
+def test_an_adapter_of_a_head_that_its_base_lacks_brings_no_head(
+    base: Path, tmp_path: Path
+) -> None:
+    """The random head to which LoRA was added counted as the adapter's."""
+    targets = [*TARGETS, "score"]
+    kind = AutoModelForSequenceClassification
+    adapter(base, tmp_path / "rm", kind, task_type=None, target_modules=targets)
+    assert load_reward_model(str(tmp_path / "rm")).new_layers == ("score",)
+    with pytest.raises(ConfigError, match=r"neither it nor its base .* has weights for score"):
+        load_checkpoint("CHECKPOINT", str(tmp_path / "rm"), to_train=False)
+
+
 def test_an_adapter_of_an_adapter_is_merged_into_the_merged_base(
     base: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +174,20 @@ def whole_model_too(folder: Path) -> None:
     (folder / "model.safetensors").touch()
 
 
+def whole_model_of_pytorch_too(folder: Path) -> None:
+    (folder / "pytorch_model-00001-of-00002.bin").touch()
+
+
+def head_apart(folder: Path) -> None:
+    (folder / "value_head.safetensors").touch()
+
+
+def head_by_another_name(folder: Path) -> None:
+    head = torch.ones(1, GROUPED["hidden_size"])
+    weights = folder / "adapter_model.safetensors"
+    edit(weights, lambda tensors: tensors.update({"base_model.model.lm_head.weight": head}))
+
+
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
@@ -175,6 +201,9 @@ def whole_model_too(folder: Path) -> None:
         (prompt_tuning, "is an adapter .*(cannot be merged|merge it first)"),
         (spoil, "adapter_config.json cannot be read"),
         (whole_model_too, "has both a model .* and an adapter"),
+        (whole_model_of_pytorch_too, "has both a model .* and an adapter"),
+        (head_apart, "with its head in value_head.safetensors, which is not read: merge it first"),
+        (head_by_another_name, "1 of its tensors have no place there, .*lm_head.weight first"),
     ],
 )
 def test_an_adapter_that_cannot_be_merged_is_refused_in_one_line(

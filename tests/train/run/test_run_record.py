@@ -7,6 +7,7 @@ import pytest
 
 from kwise.errors import ConfigError
 from kwise.train.options.config import TrainConfig
+from kwise.train.report.provenance import tokenizer_sha256
 from kwise.train.run.run_record import check_same_run
 from kwise.train.run.training import train
 from tests.training_runs import IGNORED_WARNINGS, interrupted_at, options
@@ -43,6 +44,25 @@ def test_what_has_changed_is_named(changed: dict[str, Any], problem: str) -> Non
     assert check_same_run(RUN, RUN) == []
     with pytest.raises(ConfigError, match=f"^--resume: {problem}$"):
         check_same_run({**RUN, **changed}, RUN)
+
+
+def test_what_is_hashed_may_have_been_moved() -> None:
+    """The same rankings under another path were refused."""
+    moved = {**RUN, "config": {**RUN["config"], "model": "copy"}}
+    assert check_same_run(moved, RUN) == []
+    without_hash = {name: value for name, value in RUN.items() if name != "model_sha256"}
+    with pytest.raises(ConfigError, match=r"^--resume: --model was m when the run began"):
+        check_same_run(moved, without_hash)
+
+
+def test_a_limit_of_the_tokenizer_is_part_of_its_hash(smollm2_tokenizer: Any) -> None:
+    """It decides which rankings are too long."""
+    before, limit = tokenizer_sha256(smollm2_tokenizer), smollm2_tokenizer.model_max_length
+    try:
+        smollm2_tokenizer.model_max_length = 7
+        assert tokenizer_sha256(smollm2_tokenizer) != before
+    finally:
+        smollm2_tokenizer.model_max_length = limit
 
 
 def test_another_version_of_a_library_is_noted_and_an_older_record_is_accepted() -> None:

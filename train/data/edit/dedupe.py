@@ -17,6 +17,7 @@ from kwise.train.data.read import conversion_lines, read_rows_of_rankings
 from kwise.train.rankings.open_file import check_input, display_name
 from kwise.train.rankings.prompt_key import text_hash
 from kwise.train.rankings.schema import Ranking
+from kwise.types import Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ def run(config: DedupeConfig) -> int:
 
 def _content(ranking: Ranking) -> int:
     """Return a hash of prompt and responses, in any order; 128 bits, because it removes data."""
-    return text_hash(*_prompt(ranking), *sorted(ranking.responses), num_bytes=16)
+    return text_hash(*prompt_parts(ranking.prompt), *sorted(ranking.responses), num_bytes=16)
 
 
 def ranking_key(converted: ConvertedRow) -> int:
@@ -91,9 +92,10 @@ def ranking_key(converted: ConvertedRow) -> int:
     annotator = repr(converted.row.get("annotator"))
     is_scored = str(ranking.scores is not None)
     parts = (part for pair in labelled for part in pair)
-    return text_hash(annotator, is_scored, *_prompt(ranking), *parts, num_bytes=16)
+    return text_hash(annotator, is_scored, *prompt_parts(ranking.prompt), *parts, num_bytes=16)
 
 
-def _prompt(ranking: Ranking) -> tuple[str, ...]:
-    turns = [part for message in ranking.prompt for part in (message.role, message.content)]
+def prompt_parts(prompt: Conversation) -> tuple[str, ...]:
+    """Return the texts of a prompt, after their number."""
+    turns = [part for message in prompt for part in (message.role, message.content)]
     return (str(len(turns)), *turns)

@@ -18,7 +18,7 @@ from kwise.train.data.convert.convert import ConvertedRow
 from kwise.train.data.convert.json_line import json_line
 from kwise.train.data.convert.report import ConversionReport
 from kwise.train.data.edit.combine import NotCombined, combine
-from kwise.train.data.edit.dedupe import ranking_key
+from kwise.train.data.edit.dedupe import prompt_parts, ranking_key
 from kwise.train.data.files.output import check_output, open_output
 from kwise.train.data.read import conversion_lines, read_rows_of_rankings
 from kwise.train.rankings.open_file import check_input, display_name
@@ -94,7 +94,7 @@ def _rows(
     for index, path in enumerate(config.files):
         report = ConversionReport()
         for converted in read_rows_of_rankings(path, report, allow_tied=True):
-            key = text_hash(*_parts(converted.ranking.prompt))
+            key = text_hash(*prompt_parts(converted.ranking.prompt))
             files_of_prompt.setdefault(key, set()).add(index)
             keys[ranking_key(converted)] += 1
             yield converted
@@ -135,7 +135,3 @@ def _combined(rows: Iterator[ConvertedRow], lines: list[str]) -> Iterator[Conver
 def _has_more_keys(row: ConvertedRow) -> bool:
     objects: Sequence[dict[str, object]] = [dict(row.row), *row.row["responses"]]
     return any(keys.keys() - {"prompt", "responses", "text", "rank", "score"} for keys in objects)
-
-
-def _parts(prompt: Conversation) -> tuple[str, ...]:
-    return tuple(part for message in prompt for part in (message.role, message.content))

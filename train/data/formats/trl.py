@@ -85,9 +85,11 @@ def _side(row: Row, name: str) -> Side:
     if looks_like_messages(value):
         return as_messages(value, name)
     text = as_string(value, name)
-    if is_hh(text):
+    turns = parse_hh(text, name) if is_hh(text) else ()
+    # Only an answer after "Assistant:" may be a play; `shapes.py` compares it with the others.
+    if turns and (len(turns) > 1 or turns[0].role != "assistant"):
         row.note(f"{name} is a transcript: it is read as turns")
-        return parse_hh(text, name)
+        return turns
     return turns_in_text(text, name, row) or text
 
 

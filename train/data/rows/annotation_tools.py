@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kwise.meanings import Meaning, row_meaning
+from kwise.meanings import Meaning, letters_of, row_meaning
 from kwise.train.data.rows.fields import refuse
 from kwise.train.data.rows.messages import looks_like_messages
 from kwise.train.data.rows.row import Row
@@ -68,7 +68,7 @@ def matching_field(option: str, fields: Mapping[str, Any]) -> str | None:
     """
     if option in fields:
         return option
-    matching = [name for name in fields if _letters(name) == _letters(option)]
+    matching = [name for name in fields if letters_of(name) == letters_of(option)]
     return matching[0] if len(matching) == 1 else None
 
 
@@ -93,7 +93,3 @@ def join_names(names: Collection[str]) -> str:
     """Return up to 8 names for a message, each cut to 40 characters."""
     shown = [name[:40] for name in names]
     return ", ".join(shown[:8]) + (" and more" if len(shown) > 8 else "")
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())

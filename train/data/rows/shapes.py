@@ -32,10 +32,19 @@ from kwise.train.data.rows.templated import (
     parse_templated,
     without_end_marker,
 )
-from kwise.train.data.rows.transcript import parse_transcript, without_empty_end
+from kwise.train.data.rows.transcript import (
+    has_later_speaker,
+    parse_transcript,
+    without_empty_end,
+)
+from kwise.train.data.rows.words import is_between_words
 from kwise.types import Conversation
 
 _ANSWER_MARKER = re.compile(r"\s*(?:### ?)?(?:Assistant|ASSISTANT):\s*")
+# A prompt about markers, to which an honest answer may end with one.
+_ABOUT_MARKERS = re.compile(
+    r"token|templat|chat ?ml|\beos\b|markup|html|xml|\btags?\b|marker|delimiter|stop sequence", re.I
+)
 _MIN_PROMPT = 8
 """A shorter prompt of one word may begin a response by chance: "Hi" and "Hi there!"."""
 
@@ -127,6 +136,12 @@ def _answers(texts: tuple[str, ...], prompt: Conversation, row: Row) -> tuple[st
         row.note("a response, but not each, looks like messages or a transcript: kept as it is")
         return tuple(in_templates)
     if all(_ANSWER_MARKER.match(text) for text in in_templates):
+        asked = " ".join(message.content for message in prompt).lower()
+        if "assistant" in asked or any(map(has_later_speaker, in_templates)):
+            row.note(
+                "the responses begin with 'Assistant:', perhaps of a dialogue: kept as they are"
+            )
+            return tuple(in_templates)
         row.note("the responses begin with 'Assistant:', which is removed")
         return tuple(_ANSWER_MARKER.sub("", text, count=1) for text in in_templates)
     return tuple(in_templates)
@@ -163,13 +178,20 @@ def _answer_of(turns: Conversation, prompt: Conversation) -> str | None:
 
 
 def _without_end_markers(texts: tuple[str, ...], prompt: Conversation, row: Row) -> tuple[str, ...]:
-    """Return the texts without a marker at the end, unless the prompt speaks of that marker."""
+    """Return the texts without a marker at the end, unless the answer may be that marker.
+
+    It may if the prompt speaks of markers, or if the responses differ in nothing else.
+    """
     asked = " ".join(message.content for message in prompt)
     stripped = tuple(
         text if end_marker(text) in asked else without_end_marker(text) for text in texts
     )
-    if stripped != texts:
-        row.note("a response ends with a marker of a chat template, which is removed")
+    if stripped == texts:
+        return texts
+    if _ABOUT_MARKERS.search(asked) or len(set(stripped)) < len(set(texts)):
+        row.note("a response ends with a marker of a chat template, perhaps its topic: kept")
+        return texts
+    row.note("a response ends with a marker of a chat template, which is removed")
     return stripped
 
 
@@ -180,7 +202,7 @@ def _without_prompt(
     question = prompt[-1].content.strip() if prompt else ""
     if not question or (len(question) < _MIN_PROMPT and len(question.split()) < 2):
         return texts
-    begins = [text.lstrip().startswith(question) for text in texts]
+    begins = [_begins_with(text.lstrip(), question) for text in texts]
     if not any(begins):
         return texts
     rest = tuple(text.lstrip()[len(question) :] for text in texts)
@@ -192,3 +214,12 @@ def _without_prompt(
     )
     # Space at the beginning of a line may indent code.
     return tuple(re.sub(r"\A(?:[ \t]*\r?\n)+|\A[ \t]+", "", text) for text in rest)
+
+
+def _begins_with(text: str, question: str) -> bool:
+    """Return whether `text` begins with `question`, which does not end inside of a word of it."""
+    end = len(question)
+    if not text.startswith(question):
+        return False
+    is_in_word = text[end - 1].isalnum() and text[end : end + 1].isalnum()
+    return not is_in_word or is_between_words(text, end)

@@ -75,6 +75,11 @@ def parse_transcript(text: str) -> Conversation | None:
     )
 
 
+def has_later_speaker(text: str) -> bool:
+    """Return whether a speaker's marker begins a line of `text` other than its first one."""
+    return any(match.group().startswith("\n") for match in _LINE_TURN.finditer(text.strip()))
+
+
 def without_empty_end(turns: Conversation) -> Conversation:
     """Return `turns` without the empty turn of the assistant that asks for an answer."""
     return turns[:-1] if turns[-1:] == (Message(role="assistant", content=""),) else turns
