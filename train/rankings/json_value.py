@@ -26,11 +26,16 @@ def parse_json(content: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise JsonError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise JsonError(f"not JSON: {error.msg} at column {error.colno}") from None
+        raise JsonError(f"not JSON: {json_reason(error)} at column {error.colno}") from None
     except RepeatedKey as error:
         raise JsonError(str(error)) from None
     except (ValueError, RecursionError):
         raise JsonError(UNREADABLE_JSON) from None
+
+
+def json_reason(error: json.JSONDecodeError) -> str:
+    """Return the reason of `error` without the "starting at" that begins its position."""
+    return error.msg.removesuffix(" at").removesuffix(" starting")
 
 
 def json_type(value: Any) -> str:

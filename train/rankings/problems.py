@@ -25,6 +25,7 @@ class Problems:
         self._lines: list[str] = []
         self._num_by_reason: Counter[str] = Counter()
         self._first_origin: dict[str, str] = {}
+        self._text: dict[str, str | None] = {}  # of a reason; None if its problems differ
         self._num_others = 0
         self._last_lines: list[str] = []
 
@@ -48,16 +49,20 @@ class Problems:
         Args:
             problem: the whole line, which begins with the origin.
             origin: "FILE:ROW".
-            reason: what to count it under; by default the problem without origin and numbers.
+            reason: what to count it under; by default the problem without its origin. Problems
+                that differ only in numbers are counted together, with … for each number.
         """
         if len(self._lines) < self._max_lines:
             self._lines.append(problem)
-        reason = reason or _NUMBER.sub("…", problem.removeprefix(origin).removeprefix(": "))
+        text = reason or problem.removeprefix(origin).removeprefix(": ")
+        reason = reason or _NUMBER.sub("…", text)
         if reason not in self._num_by_reason and len(self._num_by_reason) == _MAX_DISTINCT:
             self._num_others += 1
             return
         self._num_by_reason[reason] += 1
         self._first_origin.setdefault(reason, origin)
+        if self._text.setdefault(reason, text) != text:
+            self._text[reason] = None
 
     def add_end(self, error: RankingsError) -> None:
         """Add the reason why no further row can be read. It is always reported."""
@@ -81,7 +86,8 @@ class Problems:
         shown = f" (the first {len(self._lines)} above)" if num_problems > len(self._lines) else ""
         reasons = self._num_by_reason.most_common(MAX_REASONS)
         counts = [
-            f"  {num} x {reason} (first {self._first_origin[reason]})" for reason, num in reasons
+            f"  {num} x {self._text[reason] or reason} (first {self._first_origin[reason]})"
+            for reason, num in reasons
         ]
         if num_others := num_problems - sum(num for _, num in reasons):
             counts.append(f"  {num_others} x other reasons")

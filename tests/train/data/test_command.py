@@ -236,11 +236,11 @@ def test_validate_checks_every_line(
         "prompt, responses, source",
         "bad.jsonl:3: row: not JSON: Expecting property name enclosed in double quotes at column 2",
         "bad.jsonl: 4 of 6 rows cannot be used (the first 2 above):",
-        "  2 x row: not JSON: Expecting property name enclosed in double quotes at column … (first "
+        "  2 x row: not JSON: Expecting property name enclosed in double quotes at column 2 (first "
         "bad.jsonl:3)",
         "  1 x ranking: unknown key 'promt'; known keys are annotator, id, metadata, prompt, "
         "responses, source (first bad.jsonl:2)",
-        "  1 x row: not JSON: Expecting value at column … (first bad.jsonl:5)",
+        "  1 x row: not JSON: Expecting value at column 1 (first bad.jsonl:5)",
     ]
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from kwise.errors import ConfigError
 from kwise.train.data.convert.options import Merge
+from kwise.train.data.formats.table import FormatName
 from kwise.train.rankings.errors import RankingsError
 from tests.train.data.format_rows import (
     ARGILLA_FIELDS,
@@ -251,3 +253,22 @@ def test_merge_by_annotator_counts_what_names_none(tmp_path: Path) -> None:
     assert report.merging == (
         "--merge annotator merged nothing; not merged: 2 comparisons without an annotator"
     )
+
+
+@pytest.mark.parametrize("column", ["rank", "annotations.Rank", "human_ranking", "place"])
+def test_ranks_are_not_read_as_scores(tmp_path: Path, column: str) -> None:
+    """The best response would get the lowest score."""
+    rows = [{"prompt": "P", "response": text, "rank": n} for n, text in enumerate("ab", 1)]
+    with pytest.raises(ConfigError, match=f"--score-column {column} names ranks, which the format"):
+        converted(tmp_path, rows, format=FormatName.HELPSTEER2, score_column=column)
+
+
+@pytest.mark.parametrize("column", ["rank", "ranks", "human_ranking"])
+def test_completions_have_ranks_by_either_name(tmp_path: Path, column: str) -> None:
+    inside = [{"text": text, column: n} for n, text in enumerate("ab", 1)]
+    rows = [
+        {"prompt": "P", "completions": inside},
+        {"prompt": "P", "completions": ["a", "b"], column: [1, 2]},
+    ]
+    given = {"format": FormatName.COMPLETIONS, "score_column": column}
+    assert converted(tmp_path, rows, **given)[0] == ["P: a > b", "P: a > b"]

@@ -104,6 +104,7 @@ def test_an_array_does_not_depend_on_where_chunks_end(
         ('[{"a": 1}', 1, "a.json:2: row: the array does not end"),
         ('[{"a": 1},]', 1, "a.json:2: row: not JSON: Expecting value"),
         ('[{"a": 1}]\n[{"a": 2}]', 1, "a.json:2: row: there is more after the array"),
+        ('["ab', 0, "a.json:1: row: not JSON: Unterminated string; no row"),
         ("[12", 0, "a.json:1: row: the array does not end"),
         ("[" * 100_000, 0, "a.json:1: row: not readable as JSON: it is nested too deep"),
         (b'["\xff"]', 0, "a.json:1: row: not UTF-8"),

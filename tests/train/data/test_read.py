@@ -124,6 +124,14 @@ def test_rows_of_kwise_are_as_strict_in_an_array_with_a_byte_order_mark(tmp_path
             "it resembles helpsteer2, but has no 'helpfulness' (kwise data convert has --format "
             "helpsteer2 --score-column NAME for another name)",
         ),
+        (
+            [{"prompt": "P", "response_1": "a"}, {"prompt": "Q", "response_1": "b"}],
+            "  2 x row: no known format has the keys (prompt, response_1)",
+        ),
+        (
+            [{"prompt": "P", "completions": ["a", "b"], "rankings": [1, 2]}],
+            "it resembles completions, but has no score or rank",
+        ),
         ([{"data": [GOOD]}], "its 'data' holds rows of the format kwise"),
         ([{"prompt": "P", "text": "a"}], "no known format has the keys (prompt, text)\n"),
         ([{"prompt": "P", "responses": ["a", "b"]}], "responses[0]: must be an object"),

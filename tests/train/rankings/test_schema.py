@@ -25,6 +25,7 @@ def parsed(line: Any) -> Ranking:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
+        ('{"a', "line: not JSON: Unterminated string at column 2"),
         ("{", "line: not JSON"),
         ({"responses": GOOD["responses"]}, "ranking: has no 'prompt'"),
         (responses({"text": "a", "rank": 1}), "responses: has 1; a ranking needs at least 2"),

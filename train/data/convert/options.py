@@ -6,6 +6,7 @@ from enum import Enum
 from kwise.errors import ConfigError
 from kwise.options import check_bounds, option
 from kwise.train.data.files.output import check_output
+from kwise.train.data.formats.lists import names_ranks
 from kwise.train.data.formats.table import FORMATS, FormatName
 from kwise.train.data.rows.items import ReadOptions
 
@@ -91,7 +92,7 @@ class ConvertConfig:
         )
 
     def check_format(self, format_name: FormatName) -> None:
-        """Raise ConfigError for an option that has no effect on the format."""
+        """Raise ConfigError for an option that the format does not read, or reads otherwise."""
         is_given = {
             "--merge": self.merge is not Merge.AUTO,
             "--score-column": bool(self.score_column),
@@ -103,6 +104,13 @@ class ConvertConfig:
         for name, given in is_given.items():
             if given and name not in form.options:
                 raise ConfigError(f"{name} has no effect on the format {format_name.value}")
+        if names_ranks(self.score_column) and format_name is not FormatName.COMPLETIONS:
+            # Ranks that are read as scores turn every ranking around.
+            raise ConfigError(
+                f"--score-column {self.score_column} names ranks, which the format "
+                f"{format_name.value} does not have: give a column of scores (higher is better), "
+                f"or write rows of the format {FormatName.COMPLETIONS.value}, which may have ranks"
+            )
         if self.merge is Merge.ANNOTATOR and not form.has_annotators:
             raise ConfigError(
                 f"--merge annotator has no effect on the format {format_name.value}, "

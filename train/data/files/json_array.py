@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from kwise.json_object import RepeatedKey, object_of_pairs
 from kwise.train.data.rows.items import RowProblem
 from kwise.train.rankings.errors import RankingsError
-from kwise.train.rankings.json_value import UNREADABLE_JSON
+from kwise.train.rankings.json_value import UNREADABLE_JSON, json_reason
 
 CHUNK_BYTES = 1 << 16
 _SPACES = re.compile(r"[ \t\r\n]*")
@@ -105,7 +105,7 @@ class _Buffer:
                     return RowProblem("row", self._repeated_key) if self._repeated_key else value
                 problem = "the array does not end"
             except json.JSONDecodeError as error:
-                problem = f"not JSON: {error.msg}"
+                problem = f"not JSON: {json_reason(error)}"
                 is_incomplete = (
                     error.msg.startswith("Unterminated string")
                     or error.pos > len(self._text) - _MAX_TOKEN

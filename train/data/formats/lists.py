@@ -13,6 +13,7 @@
 The prompt is `prompt` or `instruction`.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ _LISTS = ("completions", "responses", "answers", "candidates", "outputs", "gener
 _TEXTS = ("text", "content", "completion", "response", "answer", "output")
 _SCORES = ("score", "rating", "reward")
 _LABEL_LISTS = ("scores", "ratings", "rewards", "ranks")
+# The last word of the name of a label of which 1 is the best: rank, human_ranking, a.Place.
+_RANK_NAME = re.compile(r"(?:^|[^a-z])(?:rank|ranking|position|place)s?$", re.IGNORECASE)
 
 
 def is_completions(row: Mapping[str, Any]) -> bool:
@@ -65,6 +68,20 @@ def read_completions(row: Row, options: ReadOptions) -> Iterator[RowItem]:
         yield from _labelled(as_objects(responses, name), name, _prompt(row), options)
     else:
         yield from _beside_labels(row, responses, name, options)
+
+
+def names_ranks(label: str) -> bool:
+    """Return whether the label of this name is a rank: 1 is the best, not the highest."""
+    return _RANK_NAME.search(label) is not None
+
+
+def lacks_labels(row: Mapping[str, Any]) -> bool:
+    """Return whether `row` has a prompt and a list of responses, and no labels for them."""
+    return (
+        any(name in row for name in _PROMPTS)
+        and any(isinstance(row.get(name), list) for name in _LISTS)
+        and _labelled_list(row) is None
+    )
 
 
 def is_ranking(row: Mapping[str, Any]) -> bool:
@@ -122,8 +139,8 @@ def _labelled(
             yield NO_SCORE
             continue
         texts.append(as_string(text, f"{at}.{text_key}"))
-        labels.append(as_rank(label, f"{at}.rank") if key == "rank" else label)
-    yield _with_labels(prompt, texts, labels, is_ranks=key == "rank")
+        labels.append(as_rank(label, f"{at}.{key}") if names_ranks(key) else label)
+    yield _with_labels(prompt, texts, labels, is_ranks=names_ranks(key))
 
 
 def _contradict(responses: Sequence[Row], key: str, other: str) -> bool:
@@ -149,8 +166,8 @@ def _beside_labels(
             yield NO_SCORE
             continue
         texts.append(as_string(text, f"{name}[{index}]"))
-        labels.append(as_rank(label, at) if key == "ranks" else label)
-    yield _with_labels(_prompt(row), texts, labels, is_ranks=key == "ranks")
+        labels.append(as_rank(label, at) if names_ranks(key) else label)
+    yield _with_labels(_prompt(row), texts, labels, is_ranks=names_ranks(key))
 
 
 def _with_labels(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from kwise.train.data.formats.lists import lacks_labels
 from kwise.train.data.formats.table import FORMATS, FormatName, detect
 from kwise.train.data.rows.annotation_tools import join_names
 
@@ -12,7 +13,8 @@ from kwise.train.data.rows.annotation_tools import join_names
 # than that there is a prompt.
 _MIN_SHARE = 0.5
 _ALIKE_WEIGHT = 0.75
-_COLUMN_OPTIONS = ("--score-column", "--prompt-column")
+# Keys whose name --score-column replaces.
+_SCORES = {"helpfulness", "pm_score"}
 _PROMPTS = {"prompt", "question", "instruction", "context", "title"}
 
 
@@ -79,11 +81,16 @@ def unknown_format(row: Mapping[str, Any]) -> str:
                 f"{problem}; its {key[:40]!a} holds rows of the format {inner.value}: write one "
                 f"row per line, as jq -c '.{key[:40]}[]' FILE > rows.jsonl does"
             )
+    if lacks_labels(row):
+        return (
+            f"{problem}; it resembles completions, but has no score or rank in each response, and "
+            "no list of scores or ranks beside the responses (kwise data convert has --format "
+            "completions --score-column NAME for another name)"
+        )
     if (nearest := resemblance(row)) is None:
         return problem
     problem += f"; it resembles {nearest.format.value}, but {nearest.reason()}"
-    options = [name for name in FORMATS[nearest.format].options if name in _COLUMN_OPTIONS]
-    if options and not nearest.alike:
-        choice = f"--format {nearest.format.value} {options[0]} NAME"
+    if len(nearest.missing) == 1 and _SCORES.issuperset(nearest.missing) and not nearest.alike:
+        choice = f"--format {nearest.format.value} --score-column NAME"
         problem += f" (kwise data convert has {choice} for another name)"
     return problem
