@@ -46,6 +46,7 @@ from kwise.engine.precision import Precision
 from kwise.engine.scorer import Scorer
 from kwise.engine.select import select_backend
 from kwise.errors import ConfigError
+from kwise.options import MAX_COUNT
 from kwise.types import Group, Reward
 
 # The first pass of a shape plans its memory, the second uses the plan, and libraries choose their
@@ -237,7 +238,7 @@ def _throughput(
         max_batch_tokens=config.max_batch_tokens,
         cache_bytes=0,
         prompt_cache_bytes=0,
-        max_queue_tokens=1 << 40,
+        max_queue_tokens=MAX_COUNT,
     )
     vocab_size = artifact.manifest.vocab_size
     seconds, baseline_seconds = [], []

@@ -21,9 +21,9 @@ from tests.real_data import ROOT
 FOLDERS: dict[str, list[str]] = {
     "client": [],
     "engine": ["engine", "openvino"],
-    "export": ["export", "openvino", "qlora"],
+    "export": ["export", "openvino", "qlora", "data"],
     "train": ["train", "qlora", "data"],
-    "benchmarks": ["bench", "openvino", "qlora"],
+    "benchmarks": ["bench", "openvino", "qlora", "data"],
     "protos": ["dev"],
 }
 ENDINGS = {".py", ".pyi", ".proto", ".jsonl", ".jinja", ".yaml"}

@@ -85,6 +85,7 @@ def test_a_row_that_the_template_refuses_by_any_error_is_a_problem_of_that_row(
     assert refused.value.problems == (
         "r.jsonl:2: prompt: the chat template refuses it: ZeroDivisionError: integer division or "
         "modulo by zero",
+        "r.jsonl: 1 of 2 rankings cannot be used",
     )
     with pytest.raises(RankingsError, match=r"^r\.jsonl:3: prompt: .*is not in list"):
         tokenize(tokenizer, ranking("a", "b"), tool, template=picks)
