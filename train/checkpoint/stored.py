@@ -17,7 +17,10 @@ _WEIGHT_FILE = re.compile(r"(model|pytorch_model|consolidated)\b.*\.(safetensors
 
 # Files in which trainers put a head beside the weights of a language model. `from_pretrained` does
 # not read them.
-_HEAD_FILE = re.compile(r"(v(alue)?_?head|reward_?head|score)\b.*\.(safetensors|bin|pt|pth)")
+_HEAD_FILE = re.compile(
+    r"((v|value|reward|rm|score|scalar|regression|classification|classifier)_?head|score|classifier)"
+    r"\b.*\.(safetensors|bin|pt|pth)"
+)
 
 
 class StoredTensors:

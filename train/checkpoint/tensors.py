@@ -142,11 +142,18 @@ def check_names(place: str, stored: StoredTensors) -> None:
 def check_finite(place: str, model: PreTrainedModel) -> None:
     """Raise ConfigError if a weight is NaN or infinite, so that rewards are.
 
+    transformers leaves weights in eight bits as they are, with which nothing can be computed.
+
     Only the first of several processes looks: the others may have no weights yet (FSDP).
     """
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return
     for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype.itemsize == 1:
+            raise ConfigError(
+                f"{place}: {name} is stored in eight bits ({weight.dtype}): save the checkpoint in "
+                "16 or 32 bits"
+            )
         # The sum needs no memory. It may overflow, so it does not decide.
         if not (weight.is_meta or weight.sum().isfinite() or weight.isfinite().all()):
             raise ConfigError(f"{place}: {name} has values that are NaN or infinite")

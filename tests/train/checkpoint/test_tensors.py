@@ -175,6 +175,16 @@ def test_weights_that_are_not_finite_are_named(llama: Path, tmp_path: Path, valu
         load_checkpoint("--model", str(path), to_train=True)
 
 
+def test_weights_in_eight_bits_are_refused(llama: Path, tmp_path: Path) -> None:
+    """The reason was '"sum_cpu" not implemented'."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    path = copy_checkpoint(
+        llama, tmp_path / "copy", change=lambda t: {**t, name: t[name].to(torch.float8_e4m3fn)}
+    )
+    with pytest.raises(ConfigError, match=r"q_proj\.weight is stored in eight bits .*: save the"):
+        load_checkpoint("--model", str(path), to_train=True)
+
+
 def test_other_files_of_weights_are_named(llama: Path, tmp_path: Path) -> None:
     """Those of an earlier training may lie beside the weights that are read."""
     path = copy_checkpoint(llama, tmp_path / "copy")
@@ -233,10 +243,11 @@ def test_stored_rotary_frequencies_must_be_those_of_the_config(
         load_checkpoint("--model", str(path), to_train=False)
 
 
-def test_a_head_in_a_file_of_its_own_is_refused(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["value_head.safetensors", "score_head.bin", "classifier.pt"])
+def test_a_head_in_a_file_of_its_own_is_refused(llama: Path, tmp_path: Path, file: str) -> None:
     path = copy_checkpoint(llama, tmp_path / "copy")
-    save_file({"v_head.summary.weight": torch.ones(1, 16)}, path / "value_head.safetensors")
-    with pytest.raises(ConfigError, match=r"the head in value_head\.safetensors is not read"):
+    save_file({"v_head.summary.weight": torch.ones(1, 16)}, path / file)
+    with pytest.raises(ConfigError, match=f"the head in {re.escape(file)} is not read"):
         load_checkpoint("--model", str(path), to_train=True)
 
 
