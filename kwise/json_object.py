@@ -1,5 +1,6 @@
-"""Objects of JSON that must not have a key twice."""
+"""Objects of JSON that must not have a key twice, and why a text is not JSON."""
 
+import json
 from typing import Any
 
 
@@ -19,3 +20,8 @@ def object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(key for key in parsed if keys.count(key) > 1)
         raise RepeatedKey(f"an object has the key {repeated[:40]!a} twice")
     return parsed
+
+
+def json_reason(error: json.JSONDecodeError) -> str:
+    """Return the reason of `error` without the "starting at" that begins its position."""
+    return error.msg.removesuffix(" at").removesuffix(" starting")

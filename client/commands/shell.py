@@ -23,7 +23,7 @@ from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_target
 from kwise.client.commands.table import table, terminal_columns
 from kwise.client.errors import RewardServiceError
 from kwise.errors import InvalidRequest, KwiseError
-from kwise.json_object import object_of_pairs
+from kwise.json_object import json_reason, object_of_pairs
 from kwise.meanings import Meaning, row_meaning, says_nothing
 from kwise.types import Group, Priority, Reward, ScoredGroup
 
@@ -242,7 +242,7 @@ def read_line(
 
     fields = _object(text)
     if missing := [key for key in ("prompt", "responses") if key not in fields]:
-        raise ValueError(f"no {' and no '.join(map(repr, missing))}")
+        raise ValueError(f"has no {' and no '.join(map(repr, missing))}")
     if not isinstance(fields["responses"], list):
         raise ValueError("'responses' must be a list")
     if problem := _too_few(fields["responses"], min_responses):
@@ -270,7 +270,7 @@ def _object(text: str) -> dict[str, Any]:
     try:
         fields = json.loads(text, object_pairs_hook=object_of_pairs)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from None
+        raise ValueError(f"not JSON: {json_reason(error)} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("not JSON that can be read: too deep") from None
     if not isinstance(fields, dict):

@@ -27,6 +27,7 @@ from kwise.engine.text.limits import ControlTokens, EncoderLimits, Overlong
 from kwise.engine.trie import Int64
 from kwise.errors import InvalidRequest
 from kwise.library_errors import cause_of, is_foreign
+from kwise.roles import standard_role
 from kwise.types import Conversation, Group, Message, TokenIds
 
 
@@ -101,15 +102,16 @@ class ConversationEncoder:
         spends no Python time per token id.
 
         Raises:
-            InvalidRequest: the prompt is missing, ends with an assistant's turn, or has more
-                characters or ids than a conversation may have; there are no responses; or a token
-                id is outside the vocabulary.
+            InvalidRequest: the prompt is missing, has another name for a standard role, ends with
+                an assistant's turn, or has more characters or ids than a conversation may have;
+                there are no responses; or a token id is outside the vocabulary.
         """
         if not group.responses:
             raise InvalidRequest("responses", "the list is empty; give at least one response")
         if not group.prompt:
             raise InvalidRequest("prompt", "it is empty")
         if isinstance(group.prompt[0], Message):
+            _check_roles(group.prompt)
             if group.prompt[-1].role == "assistant":
                 problem = (
                     "the prompt ends with an assistant's turn, and the response is one too; "
@@ -395,6 +397,15 @@ class ConversationEncoder:
             f"it has {num_tokens} tokens with an empty response, and the limit of a conversation "
             f"is {self._limits.max_tokens}",
         )
+
+
+def _check_roles(prompt: Conversation) -> None:
+    """Raise InvalidRequest for another name of a standard role, as training does."""
+    for index, message in enumerate(prompt):
+        if (standard := standard_role(message.role)) != message.role:
+            raise InvalidRequest(
+                f"prompt.messages[{index}].role", f"is {message.role[:40]!a}; write {standard!r}"
+            )
 
 
 def _characters(prompt: Conversation) -> int:

@@ -354,7 +354,7 @@ def test_every_line_of_the_input_has_one_in_the_output(
     assert [line.split(": ")[0] for line in output.err.splitlines()] == [
         f"{path}:{number}" for number in (1, 3, 6)
     ]
-    assert lines[2]["error"]["message"] == f"{path}:3: no 'prompt' and no 'responses'"
+    assert lines[2]["error"]["message"] == f"{path}:3: has no 'prompt' and no 'responses'"
 
 
 @pytest.mark.parametrize("name", ["groups.jsonl.gz", "groups", "-"])

@@ -387,9 +387,9 @@ class TestShell:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ("{", "not JSON"),
+            ("{", "not JSON: Expecting property name enclosed in double quotes at column 2"),
             ("[]", "a JSON object is expected, not list"),
-            ('{"prompt": "p"}', "no 'responses'"),
+            ('{"prompt": "p"}', "has no 'responses'"),
             ('{"prompt": "p", "responses": []}', "at least one response"),
             ('{"prompt": "p", "responses": [{"txt": "a"}]}', "responses[0] has no 'text'"),
             (

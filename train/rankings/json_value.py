@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from kwise.json_object import RepeatedKey, object_of_pairs
+from kwise.json_object import RepeatedKey, json_reason, object_of_pairs
 
 UNREADABLE_JSON = (
     "not readable as JSON: it is nested too deeply or has a number of thousands of digits"
@@ -31,11 +31,6 @@ def parse_json(content: bytes) -> Any:
         raise JsonError(str(error)) from None
     except (ValueError, RecursionError):
         raise JsonError(UNREADABLE_JSON) from None
-
-
-def json_reason(error: json.JSONDecodeError) -> str:
-    """Return the reason of `error` without the "starting at" that begins its position."""
-    return error.msg.removesuffix(" at").removesuffix(" starting")
 
 
 def json_type(value: Any) -> str:

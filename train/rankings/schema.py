@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from kwise.roles import standard_role
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.json_value import JsonError, json_type, parse_json
-from kwise.train.rankings.roles import standard_role
 from kwise.types import Conversation, Message
 
 IGNORED_KEYS = frozenset({"id", "source", "annotator", "metadata"})

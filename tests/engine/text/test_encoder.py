@@ -789,6 +789,20 @@ def test_templates_render_as_in_transformers(real: Any, template: str) -> None:
     assert rendered == expected
 
 
+@pytest.mark.parametrize(
+    ("role", "standard"), [("human", "user"), ("User", "user"), ("gpt", "assistant")]
+)
+def test_another_name_of_a_role_is_refused_as_in_training(
+    encoder: ConversationEncoder, role: str, standard: str
+) -> None:
+    """The template would write a turn of a role that no model is trained on."""
+    prompt = (Message(role="system", content="one"), Message(role=role, content="two"))
+    with pytest.raises(
+        InvalidRequest, match=rf"prompt\.messages\[1\]\.role: is '{role}'; write '{standard}'"
+    ):
+        encoder.check(Group(prompt=prompt, responses=("three",)))
+
+
 def test_a_prompt_that_ends_with_an_assistants_turn_is_refused_as_in_training(
     encoder: ConversationEncoder,
 ) -> None:

@@ -8,8 +8,8 @@ markers can hardly be typed by chance.
 import re
 from dataclasses import dataclass
 
+from kwise.roles import standard_role
 from kwise.train.data.rows.transcript import without_empty_end
-from kwise.train.rankings.roles import standard_role
 from kwise.types import Conversation, Message
 
 
