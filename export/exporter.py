@@ -39,6 +39,7 @@ from kwise.engine.precision import Precision, parse_precisions
 from kwise.errors import ConfigError
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.config import ExportConfig, Layout
+from kwise.export.graphs.padded_graph import export_padded
 from kwise.export.parity import ParityCase, check_parity, check_tokens, reference_cases
 from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.precision.text_groups import TextGroup, read_text_groups
@@ -47,6 +48,7 @@ from kwise.export.rehearsal import EXPORTS, LayoutName, Rehearsal, possible_layo
 from kwise.library_errors import library_errors
 from kwise.publish import check_writable
 from kwise.train.checkpoint.ids import usable_id
+from kwise.train.checkpoint.transformers_versions import writes_type_ids
 from kwise.train.model.architecture.probe import conversation_probe
 from kwise.train.model.threads import use_available_cpus
 from kwise.train.report.training_report import read_report
@@ -221,7 +223,11 @@ def _write(checkpoint: Checkpoint, layout: LayoutName, work: Path) -> GraphContr
     Returns the contract of the fp32 graph.
     """
     tokenizer = checkpoint.tokenizer
-    graph = EXPORTS[layout](checkpoint.model, work)
+    if layout == "trie":
+        graph = EXPORTS[layout](checkpoint.model, work)
+    else:
+        with_type_ids = writes_type_ids(tokenizer)
+        graph = export_padded(checkpoint.model, work, with_type_ids=with_type_ids)
     tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
     if tokenizer.chat_template is not None:
         (work / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")

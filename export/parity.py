@@ -25,6 +25,7 @@ from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
 from kwise.errors import ConfigError, InvalidRequest
 from kwise.train.checkpoint.ids import id_without_row, num_rows
+from kwise.train.checkpoint.transformers_versions import writes_type_ids
 from kwise.train.model.layout import alone
 from kwise.train.template.render import TemplateRefusal, render
 from kwise.types import Conversation, Group, Message, TokenIds
@@ -303,11 +304,14 @@ def _reference_tokens(
 ) -> tuple[Int64, Int64 | None]:
     """Return the token ids and type ids that transformers gives the whole conversation.
 
-    A tokenizer without a chat template reads a pair of texts, and only then there are type ids.
+    A tokenizer without a chat template reads a pair of texts, and only then there are type ids,
+    unless the tokenizer writes none for its model.
     """
     if tokenizer.chat_template is None:
-        pair = tokenizer(prompt[0].content, response, return_token_type_ids=True)
-        return np.array(pair["input_ids"], np.int64), np.array(pair["token_type_ids"], np.int64)
+        has_types = writes_type_ids(tokenizer)
+        pair = tokenizer(prompt[0].content, response, return_token_type_ids=has_types)
+        type_ids = np.array(pair["token_type_ids"], np.int64) if has_types else None
+        return np.array(pair["input_ids"], np.int64), type_ids
     messages = [
         {"role": m.role, "content": m.content}
         for m in (*prompt, Message(role="assistant", content=response))

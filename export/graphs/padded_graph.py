@@ -11,15 +11,23 @@ from transformers import PreTrainedModel
 from kwise.engine.artifact import MODEL, GraphContract
 from kwise.errors import ConfigError
 from kwise.export.graph_file import read_graph, write_graph
-from kwise.export.graphs.optimum_exporter import export, stock_config
+from kwise.export.graphs.optimum_exporter import OnnxConfig, export, stock_config
 from kwise.export.graphs.rotary import short_longrope
 from kwise.export.graphs.tracing import without_tracer_warnings
 
 
-def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
+def export_padded(
+    model: PreTrainedModel, directory: Path, *, with_type_ids: bool = True
+) -> GraphContract:
     """Write `model.onnx` and `model.onnx.data`; return the contract of this graph.
 
     The inputs are int64[B, length]. The output `logits`, float32[B, 1], holds the rewards.
+
+    Args:
+        model: the model.
+        directory: where to write.
+        with_type_ids: the graph has the input `token_type_ids` if the model takes it. Without this
+            input all tokens have type 0.
 
     Raises:
         ConfigError: Optimum does not know the architecture, or not its reward models.
@@ -30,6 +38,8 @@ def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
         raise ConfigError(
             f"Optimum has no padded export of {model.config.model_type} models that give rewards"
         ) from error
+    if not with_type_ids:
+        _leave_out_type_ids(config)
     with without_tracer_warnings(), short_longrope(model):
         export(model, config, directory / MODEL)
     # In a file beside the graph runtimes can map the weights, and protobuf's 2 GB limit does not
@@ -42,3 +52,13 @@ def export_padded(model: PreTrainedModel, directory: Path) -> GraphContract:
         separate_last_tokens=False,
         aligned_keys=False,
     )
+
+
+def _leave_out_type_ids(config: OnnxConfig) -> None:
+    """Remove the input `token_type_ids` from a graph's description.
+
+    Its inputs are a property, computed from the class.
+    """
+    inputs = {name: axes for name, axes in config.inputs.items() if name != "token_type_ids"}
+    kind = type(config)
+    config.__class__ = type(kind.__name__, (kind,), {"inputs": inputs})

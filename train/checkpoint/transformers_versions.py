@@ -144,3 +144,17 @@ def _read_with_4(model: str) -> PreTrainedTokenizerBase:
     if written.get("tokenizer_class") == "TokenizersBackend":
         return PreTrainedTokenizerFast.from_pretrained(model, **options)
     return AutoTokenizer.from_pretrained(model, **options)
+
+
+def writes_type_ids(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer gives its model the type ids of a pair of texts.
+
+    `model_input_names` in `tokenizer_config.json` says so. Where it says nothing, the tokenizer's
+    class decides in version 4. Version 5 has other classes, of which some write no type ids for
+    models that have types (ALBERT); kwise always writes them there, which changes nothing for
+    models without types.
+    """
+    if IS_TRANSFORMERS_5:
+        stated = get_tokenizer_config(tokenizer.name_or_path).get("model_input_names")
+        return stated is None or "token_type_ids" in stated
+    return "token_type_ids" in tokenizer.model_input_names
