@@ -14,12 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import num_rows, text_config, usable_id
 from kwise.train.checkpoint.statements import Statements
-from kwise.train.checkpoint.transformers_versions import read_tokenizer
-from kwise.train.model.adapter_source import tokenizer_source
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.head import backbone, head_name
 from kwise.train.model.limits import model_max_tokens
-from kwise.train.model.pretrained import reading
+from kwise.train.model.tokenizer import read_fast_tokenizer
 from kwise.train.template.chat_template import ChatTemplate, choose_template
 
 # Types of rotary embeddings whose frequencies are the same at every length.
@@ -78,10 +76,7 @@ def read_checkpoint(name: str, chat_template: str, template_date: str = "") -> C
     """
     loaded = load_checkpoint("CHECKPOINT", name, to_train=False)
     model = loaded.model
-    with reading("CHECKPOINT", name):
-        tokenizer = read_tokenizer(tokenizer_source("CHECKPOINT", name))
-    if not tokenizer.is_fast:
-        raise ConfigError(f"{name} has no fast tokenizer (tokenizer.json), which the engine needs")
+    tokenizer = read_fast_tokenizer("CHECKPOINT", name)
     template = choose_template(
         tokenizer,
         model=name,

@@ -16,11 +16,10 @@ from transformers.utils import logging as transformers_logging
 from kwise.engine.artifact import MANIFEST
 from kwise.errors import ConfigError
 from kwise.library_errors import cause_of, is_foreign, library_errors, root_of
+from kwise.train.checkpoint.files import CONFIGS, directories_with_config, file_problem
 from kwise.train.options.model_path import HUB_NAME
 
 _HUB_TIMEOUT_S = 5.0
-# A model or an adapter in the cache has one of them.
-_CONFIGS = ("config.json", "adapter_config.json")
 
 
 def source_of(model: str) -> dict[str, Any]:
@@ -38,6 +37,8 @@ def source_of(model: str) -> dict[str, Any]:
 def reading(option: str, name: str) -> Iterator[None]:
     """Hide the warnings of `from_pretrained(name)`, and turn its errors into a ConfigError.
 
+    If a file is the cause, the error names it.
+
     The warnings say, for instance, that a new head should be trained, which is about to happen.
 
     Args:
@@ -50,10 +51,26 @@ def reading(option: str, name: str) -> Iterator[None]:
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        with library_errors(f"{option} {name}: cannot be read"):
+        with naming_files(option, name), library_errors(f"{option} {name}: cannot be read"):
             yield
     finally:
         transformers_logging.set_verbosity(before)
+
+
+@contextmanager
+def naming_files(option: str, name: str) -> Iterator[None]:
+    """Let the error of a library name the file of the checkpoint `name` that is its cause.
+
+    Raises:
+        ConfigError: as in the block, but about the file.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        # Only an error that comes from a library has a cause.
+        if error.__cause__ is not None and (problem := file_problem(name)):
+            raise ConfigError(f"{option} {name}: {problem}") from error.__cause__
+        raise
 
 
 def check_source(option: str, name: str) -> None:
@@ -67,8 +84,10 @@ def check_source(option: str, name: str) -> None:
             f"{option} {name}: is an artifact of kwise export; give the checkpoint that it was "
             "exported from"
         )
-    if path.is_dir() and not any((path / file).is_file() for file in _CONFIGS):
-        raise ConfigError(f"{option} {name}: cannot be read: the directory has no config.json")
+    if path.is_dir() and not any((path / file).is_file() for file in CONFIGS):
+        problem = f"{option} {name}: cannot be read: the directory has no config.json"
+        inner = directories_with_config(path)
+        raise ConfigError(f"{problem}; one is in {', '.join(inner[-3:])}" if inner else problem)
     if path.exists() and not path.is_dir() and path.suffix != ".gguf":
         raise ConfigError(
             f"{option} {name}: cannot be read: it must be the directory of a checkpoint, or a "
@@ -79,7 +98,7 @@ def check_source(option: str, name: str) -> None:
     problem = f"{option} {name}: there is no such file or directory"
     if not HUB_NAME.fullmatch(name):
         raise ConfigError(problem)
-    if any(isinstance(try_to_load_from_cache(name, file), str) for file in _CONFIGS):
+    if any(isinstance(try_to_load_from_cache(name, file), str) for file in CONFIGS):
         return
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(

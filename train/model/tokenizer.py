@@ -15,6 +15,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from kwise.errors import ConfigError
+from kwise.train.checkpoint.files import has_tokenizer
 from kwise.train.checkpoint.ids import id_without_row, usable_id
 from kwise.train.checkpoint.transformers_versions import read_tokenizer
 from kwise.train.model.adapter_source import tokenizer_source
@@ -42,14 +43,7 @@ def load_tokenizer(
             be used, see `choose_template`.
         OSError: the file `chat_template` cannot be read.
     """
-    source = tokenizer_source("--model", model)
-    with reading("--model", source):
-        tokenizer = _from_gguf(Path(source)) if source.endswith(".gguf") else read_tokenizer(source)
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            f"--model {model}: the fast tokenizer (tokenizer.json) is missing, and the engine "
-            "needs it"
-        )
+    tokenizer = read_fast_tokenizer("--model", model)
     tokenizer.padding_side = "right"
     template = choose_template(
         tokenizer,
@@ -60,6 +54,39 @@ def load_tokenizer(
         plain=plain_template(tokenizer),
     )
     return tokenizer, template
+
+
+def read_fast_tokenizer(option: str, model: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model, of which training and serving make the same tokens.
+
+    Args:
+        option: what the command line calls the model, for instance "--model".
+        model: a Hugging Face directory, a hub name or a `.gguf` file.
+
+    Raises:
+        ConfigError: the tokenizer is missing or cannot be read, it is not a fast one, it draws
+            random numbers, or it takes the special tokens of a chat template apart.
+    """
+    place, source = f"{option} {model}", tokenizer_source(option, model)
+    if not has_tokenizer(source):
+        raise ConfigError(f"{place}: has no tokenizer (tokenizer.json); save it beside the model")
+    with reading(option, source):
+        tokenizer = _from_gguf(Path(source)) if source.endswith(".gguf") else read_tokenizer(source)
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"{place}: the fast tokenizer (tokenizer.json) is missing, and the engine needs it"
+        )
+    if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        raise ConfigError(
+            f"{place}: tokenizer.json leaves out merges at random (dropout {dropout:g}), so a "
+            "text would have another reward each time: set dropout to null"
+        )
+    if getattr(tokenizer, "split_special_tokens", False):
+        raise ConfigError(
+            f"{place}: tokenizer_config.json has split_special_tokens, so the special tokens that "
+            "a chat template writes would become ordinary text: set it to false"
+        )
+    return tokenizer
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
