@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 _WEIGHT_FILE = re.compile(r"(model|pytorch_model|consolidated)\b.*\.(safetensors|bin|pt|pth)")
+_ADAPTER_FILE = re.compile(r"adapter_model\b.*\.(safetensors|bin|pt|pth)")
 
 # Files in which trainers put a head beside the weights of a language model. `from_pretrained` does
 # not read them.
@@ -72,7 +73,8 @@ def unread_weights(name: str) -> list[str]:
     if not directory.is_dir():
         return []
     read = {path.name for path in _weight_files(name)[0]}
-    return [file for file in weights_in(directory) if file not in read]
+    adapters = sorted(filter(_ADAPTER_FILE.fullmatch, _names(directory)))
+    return [*adapters, *(file for file in weights_in(directory) if file not in read)]
 
 
 def weights_in(directory: Path) -> list[str]:
@@ -86,6 +88,28 @@ def separate_heads(name: str) -> list[str]:
     if not directory.is_dir():
         return []
     return sorted(path.name for path in directory.iterdir() if _HEAD_FILE.match(path.name))
+
+
+def module_weights(name: str) -> list[str]:
+    """Return the sub-directories with weights of layers that sentence-transformers puts on top.
+
+    `modules.json` lists them behind the model itself. `from_pretrained` does not read them.
+    """
+    listed = Path(name) / "modules.json"
+    if not listed.is_file():
+        return []
+    try:
+        modules = json.loads(listed.read_text(encoding="utf-8"))
+        paths = [module["path"] for module in modules if module["path"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [
+        path for path in paths if any(map(_WEIGHT_FILE.fullmatch, _names(listed.parent / path)))
+    ]
+
+
+def _names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()] if directory.is_dir() else []
 
 
 def _weight_files(name: str) -> tuple[list[Path], set[str] | None]:

@@ -21,10 +21,13 @@ from kwise.library_errors import library_errors
 from kwise.train.checkpoint.stored import separate_heads, weights_in
 from kwise.train.checkpoint.tensors import is_harmless
 from kwise.train.model.head import HEAD_NAMES
-from kwise.train.model.pretrained import reading
+from kwise.train.model.pretrained import naming_files, reading
 
 _CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."  # of the names of an adapter's tensors
+# Ways to start an adapter that change the base model by random numbers or by training data:
+# "pissa_niter_16" is a randomised decomposition, "pissa" an exact one.
+_STARTS_AT_RANDOM = ("pissa_niter", "corda", "lora_ga")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +129,17 @@ def merge_into(model: PreTrainedModel, adapter: AdapterSource, option: str) -> s
     if getattr(model, "is_quantized", False):
         raise ConfigError(f"{subject} of a quantised model: merge it first")
     problem = f"{subject} that cannot be merged into {adapter.base}"
-    with library_errors(problem, advice="merge it first"), warnings.catch_warnings():
+    with (
+        naming_files(option, str(adapter.folder)),
+        library_errors(problem),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         config = peft.PeftConfig.from_pretrained(str(adapter.folder))
         tensors = peft.utils.load_peft_weights(str(adapter.folder), device="cpu")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         _check_head(subject, shapes)
+        _check_start(subject, getattr(config, "init_lora_weights", None))
         if getattr(config, "layer_replication", None):
             raise ConfigError(
                 f"{subject} that replicates layers (layer_replication): merge it first"
@@ -177,6 +185,20 @@ def _resize_embeddings(model: PreTrainedModel, tensors: dict[str, Tensor]) -> No
     brought = tensors.get(f"{_PREFIX}{name}.weight")
     if brought is not None and len(brought) != embeddings.num_embeddings:
         model.resize_token_embeddings(len(brought), mean_resizing=False)
+
+
+def _check_start(subject: str, start: object) -> None:
+    """Raise ConfigError if the adapter was trained beside other weights than those of its base.
+
+    Some ways to start an adapter subtract it from the base model's weights. PEFT repeats that when
+    it loads the adapter, which must give the same weights again.
+    """
+    if isinstance(start, str) and start.startswith(_STARTS_AT_RANDOM):
+        raise ConfigError(
+            f"{subject} that started from {start} (init_lora_weights), which changes the base "
+            "model's weights in a way that cannot be repeated exactly: convert it to an ordinary "
+            "LoRA adapter (path_initial_model_for_weight_conversion in PEFT's save_pretrained)"
+        )
 
 
 def _check_head(subject: str, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -18,7 +18,12 @@ from transformers import (
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config, usable_id
 from kwise.train.checkpoint.statements import Statements, account_for_statements
-from kwise.train.checkpoint.stored import StoredTensors, separate_heads, unread_weights
+from kwise.train.checkpoint.stored import (
+    StoredTensors,
+    module_weights,
+    separate_heads,
+    unread_weights,
+)
 from kwise.train.checkpoint.tensors import (
     account_for_tensors,
     check_finite,
@@ -31,6 +36,17 @@ from kwise.train.model.adapter_source import AdapterSource, find_adapter, merge_
 from kwise.train.model.four_bit import dequantise, disable_weight_packing, has_four_bits
 from kwise.train.model.head import head_name
 from kwise.train.model.pretrained import reading, source_of
+
+_PLAINLY = {
+    "return_dict": True,
+    "torchscript": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "chunk_size_feed_forward": 0,
+}
+"""The defaults of what config.json may state about how a model computes and what it returns."""
+_ATTENTION = (None, "eager", "sdpa")
+"""Implementations of attention that need no other package and run on every device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +137,14 @@ def _load_whole(
             f"{place}: the head in {heads[0]} is not read; put it into the file of weights, by the "
             "name that the head has in transformers"
         )
-    notes = [*statements.notes, *_drop_pad_token_without_row(config)]
+    notes = [*statements.notes, *_drop_pad_token_without_row(config), *_compute_plainly(config)]
+    if modules := module_weights(name):
+        if not to_train:
+            raise ConfigError(
+                f"{place}: modules.json puts layers on top of the model, {', '.join(modules)}, "
+                "which are not read, so its rewards would lack them"
+            )
+        notes.append(f"the layers in {', '.join(modules)} (modules.json) are not read")
     with reading(option, name):
         stored, unread = StoredTensors(name), unread_weights(name)
     check_names(place, stored)
@@ -164,6 +187,20 @@ def _load_whole(
         statements=statements,
         notes=(*notes, *account.notes()),
     )
+
+
+def _compute_plainly(config: PretrainedConfig) -> list[str]:
+    """Reset what a config states about how the model computes; return a note on it.
+
+    It changes no reward, and not every machine, graph or length of a batch goes with it.
+    """
+    reset = [name for name, value in _PLAINLY.items() if getattr(config, name, value) != value]
+    for name in reset:
+        setattr(config, name, _PLAINLY[name])
+    if config._attn_implementation not in _ATTENTION:
+        reset.append(f"_attn_implementation ({config._attn_implementation})")
+        config._attn_implementation = None
+    return [f"config.json: {', '.join(reset)}: not used, which changes no reward"] if reset else []
 
 
 def _class_of(place: str, config: PretrainedConfig) -> str:

@@ -1,6 +1,7 @@
 """What a config.json states about rewards is used, told, or a reason to refuse the checkpoint."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.four_bit import disable_weight_packing
 from kwise.train.model.reward_model import load_reward_model
 from tests.edited_checkpoints import copy_checkpoint
+from tests.tiny_models import PADDED, tiny_model
 
 MEAN_POOLING = {"AutoModelForSequenceClassification": "modeling_mean.LlamaForMeanRewardModel"}
 
@@ -173,3 +175,35 @@ def test_weights_in_four_bits_are_dequantised(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.model.eval()(input_ids).logits, expected)
     loaded.model.save_pretrained(tmp_path / "saved")
     assert not load_checkpoint("CHECKPOINT", str(tmp_path / "saved"), to_train=False).notes
+
+
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        ({"return_dict": False}, "return_dict"),
+        ({"torchscript": True, "output_hidden_states": True}, "torchscript, output_hidden_states"),
+        ({"chunk_size_feed_forward": 4}, "chunk_size_feed_forward"),
+        (
+            {"_attn_implementation": "flash_attention_2"},
+            r"_attn_implementation \(flash_attention_2\)",
+        ),
+    ],
+)
+def test_how_a_model_computes_is_reset_and_told(
+    stated: dict[str, Any], named: str, smollm2_tokenizer: Any, tmp_path: Path
+) -> None:
+    """The first ended in a traceback; of the last two, training and export refused both.
+
+    BERT computes its feed-forward layers in chunks if that is stated; seven tokens are not a
+    multiple of four.
+    """
+    path = tiny_model(*PADDED["bert"], smollm2_tokenizer, tmp_path / "bert")
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
+    rewards = []
+    for number, statements in enumerate(({}, stated)):
+        copy = copy_checkpoint(path, tmp_path / str(number), **statements)
+        loaded = load_checkpoint("--model", str(copy), to_train=True)
+        with torch.inference_mode():
+            rewards.append(float(loaded.model.eval()(ids).logits[0, 0]))
+    assert rewards[0] == rewards[1]
+    assert re.search(f"^config.json: {named}: not used, which changes no", loaded.notes[-1])

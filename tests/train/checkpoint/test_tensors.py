@@ -188,9 +188,26 @@ def test_weights_in_eight_bits_are_refused(llama: Path, tmp_path: Path) -> None:
 def test_other_files_of_weights_are_named(llama: Path, tmp_path: Path) -> None:
     """Those of an earlier training may lie beside the weights that are read."""
     path = copy_checkpoint(llama, tmp_path / "copy")
-    (path / "pytorch_model.bin").write_bytes(b"")
-    loaded = load_checkpoint("--model", str(path), to_train=True)
-    assert loaded.notes == ("other weights in the directory are not read: pytorch_model.bin",)
+    for name in ("pytorch_model.bin", "adapter_model.safetensors"):
+        (path / name).write_bytes(b"")
+    (note,) = load_checkpoint("--model", str(path), to_train=True).notes
+    names = "adapter_model.safetensors, pytorch_model.bin"
+    assert note == f"other weights in the directory are not read: {names}"
+
+
+def test_layers_that_sentence_transformers_puts_on_top_are_not_read_silently(
+    llama: Path, tmp_path: Path
+) -> None:
+    """A cross-encoder may have its head in such a layer."""
+    path = copy_checkpoint(llama, tmp_path / "copy")
+    (path / "2_Dense").mkdir()
+    save_file({"linear.weight": torch.ones(1, 16)}, path / "2_Dense" / "model.safetensors")
+    modules = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]
+    (path / "modules.json").write_text(json.dumps(modules))
+    (note,) = load_checkpoint("--model", str(path), to_train=True).notes
+    assert note == "the layers in 2_Dense (modules.json) are not read"
+    with pytest.raises(ConfigError, match=r"modules\.json puts layers on top of the model, 2_De"):
+        load_checkpoint("CHECKPOINT", str(path), to_train=False)
 
 
 def test_half_a_head_is_refused(tmp_path: Path) -> None:
