@@ -250,7 +250,7 @@ class AsyncRewardClient:
 
 
 def _task(awaitable: Awaitable[T]) -> asyncio.Task[T]:
-    """Return a task that may be dropped: asyncio does not log an exception that nobody awaits."""
+    """Return a task whose exception asyncio does not log if nobody awaits the task."""
 
     async def run() -> T:
         return await awaitable

@@ -288,7 +288,7 @@ def read_golden(path: Path) -> tuple[Golden, ...]:
     """Read the golden conversations of the artifact in the directory `path`.
 
     Raises:
-        ArtifactError: there are none, or a line is malformed.
+        ArtifactError: the file has no golden rewards, or a line is malformed.
     """
     path = path / GOLDEN
     golden = []

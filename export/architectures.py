@@ -59,7 +59,7 @@ _SETTINGS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What becomes of one architecture.
+    """The outcome of the walk for one architecture.
 
     Attributes:
         model_type: as in config.json.

@@ -8,7 +8,7 @@ from kwise.options import check_bounds, check_date, option
 
 
 class Layout(Enum):
-    """How a batch is laid out; AUTO takes the first one that gives the model's rewards."""
+    """The layout of a batch; AUTO takes the first one that gives the model's rewards."""
 
     AUTO = "auto"
     TRIE = "trie"

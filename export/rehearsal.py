@@ -54,7 +54,7 @@ _ONNXRUNTIME_WARNING, _ONNXRUNTIME_FATAL = 2, 4  # its default, and the highest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """What the export of a model would give.
+    """The expected outcome of exporting a model.
 
     Attributes:
         layout: the fastest layout whose rewards are transformers'.

@@ -1,4 +1,4 @@
-"""How to install the packages of an extra. kwise is not on PyPI, so its name is not enough."""
+"""The command that installs the packages of an extra. pip cannot find kwise on PyPI yet."""
 
 
 def how_to_install(extra: str) -> str:

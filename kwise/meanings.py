@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Meaning(Enum):
-    """What a key adds to a conversation; the value completes "it has …"."""
+    """The meaning of a key in a conversation, as the end of a sentence "it has …"."""
 
     SYSTEM = "a system message"
     HISTORY = "earlier turns"

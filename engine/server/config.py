@@ -22,8 +22,8 @@ class ServerConfig:
     max_message_bytes: int = option(
         64 << 20, "largest request and reply, in bytes", minimum=1 << 10, maximum=(1 << 31) - 1
     )
-    # A request is read and answered in slices, but its cached rewards are looked up in one step, in
-    # which the event loop answers nobody else: 1 ms for 2,000 responses.
+    # A request is read and answered in slices. Only the look-up of its cached rewards is one step,
+    # during which the event loop serves no other request: 1 ms for 2,000 responses.
     max_responses: int = option(2048, "responses of one request", minimum=1, maximum=MAX_UINT32)
     # A pair costs 4 us of the event loop, in slices, and 28 bytes of the reply, which protobuf
     # writes in one step: 10 ms for 100,000 pairs.

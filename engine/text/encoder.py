@@ -104,7 +104,7 @@ class ConversationEncoder:
         Raises:
             InvalidRequest: the prompt is missing, has another name for a standard role, ends with
                 an assistant's turn, or has more characters or ids than a conversation may have;
-                there are no responses; or a token id is outside the vocabulary.
+                the list of responses is empty; or a token id is outside the vocabulary.
         """
         if not group.responses:
             raise InvalidRequest("responses", "the list is empty; give at least one response")

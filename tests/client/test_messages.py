@@ -256,7 +256,7 @@ class TestAttempts:
             assert raised.value is failure
 
     def test_the_servers_last_refusal_is_raised_if_the_time_ends_during_an_attempt(self) -> None:
-        """That the deadline has passed says nothing about the cause."""
+        """An expired deadline says nothing about the cause."""
         attempts = Attempts(10.0)
         draining = RewardServiceError("UNAVAILABLE", "draining")
         attempts.pause_s(RewardServiceError("UNAVAILABLE", "restarting"))
