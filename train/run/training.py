@@ -43,7 +43,7 @@ from kwise.train.run.unfinished_run import (
 from kwise.train.run.validation import Validation
 from kwise.train.step.losses import NotFinite
 from kwise.train.step.text_regulariser import install_text_head, text_head
-from kwise.train.step.training_data import TrainingData, prepare, read_data
+from kwise.train.step.training_data import TrainingData, prepare, read_data, token_limit
 
 _MEMORY_ADVICE = (
     "--rankings-per-pass 1, --gradient-checkpointing full and --lora-rank take less memory"
@@ -101,8 +101,8 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             "run different numbers of passes: launch with DDP"
         )
     if config.export_check:
-        limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit]
-        check_exportable(reward_model, config.model, min(limits, default=None), processes, progress)
+        max_tokens = token_limit(reward_model, config)
+        check_exportable(reward_model, config.model, max_tokens, processes, progress)
     if config.text_regulariser:
         install_text_head(reward_model.model, text_head(config.model, reward_model))
     data = prepare(rankings, reward_model, config)

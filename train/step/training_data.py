@@ -68,6 +68,12 @@ def read_data(config: TrainConfig, progress: Callable[[str], None]) -> list[Rank
     return rankings
 
 
+def token_limit(reward_model: RewardModel, config: TrainConfig) -> int | None:
+    """Return the longest conversation in tokens: the smaller one of the option and the model."""
+    limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
+    return min(limits, default=None)
+
+
 def prepare(
     rankings: Sequence[Ranking], reward_model: RewardModel, config: TrainConfig
 ) -> TrainingData:
@@ -77,8 +83,7 @@ def prepare(
         RankingsError: a conversation is over the token limit, or no ranking is left; see
             `tokenize_rankings` and `split_by_prompt`.
     """
-    limits = [limit for limit in (config.max_tokens, reward_model.max_tokens) if limit is not None]
-    max_tokens = min(limits, default=None)
+    max_tokens = token_limit(reward_model, config)
     changes = TemplateChanges()
     tokenized = tokenize_rankings(
         rankings,
