@@ -20,6 +20,7 @@ from kwise.types import (
     RankedGroup,
     Reward,
     ScoredGroup,
+    TemplatedText,
     Timing,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "RewardServiceError",
     "ScoredGroup",
     "Status",
+    "TemplatedText",
     "Timing",
 ]
 

@@ -24,11 +24,12 @@ from kwise.types import (
     RankedGroup,
     Reward,
     ScoredGroup,
+    TemplatedText,
     Timing,
 )
 
-# One message of the user; a conversation; or token ids with the chat template applied.
-PromptLike: TypeAlias = str | Sequence[Message | Mapping[str, str]] | Sequence[int]
+# One message of the user; a conversation; or a text or token ids with the chat template applied.
+PromptLike: TypeAlias = str | Sequence[Message | Mapping[str, str]] | TemplatedText | Sequence[int]
 ResponsesLike: TypeAlias = Sequence[str] | Sequence[Sequence[int]]
 GroupLike: TypeAlias = Group | tuple[PromptLike, ResponsesLike]
 PriorityLike: TypeAlias = Priority | str
@@ -133,7 +134,9 @@ def _to_stream_item(
 def _to_prompt(prompt: Any) -> pb.Prompt:
     if isinstance(prompt, str):
         return pb.Prompt(text=_text("prompt", prompt))
-    expected = "prompt must be a str, a sequence of messages, or a sequence of token ids"
+    if isinstance(prompt, TemplatedText):
+        return pb.Prompt(templated_text=_text("prompt.text", prompt.text))
+    expected = "prompt must be a str, messages, a TemplatedText, or a sequence of token ids"
     items = _items(expected, prompt)
     if not items:
         raise ValueError(f"{expected}; it is empty")

@@ -113,8 +113,8 @@ class RewardClient:
         """Return one reward per response, in order. A failed response has its error in its place.
 
         Args:
-            prompt: a text (one message of the user), a conversation, or token ids with the chat
-                template applied.
+            prompt: a text (one message of the user), a conversation, or a `TemplatedText` or token
+                ids with the chat template applied.
             responses: texts, or sequences of token ids if the prompt is token ids.
             priority: "bulk" waits behind "interactive".
             timeout_s: in place of the client's `timeout_s`.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from kwise.types import Group, Message, TokenIds
+from kwise.types import Group, Message, TemplatedText, TokenIds
 
 # The 32-byte key, the entry, and the table's share of both, measured with tracemalloc.
 ENTRY_BYTES = 400
@@ -72,6 +72,8 @@ def reward_keys(namespace: bytes, group: Group) -> list[bytes]:
     """
     prompt = hashlib.blake2b(digest_size=32)
     _update(prompt, b"namespace", namespace)
+    if isinstance(group.prompt, TemplatedText):
+        return _keys_of_templated(prompt, group.prompt.text, cast(tuple[str, ...], group.responses))
     _update(prompt, b"prompt", *_parts(group.prompt))
     _update(prompt, b"response")
     text = prompt.copy()
@@ -85,6 +87,20 @@ def reward_keys(namespace: bytes, group: Group) -> list[bytes]:
             digest = prompt.copy()
             _update(digest, *_parts(response))
         keys.append(digest.digest())
+    return keys
+
+
+def _keys_of_templated(
+    digest: "hashlib.blake2b", prompt: str, responses: Sequence[str]
+) -> list[bytes]:
+    """Return the keys of whole texts: it does not matter where a text is cut into two."""
+    _update(digest, b"templated")
+    digest.update(prompt.encode())
+    keys = []
+    for response in responses:
+        whole = digest.copy()
+        whole.update(response.encode())
+        keys.append(whole.digest())
     return keys
 
 

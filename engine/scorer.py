@@ -40,7 +40,7 @@ from kwise.errors import (
     Unavailable,
 )
 from kwise.library_errors import library_errors
-from kwise.types import Group, Message, Reward, ScoredGroup, Timing
+from kwise.types import Group, Message, Reward, ScoredGroup, TemplatedText, Timing
 
 # English has about four characters a token. Admission uses this before the tokens are known.
 _CHARACTERS_PER_TOKEN = 4
@@ -364,11 +364,15 @@ def _estimated_tokens(group: Group, indices: Iterable[int], max_tokens: int) -> 
 
     Conversations in token ids that exceed the limit cost nothing, because they are refused.
     """
-    if isinstance(group.prompt[0], Message):
-        prompt_length = sum(len(message.content) for message in group.prompt)
-        lengths = [prompt_length + len(group.responses[index]) for index in indices]
+    if isinstance(group.prompt, TemplatedText):
+        prompt_length, is_text = len(group.prompt.text), True
+    elif isinstance(group.prompt[0], Message):
+        prompt_length, is_text = sum(len(message.content) for message in group.prompt), True
+    else:
+        prompt_length, is_text = len(group.prompt), False
+    lengths = [prompt_length + len(group.responses[index]) for index in indices]
+    if is_text:
         return [length // _CHARACTERS_PER_TOKEN + 1 for length in lengths]
-    lengths = [len(group.prompt) + len(group.responses[index]) for index in indices]
     return [length if length <= max_tokens else 0 for length in lengths]
 
 

@@ -26,6 +26,22 @@ class Message:
     content: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplatedText:
+    """A text with the chat template applied, which the responses follow directly.
+
+    It is tokenised as it is, special tokens included, and is made to begin and end as the
+    template's conversations do: a first token (BOS) that is missing is added, one too many is
+    removed, and the end of the assistant's turn is completed. So a rollout that was decoded from
+    token ids gets the reward of its messages.
+
+    Attributes:
+        text: the prompt, up to where the response begins; "" if the responses have all of it.
+    """
+
+    text: str
+
+
 Conversation = tuple[Message, ...]
 TokenIds = tuple[int, ...]
 
@@ -47,13 +63,13 @@ class Group:
     Errors of the engine name a field by its name in this class.
 
     Attributes:
-        prompt: a conversation, or token ids with the chat template applied.
-        responses: K texts if the prompt is a conversation, K sequences of token ids otherwise.
+        prompt: a conversation, or a text or token ids with the chat template applied.
+        responses: K sequences of token ids if the prompt is token ids, K texts otherwise.
         priority: the importance of the group.
         client: the client that asks. The server shares its time evenly among clients.
     """
 
-    prompt: Conversation | TokenIds
+    prompt: Conversation | TemplatedText | TokenIds
     responses: tuple[str, ...] | tuple[TokenIds, ...]
     priority: Priority = Priority.INTERACTIVE
     client: str = ""

@@ -1,5 +1,4 @@
-"""Serve a scorer over gRPC.
+"""A server of one artifact: `serve.py` runs it, `service.py` knows no protocol.
 
-`service.py` knows no protocol. The other modules are gRPC's: the rpcs (`grpc_service.py`), a stream
-(`stream.py`), the messages (`messages.py`) and the process (`serve.py`, `reload.py`, `command.py`).
+Each protocol is a folder with its port: `grpc/`.
 """

@@ -1,7 +1,7 @@
 """The reward service without a protocol: dataclasses in, dataclasses or `KwiseError` out.
 
 It holds the scorer that is served, admits requests, and knows when it is idle. gRPC is an adapter
-on top of it (`grpc_service.py`); HTTP would be another one. An adapter converts messages, wraps
+on top of it (`grpc/rewards.py`); each protocol has one. An adapter converts messages, wraps
 each call in `call()`, and maps the status of an error to its own protocol.
 
 All methods run on one event loop. Work that grows with the pairs of a request is done in slices,

@@ -1,46 +1,33 @@
 """Turn a group into one token sequence per response, exactly as training tokenised it.
 
-The tokens are always those of `apply_chat_template` on the whole conversation. A prompt can be
-tokenised once for its K responses only if the text is cut at a special token, because tokenizers
-split a text at added tokens before anything else. So the K conversations are rendered whole, and
-the text that they share is cut before its last special token. (A cut after it would make the rest
-the first piece of a text, which some tokenizers treat differently: Metaspace's
-`prepend_scheme="first"`.) Models without a chat template (cross-encoders) read prompt and response
-as a pair of texts, told apart by type ids.
+The tokens are always those of `apply_chat_template` on the whole conversation: the K conversations
+are rendered whole, and `shared_text.py` tokenises what they share once. If the caller has applied
+the template, `template_frame.py` sees to it that the text begins and ends as training's did. Models
+without a chat template (cross-encoders) read prompt and response as a pair of texts, told apart by
+type ids.
 
 An error in one response is an `InvalidRequest` in its place; see `ConversationEncoder.encode`.
 """
 
-import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from os.path import commonprefix
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.chat_template import compile_template
 from kwise.engine.text.limits import ControlTokens, EncoderLimits, Overlong
+from kwise.engine.text.shared_text import SharedTextTokenizer, Tokens, any_of, ids_of
+from kwise.engine.text.template_frame import TemplateFrame
 from kwise.engine.trie import Int64
 from kwise.errors import InvalidRequest
 from kwise.library_errors import cause_of, is_foreign
 from kwise.roles import standard_role
-from kwise.types import Conversation, Group, Message, TokenIds
-
-
-class Tokens(NamedTuple):
-    """The tokens of one conversation.
-
-    ids, type_ids: int64[length]; type_ids is None for models without segments.
-    num_shared: see `EncodedSequence.prompt_tokens`.
-    """
-
-    ids: Int64
-    type_ids: Int64 | None = None
-    num_shared: int = 0
+from kwise.types import Conversation, Group, Message, TemplatedText, TokenIds
 
 
 class ConversationEncoder:
@@ -75,19 +62,10 @@ class ConversationEncoder:
         self._special_tokens = dict(special_tokens)
         self._limits = limits
         self._trailing_pad_id = trailing_pad_id
+        self._texts = SharedTextTokenizer(tokenizer)
         added = tokenizer.get_added_tokens_decoder().values()
-        raw = [token for token in added if not token.normalized]
-        self._added = _any_of([token.content for token in raw])
-        self._longest_added = max((len(token.content) for token in raw), default=0)
-        # With a word-bound token (`single_word`) the place of a split depends on the text around
-        # it, so texts are not cut.
-        cuttable = (
-            []
-            if any(t.single_word for t in raw)
-            else [t for t in raw if not (t.lstrip or t.rstrip)]
-        )
-        self._cuttable = {token.content for token in cuttable}
-        self._control = _any_of([token.content for token in added if token.special])
+        self._control = any_of([token.content for token in added if token.special])
+        self._frame = TemplateFrame() if template is None else self._template_frame()
         # The type id of the second text: 1 for BERT and its relatives, 0 for RoBERTa and its
         # relatives, whose table of types has one row.
         self._second_type = (
@@ -104,10 +82,14 @@ class ConversationEncoder:
         Raises:
             InvalidRequest: the prompt is missing, has another name for a standard role, ends with
                 an assistant's turn, or has more characters or ids than a conversation may have;
-                the list of responses is empty; or a token id is outside the vocabulary.
+                the list of responses is empty; a token id is outside the vocabulary; or the model
+                or the server does not take a templated text.
         """
         if not group.responses:
             raise InvalidRequest("responses", "the list is empty; give at least one response")
+        if isinstance(group.prompt, TemplatedText):
+            self._check_templated(group.prompt)
+            return
         if not group.prompt:
             raise InvalidRequest("prompt", "it is empty")
         if isinstance(group.prompt[0], Message):
@@ -140,6 +122,8 @@ class ConversationEncoder:
                 empty response, or the chat template refuses it with every response.
         """
         self.check(group)
+        if isinstance(group.prompt, TemplatedText):
+            return self._encode_templated(group.prompt, cast(tuple[str, ...], group.responses))
         if isinstance(group.prompt[0], Message):
             return self._encode_texts(group.prompt, cast(tuple[str, ...], group.responses))
         return self._encode_token_ids(group.prompt, cast(tuple[TokenIds, ...], group.responses))
@@ -180,6 +164,63 @@ class ConversationEncoder:
         )
         problem = f"{token_id} is outside the vocabulary of {self._limits.vocab_size}"
         raise InvalidRequest(f"{field}[{index}]", problem, response=response)
+
+    # Templated texts
+
+    def _check_templated(self, prompt: TemplatedText) -> None:
+        field = "prompt.templated_text"
+        if self._template is None:
+            raise InvalidRequest(
+                field, "this model has no chat template; give the prompt as text, and each response"
+            )
+        if self._limits.control_tokens is ControlTokens.REJECT:
+            raise InvalidRequest(
+                field,
+                "this server refuses texts that spell out control tokens (--control-tokens), and a "
+                "text with the chat template applied does; give messages",
+            )
+        if len(prompt.text) > self._limits.max_characters:
+            raise InvalidRequest(field, self._too_many_characters(len(prompt.text)))
+
+    def _encode_templated(
+        self, prompt: TemplatedText, responses: Sequence[str]
+    ) -> list[EncodedSequence | InvalidRequest]:
+        room = self._limits.max_characters - len(prompt.text)
+        texts = [
+            self._frame.complete(prompt.text + (response if len(response) <= room else ""))
+            for response in responses
+        ]
+        shared = commonprefix([min(texts), max(texts)])
+        if len(set(texts)) == 1:
+            # The next call may have another response to this prompt.
+            shared = self._frame.shared_part(shared)
+        outcomes: list[EncodedSequence | InvalidRequest] = []
+        for index, tokens in enumerate(self._texts.encode(texts, shared)):
+            if not prompt.text and not responses[index]:
+                outcomes.append(InvalidRequest("text", "it is empty", response=index))
+            elif (length := len(responses[index])) > room:
+                problem = self._too_many_characters(len(prompt.text) + length)
+                outcomes.append(InvalidRequest("text", problem, response=index))
+            elif len(tokens.ids) > self._limits.max_tokens:
+                outcomes.append(self._too_long(index, len(tokens.ids)))
+            else:
+                outcomes.append(self._outcome(index, tokens))
+        return outcomes
+
+    def _template_frame(self) -> TemplateFrame:
+        def render(prompt: str, response: str) -> str | None:
+            messages = (
+                Message(role="user", content=prompt),
+                Message(role="assistant", content=response),
+            )
+            text = self._render(messages)
+            return text if isinstance(text, str) else None
+
+        return TemplateFrame.of(
+            render,
+            lambda text: [match.span() for match in self._control.finditer(text)],
+            self._special_tokens.get("bos_token", ""),
+        )
 
     # Texts
 
@@ -250,7 +291,7 @@ class ConversationEncoder:
         if self._template is None:
             pairs = [(_only_user_turn(prompt), response) for response in responses]
             return [
-                Tokens(_ids(e), np.array(e.type_ids, np.int64))
+                Tokens(ids_of(e), np.array(e.type_ids, np.int64))
                 for e in self._tokenizer.encode_batch(pairs)
             ]
         rendered = [
@@ -260,17 +301,8 @@ class ConversationEncoder:
         texts = [text for text in rendered if isinstance(text, str)]
         if not texts:
             return [text for text in rendered if isinstance(text, InvalidRequest)]
-        cut = self._cut(self._shared_text(prompt, texts))
-        head, *tails = self._tokenizer.encode_batch_fast(
-            [texts[0][:cut], *(text[cut:] for text in texts)], add_special_tokens=False
-        )
-        head_ids, tail_ids = _ids(head), map(_ids, tails)
-        return [
-            text
-            if isinstance(text, InvalidRequest)
-            else Tokens(np.concatenate([head_ids, next(tail_ids)]), num_shared=len(head))
-            for text in rendered
-        ]
+        tokens = iter(self._texts.encode(texts, self._shared_text(prompt, texts)))
+        return [text if isinstance(text, InvalidRequest) else next(tokens) for text in rendered]
 
     def _shared_text(self, prompt: Conversation, texts: Sequence[str]) -> str:
         """Return the longest common prefix of the conversations.
@@ -282,20 +314,6 @@ class ConversationEncoder:
         ):
             texts = [*texts, empty]
         return commonprefix([min(texts), max(texts)])
-
-    def _cut(self, shared_text: str) -> int:
-        """Return where the last special token of the shared text starts, or 0.
-
-        Tokenizers match added tokens leftmost and longest first, and so does this pattern. A match
-        counts only if no text after `shared_text` could make it longer.
-        """
-        starts = (
-            match.start()
-            for match in self._added.finditer(shared_text)
-            if match.group() in self._cuttable
-            and match.start() + self._longest_added <= len(shared_text)
-        )
-        return max(starts, default=0)
 
     def _render(self, messages: Conversation) -> str | InvalidRequest:
         assert self._template is not None
@@ -441,14 +459,3 @@ def _without_oldest_turns(prompt: Conversation) -> list[Conversation]:
     turns = prompt[len(system) :]
     starts = [index for index, message in enumerate(turns) if message.role == "user"]
     return [system + turns[start:] for start in starts if start > 0]
-
-
-def _ids(encoding: Encoding) -> Int64:
-    return np.array(encoding.ids, np.int64)
-
-
-def _any_of(contents: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern for any of the strings, longest first; without strings, it never matches."""
-    ordered: Callable[[str], int] = len
-    longest_first = sorted(contents, key=ordered, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")

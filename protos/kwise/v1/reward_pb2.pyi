@@ -37,14 +37,16 @@ class Conversation(_message.Message):
     def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("text", "messages", "token_ids")
+    __slots__ = ("text", "messages", "token_ids", "templated_text")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATED_TEXT_FIELD_NUMBER: _ClassVar[int]
     text: str
     messages: Conversation
     token_ids: TokenIds
-    def __init__(self, text: _Optional[str] = ..., messages: _Optional[_Union[Conversation, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ...) -> None: ...
+    templated_text: str
+    def __init__(self, text: _Optional[str] = ..., messages: _Optional[_Union[Conversation, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., templated_text: _Optional[str] = ...) -> None: ...
 
 class Response(_message.Message):
     __slots__ = ("text", "token_ids")

@@ -1,7 +1,6 @@
 """The encoder gives the tokens of `apply_chat_template`, and its errors name field and limit."""
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -143,15 +142,10 @@ def test_prompt_of_an_ordinary_group_is_tokenised_once(
     encoder: ConversationEncoder, real: Any
 ) -> None:
     prompt = (Message(role="system", content="Be brief."), *_user("What is 1+1?"))
-    rendered = [
-        encoder._render((*prompt, Message(role="assistant", content=response)))
-        for response in ("Two.", "Two!", "2")
-    ]
-    texts = [text for text in rendered if isinstance(text, str)]
-    assert len(texts) == 3
-    cut = encoder._cut(commonprefix(texts))
-    assert cut > 0
-    assert texts[0][cut:] == "<|im_start|>assistant\nTwo.<|im_end|>\n"
+    for outcome in encoder.encode(Group(prompt=prompt, responses=("Two.", "Two!", "2"))):
+        assert isinstance(outcome, EncodedSequence)
+        rest = real.decode(outcome.token_ids[outcome.prompt_tokens :])
+        assert rest.startswith("<|im_start|>assistant\n")
 
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -263,8 +257,9 @@ def test_metaspace_that_marks_only_the_first_piece_is_cut_and_exact() -> None:
     )
     encoder = _new(tokenizer, CHATML)
     text = "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
-    assert encoder._cut(text[: text.index("{}")]) == text.rindex("<|im_start|>")
     outcomes = encoder.encode(Group(prompt=_user("the cat"), responses=("the mat", "sat")))
+    shared = tokenizer.encode(text[: text.rindex("<|im_start|>")], add_special_tokens=False).ids
+    assert all(isinstance(o, EncodedSequence) and o.prompt_tokens == len(shared) for o in outcomes)
     expected = [
         tokenizer.encode(text.format(r), add_special_tokens=False).ids for r in ("the mat", "sat")
     ]

@@ -6,8 +6,8 @@ import pytest
 
 from kwise.client import messages as client_messages
 from kwise.engine.config import EngineConfig
-from kwise.engine.server import messages
 from kwise.engine.server.config import ServerConfig
+from kwise.engine.server.grpc import messages
 from kwise.errors import (
     ConfigError,
     InvalidRequest,

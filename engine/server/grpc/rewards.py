@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from kwise.engine.server import messages
+from kwise.engine.server.grpc import messages
+from kwise.engine.server.grpc.stream import Context, GroupStream
 from kwise.engine.server.service import RewardService, bugs_reported
-from kwise.engine.server.stream import Context, GroupStream
 from kwise.errors import KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc

@@ -18,6 +18,7 @@ from kwise.types import (
     RankedGroup,
     Reward,
     ScoredGroup,
+    TemplatedText,
     TokenIds,
 )
 
@@ -73,7 +74,7 @@ async def to_group(group: pb.Group, client: str = "") -> Group:
     return Group(prompt=prompt, responses=responses, priority=priority, client=client)
 
 
-def _to_prompt(prompt: pb.Prompt) -> Conversation | TokenIds:
+def _to_prompt(prompt: pb.Prompt) -> Conversation | TemplatedText | TokenIds:
     match prompt.WhichOneof("kind"):
         case "text":
             return (Message(role="user", content=prompt.text),)
@@ -88,8 +89,12 @@ def _to_prompt(prompt: pb.Prompt) -> Conversation | TokenIds:
             if not prompt.token_ids.ids:
                 raise InvalidRequest("prompt.token_ids", "there are none; give at least one")
             return tuple(prompt.token_ids.ids)
+        case "templated_text":
+            return TemplatedText(text=prompt.templated_text)
         case _:
-            raise InvalidRequest("prompt", "none of text, messages and token_ids is set")
+            raise InvalidRequest(
+                "prompt", "none of text, messages, token_ids and templated_text is set"
+            )
 
 
 async def to_pairs(pairs: Iterable[pb.Pair]) -> list[tuple[int, int]]:

@@ -1,0 +1,1 @@
+"""The gRPC port: `kwise.v1.RewardService`, health and reflection, on top of `RewardService`."""

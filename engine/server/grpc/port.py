@@ -1,0 +1,101 @@
+"""The gRPC port: `kwise.v1.RewardService`, the standard health service, and reflection."""
+
+import asyncio
+import errno
+import socket
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from kwise.engine.server.config import ServerConfig
+from kwise.engine.server.grpc.rewards import GrpcRewardService
+from kwise.engine.server.service import RewardService
+from kwise.errors import ConfigError
+from kwise.protos.kwise.v1 import reward_pb2, reward_pb2_grpc
+
+_SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class GrpcPort:
+    """A `Port` that speaks gRPC. Calls that arrive before `start` wait in the handshake.
+
+    Raises:
+        ConfigError: the port cannot be bound.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._server = grpc.aio.server(options=_options(config))
+        self._health = health.HealthServicer()
+        self._stopping: asyncio.Task[None] | None = None
+        try:
+            port = self._server.add_insecure_port(f"{config.host}:{config.port}")
+        except RuntimeError as error:
+            raise ConfigError(
+                f"--host {config.host} --port {config.port}: {_bind_problem(config) or error}"
+            ) from None
+        self.address = f"{config.host}:{port}"
+
+    async def start(self, service: RewardService) -> None:
+        """Answer calls with `service` from now on."""
+        reward_pb2_grpc.add_RewardServiceServicer_to_server(
+            GrpcRewardService(service), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (_SERVICE, _HEALTH, reflection.SERVICE_NAME), self._server
+        )
+        for name in ("", _SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+
+    async def announce_drain(self) -> None:
+        """Answer health checks with NOT_SERVING."""
+        await self._health.enter_graceful_shutdown()
+
+    def stop_accepting(self, within_s: float) -> None:
+        """Refuse new calls. Those that run may take `within_s` seconds."""
+        self._stopping = asyncio.create_task(self._server.stop(within_s))
+
+    async def close(self, within_s: float) -> None:
+        """Give clients `within_s` seconds to receive their last replies, and close the port."""
+        await self._server.stop(within_s)
+        if self._stopping:
+            await self._stopping
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        # A second server on the port must fail. With this on, it would take half of the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A client whose machine is gone is noticed after 80 s, and its groups leave the queue.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+
+
+def _bind_problem(config: ServerConfig) -> str:
+    """Return why the port cannot be bound, in the words of the operating system; "" if it can.
+
+    gRPC does not tell.
+    """
+    try:
+        for family, kind, _, _, address in socket.getaddrinfo(
+            config.host.strip("[]"), config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind) as probe:
+                probe.bind(address)
+    except OSError as error:
+        hint = (
+            "; stop the other server, or choose another --port"
+            if error.errno == errno.EADDRINUSE
+            else ""
+        )
+        return f"cannot listen there: {error.strerror or error}{hint}"
+    return ""

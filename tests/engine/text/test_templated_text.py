@@ -1,0 +1,194 @@
+"""A text with the chat template applied gets the tokens of its messages, however it was decoded."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from kwise.engine.reward_cache import reward_keys
+from kwise.engine.sequence import EncodedSequence
+from kwise.engine.text.encoder import ConversationEncoder
+from kwise.engine.text.limits import ControlTokens, EncoderLimits
+from kwise.errors import InvalidRequest
+from kwise.types import Group, Message, TemplatedText
+from tests.tiny_models import byte_tokenizer
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "llama 3": (
+        "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n\n{{ m['content'] }}"
+        "<|im_end|>{% endfor %}"
+    ),
+    "mistral": (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+        "[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+    ),
+    "plain": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n\n{% endfor %}",
+}
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
+    lambda text: text == text.strip()
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    tokenizer: Tokenizer = byte_tokenizer().backend_tokenizer
+    return tokenizer
+
+
+def _new(tokenizer: Tokenizer, template: str | None, **limits: Any) -> ConversationEncoder:
+    return ConversationEncoder(
+        tokenizer,
+        template=template,
+        special_tokens={"bos_token": "<s>"},
+        limits=EncoderLimits(**{"max_tokens": 4096, "vocab_size": 100_000, **limits}),
+        trailing_pad_id=None,
+    )
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def encoder(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> ConversationEncoder:
+    return _new(tokenizer, TEMPLATES[request.param])
+
+
+def _ids(outcome: EncodedSequence | InvalidRequest) -> list[int]:
+    assert isinstance(outcome, EncodedSequence), outcome
+    return outcome.token_ids.tolist()
+
+
+def _messages(encoder: ConversationEncoder, prompt: str, *responses: str) -> list[list[int]]:
+    conversation = (Message(role="user", content=prompt),)
+    return list(map(_ids, encoder.encode(Group(prompt=conversation, responses=responses))))
+
+
+def _templated(encoder: ConversationEncoder, prompt: str, *responses: str) -> list[list[int]]:
+    group = Group(prompt=TemplatedText(text=prompt), responses=responses)
+    return list(map(_ids, encoder.encode(group)))
+
+
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=TEXTS, responses=st.lists(TEXTS, min_size=1, max_size=3), data=st.data())
+def test_it_is_scored_like_its_messages_wherever_it_is_cut_in_two(
+    encoder: ConversationEncoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    responses: list[str],
+    data: st.DataObject,
+) -> None:
+    expected = _messages(encoder, prompt, *responses)
+    texts = [_text(tokenizer, ids) for ids in expected]
+    assert _templated(encoder, "", *texts) == expected
+    for text, ids in zip(texts, expected, strict=True):
+        cut = data.draw(st.integers(0, len(text)))
+        assert _templated(encoder, text[:cut], text[cut:]) == [ids]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_first_token_that_is_missing_or_doubled_is_put_right(
+    tokenizer: Tokenizer, name: str
+) -> None:
+    encoder = _new(tokenizer, TEMPLATES[name])
+    (expected,) = _messages(encoder, "Why?", "Because.")
+    text = _text(tokenizer, expected).removeprefix("<s>")
+    for start in ("", "<s>", "<s><s>"):
+        assert _templated(encoder, "", start + text) == [expected]
+        assert _templated(encoder, start, text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("chatml", ["", "<|im_end|>", "<|im_end|>\n", "<|im_end|>\n\n", "<|im_end|><|im_end|>"]),
+        ("llama 3", ["", "<|im_end|>", "<|im_end|>\n", "<|im_end|><|im_end|>"]),
+        ("mistral", ["", "</s>", "</s></s></s>"]),
+        ("plain", ["", "\n\n"]),
+    ],
+)
+def test_the_end_of_the_turn_is_completed_and_written_once(
+    tokenizer: Tokenizer, name: str, ends: list[str]
+) -> None:
+    encoder = _new(tokenizer, TEMPLATES[name])
+    (expected,) = _messages(encoder, "Why?", "Because.")
+    text = _text(tokenizer, expected)
+    text = text[: text.rindex("Because.") + len("Because.")]
+    assert _templated(encoder, "", *(text + end for end in ends)) == [expected] * len(ends)
+
+
+def test_a_single_text_tells_which_tokens_other_responses_to_its_prompt_share(
+    tokenizer: Tokenizer,
+) -> None:
+    encoder = _new(tokenizer, CHATML)
+    text = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\nAir."
+    (sequence,) = encoder.encode(Group(prompt=TemplatedText(text=""), responses=(text,)))
+    assert isinstance(sequence, EncodedSequence)
+    shared = _text(tokenizer, sequence.token_ids[: sequence.prompt_tokens].tolist())
+    assert shared == "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n"
+
+
+def test_a_key_does_not_depend_on_where_the_text_is_cut_and_differs_from_other_kinds() -> None:
+    def key(prompt: Any, response: str) -> bytes:
+        return reward_keys(b"", Group(prompt=prompt, responses=(response,)))[0]
+
+    whole = key(TemplatedText(text=""), "abc")
+    assert key(TemplatedText(text="ab"), "c") == key(TemplatedText(text="abc"), "") == whole
+    others = {
+        key((Message(role="user", content="ab"),), "c"),
+        key((Message(role="user", content=""),), "abc"),
+        key(TemplatedText(text="ab"), "d"),
+    }
+    assert whole not in others
+    assert len(others) == 3
+
+
+@pytest.mark.parametrize(
+    ("template", "limits", "prompt", "response", "message"),
+    [
+        (None, {}, "a", "b", "prompt.templated_text: this model has no chat template; give"),
+        (
+            CHATML,
+            {"control_tokens": ControlTokens.REJECT},
+            "a",
+            "b",
+            "prompt.templated_text: this server refuses texts that spell out control tokens",
+        ),
+        (
+            CHATML,
+            {"max_tokens": 16},
+            "x" * 1_000_001,
+            "",
+            "prompt.templated_text: the conversation has 1000001 characters and the limit is",
+        ),
+    ],
+)
+def test_a_prompt_that_cannot_be_scored_is_refused(
+    tokenizer: Tokenizer,
+    template: str | None,
+    limits: dict[str, Any],
+    prompt: str,
+    response: str,
+    message: str,
+) -> None:
+    encoder = _new(tokenizer, template, **limits)
+    with pytest.raises(InvalidRequest) as caught:
+        encoder.check(Group(prompt=TemplatedText(text=prompt), responses=(response,)))
+    assert str(caught.value).startswith(message)
+
+
+def test_an_empty_or_overlong_text_is_refused_alone(tokenizer: Tokenizer) -> None:
+    encoder = _new(tokenizer, CHATML, max_tokens=64)
+    responses = ("", "x" * 200, "fine", "x" * 1_000_001)
+    group = Group(prompt=TemplatedText(text=""), responses=responses)
+    empty, overlong, fine, characters = encoder.encode(group)
+    assert str(empty) == "responses[0].text: it is empty"
+    assert str(overlong).startswith("responses[1]: the conversation has 20")
+    assert isinstance(fine, EncodedSequence)
+    assert str(characters).startswith("responses[3].text: the conversation has 1000001 characters")
