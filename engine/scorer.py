@@ -201,16 +201,12 @@ class Scorer:
 
     async def _keys(self, group: Group) -> list[bytes]:
         """Check the group, and return one key per response. Many responses are read in slices."""
+        self._encoder.check(group)
         if len(group.responses) <= TOKEN_IDS_SLICE_ITEMS:
-            self._encoder.check(group)
             return reward_keys(self._namespace, group)
         keys: list[bytes] = []
         async for responses in in_slices(group.responses, TOKEN_IDS_SLICE_ITEMS):
             part = replace(group, responses=cast(Any, tuple(responses)))
-            try:
-                self._encoder.check(part)
-            except InvalidRequest as error:
-                raise error.at(len(keys) + (error.response or 0)) from None
             keys += reward_keys(self._namespace, part)
         return keys
 

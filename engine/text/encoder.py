@@ -82,8 +82,8 @@ class ConversationEncoder:
         Raises:
             InvalidRequest: the prompt is missing, has another name for a standard role, ends with
                 an assistant's turn, or has more characters or ids than a conversation may have;
-                the list of responses is empty; a token id is outside the vocabulary; or the model
-                or the server does not take a templated text.
+                the list of responses is empty; a token id of the prompt is outside the vocabulary;
+                or the model or the server does not take a templated text.
         """
         if not group.responses:
             raise InvalidRequest("responses", "the list is empty; give at least one response")
@@ -105,11 +105,8 @@ class ConversationEncoder:
             return
         if len(group.prompt) > self._limits.max_tokens:
             raise self._prompt_too_long(len(group.prompt))
-        self._check_ids("prompt.token_ids", group.prompt)
-        for index, response in enumerate(cast(tuple[TokenIds, ...], group.responses)):
-            # `encode` refuses longer ones for their length.
-            if len(group.prompt) + len(response) <= self._limits.max_tokens:
-                self._check_ids("token_ids", response, index)
+        if error := self._outside_vocabulary("prompt.token_ids", group.prompt):
+            raise error
 
     def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
         """Return the token sequence of each response, in order, or the error of that response.
@@ -138,6 +135,8 @@ class ConversationEncoder:
             num_tokens = len(prompt) + len(response)
             if num_tokens > self._limits.max_tokens:
                 outcomes.append(self._too_long(index, num_tokens))
+            elif error := self._outside_vocabulary("token_ids", response, index):
+                outcomes.append(error)
             else:
                 ids = np.array(prompt + response, np.int64)
                 type_ids = self._type_ids(len(prompt), len(response))
@@ -156,14 +155,17 @@ class ConversationEncoder:
             np.array([0, self._second_type], np.int64), [prompt_length, response_length]
         )
 
-    def _check_ids(self, field: str, ids: TokenIds, response: int | None = None) -> None:
+    def _outside_vocabulary(
+        self, field: str, ids: TokenIds, response: int | None = None
+    ) -> InvalidRequest | None:
+        """Return the error of the first id that the model has no row for, or None."""
         if not ids or (min(ids) >= 0 and max(ids) < self._limits.vocab_size):
-            return
+            return None
         index, token_id = next(
             (i, id_) for i, id_ in enumerate(ids) if not 0 <= id_ < self._limits.vocab_size
         )
         problem = f"{token_id} is outside the vocabulary of {self._limits.vocab_size}"
-        raise InvalidRequest(f"{field}[{index}]", problem, response=response)
+        return InvalidRequest(f"{field}[{index}]", problem, response=response)
 
     # Templated texts
 

@@ -392,13 +392,6 @@ def invalid_requests() -> dict[str, tuple[pb.ScoreRequest, str]]:
             ),
             "prompt.token_ids[1]",
         ),
-        "response id outside the vocabulary": (
-            score_request(
-                prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[1])),
-                responses=ids([1], [2, 4_000_000_000]),
-            ),
-            "responses[1].token_ids[1]",
-        ),
         "prompt too long": (
             score_request(prompt=pb.Prompt(text="word " * 3000), responses=texts("a")),
             "2048",
@@ -426,6 +419,15 @@ def test_a_malformed_request_is_told_its_field_and_good_ones_beside_it_are_answe
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert field in (failed.value.details() or "")
     assert all(len(call.result().scored.rewards) == 2 for call in good)
+
+
+def test_a_token_id_outside_the_vocabulary_is_the_error_of_its_response(stub: Any) -> None:
+    prompt = pb.Prompt(token_ids=pb.TokenIds(ids=[1]))
+    responses = ids([1], [2, 4_000_000_000], [3])
+    reply = stub.Score(score_request(prompt=prompt, responses=responses))
+    assert [reward.error.code for reward in reply.scored.rewards] == ["", "INVALID_ARGUMENT", ""]
+    message = "responses[1].token_ids[1]: 4000000000 is outside the vocabulary of 49152"
+    assert reply.scored.rewards[1].error.message == message
 
 
 def test_an_overlong_response_has_its_own_error_and_its_siblings_are_scored(stub: Any) -> None:

@@ -141,12 +141,8 @@ async def test_bad_sibling_of_a_joined_response_harms_no_other_request() -> None
 async def test_bad_response_is_named_by_its_place_whatever_is_cached() -> None:
     async with _scorer() as scorer:
         await scorer.score(Group(prompt=(1,), responses=((2,),)))
-        try:
-            outcome = (
-                await scorer.score(Group(prompt=(1,), responses=((2,), (3, VOCAB))))
-            ).rewards[1]
-        except InvalidRequest as error:
-            outcome = error
+        scored = await scorer.score(Group(prompt=(1,), responses=((2,), (3, VOCAB))))
+        outcome = scored.rewards[1]
         assert isinstance(outcome, InvalidRequest)
         assert outcome.field == "responses[1].token_ids[1]"
 
@@ -159,9 +155,10 @@ async def test_a_request_that_is_read_in_slices_keeps_its_order_and_its_indices(
             1.0 + sum(r) for r in responses
         ]
         bad = len(responses) - 1
-        with pytest.raises(InvalidRequest) as raised:
-            await scorer.score(Group(prompt=(1,), responses=(*responses[:-1], (VOCAB,))))
-        assert raised.value.field == f"responses[{bad}].token_ids[0]"
+        scored = await scorer.score(Group(prompt=(1,), responses=(*responses[:-1], (VOCAB,))))
+        outcome = scored.rewards[bad]
+        assert isinstance(outcome, InvalidRequest)
+        assert outcome.field == f"responses[{bad}].token_ids[0]"
         with pytest.raises(InvalidRequest) as raised:
             await scorer.score(Group(prompt=(VOCAB,), responses=responses))
         assert raised.value.response is None
