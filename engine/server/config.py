@@ -19,6 +19,18 @@ class ServerConfig:
     port: int = option(
         50051, "TCP port; 0 takes a free one and prints it", minimum=0, maximum=65535
     )
+    http_port: int | None = option(
+        None,
+        "TCP port for HTTP beside gRPC; 0 takes a free one and prints it; off unless it is given",
+        minimum=0,
+        maximum=65535,
+    )
+    http_receive_s: float = option(
+        60.0,
+        "seconds that an HTTP client gets to send one request, and to read its reply",
+        exclusive_minimum=0,
+        maximum=MAX_SECONDS,
+    )
     max_message_bytes: int = option(
         64 << 20, "largest request and reply, in bytes", minimum=1 << 10, maximum=(1 << 31) - 1
     )

@@ -37,7 +37,7 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
         ArtifactError: the artifact is damaged or fails its golden check.
         ConfigError: a port is taken, or an option does not suit the artifact.
     """
-    ports: list[Port] = [GrpcPort(config)]
+    ports = _bind_ports(config)
     limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
     service = RewardService(Scorer.load(artifact, engine), limits)
     service.scorer.start()
@@ -59,6 +59,22 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
     finally:
         await service.close()
     _LOG.info("stopped")
+
+
+def _bind_ports(config: ServerConfig) -> list[Port]:
+    """Return the ports that the options ask for.
+
+    Raises:
+        ConfigError: a port is taken.
+    """
+    ports: list[Port] = []
+    if config.http_port is not None:
+        # Imported late: a server without the option does not load the packages.
+        from kwise.engine.server.http.port import HttpPort
+
+        ports.append(HttpPort(config))
+        _LOG.info("listening on %s; calls wait until the model is loaded", ports[0].address)
+    return [GrpcPort(config), *ports]
 
 
 async def _drain(ports: Sequence[Port], service: RewardService, grace_s: float) -> None:

@@ -1,8 +1,6 @@
 """The gRPC port: `kwise.v1.RewardService`, the standard health service, and reflection."""
 
 import asyncio
-import errno
-import socket
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -11,6 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.grpc.rewards import GrpcRewardService
+from kwise.engine.server.listen import bound_sockets, cannot_listen
 from kwise.engine.server.service import RewardService
 from kwise.errors import ConfigError
 from kwise.protos.kwise.v1 import reward_pb2, reward_pb2_grpc
@@ -33,9 +32,8 @@ class GrpcPort:
         try:
             port = self._server.add_insecure_port(f"{config.host}:{config.port}")
         except RuntimeError as error:
-            raise ConfigError(
-                f"--host {config.host} --port {config.port}: {_bind_problem(config) or error}"
-            ) from None
+            problem = _bind_problem(config) or error
+            raise ConfigError(cannot_listen(config.host, "--port", config.port, problem)) from None
         self.address = f"{config.host}:{port}"
 
     async def start(self, service: RewardService) -> None:
@@ -80,22 +78,14 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
     ]
 
 
-def _bind_problem(config: ServerConfig) -> str:
-    """Return why the port cannot be bound, in the words of the operating system; "" if it can.
+def _bind_problem(config: ServerConfig) -> OSError | None:
+    """Return the error of the operating system for the port; None if it can be bound.
 
     gRPC does not tell.
     """
     try:
-        for family, kind, _, _, address in socket.getaddrinfo(
-            config.host.strip("[]"), config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            with socket.socket(family, kind) as probe:
-                probe.bind(address)
+        for probe in bound_sockets(config.host, config.port):
+            probe.close()
     except OSError as error:
-        hint = (
-            "; stop the other server, or choose another --port"
-            if error.errno == errno.EADDRINUSE
-            else ""
-        )
-        return f"cannot listen there: {error.strerror or error}{hint}"
-    return ""
+        return error
+    return None

@@ -1,0 +1,314 @@
+"""The ASGI application: from a request to an entry of the table, and from its result to a reply.
+
+Each path is one ASGI application under Starlette's router. It does without Starlette's `Request`
+and middleware, which take longer than all the rest of a cached call.
+
+A request is refused as early as possible: by path, method, content type and the size that it
+declares, before its body is read. What the client still sends is read and thrown away by uvicorn
+(within the time for sending a request). Closing the connection instead would make the kernel reset
+it, and the client would see an error of its socket in place of the reply.
+"""
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.http.errors import (
+    KWISE_ERRORS,
+    ErrorForm,
+    Problem,
+    ProblemRaised,
+    invalid_json,
+    problem_of,
+)
+from kwise.engine.server.service import RewardService
+from kwise.errors import InvalidRequest, KwiseError, Status, Unavailable
+from kwise.types import CLIENT_KEY
+
+# The time that the client gives its request, in seconds. Beyond it, the work leaves the queue.
+TIMEOUT_HEADER = "kwise-timeout-s"
+
+_CLIENT_HEADER = CLIENT_KEY.encode()
+_encode = msgspec.json.Encoder().encode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def new_app(endpoints: Sequence[Endpoint], service: RewardService, max_body_bytes: int) -> ASGIApp:
+    """Return the ASGI application that answers requests of `endpoints` with `service`."""
+    by_path: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        by_path.setdefault(endpoint.path, []).append(endpoint)
+    routes = [
+        Route(path, PathApp(entries, service, max_body_bytes)) for path, entries in by_path.items()
+    ]
+    return Router(routes, redirect_slashes=False, default=_not_found)
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    problem = Problem(
+        http_status=HTTPStatus.NOT_FOUND,
+        status=Status.NOT_FOUND,
+        message=f"there is no {scope['path'][:200]!r} here; GET /openapi.json lists the paths",
+    )
+    await _response(problem, KWISE_ERRORS)(scope, receive, send)
+
+
+class PathApp:
+    """All endpoints of one path, as an ASGI application."""
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], service: RewardService, max_body_bytes: int
+    ) -> None:
+        self._service = service
+        self._max_body_bytes = max_body_bytes
+        self._by_method: dict[str, list[Dialect]] = {}
+        for endpoint in endpoints:
+            self._by_method.setdefault(endpoint.method, []).append(Dialect(endpoint))
+        methods = {"OPTIONS", *self._by_method}
+        if "GET" in methods:
+            methods.add("HEAD")
+            self._by_method["HEAD"] = self._by_method["GET"]
+        self._allow = ", ".join(sorted(methods))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        dialects = self._by_method.get(scope["method"])
+        response = (
+            await self._answer(dialects, scope, receive)
+            if dialects
+            else self._other_method(scope["method"])
+        )
+        if response is None:
+            return  # the client has gone
+        if self._service.draining.is_set():
+            response.raw_headers.append((b"connection", b"close"))
+        await response(scope, receive, send)
+
+    def _other_method(self, method: str) -> Response:
+        if method == "OPTIONS":
+            return Response(status_code=HTTPStatus.NO_CONTENT, headers={"allow": self._allow})
+        problem = Problem(
+            http_status=HTTPStatus.METHOD_NOT_ALLOWED,
+            status=Status.UNIMPLEMENTED,
+            message=f"the method is {method}; this path has {self._allow}",
+            headers={"allow": self._allow},
+        )
+        return _response(problem, KWISE_ERRORS)
+
+    async def _answer(
+        self, dialects: "list[Dialect]", scope: Scope, receive: Receive
+    ) -> Response | None:
+        """Return the reply to a request; None if the client has gone."""
+        errors = dialects[0].endpoint.errors
+        try:
+            if self._service.draining.is_set() and not dialects[0].endpoint.always:
+                raise Unavailable.draining()
+            headers = dict(scope["headers"])
+            timeout_s = _timeout_s(headers)
+            body = None
+            if dialects[0].endpoint.request is not None:
+                body = await self._read_body(headers, receive)
+                if body is None:
+                    return None
+            dialect = dialects[0] if len(dialects) == 1 else _dialect_of(dialects, body)
+            errors = dialect.endpoint.errors
+            call = Call(service=self._service, client=_client_of(scope, headers))
+            async with asyncio.timeout(timeout_s):
+                result = await self._work(dialect, call, body, receive)
+        except KwiseError as error:
+            return _response(problem_of(error), errors)
+        except ProblemRaised as raised:
+            return _response(raised.problem, errors)
+        except TimeoutError:
+            return _response(
+                Problem(
+                    http_status=HTTPStatus.GATEWAY_TIMEOUT,
+                    status=Status.DEADLINE_EXCEEDED,
+                    message=f"the request was not answered within its {TIMEOUT_HEADER}",
+                ),
+                errors,
+            )
+        return result
+
+    async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+        """Return the body of a request; None if the client has gone.
+
+        Raises:
+            ProblemRaised: the body is too large, or declares another type than JSON.
+        """
+        _check_type(headers)
+        limit = self._max_body_bytes
+        # uvicorn's parser has refused a length that is not a number.
+        if int(headers.get(b"content-length", b"0")) > limit:
+            raise _too_large(limit)
+        parts: list[bytes] = []
+        num_bytes = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message["body"])
+            num_bytes += len(parts[-1])
+            if num_bytes > limit:
+                raise _too_large(limit)
+            if not message["more_body"]:
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _work(
+        self, dialect: "Dialect", call: Call, body: bytes | None, receive: Receive
+    ) -> Response | None:
+        """Return the reply to a request whose body has been read; None if the client goes away."""
+        work = asyncio.current_task()
+        assert work is not None
+        has_gone = False
+
+        async def watch() -> None:
+            nonlocal has_gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            has_gone = True
+            work.cancel()
+
+        watching = asyncio.create_task(watch())
+        try:
+            with self._service.call():
+                return dialect.response(await dialect.endpoint.handler(call, dialect.decode(body)))
+        except asyncio.CancelledError:
+            if not has_gone:
+                raise
+            work.uncancel()
+            return None
+        finally:
+            watching.cancel()
+
+
+class Dialect:
+    """An endpoint with the decoder of its bodies."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._decoder = None if endpoint.request is None else msgspec.json.Decoder(endpoint.request)
+
+    def decode(self, body: bytes | None) -> Any:
+        """Return the struct of a body; None if the endpoint has none.
+
+        Raises:
+            InvalidRequest: the body is not JSON, or a field is missing, unknown, or of another
+                type.
+        """
+        if self._decoder is None or body is None:
+            return None
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise invalid_json(error) from None
+
+    def response(self, result: Any) -> Response:
+        """Return the reply with what a handler has returned."""
+        if not isinstance(result, Reply):
+            return Response(_encode(result), media_type="application/json")
+        body = result.body if isinstance(result.body, bytes) else _encode(result.body)
+        return Response(
+            body,
+            status_code=result.http_status,
+            headers={"content-type": result.content_type, **result.headers},
+        )
+
+
+def _dialect_of(dialects: Sequence[Dialect], body: bytes | None) -> Dialect:
+    """Return the dialect of a path that a body is written in.
+
+    Raises:
+        InvalidRequest: it has no field that marks a dialect.
+    """
+    if body is None:
+        return dialects[0]
+    try:
+        fields = _decode_fields(body).keys()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid_json(error) from None
+    for dialect in dialects:
+        if not fields.isdisjoint(dialect.endpoint.marks):
+            return dialect
+    unmarked = [dialect for dialect in dialects if not dialect.endpoint.marks]
+    if not unmarked:
+        choices = (f"{' or '.join(d.endpoint.marks)} ({d.endpoint.tag})" for d in dialects)
+        raise InvalidRequest("body", f"it has none of the fields {', '.join(choices)}")
+    return unmarked[-1]
+
+
+def _client_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str:
+    """Return the client that the request names, or else the address of its connection.
+
+    The port of the address does not count, because many HTTP clients open a connection per call.
+    """
+    if named := headers.get(_CLIENT_HEADER):
+        return named.decode("latin-1")
+    return str(scope["client"][0]) if scope["client"] else ""
+
+
+def _timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
+    given = headers.get(TIMEOUT_HEADER.encode())
+    if given is None:
+        return None
+    with suppress(ValueError):
+        seconds = float(given)
+        if math.isfinite(seconds) and seconds > 0:
+            return seconds
+    raise InvalidRequest(
+        f"header {TIMEOUT_HEADER}",
+        f"it is {given[:50].decode('latin-1')!r}; it must be a number of seconds over 0",
+    )
+
+
+def _check_type(headers: Mapping[bytes, bytes]) -> None:
+    given = headers.get(b"content-type", b"application/json").decode("latin-1")
+    media_type, _, parameters = given.lower().partition(";")
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if media_type.strip() != "application/json" or (
+        "charset" in parameters and "utf-8" not in parameters and "utf8" not in parameters
+    ):
+        problem = f"content-type is {given[:100]!r}; it must be application/json in UTF-8"
+    elif encoding.lower() != "identity":
+        problem = f"content-encoding is {encoding[:100]!r}; send the body without one"
+    else:
+        return
+    raise ProblemRaised(
+        Problem(
+            http_status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            status=Status.INVALID_ARGUMENT,
+            message=problem,
+        )
+    )
+
+
+def _too_large(limit: int) -> ProblemRaised:
+    return ProblemRaised(
+        Problem(
+            http_status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            status=Status.RESOURCE_EXHAUSTED,
+            message=f"the body is larger than {limit} bytes (--max-message-bytes)",
+        )
+    )
+
+
+def _response(problem: Problem, errors: ErrorForm) -> Response:
+    """Return the reply with a problem, in the form of a family of endpoints."""
+    headers = dict(problem.headers)
+    if problem.retry_after is not None:
+        headers["retry-after"] = problem.retry_after
+    return Response(
+        _encode(errors.make(problem)),
+        status_code=errors.http_statuses.get(problem.http_status, problem.http_status),
+        headers=headers,
+        media_type="application/json",
+    )

@@ -1,0 +1,148 @@
+"""The HTTP port: uvicorn's protocol on kwise's own event loop and sockets.
+
+The sockets listen when the port is made, before the model is loaded. Connections that come early
+wait in the kernel's queue, and are answered once the model is there. While the server drains, the
+sockets listen as well, so that a client that knocks again and again spends one try on all of it.
+
+uvicorn's own `Server` is not used. It closes the sockets first thing when it stops, handles
+signals, and polls ten times a second.
+"""
+
+import asyncio
+import resource
+import time
+from contextlib import suppress
+from email.utils import formatdate
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from kwise.engine.server.config import ServerConfig
+from kwise.engine.server.http.app import new_app
+from kwise.engine.server.http.protocol import LimitedHttpProtocol
+from kwise.engine.server.http.table import ENDPOINTS
+from kwise.engine.server.listen import bound_sockets, cannot_listen
+from kwise.engine.server.service import RewardService
+from kwise.errors import ConfigError
+
+# Connections that wait to be accepted. The kernel lowers it to net.core.somaxconn.
+_BACKLOG = 16384
+# Connections that are accepted in one step of the event loop.
+_ACCEPTED_AT_ONCE = 128
+# The time between two requests of a connection. Clients and proxies reuse connections after a
+# minute at most; closing one earlier than they do would lose requests.
+_KEEP_ALIVE_S = 75
+
+
+class HttpPort:
+    """A `Port` that speaks HTTP.
+
+    Raises:
+        ConfigError: the port cannot be bound.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        assert config.http_port is not None
+        self._config = config
+        self._servers: list[asyncio.Server] = []
+        self._state = _State()
+        try:
+            self._sockets = bound_sockets(config.host, config.http_port)
+            for listening in self._sockets:
+                listening.listen(_BACKLOG)
+        except OSError as error:
+            raise ConfigError(
+                cannot_listen(config.host, "--http-port", config.http_port, error)
+            ) from None
+        self.address = f"http://{config.host}:{self._sockets[0].getsockname()[1]}"
+
+    async def start(self, service: RewardService) -> None:
+        """Answer requests with `service` from now on."""
+        _allow_many_connections()
+        app = new_app(ENDPOINTS, service, self._config.max_message_bytes)
+        config = uvicorn.Config(
+            app,
+            http=LimitedHttpProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+        )
+        config.load()
+
+        def connection() -> LimitedHttpProtocol:
+            protocol = LimitedHttpProtocol(config, self._state, {})
+            protocol.receive_s = self._config.http_receive_s
+            return protocol
+
+        loop = asyncio.get_running_loop()
+        for listening in self._sockets:
+            # asyncio closes the socket that it is given when it stops accepting. The other one of
+            # the pair goes on listening.
+            self._servers.append(
+                await loop.create_server(
+                    connection, sock=listening.dup(), backlog=_ACCEPTED_AT_ONCE
+                )
+            )
+            listening.listen(_BACKLOG)
+
+    async def announce_drain(self) -> None:
+        """Do nothing: the service knows that it drains, and health checks ask it."""
+
+    def stop_accepting(self, within_s: float) -> None:
+        """Accept no new connection. They wait in the kernel's queue until the process ends."""
+        for server in self._servers:
+            server.close()
+
+    async def close(self, within_s: float) -> None:
+        """Give clients `within_s` seconds to receive their last replies. Close all connections."""
+        connections: set[Any] = self._state.connections
+        for connection in list(connections):
+            connection.shutdown()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while connections:
+                    await asyncio.sleep(0.01)
+        for connection in list(connections):
+            connection.transport.abort()
+        for listening in self._sockets:
+            # Left to the end of the process, so that a client which comes now still waits.
+            listening.detach()
+
+
+class _State(ServerState):
+    """What uvicorn's connections share, with the header Date of the present second."""
+
+    def __init__(self) -> None:
+        self._date_of = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        super().__init__()
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of every reply."""
+        now = int(time.time())
+        if now != self._date_of:
+            self._date_of = now
+            self._headers = [(b"date", formatdate(now, usegmt=True).encode())]
+        return self._headers
+
+    @default_headers.setter
+    def default_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """uvicorn sets it to none at first."""
+
+
+def _allow_many_connections() -> None:
+    """Raise the number of files that the process may open to the most that it can.
+
+    Each connection is one, and an RL library may open one per sample of a step at the same time.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
