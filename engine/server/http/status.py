@@ -1,9 +1,12 @@
 """Endpoints about the server itself: health, and the model that is served."""
 
+import time
+from dataclasses import asdict
 from http import HTTPStatus
 
 import msgspec
 
+from kwise import __version__
 from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
 
 
@@ -11,6 +14,120 @@ class Health(msgspec.Struct):
     """The state of the server: "SERVING", or "NOT_SERVING" while it shuts down."""
 
     status: str
+
+
+class CountersBody(msgspec.Struct, kw_only=True):
+    """kwise.v1.Counters: work that the engine has done since it started."""
+
+    model_passes: int
+    sequences: int
+    rows: int
+    unshared_rows: int
+    cache_hits: int
+    joined: int
+    rejected_groups: int
+    abandoned: int
+    reused_rows: int
+    busy_s: float
+    idle_with_work_s: float
+
+
+class ModelBody(msgspec.Struct, kw_only=True):
+    """kwise.v1.GetModelResponse: the model that is served, and its limits."""
+
+    model: str
+    fingerprint: str
+    layout: str
+    precision: str
+    runtime: str
+    max_tokens: int
+    max_batch_tokens: int
+    overlong: str
+    control_tokens: str
+    reward_mean: float
+    reward_std: float
+    counters: CountersBody
+    max_responses: int
+    max_pairs: int
+
+
+class ModelCard(msgspec.Struct, kw_only=True):
+    """A model of OpenAI's list of models, with vLLM's `max_model_len`."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "kwise"
+    max_model_len: int
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    """OpenAI's list of models. It has the one that is served."""
+
+    object: str = "list"
+    data: list[ModelCard]
+
+
+class Classifier(msgspec.Struct, kw_only=True):
+    """The labels of TEI's classifier. A reward model has one."""
+
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+class ModelType(msgspec.Struct, kw_only=True):
+    """The kind of a model, in TEI's form: one of the fields."""
+
+    classifier: Classifier
+
+
+class Info(msgspec.Struct, kw_only=True):
+    """TEI's description of a server. `model_sha` is the fingerprint of the artifact."""
+
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_type: ModelType
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None = None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None = None
+    docker_label: str | None = None
+
+
+async def _model(call: Call, _: None) -> ModelBody:
+    return msgspec.convert(asdict(call.service.model_info()), ModelBody)
+
+
+async def _models(call: Call, _: None) -> ModelList:
+    info = call.service.model_info()
+    card = ModelCard(id=info.model, created=_STARTED_S, max_model_len=info.max_tokens)
+    return ModelList(data=[card])
+
+
+async def _info(call: Call, _: None) -> Info:
+    info, config = call.service.model_info(), call.service.scorer.config
+    return Info(
+        model_id=info.model,
+        model_sha=info.fingerprint,
+        model_dtype=_TEI_DTYPES.get(info.precision, info.precision),
+        model_type=ModelType(
+            classifier=Classifier(id2label={"0": "reward"}, label2id={"reward": 0})
+        ),
+        # The queue is limited by tokens. A request has at least one.
+        max_concurrent_requests=config.max_queue_tokens,
+        max_input_length=info.max_tokens,
+        max_batch_tokens=info.max_batch_tokens,
+        max_client_batch_size=info.max_responses,
+        auto_truncate=info.overlong != "reject",
+        tokenization_workers=config.tokenizer_threads,
+        version=__version__,
+    )
 
 
 async def _health(call: Call, _: None) -> Reply:
@@ -24,6 +141,8 @@ async def _alive(call: Call, _: None) -> Health:
 
 
 _TAG = "server"
+_STARTED_S = int(time.time())
+_TEI_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ENDPOINTS = (
     *(
         Endpoint(
@@ -46,5 +165,33 @@ ENDPOINTS = (
         tag=_TAG,
         response=Health,
         always=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/model",
+        handler=_model,
+        summary="Describe the model that is served, its limits, and the work done so far",
+        description="JSON of kwise.v1.RewardService.GetModel.",
+        tag="kwise",
+        response=ModelBody,
+        error_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,),
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/models",
+        handler=_models,
+        summary="List the model that is served",
+        tag="OpenAI",
+        response=ModelList,
+        error_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,),
+    ),
+    Endpoint(
+        method="GET",
+        path="/info",
+        handler=_info,
+        summary="Describe the server",
+        tag="Text Embeddings Inference",
+        response=Info,
+        error_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,),
     ),
 )

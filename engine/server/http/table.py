@@ -1,7 +1,9 @@
 """The table of all HTTP endpoints."""
 
-from kwise.engine.server.http import status
+from kwise.engine.server.http import rewards, status
 from kwise.engine.server.http.endpoint import Endpoint
+from kwise.engine.server.http.openapi import documentation
 
 # A request is compared with the paths in this order.
-ENDPOINTS: tuple[Endpoint, ...] = (*status.ENDPOINTS,)
+_DESCRIBED: tuple[Endpoint, ...] = (*rewards.ENDPOINTS, *status.ENDPOINTS)
+ENDPOINTS: tuple[Endpoint, ...] = (*_DESCRIBED, *documentation(_DESCRIBED))
