@@ -116,7 +116,12 @@ def export(
     progress(f"computing rewards of {type(checkpoint.model).__name__} to compare with")
     # Before the graph is written, because exporting might change the model.
     with library_errors(f"{subject}: its rewards cannot be computed"):
-        cases = reference_cases(checkpoint.model, checkpoint.tokenizer, manifest.max_tokens)
+        cases = reference_cases(
+            checkpoint.model,
+            checkpoint.tokenizer,
+            manifest.max_tokens,
+            lambda note: progress(f"note: {note}"),
+        )
     destination.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:

@@ -8,8 +8,7 @@ short and long, and some spell out special tokens.
 """
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import Int64, sort_key
 from kwise.errors import ConfigError, InvalidRequest
+from kwise.library_errors import cause_of, is_foreign
 from kwise.train.checkpoint.ids import id_without_row, num_rows
 from kwise.train.checkpoint.transformers_versions import writes_type_ids
 from kwise.train.model.layout import alone
@@ -38,6 +38,8 @@ _MAX_ROWS = 4096
 _AGAIN = 5
 # Some tokenizers have hundreds of special tokens that no template uses.
 _MAX_SPECIAL = 8
+# Lengths of conversations that are given as token ids.
+_SHORT_LENGTHS = (1, 2, 3, 5, 17)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +99,17 @@ def allowed_difference(tolerance: float, rewards: Sequence[float]) -> float:
 
 
 def reference_cases(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    tell: Callable[[str], None],
 ) -> list[ParityCase]:
     """Compute the checkpoint's rewards of conversations of many lengths up to `max_tokens`.
 
     Conversations of text come first, then those of token ids.
+
+    Args:
+        tell: Gets a note on each kind of conversation to which transformers gives no reward.
 
     Raises:
         ConfigError: Not even the shortest conversation fits into `max_tokens`, or one has a token
@@ -111,7 +119,7 @@ def reference_cases(
     has_template = tokenizer.chat_template is not None
     for asked, response in (
         *_conversations(max_tokens, multi_turn=has_template),
-        *_with_special_tokens(_scorable_specials(model, tokenizer)),
+        *_with_special_tokens(_scorable_specials(model, tokenizer, tell)),
     ):
         prompt = _as_accepted(tokenizer, asked, response) if has_template else asked
         if prompt is None:
@@ -142,11 +150,15 @@ def reference_cases(
         )
     if tokenizer.chat_template is not None:
         longest = max((case.token_ids for case in cases), key=len)
-        for length in (1, 2, 3, 5, 17):  # token-id requests may be as short as one token
+        refused: dict[str, list[str]] = {}
+        for length in _SHORT_LENGTHS:  # token-id requests may be as short as one token
             token_ids = longest[: min(length, max_tokens)]
             try:
                 reward = _plain_reward(model, token_ids)
-            except Exception:  # noqa: BLE001 - BART has no reward without its last token
+            except Exception as error:  # BART has no reward without its last token
+                if not is_foreign(error):
+                    raise
+                refused.setdefault(cause_of(error), []).append(str(len(token_ids)))
                 continue
             prompt_ids = tuple(token_ids.tolist())
             cases.append(
@@ -157,6 +169,11 @@ def reference_cases(
                     type_ids=None,
                     reward=reward,
                 )
+            )
+        for cause, token_counts in refused.items():
+            tell(
+                f"parity is not checked with {' and '.join(token_counts)} token ids, to which "
+                f"transformers gives no reward: {cause}"
             )
     return cases
 
@@ -266,21 +283,37 @@ def _as_accepted(
     return None
 
 
-def _scorable_specials(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the special tokens with which a text has a reward in transformers.
+def _scorable_specials(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None]
+) -> list[str]:
+    """Return up to `_MAX_SPECIAL` special tokens with which a text has a reward in transformers.
 
-    Those of images have none, for instance.
+    Those of images have none, for instance. `tell` gets a note that names them.
     """
-    scorable = []
+    scorable: list[str] = []
+    refused: dict[str, list[str]] = {}
+    prompt = (Message(role="user", content="Hi"),)
     for token, token_id in zip(
         tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True
     ):
-        prompt = (Message(role="user", content="Hi"),)
-        with suppress(Exception):
+        if len(scorable) == _MAX_SPECIAL:
+            break
+        try:
             token_ids, type_ids = _reference_tokens(tokenizer, prompt, f"Hello {token} there")
-            if token_id in token_ids:
-                _plain_reward(model, token_ids, type_ids)
-                scorable.append(token)
+            if token_id not in token_ids:
+                continue
+            _plain_reward(model, token_ids, type_ids)
+        except Exception as error:
+            if not is_foreign(error):
+                raise
+            refused.setdefault(cause_of(error), []).append(token)
+        else:
+            scorable.append(token)
+    for cause, tokens in refused.items():
+        tell(
+            f"parity is not checked with texts that contain {' or '.join(tokens)}, to which "
+            f"transformers gives no reward: {cause}"
+        )
     return scorable
 
 
@@ -291,9 +324,9 @@ def _with_special_tokens(special: Sequence[str]) -> list[tuple[Conversation, str
     not change the reward of another.
     """
     prompt: Conversation = (Message(role="user", content="What ends a text?"),)
-    cases = [(prompt, f"This does: {token} Or does it?") for token in special[:_MAX_SPECIAL]]
+    cases = [(prompt, f"This does: {token} Or does it?") for token in special]
     if special:
-        all_of_them = " ".join(special[:_MAX_SPECIAL])
+        all_of_them = " ".join(special)
         asked = (Message(role="user", content=f"What are {all_of_them}?"),)
         cases += [(asked, "Special tokens."), (prompt, f"{all_of_them} and {all_of_them}")]
     return cases

@@ -19,7 +19,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError, InvalidRequest
 from kwise.export.checkpoint import is_causal, rope_limit
 from kwise.export.config import ExportConfig, Layout
-from kwise.export.parity import allowed_difference
+from kwise.export.parity import allowed_difference, reference_cases
 from kwise.types import Group, Message
 from tests.edited_checkpoints import copy_checkpoint
 from tests.exports import export_quietly
@@ -175,6 +175,31 @@ def test_a_text_with_a_token_without_a_row_is_refused_by_the_encoder(odd_artifac
         encoder.encode(
             Group(prompt=(Message(role="user", content="<|tool|> Q"),), responses=("a", "b"))
         )
+
+
+def test_special_tokens_to_which_transformers_gives_no_reward_are_noted(
+    odd_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were left out of the check of parity without a word, whatever was raised."""
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    model = load(odd_checkpoint, num_labels=1, pad_token_id=None).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(odd_checkpoint)
+    notes: list[str] = []
+    cases = reference_cases(model, tokenizer, 256, notes.append)
+    texts = [case.response for case in cases if isinstance(case.response, str)]
+    assert any("<|im_end|>" in text for text in texts)
+    assert not any("<|tool|>" in text for text in texts)
+    assert notes == [
+        "parity is not checked with texts that contain <|tool|>, to which transformers gives no "
+        "reward: IndexError: index out of range in self"
+    ]
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(model, "forward", exhausted)
+    with pytest.raises(MemoryError):
+        reference_cases(model, tokenizer, 256, notes.append)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
