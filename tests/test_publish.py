@@ -14,7 +14,7 @@ import pytest
 from kwise import publish
 from kwise.publish import publish_directory, publish_file
 
-NUM_VERSIONS = 500
+NUM_VERSIONS = 150
 # Publishes versions of a pair of files, as many as it is told, and writes a line after each.
 WRITER = """
 import sys
