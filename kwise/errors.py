@@ -148,12 +148,19 @@ class Unavailable(KwiseError):
 
 
 class ModelFailed(KwiseError):
-    """The runtime failed on this response, both in its batch and alone, or its reward is NaN."""
+    """The runtime failed on this response, both in its batch and alone, or its reward is NaN.
+
+    Args:
+        response: the index of the response that the error is about; None if it is about the group.
+        field: the field that the response comes from, where a protocol has another name for it
+            ("documents[3]").
+    """
 
     status = Status.INTERNAL
 
-    def __init__(self, response: int | None = None) -> None:
-        prefix = "" if response is None else f"responses[{response}]: "
+    def __init__(self, response: int | None = None, *, field: str = "") -> None:
+        place = field or ("" if response is None else f"responses[{response}]")
+        prefix = f"{place}: " if place else ""
         super().__init__(f"{prefix}the model failed on this response; the server's log has details")
         self.response = response
 

@@ -1,0 +1,114 @@
+"""Fields of other protocols that kwise refuses, and the ways to report a reward."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+from kwise.engine.server.http.bodies.samples import Sample
+from kwise.engine.server.http.bodies.scoring import ScoredSamples
+from kwise.engine.server.http.endpoint import Reply
+from kwise.errors import InvalidRequest
+from kwise.types import Reward
+
+# The label of the one output of a reward model, as `/info` has it.
+LABEL = "reward"
+
+# The statuses of errors that every handler may cause, and that of a model that is not served.
+STATUSES = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INTERNAL_SERVER_ERROR)
+STATUSES_WITH_MODEL = (HTTPStatus.NOT_FOUND, *STATUSES)
+
+Reasons = Mapping[str, str]
+
+
+def refuse_set(body: msgspec.Struct, reasons: Reasons) -> None:
+    """Refuse a body in which a field is set that kwise does not support.
+
+    Args:
+        body: the body.
+        reasons: for each such field of the struct, why it is refused unless it has its default.
+
+    Raises:
+        InvalidRequest: a field is set; names it and the reason.
+    """
+    defaults = dict(zip(body.__struct_fields__[::-1], body.__struct_defaults__[::-1], strict=False))
+    for field, reason in reasons.items():
+        value = getattr(body, field)
+        if value is not None and value != defaults[field]:
+            raise InvalidRequest(field, f"{reason}; leave it out")
+
+
+def check_not_cut(
+    field: str, max_tokens: int | None, samples: Sequence[Sample], scored: ScoredSamples
+) -> None:
+    """Check that a limit on tokens, beyond which another server would cut, changes nothing.
+
+    Args:
+        field: the name of the field with the limit.
+        max_tokens: the limit. None, 0 and negative numbers stand for that of the model, beyond
+            which kwise refuses a text by itself.
+        samples: what was scored.
+        scored: their rewards.
+
+    Raises:
+        InvalidRequest: a conversation is longer.
+    """
+    if max_tokens is None or max_tokens <= 0:
+        return
+    for index, (sample, reward) in enumerate(zip(samples, scored.rewards, strict=True)):
+        if reward.tokens > max_tokens:
+            error = InvalidRequest(
+                sample.response_field,
+                f"the conversation has {reward.tokens} tokens, and {field} is {max_tokens}; kwise "
+                f"does not cut texts: shorten it or raise {field}",
+            )
+            error.response = index
+            raise error
+
+
+def score_of(reward: Reward, use_activation: bool | None) -> float:
+    """Return the reward, or its sigmoid if `use_activation` is True or None, the usual default."""
+    if use_activation is False:
+        return reward.value
+    # Written for both signs, because exp overflows beyond 709.
+    exponential = math.exp(-abs(reward.value))
+    return (1.0 if reward.value >= 0 else exponential) / (1.0 + exponential)
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """The tokens of all conversations of a call, those from the cache included."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int = 0
+
+
+def usage_of(scored: ScoredSamples) -> Usage:
+    """Return the tokens that were scored."""
+    return Usage(prompt_tokens=scored.num_tokens, total_tokens=scored.num_tokens)
+
+
+def new_id(prefix: str, request_id: str | None = None) -> str:
+    """Return the id of a reply: that of the request if it has one."""
+    return f"{prefix}-{request_id or uuid4().hex}"
+
+
+def now() -> int:
+    """Return the time in whole seconds since 1970, as these protocols report it."""
+    return int(time.time())
+
+
+def reply(body: Any, scored: ScoredSamples) -> Reply:
+    """Return a reply whose headers say what these protocols have no field for.
+
+    `kwise-fingerprint` is the SHA-256 of the artifact. `kwise-dropped-tokens` is the number of
+    tokens that were dropped from overlong conversations, if there are any (--overlong).
+    """
+    headers = {"kwise-fingerprint": scored.fingerprint}
+    if dropped := sum(reward.dropped_tokens for reward in scored.rewards):
+        headers["kwise-dropped-tokens"] = str(dropped)
+    return Reply(body=body, headers=headers)

@@ -1,0 +1,89 @@
+"""OpenRLHF's remote reward model: POST /get_reward.
+
+`--reward.remote_url http://HOST:PORT/get_reward` is all that a user sets (read in OpenRLHF 0.11.2:
+openrlhf/utils/agent.py, openrlhf/trainer/ppo_utils/samples_generator.py).
+
+A query is a whole conversation, decoded from token ids with its special tokens: the chat template
+is applied. Each call has one query.
+
+The client knows no error of a reward. It tries 5 times, a second apart, whatever the status, and
+ignores Retry-After. Then the reward is None and the run ends. Therefore a call that the queue has
+no room for is held, because the client waits for 180 s. A query that cannot be scored is answered
+with an error and not with an invented number: the run ends after the 5 tries, and its log has the
+message.
+
+`extra_logs` become tensors, so they are numbers, and each reply has the same keys.
+"""
+
+from statistics import fmean
+from typing import Any
+
+import msgspec
+
+from kwise.engine.server.http.bodies.fields import STATUSES, reply
+from kwise.engine.server.http.bodies.samples import of_templated
+from kwise.engine.server.http.bodies.scoring import HOLD_S, check_size, score_samples
+from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.errors import InvalidRequest
+
+
+class RewardsRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Queries to score. `prompts` and `labels` do not change a reward, and are not read."""
+
+    query: list[str]
+    prompts: Any = None
+    labels: Any = None
+
+
+class ExtraLogs(msgspec.Struct, kw_only=True):
+    """Numbers for the metrics of a run: means over the queries of the call."""
+
+    kwise_tokens: float
+    kwise_dropped_tokens: float
+    kwise_cached: float
+    kwise_queue_ms: float
+    kwise_model_ms: float
+
+
+class RewardsReply(msgspec.Struct, kw_only=True):
+    """The rewards, one per query. `scores` are the same numbers."""
+
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: ExtraLogs
+
+
+async def get_reward(call: Call, body: RewardsRequest) -> Reply:
+    """Score the queries."""
+    if not body.query:
+        raise InvalidRequest("query", "the list is empty; give at least one")
+    check_size(call, "query", len(body.query))
+    fields = [f"query[{index}]" for index in range(len(body.query))]
+    scored = await score_samples(call, of_templated(body.query, fields), hold_s=HOLD_S)
+    rewards = [reward.value for reward in scored.rewards]
+    extra_logs = ExtraLogs(
+        kwise_tokens=fmean(reward.tokens for reward in scored.rewards),
+        kwise_dropped_tokens=fmean(reward.dropped_tokens for reward in scored.rewards),
+        kwise_cached=fmean(reward.cached for reward in scored.rewards),
+        kwise_queue_ms=scored.timing.queue_ms,
+        kwise_model_ms=scored.timing.model_ms,
+    )
+    return reply(RewardsReply(rewards=rewards, scores=rewards, extra_logs=extra_logs), scored)
+
+
+ENDPOINTS = (
+    Endpoint(
+        method="POST",
+        path="/get_reward",
+        handler=get_reward,
+        summary="Score whole conversations that have the chat template applied",
+        description=(
+            f"A call that the queue has no room for is held for up to {HOLD_S:g} s, because "
+            "OpenRLHF ends a run whose calls are refused."
+        ),
+        tag="OpenRLHF",
+        request=RewardsRequest,
+        response=RewardsReply,
+        error_statuses=STATUSES,
+    ),
+)

@@ -1,0 +1,216 @@
+"""Samples: one response with its prompt, as a body of another protocol gives it.
+
+A family of bodies turns its fields into samples, `scoring.py` scores them, and the family writes
+the rewards in its own form. There are three forms of text:
+
+- a pair of plain texts: a user's turn and the answer to it (a query and a document);
+- messages, of which the last one is the assistant's and is scored;
+- a whole conversation with the chat template applied, as text or as token ids.
+
+Each sample knows the fields that its texts come from, so that an error names the caller's field.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Literal, cast
+
+import msgspec
+
+from kwise.errors import InvalidRequest
+from kwise.types import Conversation, Message, TemplatedText, TokenIds
+
+# A text, a list of texts, token ids, or a list of sequences of token ids. `of_input` refuses
+# mixtures, which msgspec cannot tell apart.
+Input = str | list[str | int | list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One response to score.
+
+    Attributes:
+        prompt: a conversation, or a text or token ids with the chat template applied.
+        response: token ids if the prompt is token ids, a text otherwise.
+        prompt_field: the field of the body that the prompt comes from ("text_1[2]").
+        response_field: the field of the body that the response comes from ("text_2[2]").
+        is_cut: False if the field holds a whole conversation, so that the end of the prompt is not
+            known.
+    """
+
+    prompt: Conversation | TemplatedText | TokenIds
+    response: str | TokenIds
+    prompt_field: str
+    response_field: str
+    is_cut: bool = True
+
+
+class TextPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A part of a message's content. Text is the only type that kwise reads."""
+
+    text: str
+    type: Literal["text"] = "text"
+
+
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One message of a conversation in OpenAI's form. `content` is a text, or one part of text."""
+
+    role: str
+    content: str | list[TextPart]
+
+
+def plain(text: str) -> Conversation:
+    """Return the conversation of a plain text: one turn of the user."""
+    return (Message(role="user", content=text),)
+
+
+def conversation(messages: Sequence[ChatMessage], field: str) -> Conversation:
+    """Return the conversation of the messages in the body's field `field`.
+
+    Raises:
+        InvalidRequest: there is no message, or one has no role or several parts.
+    """
+    if not messages:
+        raise InvalidRequest(field, "there are none; give at least one")
+    converted: list[Message] = []
+    for index, message in enumerate(messages):
+        if not message.role:
+            raise InvalidRequest(f"{field}[{index}].role", "it is empty")
+        content = message.content
+        if isinstance(content, list):
+            if len(content) != 1:
+                raise InvalidRequest(
+                    f"{field}[{index}].content",
+                    f"it has {len(content)} parts; give one, or a text, because how parts are "
+                    "joined would change the reward",
+                )
+            content = content[0].text
+        converted.append(Message(role=message.role, content=content))
+    return tuple(converted)
+
+
+def of_messages(messages: Sequence[ChatMessage], field: str = "messages") -> Sample:
+    """Return the sample of a whole conversation, whose last message is scored.
+
+    Raises:
+        InvalidRequest: a message is malformed, or the last two are not a prompt and an answer.
+    """
+    *prompt, last = conversation(messages, field)
+    if last.role != "assistant" or not prompt:
+        raise InvalidRequest(
+            f"{field}[{len(prompt)}].role",
+            f"it is {last.role[:50]!r}, at {len(messages)} messages; the conversation must end "
+            "with the assistant's message that is to be scored, after at least one other",
+        )
+    return Sample(
+        prompt=tuple(prompt),
+        response=last.content,
+        prompt_field=field,
+        response_field=f"{field}[{len(prompt)}].content",
+    )
+
+
+def of_templated(texts: Sequence[str], fields: Sequence[str]) -> list[Sample]:
+    """Return the samples of whole conversations with the chat template applied."""
+    whole = TemplatedText(text="")
+    return [
+        Sample(prompt=whole, response=text, prompt_field=field, response_field=field, is_cut=False)
+        for text, field in zip(texts, fields, strict=True)
+    ]
+
+
+def of_token_ids(sequences: Sequence[Sequence[int]], fields: Sequence[str]) -> list[Sample]:
+    """Return the samples of whole conversations in token ids.
+
+    What all sequences begin with counts as their prompt, so that they are one group. A single
+    sequence is all prompt but its last token, so that the prompt cache keeps it for the next call.
+
+    Raises:
+        InvalidRequest: a sequence is empty.
+    """
+    for sequence, field in zip(sequences, fields, strict=True):
+        if not sequence:
+            raise InvalidRequest(field, "it has no token ids; give at least one")
+    ids = [tuple(sequence) for sequence in sequences]
+    shared = cast(TokenIds, commonprefix([min(ids), max(ids)]))
+    if len(set(ids)) == 1 and len(shared) > 1:
+        shared = shared[:-1]
+    if not shared:
+        # They begin unlike each other, so each is a group of its own.
+        return [sample for pair in zip(ids, fields, strict=True) for sample in _alone(*pair)]
+    return [
+        Sample(
+            prompt=shared,
+            response=sequence[len(shared) :],
+            prompt_field=field,
+            response_field=field,
+            is_cut=False,
+        )
+        for sequence, field in zip(ids, fields, strict=True)
+    ]
+
+
+def _alone(sequence: TokenIds, field: str) -> list[Sample]:
+    return of_token_ids([sequence], [field])
+
+
+def of_input(given: Input, field: str = "input") -> list[Sample]:
+    """Return the samples of a field that holds texts or token ids of whole conversations.
+
+    Raises:
+        InvalidRequest: the list is empty, or its items are of different types.
+    """
+    if isinstance(given, str):
+        return of_templated([given], [field])
+    if not given:
+        raise InvalidRequest(field, "the list is empty; give at least one item")
+    kind = type(given[0])
+    for index, item in enumerate(given):
+        if type(item) is not kind:
+            raise InvalidRequest(
+                f"{field}[{index}]",
+                "it is of another type than the items before it; give only texts, only token ids, "
+                "or only lists of token ids",
+            )
+    if kind is int:
+        return of_token_ids([cast(list[int], given)], [field])
+    fields = [f"{field}[{index}]" for index in range(len(given))]
+    if kind is str:
+        return of_templated(cast(list[str], given), fields)
+    return of_token_ids(cast(list[list[int]], given), fields)
+
+
+def of_pair(prompt: str, response: str, prompt_field: str, response_field: str) -> Sample:
+    """Return the sample of two plain texts."""
+    return Sample(
+        prompt=plain(prompt),
+        response=response,
+        prompt_field=prompt_field,
+        response_field=response_field,
+    )
+
+
+def of_candidates(prompt: str, responses: Sequence[str], fields: tuple[str, str]) -> list[Sample]:
+    """Return the samples of plain answers to one plain prompt.
+
+    Args:
+        prompt: the user's turn.
+        responses: the answers.
+        fields: the names of the two fields.
+
+    Raises:
+        InvalidRequest: there is no answer.
+    """
+    prompt_field, response_field = fields
+    if not responses:
+        raise InvalidRequest(response_field, "the list is empty; give at least one")
+    shared = plain(prompt)
+    return [
+        Sample(
+            prompt=shared,
+            response=response,
+            prompt_field=prompt_field,
+            response_field=f"{response_field}[{index}]",
+        )
+        for index, response in enumerate(responses)
+    ]

@@ -1,0 +1,98 @@
+"""slime's remote reward model: POST /slime/reward and /slime/reward/templated.
+
+`--rm-type remote_rm --rm-url http://HOST:PORT/slime/reward` (read in slime 0.3.1 at 624b824a8:
+slime/rollout/rm_hub/__init__.py). A call has one sample, and the reply is a bare number.
+
+The body does not say whether the chat template is applied to `prompt`, but the user knows, so there
+are two paths:
+
+- /slime/reward: the prompt is messages or the user's text, as in the data set;
+- /slime/reward/templated: the prompt is text with the template applied (`--apply-chat-template`).
+
+The client tries 10 times with growing pauses, whatever the status, and then the run ends.
+"""
+
+from typing import Any
+
+import msgspec
+
+from kwise.engine.server.http.bodies.fields import STATUSES, reply
+from kwise.engine.server.http.bodies.samples import ChatMessage, Sample, conversation, plain
+from kwise.engine.server.http.bodies.scoring import score_samples
+from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.types import TemplatedText
+
+
+class SampleRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One sample. `label` does not change the reward, and is not read."""
+
+    prompt: str | list[ChatMessage]
+    response: str
+    label: Any = None
+
+
+class TemplatedSampleRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One sample whose prompt has the chat template applied. `label` is not read."""
+
+    prompt: str
+    response: str
+    label: Any = None
+
+
+async def score(call: Call, body: SampleRequest) -> Reply:
+    """Score a sample whose prompt is messages or the user's text."""
+    prompt = (
+        plain(body.prompt) if isinstance(body.prompt, str) else conversation(body.prompt, "prompt")
+    )
+    return await _score(
+        call,
+        Sample(
+            prompt=prompt,
+            response=body.response,
+            prompt_field="prompt",
+            response_field="response",
+        ),
+    )
+
+
+async def score_templated(call: Call, body: TemplatedSampleRequest) -> Reply:
+    """Score a sample whose prompt has the chat template applied."""
+    return await _score(
+        call,
+        Sample(
+            prompt=TemplatedText(text=body.prompt),
+            response=body.response,
+            prompt_field="prompt",
+            response_field="response",
+        ),
+    )
+
+
+async def _score(call: Call, sample: Sample) -> Reply:
+    scored = await score_samples(call, [sample])
+    return reply(scored.rewards[0].value, scored)
+
+
+_TAG = "slime"
+ENDPOINTS = (
+    Endpoint(
+        method="POST",
+        path="/slime/reward",
+        handler=score,
+        summary="Score one response to messages or to the user's text",
+        tag=_TAG,
+        request=SampleRequest,
+        response=float,
+        error_statuses=STATUSES,
+    ),
+    Endpoint(
+        method="POST",
+        path="/slime/reward/templated",
+        handler=score_templated,
+        summary="Score one response to a prompt that has the chat template applied",
+        tag=_TAG,
+        request=TemplatedSampleRequest,
+        response=float,
+        error_statuses=STATUSES,
+    ),
+)
