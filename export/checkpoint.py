@@ -107,10 +107,14 @@ def read_checkpoint(name: str, chat_template: str, template_date: str = "") -> C
 def is_causal(model: PreTrainedModel) -> bool:
     """Return whether a later token leaves earlier hidden states unchanged.
 
+    It never does in a model with an encoder and a decoder, which reads the whole text first.
+
     This is measured on eight tokens, so it needs no list of architectures. The last token is
     exchanged for the one whose embedding is the least like its own, because unused rows of the
     embeddings may be alike.
     """
+    if model.config.is_encoder_decoder:
+        return False
     embeddings = model.get_input_embeddings().weight
     input_ids = torch.arange(3, 11)[None] % len(embeddings)
     changed = input_ids.clone()
@@ -135,7 +139,6 @@ def supports_trie(model: PreTrainedModel) -> bool:
         and bool(getattr(model, "_supports_attention_backend", False))
         and "position_ids" in forward
         and head_name(model) == "score"
-        and not model.config.is_encoder_decoder
         and is_causal(model)
     )
 

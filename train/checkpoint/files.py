@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 
 from kwise.library_errors import cause_of
 
@@ -36,6 +37,7 @@ def file_problem(name: str) -> str | None:
         _pointer(file for file in files if file.suffix in _SUFFIXES)
         or _missing_part(path)
         or _damaged(file for file in files if file.suffix == ".safetensors")
+        or _unreadable_tokenizer(path / "tokenizer.json")
     )
 
 
@@ -83,4 +85,14 @@ def _damaged(files: Iterator[Path]) -> str | None:
                 pass
         except SafetensorError as error:
             return f"{file.name} is damaged or incomplete ({cause_of(error)}); get it again"
+    return None
+
+
+def _unreadable_tokenizer(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - tokenizers raises plain exceptions
+        return f"{path.name} is not a tokenizer ({cause_of(error)}); get it again"
     return None

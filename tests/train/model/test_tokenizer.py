@@ -35,6 +35,14 @@ def test_a_tokenizer_that_splits_special_tokens_is_refused(tmp_path: Path) -> No
         read_fast_tokenizer("--model", str(tmp_path))
 
 
+@pytest.mark.parametrize("content", ["{}", '{"version": "1.0",'])
+def test_a_file_that_is_no_tokenizer_is_named(content: str, tmp_path: Path) -> None:
+    """The message was: Model missing. at line 1 column 2."""
+    (saved(tmp_path) / "tokenizer.json").write_text(content)
+    with pytest.raises(ConfigError, match=r": tokenizer\.json is not a tokenizer \(.*get it again"):
+        read_fast_tokenizer("--model", str(tmp_path))
+
+
 def test_a_checkpoint_without_a_tokenizer_is_told_so(tmp_path: Path) -> None:
     """The message was: 'NoneType' object has no attribute 'endswith'."""
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
