@@ -52,9 +52,9 @@ def to_group(
     """
     return pb.Group(
         model=model,
-        prompt=_to_prompt(prompt),
+        prompt=to_prompt("prompt", prompt),
         responses=_to_responses(responses),
-        priority=_to_priority(priority),
+        priority=to_priority(priority),
     )
 
 
@@ -106,7 +106,7 @@ def to_stream_groups(
     Raises:
         ValueError: the priority is wrong.
     """
-    _to_priority(priority)
+    to_priority(priority)
     for number, group in enumerate(groups):
         yield _to_stream_item(model, number, group, priority)
 
@@ -115,7 +115,7 @@ async def to_async_stream_groups(
     model: str, groups: AsyncIterable[GroupLike], priority: PriorityLike
 ) -> AsyncIterator[pb.Group | InvalidRequest]:
     """Yield as `to_stream_groups` does, from an asynchronous iterable."""
-    _to_priority(priority)
+    to_priority(priority)
     number = 0
     async for group in groups:
         yield _to_stream_item(model, number, group, priority)
@@ -131,21 +131,26 @@ def _to_stream_item(
         return InvalidRequest(f"groups[{number}]", str(error))
 
 
-def _to_prompt(prompt: Any) -> pb.Prompt:
+def to_prompt(name: str, prompt: Any) -> pb.Prompt:
+    """Return the prompt of a group.
+
+    Raises:
+        TypeError, ValueError: it is not a prompt; names it `name`.
+    """
     if isinstance(prompt, str):
-        return pb.Prompt(text=_text("prompt", prompt))
+        return pb.Prompt(text=_text(name, prompt))
     if isinstance(prompt, TemplatedText):
-        return pb.Prompt(templated_text=_text("prompt.text", prompt.text))
-    expected = "prompt must be a str, messages, a TemplatedText, or a sequence of token ids"
+        return pb.Prompt(templated_text=_text(f"{name}.text", prompt.text))
+    expected = f"{name} must be a str, messages, a TemplatedText, or a sequence of token ids"
     items = _items(expected, prompt)
     if not items:
         raise ValueError(f"{expected}; it is empty")
     if isinstance(items[0], Message | Mapping):
-        messages = [_to_message(f"prompt[{number}]", item) for number, item in enumerate(items)]
+        messages = [_to_message(f"{name}[{number}]", item) for number, item in enumerate(items)]
         return pb.Prompt(messages=pb.Conversation(messages=messages))
     if isinstance(items[0], str):
         raise TypeError(f"{expected}, not of str")
-    return pb.Prompt(token_ids=_to_token_ids("prompt", items))
+    return pb.Prompt(token_ids=_to_token_ids(name, items))
 
 
 def _to_message(name: str, message: Any) -> pb.Message:
@@ -177,10 +182,15 @@ def _to_responses(responses: Any) -> list[pb.Response]:
     if isinstance(responses, str):
         raise TypeError(f"{expected}, not one str")
     items = _items(expected, responses)
-    return [_to_response(f"responses[{number}]", item) for number, item in enumerate(items)]
+    return [to_response(f"responses[{number}]", item) for number, item in enumerate(items)]
 
 
-def _to_response(name: str, response: Any) -> pb.Response:
+def to_response(name: str, response: Any) -> pb.Response:
+    """Return a response of a group.
+
+    Raises:
+        TypeError, ValueError: it is not a response; names it `name`.
+    """
     if isinstance(response, str):
         return pb.Response(text=_text(name, response))
     ids = _items(f"{name} must be a str or a sequence of token ids", response)
@@ -192,7 +202,12 @@ def _to_token_ids(name: str, values: list[Any]) -> pb.TokenIds:
     return pb.TokenIds(ids=ids)
 
 
-def _to_priority(priority: PriorityLike) -> pb.Priority:
+def to_priority(priority: PriorityLike) -> pb.Priority:
+    """Return the priority of a group.
+
+    Raises:
+        ValueError: it is not a priority.
+    """
     try:
         return _PRIORITIES[Priority(priority)]
     except ValueError:

@@ -6,6 +6,7 @@ to which the links in this folder point:
     kwise.client   call a server; needs grpcio and protobuf only
     kwise.engine   serve an artifact
     kwise.export   checkpoint to artifact
+    kwise.rl       reward functions for RL libraries, on top of the client
     kwise.train    rankings to checkpoint
 
 `from kwise import RewardClient` loads the client when it is first used, so that `import kwise`

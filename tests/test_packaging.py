@@ -25,6 +25,7 @@ FOLDERS: dict[str, list[str]] = {
     "train": ["train", "qlora", "data"],
     "benchmarks": ["bench", "openvino", "qlora", "data"],
     "protos": ["dev"],
+    "rl": [],
 }
 ENDINGS = {".py", ".pyi", ".proto", ".jsonl", ".jinja", ".yaml"}
 

@@ -1,0 +1,144 @@
+"""The clients of one server, one for each process and event loop that uses them.
+
+RL libraries pickle reward functions, fork and spawn workers, call from several threads, and run a
+new event loop at each step. A gRPC channel survives none of this, so a connection holds an address
+and opens a client when it is used. A forked process does not touch its parent's clients, because
+closing them there can hang, and opens its own.
+
+An asyncio client is closed as soon as no call uses it. Otherwise each event loop would leave one
+behind, and its thread, which waits in gRPC, would keep gRPC from working in forked processes.
+"""
+
+import os
+from asyncio import AbstractEventLoop, get_running_loop
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+from kwise.client import AsyncRewardClient, RewardClient
+from kwise.client.channel import (
+    DEFAULT_CONNECT_TIMEOUT_S,
+    DEFAULT_TIMEOUT_S,
+    check_target,
+    check_timeout,
+    client_metadata,
+)
+from kwise.errors import InvalidRequest
+
+ADDRESS_VARIABLE = "KWISE_ADDRESS"
+
+
+@dataclass(slots=True)
+class _Shared:
+    """The client of an event loop, and the number of calls that use it now."""
+
+    client: AsyncRewardClient
+    num_calls: int = 0
+
+
+@dataclass(slots=True)
+class _Clients:
+    """The clients of one process.
+
+    Attributes:
+        lock: guards `blocking`.
+        blocking: the client that all threads share.
+        by_loop: the client of each event loop; only code on that loop changes its entry.
+        has_reached: an asyncio client has reached the server.
+    """
+
+    lock: Lock = field(default_factory=Lock)
+    blocking: RewardClient | None = None
+    by_loop: dict[AbstractEventLoop, _Shared] = field(default_factory=dict)
+    has_reached: bool = False
+
+
+class Connection:
+    """A way to one server. It can be pickled, forked, and shared between threads and event loops.
+
+    Args:
+        address: the server, as HOST:PORT or a URI of gRPC; None for the environment variable
+            KWISE_ADDRESS, which is read when the connection is first used.
+        timeout_s, connect_timeout_s, model, client: as in `RewardClient`.
+
+    Raises:
+        InvalidRequest: `address` cannot be an address.
+        TypeError, ValueError: another argument is not what is expected.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
+        model: str = "",
+        client: str = "",
+    ) -> None:
+        if address is not None:
+            check_target("address", address)
+        client_metadata(client)
+        self._address = address
+        self._options: dict[str, Any] = {
+            "timeout_s": check_timeout("timeout_s", timeout_s),
+            "connect_timeout_s": check_timeout("connect_timeout_s", connect_timeout_s),
+            "model": model,
+            "client": client,
+        }
+        self._by_process: dict[int, _Clients] = {}
+
+    @property
+    def address(self) -> str:
+        """The server's address.
+
+        Raises:
+            InvalidRequest: neither the argument nor the environment variable has one.
+        """
+        if self._address is not None:
+            return self._address
+        if address := os.environ.get(ADDRESS_VARIABLE):
+            return check_target(ADDRESS_VARIABLE, address)
+        raise InvalidRequest(
+            "address",
+            "no kwise server is named; give the address HOST:PORT as an argument, or set the "
+            f"environment variable {ADDRESS_VARIABLE}",
+        )
+
+    def blocking(self) -> RewardClient:
+        """Return the blocking client of this process."""
+        clients = self._clients()
+        with clients.lock:
+            if clients.blocking is None:
+                clients.blocking = RewardClient(self.address, **self._options)
+            return clients.blocking
+
+    @asynccontextmanager
+    async def of_running_loop(self) -> AsyncIterator[AsyncRewardClient]:
+        """Open the client of the running event loop, which calls at the same time share."""
+        loop, clients = get_running_loop(), self._clients()
+        if loop not in clients.by_loop:
+            options = self._options
+            if clients.has_reached:  # it may restart, which calls wait for until their timeout
+                options = {**options, "connect_timeout_s": options["timeout_s"]}
+            clients.by_loop[loop] = _Shared(AsyncRewardClient(self.address, **options))
+        shared = clients.by_loop[loop]
+        shared.num_calls += 1
+        try:
+            yield shared.client
+            clients.has_reached = True
+        finally:
+            shared.num_calls -= 1
+            if not shared.num_calls:
+                del clients.by_loop[loop]
+                await shared.client.close()
+
+    def _clients(self) -> _Clients:
+        # setdefault is atomic, and a lock that another thread holds during a fork stays locked in
+        # the new process. So each process has its own lock.
+        return self._by_process.setdefault(os.getpid(), _Clients())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without clients, which belong to this process."""
+        return {"_address": self._address, "_options": self._options, "_by_process": {}}

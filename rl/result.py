@@ -1,0 +1,115 @@
+"""The rewards and figures of one call, and the errors that it can end with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kwise.errors import KwiseError, Status
+
+
+class NotScored(KwiseError):
+    """Responses have no reward, and the caller has not allowed that.
+
+    Attributes:
+        errors: the errors, by the index of the response in the caller's list.
+    """
+
+    def __init__(self, errors: Mapping[int, KwiseError], num_responses: int) -> None:
+        index, first = next(iter(errors.items()))
+        detail = str(first)
+        if first.response is not None:  # the server counts within its request
+            detail = detail.replace(f"responses[{first.response}]", f"responses[{index}]", 1)
+        super().__init__(
+            f"{len(errors)} of {num_responses} responses have no reward; the first is "
+            f"responses[{index}]: {detail}"
+        )
+        self.status = first.status
+        self.response = index
+        self.errors = dict(errors)
+
+
+class ModelChanged(KwiseError):
+    """The server serves another model than at the first call, so rewards are not comparable.
+
+    Attributes:
+        old: the fingerprint of the model that gave the first rewards of this process.
+        new: the fingerprint of the model that answers now.
+    """
+
+    status = Status.FAILED_PRECONDITION
+
+    def __init__(self, old: str, new: str, address: str) -> None:
+        super().__init__(
+            f"the server at {address} changed its model during the run: the fingerprint was {old} "
+            f"and is {new}; to go on with the new model, set allow_model_change=True"
+        )
+        self.old = old
+        self.new = new
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Figures of one call.
+
+    Attributes:
+        num_rewards: responses that have a reward.
+        num_errors: responses that have none.
+        num_prompts: distinct prompts.
+        num_cached: rewards that cost no pass of the model.
+        num_truncated: rewards of a conversation whose prompt lost its oldest turns.
+        tokens: tokens of the scored conversations, prompts included.
+        latency_s: the time of the call, with retries.
+        queue_ms: the longest wait for a batch on the server.
+        model_ms: the longest batch on the server.
+        model: the name of the model; "" if no reply named it.
+        fingerprint: the SHA-256 of the artifact; "" if no reply named it.
+    """
+
+    num_rewards: int = 0
+    num_errors: int = 0
+    num_prompts: int = 0
+    num_cached: int = 0
+    num_truncated: int = 0
+    tokens: int = 0
+    latency_s: float = 0.0
+    queue_ms: float = 0.0
+    model_ms: float = 0.0
+    model: str = ""
+    fingerprint: str = ""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Numbers for the metrics of a library, always under the same keys."""
+        num_rewards = max(self.num_rewards, 1)
+        return {
+            "kwise/latency_s": self.latency_s,
+            "kwise/cached_share": self.num_cached / num_rewards,
+            "kwise/truncated_share": self.num_truncated / num_rewards,
+            "kwise/mean_tokens": self.tokens / num_rewards,
+            "kwise/num_errors": float(self.num_errors),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredResponses:
+    """The rewards of a call.
+
+    Attributes:
+        rewards: one per response, in order; None for a response that could not be scored.
+        errors: the reason of each None, by the index of the response.
+        statistics: figures of the call.
+    """
+
+    rewards: list[float | None]
+    errors: dict[int, KwiseError]
+    statistics: Statistics
+
+    @property
+    def values(self) -> list[float]:
+        """The rewards of a call in which every response has one.
+
+        Raises:
+            NotScored: a response has none.
+        """
+        if self.errors:
+            raise NotScored(self.errors, len(self.rewards))
+        return [reward for reward in self.rewards if reward is not None]

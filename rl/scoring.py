@@ -1,0 +1,195 @@
+"""Score the prompts and responses of a batch, in the order in which an RL library has them.
+
+A library gives one prompt per response. Equal prompts are grouped, wherever they stand, and each
+distinct prompt is one request, so that the server computes it once:
+
+    prompts     p q p q q          requests   p: a c
+    responses   a b c d e    ──▶              q: b d e    ──▶    rewards of a b c d e
+
+The requests of a call go over one stream. A single request is a unary call, which costs less.
+"""
+
+import os
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any, Literal, TypeAlias
+
+from kwise.client import RewardServiceError
+from kwise.client.channel import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S
+from kwise.client.messages import PriorityLike, PromptLike, to_priority
+from kwise.errors import KwiseError, Status
+from kwise.rl.connection import Connection
+from kwise.rl.grouping import Request, ResponseLike, group_by_prompt, split
+from kwise.rl.result import ModelChanged, NotScored, ScoredResponses, Statistics
+from kwise.types import Priority, Reward, ScoredGroup
+
+OnError: TypeAlias = Literal["raise", "none"]
+
+
+class Scoring:
+    """Rewards of prompts and responses, which come as parallel lists.
+
+    It can be pickled, forked, and shared between threads and event loops. It connects at the first
+    call. What fails because the server restarts or is full is sent again until `timeout_s`.
+
+    Args:
+        address: the server, as HOST:PORT or a URI of gRPC; None for the environment variable
+            KWISE_ADDRESS, which is read at the first call.
+        on_error: "raise" to raise `NotScored` if a response could not be scored; "none" to give it
+            the reward None. A server that is away, or refuses everything, raises in both cases.
+        allow_model_change: accept that the server changes its model. Otherwise a fingerprint other
+            than the first one of this object in this process raises `ModelChanged`.
+        timeout_s: the longest wait without any result, in seconds.
+        connect_timeout_s: the longest wait for the first connection, in seconds.
+        priority: "bulk" waits behind "interactive".
+        model: the name of the model that must answer; "" for whichever the server serves.
+        client: the client for which the calls count at a busy server; "" for the connection.
+
+    Raises:
+        InvalidRequest: `address` cannot be an address.
+        TypeError, ValueError: another argument is not what is expected.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        on_error: OnError = "raise",
+        allow_model_change: bool = False,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
+        priority: PriorityLike = Priority.INTERACTIVE,
+        model: str = "",
+        client: str = "",
+    ) -> None:
+        if on_error not in ("raise", "none"):
+            raise ValueError(f'on_error must be "raise" or "none", not {on_error!r}')
+        to_priority(priority)  # a wrong one is named here and not at the first call
+        self._connection = Connection(
+            address,
+            timeout_s=timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            model=model,
+            client=client,
+        )
+        self._on_error = on_error
+        self._allow_model_change = allow_model_change
+        self._priority = priority
+        self._fingerprints: dict[int, str] = {}  # the first one of each process
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without what this process has seen."""
+        return {**self.__dict__, "_fingerprints": {}}
+
+    def score(
+        self, prompts: Sequence[PromptLike], responses: Sequence[ResponseLike]
+    ) -> ScoredResponses:
+        """Return one reward per response, in order. Empty lists cost no call.
+
+        Args:
+            prompts: the prompt of each response: a string (one user turn), messages, a
+                `TemplatedText`, or token ids with the chat template applied.
+            responses: strings, or token ids if the prompt is token ids.
+
+        Raises:
+            NotScored: a response could not be scored, and `on_error` is "raise".
+            ModelChanged: the server changed its model, and `allow_model_change` is not set.
+            RewardServiceError: the server cannot be reached, or it refuses the call.
+            InvalidRequest: no address is given.
+            TypeError, ValueError: an argument is not what is expected; names the item.
+        """
+        started_s = monotonic()
+        requests = group_by_prompt(prompts, responses)
+        if not requests:
+            return ScoredResponses(rewards=[], errors={}, statistics=Statistics())
+        client = self._connection.blocking()
+        if any(len(request.responses) > 1 for request in requests):
+            requests = split(requests, client.get_model().max_responses)
+        results: list[ScoredGroup | KwiseError]
+        if len(requests) > 1:
+            groups = [(request.prompt, request.responses) for request in requests]
+            results = list(client.score_many(groups, priority=self._priority))
+        else:
+            (request,) = requests
+            try:
+                scored = client.score(request.prompt, request.responses, priority=self._priority)
+                results = [scored]
+            except RewardServiceError as error:
+                results = [error]
+        return self._collect(requests, results, started_s)
+
+    async def score_async(
+        self, prompts: Sequence[PromptLike], responses: Sequence[ResponseLike]
+    ) -> ScoredResponses:
+        """Return what `score` returns, with a client of the running event loop."""
+        started_s = monotonic()
+        requests = group_by_prompt(prompts, responses)
+        if not requests:
+            return ScoredResponses(rewards=[], errors={}, statistics=Statistics())
+        async with self._connection.of_running_loop() as client:
+            if any(len(request.responses) > 1 for request in requests):
+                requests = split(requests, (await client.get_model()).max_responses)
+            results: list[ScoredGroup | KwiseError]
+            if len(requests) > 1:
+                groups = [(request.prompt, request.responses) for request in requests]
+                stream = client.score_many(groups, priority=self._priority)
+                results = [result async for result in stream]
+            else:
+                (request,) = requests
+                prompt, priority = request.prompt, self._priority
+                try:
+                    results = [await client.score(prompt, request.responses, priority=priority)]
+                except RewardServiceError as error:
+                    results = [error]
+        return self._collect(requests, results, started_s)
+
+    def _collect(
+        self,
+        requests: Sequence[Request],
+        results: Sequence[ScoredGroup | KwiseError],
+        started_s: float,
+    ) -> ScoredResponses:
+        """Return the results in the caller's order, after the checks of the policy."""
+        outcomes: dict[int, Reward | KwiseError] = {}
+        scored: list[ScoredGroup] = []
+        for request, result in zip(requests, results, strict=True):
+            if isinstance(result, ScoredGroup):
+                self._check_model(result.fingerprint)
+                scored.append(result)
+                outcomes |= zip(request.indices, result.rewards, strict=True)
+            elif result.status is Status.INVALID_ARGUMENT:
+                outcomes |= dict.fromkeys(request.indices, result)
+            else:
+                raise result  # the cause is the server, and not what was sent
+        ordered = [outcomes[index] for index in range(len(outcomes))]
+        rewards = [outcome for outcome in ordered if isinstance(outcome, Reward)]
+        errors = {
+            index: outcome
+            for index, outcome in enumerate(ordered)
+            if isinstance(outcome, KwiseError)
+        }
+        # Without any reply since the start, the prompts have a form that the model does not read.
+        # A run that goes on with None everywhere would train on nothing.
+        if errors and (self._on_error == "raise" or os.getpid() not in self._fingerprints):
+            raise NotScored(errors, len(ordered))
+        statistics = Statistics(
+            num_rewards=len(rewards),
+            num_errors=len(errors),
+            num_prompts=len({request.key for request in requests}),
+            num_cached=sum(reward.cached for reward in rewards),
+            num_truncated=sum(reward.dropped_tokens > 0 for reward in rewards),
+            tokens=sum(reward.tokens for reward in rewards),
+            latency_s=monotonic() - started_s,
+            queue_ms=max((group.timing.queue_ms for group in scored), default=0.0),
+            model_ms=max((group.timing.model_ms for group in scored), default=0.0),
+            model=scored[-1].model if scored else "",
+            fingerprint=scored[-1].fingerprint if scored else "",
+        )
+        values = [outcome.value if isinstance(outcome, Reward) else None for outcome in ordered]
+        return ScoredResponses(rewards=values, errors=errors, statistics=statistics)
+
+    def _check_model(self, fingerprint: str) -> None:
+        """Raise `ModelChanged` if the fingerprint is not the first one of this process."""
+        first = self._fingerprints.setdefault(os.getpid(), fingerprint)
+        if fingerprint != first and not self._allow_model_change:
+            raise ModelChanged(first, fingerprint, self._connection.address)
