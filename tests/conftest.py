@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.exports import export_quietly
+from tests.held_model import HeldModel
 from tests.real_data import SMOLLM2_GGUF, smollm2_directory
 from tests.servers import Server, running_server
 
@@ -67,6 +68,14 @@ def tiny_server(tiny_artifact: Path) -> Iterator[Server]:
     """A server of `tiny_artifact` that tests share: they may score with it, but not stop it."""
     with running_server(tiny_artifact) as server:
         yield server
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> HeldModel:
+    """A model that the test can hold, for `running_held_server`."""
+    directory = tmp_path / "held"
+    directory.mkdir()
+    return HeldModel(directory)
 
 
 @pytest.fixture(scope="session")

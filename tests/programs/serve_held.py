@@ -12,6 +12,7 @@ from typing import Any
 
 from kwise.cli import main
 from kwise.engine.model.session import GraphSession
+from kwise.engine.schedule.batcher import SESSION_THREADS
 from kwise.engine.text.encoder import ConversationEncoder
 
 directory = Path(sys.argv[1])
@@ -27,8 +28,8 @@ def write(**entry: object) -> None:
 
 
 def held_run(self: GraphSession, batch: Any) -> Any:
-    # The main thread scores the golden conversations, before the server serves.
-    if threading.current_thread() is not threading.main_thread():
+    # Other threads score the golden conversations, at start-up and in a reload.
+    if threading.current_thread().name.startswith(SESSION_THREADS):
         write(batch=[sequence.num_tokens for sequence in batch])
         os.read(fifo, 1)
     return run(self, batch)

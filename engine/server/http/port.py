@@ -10,6 +10,7 @@ signals, and polls ten times a second.
 
 import asyncio
 import resource
+import socket
 import time
 from contextlib import suppress
 from email.utils import formatdate
@@ -47,9 +48,11 @@ class HttpPort:
         self._config = config
         self._servers: list[asyncio.Server] = []
         self._state = _State()
+        self._stopping: asyncio.Task[None] | None = None
         try:
             self._sockets = bound_sockets(config.host, config.http_port)
             for listening in self._sockets:
+                _notice_lost_machines(listening)
                 listening.listen(_BACKLOG)
         except OSError as error:
             raise ConfigError(
@@ -76,9 +79,9 @@ class HttpPort:
         config.load()
 
         def connection() -> LimitedHttpProtocol:
-            protocol = LimitedHttpProtocol(config, self._state, {})
-            protocol.receive_s = self._config.http_receive_s
-            return protocol
+            return LimitedHttpProtocol(
+                config, self._state, {}, receive_s=self._config.http_receive_s
+            )
 
         loop = asyncio.get_running_loop()
         for listening in self._sockets:
@@ -90,6 +93,15 @@ class HttpPort:
                 )
             )
             listening.listen(_BACKLOG)
+        self._stopping = asyncio.create_task(self._stop_when_it_drains(service))
+
+    async def _stop_when_it_drains(self, service: RewardService) -> None:
+        """Accept no new connection from the moment on in which requests are refused.
+
+        A client that opens a connection for each try would get a refusal otherwise.
+        """
+        await service.draining.wait()
+        self.stop_accepting(0)
 
     async def announce_drain(self) -> None:
         """Do nothing: the service knows that it drains, and health checks ask it."""
@@ -135,6 +147,17 @@ class _State(ServerState):
     @default_headers.setter
     def default_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
         """uvicorn sets it to none at first."""
+
+
+def _notice_lost_machines(listening: socket.socket) -> None:
+    """Let the kernel end connections of machines that are gone, after 80 s as on the gRPC port.
+
+    Connections take the options of the socket that accepts them.
+    """
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if (option := getattr(socket, name, None)) is not None:  # macOS lacks the first
+            listening.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _allow_many_connections() -> None:

@@ -4,17 +4,26 @@ uvicorn limits only the time between two requests of a connection. A client that
 byte at a time, sends headers without end, or does not read its reply, would keep its connection and
 its memory for ever.
 
-- A request must arrive whole within `receive_s` seconds of its first byte, or else the connection
-  gets 408 and is closed. So must the first byte of a new connection arrive.
-- Request line and headers have at most 64 KiB, or else the connection gets 431 and is closed.
-- A client that reads nothing of a reply for `receive_s` seconds loses its connection.
+- A request must arrive whole within `receive_s` seconds of its first byte. Otherwise the connection
+  gets 408 and is closed.
+- Request line and headers have at most 64 KiB. Otherwise the connection gets 431 and is closed.
+- A reply must be read within `receive_s` seconds, except for the last 64 KiB of it, which the
+  connection holds. Otherwise the connection is closed.
+- A new connection on which nothing arrives is closed after `receive_s` seconds.
 
-What is not HTTP is answered with 400. These replies are JSON, in kwise's own form: which family of
-endpoints the client means is not known.
+An offer to upgrade the connection, which Java's HttpClient makes with each first request, is
+ignored. The parser would take the body of such a request for the other protocol, and lose it
+(https://github.com/Kludex/uvicorn/issues/2722).
+
+What is not HTTP is answered with 400. These replies are JSON in kwise's own form, because it is not
+known which protocol the client speaks.
 """
 
+import re
 from asyncio import TimerHandle, Transport
+from enum import Enum
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,57 +33,63 @@ from kwise.errors import Status
 
 MAX_HEADER_BYTES = 64 << 10
 
+_UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
+
+
+class _Receiving(Enum):
+    """The part of a request that is received at present."""
+
+    NOTHING = 1
+    HEAD = 2
+    BODY = 3
+
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """One connection. `new_protocol` sets `receive_s`."""
+    """One connection."""
 
-    receive_s: float = 60.0
-    _receiving: TimerHandle | None = None
-    _writing: TimerHandle | None = None
-    _num_header_bytes = 0
-    _is_refused = False
+    def __init__(self, *arguments: Any, receive_s: float, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._receive_s = receive_s
+        self._receiving = _Receiving.NOTHING
+        self._num_header_bytes = 0
+        self._receive_timer: TimerHandle | None = None
+        self._abort_timer: TimerHandle | None = None
+        self._is_refused = False
 
     # The connection
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_receiving()
+        self._start_receive_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_receiving()
-        self.resume_writing()
+        self._stop_receive_timer()
+        self._stop_abort_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        if self._receiving is None and not self._is_answering:
-            self._start_receiving()
+        was_in_head = self._receiving is _Receiving.HEAD
+        if _UPGRADE.search(data):
+            # Of the same length, in case that it is in a body. No JSON has such a line.
+            data = _UPGRADE.sub(b"\r\nignored", data)
         super().data_received(data)
+        # One header without end is not yet a header for the parser, so `on_header` counts nothing.
+        if was_in_head and self._receiving is _Receiving.HEAD:
+            self._count_header_bytes(len(data))
 
     @property
     def _is_answering(self) -> bool:
+        """True while a request waits for its reply, or for the rest of its body."""
         return bool(self.cycle) and not self.cycle.response_complete
 
     # The request
 
-    def _start_receiving(self) -> None:
-        if self._receiving is None:
-            self._receiving = self.loop.call_later(self.receive_s, self._receive_too_slow)
-
-    def _stop_receiving(self) -> None:
-        if self._receiving is not None:
-            self._receiving.cancel()
-            self._receiving = None
-
-    def _receive_too_slow(self) -> None:
-        self._receiving = None
-        message = f"the request did not arrive within {self.receive_s:g} s (--http-receive-s)"
-        self._refuse(HTTPStatus.REQUEST_TIMEOUT, Status.DEADLINE_EXCEEDED, message)
-
     def on_message_begin(self) -> None:
+        self._receiving = _Receiving.HEAD
         self._num_header_bytes = 0
-        self._start_receiving()
+        self._start_receive_timer()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -85,51 +100,103 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._count_header_bytes(len(name) + len(value))
         super().on_header(name, value)
 
+    def on_headers_complete(self) -> None:
+        self._receiving = _Receiving.BODY
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._receiving = _Receiving.NOTHING
+        self._stop_receive_timer()
+        super().on_message_complete()
+
     def _count_header_bytes(self, num_bytes: int) -> None:
         self._num_header_bytes += num_bytes
-        if self._num_header_bytes > MAX_HEADER_BYTES:
+        if self._num_header_bytes > MAX_HEADER_BYTES and not self._is_refused:
             message = f"request line and headers are larger than {MAX_HEADER_BYTES} bytes"
             self._refuse(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, Status.INVALID_ARGUMENT, message
             )
-            raise ValueError(message)  # ends the parser
 
-    def on_message_complete(self) -> None:
-        self._stop_receiving()
-        super().on_message_complete()
+    def _start_receive_timer(self) -> None:
+        if self._receive_timer is None:
+            self._receive_timer = self.loop.call_later(self._receive_s, self._receive_too_slow)
+
+    def _stop_receive_timer(self) -> None:
+        if self._receive_timer is not None:
+            self._receive_timer.cancel()
+            self._receive_timer = None
+
+    def _receive_too_slow(self) -> None:
+        self._receive_timer = None
+        if self.flow.read_paused or (self._receiving is _Receiving.HEAD and self._is_answering):
+            # The server does not read, or the client has begun the request after the one that is
+            # being answered. Neither is the client's fault.
+            self._start_receive_timer()
+        elif self._receiving is _Receiving.NOTHING or not (
+            self._receiving is _Receiving.HEAD or self._is_answering
+        ):
+            # Nothing has arrived; or what arrives is the rest of a body that was refused.
+            self._close()
+        else:
+            message = f"the request did not arrive within {self._receive_s:g} s (--http-receive-s)"
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, Status.DEADLINE_EXCEEDED, message)
 
     # The reply
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._writing is None:
-            self._writing = self.loop.call_later(self.receive_s, self.transport.abort)
+        self._start_abort_timer()
 
     def resume_writing(self) -> None:
-        if self._writing is not None:
-            self._writing.cancel()
-            self._writing = None
+        if not self.transport.is_closing():
+            self._stop_abort_timer()
         super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._start_abort_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._start_abort_timer()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(HTTPStatus.BAD_REQUEST, Status.INVALID_ARGUMENT, "this is not HTTP/1.1")
 
     def _refuse(self, http_status: HTTPStatus, status: Status, message: str) -> None:
-        """Answer with an error unless a reply has begun, and close the connection."""
+        """Answer with an error, unless a reply has begun or the connection closes. Close it."""
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
-        self._stop_receiving()
         if not (self._is_answering and self.cycle.response_started):
             problem = Problem(http_status=http_status, status=status, message=message)
             body = msgspec.json.encode(KWISE_ERRORS.make(problem))
             head = (
-                f"HTTP/1.1 {http_status} {http_status.phrase}\r\n"
+                f"HTTP/1.1 {http_status.value} {http_status.phrase}\r\n"
                 "content-type: application/json\r\n"
                 f"content-length: {len(body)}\r\n"
                 "connection: close\r\n\r\n"
             )
             self.transport.write(head.encode() + body)
-        self.transport.close()
-        # A client that does not read the reply keeps the connection no longer than others.
-        self._writing = self._writing or self.loop.call_later(self.receive_s, self.transport.abort)
+        self._close()
+
+    def _close(self) -> None:
+        """Close the connection once what was written has been read, or `receive_s` is over."""
+        self._stop_receive_timer()
+        if not self.transport.is_closing():
+            self.transport.close()
+        self._start_abort_timer()
+
+    def _start_abort_timer(self) -> None:
+        if self._abort_timer is None:
+            self._abort_timer = self.loop.call_later(self._receive_s, self.transport.abort)
+
+    def _stop_abort_timer(self) -> None:
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+            self._abort_timer = None
