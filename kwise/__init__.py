@@ -16,12 +16,12 @@ costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kwise.version import __version__
+
 if TYPE_CHECKING:
     from kwise.client import AsyncRewardClient, RewardClient
 
 __all__ = ["AsyncRewardClient", "RewardClient", "__version__"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

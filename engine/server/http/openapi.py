@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from kwise import __version__
 from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.version import __version__
 
 _REF = "#/components/schemas/{name}"
 # Each endpoint may answer with these, and those with a body with these as well.

@@ -6,8 +6,8 @@ from http import HTTPStatus
 
 import msgspec
 
-from kwise import __version__
 from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.version import __version__
 
 
 class Health(msgspec.Struct):
