@@ -43,7 +43,7 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         "load",
         LoadBenchConfig,
         "serving: throughput relative to the model alone, groups per second from the cache, "
-        "latency, and waiting times under load",
+        "latency, HTTP relative to gRPC, and waiting times under load",
     ),
     "train": (
         "training",

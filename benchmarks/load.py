@@ -1,6 +1,6 @@
 """What does serving cost beside the model, and how long does a request wait?
 
-Physics: the model pass limits uncached work, and gRPC with the event loop limits cached work. Four
+Physics: the model pass limits uncached work, and gRPC with the event loop limits cached work. Five
 figures, each a ratio within one run or a rate, with client and server on one machine:
 
     saturation   groups per second over gRPC, relative to the same groups run directly by a session
@@ -9,10 +9,12 @@ figures, each a ratio within one run or a rate, with client and server on one ma
                  capacity measured at saturation
     from cache   cached groups of K = 9 per second, from processes that fill a stream each
     latency      a cached call relative to an empty one (gRPC's health check), in turns
+    protocols    a cached group of K = 9 over HTTP relative to gRPC (`protocols.py`)
 """
 
 import asyncio
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from kwise.benchmarks.options import Cell, LoadBenchConfig
+from kwise.benchmarks.protocols import compare_protocols
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.server_process import running_server
 from kwise.benchmarks.workload import run_queued
@@ -69,7 +72,8 @@ def run(config: LoadBenchConfig) -> None:
                 "queueing:   p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms, ratio {ratio:.2f} at "
                 "{load:.0%} of capacity".format(**queueing)
             )
-    with running_server(artifact) as (_, address):
+    http_port = _free_port()
+    with running_server(artifact, "--http-port", str(http_port)) as (server, address):
         cached = [_from_cache(config.clients, address) for _ in range(config.repeats)]
         print(
             f"from cache: {statistics.median(cached):,.0f} groups of 9 per second, from "
@@ -80,6 +84,21 @@ def run(config: LoadBenchConfig) -> None:
             "latency:    cached call p50 {cached_ms:.3f} ms, empty call p50 {empty_ms:.3f} ms, "
             "ratio {ratio:.2f}".format(**latency)
         )
+        protocols = compare_protocols(
+            server.pid,
+            address,
+            http_port,
+            _CACHED_GROUP,
+            calls=config.calls,
+            repeats=config.repeats,
+        )
+        print(
+            f"protocols:  a cached group of 9 takes {protocols['http']['us']:.0f} us over HTTP and "
+            f"{protocols['grpc']['us']:.0f} us over gRPC, ratio {protocols['ratio']:.2f};\n"
+            f"            the server's CPU time is {protocols['http']['cpu_us']:.0f} us and "
+            f"{protocols['grpc']['cpu_us']:.0f} us ({protocols['stream']['cpu_us']:.0f} us on a "
+            f"stream), ratio {protocols['cpu_ratio']:.2f}"
+        )
     if config.json:
         results = {
             "artifact": artifact.manifest.name,
@@ -87,8 +106,15 @@ def run(config: LoadBenchConfig) -> None:
             "queueing": queueing,
             "from_cache_per_s": cached,
             "latency": latency,
+            "protocols": protocols,
         }
         write_results(config.json, "load", config, results)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _saturation(
