@@ -53,6 +53,7 @@ def test_an_error_of_a_response_moves_to_another_index_with_its_message() -> Non
         assert type(moved) is type(error)
         assert moved.response == 5
         assert str(moved).startswith("responses[5]")
+    assert str(ModelFailed(field="documents[3]")).startswith("documents[3]: the model failed")
 
 
 def test_an_error_of_a_group_stays_one() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from kwise.engine.server.http.bodies.table import ENDPOINTS
 from kwise.types import Reward
-from tests.engine.server.http.bodies.conftest import PROMPT, RESPONSES, Caller
+from tests.http_caller import EXACT, PROMPT, RESPONSES, HttpCaller
 
 
 def sigmoid(reward: float) -> float:
@@ -32,7 +32,7 @@ def by_index(results: list[Any], score: str = "relevance_score") -> list[float]:
 
 PLAIN = {"query": PROMPT, "documents": RESPONSES}
 PAIRS = [[PROMPT, response] for response in RESPONSES]
-Make = Callable[[Caller, list[str]], Any]
+Make = Callable[[HttpCaller, list[str]], Any]
 
 # Of each body: the path, the body of the texts of whole conversations, the scores in a reply, and
 # whether these are sigmoids.
@@ -57,7 +57,11 @@ BODIES: dict[str, tuple[str, Make, Callable[[Any], list[float]], bool]] = {
     ),
     "verl on vLLM": (
         "/classify",
-        lambda caller, texts: {"model": caller.model, "input": texts, "use_activation": False},
+        lambda caller, texts: {
+            "model": caller.model,
+            "input": texts,
+            "use_activation": False,
+        },
         probs,
         False,
     ),
@@ -100,7 +104,11 @@ BODIES: dict[str, tuple[str, Make, Callable[[Any], list[float]], bool]] = {
     # Plain texts.
     "vLLM score": (
         "/score",
-        lambda caller, _: {"model": caller.model, "text_1": PROMPT, "text_2": RESPONSES},
+        lambda caller, _: {
+            "model": caller.model,
+            "text_1": PROMPT,
+            "text_2": RESPONSES,
+        },
         lambda answer: [item["score"] for item in answer["data"]],
         True,
     ),
@@ -144,13 +152,13 @@ BODIES: dict[str, tuple[str, Make, Callable[[Any], list[float]], bool]] = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_gets_the_rewards_of_the_grpc_client(caller: Caller, name: str) -> None:
+def test_a_body_gets_the_rewards_of_the_grpc_client(caller: HttpCaller, name: str) -> None:
     path, body, scores, is_sigmoid = BODIES[name]
     texts = [caller.templated(response) for response in RESPONSES]
     expected = caller.rewards(RESPONSES)
     answer = caller.ok(path, body(caller, texts))
     assert scores(answer) == pytest.approx(
-        [sigmoid(reward) for reward in expected] if is_sigmoid else expected, abs=1e-6
+        [sigmoid(reward) for reward in expected] if is_sigmoid else expected, abs=EXACT
     )
     assert caller.headers["kwise-fingerprint"] == caller.client.get_model().fingerprint
 
@@ -161,18 +169,18 @@ def test_every_path_has_a_case() -> None:
     assert paths - {path for path, *_ in BODIES.values()} == set()
 
 
-def test_slime_gets_a_bare_number(caller: Caller) -> None:
+def test_slime_gets_a_bare_number(caller: HttpCaller) -> None:
     (expected,) = caller.rewards(RESPONSES[:1])
     messages = [{"role": "user", "content": [{"type": "text", "text": PROMPT}]}]
     for prompt in (PROMPT, messages):
         body: Any = {"prompt": prompt, "response": RESPONSES[0], "label": {"any": 1}}
-        assert caller.ok("/slime/reward", body) == pytest.approx(expected, abs=1e-6)
+        assert caller.ok("/slime/reward", body) == pytest.approx(expected, abs=EXACT)
     start, _, end = caller.templated(RESPONSES[0]).partition(RESPONSES[0])
     body = {"prompt": start, "response": RESPONSES[0] + end, "label": None}
-    assert caller.ok("/slime/reward/templated", body) == pytest.approx(expected, abs=1e-6)
+    assert caller.ok("/slime/reward/templated", body) == pytest.approx(expected, abs=EXACT)
 
 
-def test_openrlhf_gets_numbers_under_the_same_keys_in_every_reply(caller: Caller) -> None:
+def test_openrlhf_gets_numbers_under_the_same_keys_in_every_reply(caller: HttpCaller) -> None:
     answers = [
         caller.ok("/get_reward", {"query": [caller.templated(text)]})
         for text in ("A new text.", "A new text.", *RESPONSES)
@@ -184,7 +192,7 @@ def test_openrlhf_gets_numbers_under_the_same_keys_in_every_reply(caller: Caller
     assert [answer["extra_logs"]["kwise_cached"] for answer in answers[:2]] == [0.0, 1.0]
 
 
-def test_messages_get_the_template_and_the_last_one_is_scored(caller: Caller) -> None:
+def test_messages_get_the_template_and_the_last_one_is_scored(caller: HttpCaller) -> None:
     prompt = [
         {"role": "system", "content": "Answer briefly."},
         {"role": "user", "content": PROMPT},
@@ -192,43 +200,43 @@ def test_messages_get_the_template_and_the_last_one_is_scored(caller: Caller) ->
     messages = [*prompt, {"role": "assistant", "content": RESPONSES[0]}]
     expected = caller.rewards(RESPONSES[:1], prompt)
     answer = caller.ok("/classify", {"messages": messages, "use_activation": False})
-    assert probs(answer) == pytest.approx(expected, abs=1e-6)
+    assert probs(answer) == pytest.approx(expected, abs=EXACT)
 
 
-def test_token_ids_get_the_reward_of_their_text(caller: Caller, smollm2_tokenizer: Any) -> None:
+def test_token_ids_get_the_reward_of_their_text(caller: HttpCaller, smollm2_tokenizer: Any) -> None:
     texts = [caller.templated(response) for response in RESPONSES]
     ids = [smollm2_tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     expected = caller.rewards(RESPONSES)
     answer = caller.ok("/classify", {"input": ids, "use_activation": False})
-    assert probs(answer) == pytest.approx(expected, abs=1e-5)
+    assert probs(answer) == pytest.approx(expected, abs=EXACT)
     for given in (ids[0], [ids[0]]):
         (embedding,) = caller.ok("/v1/embeddings", {"input": given})["data"]
-        assert embedding["embedding"] == pytest.approx(expected[:1], abs=1e-5)
+        assert embedding["embedding"] == pytest.approx(expected[:1], abs=EXACT)
     body = {"query": ids[1][:9], "items": [ids[1][9:]]}
     ((score,),) = caller.ok("/v1/score", body)["scores"]
-    assert score == pytest.approx(expected[1], abs=1e-5)
+    assert score == pytest.approx(expected[1], abs=EXACT)
     body = {"query": ids[1][9:], "items": [ids[1][:9]], "item_first": True}
     assert caller.ok("/v1/score", body)["scores"] == [[score]]
 
 
-def test_a_query_and_its_items_may_be_cut_anywhere(caller: Caller) -> None:
+def test_a_query_and_its_items_may_be_cut_anywhere(caller: HttpCaller) -> None:
     start, _, _ = caller.templated(RESPONSES[0]).partition(RESPONSES[0])
     answer = caller.ok("/v1/score", {"query": start, "items": RESPONSES, "model": "default"})
     expected = [[reward] for reward in caller.rewards(RESPONSES)]
-    assert answer["scores"] == [pytest.approx(row, abs=1e-6) for row in expected]
+    assert answer["scores"] == [pytest.approx(row, abs=EXACT) for row in expected]
     text = caller.templated(RESPONSES[0])
     body = {"query": text[40:], "items": [text[:40]], "item_first": True}
-    assert caller.ok("/v1/score", body)["scores"] == [pytest.approx(expected[0], abs=1e-6)]
+    assert caller.ok("/v1/score", body)["scores"] == [pytest.approx(expected[0], abs=EXACT)]
 
 
-def test_vectors_may_be_base64(caller: Caller) -> None:
+def test_vectors_may_be_base64(caller: HttpCaller) -> None:
     body = {"input": caller.templated(RESPONSES[0]), "encoding_format": "base64"}
     (item,) = caller.ok("/v1/embeddings", body)["data"]
     (number,) = struct.unpack("<f", base64.b64decode(item["embedding"]))
-    assert number == pytest.approx(caller.rewards(RESPONSES[:1])[0], abs=1e-6)
+    assert number == pytest.approx(caller.rewards(RESPONSES[:1])[0], abs=EXACT)
 
 
-def test_different_prompts_are_answered_in_order(caller: Caller) -> None:
+def test_different_prompts_are_answered_in_order(caller: HttpCaller) -> None:
     prompts = ["Why?", "How?", "Why?", "Who?", "How?"]
     answers = ["a", "b", "c", "d", "e"]
     body = {"text_1": prompts, "text_2": answers, "use_activation": False}
@@ -236,13 +244,13 @@ def test_different_prompts_are_answered_in_order(caller: Caller) -> None:
     expected = [
         caller.rewards([answer], prompt)[0] for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    assert [item["score"] for item in data] == pytest.approx(expected, abs=1e-6)
+    assert [item["score"] for item in data] == pytest.approx(expected, abs=EXACT)
     assert [item["index"] for item in data] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("top_n", [None, 0, 1, 2, 99])
 def test_the_best_documents_come_first_and_ties_keep_their_order(
-    caller: Caller, top_n: int | None
+    caller: HttpCaller, top_n: int | None
 ) -> None:
     documents = [*RESPONSES, RESPONSES[0]]
     body = {"query": PROMPT, "documents": documents, "top_n": top_n, "return_documents": False}
@@ -254,7 +262,7 @@ def test_the_best_documents_come_first_and_ties_keep_their_order(
     assert all("document" not in result for result in results)
 
 
-def test_usage_counts_the_tokens_of_all_conversations(caller: Caller) -> None:
+def test_usage_counts_the_tokens_of_all_conversations(caller: HttpCaller) -> None:
     scored = caller.client.score(PROMPT, RESPONSES)
     counts = [reward.tokens for reward in scored.rewards if isinstance(reward, Reward)]
     tokens = sum(counts)
@@ -268,7 +276,7 @@ def test_usage_counts_the_tokens_of_all_conversations(caller: Caller) -> None:
     assert caller.headers["x-compute-tokens"] == str(counts[0])
 
 
-def test_documents_come_back_in_the_form_of_each_protocol(caller: Caller) -> None:
+def test_documents_come_back_in_the_form_of_each_protocol(caller: HttpCaller) -> None:
     body: Any = {"query": PROMPT, "documents": [{"text": "a"}, "b"]}
     results = caller.ok("/v1/rerank", body)["results"]
     assert sorted(result["document"]["text"] for result in results) == ["a", "b"]
@@ -278,7 +286,7 @@ def test_documents_come_back_in_the_form_of_each_protocol(caller: Caller) -> Non
     assert caller.ok("/rerank", body)[0]["text"] == "a"
 
 
-def test_tei_answers_a_single_input_with_a_single_list(caller: Caller) -> None:
+def test_tei_answers_a_single_input_with_a_single_list(caller: HttpCaller) -> None:
     for inputs in ("Hello", ["Hello"], [PROMPT, "Hello"]):
         (prediction,) = caller.ok("/predict", {"inputs": inputs})
         assert prediction["label"] == "reward"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.server.http.bodies.conftest import PROMPT, RESPONSES, Caller
+from tests.http_caller import EXACT, PROMPT, RESPONSES, HttpCaller
 
 LONG = "blue " * 3000
 MESSAGES = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
@@ -18,6 +18,11 @@ def message_of(answer: Any) -> str:
 # The path, the body, and how the message begins. Those with a number were found in public issues.
 REFUSED: dict[str, tuple[str, Any, str]] = {
     "no query": ("/get_reward", {"query": []}, "query: the list is empty"),
+    "too many queries": (
+        "/get_reward",
+        {"query": ["a"] * 2049},
+        "query: there are 2049; the",
+    ),
     "one bad query": ("/get_reward", {"query": ["fine", LONG]}, "query[1]: the conversation has"),
     "an empty query": ("/get_reward", {"query": ["a", "", ""]}, "query[1]: it is empty (2 of 3"),
     "unknown field": ("/get_reward", {"query": ["a"], "max_len": 9}, "body: Object contains unk"),
@@ -131,7 +136,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_body_is_refused_by_the_name_of_its_field(caller: Caller, name: str) -> None:
+def test_a_body_is_refused_by_the_name_of_its_field(caller: HttpCaller, name: str) -> None:
     path, body, beginning = REFUSED[name]
     status, answer = caller.send(path, body)
     assert message_of(answer).startswith(beginning), answer
@@ -141,7 +146,7 @@ def test_a_body_is_refused_by_the_name_of_its_field(caller: Caller, name: str) -
     assert status == expected
 
 
-def test_errors_have_the_form_of_each_protocol(caller: Caller) -> None:
+def test_errors_have_the_form_of_each_protocol(caller: HttpCaller) -> None:
     assert caller.send("/classify", {"input": []}) == (
         400,
         {
@@ -177,7 +182,7 @@ def test_errors_have_the_form_of_each_protocol(caller: Caller) -> None:
         ("/predict", {"inputs": "a", "truncate": True, "truncation_direction": "left"}),
     ],
 )
-def test_what_changes_no_reward_is_accepted(caller: Caller, path: str, body: Any) -> None:
+def test_what_changes_no_reward_is_accepted(caller: HttpCaller, path: str, body: Any) -> None:
     caller.ok(path, body)
 
 
@@ -185,15 +190,15 @@ def test_what_changes_no_reward_is_accepted(caller: Caller, path: str, body: Any
 # not, so the parameter would.
 @pytest.mark.parametrize("add_special_tokens", [True, False])
 def test_special_tokens_are_right_whatever_the_caller_says(
-    caller: Caller, add_special_tokens: bool
+    caller: HttpCaller, add_special_tokens: bool
 ) -> None:
     text = caller.templated(RESPONSES[0])
     body = {"input": text, "add_special_tokens": add_special_tokens, "use_activation": False}
     (item,) = caller.ok("/classify", body)["data"]
-    assert item["probs"] == pytest.approx(caller.rewards(RESPONSES[:1]), abs=1e-6)
+    assert item["probs"] == pytest.approx(caller.rewards(RESPONSES[:1]), abs=EXACT)
 
 
 # huggingface/text-embeddings-inference 747: two texts are one pair and not two inputs.
-def test_two_texts_are_a_pair(caller: Caller) -> None:
+def test_two_texts_are_a_pair(caller: HttpCaller) -> None:
     (prediction,) = caller.ok("/predict", {"inputs": [PROMPT, RESPONSES[0]], "raw_scores": True})
-    assert prediction["score"] == pytest.approx(caller.rewards(RESPONSES[:1])[0], abs=1e-6)
+    assert prediction["score"] == pytest.approx(caller.rewards(RESPONSES[:1])[0], abs=EXACT)
