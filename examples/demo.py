@@ -4,6 +4,9 @@
 becomes a reward model trained on examples/rankings.jsonl. The results are in
 build/demo/checkpoint and build/demo/artifact. Each step runs a `kwise` command as a user would;
 only finding the weights is special to the demo.
+
+`python examples/demo.py --rankings FILE -- OPTION …` trains on other rankings, and gives the
+options to `kwise train`. The tests use it to train on fewer rankings.
 """
 
 import argparse
@@ -53,13 +56,23 @@ def main() -> int:
         default=ROOT / "build" / "demo",
         help="output directory (default: build/demo)",
     )
-    build: Path = parser.parse_args().build
+    parser.add_argument(
+        "--rankings",
+        type=Path,
+        default=RANKINGS,
+        help="rankings to train on (default: examples/rankings.jsonl)",
+    )
+    parser.add_argument("train_options", nargs="*", help="options of kwise train, after --")
+    arguments = parser.parse_args()
+    build: Path = arguments.build
+    rankings: Path = arguments.rankings
     checkpoint, artifact = build / "checkpoint", build / "artifact"
     started = time.monotonic()
     shutil.rmtree(build, ignore_errors=True)
 
-    step("1/4  train a reward model on examples/rankings.jsonl")
-    kwise("train", RANKINGS, "--model", weights(), "--output", checkpoint)
+    step(f"1/4  train a reward model on {shown(rankings)}")
+    options = ["--model", weights(), "--output", checkpoint, *arguments.train_options]
+    kwise("train", rankings, *options)
     step("2/4  export it to ONNX and compare the rewards with those of the checkpoint")
     kwise("export", checkpoint, artifact, "--name", "smollm2-demo")
     step("3/4  serve it over gRPC")

@@ -19,12 +19,18 @@ IGNORED_WARNINGS = [
 
 
 def options(data: Path, model: Path, output: Path, **changed: Any) -> dict[str, Any]:
+    """Return options of a short run.
+
+    It does not rehearse the export, which takes seconds for each architecture and template in each
+    process, and which tests/export/test_rehearsal.py is about.
+    """
     base = {
         "epochs": 4.0,
         "learning_rate": 1e-3,
         "rankings_per_step": 2,
         "precision": Precision.FP32,
         "save_every": 5,
+        "export_check": False,
     }
     return {"data": str(data), "model": str(model), "output": output, **base, **changed}
 
@@ -35,13 +41,16 @@ def command(settings: dict[str, Any], killed_at: str = "") -> list[str]:
     With `killed_at`, the process is killed at the line of progress that begins with it; see
     programs/kill_at.py.
     """
-    named = {name: value for name, value in settings.items() if name != "data"}
-    flags = [
-        f"--{name.replace('_', '-')}={getattr(value, 'value', value)}"
-        for name, value in named.items()
-    ]
+    flags = [_flag(name, value) for name, value in settings.items() if name != "data"]
     killer = [KILL_AT, killed_at] if killed_at else []
     return [sys.executable, *killer, "-m", "kwise", "train", settings["data"], *flags]
+
+
+def _flag(name: str, value: Any) -> str:
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    return f"--{option}={getattr(value, 'value', value)}"
 
 
 def interrupted_at(line: str, config: TrainConfig) -> None:

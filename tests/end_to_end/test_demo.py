@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,54 @@ from typing import Any
 import pytest
 
 from kwise.client import RewardClient
-from tests.real_data import ROOT, read_examples
+from tests.real_data import EXAMPLES, ROOT, read_examples
 from tests.servers import PATIENCE_S, Server, raw_rewards, running_server
 
+# The demo trains on this many of the example rankings, the shortest, and validates with a third of
+# them: 8 steps with 32 rankings take less than half of the time of 21 steps with 82.
+NUM_RANKINGS = 48
+TRAIN_OPTIONS = ["--validation-fraction", "0.33"]
+# So many conversations of each kind are compared with transformers. A kind is its prompt's roles.
+NUM_OF_A_KIND = 4
 # Real rankings of nine responses, which are not in the repository; skipped without them.
 REAL_RANKINGS = Path(
     os.environ.get("KWISE_REAL_RANKINGS", ROOT.parent / "shared" / "data" / "rankings_k9.jsonl.gz")
 )
 
 
+def shortest_examples(num: int) -> list[str]:
+    """Return the lines of the example rankings with the shortest texts, in the file's order."""
+    lines = EXAMPLES.read_text(encoding="utf-8").splitlines(keepends=True)
+    lengths = [
+        sum(len(message["content"]) for message in messages) + sum(map(len, responses))
+        for messages, responses in read_examples()
+    ]
+    shortest = sorted(range(len(lines)), key=lengths.__getitem__)[:num]
+    return [lines[index] for index in sorted(shortest)]
+
+
+def examples_of_each_kind() -> list[tuple[list[dict[str, str]], list[str]]]:
+    """Return example prompts with two responses, `NUM_OF_A_KIND` at most of each kind."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    groups = []
+    for messages, responses in read_examples():
+        kind = tuple(message["role"] for message in messages)
+        counts[kind] += 1
+        if counts[kind] <= NUM_OF_A_KIND:
+            groups.append((messages, responses[:2]))
+    assert len(counts) > 3
+    return groups
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Run the demo and return (its output directory, what it printed)."""
+    """Run the demo with fewer rankings and return (its output directory, what it printed)."""
     build = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, str(ROOT / "examples" / "demo.py"), "--build", str(build)]
-    # It takes 300 s of CPU time. With a sixth of the machine it took more than 1500 s.
+    rankings = tmp_path_factory.mktemp("rankings") / "short.jsonl"
+    rankings.write_text("".join(shortest_examples(NUM_RANKINGS)), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "examples" / "demo.py")]
+    command += ["--build", str(build), "--rankings", str(rankings), "--", *TRAIN_OPTIONS]
+    # It takes 170 s of CPU time, and ten times as long on a busy machine.
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     return build, finished.stdout
@@ -39,11 +73,13 @@ def demo_server(demo: tuple[Path, str]) -> Iterator[Server]:
 
 
 @pytest.mark.timeout(4000)
-def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Path, str]) -> None:
+def test_the_demo_learns_above_chance_and_leaves_no_process(demo: tuple[Path, str]) -> None:
     build, output = demo
     report = json.loads((build / "checkpoint" / "training_report.json").read_text())
-    assert report["after"]["accuracy"] > 0.65
+    # 21 steps with all rankings reach 71 %. These 8 reach 64 %, and lower the loss by 0.066.
+    assert report["after"]["accuracy"] > 0.58
     assert report["after"]["accuracy"] > report["before"]["accuracy"]
+    assert report["after"]["loss"] < report["before"]["loss"] - 0.03
     assert "1 pass of the model in all" in output
     running = subprocess.run(
         ["pgrep", "-f", str(build)], capture_output=True, text=True, check=False
@@ -52,15 +88,14 @@ def test_the_demo_learns_well_above_chance_and_leaves_no_process(demo: tuple[Pat
 
 
 @pytest.mark.timeout(4000)
-def test_the_demo_model_serves_what_transformers_computes_on_every_example(
+def test_the_demo_model_serves_what_transformers_computes_on_every_kind_of_example(
     demo: tuple[Path, str], demo_server: Server, plain_rewards: Callable[..., list[float]]
 ) -> None:
     # To save time, score two responses of each group and compare one of them, alternately.
-    groups = [(messages, responses[:2]) for messages, responses in read_examples()]
+    groups = examples_of_each_kind()
     with RewardClient(demo_server.address, timeout_s=PATIENCE_S) as client:
-        for number, (group, served) in enumerate(
-            zip(groups, client.score_many(groups), strict=True)
-        ):
+        scored = client.score_many(groups)
+        for number, (group, served) in enumerate(zip(groups, scored, strict=True)):
             index = number % 2
             expected = plain_rewards(demo[0] / "checkpoint", group[0], [group[1][index]])
             assert [raw_rewards(served)[index]] == pytest.approx(expected, abs=1e-4)
@@ -73,7 +108,7 @@ def test_the_demo_model_serves_what_transformers_computes_on_real_groups(
 ) -> None:
     with gzip.open(REAL_RANKINGS, "rt", encoding="utf-8") as lines:
         rankings: list[dict[str, Any]] = [
-            json.loads(line) for _, line in zip(range(50), lines, strict=False)
+            json.loads(line) for _, line in zip(range(12), lines, strict=False)
         ]
     with RewardClient(demo_server.address, timeout_s=PATIENCE_S) as client:
         for number, ranking in enumerate(rankings):
