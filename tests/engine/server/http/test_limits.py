@@ -6,6 +6,7 @@ Each fault costs its own connection at most, and the server is healthy afterward
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -143,9 +144,16 @@ def test_headers_over_the_limit_are_refused(http: HttpServer) -> None:
 
 def test_a_request_that_does_not_arrive_in_time_gets_408(http: HttpServer) -> None:
     whole = request_bytes("POST", "/v1/rewards", GROUP)
-    for num_bytes in (1, 20, whole.index(b"\r\n\r\n") + 2, len(whole) - 1):
-        with connected(http.port) as connection:
-            connection.socket.sendall(whole[:num_bytes])
+    with ExitStack() as opened:
+        connections = []
+        for num_bytes in (1, 20, whole.index(b"\r\n\r\n") + 2, len(whole) - 1):
+            connections.append(opened.enter_context(connected(http.port)))
+            connections[-1].socket.sendall(whole[:num_bytes])
+        # The next request of a connection has its own time.
+        connections.append(opened.enter_context(connected(http.port)))
+        assert connections[-1].ask("POST", "/v1/rewards", GROUP).status == 200
+        connections[-1].socket.sendall(whole[:-1])
+        for connection in connections:
             reply = connection.read()
             assert reply.status == 408
             assert "within 1.5 s (--http-receive-s)" in reply.json["error"]["message"]
