@@ -1,26 +1,17 @@
 """A small HTTP client for tests, next to the gRPC client of the same server."""
 
-import json
-import re
 from collections.abc import Callable
-from http.client import HTTPConnection
 from typing import Any
 
 from kwise.client import RewardClient
-from tests.servers import PATIENCE_S, Server
+from tests.http_client import ask, http_port
+from tests.servers import Server
 
 # What two ways to the same reward may differ by: they may be in different batches.
 EXACT = 1e-4
 
 PROMPT = "Why is the sky blue?"
 RESPONSES = ["Air scatters blue light more than red.", "Because it likes blue.", "Dunno."]
-
-
-def http_port_of(server: Server) -> int:
-    """Return the HTTP port of a server that runs with `--http-port 0`."""
-    match = re.search(r"listening on http://\S+:(\d+)", server.log.text)
-    assert match is not None, server.log.text
-    return int(match[1])
 
 
 class HttpCaller:
@@ -32,7 +23,8 @@ class HttpCaller:
     def __init__(
         self, server: Server, client: RewardClient, template: Callable[..., str] = str
     ) -> None:
-        self.port = http_port_of(server)
+        self.port = http_port(server)
+        self.server = server
         self.client = client
         self.model = client.get_model().model
         self.headers: dict[str, str] = {}
@@ -40,15 +32,9 @@ class HttpCaller:
 
     def send(self, path: str, body: Any) -> tuple[int, Any]:
         """Return status and body of the reply to a POST, and keep its headers."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
-        try:
-            headers = {"content-type": "application/json"}
-            connection.request("POST", path, json.dumps(body).encode(), headers)
-            response = connection.getresponse()
-            self.headers = {name.lower(): value for name, value in response.getheaders()}
-            return response.status, json.loads(response.read())
-        finally:
-            connection.close()
+        reply = ask(self.port, "POST", path, body)
+        self.headers = dict(reply.headers)
+        return reply.status, reply.json
 
     def ok(self, path: str, body: Any) -> Any:
         """Return the body of a reply that is a success."""

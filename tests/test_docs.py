@@ -21,8 +21,9 @@ COMMANDS += [
     f"data {name}" for name in ("convert", "validate", "stats", "split", "dedupe", "merge")
 ]
 COMMANDS += [f"bench {name}" for name in ("graph", "gpu", "precision", "load", "train", "soak")]
-# Options of pytest and pip that the pages mention.
+# Options of pytest, pip and RL libraries that the pages mention.
 OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps"}
+OTHER_OPTIONS |= {"--apply-chat-template", "--group-rm", "--reward", "--rm-type", "--rm-url"}
 
 FOLDERS = "benchmarks|client|docs|engine|examples|export|kwise|protos|tests|train"
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")

@@ -5,7 +5,8 @@ of LLaMA-Factory's own server (read in 0.9.5: llamafactory/train/ppo/ppo_utils.p
 llamafactory/api/protocol.py). A message is a whole conversation, decoded with its special tokens.
 
 The client checks no status and never tries again: a refused call ends the run. Therefore a call
-that the queue has no room for is held. Its `model` is always "model", so the name is not checked.
+that the queue has no room for is held, and the server logs why a message cannot be scored. The
+client's `model` is always "model", so the name is not checked.
 """
 
 from typing import Annotated, Literal
@@ -44,7 +45,7 @@ async def evaluate(call: Call, body: EvaluationRequest) -> Reply:
     check_size(call, "messages", len(body.messages))
     fields = [f"messages[{index}]" for index in range(len(body.messages))]
     samples = of_templated(body.messages, fields)
-    scored = await score_samples(call, samples, hold_s=HOLD_S)
+    scored = await score_samples(call, samples, hold_s=HOLD_S, log_for="LLaMA-Factory")
     check_not_cut("max_length", body.max_length, samples, scored)
     answer = EvaluationReply(
         id=new_id("scoreval"),

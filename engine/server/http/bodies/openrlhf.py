@@ -9,8 +9,8 @@ is applied. Each call has one query.
 The client knows no error of a reward. It tries 5 times, a second apart, whatever the status, and
 ignores Retry-After. Then the reward is None and the run ends. Therefore a call that the queue has
 no room for is held, because the client waits for 180 s. A query that cannot be scored is answered
-with an error and not with an invented number: the run ends after the 5 tries, and its log has the
-message.
+with an error and not with an invented number: the run ends after the 5 tries. The client's log has
+the status only, so the server logs the reason.
 
 `extra_logs` become tensors, so they are numbers, and each reply has the same keys.
 """
@@ -59,7 +59,8 @@ async def get_reward(call: Call, body: RewardsRequest) -> Reply:
         raise InvalidRequest("query", "the list is empty; give at least one")
     check_size(call, "query", len(body.query))
     fields = [f"query[{index}]" for index in range(len(body.query))]
-    scored = await score_samples(call, of_templated(body.query, fields), hold_s=HOLD_S)
+    samples = of_templated(body.query, fields)
+    scored = await score_samples(call, samples, hold_s=HOLD_S, log_for="OpenRLHF")
     rewards = [reward.value for reward in scored.rewards]
     extra_logs = ExtraLogs(
         kwise_tokens=fmean(reward.tokens for reward in scored.rewards),

@@ -11,6 +11,7 @@ for `hold_s` seconds: some clients end their run when they are refused.
 """
 
 import asyncio
+import logging
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from kwise.engine.server.http.endpoint import Call
 from kwise.engine.slices import PAUSE_S, in_slices
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded
 from kwise.types import Group, Reward, ScoredGroup, Timing
+
+_LOG = logging.getLogger(__name__)
 
 # How long a call is held while the queue has no room, for clients that do not come back after a
 # refusal. OpenRLHF gives up on a call after 180 s.
@@ -75,7 +78,12 @@ def check_size(call: Call, field: str, number: int) -> None:
 
 
 async def score_samples(
-    call: Call, samples: Sequence[Sample], *, model: str | None = None, hold_s: float = 0.0
+    call: Call,
+    samples: Sequence[Sample],
+    *,
+    model: str | None = None,
+    hold_s: float = 0.0,
+    log_for: str = "",
 ) -> ScoredSamples:
     """Return the rewards of the samples, in order.
 
@@ -84,6 +92,8 @@ async def score_samples(
         samples: at least one.
         model: the name of the model that must answer; None or "" for whichever is served.
         hold_s: how long the call waits for room in the queue before it is refused.
+        log_for: the name of a client that does not show its user why a call failed. The server
+            logs the reason in its place. "" logs nothing.
 
     Raises:
         InvalidRequest: a sample cannot be scored; names its field.
@@ -105,7 +115,12 @@ async def score_samples(
     while len({o.fingerprint for o in outcomes if isinstance(o, ScoredGroup)}) > 1:
         # The model was replaced in the meantime. The new one has some of the rewards already.
         outcomes = await queue.score()
-    return _merged(samples, places, outcomes)
+    try:
+        return _merged(samples, places, outcomes)
+    except KwiseError as error:
+        if log_for:
+            _LOG.warning("a sample of %s cannot be scored: %s", log_for, error)
+        raise
 
 
 def _check_token_ids(call: Call, samples: Sequence[Sample]) -> None:

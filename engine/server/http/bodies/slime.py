@@ -9,7 +9,8 @@ are two paths:
 - /slime/reward: the prompt is messages or the user's text, as in the data set;
 - /slime/reward/templated: the prompt is text with the template applied (`--apply-chat-template`).
 
-The client tries 10 times with growing pauses, whatever the status, and then the run ends.
+The client tries 10 times with growing pauses, whatever the status, and then the run ends. Its log
+has the status only, so the server logs why a sample cannot be scored.
 """
 
 from typing import Any
@@ -69,7 +70,7 @@ async def score_templated(call: Call, body: TemplatedSampleRequest) -> Reply:
 
 
 async def _score(call: Call, sample: Sample) -> Reply:
-    scored = await score_samples(call, [sample])
+    scored = await score_samples(call, [sample], log_for="slime")
     return reply(scored.rewards[0].value, scored)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from kwise.client import RewardClient
-from tests.held_model import HeldModel
 from tests.http_caller import HttpCaller
 from tests.servers import running_server
 
@@ -21,11 +20,3 @@ def caller(tiny_artifact: Path, smollm2_tokenizer: Any) -> Iterator[HttpCaller]:
         RewardClient(server.address) as client,
     ):
         yield HttpCaller(server, client, template)
-
-
-@pytest.fixture
-def held(tmp_path: Path) -> HeldModel:
-    """A model that the test can hold, for `running_held_server`."""
-    directory = tmp_path / "held"
-    directory.mkdir()
-    return HeldModel(directory)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.http_caller import EXACT, PROMPT, RESPONSES, HttpCaller
+from tests.servers import wait_until
 
 LONG = "blue " * 3000
 MESSAGES = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
@@ -202,3 +203,17 @@ def test_special_tokens_are_right_whatever_the_caller_says(
 def test_two_texts_are_a_pair(caller: HttpCaller) -> None:
     (prediction,) = caller.ok("/predict", {"inputs": [PROMPT, RESPONSES[0]], "raw_scores": True})
     assert prediction["score"] == pytest.approx(caller.rewards(RESPONSES[:1])[0], abs=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/get_reward", {"query": ["a", LONG]}),
+        ("/slime/reward", {"prompt": "a", "response": LONG}),
+        ("/v1/score/evaluation", {"messages": ["a", LONG]}),
+    ],
+)
+def test_the_log_says_why_a_run_ends(caller: HttpCaller, path: str, body: Any) -> None:
+    """These clients log the status only."""
+    _, answer = caller.send(path, body)
+    wait_until(lambda: f"cannot be scored: {message_of(answer)}" in caller.server.log.text)
