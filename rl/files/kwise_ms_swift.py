@@ -1,0 +1,53 @@
+"""The plugin for ms-swift: `--external_plugins $(kwise rl-path ms-swift) --reward_funcs kwise`.
+
+ms-swift gives a whole local batch in one call, and runs an asynchronous function in a new event
+loop at each step. So the function is a blocking one, which keeps its connection.
+
+ms-swift puts the folder of a plugin on `sys.path`. So this file lies apart from the other adapters,
+whose names would hide the libraries that they adapt.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from swift.rewards import ORM, orms  # pyright: ignore[reportMissingImports]
+
+from kwise.rl.scoring import Scoring
+
+# Columns by which a conversation says more than its texts.
+_NOT_SCORED = ("images", "videos", "audios", "tools")
+
+
+class Kwise(ORM):
+    """A reward function that asks a kwise server.
+
+    Attributes:
+        scoring: gives the rewards. The address is KWISE_ADDRESS; a subclass in a file of yours may
+            have another. ms-swift turns a reward of None into 0 where no other function gives the
+            response a reward, so a response without a reward is an error.
+    """
+
+    scoring = Scoring()
+
+    def __call__(
+        self, completions: Sequence[str], messages: Sequence[Sequence[Any]], **columns: Any
+    ) -> list[float]:
+        """Return one reward per completion, in order.
+
+        Args:
+            completions: the answers.
+            messages: the conversations, each with its answer at the end.
+            columns: the other columns of the rows.
+
+        Raises:
+            ValueError: a conversation has images, videos, audios or tools.
+            NotScored, ModelChanged, RewardServiceError: see `Scoring.score`.
+        """
+        for name in _NOT_SCORED:
+            if any(columns.get(name) or ()):
+                raise ValueError(f"the rows have {name}; kwise scores texts only")
+        prompts = [conversation[:-1] for conversation in messages]
+        return self.scoring.score(prompts, completions).values
+
+
+orms["kwise"] = Kwise

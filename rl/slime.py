@@ -1,0 +1,56 @@
+"""The reward function for slime: `--custom-rm-path kwise.rl.slime.reward`.
+
+With `--group-rm`, slime gives the K samples of a prompt together, which become one request.
+Without it, and in evaluation, it gives one sample at a time, and the server joins them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kwise.client.messages import PromptLike
+from kwise.rl.scoring import Scoring
+from kwise.types import TemplatedText
+
+
+class RewardFunction:
+    """A reward function for slime.
+
+    Args:
+        address: the server; None for KWISE_ADDRESS in the environment of slime's rollout process.
+        options: further arguments of `Scoring`, but not `on_error`.
+    """
+
+    def __init__(self, address: str | None = None, **options: Any) -> None:
+        self._scoring = Scoring(address, **options, on_error="raise")
+
+    async def __call__(self, args: Any, sample: Any, **_: Any) -> float | list[float]:
+        """Return the reward of a sample, or the rewards of a list of samples, in order.
+
+        A prompt of messages is a conversation. A prompt that is a text has the chat template
+        applied with `--apply-chat-template`, and is one message of the user without it.
+
+        Raises:
+            TypeError: a sample is itself a list of samples.
+            NotScored, ModelChanged, RewardServiceError: see `Scoring.score`. slime ends the run.
+        """
+        samples = sample if isinstance(sample, Sequence) else [sample]
+        for index, member in enumerate(samples):
+            if isinstance(member, Sequence):
+                raise TypeError(
+                    f"samples[{index}] is a list of samples, and slime keeps one reward per list "
+                    "with --group-rm; leave out --group-rm where a rollout makes several samples"
+                )
+        prompts = [_prompt(args, member) for member in samples]
+        responses = [member.response for member in samples]
+        rewards = (await self._scoring.score_async(prompts, responses)).values
+        return rewards if samples is sample else rewards[0]
+
+
+reward = RewardFunction()
+
+
+def _prompt(args: Any, sample: Any) -> PromptLike:
+    prompt: PromptLike = sample.prompt
+    if isinstance(prompt, str) and args.apply_chat_template:
+        return TemplatedText(text=prompt)
+    return prompt
