@@ -25,6 +25,7 @@ from kwise.engine.reward_cache import RewardCache, StoredReward, reward_keys
 from kwise.engine.schedule.batcher import Batcher
 from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.fair_queue import Flow
+from kwise.engine.schedule.group_times import GroupTimes
 from kwise.engine.schedule.in_flight import RewardInFlight, TokenizerJob
 from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.schedule.tokenizer_pool import TokenizerPool
@@ -188,16 +189,22 @@ class Scorer:
             Unavailable: the scorer stops.
             ModelFailed: the runtime failed on every response.
         """
-        keys = await self._keys(group)
-        flow = Flow(group.priority, group.client)
-        cached = self._look_up(keys)
-        in_flight = self._start_or_join(group, keys, cached, flow)
-        try:
-            if in_flight:
-                await asyncio.wait([reward.future for reward in in_flight.values()])
-        finally:
-            self._leave(in_flight.values(), flow)
-        return self._reply(keys, cached, in_flight)
+        times = GroupTimes(self.counters.groups)
+        with times.success_or_failure():
+            keys = await self._keys(group)
+            flow = Flow(group.priority, group.client)
+            cached = self._look_up(keys)
+            times.looked_up()
+            in_flight = self._start_or_join(group, keys, cached, flow)
+            try:
+                if in_flight:
+                    await asyncio.wait([reward.future for reward in in_flight.values()])
+            finally:
+                times.computed()
+                self._leave(in_flight.values(), flow)
+            scored = self._reply(keys, cached, in_flight)
+            times.replied(scored.timing, is_cached=not in_flight)
+        return scored
 
     async def _keys(self, group: Group) -> list[bytes]:
         """Check the group, and return one key per response. Many responses are read in slices."""

@@ -1,11 +1,13 @@
 """Totals of an engine since it started."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from kwise.engine.schedule.group_times import GroupDurations
 
 
 @dataclass(slots=True, kw_only=True)
 class Counters:
-    """Totals that only grow. See `Counters` in reward.proto for the meaning of each."""
+    """Totals that only grow. See `Counters` in reward.proto for the meaning of the numbers."""
 
     model_passes: int = 0
     sequences: int = 0
@@ -18,3 +20,4 @@ class Counters:
     abandoned: int = 0
     busy_s: float = 0.0
     idle_with_work_s: float = 0.0
+    groups: GroupDurations = field(default_factory=GroupDurations)

@@ -1,0 +1,93 @@
+"""Measures where the time of each group goes, and sums it up."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from kwise.types import Timing
+
+
+@dataclass(slots=True, kw_only=True)
+class Duration:
+    """How often something happened, and how long it took altogether."""
+
+    count: int = 0
+    total_s: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one more, which took `seconds`."""
+        self.count += 1
+        self.total_s += seconds
+
+
+@dataclass(slots=True, kw_only=True)
+class GroupDurations:
+    """Where the time of groups went. A group is one request for rewards, in whichever protocol.
+
+    Attributes:
+        success: groups that were answered, from arrival to reply.
+        failure: groups that were refused, failed or cancelled, from arrival to then.
+        queue: the wait for a batch; all answered groups, 0 s for those from the cache.
+        tokenizer: the wait for a tokenizer thread and its work; groups that were computed.
+        model: the longest batch of the group; groups that were computed.
+        reply: storing and assembling the rewards; groups that were computed.
+        cache_hit: hashing and look-up; groups that the reward cache answered by itself.
+        cache_miss: hashing and look-up; the other answered groups.
+        last_at_s: when the last group arrived, in seconds since 1970; 0 before the first.
+    """
+
+    success: Duration = field(default_factory=Duration)
+    failure: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    tokenizer: Duration = field(default_factory=Duration)
+    model: Duration = field(default_factory=Duration)
+    reply: Duration = field(default_factory=Duration)
+    cache_hit: Duration = field(default_factory=Duration)
+    cache_miss: Duration = field(default_factory=Duration)
+    last_at_s: float = 0.0
+
+
+class GroupTimes:
+    """The times of one group. They are added to the totals once the group is answered."""
+
+    def __init__(self, totals: GroupDurations) -> None:
+        self._totals = totals
+        self._started_s = self._now_s()
+        self._looked_up_s = self._computed_s = self._started_s
+        totals.last_at_s = time.time()
+
+    @contextmanager
+    def success_or_failure(self) -> Iterator[None]:
+        """Count the group as answered, or as failed if an exception is raised inside."""
+        try:
+            yield
+        except BaseException:  # a call that is cancelled got no rewards either
+            self._totals.failure.add(self._now_s() - self._started_s)
+            raise
+        self._totals.success.add(self._now_s() - self._started_s)
+
+    def looked_up(self) -> None:
+        """Note that the reward cache has been asked."""
+        self._looked_up_s = self._now_s()
+
+    def computed(self) -> None:
+        """Note that no reward of the group is being computed any more."""
+        self._computed_s = self._now_s()
+
+    def replied(self, timing: Timing, *, is_cached: bool) -> None:
+        """Add the times of an answered group. `is_cached` says that nothing was computed."""
+        totals, look_up_s = self._totals, self._looked_up_s - self._started_s
+        totals.queue.add(timing.queue_ms / 1000)
+        if is_cached:
+            totals.cache_hit.add(look_up_s)
+            return
+        totals.cache_miss.add(look_up_s)
+        totals.tokenizer.add(timing.tokenizer_ms / 1000)
+        totals.model.add(timing.model_ms / 1000)
+        totals.reply.add(self._now_s() - self._computed_s)
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()
