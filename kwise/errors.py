@@ -4,6 +4,7 @@
     ├── InvalidRequest      INVALID_ARGUMENT    a field of the request breaks a limit
     ├── UnknownModel        NOT_FOUND           no model of that name is served here
     ├── Overloaded          RESOURCE_EXHAUSTED  the queue is full; says when to try again
+    ├── DeadlineExceeded    DEADLINE_EXCEEDED   the time that the request allows has passed
     ├── Unavailable         UNAVAILABLE         the server drains; try again elsewhere or later
     ├── ModelFailed         INTERNAL            the runtime failed on this response
     ├── ServiceFailed       INTERNAL            the server has a bug
@@ -134,6 +135,15 @@ class Overloaded(KwiseError):
             f"as are left free: try again in {retry_after_s:.2f} s"
         )
         self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(KwiseError):
+    """The time that a field of the request allows has passed. gRPC has its own deadline besides."""
+
+    status = Status.DEADLINE_EXCEEDED
+
+    def __init__(self, field: str, limit: str) -> None:
+        super().__init__(f"{field}: the rewards were not there within {limit}; allow more time")
 
 
 class Unavailable(KwiseError):

@@ -1,12 +1,14 @@
-"""Generate the Python modules of protos/kwise/v1 next to their .proto files.
+"""Generate Python modules next to the .proto files below protos/.
 
 Usage: python protos/generate.py [OUT]
 
 protoc writes `from kwise.v1 import reward_pb2`, because that is the path of the proto package. The
-modules live in `kwise.protos.kwise.v1`, so that import is made relative. Nothing else is changed.
+modules live in `kwise.protos.kwise.v1`, so that import is made relative. The messages of protocols
+that kwise did not define go into a descriptor pool of their own; see `private_pool.py`.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).parent
 PROTOS = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
+
+_DEFAULT_POOL = "_descriptor_pool.Default()"
 
 
 def generate(out: Path) -> None:
@@ -28,13 +32,30 @@ def generate(out: Path) -> None:
     outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python", "mypy_grpc")]
     if protoc.main(["protoc", *includes, *outputs, *PROTOS]) != 0:
         raise RuntimeError(f"protoc failed on {PROTOS}")
-    for path in out.rglob("*_pb2_grpc.py*"):
-        text = path.read_text()
-        text = text.replace("from kwise.v1 import", "from . import")
-        text = text.replace("import kwise.v1.reward_pb2\n", "from . import reward_pb2\n")
-        text = text.replace("from kwise.v1 import reward_pb2", "from . import reward_pb2")
-        text = text.replace("kwise.v1.reward_pb2.", "reward_pb2.")
-        path.write_text(text)
+    for proto in PROTOS:
+        stem = out / proto.removesuffix(".proto")
+        package, module = ".".join(stem.relative_to(out).parts[:-1]), f"{stem.name}_pb2"
+        for ending in ("_grpc.py", "_grpc.pyi"):
+            path = stem.with_name(module + ending)
+            path.write_text(_relative(path.read_text(), package, module))
+        if not package.startswith("kwise."):
+            path = stem.with_name(f"{module}.py")
+            path.write_text(_in_private_pool(path.read_text()))
+
+
+def _relative(text: str, package: str, module: str) -> str:
+    """Import `module` relatively, and name it without its package."""
+    text = text.replace(f"from {package} import {module}", f"from . import {module}")
+    text = text.replace(f"import {package}.{module}\n", f"from . import {module}\n")
+    return re.sub(rf"\b{re.escape(package)}\.{module}\.", f"{module}.", text)
+
+
+def _in_private_pool(text: str) -> str:
+    assert text.count(_DEFAULT_POOL) == 1
+    text = text.replace(_DEFAULT_POOL, "_private_pool.POOL")
+    line = "from google.protobuf import descriptor_pool as _descriptor_pool\n"
+    assert line in text
+    return text.replace(line, "from kwise.protos import private_pool as _private_pool\n")
 
 
 if __name__ == "__main__":

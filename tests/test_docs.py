@@ -21,8 +21,8 @@ COMMANDS += [
     f"data {name}" for name in ("convert", "validate", "stats", "split", "dedupe", "merge")
 ]
 COMMANDS += [f"bench {name}" for name in ("graph", "gpu", "precision", "load", "train", "soak")]
-# Options of pytest, pip and RL libraries that the pages mention.
-OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps"}
+# Options of pytest, pip and perf_analyzer that the pages mention.
+OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps", "--input-data"}
 # Those of RL libraries: docs/protocols.md and docs/rl.md.
 OTHER_OPTIONS |= {"--apply-chat-template", "--custom-rm-path", "--group-rm", "--reward", "--train"}
 OTHER_OPTIONS |= {"--rm-type", "--rm-url"}

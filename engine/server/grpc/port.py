@@ -1,4 +1,4 @@
-"""The gRPC port: `kwise.v1.RewardService`, the standard health service, and reflection."""
+"""The gRPC port: all services of `services.py`, the standard health service, and reflection."""
 
 import asyncio
 
@@ -8,14 +8,10 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from kwise.engine.server.config import ServerConfig
-from kwise.engine.server.grpc.rewards import GrpcRewardService
+from kwise.engine.server.grpc.services import HEALTH, SERVICES, descriptor_pool
 from kwise.engine.server.listen import bound_sockets, cannot_listen
 from kwise.engine.server.service import RewardService
 from kwise.errors import ConfigError
-from kwise.protos.kwise.v1 import reward_pb2, reward_pb2_grpc
-
-_SERVICE = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class GrpcPort:
@@ -26,6 +22,7 @@ class GrpcPort:
     """
 
     def __init__(self, config: ServerConfig) -> None:
+        self._config = config
         self._server = grpc.aio.server(options=_options(config))
         self._health = health.HealthServicer()
         self._stopping: asyncio.Task[None] | None = None
@@ -38,14 +35,14 @@ class GrpcPort:
 
     async def start(self, service: RewardService) -> None:
         """Answer calls with `service` from now on."""
-        reward_pb2_grpc.add_RewardServiceServicer_to_server(
-            GrpcRewardService(service), self._server
-        )
+        for entry in SERVICES:
+            entry.add(entry.servicer(service, self._config), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        served = [entry.descriptor.full_name for entry in SERVICES]
         reflection.enable_server_reflection(
-            (_SERVICE, _HEALTH, reflection.SERVICE_NAME), self._server
+            (*served, HEALTH.full_name, reflection.SERVICE_NAME), self._server, descriptor_pool()
         )
-        for name in ("", _SERVICE):
+        for name in ("", *served):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 

@@ -1,49 +1,123 @@
-"""One stream of groups over gRPC: read while there is room, answer groups as they finish.
+"""Streams of requests over gRPC: read while there is room, answer requests as they finish.
 
-It uses the call's `read` and `write` and is not an async generator. When the client goes away, a
-generator is closed at its `yield`, in a task that is not its own, and the groups in flight would be
-left to the garbage collector.
+They use the call's `read` and `write` and are not async generators. When the client goes away, a
+generator is closed at its `yield`, in a task that is not its own, and the requests in flight would
+be left to the garbage collector.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
+from kwise.engine.server.grpc.calls import Context
 from kwise.errors import InvalidRequest, KwiseError, Unavailable
-from kwise.protos.kwise.v1 import reward_pb2 as pb
 
-# Groups of one stream that are worked on at once. A client that sends more waits at HTTP/2's flow
+# Requests of one stream that are worked on at once. A client that sends more waits at HTTP/2's flow
 # control.
 MAX_STREAM_GROUPS = 256
 
-Context = grpc.aio.ServicerContext[Any, Any]
+_Request = TypeVar("_Request", bound=Message)
+_Reply = TypeVar("_Reply", bound=Message)
 
 
-class GroupStream:
-    """The requests and replies of one `ScoreStream` call.
+class RequestReader(Generic[_Request]):
+    """Reads the requests of a call until the client has sent all, or an event ends the stream.
 
     Args:
         context: the gRPC call.
-        answer: returns the reply to one request and does not raise.
-        draining: set once the server shuts down; no further requests are read then.
+        request_type: the message that the client sends.
+        ends: events after which no further request is read, with the error to raise then.
     """
 
     def __init__(
         self,
         context: Context,
-        answer: Callable[[pb.ScoreStreamRequest], Awaitable[pb.ScoreStreamResponse]],
+        request_type: type[_Request],
+        ends: Mapping[asyncio.Event, Callable[[], KwiseError]],
+    ) -> None:
+        self._context = context
+        self._request_type = request_type
+        self._ends = {asyncio.create_task(event.wait()): error for event, error in ends.items()}
+        self._num_read = 0
+
+    async def read(self) -> _Request | None:
+        """Return the next request; None if the client has sent all, or has gone.
+
+        Raises:
+            InvalidRequest: the client sent bytes that are not a request.
+            KwiseError: one of the events is set.
+        """
+        self._raise_if_ended()
+        reading = asyncio.ensure_future(self._context.read())
+        try:
+            await asyncio.wait({reading, *self._ends}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                self._raise_if_ended()
+            request = reading.result()
+        except DecodeError:
+            raise InvalidRequest(
+                f"requests[{self._num_read}]",
+                f"this is not a {self._request_type.DESCRIPTOR.full_name}; the stream ends before "
+                f"it",
+            ) from None
+        except grpc.aio.BaseError:
+            return None  # the client has gone, and gRPC will cancel this call
+        finally:
+            await _cancel(reading)
+        if not isinstance(request, self._request_type):  # grpc.aio.EOF
+            return None
+        self._num_read += 1
+        return request
+
+    async def close(self) -> None:
+        """Stop watching the events."""
+        await _cancel(*self._ends)
+
+    def _raise_if_ended(self) -> None:
+        for waiting, error in self._ends.items():
+            if waiting.done():
+                raise error()
+
+
+class RequestStream(Generic[_Request, _Reply]):
+    """The requests and replies of one call that streams both.
+
+    Args:
+        context: the gRPC call.
+        request_type: the message that the client sends.
+        answer: returns the reply to one request. If it raises a `KwiseError`, the stream ends with
+            that error; use this with `in_order` only.
+        draining: set once the server shuts down; no further requests are read then.
+        in_order: write the replies in the order of the requests, and not as they finish.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        request_type: type[_Request],
+        answer: Callable[[_Request], Awaitable[_Reply]],
         draining: asyncio.Event,
+        *,
+        in_order: bool,
     ) -> None:
         self._context = context
         self._answer = answer
-        self._draining = draining
+        self._in_order = in_order
         self._room = asyncio.Semaphore(MAX_STREAM_GROUPS)
         self._writing = asyncio.Lock()
         self._groups: set[asyncio.Task[None]] = set()
+        self._last: asyncio.Task[None] | None = None
+        self._failure: KwiseError | None = None
+        self._failed = asyncio.Event()
+        self._reader = RequestReader(
+            context,
+            request_type,
+            {draining: Unavailable.draining, self._failed: self._first_failure},
+        )
 
     async def run(self) -> None:
         """Return once every request that was read is answered. If cancelled, cancel their work.
@@ -51,53 +125,64 @@ class GroupStream:
         Raises:
             InvalidRequest: the client sent bytes that are not a request.
             Unavailable: the server drains; unanswered requests belong on another stream.
+            KwiseError: the first request that failed, if `answer` raises; the replies to all
+                earlier ones are written.
         """
-        draining = asyncio.create_task(self._draining.wait())
+        failed = asyncio.create_task(self._failed.wait())
         try:
-            error = await self._read(draining)
+            error = await self._read()
             # Replies come before an error too: gRPC accepts no status while a write is in progress,
             # and the client would wait for ever.
-            await asyncio.gather(*self._groups)
+            answered: asyncio.Future[Any] = asyncio.gather(*self._groups)
+            await asyncio.wait({answered, failed}, return_when=asyncio.FIRST_COMPLETED)
+            if answered.done():
+                await answered
         finally:
-            await _cancel(draining, *self._groups)
-        if error:
+            await self._reader.close()
+            await _cancel(failed, *self._groups)
+        if error := self._failure or error:
             raise error
 
-    async def _read(self, draining: "asyncio.Task[bool]") -> KwiseError | None:
+    async def _read(self) -> KwiseError | None:
         """Start a task for each request. Return None at the stream's end, or why it ends early."""
-        num_read = 0
-        while not draining.done():
-            reading = asyncio.ensure_future(self._context.read())
-            try:
-                await asyncio.wait({reading, draining}, return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done():
-                    break
-                request = reading.result()
-            except DecodeError:
-                return InvalidRequest(
-                    f"requests[{num_read}]",
-                    "this is not a kwise.v1.ScoreStreamRequest; the stream ends before it",
-                )
-            except grpc.aio.BaseError:
-                return None  # the client has gone, and gRPC will cancel this call
-            finally:
-                await _cancel(reading)
-            if not isinstance(request, pb.ScoreStreamRequest):  # grpc.aio.EOF
-                return None
-            num_read += 1
-            await self._room.acquire()
-            group = asyncio.create_task(self._serve(request))
-            self._groups.add(group)
-            group.add_done_callback(self._groups.discard)
-        return Unavailable.draining()
+        try:
+            while (request := await self._reader.read()) is not None:
+                await self._room.acquire()
+                group = asyncio.create_task(self._serve(request, self._last))
+                self._groups.add(group)
+                group.add_done_callback(self._groups.discard)
+                self._last = group if self._in_order else None
+        except KwiseError as error:
+            return error
+        return None
 
-    async def _serve(self, request: pb.ScoreStreamRequest) -> None:
-        response = await self._answer(request)
-        async with self._writing:
-            with suppress(grpc.aio.BaseError):  # the client has gone
-                await self._context.write(response)
-        # Only after the write, so that a client that reads slowly delays its own groups alone.
-        self._room.release()
+    async def _serve(self, request: _Request, previous: "asyncio.Task[None] | None") -> None:
+        try:
+            response = await self._answer_or_error(request)
+            if previous is not None:
+                await asyncio.wait({previous})
+            if self._failure is not None:
+                return
+            if isinstance(response, KwiseError):
+                self._failure = response
+                self._failed.set()
+                return
+            async with self._writing:
+                with suppress(grpc.aio.BaseError):  # the client has gone
+                    await self._context.write(response)
+        finally:
+            # Only after the write, so that a client that reads slowly delays its own groups alone.
+            self._room.release()
+
+    async def _answer_or_error(self, request: _Request) -> _Reply | KwiseError:
+        try:
+            return await self._answer(request)
+        except KwiseError as error:
+            return error
+
+    def _first_failure(self) -> KwiseError:
+        assert self._failure is not None
+        return self._failure
 
 
 async def _cancel(*tasks: "asyncio.Future[Any]") -> None:

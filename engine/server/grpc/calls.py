@@ -1,0 +1,41 @@
+"""What the rpcs of all services have in common: the status of an error, and who calls."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from kwise.engine.server.grpc.messages import status_code, trailers
+from kwise.engine.server.service import RewardService
+from kwise.errors import KwiseError
+from kwise.types import CLIENT_KEY
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@asynccontextmanager
+async def running_call(
+    service: RewardService,
+    context: Context,
+    code_of: Callable[[KwiseError], grpc.StatusCode] = status_code,
+) -> AsyncIterator[None]:
+    """Count the call as running, and end it with the status of an error raised inside.
+
+    Args:
+        service: the service that answers.
+        context: the gRPC call.
+        code_of: returns the status of an error in the protocol of the call.
+    """
+    try:
+        with service.call():
+            yield
+    except KwiseError as error:
+        await context.abort(code_of(error), str(error), trailers(error))
+
+
+def client_of(context: Context) -> str:
+    """Return the client that the call names (behind a proxy, say), or else its connection."""
+    metadata: Any = context.invocation_metadata() or ()
+    named: Iterator[Any] = (value for key, value in metadata if key == CLIENT_KEY)
+    return str(next(named, "")) or context.peer()

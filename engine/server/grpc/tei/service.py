@@ -1,0 +1,257 @@
+"""The rpcs of `tei.v1`, the protocol of Text Embeddings Inference.
+
+`Rerank` scores the responses `texts` to the prompt `query`, and `PredictPair` one response.
+`Predict` scores a whole conversation with the chat template applied. A score is the sigmoid of the
+normalised reward, or the reward itself with `raw_scores`.
+
+`truncate` changes nothing. No response is ever cut, and a query has no older turns that could be
+dropped, so a text that is too long is refused.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from time import perf_counter_ns
+from typing import Any, NoReturn
+
+import grpc
+
+from kwise import __version__
+from kwise.engine.server.grpc.calls import Context, client_of, running_call
+from kwise.engine.server.grpc.stream import RequestReader, RequestStream
+from kwise.engine.server.grpc.tei.messages import code_of, metadata, ranks, rewards, score, user
+from kwise.engine.server.service import RewardService, bugs_reported
+from kwise.errors import InvalidRequest, Unavailable
+from kwise.options import MAX_UINT32
+from kwise.protos.tei.v1 import tei_pb2 as pb
+from kwise.protos.tei.v1 import tei_pb2_grpc
+from kwise.types import Conversation, Group, Reward, ScoredGroup, TemplatedText
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+_LABEL = "LABEL_0"  # what transformers calls the only label of a model without names
+_NO_TOKENS = "this server of a reward model does not tokenise for clients"
+
+
+class TeiInfo(tei_pb2_grpc.InfoServicer):
+    """`tei.v1.Info`."""
+
+    def __init__(self, service: RewardService) -> None:
+        self._service = service
+
+    async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
+        async with running_call(self._service, context, code_of):
+            info, config = self._service.model_info(), self._service.scorer.config
+            return pb.InfoResponse(
+                version=__version__,
+                model_id=info.model,
+                model_sha=info.fingerprint,
+                model_dtype=_DTYPES[info.precision],
+                model_type=pb.MODEL_TYPE_RERANKER,
+                # kwise limits tokens. Each request in the queue has one at least.
+                max_concurrent_requests=min(config.max_queue_tokens, MAX_UINT32),
+                max_input_length=info.max_tokens,
+                max_batch_tokens=info.max_batch_tokens,
+                max_client_batch_size=info.max_responses,
+                tokenization_workers=config.tokenizer_threads,
+            )
+
+
+class TeiPredict(tei_pb2_grpc.PredictServicer):
+    """`tei.v1.Predict`."""
+
+    def __init__(self, service: RewardService) -> None:
+        self._service = service
+
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+        async with running_call(self._service, context, code_of):
+            return await self._predict([request.inputs], request, client_of(context))
+
+    async def PredictPair(
+        self, request: pb.PredictPairRequest, context: Context
+    ) -> pb.PredictResponse:
+        async with running_call(self._service, context, code_of):
+            return await self._predict(request.inputs, request, client_of(context))
+
+    async def PredictStream(  # type: ignore[override]  # the stub knows only iterators
+        self, request_iterator: AsyncIterator[pb.PredictRequest], context: Context
+    ) -> None:
+        client = client_of(context)
+
+        async def answer(request: pb.PredictRequest) -> pb.PredictResponse:
+            with bugs_reported():
+                return await self._predict([request.inputs], request, client)
+
+        await self._answer_stream(context, pb.PredictRequest, answer)
+
+    async def PredictPairStream(  # type: ignore[override]  # the stub knows only iterators
+        self, request_iterator: AsyncIterator[pb.PredictPairRequest], context: Context
+    ) -> None:
+        client = client_of(context)
+
+        async def answer(request: pb.PredictPairRequest) -> pb.PredictResponse:
+            with bugs_reported():
+                return await self._predict(request.inputs, request, client)
+
+        await self._answer_stream(context, pb.PredictPairRequest, answer)
+
+    async def _answer_stream(
+        self,
+        context: Context,
+        request_type: type[Any],
+        answer: Callable[[Any], Awaitable[pb.PredictResponse]],
+    ) -> None:
+        """Answer in order. As in TEI, the first request that fails ends the stream."""
+        async with running_call(self._service, context, code_of):
+            await RequestStream(
+                context, request_type, answer, self._service.draining, in_order=True
+            ).run()
+
+    async def _predict(
+        self,
+        inputs: Sequence[str],
+        request: pb.PredictRequest | pb.PredictPairRequest,
+        client: str,
+    ) -> pb.PredictResponse:
+        started_ns = perf_counter_ns()
+        prompt: Conversation | TemplatedText
+        match inputs:
+            case [text]:
+                prompt, response = TemplatedText(text=""), text
+            case [first, second]:
+                prompt, response = user(first), second
+            case _:
+                raise InvalidRequest("inputs", f"there are {len(inputs)} texts; give one or two")
+        if not any(inputs):
+            raise InvalidRequest("inputs", "the text is empty")
+        group = Group(prompt=prompt, responses=(response,), client=client)
+        scored = await self._service.score(group)
+        (reward,) = rewards(scored)
+        value = score(reward, raw=request.raw_scores)
+        return pb.PredictResponse(
+            predictions=[pb.Prediction(score=value, label=_LABEL)],
+            metadata=metadata(started_ns, sum(map(len, inputs)), [scored]),
+        )
+
+
+class TeiRerank(tei_pb2_grpc.RerankServicer):
+    """`tei.v1.Rerank`.
+
+    Args:
+        service: the service that scores.
+        max_message_bytes: the limit on one message, and on all messages of one stream together,
+            because they are answered together.
+    """
+
+    def __init__(self, service: RewardService, max_message_bytes: int) -> None:
+        self._service = service
+        self._max_stream_bytes = max_message_bytes
+
+    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
+        async with running_call(self._service, context, code_of):
+            started_ns = perf_counter_ns()
+            self._service.limits.check(len(request.texts))
+            if not request.texts:
+                raise InvalidRequest("texts", "there are none; give at least one")
+            texts = tuple(request.texts)
+            group = Group(prompt=user(request.query), responses=texts, client=client_of(context))
+            scored = await self._service.score(group)
+            num_characters = len(request.query) * len(texts) + sum(map(len, texts))
+            return pb.RerankResponse(
+                ranks=ranks(rewards(scored), texts, request),
+                metadata=metadata(started_ns, num_characters, [scored]),
+            )
+
+    async def RerankStream(
+        self, request_iterator: AsyncIterator[pb.RerankStreamRequest], context: Context
+    ) -> pb.RerankResponse:
+        """Score the texts of each query as one group, and rank all of them together."""
+        async with running_call(self._service, context, code_of):
+            started_ns = perf_counter_ns()
+            requests = await self._read(context)
+            if not requests:
+                raise InvalidRequest("requests", "there are none; send at least one")
+            indices: dict[str, list[int]] = {}
+            for index, request in enumerate(requests):
+                indices.setdefault(request.query, []).append(index)
+            groups = [
+                Group(
+                    prompt=user(query),
+                    responses=tuple(requests[index].text for index in of_query),
+                    client=client_of(context),
+                )
+                for query, of_query in indices.items()
+            ]
+            scored = await _all(self._service.score(group) for group in groups)
+            by_index: dict[int, Reward] = {}
+            for group, of_query in zip(scored, indices.values(), strict=True):
+                of_group = rewards(group, of_query)
+                by_index |= zip(of_query, of_group, strict=True)
+            num_characters = sum(len(request.query) + len(request.text) for request in requests)
+            return pb.RerankResponse(
+                ranks=ranks(
+                    [by_index[index] for index in range(len(requests))],
+                    [request.text for request in requests],
+                    requests[0],
+                ),
+                metadata=metadata(started_ns, num_characters, scored),
+            )
+
+    async def _read(self, context: Context) -> list[pb.RerankStreamRequest]:
+        """Return all requests of a stream.
+
+        Raises:
+            InvalidRequest: they exceed a limit, or one of them is malformed.
+            Unavailable: the server drains.
+        """
+        ends = {self._service.draining: Unavailable.draining}
+        reader = RequestReader(context, pb.RerankStreamRequest, ends)
+        requests: list[pb.RerankStreamRequest] = []
+        num_bytes = 0
+        try:
+            while (request := await reader.read()) is not None:
+                requests.append(request)
+                num_bytes += request.ByteSize()
+                self._service.limits.check(len(requests))
+                if num_bytes > self._max_stream_bytes:
+                    raise InvalidRequest(
+                        "requests",
+                        f"together they have more than {self._max_stream_bytes} bytes, the limit "
+                        f"of one message (--max-message-bytes)",
+                    )
+        finally:
+            await reader.close()
+        return requests
+
+
+class TeiTokenize(tei_pb2_grpc.TokenizeServicer):
+    """`tei.v1.Tokenize`, which this server does not have."""
+
+    async def Tokenize(self, request: pb.EncodeRequest, context: Context) -> NoReturn:
+        await _no_tokens(context)
+
+    async def TokenizeStream(  # type: ignore[override]  # the stub knows only iterators
+        self, request_iterator: AsyncIterator[pb.EncodeRequest], context: Context
+    ) -> None:
+        await _no_tokens(context)
+
+    async def Decode(self, request: pb.DecodeRequest, context: Context) -> NoReturn:
+        await _no_tokens(context)
+
+    async def DecodeStream(  # type: ignore[override]  # the stub knows only iterators
+        self, request_iterator: AsyncIterator[pb.DecodeRequest], context: Context
+    ) -> None:
+        await _no_tokens(context)
+
+
+async def _all(calls: Iterable[Awaitable[ScoredGroup]]) -> list[ScoredGroup]:
+    """Return all results in order. If one fails, cancel the others and raise its error."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _no_tokens(context: Context) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_TOKENS)
