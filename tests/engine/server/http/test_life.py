@@ -14,7 +14,7 @@ import pytest
 from kwise.engine.artifact import read_artifact
 from tests.held_model import HeldModel, running_held_server
 from tests.http_client import HttpConnection, ask, connected, http_port
-from tests.servers import PATIENCE_S, Log, Server, wait_until
+from tests.servers import PATIENCE_S, Log, Server, running_server, wait_until
 
 GROUP = {"prompt": "p", "responses": ["a", "b"]}
 
@@ -53,6 +53,24 @@ def test_calls_that_come_before_the_model_is_loaded_are_answered(
         process.kill()
         process.wait()
         reader.join()
+
+
+def test_more_connections_at_once_than_the_soft_limit_of_files_are_answered(
+    tiny_artifact: Path,
+) -> None:
+    """RL libraries open one per sample. With asyncio's loop, those over the limit wait for 1 s."""
+    limited = ("sh", "-c", 'ulimit -S -n 100; exec "$0" "$@"', sys.executable, "-m", "kwise")
+    options = ("--http-port", "0")
+    with running_server(tiny_artifact, *options, entry_point=limited) as server:
+        port = http_port(server)
+        connections = [HttpConnection(port) for _ in range(400)]
+        for connection in connections:
+            connection.send("POST", "/v1/rewards", GROUP)
+        for connection in connections:
+            assert connection.read().status == 200
+        for connection in connections:
+            connection.socket.close()
+        assert "out of system resource" not in server.log.text
 
 
 def test_a_drain_refuses_new_calls_finishes_running_ones_and_listens_to_the_end(
