@@ -82,15 +82,16 @@ test-transformers5: .venv-transformers5/done  ## run the tests that involve tran
 
 # An environment of its own. The libraries in RL_LIBRARIES ask for versions that exclude each other's,
 # and for CUDA. What the tests import of them needs RL_NEEDS only, so they are installed with
-# --no-deps. ms-swift needs a TRL older than 1.
+# --no-deps.
 RL_LIBRARIES := areal==1.0.4 llamafactory==0.9.5 ms-swift==4.6.0 openrlhf==0.11.2 verl==0.9.1
-RL_NEEDS := aiohttp codetiming dacite datasets json_repair modelscope omegaconf orjson pillow \
-	pydantic pylatexenc ray requests simplejson skyrl-gym==0.4.0 'tensordict<=0.10' trl==0.29.1 \
-	verifiers==0.4.0 zstandard
+RL_NEEDS := aiohttp codetiming cohere dacite datasets json_repair modelscope omegaconf orjson \
+	pillow pydantic pylatexenc ray requests simplejson skyrl-gym==0.4.0 'tensordict<=0.10' \
+	trl==1.16.0 verifiers==0.4.0 zstandard
 
 .venv-rl/done: pyproject.toml
 	$(PYTHON) -m venv .venv-rl
-	.venv-rl/bin/python $(PIP_INSTALL) -e '.[export,test]' $(RL_NEEDS)
+	.venv-rl/bin/python $(PIP_INSTALL) -e '.[export,test]'
+	.venv-rl/bin/python $(PIP_INSTALL) $(RL_NEEDS)
 	.venv-rl/bin/python $(PIP_INSTALL) --no-deps $(RL_LIBRARIES) $(WEIGHTS)
 	@touch $@
 

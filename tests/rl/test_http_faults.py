@@ -1,4 +1,7 @@
-"""Libraries that send HTTP themselves: OpenRLHF and LLaMA-Factory, with their own client code."""
+"""OpenRLHF's and LLaMA-Factory's own HTTP clients, while a server is away, full, or refuses.
+
+test_http_clients.py has what they get from a server that answers.
+"""
 
 import asyncio
 import re
@@ -110,17 +113,6 @@ def rewards_of(outputs: list[dict[str, Any]]) -> list[float]:
     return [reward for output in outputs for reward in output["reward"]]
 
 
-def test_openrlhf_gets_the_rewards_of_the_messages(
-    openrlhf: OpenRlhf, http_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    outputs = openrlhf.execute(url_of(http_server), RESPONSES, monkeypatch)
-    assert rewards_of(outputs) == expected(http_server, RESPONSES)
-    assert openrlhf.pauses == 0
-    keys = [output["extra_logs"].keys() for output in outputs]
-    assert all(other == keys[0] for other in keys)
-    assert all(isinstance(number, float) for number in outputs[0]["extra_logs"].values())
-
-
 def test_openrlhf_gets_no_reward_for_what_cannot_be_scored(
     openrlhf: OpenRlhf, http_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,15 +185,6 @@ def whole_texts(rollouts: Rollouts, responses: list[str]) -> list[str]:
     texts: list[str] = rollouts.tokenizer.batch_decode(token_ids, skip_special_tokens=False)
     assert texts[0].endswith(END_OF_TURN)
     return texts
-
-
-def test_llama_factory_gets_the_rewards_of_the_messages(
-    get_rewards_from_server: Any, http_server: Server, rollouts: Rollouts
-) -> None:
-    """Its own API gives other rewards than the run, because it applies the template again."""
-    url = f"{url_of(http_server)}/v1/score/evaluation"
-    rewards = get_rewards_from_server(url, whole_texts(rollouts, RESPONSES))
-    assert rewards.tolist() == expected(http_server, RESPONSES)
 
 
 def test_llama_factory_gets_no_reward_for_what_cannot_be_scored(
