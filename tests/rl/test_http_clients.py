@@ -1,19 +1,14 @@
-"""The real clients of other servers against kwise's HTTP port: OpenRLHF, LLaMA-Factory and SDKs.
+"""The real clients of other servers against kwise's HTTP port: verl's loop, Cohere's and OpenAI's.
 
-A test is skipped if its client is not installed. OpenRLHF and LLaMA-Factory are imported file by
-file, because their packages need a GPU's libraries.
+A test is skipped if its client is not installed. `test_http.py` has OpenRLHF and LLaMA-Factory.
 """
 
 import asyncio
 import importlib
 import importlib.util
-import sys
-import types
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,102 +36,6 @@ def caller(tiny_artifact: Path, smollm2_tokenizer: Any) -> Iterator[HttpCaller]:
         RewardClient(server.address) as client,
     ):
         yield HttpCaller(server, client, template)
-
-
-def module_without_packages(name: str) -> Any:
-    """Import a module of a library without running the `__init__` of its packages."""
-    parts = name.split(".")
-    spec = importlib.util.find_spec(parts[0])
-    assert spec is not None and spec.origin is not None
-    packages = [".".join(parts[:end]) for end in range(1, len(parts))]
-    for package in packages:
-        if package not in sys.modules:
-            stub = types.ModuleType(package)
-            stub.__path__ = [str(Path(spec.origin).parent.joinpath(*package.split(".")[1:]))]
-            sys.modules[package] = stub
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(name)
-    finally:
-        for module in [m for m in sys.modules if m.partition(".")[0] == parts[0]]:
-            del sys.modules[module]
-
-
-class Engine:
-    """Generates one response, in place of vLLM."""
-
-    def __init__(self, token_ids: list[int]) -> None:
-        self._token_ids = token_ids
-
-    async def generate(self, *_: Any, **__: Any) -> Any:
-        output = SimpleNamespace(token_ids=self._token_ids, finish_reason="stop", logprobs=None)
-        return SimpleNamespace(outputs=[output])
-
-
-@pytest.fixture
-def executor(caller: HttpCaller) -> Any:
-    """OpenRLHF's executor, with `--reward.remote_url` set to the server."""
-    agent = module_without_packages("openrlhf.utils.agent")
-    return agent.SingleTurnAgentExecutor(f"http://127.0.0.1:{caller.port}/get_reward")
-
-
-def execute(executor: Any, tokenizer: Any, response: str) -> Any:
-    """Run one rollout of OpenRLHF's executor and return its output."""
-    return asyncio.run(_execute(executor, tokenizer, response))
-
-
-async def _execute(executor: Any, tokenizer: Any, response: str) -> Any:
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    return await executor.execute(
-        prompt=tokenizer.apply_chat_template(
-            [{"role": "user", "content": PROMPT}], add_generation_prompt=True, tokenize=False
-        ),
-        label=None,
-        sampling_params=SimpleNamespace(max_tokens=8192, logprobs=None),
-        max_length=16384,
-        hf_tokenizer=tokenizer,
-        llm_engine=Engine([*tokenizer.encode(response, add_special_tokens=False), end]),
-    )
-
-
-@needs("openrlhf")
-def test_openrlhf_gets_the_rewards_of_its_rollouts(
-    caller: HttpCaller, executor: Any, smollm2_tokenizer: Any
-) -> None:
-    import torch
-
-    async def rollouts() -> list[Any]:
-        calls = (_execute(executor, smollm2_tokenizer, response) for response in RESPONSES)
-        return await asyncio.gather(*calls)
-
-    outputs = asyncio.run(rollouts())
-    rewards = [output["reward"] for output in outputs]
-    assert [reward for (reward,) in rewards] == pytest.approx(caller.rewards(RESPONSES), abs=EXACT)
-    for output in outputs:
-        assert output["scores"] == output["reward"]
-        # What its generator of samples does with them.
-        for value in output["extra_logs"].values():
-            assert torch.tensor([value]).shape == (1,)
-    assert len({tuple(output["extra_logs"]) for output in outputs}) == 1
-
-
-@needs("openrlhf")
-def test_openrlhf_gets_no_number_for_what_cannot_be_scored(
-    executor: Any, smollm2_tokenizer: Any
-) -> None:
-    output = execute(executor, smollm2_tokenizer, "blue " * 4000)
-    assert output["reward"] is None
-    assert output["scores"] is None
-
-
-@needs("llamafactory")
-def test_llama_factory_gets_a_mini_batch(caller: HttpCaller) -> None:
-    ppo_utils = module_without_packages("llamafactory.train.ppo.ppo_utils")
-    texts = [caller.templated(response) for response in RESPONSES]
-    url = f"http://127.0.0.1:{caller.port}/v1/score/evaluation"
-    rewards = ppo_utils.get_rewards_from_server(url, texts)
-    assert rewards.tolist() == pytest.approx(caller.rewards(RESPONSES), abs=EXACT)
 
 
 def sigmoids(rewards: list[float]) -> list[float]:
@@ -179,3 +78,34 @@ def test_openais_client_gets_rewards_as_embeddings(
     assert raised.value.param == "dimensions"
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="other", input="a")
+
+
+@needs("verl")
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_verls_classifying_loop_gets_the_rewards_of_the_messages(
+    caller: HttpCaller, smollm2_tokenizer: Any, engine: str
+) -> None:
+    """Its configuration has no address. Whoever subclasses it sets one, and the model's name."""
+    import numpy as np
+    import torch
+
+    verl = importlib.import_module("verl")
+    reward_loop = importlib.import_module("verl.experimental.reward_loop.reward_loop")
+    reward_model = {"enable": True, "model_path": caller.model, "rollout": {"name": engine}}
+    reward = {"reward_model": reward_model, "custom_reward_function": {"path": None}}
+    worker = object.__new__(reward_loop.RewardLoopWorker)
+    worker.config = importlib.import_module("omegaconf").OmegaConf.create({"reward": reward})
+    worker.reward_router_address = f"127.0.0.1:{caller.port}"
+    worker.input_tokenizer = worker.reward_model_tokenizer = smollm2_tokenizer
+    raw_prompt = np.empty(1, dtype=object)
+    raw_prompt[0] = [{"role": "user", "content": PROMPT}]
+    ids = smollm2_tokenizer.encode(RESPONSES[0], add_special_tokens=False)
+    data = verl.DataProto.from_dict(
+        tensors={
+            "responses": torch.tensor([[*ids, 0, 0]]),
+            "attention_mask": torch.tensor([[1] * (4 + len(ids)) + [0, 0]]),
+        },
+        non_tensors={"raw_prompt": raw_prompt},
+    )
+    score = asyncio.run(worker.compute_score(data))["reward_score"]
+    assert score == pytest.approx(caller.rewards(RESPONSES[:1])[0], abs=EXACT)

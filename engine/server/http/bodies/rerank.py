@@ -56,7 +56,7 @@ class RerankRequest(PairRequest, kw_only=True):
     query: str
     documents: str | list[str | Document]
     top_n: Annotated[int, Meta(ge=0)] | None = None
-    return_documents: bool = True
+    return_documents: bool | None = None
     max_chunks_per_doc: int | None = None
     rank_fields: list[str] | None = None
 
@@ -118,6 +118,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
     scored = await score_samples(call, samples, model=body.model)
     for limit in ("truncate_prompt_tokens", "max_tokens_per_query", "max_tokens_per_doc"):
         check_not_cut(limit, getattr(body, limit), samples, scored)
+    has_documents = body.return_documents is not False
     answer = RerankReply(
         id=new_id("rerank", body.request_id),
         model=scored.model,
@@ -125,7 +126,7 @@ async def rerank(call: Call, body: RerankRequest) -> Reply:
             Result(
                 index=index,
                 relevance_score=score,
-                document=Document(text=documents[index]) if body.return_documents else None,
+                document=Document(text=documents[index]) if has_documents else None,
             )
             for index, score in best_first(scored, body.use_activation)[: body.top_n or None]
         ],

@@ -132,8 +132,9 @@ def of_token_ids(sequences: Sequence[Sequence[int]], fields: Sequence[str]) -> l
         if not sequence:
             raise InvalidRequest(field, "it has no token ids; give at least one")
     ids = [tuple(sequence) for sequence in sequences]
-    shared = cast(TokenIds, commonprefix([min(ids), max(ids)]))
-    if len(set(ids)) == 1 and len(shared) > 1:
+    first, last = min(ids), max(ids)
+    shared = cast(TokenIds, commonprefix([first, last]))
+    if first == last and len(shared) > 1:
         shared = shared[:-1]
     if not shared:
         # They begin unlike each other, so each is a group of its own.

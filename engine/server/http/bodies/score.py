@@ -48,7 +48,7 @@ REFUSED_OF_PAIRS: Reasons = {
 class PairRequest(VllmRequest, kw_only=True):
     """The fields of all of vLLM's bodies with pairs of texts."""
 
-    max_tokens_per_query: Annotated[int, Meta(ge=0)] = 0
+    max_tokens_per_query: Annotated[int, Meta(ge=0)] | None = 0
     max_tokens_per_doc: Annotated[int, Meta(ge=0)] | None = 0
     instruction: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -174,6 +174,7 @@ def test_errors_have_the_form_of_each_protocol(caller: HttpCaller) -> None:
     [
         # langgenius/dify-official-plugins 453: a client that sends null for what it does not set.
         ("/rerank", {"query": PROMPT, "documents": RESPONSES, "top_n": None}),
+        ("/v2/rerank", {"query": PROMPT, "documents": RESPONSES, "return_documents": None}),
         # volcengine/OpenViking 3291: documents as objects.
         ("/rerank", {"query": PROMPT, "documents": [{"text": text} for text in RESPONSES]}),
         ("/classify", {"input": "a", "truncate_prompt_tokens": -1, "truncation_side": "left"}),
