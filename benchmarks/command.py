@@ -9,6 +9,7 @@ from typing import Any
 from kwise.benchmarks.options import (
     GpuBenchConfig,
     GraphBenchConfig,
+    JoinedBenchConfig,
     LoadBenchConfig,
     PrecisionBenchConfig,
     SoakConfig,
@@ -44,6 +45,11 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         LoadBenchConfig,
         "serving: throughput relative to the model alone, groups per second from the cache, "
         "latency, HTTP relative to gRPC, and waiting times under load",
+    ),
+    "joined": (
+        "joined",
+        JoinedBenchConfig,
+        "single calls, at once and apart, relative to calls of whole groups",
     ),
     "train": (
         "training",

@@ -46,6 +46,18 @@ class Cell:
         return prompt, [sequence.token_ids[self.P :].tolist() for sequence in group]
 
 
+def parse_cell(text: str) -> Cell:
+    """Parse the option `--cell`, "P/R/K".
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    try:
+        return Cell.parse(text)
+    except ValueError:
+        raise ConfigError(f"--cell is {text!r}; it must be P/R/K in integers") from None
+
+
 def parse_cells(text: str) -> list[Cell]:
     """Parse the option `--cells`, "P/R/K,P/R/K,…".
 
@@ -211,10 +223,34 @@ class LoadBenchConfig:
 
     def parsed_cell(self) -> Cell:
         """Return `cell`, parsed."""
-        try:
-            return Cell.parse(self.cell)
-        except ValueError:
-            raise ConfigError(f"--cell is {self.cell!r}; it must be P/R/K in integers") from None
+        return parse_cell(self.cell)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedBenchConfig:
+    """Options of `kwise bench joined`."""
+
+    artifact: str = option(help="an artifact with the trie layout")
+    cell: str = option(
+        "48/24/9",
+        "groups P/R/K: words of the prompt, words of each response, number of responses",
+    )
+    prompts: int = option(64, "prompts", minimum=1, maximum=MAX_COUNT)
+    clients: int = option(2, "processes that send calls", minimum=1, maximum=256)
+    window: int = option(
+        32, "calls that a process has open in the staggered run", minimum=1, maximum=MAX_COUNT
+    )
+    repeats: int = option(3, "rounds, after one warm-up", minimum=1, maximum=MAX_COUNT)
+    http: bool = option(False, "call /get_reward over HTTP, one connection per call")
+    json: str = option("", "file for all figures and the machine")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        self.parsed_cell()
+
+    def parsed_cell(self) -> Cell:
+        """Return `cell`, parsed."""
+        return parse_cell(self.cell)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,15 @@
 """The core of kwise.rl against a real server: order, groups, processes, loops, errors, restarts."""
 
 import asyncio
+import math
 import multiprocessing
 import pickle
 import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +25,7 @@ from kwise.rl.result import ModelChanged, NotScored, ScoredResponses
 from kwise.rl.scoring import Scoring
 from kwise.types import TemplatedText
 from tests.held_model import HeldModel, running_held_server
+from tests.real_data import ROOT
 from tests.servers import PATIENCE_S, Server, running_server, wait_until
 
 PROMPTS: list[Any] = [
@@ -124,6 +128,32 @@ def test_a_spawned_process_gets_the_same_rewards_after_use_in_this_one(
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(score_in_child, (pickle.dumps(scoring),)) == expected
     assert scoring.score(["Child?"] * 2, ["a", "b"]).values == expected
+
+
+# In a process of its own, because a fork is only safe while no thread waits in gRPC, and the
+# process of the tests has such threads.
+FORKED = """
+import asyncio, multiprocessing, sys
+from kwise.rl.scoring import Scoring
+
+scoring, batch = Scoring(sys.argv[1], timeout_s=60), (["p", "q", "p"], ["a", "b", "c"])
+
+def values():
+    return scoring.score(*batch).values, asyncio.run(scoring.score_async(*batch)).values
+
+before = values()
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.starmap(values, [()] * 4, chunksize=1) == [before] * 4
+assert values() == before
+"""
+
+
+def test_a_forked_process_uses_the_object_that_its_parent_has_used(tiny_server: Server) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, tiny_server.address]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_event_loops_may_follow_each_other_and_leave_no_client(tiny_server: Server) -> None:
@@ -251,6 +281,38 @@ def test_a_server_that_refuses_everything_raises_in_any_case(
                 prompts,
                 ["a"] * len(prompts),
             )
+
+
+@CALLS
+@pytest.mark.parametrize("prompts", [["p"], ["p", "q"]])
+def test_a_server_that_is_not_there_is_named_whatever_the_policy(call: Any, prompts: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        scoring = Scoring(address, on_error="none", connect_timeout_s=0.2)
+        with pytest.raises(RewardServiceError, match=f"UNAVAILABLE at {address}"):
+            call(scoring, prompts, ["a"] * len(prompts))
+
+
+@CALLS
+@pytest.mark.parametrize("prompts", [["p"], ["p", "q"]])
+def test_a_server_that_does_not_answer_ends_the_call_whatever_the_policy(
+    call: Any, prompts: Any, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    """A hung reward server froze runs without a word (verl #6673), or its rewards became 0."""
+    held = HeldModel(tmp_path)
+    held.hold()
+    with running_held_server(tiny_artifact, held) as server:
+        scoring = Scoring(server.address, on_error="none", timeout_s=1)
+        with pytest.raises(RewardServiceError, match=r"DEADLINE_EXCEEDED|UNAVAILABLE"):
+            call(scoring, prompts, ["a"] * len(prompts))
+
+
+def test_metrics_of_a_call_without_rewards_are_finite(tiny_server: Server) -> None:
+    """A mean of nothing is NaN, and one NaN spoils a metric of TRL for a whole logging step."""
+    scored = Scoring(tiny_server.address, on_error="none").score(["p"], [LONG])
+    assert scored.rewards == [None]
+    assert all(math.isfinite(value) for value in scored.statistics.metrics.values())
 
 
 # Servers that change
