@@ -290,3 +290,16 @@ def test_tei_answers_a_single_input_with_a_single_list(caller: HttpCaller) -> No
     for inputs in ("Hello", ["Hello"], [PROMPT, "Hello"]):
         (prediction,) = caller.ok("/predict", {"inputs": inputs})
         assert prediction["label"] == "reward"
+
+
+def test_single_calls_compute_the_prompt_of_a_conversation_once(caller: HttpCaller) -> None:
+    """OpenRLHF sends each response of a prompt by itself, with the prompt before it."""
+    prompt = "How do tides work? " + "The moon and the sun pull at the sea. " * 8
+    texts = [caller.templated(f"{number} times a day.", prompt) for number in range(6)]
+    before = caller.client.get_model().counters
+    for text in texts:
+        caller.ok("/get_reward", {"query": [text]})
+    after = caller.client.get_model().counters
+    tokens = after.unshared_rows - before.unshared_rows
+    assert after.sequences - before.sequences == 6
+    assert after.rows - before.rows < tokens / 3
