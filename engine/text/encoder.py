@@ -195,7 +195,7 @@ class ConversationEncoder:
         shared = commonprefix([min(texts), max(texts)])
         if len(set(texts)) == 1:
             # The next call may have another response to this prompt.
-            shared = self._frame.shared_part(shared)
+            shared = self._frame.shared_part(shared) or commonprefix([shared, prompt.text])
         outcomes: list[EncodedSequence | InvalidRequest] = []
         for index, tokens in enumerate(self._texts.encode(texts, shared)):
             if not prompt.text and not responses[index]:

@@ -127,11 +127,17 @@ def test_a_single_text_tells_which_tokens_other_responses_to_its_prompt_share(
     tokenizer: Tokenizer,
 ) -> None:
     encoder = _new(tokenizer, CHATML)
-    text = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\nAir."
-    (sequence,) = encoder.encode(Group(prompt=TemplatedText(text=""), responses=(text,)))
-    assert isinstance(sequence, EncodedSequence)
-    shared = _text(tokenizer, sequence.token_ids[: sequence.prompt_tokens].tolist())
-    assert shared == "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n"
+
+    def shared(prompt: str, response: str) -> str:
+        group = Group(prompt=TemplatedText(text=prompt), responses=(response,))
+        (sequence,) = encoder.encode(group)
+        assert isinstance(sequence, EncodedSequence)
+        return _text(tokenizer, sequence.token_ids[: sequence.prompt_tokens].tolist())
+
+    turn = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n"
+    assert shared("", turn + "<|im_start|>assistant\nAir.") == turn
+    # The template does not write this header, but the caller says where the response begins.
+    assert shared(turn + "<|im_start|>tutor\n", "Air.") == turn
 
 
 def test_a_key_does_not_depend_on_where_the_text_is_cut_and_differs_from_other_kinds() -> None:
