@@ -76,7 +76,7 @@ def train(
     trainer: str, policy: Path, tmp_path: Path, function: Any, prompts: list[Any], **options: Any
 ) -> list[dict[str, Any]]:
     """Run two steps and return what the trainer logged."""
-    from datasets import Dataset
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
 
     config = getattr(trl, f"{trainer}Config")(
         output_dir=str(tmp_path),
@@ -179,7 +179,10 @@ def test_the_command_line_takes_the_dotted_name(
 
 
 def test_async_grpo_can_pickle_and_name_the_functions(tiny_server: Server) -> None:
-    from trl.trainer.utils import get_callable_name, is_async_callable
+    from trl.trainer.utils import (  # pyright: ignore[reportMissingImports]
+        get_callable_name,
+        is_async_callable,
+    )
 
     for kind in (RewardFunction, AsyncRewardFunction):
         function = pickle.loads(pickle.dumps(kind(tiny_server.address, name="judge")))
