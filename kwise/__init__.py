@@ -1,4 +1,4 @@
-"""kwise trains reward models on rankings, exports them to ONNX, and serves them over gRPC.
+"""kwise trains reward models on rankings, exports them to ONNX, and serves them.
 
 This package is the common root. Its sub-packages are folders at the top level of the repository,
 to which the links in this folder point:
