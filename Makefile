@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 require = test -d $(1) || { echo "$(1) does not exist: run 'make demo' first"; exit 1; }
 
 .PHONY: help demo serve test test-transformers5 test-rl check lint types imports unit protos clean \
-	bench bench-precision bench-load bench-gpu bench-train soak
+	grpo bench bench-precision bench-load bench-gpu bench-train soak
 
 # Print each target with the comment behind it.
 help:
@@ -98,6 +98,10 @@ RL_NEEDS := aiohttp codetiming cohere dacite datasets json_repair modelscope ome
 # verl leaves an event loop open, which Python notices when the tests have ended.
 test-rl: .venv-rl/done  ## run the tests of the adapters with the RL libraries themselves
 	.venv-rl/bin/pytest tests/rl -W ignore::pytest.PytestUnraisableExceptionWarning
+
+grpo: .venv-rl/done  ## train SmolLM2 with TRL's GRPO on the rewards of a server (15 minutes)
+	@$(call require,build/demo/artifact)
+	.venv-rl/bin/python -m examples.grpo
 
 bench: .venv/demo  ## measure the model pass, prompt reuse and memory
 	@$(call require,build/demo/artifact)
