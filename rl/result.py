@@ -10,8 +10,11 @@ class NotScored(KwiseError):
     """Responses have no reward, and the caller has not allowed that.
 
     Attributes:
+        status: the status of the first error.
         errors: the errors, by the index of the response in the caller's list.
     """
+
+    status = Status.UNKNOWN
 
     def __init__(self, errors: Mapping[int, KwiseError], num_responses: int) -> None:
         index, first = next(iter(errors.items()))

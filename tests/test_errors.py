@@ -7,7 +7,8 @@ import grpc
 import pytest
 
 import kwise.client
-import kwise.engine.scorer  # noqa: F401 - whatever it defines must be found below
+import kwise.engine.scorer
+import kwise.rl.scoring  # noqa: F401
 from kwise.client import RewardServiceError
 from kwise.errors import (
     InvalidRequest,

@@ -172,7 +172,8 @@ def test_an_installed_wheel_runs_without_other_packages(built: Path, tmp_path: P
     interpreter = str(tmp_path / "venv" / "bin" / "python")
     (wheel,) = built.glob("*.whl")
     install = ["--python", interpreter, "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    # -I: a PYTHONPATH that has kwise would make pip think that it is installed.
+    subprocess.run([sys.executable, "-I", "-m", "pip", *install], check=True)
     for command in ([interpreter, "-m", "kwise"], [str(tmp_path / "venv" / "bin" / "kwise")]):
         done = subprocess.run(
             [*command, "--version"], cwd=tmp_path, env={}, capture_output=True, text=True
