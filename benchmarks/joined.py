@@ -29,7 +29,9 @@ from kwise.benchmarks.options import JoinedBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.server_process import running_server
 from kwise.client import AsyncRewardClient, RewardClient
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.text.chat_template import compile_template
+from kwise.errors import ConfigError
 
 # One call: a prompt and its responses.
 _CallOfTexts = tuple[str, list[str]]
@@ -53,6 +55,10 @@ def run(config: JoinedBenchConfig) -> None:
             for repeat in range(-1, config.repeats):  # -1 is the warm-up
                 for way in seconds:
                     calls = _calls(config, way, seed=f"{repeat} {way}")
+                    if config.http:  # OpenRLHF sends whole conversations in their template
+                        calls = [
+                            (prompt, _in_template(artifact, prompt, rs)) for prompt, rs in calls
+                        ]
                     before = client.get_model().counters
                     elapsed_s = _timed(config, way, calls, address)
                     after = client.get_model().counters
@@ -101,6 +107,22 @@ def _calls(config: JoinedBenchConfig, way: str, seed: str) -> list[_CallOfTexts]
     return calls
 
 
+def _in_template(artifact: Artifact, prompt: str, responses: list[str]) -> list[str]:
+    """Return the conversation of each response with the artifact's chat template applied."""
+    if artifact.chat_template is None:
+        raise ConfigError("--http: /get_reward needs an artifact with a chat template")
+    template = compile_template(artifact.chat_template)
+    user = {"role": "user", "content": prompt}
+    return [
+        template.render(
+            messages=[user, {"role": "assistant", "content": response}],
+            add_generation_prompt=False,
+            **artifact.manifest.special_tokens,
+        )
+        for response in responses
+    ]
+
+
 def _timed(config: JoinedBenchConfig, way: str, calls: list[_CallOfTexts], address: str) -> float:
     """Return the seconds that the calls take, dealt out to processes that start together."""
     window = config.window if way == "staggered" else len(calls)
@@ -143,7 +165,7 @@ async def _send(address: str, window: int, protocol: str) -> None:
         async def call(prompt: str, responses: list[str]) -> None:
             async with free:
                 if protocol == "http":
-                    values = await _post(address, [f"{prompt} {text}" for text in responses])
+                    values = await _post(address, responses)
                 else:
                     values = list((await client.score(prompt, responses)).values)
             if len(values) != len(responses) or None in values:
