@@ -31,6 +31,7 @@ class RewardFunction:
 
         Raises:
             TypeError: a sample is itself a list of samples.
+            ValueError: responses keep their special tokens, but a prompt is not in the template.
             NotScored, ModelChanged, RewardServiceError: see `Scoring.score`. slime ends the run.
         """
         samples = sample if isinstance(sample, Sequence) else [sample]
@@ -41,6 +42,13 @@ class RewardFunction:
                     "with --group-rm; leave out --group-rm where a rollout makes several samples"
                 )
         prompts = [_prompt(args, member) for member in samples]
+        keeps_special = not getattr(args, "rollout_skip_special_tokens", True)
+        if keeps_special and not all(isinstance(prompt, TemplatedText) for prompt in prompts):
+            raise ValueError(
+                "without --rollout-skip-special-tokens a response ends with the policy's end "
+                "token, which would be scored as a part of the answer; set that option, or give "
+                "prompts as text with --apply-chat-template"
+            )
         responses = [member.response for member in samples]
         rewards = (await self._scoring.score_async(prompts, responses)).values
         return rewards if samples is sample else rewards[0]

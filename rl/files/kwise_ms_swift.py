@@ -12,6 +12,7 @@ from typing import Any
 
 from swift.rewards import ORM, orms  # pyright: ignore[reportMissingImports]
 
+from kwise.client.messages import to_prompt
 from kwise.rl.scoring import Scoring
 
 # Columns by which a conversation says more than its texts.
@@ -40,12 +41,16 @@ class Kwise(ORM):
             columns: the other columns of the rows.
 
         Raises:
-            ValueError: a conversation has images, videos, audios or tools.
+            ValueError: a conversation has images, videos, audios, tools or reasoning.
             NotScored, ModelChanged, RewardServiceError: see `Scoring.score`.
         """
         for name in _NOT_SCORED:
             if any(columns.get(name) or ()):
                 raise ValueError(f"the rows have {name}; kwise scores texts only")
+        for index, conversation in enumerate(messages):
+            to_prompt(
+                f"messages[{index}]", conversation
+            )  # refuses calls of tools in the answer too
         prompts = [conversation[:-1] for conversation in messages]
         return self.scoring.score(prompts, completions).values
 

@@ -71,3 +71,18 @@ def test_a_list_of_samples_in_a_group_is_refused(tiny_server: Server) -> None:
     nested = [[SlimeSample(PROMPT, "7"), SlimeSample(PROMPT, "11")]]
     with pytest.raises(TypeError, match=r"samples\[0\] is a list of samples"):
         call(function, NOT_TEMPLATED, nested)
+
+
+def test_an_end_token_in_an_answer_is_refused_where_the_template_is_not_applied(
+    tiny_server: Server, values: Callable[..., Any]
+) -> None:
+    function = RewardFunction(tiny_server.address)
+    keeps = {"rollout_skip_special_tokens": False}
+    for args, prompt in ((NOT_TEMPLATED, "Name a prime."), (TEMPLATED, PROMPT)):
+        with pytest.raises(ValueError, match="without --rollout-skip-special-tokens a response"):
+            call(function, SimpleNamespace(**vars(args), **keeps), [SlimeSample(prompt, "7")])
+    text = "<|im_start|>user\nName a prime.<|im_end|>\n<|im_start|>assistant\n"
+    args = SimpleNamespace(**vars(TEMPLATED), **keeps)
+    assert call(function, args, [SlimeSample(text, "7<|im_end|>")]) == values(
+        TemplatedText(text=text), "7"
+    )

@@ -21,6 +21,7 @@ from kwise.engine.server.http.bodies.fields import STATUSES, reply
 from kwise.engine.server.http.bodies.samples import ChatMessage, Sample, conversation, plain
 from kwise.engine.server.http.bodies.scoring import score_samples
 from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.errors import InvalidRequest
 from kwise.types import TemplatedText
 
 
@@ -45,31 +46,31 @@ async def score(call: Call, body: SampleRequest) -> Reply:
     prompt = (
         plain(body.prompt) if isinstance(body.prompt, str) else conversation(body.prompt, "prompt")
     )
-    return await _score(
-        call,
-        Sample(
-            prompt=prompt,
-            response=body.response,
-            prompt_field="prompt",
-            response_field="response",
-        ),
+    sample = Sample(
+        prompt=prompt,
+        response=body.response,
+        prompt_field="prompt",
+        response_field="response",
     )
+    scored = await score_samples(call, [sample], log_for="slime")
+    if num_control := scored.rewards[0].control_tokens:
+        raise InvalidRequest(
+            "response",
+            f"it spells out {num_control} special tokens; a response of slime ends with the "
+            "policy's end token, which would be scored as a part of the answer: set "
+            "--rollout-skip-special-tokens, or --apply-chat-template and /slime/reward/templated",
+        )
+    return reply(scored.rewards[0].value, scored)
 
 
 async def score_templated(call: Call, body: TemplatedSampleRequest) -> Reply:
     """Score a sample whose prompt has the chat template applied."""
-    return await _score(
-        call,
-        Sample(
-            prompt=TemplatedText(text=body.prompt),
-            response=body.response,
-            prompt_field="prompt",
-            response_field="response",
-        ),
+    sample = Sample(
+        prompt=TemplatedText(text=body.prompt),
+        response=body.response,
+        prompt_field="prompt",
+        response_field="response",
     )
-
-
-async def _score(call: Call, sample: Sample) -> Reply:
     scored = await score_samples(call, [sample], log_for="slime")
     return reply(scored.rewards[0].value, scored)
 

@@ -37,6 +37,11 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
         {"prompt": [{"role": "human", "content": "a"}], "response": "b"},
         "prompt[0].role: ",
     ),
+    "slime's end token in an answer to a plain prompt": (
+        "/slime/reward",
+        {"prompt": "a", "response": "b<|im_end|>"},
+        "response: it spells out 1 special tokens; a response of slime ends with",
+    ),
     "LLaMA-Factory's cut": (
         "/v1/score/evaluation",
         {"messages": ["a", RESPONSES[0]], "max_length": 8},
