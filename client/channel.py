@@ -27,7 +27,7 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # A dead server is noticed after 80 s. The server permits pings every 30 s.
+    # A dead server is noticed after 80 s. The server permits a ping per second.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 ]

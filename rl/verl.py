@@ -82,12 +82,17 @@ class RewardManager(RewardManagerBase):
                 f"the rollout has {turns} turns (__num_turns__), and its response has the texts of "
                 "several roles; kwise scores rollouts of one turn"
             )
-        response = await asyncio.to_thread(
-            self.tokenizer.decode, _response_ids(item), skip_special_tokens=True
-        )
+        response = await asyncio.to_thread(self._decode, _response_ids(item).tolist())
         scored = await score_one_async(self._scoring, list(fields["raw_prompt"]), response)
         # Numbers only, with the same keys for each sample, because verl makes an array of each key.
         return {"reward_score": scored.reward, "reward_extra_info": scored.metrics}
+
+    def _decode(self, response_ids: list[int]) -> str:
+        """Return the text without the end token. Special tokens inside belong to the answer."""
+        while response_ids and response_ids[-1] in self.tokenizer.all_special_ids:
+            response_ids.pop()
+        text: str = self.tokenizer.decode(response_ids, skip_special_tokens=False)
+        return text
 
 
 def _response_ids(item: Any) -> Any:

@@ -22,7 +22,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.chat_template import compile_template
 from kwise.engine.text.limits import ControlTokens, EncoderLimits, Overlong
 from kwise.engine.text.shared_text import SharedTextTokenizer, Tokens, any_of, ids_of
-from kwise.engine.text.template_frame import TemplateFrame
+from kwise.engine.text.template_frame import END_TOKENS, TemplateFrame
 from kwise.engine.trie import Int64
 from kwise.errors import InvalidRequest
 from kwise.library_errors import cause_of, is_foreign
@@ -65,7 +65,7 @@ class ConversationEncoder:
         self._texts = SharedTextTokenizer(tokenizer)
         added = tokenizer.get_added_tokens_decoder().values()
         self._control = any_of([token.content for token in added if token.special])
-        self._frame = TemplateFrame() if template is None else self._template_frame()
+        self._frame = None if template is None else self._template_frame()
         # The type id of the second text: 1 for BERT and its relatives, 0 for RoBERTa and its
         # relatives, whose table of types has one row.
         self._second_type = (
@@ -175,6 +175,12 @@ class ConversationEncoder:
             raise InvalidRequest(
                 field, "this model has no chat template; give the prompt as text, and each response"
             )
+        if self._frame is None:
+            raise InvalidRequest(
+                field,
+                "the chat template of this model does not show where a response begins and ends, "
+                "so the text cannot be completed; give messages or token ids",
+            )
         if self._limits.control_tokens is ControlTokens.REJECT:
             raise InvalidRequest(
                 field,
@@ -187,15 +193,17 @@ class ConversationEncoder:
     def _encode_templated(
         self, prompt: TemplatedText, responses: Sequence[str]
     ) -> list[EncodedSequence | InvalidRequest]:
+        frame = self._frame
+        assert frame is not None, "check has refused the group"
         room = self._limits.max_characters - len(prompt.text)
         texts = [
-            self._frame.complete(prompt.text + (response if len(response) <= room else ""))
+            frame.complete(prompt.text + (response if len(response) <= room else ""))
             for response in responses
         ]
         shared = commonprefix([min(texts), max(texts)])
         if len(set(texts)) == 1:
             # The next call may have another response to this prompt.
-            shared = self._frame.shared_part(shared) or commonprefix([shared, prompt.text])
+            shared = frame.shared_part(shared) or commonprefix([shared, prompt.text])
         outcomes: list[EncodedSequence | InvalidRequest] = []
         for index, tokens in enumerate(self._texts.encode(texts, shared)):
             if not prompt.text and not responses[index]:
@@ -209,20 +217,25 @@ class ConversationEncoder:
                 outcomes.append(self._outcome(index, tokens))
         return outcomes
 
-    def _template_frame(self) -> TemplateFrame:
-        def render(prompt: str, response: str) -> str | None:
-            messages = (
-                Message(role="user", content=prompt),
-                Message(role="assistant", content=response),
-            )
-            text = self._render(messages)
-            return text if isinstance(text, str) else None
+    def _template_frame(self) -> TemplateFrame | None:
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        special = {token.content for token in added if token.special}
+        named = [self._special_tokens.get(name, "") for name in ("eos_token", "pad_token")]
 
-        return TemplateFrame.of(
-            render,
-            lambda text: [match.span() for match in self._control.finditer(text)],
-            self._special_tokens.get("bos_token", ""),
-        )
+        def frame(*system: Message) -> TemplateFrame | None:
+            return TemplateFrame.of(
+                lambda prompt, response: self._rendered(*system, prompt=prompt, response=response),
+                lambda text: [match.span() for match in self._control.finditer(text)],
+                self._special_tokens.get("bos_token", ""),
+                [token for token in dict.fromkeys((*named, *END_TOKENS)) if token in special],
+            )
+
+        return frame() or frame(Message(role="system", content="kwise-system"))
+
+    def _rendered(self, *system: Message, prompt: str, response: str) -> str | None:
+        turns = Message(role="user", content=prompt), Message(role="assistant", content=response)
+        text = self._render((*system, *turns))
+        return text if isinstance(text, str) else None
 
     # Texts
 

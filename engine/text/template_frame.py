@@ -7,9 +7,15 @@ because the rollout reached its limit of tokens. The reward is read at the last 
 decides which token that is: it must be the one that training used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+# Tokens that end or pad the texts of common models, where they are special tokens of a tokenizer. A
+# policy that was trained from a base model ends its texts with that model's token.
+END_TOKENS = (
+    *("<|endoftext|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"),
+    *("</s>", "<eos>", "<end_of_turn>", "<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>"),
+)
 # A prompt and a response that no template contains.
 _PROMPT, _RESPONSE = "kwise-prompt", "kwise-response"
 
@@ -24,6 +30,8 @@ class TemplateFrame:
         response_header: what comes directly before a response ("<|im_start|>assistant\\n").
         end: what comes after a response ("<|im_end|>\\n"); "" if that is not known.
         special_ends: `end` up to each of its special tokens, the longest first ("<|im_end|>").
+        end_tokens: special tokens that end or pad a text, those of `end` among them.
+        first_token: the one of them with which the template's conversations start, or "".
     """
 
     bos: str = ""
@@ -31,6 +39,8 @@ class TemplateFrame:
     response_header: str = ""
     end: str = ""
     special_ends: tuple[str, ...] = ()
+    end_tokens: tuple[str, ...] = ()
+    first_token: str = ""
 
     @classmethod
     def of(
@@ -38,27 +48,33 @@ class TemplateFrame:
         render: Callable[[str, str], str | None],
         find_special: Callable[[str], list[tuple[int, int]]],
         bos: str,
-    ) -> "TemplateFrame":
-        """Return the frame of a template.
+        end_tokens: Sequence[str],
+    ) -> "TemplateFrame | None":
+        """Return the frame of a template; None if the template writes more than texts and frame.
 
         Args:
             render: returns the conversation of one prompt and one response, or None if the template
                 refuses it.
             find_special: returns where the special tokens of a text start and end.
             bos: the token that starts a text, or "".
+            end_tokens: special tokens that end or pad a text.
         """
         text = render(_PROMPT, _RESPONSE)
-        if text is None or text.count(_PROMPT) != 1 or text.count(_RESPONSE) != 1:
-            return cls()
-        start, _, rest = text.partition(_PROMPT)
-        between, _, end = rest.partition(_RESPONSE)
+        if text is None or _PROMPT not in text or text.count(_RESPONSE) != 1:
+            return None
+        until_response, _, end = text.partition(_RESPONSE)
+        start = until_response.partition(_PROMPT)[0]
+        between = until_response.rpartition(_PROMPT)[2]
         last_special = max((begin for begin, _ in find_special(between)), default=0)
+        ends = find_special(end)
         return cls(
             bos=bos,
             starts_with_bos=bool(bos) and start.startswith(bos),
             response_header=between[last_special:],
             end=end,
-            special_ends=tuple(end[:stop] for _, stop in reversed(find_special(end))),
+            special_ends=tuple(end[:stop] for _, stop in reversed(ends)),
+            end_tokens=(*end_tokens, *(end[begin:stop] for begin, stop in ends)),
+            first_token=_first(start, end_tokens),
         )
 
     def complete(self, text: str) -> str:
@@ -73,19 +89,32 @@ class TemplateFrame:
         return "" if place < 0 else text[: place + len(self.response_header)]
 
     def _with_start(self, text: str) -> str:
-        if not self.bos:
-            return text
+        padding = [token for token in self.end_tokens if token != self.first_token]
         rest = text
-        while rest.startswith(self.bos):
-            rest = rest[len(self.bos) :]
+        while token := _first(rest, (*padding, self.bos)):
+            rest = rest[len(token) :]
         return self.bos + rest if self.starts_with_bos else rest
 
     def _with_end(self, text: str) -> str:
-        # Space after the end-of-turn token is no part of the response.
+        # Space after the end-of-turn token is no part of the response. More tokens may follow it:
+        # decoded padding, or the end token of the policy's own model.
         stripped = text.rstrip()
+        without = stripped
+        while token := _last(without, self.end_tokens):
+            without = without[: -len(token)].rstrip()
         for end in self.special_ends:
-            if stripped.endswith(end):
-                while stripped.endswith(end + end):  # padding with the same token, decoded
-                    stripped = stripped[: -len(end)]
-                return stripped[: -len(end)] + self.end
-        return text if text.endswith(self.end) else text + self.end
+            if (place := stripped.find(end, max(len(without) - len(end), 0))) >= 0:
+                return stripped[:place] + self.end
+        if text.endswith(self.end):
+            return text
+        return (without if without != stripped else text) + self.end
+
+
+def _first(text: str, tokens: Sequence[str]) -> str:
+    """Return the token that `text` starts with, or ""."""
+    return next((token for token in tokens if token and text.startswith(token)), "")
+
+
+def _last(text: str, tokens: Sequence[str]) -> str:
+    """Return the token that `text` ends with, or ""."""
+    return next((token for token in tokens if token and text.endswith(token)), "")

@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kwise.benchmarks.server_process import memory_bytes
 from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
@@ -447,6 +448,19 @@ def test_clients_that_disconnect_or_send_nothing_leave_no_open_files(
     for connection in silent:
         connection.close()
     wait_until(lambda: open_files(hardy_server) <= files + 1)
+
+
+def test_a_connection_that_pings_often_while_it_waits_stays_open(tiny_server: Server) -> None:
+    """A server that minds pings would end it after the third one. gRPC's own limit is 5 minutes."""
+    options = [("grpc.keepalive_time_ms", 1_500), ("grpc.http2.max_pings_without_data", 0)]
+    ended = threading.Event()
+    with grpc.insecure_channel(tiny_server.address, options=options) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        watch.add_callback(ended.set)
+        assert not ended.wait(7), watch.details()
+        watch.cancel()
 
 
 # Load

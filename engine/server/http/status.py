@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 import msgspec
 
+from kwise.engine.server.http.bodies.fields import LABEL
 from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
 from kwise.version import __version__
 
@@ -68,8 +69,8 @@ class ModelList(msgspec.Struct, kw_only=True):
     data: list[ModelCard]
 
 
-class Classifier(msgspec.Struct, kw_only=True):
-    """The labels of TEI's classifier. A reward model has one."""
+class Reranker(msgspec.Struct, kw_only=True):
+    """The labels of TEI's re-ranker, which is a classifier with one label."""
 
     id2label: dict[str, str]
     label2id: dict[str, int]
@@ -78,7 +79,7 @@ class Classifier(msgspec.Struct, kw_only=True):
 class ModelType(msgspec.Struct, kw_only=True):
     """The kind of a model, in TEI's form: one of the fields."""
 
-    classifier: Classifier
+    reranker: Reranker
 
 
 class Info(msgspec.Struct, kw_only=True):
@@ -116,9 +117,7 @@ async def _info(call: Call, _: None) -> Info:
         model_id=info.model,
         model_sha=info.fingerprint,
         model_dtype=_TEI_DTYPES.get(info.precision, info.precision),
-        model_type=ModelType(
-            classifier=Classifier(id2label={"0": "reward"}, label2id={"reward": 0})
-        ),
+        model_type=ModelType(reranker=Reranker(id2label={"0": LABEL}, label2id={LABEL: 0})),
         # The queue is limited by tokens. A request has at least one.
         max_concurrent_requests=config.max_queue_tokens,
         max_input_length=info.max_tokens,

@@ -99,7 +99,8 @@ def test_a_first_token_that_is_missing_or_doubled_is_put_right(
     encoder = _new(tokenizer, TEMPLATES[name])
     (expected,) = _messages(encoder, "Why?", "Because.")
     text = _text(tokenizer, expected).removeprefix("<s>")
-    for start in ("", "<s>", "<s><s>"):
+    # Decoded padding at the left, too.
+    for start in ("", "<s>", "<s><s>", "<|pad|><|pad|>", "<|endoftext|><s>"):
         assert _templated(encoder, "", start + text) == [expected]
         assert _templated(encoder, start, text) == [expected]
 
@@ -108,6 +109,9 @@ def test_a_first_token_that_is_missing_or_doubled_is_put_right(
     ("name", "ends"),
     [
         ("chatml", ["", "<|im_end|>", "<|im_end|>\n", "<|im_end|>\n\n", "<|im_end|><|im_end|>"]),
+        # The end token of the policy's base model, and padding in place of the end or after it.
+        ("chatml", ["<|endoftext|>", "<|im_end|>\n<|endoftext|>", "<|pad|>" * 3]),
+        ("chatml", ["<|im_end|>" + "<|pad|>" * 3, "<|im_end|><|endoftext|><|pad|>"]),
         ("llama 3", ["", "<|im_end|>", "<|im_end|>\n", "<|im_end|><|im_end|>"]),
         ("mistral", ["", "</s>", "</s></s></s>"]),
         ("plain", ["", "\n\n"]),
@@ -138,6 +142,39 @@ def test_a_single_text_tells_which_tokens_other_responses_to_its_prompt_share(
     assert shared("", turn + "<|im_start|>assistant\nAir.") == turn
     # The template does not write this header, but the caller says where the response begins.
     assert shared(turn + "<|im_start|>tutor\n", "Air.") == turn
+
+
+def test_a_special_token_at_the_end_of_an_answer_is_a_part_of_it(tokenizer: Tokenizer) -> None:
+    encoder = _new(tokenizer, CHATML)
+    for answer in ("Because.<|im_start|>", "Because.<|im_start|> "):
+        (expected,) = _messages(encoder, "Why?", answer)
+        text = _text(tokenizer, expected)
+        for end in ("<|im_end|>\n", "<|im_end|>", "<|im_end|><|endoftext|>"):
+            assert _templated(encoder, "", text.removesuffix("<|im_end|>\n") + end) == [expected]
+
+
+NEEDS_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+)
+
+
+def test_a_template_that_needs_a_system_message_or_repeats_the_prompt_is_completed(
+    tokenizer: Tokenizer,
+) -> None:
+    repeats = "{{ messages[0]['content'] }}\n" + CHATML
+    for template, system in ((NEEDS_SYSTEM, "Be brief."), (repeats, "")):
+        encoder = _new(tokenizer, template)
+        turns = (Message(role="user", content="Why?"),)
+        prompt = (Message(role="system", content=system), *turns) if system else turns
+        expected = _ids(encoder.encode(Group(prompt=prompt, responses=("Because.",)))[0])
+        text = _text(tokenizer, expected).removesuffix("<|im_end|>\n")
+        assert _templated(encoder, "", text) == [expected]
+
+
+def test_a_template_that_does_not_show_the_response_is_refused(tokenizer: Tokenizer) -> None:
+    encoder = _new(tokenizer, "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}")
+    with pytest.raises(InvalidRequest, match="does not show where a response begins and ends"):
+        encoder.check(Group(prompt=TemplatedText(text="A"), responses=("B",)))
 
 
 def test_a_key_does_not_depend_on_where_the_text_is_cut_and_differs_from_other_kinds() -> None:

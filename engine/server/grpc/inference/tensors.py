@@ -164,15 +164,13 @@ def _length(tensor: Tensor, given: pb.ModelInferRequest.InferInputTensor) -> int
             f"{field}.datatype", f"{quoted(given.datatype)}; this input is {tensor.datatype}"
         )
     expected = "K" if tensor.length is None else str(tensor.length)
-    if len(given.shape) != 1:
-        hint = (
-            "; the model has no batch dimension (max_batch_size is 0)"
-            if len(given.shape) == 2
-            else ""
-        )
-        shape = str(list(given.shape[:8]))
-        raise InvalidRequest(f"{field}.shape", f"{shape}; give [{expected}]{hint}")
-    (length,) = given.shape
+    shape = list(given.shape)
+    if tensor.datatype == "BYTES" and len(shape) == 2 and shape[1] == 1:
+        shape.pop()  # MLServer's clients send a list of N texts as [N, 1]
+    if len(shape) != 1:
+        hint = "; the model has no batch dimension (max_batch_size is 0)" if len(shape) == 2 else ""
+        raise InvalidRequest(f"{field}.shape", f"{shape[:8]}; give [{expected}]{hint}")
+    (length,) = shape
     if length < 0 or tensor.length not in (None, length):
         raise InvalidRequest(f"{field}.shape", f"[{length}]; give [{expected}]")
     return length

@@ -15,8 +15,8 @@ from kwise.engine.server.http.endpoint import Reply
 from kwise.errors import InvalidRequest
 from kwise.types import Reward
 
-# The label of the one output of a reward model, as `/info` has it.
-LABEL = "reward"
+# The label of the one output: what transformers calls it in a model without names.
+LABEL = "LABEL_0"
 
 # The statuses of errors that every handler may cause, and that of a model that is not served.
 STATUSES = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INTERNAL_SERVER_ERROR)

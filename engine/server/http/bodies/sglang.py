@@ -63,7 +63,7 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
 
     input: Input
     model: str = _DEFAULT_MODEL
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     user: str | None = None
     rid: Any = None
     priority: int | None = None

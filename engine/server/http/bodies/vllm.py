@@ -165,7 +165,7 @@ class PoolingReply(msgspec.Struct, kw_only=True):
     object: Literal["list"] = "list"
 
 
-def vector(number: float, encoding_format: str) -> list[float] | str:
+def vector(number: float, encoding_format: str | None) -> list[float] | str:
     """Return a vector of one number: a list, or the base64 of its little-endian float32."""
     if encoding_format == "base64":
         return base64.b64encode(struct.pack("<f", number)).decode()

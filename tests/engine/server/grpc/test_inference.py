@@ -105,6 +105,15 @@ def test_rewards_are_those_of_kwises_own_client(client: Any, own_client: RewardC
         assert reply.get_response().parameters["fingerprint"].string_param == expected.fingerprint
 
 
+def test_texts_may_have_the_shape_that_mlservers_clients_give_them(client: Any) -> None:
+    columns = []
+    for tensor in text_inputs(*RESPONSES):
+        tensor.set_shape([*tensor.shape(), 1])
+        columns.append(tensor)
+    expected = client.infer("tiny", text_inputs(*RESPONSES)).as_numpy("rewards").tolist()
+    assert client.infer("tiny", columns).as_numpy("rewards").tolist() == expected
+
+
 def test_a_text_that_looks_like_json_is_a_text(client: Any, own_client: RewardClient) -> None:
     prompt = json.dumps(TURNS)
     reply = client.infer("tiny", text_inputs("Yes.", prompt=prompt))

@@ -340,5 +340,5 @@ def test_the_model_is_described_as_on_the_grpc_port(http: HttpServer) -> None:
     info = http.get("/info").json
     assert (info["model_id"], info["model_sha"]) == ("tiny", described.fingerprint)
     assert info["model_type"] == {
-        "classifier": {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+        "reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     }

@@ -289,7 +289,7 @@ def test_documents_come_back_in_the_form_of_each_protocol(caller: HttpCaller) ->
 def test_tei_answers_a_single_input_with_a_single_list(caller: HttpCaller) -> None:
     for inputs in ("Hello", ["Hello"], [PROMPT, "Hello"]):
         (prediction,) = caller.ok("/predict", {"inputs": inputs})
-        assert prediction["label"] == "reward"
+        assert prediction["label"] == "LABEL_0"
 
 
 def test_single_calls_compute_the_prompt_of_a_conversation_once(caller: HttpCaller) -> None:
