@@ -89,7 +89,8 @@ class RewardManager(RewardManagerBase):
 
     def _decode(self, response_ids: list[int]) -> str:
         """Return the text without the end token. Special tokens inside belong to the answer."""
-        while response_ids and response_ids[-1] in self.tokenizer.all_special_ids:
+        added = self.tokenizer.added_tokens_decoder  # `all_special_ids` has those with a name only
+        while response_ids and (last := added.get(response_ids[-1])) and last.special:
             response_ids.pop()
         text: str = self.tokenizer.decode(response_ids, skip_special_tokens=False)
         return text

@@ -146,3 +146,13 @@ def test_a_configuration_that_would_not_count_is_refused(
         verl_worker(verl_config(rollouts, **both))
     with pytest.raises(ValueError, match=r"reward\.kwise\.adress is unknown"):
         verl_worker(verl_config(rollouts, **BY_NAME, kwise={"adress": rollouts.address}))
+
+
+def test_special_tokens_inside_an_answer_belong_to_it(
+    rollouts: Rollouts, reward_of: Callable[[str], float]
+) -> None:
+    worker = verl_worker(verl_config(rollouts, **BY_NAME, kwise={"address": rollouts.address}))
+    answer = "two <|im_start|> and two<|im_end|>"
+    (result,) = scored(worker, verl_sample(rollouts, PROMPT, answer))
+    expected = reward_of("two <|im_start|> and two")
+    assert result["reward_score"] == pytest.approx(expected, abs=TOLERANCE)
