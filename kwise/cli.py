@@ -41,7 +41,9 @@ _COMMANDS = {
         "measure the model pass, serving or training on this machine",
         "export",
     ),
-    "serve": _Command("kwise.engine.server.command", "serve an artifact over gRPC", "engine"),
+    "serve": _Command(
+        "kwise.engine.server.command", "serve an artifact over gRPC and HTTP", "engine"
+    ),
     "score": _Command(
         "kwise.client.commands.score", "rewards of responses, from a running server", ""
     ),

@@ -30,7 +30,7 @@ class RewardFunction:
     def __init__(
         self, address: str | None = None, *, timeout_s: float = TIMEOUT_S, **options: Any
     ) -> None:
-        self._scoring = Scoring(address, timeout_s=timeout_s, **options, on_error="raise")
+        self._scoring = Scoring.raising(address, timeout_s=timeout_s, **options)
 
     def __call__(self, prompt: str, completions: str, *_: Any, **row: Any) -> float:
         """Return the reward of one completion.

@@ -3,9 +3,22 @@
 import argparse
 from pathlib import Path
 
-# By library, the file in rl/files/. The other libraries take a dotted name or an address, which
-# docs/rl.md lists.
+from kwise.errors import ConfigError
+
+# By library, the file in rl/files/.
 FILES = {"ms-swift": "kwise_ms_swift.py", "openrlhf": "kwise_openrlhf.py"}
+
+# By library that takes no file, what a user writes instead. docs/rl.md explains each line.
+WITHOUT_FILE = {
+    "areal": 'reward_fn="kwise.rl.areal.reward"',
+    "llama-factory": "reward_model_type: api, reward_model: http://HOST:PORT/v1/score/evaluation",
+    "prime-rl": 'kwise = { fn = "kwise.rl.verifiers:reward" }',
+    "skyrl": 'skyrl_gym.register(id="kwise", entry_point="kwise.rl.skyrl:RewardEnv")',
+    "slime": "--custom-rm-path kwise.rl.slime.reward --group-rm",
+    "trl": 'reward_funcs=kwise.rl.trl.RewardFunction("HOST:PORT")',
+    "verifiers": 'kwise = { fn = "kwise.rl.verifiers:reward" }',
+    "verl": "reward.reward_manager.name=kwise",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,12 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "library",
         metavar="LIBRARY",
-        choices=sorted(FILES),
+        choices=sorted(FILES | WITHOUT_FILE),
         help=f"the library that takes a file: {' or '.join(sorted(FILES))}",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the path and return the exit code."""
-    print(Path(__file__).parent / "files" / FILES[arguments.library])
+    """Print the path and return the exit code.
+
+    Raises:
+        ConfigError: the library takes no file; says what to write instead.
+    """
+    library = arguments.library
+    if line := WITHOUT_FILE.get(library):
+        raise ConfigError(f"LIBRARY {library}: it needs no file; write {line} (docs/rl.md)")
+    print(Path(__file__).parent / "files" / FILES[library])
     return 0

@@ -77,6 +77,20 @@ class Scoring:
         self._priority = priority
         self._fingerprints: dict[int, str] = {}  # the first one of each process
 
+    @classmethod
+    def raising(cls, address: str | None = None, **options: Any) -> "Scoring":
+        """Return a `Scoring` for a library that has no form of a reward that is missing.
+
+        Raises:
+            TypeError: the options have `on_error`.
+        """
+        if "on_error" in options:
+            raise TypeError(
+                "on_error is for TRL only, which leaves out a response without a reward; this "
+                "library cannot, so an error is always raised: leave out on_error"
+            )
+        return cls(address, **options)
+
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without what this process has seen."""
         return {**self.__dict__, "_fingerprints": {}}

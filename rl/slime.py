@@ -21,7 +21,7 @@ class RewardFunction:
     """
 
     def __init__(self, address: str | None = None, **options: Any) -> None:
-        self._scoring = Scoring(address, **options, on_error="raise")
+        self._scoring = Scoring.raising(address, **options)
 
     async def __call__(self, args: Any, sample: Any, **_: Any) -> float | list[float]:
         """Return the reward of a sample, or the rewards of a list of samples, in order.

@@ -43,8 +43,15 @@ class _Base:
         """Return the prompts and responses as the client takes them.
 
         Raises:
-            ValueError: a column or a completion has what the reward model cannot read.
+            ValueError: there are not as many prompts as completions, or a column or a completion
+                has what the reward model cannot read.
+            TypeError: a completion is not a string or a list of messages.
         """
+        if len(prompts) != len(completions):
+            raise ValueError(
+                f"there are {len(prompts)} prompts and {len(completions)} completions; give each "
+                "completion its prompt"
+            )
         for column, values in columns.items():
             if row_meaning(column) is Meaning.MEDIA and not says_nothing(values):
                 raise ValueError(
@@ -61,6 +68,16 @@ class _Base:
         if isinstance(completion, str):
             is_templated = isinstance(prompt, str) and self._plain_prompts == "templated"
             return (TemplatedText(text=prompt) if is_templated else prompt), completion
+        if isinstance(completion, bytes) or not isinstance(completion, Sequence):
+            raise TypeError(
+                f"completions[{index}] must be a string or a list of messages, not "
+                f"{type(completion).__name__}"
+            )
+        if isinstance(prompt, str):
+            raise ValueError(
+                f"prompts[{index}] is a string and completions[{index}] is a list of messages; "
+                "give both as strings or both as lists of messages"
+            )
         last = completion[-1] if completion else {}
         others = [key for key in last if key not in ("role", "content") and last[key]]
         if last.get("role") != "assistant" or others:
@@ -70,8 +87,7 @@ class _Base:
                 "assistant's last message"
             )
         # After calls of tools, the completion has several messages. All but the last are context.
-        context = [prompt] if isinstance(prompt, str) else prompt
-        return [*context, *completion[:-1]], last["content"]
+        return [*prompt, *completion[:-1]], last["content"]
 
     def _log(
         self,

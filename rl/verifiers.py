@@ -28,7 +28,7 @@ class RewardFunction:
     def __init__(
         self, address: str | None = None, *, without_reasoning: bool = False, **options: Any
     ) -> None:
-        self._scoring = Scoring(address, **options, on_error="raise")
+        self._scoring = Scoring.raising(address, **options)
         self._without_reasoning = without_reasoning
 
     async def __call__(self, trace: Any) -> float:

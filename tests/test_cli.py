@@ -77,6 +77,8 @@ def kwise(*arguments: str) -> int:
         ),
         ("export . y", 2, "CHECKPOINT .: cannot be read: the directory has no config.json"),
         ("serve nowhere", 2, "ARTIFACT nowhere: there is no such directory"),
+        ("serve . --port 7 --http-port 7", 2, "--http-port: 7 is --port as well; give two diff"),
+        ("serve . --http-receive-s 5", 2, "--http-receive-s is for HTTP; give --http-port too"),
         ("serve good.jsonl", 2, "ARTIFACT good.jsonl: is not a directory"),
         ("export ../none/at/all y", 2, "CHECKPOINT ../none/at/all: there is no such file or dire"),
         ("compare --prompt p --response a", 2, "a comparison needs at least two responses"),
@@ -166,7 +168,7 @@ def test_debug_shows_the_traceback_before_and_after_the_command(
 def test_help_keeps_the_case_of_names(capsys: pytest.CaptureFixture[str]) -> None:
     """It said "Serve an artifact over grpc"."""
     kwise("serve", "--help")
-    assert "Serve an artifact over gRPC." in capsys.readouterr().out
+    assert "Serve an artifact over gRPC and HTTP." in capsys.readouterr().out
     kwise("bench", "train", "--help")
     assert "TRL's RewardTrainer" in capsys.readouterr().out
 
@@ -222,6 +224,17 @@ sys.exit(main(["serve", {str(tmp_path)!r}, "--port", "{port}"]))
         "use; stop the other server, or choose another --port\n"
     )
     assert ended.returncode == 2
+
+
+def test_a_directory_without_an_artifact_is_named_in_full(tmp_path: Path) -> None:
+    ended = in_a_process(f"""
+import os, sys
+from kwise.cli import main
+os.chdir({str(tmp_path)!r})
+sys.exit(main(["serve", ".", "--port", "0"]))
+""")
+    assert f"{tmp_path}/manifest.json: no such file; is this directory an" in ended.stderr
+    assert ended.returncode == 1
 
 
 @pytest.mark.parametrize(("errors", "code"), [(subprocess.PIPE, 0), (subprocess.STDOUT, 1)])

@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     log_format = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=log_format, force=True)
-    asyncio.run(serve(arguments.artifact, engine, server))
+    # Absolute, so that messages name the directory of `kwise serve .`. A link stays a link, whose
+    # target may be replaced before a reload.
+    asyncio.run(serve(arguments.artifact.absolute(), engine, server))
     if _is_computing():
         # A pass of the model or a load still runs, and nobody waits for it. Python's own exit would
         # wait for it, or tear the runtime down under it.

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from kwise.errors import ConfigError
 from kwise.options import MAX_SECONDS, MAX_UINT32, check_bounds, option
+
+RECEIVE_S = 60.0  # the default of --http-receive-s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,7 +13,7 @@ class ServerConfig:
     """The options of one server.
 
     Raises:
-        ConfigError: an option is out of its range; names the option and the bound.
+        ConfigError: an option is out of its range, or does not suit another; names the option.
     """
 
     host: str = option(
@@ -26,7 +29,7 @@ class ServerConfig:
         maximum=65535,
     )
     http_receive_s: float = option(
-        60.0,
+        RECEIVE_S,
         "seconds that an HTTP client gets to send one request, and to read its reply",
         exclusive_minimum=0,
         maximum=MAX_SECONDS,
@@ -54,3 +57,9 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.port and self.port == self.http_port:
+            raise ConfigError(
+                f"--http-port: {self.http_port} is --port as well; give two different ports"
+            )
+        if self.http_port is None and self.http_receive_s != RECEIVE_S:
+            raise ConfigError("--http-receive-s is for HTTP; give --http-port too, or leave it out")

@@ -134,7 +134,7 @@ class ConversationEncoder:
         for index, response in enumerate(responses):
             num_tokens = len(prompt) + len(response)
             if num_tokens > self._limits.max_tokens:
-                outcomes.append(self._too_long(index, num_tokens))
+                outcomes.append(self._too_long(index, num_tokens, has_turns=False))
             elif error := self._outside_vocabulary("token_ids", response, index):
                 outcomes.append(error)
             else:
@@ -212,7 +212,7 @@ class ConversationEncoder:
                 problem = self._too_many_characters(len(prompt.text) + length)
                 outcomes.append(InvalidRequest("text", problem, response=index))
             elif len(tokens.ids) > self._limits.max_tokens:
-                outcomes.append(self._too_long(index, len(tokens.ids)))
+                outcomes.append(self._too_long(index, len(tokens.ids), has_turns=False))
             else:
                 outcomes.append(self._outcome(index, tokens))
         return outcomes
@@ -413,12 +413,13 @@ class ConversationEncoder:
     def _count_control(self, text: str) -> int:
         return len(self._control.findall(text))
 
-    def _too_long(self, index: int, num_tokens: int) -> InvalidRequest:
-        return InvalidRequest(
-            "",
-            f"the conversation has {num_tokens} tokens and the limit is {self._limits.max_tokens}",
-            response=index,
+    def _too_long(self, index: int, num_tokens: int, *, has_turns: bool = True) -> InvalidRequest:
+        problem = (
+            f"the conversation has {num_tokens} tokens and the limit is {self._limits.max_tokens}"
         )
+        if self._limits.overlong is Overlong.DROP_TURNS and not has_turns:
+            problem += "; --overlong drop-turns drops turns of messages only"
+        return InvalidRequest("", problem, response=index)
 
     def _too_many_characters(self, length: int) -> str:
         limit = self._limits.max_characters
@@ -447,7 +448,10 @@ def _characters(prompt: Conversation) -> int:
 
 
 def _spelled_out(num_control_tokens: int) -> str:
-    return f"its text spells out {num_control_tokens} control tokens, which this server refuses"
+    return (
+        f"its text spells out {num_control_tokens} control tokens, which this server refuses "
+        "(--control-tokens reject)"
+    )
 
 
 def _only_user_turn(prompt: Conversation) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kwise.client import RewardClient
+from kwise.rl import areal, slime, verifiers
 from kwise.rl.result import NotScored
 from kwise.rl.trl import RewardFunction, reward, reward_or_none
 from kwise.types import TemplatedText
@@ -61,6 +62,28 @@ def test_what_the_model_cannot_read_is_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         called(RewardFunction("localhost:1"), [[USER]], [completion], **columns)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions", "error", "message"),
+    [
+        (["p"], [[ANSWER]], ValueError, r"prompts\[0\] is a string and completions\[0\] is a list"),
+        (["p"], ["a", "b"], ValueError, "1 prompts and 2 completions; give each"),
+        (["p"], [b"a"], TypeError, r"completions\[0\] must be a string or a list of .* not bytes"),
+        (["p"], [None], TypeError, r"completions\[0\] must be a string or .* not NoneType"),
+    ],
+)
+def test_a_wrong_form_is_named(
+    prompts: list[Any], completions: list[Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        called(RewardFunction("localhost:1"), prompts, completions)
+
+
+@pytest.mark.parametrize("library", [areal, slime, verifiers])
+def test_the_other_libraries_have_no_reward_that_is_missing(library: Any) -> None:
+    with pytest.raises(TypeError, match="on_error is for TRL only"):
+        library.RewardFunction(on_error="none")
 
 
 def test_empty_columns_and_calls_say_nothing(tiny_server: Server) -> None:

@@ -433,7 +433,7 @@ def test_refused_control_tokens_leave_siblings_scored(real: Any) -> None:
     assert _ids(partial) == _reference(real, prompt, "<|im_")
     assert isinstance(refused, InvalidRequest)
     assert refused.field == "responses[1].text"
-    assert "2 control tokens" in refused.problem
+    assert "2 control tokens" in refused.problem and "--control-tokens" in refused.problem
     assert "<|im_" not in str(refused)
 
 

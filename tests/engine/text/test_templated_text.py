@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from kwise.engine.reward_cache import reward_keys
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
-from kwise.engine.text.limits import ControlTokens, EncoderLimits
+from kwise.engine.text.limits import ControlTokens, EncoderLimits, Overlong
 from kwise.errors import InvalidRequest
 from kwise.types import Group, Message, TemplatedText
 from tests.tiny_models import byte_tokenizer
@@ -190,6 +190,14 @@ def test_a_key_does_not_depend_on_where_the_text_is_cut_and_differs_from_other_k
     }
     assert whole not in others
     assert len(others) == 3
+
+
+def test_a_text_that_is_too_long_says_that_its_turns_are_not_dropped(
+    tokenizer: Tokenizer,
+) -> None:
+    encoder = _new(tokenizer, CHATML, max_tokens=4, overlong=Overlong.DROP_TURNS)
+    (error,) = encoder.encode(Group(prompt=TemplatedText(text=""), responses=("a b c d e",)))
+    assert str(error).endswith("limit is 4; --overlong drop-turns drops turns of messages only")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter_ns
 
 import grpc
 
 from kwise.engine.server.grpc.messages import status_code
-from kwise.errors import KwiseError, ModelFailed
+from kwise.errors import InvalidRequest, KwiseError, ModelFailed
 from kwise.options import MAX_UINT32
 from kwise.protos.tei.v1 import tei_pb2 as pb
 from kwise.types import Conversation, Message, Reward, ScoredGroup
@@ -18,6 +19,33 @@ def code_of(error: KwiseError) -> grpc.StatusCode:
     if isinstance(error, ModelFailed):
         return grpc.StatusCode.FAILED_PRECONDITION
     return status_code(error)
+
+
+@contextmanager
+def fields_named(prompt: str, response: str) -> Iterator[None]:
+    """Raise the engine's errors under the names of the caller's fields.
+
+    Args:
+        prompt: the field of the prompt.
+        response: the field of a response, with {} for its index ("texts[{}]").
+    """
+    try:
+        yield
+    except (InvalidRequest, ModelFailed) as error:
+        field = response.format(error.response)
+        named: KwiseError
+        if isinstance(error, ModelFailed):
+            named = error if error.response is None else ModelFailed(field=field)
+        elif error.response is not None:
+            named = InvalidRequest(field, error.problem)
+        elif error.field.startswith("prompt"):
+            named = InvalidRequest(prompt, error.problem)
+        elif error.field == "responses":
+            named = InvalidRequest(response.partition("[")[0], error.problem)
+        else:
+            named = error
+        named.response = error.response
+        raise named from None
 
 
 def user(text: str) -> Conversation:

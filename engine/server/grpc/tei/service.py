@@ -18,7 +18,15 @@ import grpc
 from kwise import __version__
 from kwise.engine.server.grpc.calls import Context, client_of, running_call
 from kwise.engine.server.grpc.stream import RequestReader, RequestStream
-from kwise.engine.server.grpc.tei.messages import code_of, metadata, ranks, rewards, score, user
+from kwise.engine.server.grpc.tei.messages import (
+    code_of,
+    fields_named,
+    metadata,
+    ranks,
+    rewards,
+    score,
+    user,
+)
 from kwise.engine.server.service import RewardService, bugs_reported
 from kwise.errors import InvalidRequest, Unavailable
 from kwise.options import MAX_UINT32
@@ -116,15 +124,18 @@ class TeiPredict(tei_pb2_grpc.PredictServicer):
         match inputs:
             case [text]:
                 prompt, response = TemplatedText(text=""), text
+                names = ("inputs", "inputs")
             case [first, second]:
                 prompt, response = user(first), second
+                names = ("inputs[0]", "inputs[1]")
             case _:
                 raise InvalidRequest("inputs", f"there are {len(inputs)} texts; give one or two")
         if not any(inputs):
             raise InvalidRequest("inputs", "the text is empty")
         group = Group(prompt=prompt, responses=(response,), client=client)
-        scored = await self._service.score(group)
-        (reward,) = rewards(scored)
+        with fields_named(*names):
+            scored = await self._service.score(group)
+            (reward,) = rewards(scored)
         value = score(reward, raw=request.raw_scores)
         return pb.PredictResponse(
             predictions=[pb.Prediction(score=value, label=_LABEL)],
@@ -148,15 +159,17 @@ class TeiRerank(tei_pb2_grpc.RerankServicer):
     async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
         async with running_call(self._service, context, code_of):
             started_ns = perf_counter_ns()
-            self._service.limits.check(len(request.texts))
-            if not request.texts:
-                raise InvalidRequest("texts", "there are none; give at least one")
             texts = tuple(request.texts)
+            if not texts:
+                raise InvalidRequest("texts", "there are none; give at least one")
             group = Group(prompt=user(request.query), responses=texts, client=client_of(context))
-            scored = await self._service.score(group)
+            with fields_named("query", "texts[{}]"):
+                self._service.limits.check(len(texts))
+                scored = await self._service.score(group)
+                of_texts = rewards(scored)
             num_characters = len(request.query) * len(texts) + sum(map(len, texts))
             return pb.RerankResponse(
-                ranks=ranks(rewards(scored), texts, request),
+                ranks=ranks(of_texts, texts, request),
                 metadata=metadata(started_ns, num_characters, [scored]),
             )
 
@@ -180,11 +193,16 @@ class TeiRerank(tei_pb2_grpc.RerankServicer):
                 )
                 for query, of_query in indices.items()
             ]
-            scored = await _all(self._service.score(group) for group in groups)
+
+            async def of_group(group: Group, of_query: Sequence[int]) -> ScoredGroup:
+                with fields_named(f"requests[{of_query[0]}].query", "requests[{}].text"):
+                    return await self._service.score(group)
+
+            scored = await _all(map(of_group, groups, indices.values()))
             by_index: dict[int, Reward] = {}
-            for group, of_query in zip(scored, indices.values(), strict=True):
-                of_group = rewards(group, of_query)
-                by_index |= zip(of_query, of_group, strict=True)
+            for group_scored, of_query in zip(scored, indices.values(), strict=True):
+                with fields_named("", "requests[{}].text"):
+                    by_index |= zip(of_query, rewards(group_scored, of_query), strict=True)
             num_characters = sum(len(request.query) + len(request.text) for request in requests)
             return pb.RerankResponse(
                 ranks=ranks(
@@ -210,7 +228,8 @@ class TeiRerank(tei_pb2_grpc.RerankServicer):
             while (request := await reader.read()) is not None:
                 requests.append(request)
                 num_bytes += request.ByteSize()
-                self._service.limits.check(len(requests))
+                with fields_named("", "requests[{}].text"):
+                    self._service.limits.check(len(requests))
                 if num_bytes > self._max_stream_bytes:
                     raise InvalidRequest(
                         "requests",
