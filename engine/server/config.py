@@ -61,5 +61,3 @@ class ServerConfig:
             raise ConfigError(
                 f"--http-port: {self.http_port} is --port as well; give two different ports"
             )
-        if self.http_port is None and self.http_receive_s != RECEIVE_S:
-            raise ConfigError("--http-receive-s is for HTTP; give --http-port too, or leave it out")
