@@ -118,6 +118,8 @@ class Connection:
     async def of_running_loop(self) -> AsyncIterator[AsyncRewardClient]:
         """Open the client of the running event loop, which calls at the same time share."""
         loop, clients = get_running_loop(), self._clients()
+        for closed in [other for other in clients.by_loop if other.is_closed()]:
+            del clients.by_loop[closed]  # it ended in the middle of a call
         if loop not in clients.by_loop:
             options = self._options
             if clients.has_reached:  # it may restart, which calls wait for until their timeout

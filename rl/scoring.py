@@ -140,10 +140,10 @@ class Scoring:
         requests = group_by_prompt(prompts, responses)
         if not requests:
             return ScoredResponses(rewards=[], errors={}, statistics=Statistics())
+        results: list[ScoredGroup | KwiseError]
         async with self._connection.of_running_loop() as client:
             if any(len(request.responses) > 1 for request in requests):
                 requests = split(requests, (await client.get_model()).max_responses)
-            results: list[ScoredGroup | KwiseError]
             if len(requests) > 1:
                 groups = [(request.prompt, request.responses) for request in requests]
                 stream = client.score_many(groups, priority=self._priority)
@@ -154,6 +154,8 @@ class Scoring:
                 try:
                     results = [await client.score(prompt, request.responses, priority=priority)]
                 except RewardServiceError as error:
+                    if error.status is not Status.INVALID_ARGUMENT:
+                        raise  # it may not have reached the server
                     results = [error]
         return self._collect(requests, results, started_s)
 

@@ -35,6 +35,7 @@ class _Base:
             raise ValueError(f'plain_prompts must be "templated" or "user", not {plain_prompts!r}')
         self.__name__ = name  # TRL names its metrics after it
         self._plain_prompts = plain_prompts
+        self._may_miss_rewards = options.get("on_error") == "none"
         self._scoring = Scoring(address, **options)
 
     def _pairs(
@@ -86,6 +87,11 @@ class _Base:
                 f"the last message of completions[{index}] {problem}; kwise scores the text of the "
                 "assistant's last message"
             )
+        if not isinstance(last.get("content"), str):
+            raise TypeError(
+                f"the last message of completions[{index}] has no text as its content; kwise "
+                "scores text only"
+            )
         # After calls of tools, the completion has several messages. All but the last are context.
         return [*prompt, *completion[:-1]], last["content"]
 
@@ -98,7 +104,9 @@ class _Base:
         if log_metric is not None:
             for key, value in scored.statistics.metrics.items():
                 log_metric(key.replace("kwise", self.__name__, 1), value)
-        if log_extra is not None and scored.errors:
+        # At every call, because TRL keeps each column by itself: a shorter one would stand beside
+        # other completions.
+        if log_extra is not None and self._may_miss_rewards:
             errors = [str(scored.errors.get(index, "")) for index in range(len(scored.rewards))]
             log_extra(f"{self.__name__}_error", errors)
         return scored.rewards

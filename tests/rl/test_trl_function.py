@@ -108,6 +108,9 @@ def test_errors_and_metrics_go_to_the_trainers_log(
     assert metrics["kwise/num_errors"] == 1
     assert extra["kwise_error"][0] == ""
     assert "limit is 2048" in extra["kwise_error"][1]
+    # TRL keeps the column of an earlier call beside the completions of a later one.
+    called(reward_or_none, ["p"], ["fine"], log_extra=extra.__setitem__)
+    assert extra["kwise_error"] == [""]
 
 
 def in_child(pickled: bytes) -> Any:
@@ -124,3 +127,9 @@ def test_the_function_survives_pickling_into_a_spawned_process(tiny_server: Serv
 def test_a_wrong_option_is_named() -> None:
     with pytest.raises(ValueError, match="plain_prompts"):
         RewardFunction(plain_prompts="raw")  # type: ignore[arg-type]
+
+
+def test_a_message_without_text_is_named(tiny_server: Server) -> None:
+    for message in ({"role": "assistant"}, {"role": "assistant", "content": [{"type": "text"}]}):
+        with pytest.raises(TypeError, match=r"completions\[0\] has no text as its content"):
+            called(RewardFunction(tiny_server.address), [[USER]], [[message]])

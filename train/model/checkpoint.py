@@ -33,7 +33,12 @@ from kwise.train.checkpoint.tensors import (
 from kwise.train.checkpoint.transformers_versions import read_config
 from kwise.train.checkpoint.types import check_types
 from kwise.train.model.adapter_source import AdapterSource, find_adapter, merge_into
-from kwise.train.model.four_bit import dequantise, disable_weight_packing, has_four_bits
+from kwise.train.model.four_bit import (
+    dequantise,
+    disable_weight_packing,
+    has_four_bits,
+    restore_new_layers,
+)
 from kwise.train.model.head import head_name
 from kwise.train.model.pretrained import reading, source_of
 
@@ -161,6 +166,7 @@ def _load_whole(
             **(quantised or {}),
         )
     _check_embeddings(place, model)
+    restore_new_layers(model)
     disable_weight_packing(model)
     # Only now, because the positions of RoBERTa and its relatives are counted from this id.
     if usable_id(text_config(model.config).pad_token_id, None) is None:

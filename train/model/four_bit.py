@@ -72,6 +72,17 @@ def disable_weight_packing(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
+def restore_new_layers(model: nn.Module) -> None:
+    """Replace the four-bit layers that have no weights in four bits by plain ones.
+
+    transformers 5 leaves a layer that the checkpoint lacks with new weights that are not quantised,
+    and bitsandbytes cannot compute with it.
+    """
+    for name, layer in list(model.named_modules()):
+        if type(layer).__name__ == "Linear4bit" and layer.weight.quant_state is None:
+            model.set_submodule(name, _plain(layer, layer.weight.data))
+
+
 @torch.no_grad()
 def fold_adapters(adapted: Any) -> None:
     """Replace every four-bit layer that has an adapter by a plain layer with the sum of both."""

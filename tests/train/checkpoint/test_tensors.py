@@ -175,6 +175,10 @@ def test_weights_that_are_not_finite_are_named(llama: Path, tmp_path: Path, valu
         load_checkpoint("--model", str(path), to_train=True)
 
 
+@pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) >= 5,
+    reason="transformers 5 converts them when it reads them",
+)
 def test_weights_in_eight_bits_are_refused(llama: Path, tmp_path: Path) -> None:
     """The reason was '"sum_cpu" not implemented'."""
     name = "model.layers.0.self_attn.q_proj.weight"

@@ -159,9 +159,10 @@ def _reduce(config: PretrainedConfig) -> None:
         # The first layer of a block sees nothing of what the block pools.
         _set(config, "block_sizes", [2] * len(blocks))
     if old_head_size:
-        for name in ("rope_scaling", "rope_parameters"):
-            if isinstance(rope := getattr(config, name, None), dict):
-                _set(config, name, _resized(rope, _HEAD_SIZE / old_head_size))
+        # In transformers 5 the old name is another one for the same value.
+        name = "rope_parameters" if hasattr(config, "rope_parameters") else "rope_scaling"
+        if isinstance(rope := getattr(config, name, None), dict):
+            _set(config, name, _resized(rope, _HEAD_SIZE / old_head_size))
 
 
 def _reduce_layers(config: PretrainedConfig) -> None:
