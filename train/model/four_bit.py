@@ -79,7 +79,9 @@ def restore_new_layers(model: nn.Module) -> None:
     and bitsandbytes cannot compute with it.
     """
     for name, layer in list(model.named_modules()):
-        if type(layer).__name__ == "Linear4bit" and layer.weight.quant_state is None:
+        if type(layer).__name__ != "Linear4bit":
+            continue
+        if getattr(layer.weight, "quant_state", None) is None:
             model.set_submodule(name, _plain(layer, layer.weight.data))
 
 
