@@ -8,8 +8,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +23,6 @@ from kwise.rl.result import ModelChanged, NotScored, ScoredResponses
 from kwise.rl.scoring import Scoring
 from kwise.types import TemplatedText
 from tests.held_model import HeldModel, running_held_server
-from tests.real_data import ROOT
 from tests.servers import PATIENCE_S, Server, running_server, wait_until
 
 PROMPTS: list[Any] = [
@@ -146,14 +143,6 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.starmap(values, [()] * 4, chunksize=1) == [before] * 4
 assert values() == before
 """
-
-
-def test_a_forked_process_uses_the_object_that_its_parent_has_used(tiny_server: Server) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORKED, tiny_server.address]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_event_loops_may_follow_each_other_and_leave_no_client(tiny_server: Server) -> None:
