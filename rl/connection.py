@@ -56,7 +56,7 @@ class _Clients:
 
 
 class Connection:
-    """A way to one server. It can be pickled, forked, and shared between threads and event loops.
+    """A way to one server. It can be pickled, and shared between threads and event loops.
 
     Args:
         address: the server, as HOST:PORT or a URI of gRPC; None for the environment variable

@@ -29,7 +29,7 @@ OnError: TypeAlias = Literal["raise", "none"]
 class Scoring:
     """Rewards of prompts and responses, which come as parallel lists.
 
-    It can be pickled, forked, and shared between threads and event loops. It connects at the first
+    It can be pickled, and shared between threads and event loops. It connects at the first
     call. What fails because the server restarts or is full is sent again until `timeout_s`.
 
     Args:

@@ -127,24 +127,6 @@ def test_a_spawned_process_gets_the_same_rewards_after_use_in_this_one(
     assert scoring.score(["Child?"] * 2, ["a", "b"]).values == expected
 
 
-# In a process of its own, because a fork is only safe while no thread waits in gRPC, and the
-# process of the tests has such threads.
-FORKED = """
-import asyncio, multiprocessing, sys
-from kwise.rl.scoring import Scoring
-
-scoring, batch = Scoring(sys.argv[1], timeout_s=60), (["p", "q", "p"], ["a", "b", "c"])
-
-def values():
-    return scoring.score(*batch).values, asyncio.run(scoring.score_async(*batch)).values
-
-before = values()
-with multiprocessing.get_context("fork").Pool(2) as pool:
-    assert pool.starmap(values, [()] * 4, chunksize=1) == [before] * 4
-assert values() == before
-"""
-
-
 def test_event_loops_may_follow_each_other_and_leave_no_client(tiny_server: Server) -> None:
     scoring = Scoring(tiny_server.address)
     values = [in_loop(scoring, ["Loop?"] * 2, ["a", "b"]).values for _ in range(5)]
