@@ -1,4 +1,5 @@
 """A server of one artifact: `serve.py` runs it, `service.py` knows no protocol.
 
-Each protocol is a folder with its port: `grpc/`.
+Each of the folders `grpc/` and `http/` is a port with its protocols. `samples/` scores single
+responses for the protocols of both.
 """

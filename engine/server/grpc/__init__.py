@@ -1,1 +1,1 @@
-"""The gRPC port: `kwise.v1.RewardService`, health and reflection, on top of `RewardService`."""
+"""The gRPC port: `services.py` is the table of its services, `port.py` serves them."""

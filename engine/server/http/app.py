@@ -21,7 +21,8 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.call import Call
+from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.engine.server.http.errors import (
     KWISE_ERRORS,
     ErrorForm,

@@ -9,21 +9,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal
 
+from kwise.engine.server.call import Call
 from kwise.engine.server.http.errors import KWISE_ERRORS, ErrorForm
-from kwise.engine.server.service import RewardService
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """The circumstances of one request.
-
-    Attributes:
-        service: answers it.
-        client: who asks, for `Group.client`: the header `kwise-client`, or else the peer's address.
-    """
-
-    service: RewardService
-    client: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.call import Call
+from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.version import __version__
 
 _REF = "#/components/schemas/{name}"

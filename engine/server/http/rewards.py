@@ -2,7 +2,8 @@
 
 from http import HTTPStatus
 
-from kwise.engine.server.http.endpoint import Call, Endpoint
+from kwise.engine.server.call import Call
+from kwise.engine.server.http.endpoint import Endpoint
 from kwise.engine.server.http.messages import (
     CompareRequest,
     CompareResponse,

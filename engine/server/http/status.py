@@ -6,8 +6,9 @@ from http import HTTPStatus
 
 import msgspec
 
-from kwise.engine.server.http.bodies.fields import LABEL
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.call import Call
+from kwise.engine.server.http.endpoint import Endpoint, Reply
+from kwise.engine.server.samples.scores import LABEL, TEI_DTYPES
 from kwise.version import __version__
 
 
@@ -116,7 +117,7 @@ async def _info(call: Call, _: None) -> Info:
     return Info(
         model_id=info.model,
         model_sha=info.fingerprint,
-        model_dtype=_TEI_DTYPES.get(info.precision, info.precision),
+        model_dtype=TEI_DTYPES[info.precision],
         model_type=ModelType(reranker=Reranker(id2label={"0": LABEL}, label2id={LABEL: 0})),
         # The queue is limited by tokens. A request has at least one.
         max_concurrent_requests=config.max_queue_tokens,
@@ -141,7 +142,6 @@ async def _alive(call: Call, _: None) -> Health:
 
 _TAG = "server"
 _STARTED_S = int(time.time())
-_TEI_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 ENDPOINTS = (
     *(
         Endpoint(

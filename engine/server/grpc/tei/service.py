@@ -8,34 +8,26 @@ normalised reward, or the reward itself with `raw_scores`.
 dropped, so a text that is too long is refused.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, NoReturn
 
 import grpc
 
-from kwise import __version__
+from kwise.engine.server.call import Call
 from kwise.engine.server.grpc.calls import Context, client_of, running_call
 from kwise.engine.server.grpc.stream import RequestReader, RequestStream
-from kwise.engine.server.grpc.tei.messages import (
-    code_of,
-    fields_named,
-    metadata,
-    ranks,
-    rewards,
-    score,
-    user,
-)
+from kwise.engine.server.grpc.tei.messages import code_of, metadata, ranks
+from kwise.engine.server.samples.sample import of_candidates, of_pair, of_templated
+from kwise.engine.server.samples.scores import LABEL, TEI_DTYPES, score_of
+from kwise.engine.server.samples.scoring import check_size, score_samples
 from kwise.engine.server.service import RewardService, bugs_reported
 from kwise.errors import InvalidRequest, Unavailable
 from kwise.options import MAX_UINT32
 from kwise.protos.tei.v1 import tei_pb2 as pb
 from kwise.protos.tei.v1 import tei_pb2_grpc
-from kwise.types import Conversation, Group, Reward, ScoredGroup, TemplatedText
+from kwise.version import __version__
 
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
-_LABEL = "LABEL_0"  # what transformers calls the only label of a model without names
 _NO_TOKENS = "this server of a reward model does not tokenise for clients"
 
 
@@ -52,7 +44,7 @@ class TeiInfo(tei_pb2_grpc.InfoServicer):
                 version=__version__,
                 model_id=info.model,
                 model_sha=info.fingerprint,
-                model_dtype=_DTYPES[info.precision],
+                model_dtype=TEI_DTYPES[info.precision],
                 model_type=pb.MODEL_TYPE_RERANKER,
                 # kwise limits tokens. Each request in the queue has one at least.
                 max_concurrent_requests=min(config.max_queue_tokens, MAX_UINT32),
@@ -120,26 +112,20 @@ class TeiPredict(tei_pb2_grpc.PredictServicer):
         client: str,
     ) -> pb.PredictResponse:
         started_ns = perf_counter_ns()
-        prompt: Conversation | TemplatedText
         match inputs:
             case [text]:
-                prompt, response = TemplatedText(text=""), text
-                names = ("inputs", "inputs")
+                samples = of_templated([text], ["inputs"])
             case [first, second]:
-                prompt, response = user(first), second
-                names = ("inputs[0]", "inputs[1]")
+                samples = [of_pair(first, second, "inputs[0]", "inputs[1]")]
             case _:
                 raise InvalidRequest("inputs", f"there are {len(inputs)} texts; give one or two")
         if not any(inputs):
             raise InvalidRequest("inputs", "the text is empty")
-        group = Group(prompt=prompt, responses=(response,), client=client)
-        with fields_named(*names):
-            scored = await self._service.score(group)
-            (reward,) = rewards(scored)
-        value = score(reward, raw=request.raw_scores)
+        scored = await score_samples(Call(service=self._service, client=client), samples)
+        value = score_of(scored.rewards[0], not request.raw_scores)
         return pb.PredictResponse(
-            predictions=[pb.Prediction(score=value, label=_LABEL)],
-            metadata=metadata(started_ns, sum(map(len, inputs)), [scored]),
+            predictions=[pb.Prediction(score=value, label=LABEL)],
+            metadata=metadata(started_ns, sum(map(len, inputs)), scored),
         )
 
 
@@ -159,61 +145,40 @@ class TeiRerank(tei_pb2_grpc.RerankServicer):
     async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
         async with running_call(self._service, context, code_of):
             started_ns = perf_counter_ns()
-            texts = tuple(request.texts)
-            if not texts:
+            call = Call(service=self._service, client=client_of(context))
+            if not request.texts:
                 raise InvalidRequest("texts", "there are none; give at least one")
-            group = Group(prompt=user(request.query), responses=texts, client=client_of(context))
-            with fields_named("query", "texts[{}]"):
-                self._service.limits.check(len(texts))
-                scored = await self._service.score(group)
-                of_texts = rewards(scored)
-            num_characters = len(request.query) * len(texts) + sum(map(len, texts))
+            check_size(call, "texts", len(request.texts))
+            samples = of_candidates(request.query, request.texts, ("query", "texts"))
+            scored = await score_samples(call, samples)
+            num_characters = len(request.query) * len(samples) + sum(map(len, request.texts))
             return pb.RerankResponse(
-                ranks=ranks(of_texts, texts, request),
-                metadata=metadata(started_ns, num_characters, [scored]),
+                ranks=ranks(scored, request.texts, request),
+                metadata=metadata(started_ns, num_characters, scored),
             )
 
     async def RerankStream(
         self, request_iterator: AsyncIterator[pb.RerankStreamRequest], context: Context
     ) -> pb.RerankResponse:
-        """Score the texts of each query as one group, and rank all of them together."""
+        """Score the texts of all queries, and rank all of them together."""
         async with running_call(self._service, context, code_of):
             started_ns = perf_counter_ns()
-            requests = await self._read(context)
+            call = Call(service=self._service, client=client_of(context))
+            requests = await self._read(context, call)
             if not requests:
                 raise InvalidRequest("requests", "there are none; send at least one")
-            indices: dict[str, list[int]] = {}
-            for index, request in enumerate(requests):
-                indices.setdefault(request.query, []).append(index)
-            groups = [
-                Group(
-                    prompt=user(query),
-                    responses=tuple(requests[index].text for index in of_query),
-                    client=client_of(context),
-                )
-                for query, of_query in indices.items()
+            samples = [
+                of_pair(r.query, r.text, f"requests[{index}].query", f"requests[{index}].text")
+                for index, r in enumerate(requests)
             ]
-
-            async def of_group(group: Group, of_query: Sequence[int]) -> ScoredGroup:
-                with fields_named(f"requests[{of_query[0]}].query", "requests[{}].text"):
-                    return await self._service.score(group)
-
-            scored = await _all(map(of_group, groups, indices.values()))
-            by_index: dict[int, Reward] = {}
-            for group_scored, of_query in zip(scored, indices.values(), strict=True):
-                with fields_named("", "requests[{}].text"):
-                    by_index |= zip(of_query, rewards(group_scored, of_query), strict=True)
+            scored = await score_samples(call, samples)
             num_characters = sum(len(request.query) + len(request.text) for request in requests)
             return pb.RerankResponse(
-                ranks=ranks(
-                    [by_index[index] for index in range(len(requests))],
-                    [request.text for request in requests],
-                    requests[0],
-                ),
+                ranks=ranks(scored, [request.text for request in requests], requests[0]),
                 metadata=metadata(started_ns, num_characters, scored),
             )
 
-    async def _read(self, context: Context) -> list[pb.RerankStreamRequest]:
+    async def _read(self, context: Context, call: Call) -> list[pb.RerankStreamRequest]:
         """Return all requests of a stream.
 
         Raises:
@@ -228,8 +193,7 @@ class TeiRerank(tei_pb2_grpc.RerankServicer):
             while (request := await reader.read()) is not None:
                 requests.append(request)
                 num_bytes += request.ByteSize()
-                with fields_named("", "requests[{}].text"):
-                    self._service.limits.check(len(requests))
+                check_size(call, "requests", len(requests))
                 if num_bytes > self._max_stream_bytes:
                     raise InvalidRequest(
                         "requests",
@@ -259,17 +223,6 @@ class TeiTokenize(tei_pb2_grpc.TokenizeServicer):
         self, request_iterator: AsyncIterator[pb.DecodeRequest], context: Context
     ) -> None:
         await _no_tokens(context)
-
-
-async def _all(calls: Iterable[Awaitable[ScoredGroup]]) -> list[ScoredGroup]:
-    """Return all results in order. If one fails, cancel the others and raise its error."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _no_tokens(context: Context) -> NoReturn:

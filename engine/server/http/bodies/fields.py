@@ -1,6 +1,5 @@
 """Fields of other protocols that kwise refuses, and the ways to report a reward."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -9,14 +8,10 @@ from uuid import uuid4
 
 import msgspec
 
-from kwise.engine.server.http.bodies.samples import Sample
-from kwise.engine.server.http.bodies.scoring import ScoredSamples
 from kwise.engine.server.http.endpoint import Reply
+from kwise.engine.server.samples.sample import Sample
+from kwise.engine.server.samples.scoring import ScoredSamples
 from kwise.errors import InvalidRequest
-from kwise.types import Reward
-
-# The label of the one output: what transformers calls it in a model without names.
-LABEL = "LABEL_0"
 
 # The statuses of errors that every handler may cause, and that of a model that is not served.
 STATUSES = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -68,15 +63,6 @@ def check_not_cut(
             )
             error.response = index
             raise error
-
-
-def score_of(reward: Reward, use_activation: bool | None) -> float:
-    """Return the reward, or its sigmoid if `use_activation` is True or None, the usual default."""
-    if use_activation is False:
-        return reward.value
-    # Written for both signs, because exp overflows beyond 709.
-    exponential = math.exp(-abs(reward.value))
-    return (1.0 if reward.value >= 0 else exponential) / (1.0 + exponential)
 
 
 class Usage(msgspec.Struct, kw_only=True):

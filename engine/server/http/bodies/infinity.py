@@ -8,20 +8,20 @@ from typing import Literal
 
 import msgspec
 
+from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies.fields import (
-    LABEL,
     STATUSES_WITH_MODEL,
     Usage,
     new_id,
     now,
     reply,
-    score_of,
     usage_of,
 )
+from kwise.engine.server.http.bodies.inputs import of_input
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
-from kwise.engine.server.http.bodies.samples import of_input
-from kwise.engine.server.http.bodies.scoring import check_size, score_samples
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.http.endpoint import Endpoint, Reply
+from kwise.engine.server.samples.scores import LABEL, score_of
+from kwise.engine.server.samples.scoring import check_size, score_samples
 
 _DEFAULT_MODEL = "default/not-specified"
 

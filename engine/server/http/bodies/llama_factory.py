@@ -13,11 +13,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies.fields import STATUSES, check_not_cut, new_id, reply
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
-from kwise.engine.server.http.bodies.samples import of_templated
-from kwise.engine.server.http.bodies.scoring import HOLD_S, check_size, score_samples
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.http.endpoint import Endpoint, Reply
+from kwise.engine.server.samples.sample import of_templated
+from kwise.engine.server.samples.scoring import HOLD_S, check_size, score_samples
 from kwise.errors import InvalidRequest
 
 

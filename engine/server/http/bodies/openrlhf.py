@@ -20,10 +20,11 @@ from typing import Any
 
 import msgspec
 
+from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies.fields import STATUSES, reply
-from kwise.engine.server.http.bodies.samples import of_templated
-from kwise.engine.server.http.bodies.scoring import HOLD_S, check_size, score_samples
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.http.endpoint import Endpoint, Reply
+from kwise.engine.server.samples.sample import of_templated
+from kwise.engine.server.samples.scoring import HOLD_S, check_size, score_samples
 from kwise.errors import InvalidRequest
 
 

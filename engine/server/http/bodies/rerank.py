@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies.fields import (
     STATUSES_WITH_MODEL,
     Reasons,
@@ -23,14 +24,14 @@ from kwise.engine.server.http.bodies.fields import (
     now,
     refuse_set,
     reply,
-    score_of,
     usage_of,
 )
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
-from kwise.engine.server.http.bodies.samples import of_candidates
 from kwise.engine.server.http.bodies.score import REFUSED_OF_PAIRS, PairRequest
-from kwise.engine.server.http.bodies.scoring import ScoredSamples, check_size, score_samples
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.http.endpoint import Endpoint, Reply
+from kwise.engine.server.samples.sample import of_candidates
+from kwise.engine.server.samples.scores import best_first
+from kwise.engine.server.samples.scoring import check_size, score_samples
 
 _REFUSED: Reasons = {
     **REFUSED_OF_PAIRS,
@@ -156,15 +157,6 @@ async def rerank_as_infinity(call: Call, body: InfinityRerankRequest) -> Reply:
         usage=usage_of(scored),
     )
     return reply(answer, scored)
-
-
-def best_first(scored: ScoredSamples, use_activation: bool | None) -> list[tuple[int, float]]:
-    """Return index and score of each sample, the best first. Ties keep their order.
-
-    They are sorted by the reward, because large rewards have equal sigmoids.
-    """
-    order = sorted(enumerate(scored.rewards), key=lambda item: item[1].value, reverse=True)
-    return [(index, score_of(reward, use_activation)) for index, reward in order]
 
 
 def _endpoint(path: str, tag: str, **fields: Any) -> Endpoint:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies.fields import (
     STATUSES_WITH_MODEL,
     Reasons,
@@ -20,14 +21,14 @@ from kwise.engine.server.http.bodies.fields import (
     now,
     refuse_set,
     reply,
-    score_of,
     usage_of,
 )
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
-from kwise.engine.server.http.bodies.samples import Sample, of_pair
-from kwise.engine.server.http.bodies.scoring import check_size, score_samples
 from kwise.engine.server.http.bodies.vllm import REFUSED, VllmRequest
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.http.endpoint import Endpoint, Reply
+from kwise.engine.server.samples.sample import Sample, of_pair
+from kwise.engine.server.samples.scores import score_of
+from kwise.engine.server.samples.scoring import check_size, score_samples
 from kwise.errors import InvalidRequest
 
 Texts = str | list[str]

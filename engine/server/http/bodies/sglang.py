@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies.fields import (
     STATUSES_WITH_MODEL,
     Reasons,
@@ -23,16 +24,12 @@ from kwise.engine.server.http.bodies.fields import (
     reply,
     usage_of,
 )
+from kwise.engine.server.http.bodies.inputs import Input, of_input
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
-from kwise.engine.server.http.bodies.samples import Input, Sample, of_input, plain
-from kwise.engine.server.http.bodies.scoring import (
-    HOLD_S,
-    check_size,
-    has_chat_template,
-    score_samples,
-)
 from kwise.engine.server.http.bodies.vllm import num_items, vector
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.http.endpoint import Endpoint, Reply
+from kwise.engine.server.samples.sample import Sample, plain
+from kwise.engine.server.samples.scoring import HOLD_S, check_size, has_chat_template, score_samples
 from kwise.errors import InvalidRequest
 from kwise.types import TemplatedText
 

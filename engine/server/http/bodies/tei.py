@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from kwise.engine.server.http.bodies.fields import LABEL, STATUSES, reply, score_of
-from kwise.engine.server.http.bodies.rerank import best_first
-from kwise.engine.server.http.bodies.samples import Sample, of_candidates, of_pair, of_templated
-from kwise.engine.server.http.bodies.scoring import ScoredSamples, check_size, score_samples
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.call import Call
+from kwise.engine.server.http.bodies.fields import STATUSES, reply
+from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.engine.server.http.errors import ErrorForm, Problem
+from kwise.engine.server.samples.sample import Sample, of_candidates, of_pair, of_templated
+from kwise.engine.server.samples.scores import LABEL, best_first, score_of
+from kwise.engine.server.samples.scoring import ScoredSamples, check_size, score_samples
 from kwise.errors import InvalidRequest
 
 _Direction = Literal["left", "Left", "right", "Right"]

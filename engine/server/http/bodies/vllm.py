@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies.fields import (
-    LABEL,
     STATUSES_WITH_MODEL,
     Reasons,
     Usage,
@@ -29,24 +29,14 @@ from kwise.engine.server.http.bodies.fields import (
     now,
     refuse_set,
     reply,
-    score_of,
     usage_of,
 )
+from kwise.engine.server.http.bodies.inputs import ChatMessage, Input, of_input, of_messages
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
-from kwise.engine.server.http.bodies.samples import (
-    ChatMessage,
-    Input,
-    Sample,
-    of_input,
-    of_messages,
-)
-from kwise.engine.server.http.bodies.scoring import (
-    HOLD_S,
-    ScoredSamples,
-    check_size,
-    score_samples,
-)
-from kwise.engine.server.http.endpoint import Call, Endpoint, Reply
+from kwise.engine.server.http.endpoint import Endpoint, Reply
+from kwise.engine.server.samples.sample import Sample
+from kwise.engine.server.samples.scores import LABEL, score_of
+from kwise.engine.server.samples.scoring import HOLD_S, ScoredSamples, check_size, score_samples
 from kwise.types import Reward
 
 # Why fields of all of vLLM's bodies are refused unless they have their default.

@@ -246,3 +246,20 @@ def test_the_requests_of_a_rerank_stream_have_the_limit_of_one_message(
             "requests: together they have more than 2000 bytes, the limit of one message "
             "(--max-message-bytes)",
         )
+
+
+def test_the_queries_of_one_stream_do_not_refuse_each_other(
+    tiny_artifact: Path, stubs: Stubs
+) -> None:
+    """A queue of 64 tokens has room for one or two of these queries at a time."""
+    requests = [
+        pb.RerankStreamRequest(query=f"{number} {'word ' * 20}", text="a", raw_scores=True)
+        for number in range(30)
+    ]
+    expected = stubs.rerank.RerankStream(iter(requests))
+    with (
+        running_server(tiny_artifact, "--max-queue-tokens", "64") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        reply = Stubs(channel).rerank.RerankStream(iter(requests))
+    assert [rank.index for rank in reply.ranks] == [rank.index for rank in expected.ranks]

@@ -1,13 +1,13 @@
-"""Score the samples of a body of another protocol.
+"""Score the samples of a request of another protocol.
 
-The samples of a body may have several prompts, while a group has one. Samples are grouped by
-prompt, the groups are scored at the same time, and the rewards come back in the body's order, all
-from one model. These protocols have no errors of single items, so the first sample that cannot be
-scored fails the call, by the name of its field.
+The samples of a request may have several prompts, while a group has one. Samples are grouped by
+prompt, the groups are scored at the same time, and the rewards come back in the order of the
+request, all from one model. These protocols have no errors of single items, so the first sample
+that cannot be scored fails the call, by the name of its field.
 
-The groups of one body must not refuse each other for a lack of room in the queue. A group that is
-refused waits until another group of the body is done. If none runs, the call is refused, or held
-for `hold_s` seconds: some clients end their run when they are refused.
+The groups of one request must not refuse each other for a lack of room in the queue. A group that
+is refused waits until another group of the request is done. If none runs, the call is refused, or
+held for `hold_s` seconds: some clients end their run when they are refused.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kwise.engine.artifact import CHAT_TEMPLATE
-from kwise.engine.server.http.bodies.samples import Sample
-from kwise.engine.server.http.endpoint import Call
+from kwise.engine.server.call import Call
+from kwise.engine.server.samples.sample import Sample
 from kwise.engine.slices import PAUSE_S, in_slices
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded
 from kwise.types import Group, Reward, ScoredGroup, Timing
@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 # refusal. OpenRLHF gives up on a call after 180 s.
 HOLD_S = 170.0
 
-# The groups of one body that are scored at the same time, and how many are started in one slice.
+# The groups of one request that are scored at the same time, and how many are started in one slice.
 _MAX_GROUPS_AT_ONCE = 256
 _GROUPS_PER_SLICE = 32
 
@@ -41,7 +41,7 @@ _PLACE = re.compile(r"(?:prompt|responses\[\d+\])(?P<messages>\.messages(?P<rest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredSamples:
-    """The rewards of the samples of a body.
+    """The rewards of the samples of a request.
 
     Attributes:
         rewards: one per sample, in order.
@@ -153,7 +153,7 @@ def _responses(samples: Sequence[Sample], indices: Sequence[int]) -> Any:
 
 
 class _Groups:
-    """The groups of one body, and how they are scored."""
+    """The groups of one request, and how they are scored."""
 
     def __init__(self, call: Call, groups: Sequence[Group], model: str, hold_s: float) -> None:
         self._call = call

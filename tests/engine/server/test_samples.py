@@ -17,14 +17,14 @@ from kwise.client import RewardClient
 from kwise.engine.artifact import MANIFEST, read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
+from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies import score, sglang, tei, vllm
-from kwise.engine.server.http.bodies.samples import Sample, of_pair, of_token_ids
 from kwise.engine.server.http.bodies.score import ScoreRequest
-from kwise.engine.server.http.bodies.scoring import score_samples
 from kwise.engine.server.http.bodies.sglang import ScoringRequest
 from kwise.engine.server.http.bodies.tei import PredictRequest
 from kwise.engine.server.http.bodies.vllm import ClassifyInput
-from kwise.engine.server.http.endpoint import Call
+from kwise.engine.server.samples.sample import Sample, of_pair, of_token_ids
+from kwise.engine.server.samples.scoring import score_samples
 from kwise.engine.server.service import RewardService
 from kwise.errors import InvalidRequest
 from kwise.types import Group, ScoredGroup

@@ -1,0 +1,25 @@
+"""The numbers and names by which other protocols report a reward."""
+
+from kwise.comparison import win_probability
+from kwise.engine.server.samples.scoring import ScoredSamples
+from kwise.types import Reward
+
+# The label of the one output: what transformers calls it in a model without names.
+LABEL = "LABEL_0"
+
+# The names of precisions in Text Embeddings Inference.
+TEI_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+
+
+def score_of(reward: Reward, use_activation: bool | None) -> float:
+    """Return the reward, or its sigmoid if `use_activation` is True or None, the usual default."""
+    return reward.value if use_activation is False else win_probability(reward.value)
+
+
+def best_first(scored: ScoredSamples, use_activation: bool | None) -> list[tuple[int, float]]:
+    """Return index and score of each sample, the best first. Ties keep their order.
+
+    They are sorted by the reward, because large rewards have equal sigmoids.
+    """
+    order = sorted(enumerate(scored.rewards), key=lambda item: item[1].value, reverse=True)
+    return [(index, score_of(reward, use_activation)) for index, reward in order]
