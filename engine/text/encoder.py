@@ -21,8 +21,10 @@ from tokenizers import Tokenizer
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.chat_template import compile_template
 from kwise.engine.text.limits import ControlTokens, EncoderLimits, Overlong
+from kwise.engine.text.outcomes import Outcomes
 from kwise.engine.text.shared_text import SharedTextTokenizer, Tokens, any_of, ids_of
 from kwise.engine.text.template_frame import END_TOKENS, TemplateFrame
+from kwise.engine.text.templated_text import TemplatedTextEncoder
 from kwise.engine.trie import Int64
 from kwise.errors import InvalidRequest
 from kwise.library_errors import cause_of, is_foreign
@@ -61,11 +63,15 @@ class ConversationEncoder:
         self._template = None if template is None else compile_template(template)
         self._special_tokens = dict(special_tokens)
         self._limits = limits
-        self._trailing_pad_id = trailing_pad_id
         self._texts = SharedTextTokenizer(tokenizer)
         added = tokenizer.get_added_tokens_decoder().values()
         self._control = any_of([token.content for token in added if token.special])
-        self._frame = None if template is None else self._template_frame()
+        self._outcomes = Outcomes(limits, trailing_pad_id)
+        self._templated = (
+            None
+            if template is None
+            else TemplatedTextEncoder(self._texts, self._template_frame(), limits, self._outcomes)
+        )
         # The type id of the second text: 1 for BERT and its relatives, 0 for RoBERTa and its
         # relatives, whose table of types has one row.
         self._second_type = (
@@ -88,7 +94,7 @@ class ConversationEncoder:
         if not group.responses:
             raise InvalidRequest("responses", "the list is empty; give at least one response")
         if isinstance(group.prompt, TemplatedText):
-            self._check_templated(group.prompt)
+            self._templated_encoder().check(group.prompt)
             return
         if not group.prompt:
             raise InvalidRequest("prompt", "it is empty")
@@ -101,11 +107,11 @@ class ConversationEncoder:
                 )
                 raise InvalidRequest(f"prompt.messages[{len(group.prompt) - 1}].role", problem)
             if (length := _characters(group.prompt)) > self._limits.max_characters:
-                raise InvalidRequest("prompt", self._too_many_characters(length))
+                raise InvalidRequest("prompt", self._outcomes.too_many_characters(length))
             return
         if len(group.prompt) > self._limits.max_tokens:
-            raise self._prompt_too_long(len(group.prompt))
-        if error := self._outside_vocabulary("prompt.token_ids", group.prompt):
+            raise self._outcomes.prompt_too_long(len(group.prompt))
+        if error := self._outcomes.outside_vocabulary("prompt.token_ids", group.prompt):
             raise error
 
     def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
@@ -120,7 +126,8 @@ class ConversationEncoder:
         """
         self.check(group)
         if isinstance(group.prompt, TemplatedText):
-            return self._encode_templated(group.prompt, cast(tuple[str, ...], group.responses))
+            responses = cast(tuple[str, ...], group.responses)
+            return self._templated_encoder().encode(group.prompt, responses)
         if isinstance(group.prompt[0], Message):
             return self._encode_texts(group.prompt, cast(tuple[str, ...], group.responses))
         return self._encode_token_ids(group.prompt, cast(tuple[TokenIds, ...], group.responses))
@@ -134,14 +141,14 @@ class ConversationEncoder:
         for index, response in enumerate(responses):
             num_tokens = len(prompt) + len(response)
             if num_tokens > self._limits.max_tokens:
-                outcomes.append(self._too_long(index, num_tokens, has_turns=False))
-            elif error := self._outside_vocabulary("token_ids", response, index):
+                outcomes.append(self._outcomes.too_long(index, num_tokens, has_turns=False))
+            elif error := self._outcomes.outside_vocabulary("token_ids", response, index):
                 outcomes.append(error)
             else:
                 ids = np.array(prompt + response, np.int64)
                 type_ids = self._type_ids(len(prompt), len(response))
                 tokens = Tokens(ids, type_ids, num_shared=len(prompt))
-                outcomes.append(self._outcome(index, tokens))
+                outcomes.append(self._outcomes.sequence(index, tokens))
         return outcomes
 
     def _type_ids(self, prompt_length: int, response_length: int) -> Int64 | None:
@@ -155,67 +162,20 @@ class ConversationEncoder:
             np.array([0, self._second_type], np.int64), [prompt_length, response_length]
         )
 
-    def _outside_vocabulary(
-        self, field: str, ids: TokenIds, response: int | None = None
-    ) -> InvalidRequest | None:
-        """Return the error of the first id that the model has no row for, or None."""
-        if not ids or (min(ids) >= 0 and max(ids) < self._limits.vocab_size):
-            return None
-        index, token_id = next(
-            (i, id_) for i, id_ in enumerate(ids) if not 0 <= id_ < self._limits.vocab_size
-        )
-        problem = f"{token_id} is outside the vocabulary of {self._limits.vocab_size}"
-        return InvalidRequest(f"{field}[{index}]", problem, response=response)
-
     # Templated texts
 
-    def _check_templated(self, prompt: TemplatedText) -> None:
-        field = "prompt.templated_text"
-        if self._template is None:
-            raise InvalidRequest(
-                field, "this model has no chat template; give the prompt as text, and each response"
-            )
-        if self._frame is None:
-            raise InvalidRequest(
-                field,
-                "the chat template of this model does not show where a response begins and ends, "
-                "so the text cannot be completed; give messages or token ids",
-            )
-        if self._limits.control_tokens is ControlTokens.REJECT:
-            raise InvalidRequest(
-                field,
-                "this server refuses texts that spell out control tokens (--control-tokens), and a "
-                "text with the chat template applied does; give messages",
-            )
-        if len(prompt.text) > self._limits.max_characters:
-            raise InvalidRequest(field, self._too_many_characters(len(prompt.text)))
+    def _templated_encoder(self) -> TemplatedTextEncoder:
+        """Return the encoder of templated texts.
 
-    def _encode_templated(
-        self, prompt: TemplatedText, responses: Sequence[str]
-    ) -> list[EncodedSequence | InvalidRequest]:
-        frame = self._frame
-        assert frame is not None, "check has refused the group"
-        room = self._limits.max_characters - len(prompt.text)
-        texts = [
-            frame.complete(prompt.text + (response if len(response) <= room else ""))
-            for response in responses
-        ]
-        shared = commonprefix([min(texts), max(texts)])
-        if len(set(texts)) == 1:
-            # The next call may have another response to this prompt.
-            shared = frame.shared_part(shared) or commonprefix([shared, prompt.text])
-        outcomes: list[EncodedSequence | InvalidRequest] = []
-        for index, tokens in enumerate(self._texts.encode(texts, shared)):
-            if not prompt.text and not responses[index]:
-                outcomes.append(InvalidRequest("text", "it is empty", response=index))
-            elif (length := len(responses[index])) > room:
-                problem = self._too_many_characters(len(prompt.text) + length)
-                outcomes.append(InvalidRequest("text", problem, response=index))
-            elif len(tokens.ids) > self._limits.max_tokens:
-                outcomes.append(self._too_long(index, len(tokens.ids), has_turns=False))
-            else:
-                outcomes.append(self._outcome(index, tokens))
-        return outcomes
+        Raises:
+            InvalidRequest: the model has no chat template.
+        """
+        if self._templated is None:
+            raise InvalidRequest(
+                "prompt.templated_text",
+                "this model has no chat template; give the prompt as text, and each response",
+            )
+        return self._templated
 
     def _template_frame(self) -> TemplateFrame | None:
         added = self._tokenizer.get_added_tokens_decoder().values()
@@ -255,7 +215,7 @@ class ConversationEncoder:
         outcomes: list[EncodedSequence | InvalidRequest] = []
         for index, tokens in enumerate(self._tokenise(prompt, readable)):
             if (length := len(responses[index])) > room:
-                problem = self._too_many_characters(_characters(prompt) + length)
+                problem = self._outcomes.too_many_characters(_characters(prompt) + length)
                 outcomes.append(InvalidRequest("text", problem, response=index))
             elif refuse and control[index]:
                 outcomes.append(
@@ -270,7 +230,9 @@ class ConversationEncoder:
                     )
                 )
             else:
-                outcomes.append(self._outcome(index, tokens, control_tokens=control[index]))
+                outcomes.append(
+                    self._outcomes.sequence(index, tokens, control_tokens=control[index])
+                )
         self._raise_for_group(prompt, outcomes)
         return outcomes
 
@@ -285,7 +247,7 @@ class ConversationEncoder:
             raise errors[0]
         min_length = self._min_length(prompt)
         if min_length is not None and min_length > self._limits.max_tokens:
-            raise self._prompt_too_long(min_length)
+            raise self._outcomes.prompt_too_long(min_length)
 
     def _min_length(self, prompt: Conversation) -> int | None:
         """Return the tokens of the conversation with an empty response; drop old turns if allowed.
@@ -365,72 +327,17 @@ class ConversationEncoder:
 
         dropped_turns = bisect_left(range(len(shorter)), True, key=ends_search)
         if dropped_turns == len(shorter):
-            return self._too_long(index, full_length)
+            return self._outcomes.too_long(index, full_length)
         tokens = tried[dropped_turns]
         if isinstance(tokens, InvalidRequest):
             return tokens
         dropped = full_length - len(tokens.ids)
-        return self._outcome(index, tokens, dropped_tokens=dropped, control_tokens=control_tokens)
-
-    # Texts and token ids
-
-    def _outcome(
-        self, index: int, tokens: Tokens, *, dropped_tokens: int = 0, control_tokens: int = 0
-    ) -> EncodedSequence | InvalidRequest:
-        num_tokens = length = len(tokens.ids)
-        if not num_tokens:
-            return InvalidRequest(
-                "", "the conversation has no tokens, so there is nothing to score", response=index
-            )
-        if int(tokens.ids.max()) >= self._limits.vocab_size:
-            return self._without_row(index, tokens)
-        if self._trailing_pad_id is not None:
-            not_padding = np.flatnonzero(tokens.ids != self._trailing_pad_id)
-            length = int(not_padding[-1]) + 1 if len(not_padding) else 1
-        return EncodedSequence(
-            token_ids=tokens.ids[:length],
-            type_ids=None if tokens.type_ids is None else tokens.type_ids[:length],
-            num_tokens=num_tokens,
-            prompt_tokens=tokens.num_shared,
-            dropped_tokens=dropped_tokens,
-            control_tokens=control_tokens,
+        return self._outcomes.sequence(
+            index, tokens, dropped_tokens=dropped, control_tokens=control_tokens
         )
-
-    def _without_row(self, index: int, tokens: Tokens) -> InvalidRequest:
-        """Return the error of a text with a token that was added to the tokenizer alone.
-
-        It is about the group if the token is in the prompt.
-        """
-        place = int(np.flatnonzero(tokens.ids >= self._limits.vocab_size)[0])
-        problem = (
-            f"it spells out token {tokens.ids[place]}, which is outside the model's vocabulary of "
-            f"{self._limits.vocab_size}"
-        )
-        if place < tokens.num_shared:
-            return InvalidRequest("prompt", problem)
-        return InvalidRequest("text", problem, response=index)
 
     def _count_control(self, text: str) -> int:
         return len(self._control.findall(text))
-
-    def _too_long(self, index: int, num_tokens: int, *, has_turns: bool = True) -> InvalidRequest:
-        problem = (
-            f"the conversation has {num_tokens} tokens and the limit is {self._limits.max_tokens}"
-        )
-        if self._limits.overlong is Overlong.DROP_TURNS and not has_turns:
-            problem += "; --overlong drop-turns drops turns of messages only"
-        return InvalidRequest("", problem, response=index)
-
-    def _too_many_characters(self, length: int) -> str:
-        limit = self._limits.max_characters
-        return f"the conversation has {length} characters and the limit is {limit}"
-
-    def _prompt_too_long(self, num_tokens: int) -> InvalidRequest:
-        return InvalidRequest(
-            "prompt",
-            f"it has {num_tokens} tokens with an empty response, and the limit of a conversation "
-            f"is {self._limits.max_tokens}",
-        )
 
 
 def _check_roles(prompt: Conversation) -> None:
