@@ -4,18 +4,15 @@ from http import HTTPStatus
 
 from kwise.engine.server.call import Call
 from kwise.engine.server.http.endpoint import Endpoint
-from kwise.engine.server.http.messages import (
-    CompareRequest,
+from kwise.engine.server.http.replies import (
     CompareResponse,
     RankResponse,
-    ScoreRequest,
     ScoreResponse,
     from_compared_group,
     from_ranked_group,
     from_scored_group,
-    to_group,
-    to_pairs,
 )
+from kwise.engine.server.http.requests import CompareRequest, ScoreRequest, to_group, to_pairs
 from kwise.types import Group
 
 

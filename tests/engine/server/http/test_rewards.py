@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor
 
-from kwise.engine.server.http import messages, status
+from kwise.engine.server.http import replies, requests, status
 from kwise.engine.server.http.errors import HTTP_STATUSES, ErrorDetail
 from kwise.errors import Status
 from kwise.protos.kwise.v1 import reward_pb2 as pb
@@ -130,20 +130,20 @@ def test_the_short_forms_mean_what_the_long_ones_do(http: HttpServer) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (messages.RewardBody, pb.Reward),
-        (messages.TimingBody, pb.Timing),
-        (messages.ScoredGroupBody, pb.ScoredGroup),
-        (messages.ScoreResponse, pb.ScoreResponse),
-        (messages.RankResponse, pb.RankResponse),
-        (messages.RankBody, pb.Rank),
-        (messages.CompareResponse, pb.CompareResponse),
-        (messages.ComparisonBody, pb.Comparison),
-        (messages.PairReply, pb.Pair),
-        (messages.PairBody, pb.Pair),
-        (messages.MessageBody, pb.Message),
-        (messages.ConversationBody, pb.Conversation),
-        (messages.TokenIdsBody, pb.TokenIds),
-        (messages.GroupBody, pb.Group),
+        (replies.RewardBody, pb.Reward),
+        (replies.TimingBody, pb.Timing),
+        (replies.ScoredGroupBody, pb.ScoredGroup),
+        (replies.ScoreResponse, pb.ScoreResponse),
+        (replies.RankResponse, pb.RankResponse),
+        (replies.RankBody, pb.Rank),
+        (replies.CompareResponse, pb.CompareResponse),
+        (replies.ComparisonBody, pb.Comparison),
+        (replies.PairReply, pb.Pair),
+        (requests.PairBody, pb.Pair),
+        (requests.MessageBody, pb.Message),
+        (requests.ConversationBody, pb.Conversation),
+        (requests.TokenIdsBody, pb.TokenIds),
+        (requests.GroupBody, pb.Group),
         (ErrorDetail, pb.Error),
         (status.ModelBody, pb.GetModelResponse),
         (status.CountersBody, pb.Counters),
@@ -155,7 +155,7 @@ def test_a_body_has_the_fields_of_its_message(body: type[msgspec.Struct], messag
 
 
 @pytest.mark.parametrize(
-    ("body", "message"), [(messages.PromptBody, pb.Prompt), (messages.ResponseBody, pb.Response)]
+    ("body", "message"), [(requests.PromptBody, pb.Prompt), (requests.ResponseBody, pb.Response)]
 )
 def test_a_body_has_both_spellings_of_each_field(body: type[msgspec.Struct], message: Any) -> None:
     descriptor: Descriptor = message.DESCRIPTOR

@@ -1,37 +1,28 @@
-"""The bodies of kwise's own endpoints, and their conversion to kwise's types and back.
+"""The bodies of requests to kwise's own endpoints, and their conversion to kwise's types.
 
-They are the JSON form of kwise.v1: what protobuf's `json_format` writes is read here, and what is
-written here `json_format` reads. Names of fields may be in camelCase, as `json_format` writes them,
-or as they are in reward.proto; replies have the names of reward.proto. Besides, a request may be
+They are the JSON form of kwise.v1, as protobuf's `json_format` writes it. Names of fields may be in
+camelCase, as `json_format` writes them, or as they are in reward.proto. A request may also be
 written in a shorter form:
 
     {"prompt": "Why?", "responses": ["Because.", "Dunno."]}
     {"prompt": [{"role": "user", "content": "Why?"}], "responses": ["Because."]}
     {"prompt": [1, 2, 3], "responses": [[4, 5], [6]]}
-
-Numbers that a failed response does not have are null; JSON has no NaN.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
-from kwise.engine.server.http.errors import ErrorDetail
 from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices
-from kwise.errors import InvalidRequest, KwiseError
+from kwise.errors import InvalidRequest
 from kwise.options import MAX_UINT32
 from kwise.types import (
-    ComparedGroup,
-    Comparison,
     Conversation,
     Group,
     Message,
     Priority,
-    RankedGroup,
-    Reward,
-    ScoredGroup,
     TemplatedText,
     TokenIds,
 )
@@ -55,7 +46,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A part of a request. Fields that are not known are refused."""
 
 
-# Requests. A field that may be spelled in two ways is two fields here.
+# A field that may be spelled in two ways is two fields here.
 
 
 class MessageBody(_Request):
@@ -240,13 +231,13 @@ def _to_response(response: Any, *, index: int, needs_ids: bool) -> str | TokenId
         text = response
     else:
         ids = response
-    wanted: str | TokenIds | None = ids if needs_ids else text
-    if wanted is None:
+    content: str | TokenIds | None = ids if needs_ids else text
+    if content is None:
         given = "text" if text is not None else "token_ids"
         given = "neither text nor token_ids" if text is None and ids is None else given
         expected = "token_ids" if needs_ids else "text"
         raise InvalidRequest("", f"{given} is set; this prompt needs {expected}", response=index)
-    return wanted
+    return content
 
 
 def _ids(ids: TokenIdsBody | TokenIds | None) -> TokenIds | None:
@@ -265,137 +256,3 @@ async def to_pairs(pairs: Sequence[PairBody | tuple[int, int]]) -> list[tuple[in
     async for part in in_slices(pairs, CHEAP_SLICE_ITEMS):
         converted += [p if isinstance(p, tuple) else (p.first, p.second) for p in part]
     return converted
-
-
-# Replies
-
-
-class RewardBody(msgspec.Struct, kw_only=True):
-    """kwise.v1.Reward. With `error`, the response was not scored: value and raw are null."""
-
-    value: float | None = None
-    raw: float | None = None
-    tokens: int = 0
-    dropped_tokens: int = 0
-    control_tokens: int = 0
-    cached: bool = False
-    error: ErrorDetail | UnsetType = UNSET
-
-
-class TimingBody(msgspec.Struct, kw_only=True):
-    """kwise.v1.Timing, in milliseconds."""
-
-    tokenizer_ms: float
-    queue_ms: float
-    model_ms: float
-
-
-class ScoredGroupBody(msgspec.Struct, kw_only=True):
-    """kwise.v1.ScoredGroup: one reward per response, in the order of the request."""
-
-    rewards: list[RewardBody]
-    model: str
-    fingerprint: str
-    precision: str
-    runtime: str
-    timing: TimingBody
-
-
-class ScoreResponse(msgspec.Struct, kw_only=True):
-    """kwise.v1.ScoreResponse."""
-
-    scored: ScoredGroupBody
-
-
-class RankBody(msgspec.Struct, kw_only=True):
-    """kwise.v1.Rank: 1 is the best. Absent if the response has no reward."""
-
-    rank: int | UnsetType = UNSET
-
-
-class RankResponse(ScoreResponse, kw_only=True):
-    """kwise.v1.RankResponse: one rank per response, in the order of the request."""
-
-    ranks: list[RankBody]
-
-
-class PairReply(msgspec.Struct, kw_only=True):
-    """kwise.v1.Pair: indices of two responses."""
-
-    first: int
-    second: int
-
-
-class ComparisonBody(msgspec.Struct, kw_only=True):
-    """kwise.v1.Comparison. With `error`, margin and win_probability are null."""
-
-    pair: PairReply
-    margin: float | None = None
-    win_probability: float | None = None
-    error: ErrorDetail | UnsetType = UNSET
-
-
-class CompareResponse(ScoreResponse, kw_only=True):
-    """kwise.v1.CompareResponse: one comparison per pair, in the order of the request."""
-
-    comparisons: list[ComparisonBody]
-
-
-async def from_scored_group(scored: ScoredGroup) -> ScoredGroupBody:
-    """Return the body of a scored group. Built in slices, see `in_slices`."""
-    rewards: list[RewardBody] = []
-    async for part in in_slices(scored.rewards):
-        rewards += map(_from_reward, part)
-    timing = scored.timing
-    return ScoredGroupBody(
-        rewards=rewards,
-        model=scored.model,
-        fingerprint=scored.fingerprint,
-        precision=scored.precision,
-        runtime=scored.runtime,
-        timing=TimingBody(
-            tokenizer_ms=timing.tokenizer_ms, queue_ms=timing.queue_ms, model_ms=timing.model_ms
-        ),
-    )
-
-
-async def from_ranked_group(ranked: RankedGroup) -> RankResponse:
-    """Return the body of a ranked group."""
-    return RankResponse(
-        scored=await from_scored_group(ranked),
-        ranks=[RankBody(rank=UNSET if rank is None else rank) for rank in ranked.ranks],
-    )
-
-
-async def from_compared_group(compared: ComparedGroup) -> CompareResponse:
-    """Return the body of a compared group. Built in slices, see `in_slices`."""
-    comparisons: list[ComparisonBody] = []
-    async for part in in_slices(compared.comparisons):
-        comparisons += map(_from_comparison, part)
-    return CompareResponse(scored=await from_scored_group(compared), comparisons=comparisons)
-
-
-def _from_reward(reward: Reward | KwiseError) -> RewardBody:
-    if isinstance(reward, KwiseError):
-        return RewardBody(error=_from_error(reward))
-    return RewardBody(
-        value=reward.value,
-        raw=reward.raw,
-        tokens=reward.tokens,
-        dropped_tokens=reward.dropped_tokens,
-        control_tokens=reward.control_tokens,
-        cached=reward.cached,
-    )
-
-
-def _from_comparison(comparison: Comparison) -> ComparisonBody:
-    return ComparisonBody(
-        pair=PairReply(first=comparison.first, second=comparison.second),
-        margin=comparison.margin if comparison.error is None else None,
-        win_probability=comparison.win_probability if comparison.error is None else None,
-        error=UNSET if comparison.error is None else _from_error(comparison.error),
-    )
-
-
-def _from_error(error: KwiseError) -> ErrorDetail:
-    return ErrorDetail(code=error.status.name, message=str(error), response=error.response)
