@@ -41,13 +41,13 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         "and the stock padded graph for comparison",
     ),
     "load": (
-        "load",
+        "serving.load",
         LoadBenchConfig,
         "serving: throughput relative to the model alone, groups per second from the cache, "
         "latency, HTTP relative to gRPC, and waiting times under load",
     ),
     "joined": (
-        "joined",
+        "serving.joined",
         JoinedBenchConfig,
         "single calls, at once and apart, relative to calls of whole groups",
     ),
@@ -57,7 +57,7 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         "training on rankings, and TRL's RewardTrainer on their pairs for comparison",
     ),
     "soak": (
-        "soak",
+        "serving.soak",
         SoakConfig,
         "memory of a server under all kinds of load for several minutes",
     ),

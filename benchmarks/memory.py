@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kwise.benchmarks.options import Cell
-from kwise.benchmarks.server_process import memory_bytes, running_server
+from kwise.benchmarks.serving.server_process import memory_bytes, running_server
 from kwise.client import RewardClient
 from kwise.engine.artifact import MODEL, Artifact
 
@@ -47,12 +47,12 @@ def run(artifact: Artifact, checkpoint: str) -> dict[str, Any]:
 def _measure_serving(artifact: Artifact) -> dict[str, float]:
     started = time.perf_counter()
     options = ("--max-batch-tokens", str(_MAX_BATCH_TOKENS), "--cache-bytes", "0")
-    with running_server(artifact, *options) as (process, address):
+    with running_server(artifact, *options) as server:
         ready_s = time.perf_counter() - started
-        with RewardClient(address) as client:
+        with RewardClient(server.address) as client:
             for seed, cell in enumerate(_SHAPES):
                 client.score(*cell.request(artifact.manifest.vocab_size, seed))
-        return {"ready_s": ready_s, "peak_bytes": memory_bytes(process.pid, "VmHWM")}
+        return {"ready_s": ready_s, "peak_bytes": memory_bytes(server.process.pid, "VmHWM")}
 
 
 # A child starts with its parent's high-water mark (Linux, exec(2)), and this process has loaded two

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kwise.benchmarks.options import Cell
-from kwise.benchmarks.server_process import running_server
+from kwise.benchmarks.serving.server_process import running_server
 from kwise.client import AsyncRewardClient
 from kwise.engine.artifact import Artifact
 from kwise.engine.model.session import GraphSession
@@ -26,7 +26,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Print and return the ratios of each cell, medians over `repeats`."""
     results = []
-    with running_server(artifact, "--cache-bytes", "0") as (_, address):
+    with running_server(artifact, "--cache-bytes", "0") as server:
         print("ratio to one call with all K responses; cached group: to its share of rows")
         print("     P     R     K   in a row   at once   cached group")
         for cell in cells:
@@ -35,7 +35,7 @@ def run(
                 for repeat in range(repeats)
             ]
             at_once = [
-                asyncio.run(_ratio_at_once(address, artifact, cell, 1000 + 2 * repeat))
+                asyncio.run(_ratio_at_once(server.address, artifact, cell, 1000 + 2 * repeat))
                 for repeat in range(repeats)
             ]
             row = {

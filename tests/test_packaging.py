@@ -1,5 +1,6 @@
 """The package as users get it: a plain clone, the sdist, the wheel, and the extras."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -172,8 +173,9 @@ def test_an_installed_wheel_runs_without_other_packages(built: Path, tmp_path: P
     interpreter = str(tmp_path / "venv" / "bin" / "python")
     (wheel,) = built.glob("*.whl")
     install = ["--python", interpreter, "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
-    # -I: a PYTHONPATH that has kwise would make pip think that it is installed.
-    subprocess.run([sys.executable, "-I", "-m", "pip", *install], check=True)
+    # Without PYTHONPATH, in which pip would find a kwise that is installed already.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, env=environment)
     for command in ([interpreter, "-m", "kwise"], [str(tmp_path / "venv" / "bin" / "kwise")]):
         done = subprocess.run(
             [*command, "--version"], cwd=tmp_path, env={}, capture_output=True, text=True

@@ -20,7 +20,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from kwise.benchmarks.server_process import memory_bytes
+from kwise.benchmarks.serving.server_process import memory_bytes
 from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.client.flight import WINDOW_GROUPS
 from kwise.engine.artifact import read_artifact

@@ -17,7 +17,7 @@ import numpy as np
 
 from kwise.benchmarks.options import SoakConfig
 from kwise.benchmarks.result_file import write_results
-from kwise.benchmarks.server_process import memory_bytes, running_server
+from kwise.benchmarks.serving.server_process import memory_bytes, running_server
 from kwise.client import AsyncRewardClient, RewardServiceError
 from kwise.engine.artifact import read_artifact
 from kwise.types import Reward, ScoredGroup
@@ -49,10 +49,10 @@ def run(config: SoakConfig) -> None:
         RuntimeError: the server ended, or groups were lost or wrong.
     """
     artifact = read_artifact(Path(config.artifact))
-    with running_server(artifact, *_SMALL_CACHES) as (process, address):
-        soak = _Soak(address, process.pid, 60 * config.minutes)
+    with running_server(artifact, *_SMALL_CACHES) as server:
+        soak = _Soak(server.address, server.process.pid, 60 * config.minutes)
         asyncio.run(soak.run())
-        if process.poll() is not None:
+        if server.process.poll() is not None:
             raise RuntimeError("the server ended under load")
     results = soak.results()
     print(

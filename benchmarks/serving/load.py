@@ -14,7 +14,6 @@ figures, each a ratio within one run or a rate, with client and server on one ma
 
 import asyncio
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,9 +25,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from kwise.benchmarks.options import Cell, LoadBenchConfig
-from kwise.benchmarks.protocols import compare_protocols
 from kwise.benchmarks.result_file import write_results
-from kwise.benchmarks.server_process import running_server
+from kwise.benchmarks.serving.protocols import compare_protocols
+from kwise.benchmarks.serving.server_process import running_server
 from kwise.benchmarks.workload import run_queued
 from kwise.client import AsyncRewardClient, RewardClient
 from kwise.client.messages import to_group
@@ -56,8 +55,8 @@ _QUEUEING_LOAD = 0.8
 def run(config: LoadBenchConfig) -> None:
     """Print the figures and write them to `config.json`."""
     artifact, cell = read_artifact(Path(config.artifact)), config.parsed_cell()
-    with running_server(artifact, "--cache-bytes", "0") as (_, address):
-        saturation = _saturation(artifact, config, cell, address)
+    with running_server(artifact, "--cache-bytes", "0") as server:
+        saturation = _saturation(artifact, config, cell, server.address)
         print(
             "saturation: {served_per_s:.3f} groups/s over gRPC, {direct_per_s:.3f} direct, "
             "ratio {ratio:.3f}\n"
@@ -67,27 +66,24 @@ def run(config: LoadBenchConfig) -> None:
         queueing = None
         if config.poisson_calls:
             rate_per_s = _QUEUEING_LOAD * saturation["served_per_s"]
-            queueing = _queueing(artifact, config, cell, address, rate_per_s)
+            queueing = _queueing(artifact, config, cell, server.address, rate_per_s)
             print(
                 "queueing:   p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms, ratio {ratio:.2f} at "
                 "{load:.0%} of capacity".format(**queueing)
             )
-    http_port = _free_port()
-    with running_server(artifact, "--http-port", str(http_port)) as (server, address):
-        cached = [_from_cache(config.clients, address) for _ in range(config.repeats)]
+    with running_server(artifact, "--http-port", "0") as server:
+        cached = [_from_cache(config.clients, server.address) for _ in range(config.repeats)]
         print(
             f"from cache: {statistics.median(cached):,.0f} groups of 9 per second, from "
             f"{config.clients} process(es)"
         )
-        latency = asyncio.run(_latency(address, config.calls))
+        latency = asyncio.run(_latency(server.address, config.calls))
         print(
             "latency:    cached call p50 {cached_ms:.3f} ms, empty call p50 {empty_ms:.3f} ms, "
             "ratio {ratio:.2f}".format(**latency)
         )
         protocols = compare_protocols(
-            server.pid,
-            address,
-            http_port,
+            server,
             _CACHED_GROUP,
             calls=config.calls,
             repeats=config.repeats,
@@ -109,12 +105,6 @@ def run(config: LoadBenchConfig) -> None:
             "protocols": protocols,
         }
         write_results(config.json, "load", config, results)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def _saturation(
@@ -198,7 +188,7 @@ def _from_cache(clients: int, address: str) -> float:
     """Return the groups per second of `clients` processes with one stream each."""
     with RewardClient(address) as client:
         client.score(*_CACHED_GROUP)
-    command = [sys.executable, "-m", "kwise.benchmarks.load", address]
+    command = [sys.executable, "-m", "kwise.benchmarks.serving.load", address]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)
     ]

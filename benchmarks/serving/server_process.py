@@ -8,16 +8,30 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from kwise.engine.artifact import Artifact
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerProcess:
+    """A server that runs.
+
+    Attributes:
+        process: its process.
+        address: HOST:PORT of its gRPC port.
+        http_address: HOST:PORT of its HTTP port; "" without one (`--http-port 0`).
+    """
+
+    process: "subprocess.Popen[str]"
+    address: str
+    http_address: str
+
+
 @contextmanager
-def running_server(
-    artifact: Artifact, *options: str
-) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Run a server on a free port and yield (process, address); stop it at the end.
+def running_server(artifact: Artifact, *options: str) -> Iterator[ServerProcess]:
+    """Run a server on a free port and yield it; stop it at the end.
 
     A thread reads its log all the time, because a full pipe would block the server.
 
@@ -28,9 +42,11 @@ def running_server(
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     log: deque[str] = deque(maxlen=50)
-    address = ""
+    address = http_address = ""
     for line in process.stderr:
         log.append(line)
+        if match := re.search(r"serving on http://(\S+:\d+)$", line.strip()):
+            http_address = match.group(1)
         if match := re.search(r"serving .* on (\S+:\d+)$", line.strip()):
             address = match.group(1)
             break
@@ -39,7 +55,7 @@ def running_server(
     try:
         if not address:
             raise RuntimeError("the server ended at start-up: " + "".join(log))
-        yield process, address
+        yield ServerProcess(process=process, address=address, http_address=http_address)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)

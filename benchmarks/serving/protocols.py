@@ -23,6 +23,7 @@ from typing import Any
 
 import grpc
 
+from kwise.benchmarks.serving.server_process import ServerProcess
 from kwise.client.messages import to_group
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
@@ -34,9 +35,7 @@ _WINDOW = 8
 
 
 def compare_protocols(
-    pid: int,
-    grpc_address: str,
-    http_port: int,
+    server: ServerProcess,
     group: tuple[str, Sequence[str]],
     *,
     calls: int,
@@ -45,7 +44,7 @@ def compare_protocols(
     """Return the time and the server's CPU time per call of each protocol, and HTTP's ratios.
 
     Args:
-        pid: the server's process.
+        server: a server with an HTTP port.
         group: prompt and nine responses, which the server has in its cache.
         calls: calls of each protocol in a round.
         repeats: rounds; medians are reported.
@@ -55,20 +54,20 @@ def compare_protocols(
     body = json.dumps({"prompt": prompt, "responses": responses}).encode()
     per_connection = max(1, calls // _NUM_CONNECTIONS)
     clients: dict[str, Callable[[], Awaitable[None]]] = {
-        "grpc": lambda: _call_grpc(grpc_address, message, per_connection),
-        "stream": lambda: _stream_grpc(grpc_address, message, per_connection),
-        "http": lambda: _call_http(http_port, body, per_connection),
+        "grpc": lambda: _call_grpc(server.address, message, per_connection),
+        "stream": lambda: _stream_grpc(server.address, message, per_connection),
+        "http": lambda: _call_http(server.http_address, body, per_connection),
     }
     rounds: list[dict[str, dict[str, float]]] = []
     for repeat in range(-1, repeats):  # -1 is the warm-up
         round_ = {}
         for name, client in clients.items():
-            cpu_s, started = _cpu_s(pid), time.perf_counter()
+            cpu_s, started = _cpu_s(server.process.pid), time.perf_counter()
             asyncio.run(_run(client))
             num_calls = per_connection * _NUM_CONNECTIONS
             round_[name] = {
                 "us": 1e6 * (time.perf_counter() - started) / num_calls,
-                "cpu_us": 1e6 * (_cpu_s(pid) - cpu_s) / num_calls,
+                "cpu_us": 1e6 * (_cpu_s(server.process.pid) - cpu_s) / num_calls,
             }
         if repeat >= 0:
             rounds.append(round_)
@@ -138,12 +137,13 @@ async def _stream_grpc(address: str, group: pb.Group, calls: int) -> None:
     await asyncio.gather(*(connection() for _ in range(_NUM_CONNECTIONS)))
 
 
-async def _call_http(port: int, body: bytes, calls: int) -> None:
+async def _call_http(address: str, body: bytes, calls: int) -> None:
     loop = asyncio.get_running_loop()
+    host, port = address.rsplit(":", 1)
 
     async def connection() -> None:
         _, client = await loop.create_connection(
-            lambda: _HttpClient(body, calls, loop.create_future()), "127.0.0.1", port
+            lambda: _HttpClient(body, calls, loop.create_future()), host, int(port)
         )
         await client.done
 

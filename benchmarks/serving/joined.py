@@ -17,7 +17,6 @@ change a ratio of figures from different times.
 import asyncio
 import json
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any
 
 from kwise.benchmarks.options import JoinedBenchConfig
 from kwise.benchmarks.result_file import write_results
-from kwise.benchmarks.server_process import running_server
+from kwise.benchmarks.serving.server_process import running_server
 from kwise.client import AsyncRewardClient, RewardClient
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.text.chat_template import compile_template
@@ -46,12 +45,12 @@ _WORDS = _TEXT.split()
 
 def run(config: JoinedBenchConfig) -> None:
     """Print the ratios and write them to `config.json`."""
-    artifact, http_port = read_artifact(Path(config.artifact)), _free_port()
+    artifact = read_artifact(Path(config.artifact))
     seconds: dict[str, list[float]] = {"whole": [], "at once": [], "staggered": []}
     reused: dict[str, list[int]] = {way: [] for way in seconds}
-    with running_server(artifact, "--http-port", str(http_port)) as (_, grpc_address):
-        address = f"127.0.0.1:{http_port}" if config.http else grpc_address
-        with RewardClient(grpc_address) as client:
+    with running_server(artifact, "--http-port", "0") as server:
+        address = server.http_address if config.http else server.address
+        with RewardClient(server.address) as client:
             for repeat in range(-1, config.repeats):  # -1 is the warm-up
                 for way in seconds:
                     calls = _calls(config, way, seed=f"{repeat} {way}")
@@ -126,7 +125,7 @@ def _in_template(artifact: Artifact, prompt: str, responses: list[str]) -> list[
 def _timed(config: JoinedBenchConfig, way: str, calls: list[_CallOfTexts], address: str) -> float:
     """Return the seconds that the calls take, dealt out to processes that start together."""
     window = config.window if way == "staggered" else len(calls)
-    command = [sys.executable, "-m", "kwise.benchmarks.joined"]
+    command = [sys.executable, "-m", "kwise.benchmarks.serving.joined"]
     command += [address, str(window), "http" if config.http else "grpc"]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -193,13 +192,6 @@ async def _post(address: str, queries: list[str]) -> list[Any]:
         raise RuntimeError(answer.decode())
     rewards: list[Any] = json.loads(answer.partition(b"\r\n\r\n")[2])["rewards"]
     return rewards
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

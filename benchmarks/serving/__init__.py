@@ -1,0 +1,1 @@
+"""Benchmarks of a server that runs in a process of its own."""
