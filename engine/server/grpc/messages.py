@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import grpc
 
+from kwise.engine.server.conversation import plain, to_conversation
 from kwise.engine.slices import CHEAP_SLICE_ITEMS, TOKEN_IDS_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest, KwiseError, Overloaded
 from kwise.protos.kwise.v1 import reward_pb2 as pb
@@ -46,10 +47,10 @@ def trailers(error: KwiseError) -> tuple[tuple[str, str], ...]:
 
 
 async def to_group(group: pb.Group, client: str = "") -> Group:
-    """Return the group that `client` asks about. Converted in slices, see `in_slices`.
+    """Return the group of a request of `client`. It is converted in slices, see `in_slices`.
 
     Raises:
-        InvalidRequest: a field is missing, or a response is of another kind than the prompt needs.
+        InvalidRequest: a field is missing, or a response is not of the kind that the prompt needs.
     """
     if (priority := _PRIORITIES.get(group.priority)) is None:
         raise InvalidRequest("priority", f"{group.priority} is not a Priority")
@@ -59,9 +60,9 @@ async def to_group(group: pb.Group, client: str = "") -> Group:
     expected = "token_ids" if group.prompt.WhichOneof("kind") == "token_ids" else "text"
     for index, response in enumerate(group.responses):
         if (kind := response.WhichOneof("kind")) != expected:
-            given = "neither text nor token_ids" if kind is None else kind
+            field = "neither text nor token_ids" if kind is None else kind
             raise InvalidRequest(
-                "", f"{given} is set; this prompt needs {expected}", response=index
+                "", f"{field} is set; this prompt needs {expected}", response=index
             )
     responses: tuple[str, ...] | tuple[TokenIds, ...]
     if expected == "token_ids":
@@ -77,14 +78,10 @@ async def to_group(group: pb.Group, client: str = "") -> Group:
 def _to_prompt(prompt: pb.Prompt) -> Conversation | TemplatedText | TokenIds:
     match prompt.WhichOneof("kind"):
         case "text":
-            return (Message(role="user", content=prompt.text),)
+            return plain(prompt.text)
         case "messages":
-            if not prompt.messages.messages:
-                raise InvalidRequest("prompt.messages", "there are none; give at least one")
-            for index, message in enumerate(prompt.messages.messages):
-                if not message.role:
-                    raise InvalidRequest(f"prompt.messages[{index}].role", "it is empty")
-            return tuple(Message(role=m.role, content=m.content) for m in prompt.messages.messages)
+            messages = (Message(role=m.role, content=m.content) for m in prompt.messages.messages)
+            return to_conversation(messages, "prompt.messages")
         case "token_ids":
             if not prompt.token_ids.ids:
                 raise InvalidRequest("prompt.token_ids", "there are none; give at least one")
@@ -98,7 +95,7 @@ def _to_prompt(prompt: pb.Prompt) -> Conversation | TemplatedText | TokenIds:
 
 
 async def to_pairs(pairs: Iterable[pb.Pair]) -> list[tuple[int, int]]:
-    """Return pairs of indices. Built in slices, see `in_slices`."""
+    """Return pairs of indices. They are built in slices, see `in_slices`."""
     converted: list[tuple[int, int]] = []
     async for part in in_slices(pairs, CHEAP_SLICE_ITEMS):
         converted += [(pair.first, pair.second) for pair in part]
@@ -106,7 +103,7 @@ async def to_pairs(pairs: Iterable[pb.Pair]) -> list[tuple[int, int]]:
 
 
 async def from_scored_group(scored: ScoredGroup) -> pb.ScoredGroup:
-    """Return the message of a scored group. Built in slices, see `in_slices`."""
+    """Return the message of a scored group. It is built in slices, see `in_slices`."""
     message = pb.ScoredGroup(
         model=scored.model,
         fingerprint=scored.fingerprint,
@@ -131,7 +128,7 @@ async def from_ranked_group(ranked: RankedGroup) -> pb.RankResponse:
 
 
 async def from_compared_group(compared: ComparedGroup) -> pb.CompareResponse:
-    """Return the message of a compared group. Built in slices, see `in_slices`."""
+    """Return the message of a compared group. It is built in slices, see `in_slices`."""
     response = pb.CompareResponse(scored=await from_scored_group(compared))
     async for comparisons in in_slices(compared.comparisons):
         response.comparisons.extend(map(_from_comparison, comparisons))

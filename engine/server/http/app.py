@@ -1,11 +1,11 @@
-"""The ASGI application: from a request to an entry of the table, and from its result to a reply.
+"""The ASGI application: find the endpoint of a request in the table, and reply with its result.
 
-Each path is one ASGI application under Starlette's router. It does without Starlette's `Request`
-and middleware, which take longer than all the rest of a cached call.
+Each path is an ASGI application of its own under Starlette's router. Starlette's `Request` and
+middleware are not used, because they take longer than all other work of a cached call.
 
 A request is refused as early as possible: by path, method, content type and the size that it
-declares, before its body is read. What the client still sends is read and thrown away by uvicorn
-(within the time for sending a request). Closing the connection instead would make the kernel reset
+declares, before its body is read. uvicorn then reads the rest of the request and throws it away,
+within the time for sending a request. If the connection were closed instead, the kernel would reset
 it, and the client would see an error of its socket in place of the reply.
 """
 
@@ -35,7 +35,7 @@ from kwise.engine.server.service import RewardService
 from kwise.errors import InvalidRequest, KwiseError, Status, Unavailable
 from kwise.types import CLIENT_KEY
 
-# The time that the client gives its request, in seconds. Beyond it, the work leaves the queue.
+# The client's time-out for its request, in seconds. A request that exceeds it leaves the queue.
 TIMEOUT_HEADER = "kwise-timeout-s"
 
 _CLIENT_HEADER = CLIENT_KEY.encode()
@@ -58,7 +58,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     problem = Problem(
         http_status=HTTPStatus.NOT_FOUND,
         status=Status.NOT_FOUND,
-        message=f"there is no {scope['path'][:200]!r} here; GET /openapi.json lists the paths",
+        message=f"the path {scope['path'][:200]!r} is unknown; GET /openapi.json lists the paths",
     )
     await _response(problem, KWISE_ERRORS)(scope, receive, send)
 
@@ -100,7 +100,7 @@ class PathApp:
         problem = Problem(
             http_status=HTTPStatus.METHOD_NOT_ALLOWED,
             status=Status.UNIMPLEMENTED,
-            message=f"the method is {method}; this path has {self._allow}",
+            message=f"the method is {method}; this path allows {self._allow}",
             headers={"allow": self._allow},
         )
         return _response(problem, KWISE_ERRORS)
@@ -144,7 +144,7 @@ class PathApp:
         """Return the body of a request; None if the client has gone.
 
         Raises:
-            ProblemRaised: the body is too large, or declares another type than JSON.
+            ProblemRaised: the body is too large, or its content type is not JSON.
         """
         _check_type(headers)
         limit = self._max_body_bytes
@@ -203,7 +203,7 @@ class Dialect:
         """Return the struct of a body; None if the endpoint has none.
 
         Raises:
-            InvalidRequest: the body is not JSON, or a field is missing, unknown, or of another
+            InvalidRequest: the body is not JSON, or a field is missing, unknown, or of the wrong
                 type.
         """
         if self._decoder is None or body is None:
@@ -214,7 +214,7 @@ class Dialect:
             raise invalid_json(error) from None
 
     def response(self, result: Any) -> Response:
-        """Return the reply with what a handler has returned."""
+        """Return the reply with the result of a handler."""
         if not isinstance(result, Reply):
             return Response(_encode(result), media_type="application/json")
         body = result.body if isinstance(result.body, bytes) else _encode(result.body)
@@ -226,10 +226,10 @@ class Dialect:
 
 
 def _dialect_of(dialects: Sequence[Dialect], body: bytes | None) -> Dialect:
-    """Return the dialect of a path that a body is written in.
+    """Return the dialect in which a body is written.
 
     Raises:
-        InvalidRequest: it has no field that marks a dialect.
+        InvalidRequest: the body has no field that marks a dialect.
     """
     if body is None:
         return dialects[0]
@@ -250,7 +250,7 @@ def _dialect_of(dialects: Sequence[Dialect], body: bytes | None) -> Dialect:
 def _client_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str:
     """Return the client that the request names, or else the address of its connection.
 
-    The port of the address does not count, because many HTTP clients open a connection per call.
+    The port of the address is left out, because many HTTP clients open a connection per call.
     """
     if named := headers.get(_CLIENT_HEADER):
         return named.decode("latin-1")
@@ -258,27 +258,27 @@ def _client_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str:
 
 
 def _timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
-    given = headers.get(TIMEOUT_HEADER.encode())
-    if given is None:
+    value = headers.get(TIMEOUT_HEADER.encode())
+    if value is None:
         return None
     with suppress(ValueError):
-        seconds = float(given)
+        seconds = float(value)
         if math.isfinite(seconds) and seconds > 0:
             return seconds
     raise InvalidRequest(
         f"header {TIMEOUT_HEADER}",
-        f"it is {given[:50].decode('latin-1')!r}; it must be a number of seconds over 0",
+        f"it is {value[:50].decode('latin-1')!r}; it must be a number of seconds over 0",
     )
 
 
 def _check_type(headers: Mapping[bytes, bytes]) -> None:
-    given = headers.get(b"content-type", b"application/json").decode("latin-1")
-    media_type, _, parameters = given.lower().partition(";")
+    content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
+    media_type, _, parameters = content_type.lower().partition(";")
     encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if media_type.strip() != "application/json" or (
         "charset" in parameters and "utf-8" not in parameters and "utf8" not in parameters
     ):
-        problem = f"content-type is {given[:100]!r}; it must be application/json in UTF-8"
+        problem = f"content-type is {content_type[:100]!r}; it must be application/json in UTF-8"
     elif encoding.lower() != "identity":
         problem = f"content-encoding is {encoding[:100]!r}; send the body without one"
     else:
@@ -303,7 +303,7 @@ def _too_large(limit: int) -> ProblemRaised:
 
 
 def _response(problem: Problem, errors: ErrorForm) -> Response:
-    """Return the reply with a problem, in the form of a family of endpoints."""
+    """Return the error reply to a problem, in the form of a family of endpoints."""
     headers = dict(problem.headers)
     if problem.retry_after is not None:
         headers["retry-after"] = problem.retry_after

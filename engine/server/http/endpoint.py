@@ -1,7 +1,7 @@
 """An entry of the table of HTTP endpoints.
 
-The routes (`app.py`) and the OpenAPI document (`openapi.py`) come from the same entries. Adding a
-protocol means to write structs for its bodies, a handler, and entries.
+The routes (`app.py`) and the OpenAPI document (`openapi.py`) come from the same entries. To add a
+protocol, write structs for its bodies, a handler, and entries.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,7 +18,7 @@ class Reply:
     """A reply that is not a plain success in JSON. Handlers return most replies as their struct.
 
     Attributes:
-        body: bytes, or what msgspec encodes as JSON.
+        body: bytes, or an object that msgspec encodes as JSON.
     """
 
     body: Any
@@ -27,8 +27,9 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-# Returns the reply: what msgspec encodes as JSON, or a `Reply`. Runs within `service.call()`, and
-# is cancelled when the client goes away or its time-out passes. Raises `KwiseError`.
+# A handler returns the reply: a `Reply`, or an object that msgspec encodes as JSON. It runs within
+# `service.call()`, and is cancelled when the client goes away or its time-out passes. It raises
+# `KwiseError`.
 Handler = Callable[[Call, Any], Awaitable[Any]]
 
 
@@ -37,22 +38,23 @@ class Endpoint:
     """One method of one path, with one form of body.
 
     Several entries may have the same method and path: the dialects of several protocols. The first
-    one that has a field of the body among its `marks` gets the request, or else the last one of the
-    path that has no marks.
+    entry that has a field of the body among its `marks` gets the request. If none has, the last
+    entry without marks gets it.
 
     Attributes:
-        method: GET or POST. HEAD and OPTIONS come by themselves.
+        method: GET or POST. HEAD and OPTIONS are added automatically.
         path: the path, without a trailing slash.
         handler: answers a request. Its second argument is the decoded body, None without one.
         summary: a line for the OpenAPI document.
         tag: the protocol, by which the OpenAPI document groups its endpoints.
         response: the type of a reply, for the OpenAPI document.
         request: the type of the body, a struct with `forbid_unknown_fields`; None for no body.
-        description: what a caller must know beside the summary, in Markdown.
+        description: further facts that a caller must know, in Markdown.
         marks: fields that only this dialect of the path has.
-        error_statuses: the statuses that the handler may cause, beside those of every endpoint.
+        error_statuses: the statuses that the handler may cause, in addition to those of every
+            endpoint.
         errors: the form of the error bodies.
-        always: answered also while the server drains, as health checks are.
+        always: True if the endpoint also answers while the server drains, as a health check does.
     """
 
     method: Literal["GET", "POST"]

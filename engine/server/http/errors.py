@@ -1,6 +1,6 @@
 """Errors over HTTP: one table of statuses, and kwise's own form of an error body.
 
-A family of foreign bodies may have its own form and its own choice of statuses, see `ErrorForm`.
+The endpoints of another protocol may have their own form and their own statuses, see `ErrorForm`.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ import msgspec
 
 from kwise.errors import InvalidRequest, KwiseError, Overloaded, Status
 
-# The HTTP status of each status of kwise. It follows google.api.http's table.
+# The HTTP status of each status of kwise, as google/rpc/code.proto maps them. There, CANCELLED is
+# 499, which is not a standard status.
 HTTP_STATUSES: Mapping[Status, HTTPStatus] = {
     Status.OK: HTTPStatus.OK,
     Status.CANCELLED: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -35,8 +36,8 @@ HTTP_STATUSES: Mapping[Status, HTTPStatus] = {
     Status.DATA_LOSS: HTTPStatus.INTERNAL_SERVER_ERROR,
     Status.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
 }
-# When a client may send again what a server that drains has refused: another server, or the next
-# process on this address, answers by then.
+# The time after which a client may repeat a request that a draining server has refused. By then,
+# another server or the next process on this address answers.
 _UNAVAILABLE_RETRY_S = 1.0
 
 _PATH = re.compile(r"(?P<problem>.*) - at `(?:key in )?\$\.?(?P<path>.*)`\Z", re.DOTALL)
@@ -44,14 +45,14 @@ _PATH = re.compile(r"(?P<problem>.*) - at `(?:key in )?\$\.?(?P<path>.*)`\Z", re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Why a request was not answered, before a family gives it its own form.
+    """The error of a request, before `ErrorForm` gives it the form of a protocol.
 
     Attributes:
         http_status: the HTTP status.
         status: the name that gRPC has for the status.
-        message: names the field, the value and the limit.
-        field: the path of the field that is wrong; None if it is not about a field.
-        response: the index of the response that the error is about; None if about the group.
+        message: a sentence that names the field, the value and the limit.
+        field: the path of the wrong field; None if the error is not about a field.
+        response: the index of the wrong response; None if the error is about the whole group.
         retry_after_s: seconds after which the request may be sent again; None for never.
         headers: further headers of the reply.
     """
@@ -66,12 +67,12 @@ class Problem:
 
     @property
     def retry_after(self) -> str | None:
-        """The value of the header Retry-After, which is in whole seconds; None without one."""
+        """The value of the header Retry-After, in whole seconds; None for no header."""
         return None if self.retry_after_s is None else str(max(1, math.ceil(self.retry_after_s)))
 
 
 class ProblemRaised(Exception):
-    """A problem of HTTP that has no `KwiseError`, such as a body that is too large."""
+    """A problem of HTTP that no `KwiseError` stands for, such as a body that is too large."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -79,7 +80,7 @@ class ProblemRaised(Exception):
 
 
 def problem_of(error: KwiseError) -> Problem:
-    """Return the problem that an error of the service is."""
+    """Return the problem that stands for an error of the service."""
     retry_after_s = None
     if isinstance(error, Overloaded):
         retry_after_s = error.retry_after_s
@@ -98,7 +99,7 @@ def problem_of(error: KwiseError) -> Problem:
 def invalid_json(error: Exception) -> InvalidRequest:
     """Return the error of a body that msgspec refuses. The message names the field by its path."""
     if isinstance(error, UnicodeDecodeError):
-        # The position is one within a string of the body, which says nothing to the client.
+        # The position counts from the start of a string in the body, so it does not help a client.
         return InvalidRequest("body", "it is not UTF-8")
     if isinstance(error, RecursionError):
         return InvalidRequest("body", "it is nested too deeply")
@@ -111,7 +112,7 @@ class ErrorDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The fields of kwise.v1.Error.
 
     `code` is the name of the gRPC status. `response` is the index of the response that the error is
-    about, if it is about one. `retry_after_ms` says when there should be room.
+    about, if it is about one. The client may try again after `retry_after_ms`.
     """
 
     code: str
@@ -121,7 +122,7 @@ class ErrorDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class ErrorBody(msgspec.Struct, kw_only=True):
-    """The body of each reply of kwise's own endpoints that is not a success."""
+    """The body of an error reply of kwise's own endpoints."""
 
     error: ErrorDetail
 
@@ -133,7 +134,7 @@ class ErrorForm:
     Attributes:
         body: the type of the body, for the OpenAPI document.
         make: returns the body of a problem.
-        http_statuses: statuses that this family has in place of those of `HTTP_STATUSES`.
+        http_statuses: for some statuses of `HTTP_STATUSES`, the ones that this family has instead.
     """
 
     body: type[msgspec.Struct]

@@ -11,11 +11,12 @@ from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.version import __version__
 
 _REF = "#/components/schemas/{name}"
-# Each endpoint may answer with these, and those with a body with these as well.
-_ERRORS_OF_ALL = (HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE)
+# The errors that every endpoint with a body may answer with.
 _ERRORS_OF_BODIES = (
+    HTTPStatus.BAD_REQUEST,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 _HEADERS = [
@@ -28,7 +29,7 @@ _HEADERS = [
     {
         "name": "kwise-timeout-s",
         "in": "header",
-        "description": "Seconds after which the request is given up, with 504.",
+        "description": "Seconds after which the server gives up the request and answers 504.",
         "schema": {"type": "number", "exclusiveMinimum": 0},
     },
 ]
@@ -106,12 +107,12 @@ def _operation(dialects: Sequence[Endpoint], schema_of: dict[Any, Any]) -> dict[
 
 
 def _errors(dialects: Sequence[Endpoint], schema_of: dict[Any, Any]) -> dict[str, Any]:
-    """Return the replies that are not a success, by status."""
+    """Return the error replies by status."""
     bodies: dict[HTTPStatus, list[Any]] = {}
     for dialect in dialects:
         statuses = dialect.error_statuses
         if dialect.request is not None:
-            statuses += (*_ERRORS_OF_ALL, *_ERRORS_OF_BODIES)
+            statuses += _ERRORS_OF_BODIES
         for status in statuses:
             of_family = dialect.errors.http_statuses.get(status, status)
             # A health check answers with its own body, whatever the status.
@@ -133,11 +134,11 @@ def _content(
 
 
 def documentation(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
-    """Return the endpoints of the document and the page about `endpoints`."""
+    """Return the endpoints of the OpenAPI document about `endpoints` and of its page."""
     document: list[bytes] = []
 
     async def read(call: Call, _: None) -> Reply:
-        if not document:  # made when somebody asks, because most servers are never asked
+        if not document:  # made at the first request, because most servers never get one
             document.append(msgspec.json.encode(openapi_document(endpoints)))
         return Reply(body=document[0])
 

@@ -1,11 +1,11 @@
 """The HTTP port: uvicorn's protocol on kwise's own event loop and sockets.
 
-The sockets listen when the port is made, before the model is loaded. Connections that come early
-wait in the kernel's queue, and are answered once the model is there. While the server drains, the
-sockets listen as well, so that a client that knocks again and again spends one try on all of it.
+The sockets listen from the moment the port is created, before the model is loaded. Early
+connections wait in the kernel's queue, and are answered once the model is loaded. While the server
+drains, the sockets keep listening, so that a restart costs a client one of its tries and not all.
 
-uvicorn's own `Server` is not used. It closes the sockets first thing when it stops, handles
-signals, and polls ten times a second.
+uvicorn's own `Server` is not used. It closes the sockets as soon as it stops, handles signals, and
+polls ten times a second.
 """
 
 import asyncio
@@ -27,12 +27,13 @@ from kwise.engine.server.listen import bound_sockets, cannot_listen
 from kwise.engine.server.service import RewardService
 from kwise.errors import ConfigError
 
-# Connections that wait to be accepted. The kernel lowers it to net.core.somaxconn.
+# The number of connections that may wait to be accepted. The kernel lowers it to
+# net.core.somaxconn.
 _BACKLOG = 16384
 # Connections that are accepted in one step of the event loop.
 _ACCEPTED_AT_ONCE = 128
-# The time between two requests of a connection. Clients and proxies reuse connections after a
-# minute at most; closing one earlier than they do would lose requests.
+# The longest time between two requests of a connection. Clients and proxies reuse a connection
+# after a minute at most; a request on a connection that the server closes before would be lost.
 _KEEP_ALIVE_S = 75
 
 
@@ -85,8 +86,8 @@ class HttpPort:
 
         loop = asyncio.get_running_loop()
         for listening in self._sockets:
-            # asyncio closes the socket that it is given when it stops accepting. The other one of
-            # the pair goes on listening.
+            # asyncio closes its own socket, the duplicate, when it stops accepting. The original
+            # keeps listening.
             self._servers.append(
                 await loop.create_server(
                     connection, sock=listening.dup(), backlog=_ACCEPTED_AT_ONCE
@@ -96,9 +97,9 @@ class HttpPort:
         self._stopping = asyncio.create_task(self._stop_when_it_drains(service))
 
     async def _stop_when_it_drains(self, service: RewardService) -> None:
-        """Accept no new connection from the moment on in which requests are refused.
+        """Stop accepting connections once requests are refused.
 
-        A client that opens a connection for each try would get a refusal otherwise.
+        Otherwise a client that opens a connection for each try would be refused each time.
         """
         await service.draining.wait()
         self.stop_accepting(0)
@@ -107,7 +108,7 @@ class HttpPort:
         """Do nothing: the service knows that it drains, and health checks ask it."""
 
     def stop_accepting(self, within_s: float) -> None:
-        """Accept no new connection. They wait in the kernel's queue until the process ends."""
+        """Accept no new connection. New ones wait in the kernel's queue until the process ends."""
         for server in self._servers:
             server.close()
 
@@ -123,12 +124,12 @@ class HttpPort:
         for connection in list(connections):
             connection.transport.abort()
         for listening in self._sockets:
-            # Left to the end of the process, so that a client which comes now still waits.
+            # The socket stays open until the process ends, so that a client that connects waits.
             listening.detach()
 
 
 class _State(ServerState):
-    """What uvicorn's connections share, with the header Date of the present second."""
+    """The state that uvicorn's connections share, with a Date header of the current second."""
 
     def __init__(self) -> None:
         self._date_of = 0
@@ -146,13 +147,13 @@ class _State(ServerState):
 
     @default_headers.setter
     def default_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
-        """uvicorn sets it to none at first."""
+        """Ignore the empty list that uvicorn sets first."""
 
 
 def _notice_lost_machines(listening: socket.socket) -> None:
-    """Let the kernel end connections of machines that are gone, after 80 s as on the gRPC port.
+    """Let the kernel close connections of lost machines, after 80 s as on the gRPC port.
 
-    Connections take the options of the socket that accepts them.
+    Connections inherit the options of the socket that accepts them.
     """
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
@@ -161,9 +162,9 @@ def _notice_lost_machines(listening: socket.socket) -> None:
 
 
 def _allow_many_connections() -> None:
-    """Raise the number of files that the process may open to the most that it can.
+    """Raise the limit on open files to the maximum that the process may set.
 
-    Each connection is one, and an RL library may open one per sample of a step at the same time.
+    Each connection is a file, and an RL library may open one per sample of a step at the same time.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

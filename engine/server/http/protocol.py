@@ -1,22 +1,22 @@
 """uvicorn's HTTP protocol, with the limits that it lacks.
 
 uvicorn limits only the time between two requests of a connection. A client that sends its request a
-byte at a time, sends headers without end, or does not read its reply, would keep its connection and
-its memory for ever.
+byte at a time, sends endless headers, or does not read its reply, could hold a connection and
+memory of the server without limit.
 
 - A request must arrive whole within `receive_s` seconds of its first byte. Otherwise the connection
   gets 408 and is closed.
 - Request line and headers have at most 64 KiB. Otherwise the connection gets 431 and is closed.
-- A reply must be read within `receive_s` seconds, except for the last 64 KiB of it, which the
-  connection holds. Otherwise the connection is closed.
+- A reply must be read within `receive_s` seconds, except for its last 64 KiB, which the connection
+  buffers. Otherwise the connection is closed.
 - A new connection on which nothing arrives is closed after `receive_s` seconds.
 
 An offer to upgrade the connection, which Java's HttpClient makes with each first request, is
 ignored. The parser would take the body of such a request for the other protocol, and lose it
 (https://github.com/Kludex/uvicorn/issues/2722).
 
-What is not HTTP is answered with 400. These replies are JSON in kwise's own form, because it is not
-known which protocol the client speaks.
+A request that is not HTTP gets 400. The bodies of 400, 408 and 431 are JSON in kwise's own form,
+because the client's protocol is not known yet.
 """
 
 import re
@@ -37,7 +37,7 @@ _UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 class _Receiving(Enum):
-    """The part of a request that is received at present."""
+    """The part of a request that is being received."""
 
     NOTHING = 1
     HEAD = 2
@@ -45,7 +45,7 @@ class _Receiving(Enum):
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One HTTP connection."""
 
     def __init__(self, *arguments: Any, receive_s: float, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -72,10 +72,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         was_in_head = self._receiving is _Receiving.HEAD
         if _UPGRADE.search(data):
-            # Of the same length, in case that it is in a body. No JSON has such a line.
+            # The new name has the same length, in case the match is in a body. JSON has no such
+            # line.
             data = _UPGRADE.sub(b"\r\nignored", data)
         super().data_received(data)
-        # One header without end is not yet a header for the parser, so `on_header` counts nothing.
+        # The parser reports a header when it ends, so `on_header` does not count an endless one.
         if was_in_head and self._receiving is _Receiving.HEAD:
             self._count_header_bytes(len(data))
 
@@ -135,7 +136,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         elif self._receiving is _Receiving.NOTHING or not (
             self._receiving is _Receiving.HEAD or self._is_answering
         ):
-            # Nothing has arrived; or what arrives is the rest of a body that was refused.
+            # Nothing has arrived, or the rest of a refused body still arrives.
             self._close()
         else:
             message = f"the request did not arrive within {self._receive_s:g} s (--http-receive-s)"
@@ -169,7 +170,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._refuse(HTTPStatus.BAD_REQUEST, Status.INVALID_ARGUMENT, "this is not HTTP/1.1")
 
     def _refuse(self, http_status: HTTPStatus, status: Status, message: str) -> None:
-        """Answer with an error, unless a reply has begun or the connection closes. Close it."""
+        """Answer with an error unless a reply has begun, and close the connection."""
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
@@ -186,7 +187,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._close()
 
     def _close(self) -> None:
-        """Close the connection once what was written has been read, or `receive_s` is over."""
+        """Close the connection once the client has read the reply, or after `receive_s` seconds."""
         self._stop_receive_timer()
         if not self.transport.is_closing():
             self.transport.close()

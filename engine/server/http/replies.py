@@ -1,7 +1,7 @@
 """The bodies of replies of kwise's own endpoints, and their conversion from kwise's types.
 
 They are the JSON form of kwise.v1, with the names of reward.proto, and `json_format` reads them.
-Numbers that a failed response does not have are null, because JSON has no NaN.
+The numbers of a failed response are null, because JSON has no NaN.
 """
 
 import msgspec
@@ -85,7 +85,7 @@ class CompareResponse(ScoreResponse, kw_only=True):
 
 
 async def from_scored_group(scored: ScoredGroup) -> ScoredGroupBody:
-    """Return the body of a scored group. Built in slices, see `in_slices`."""
+    """Return the body of a scored group. It is built in slices, see `in_slices`."""
     rewards: list[RewardBody] = []
     async for part in in_slices(scored.rewards):
         rewards += map(_from_reward, part)
@@ -111,7 +111,7 @@ async def from_ranked_group(ranked: RankedGroup) -> RankResponse:
 
 
 async def from_compared_group(compared: ComparedGroup) -> CompareResponse:
-    """Return the body of a compared group. Built in slices, see `in_slices`."""
+    """Return the body of a compared group. It is built in slices, see `in_slices`."""
     comparisons: list[ComparisonBody] = []
     async for part in in_slices(compared.comparisons):
         comparisons += map(_from_comparison, part)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from kwise.engine.server.conversation import plain, to_conversation
 from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest
 from kwise.options import MAX_UINT32
@@ -105,21 +106,21 @@ class GroupBody(_Request):
 
 
 class ScoreRequest(GroupBody):
-    """kwise.v1.ScoreRequest (and RankRequest). The fields of `group` may be here instead."""
+    """kwise.v1.ScoreRequest (and RankRequest). The fields of `group` may stand here instead."""
 
     group: GroupBody | None = None
 
     def group_body(self) -> GroupBody:
-        """Return the group, wherever its fields are.
+        """Return the group, from `group` or from this body's own fields.
 
         Raises:
-            InvalidRequest: they are in both places.
+            InvalidRequest: a field of the group is set in both places.
         """
         if self.group is None:
             return self
         for name in GroupBody.__struct_fields__:
             if getattr(self, name):
-                raise InvalidRequest(name, "it is given beside group; give it in group only")
+                raise InvalidRequest(name, "it is set next to group; set it inside group only")
         return self.group
 
 
@@ -137,10 +138,10 @@ class CompareRequest(ScoreRequest):
 
 
 def to_group(body: GroupBody, client: str) -> Group:
-    """Return the group that `client` asks about.
+    """Return the group of a request of `client`.
 
     Raises:
-        InvalidRequest: a field is missing, or a response is of another kind than the prompt needs.
+        InvalidRequest: a field is missing, or a response is not of the kind that the prompt needs.
     """
     if body.priority not in _PRIORITIES:
         raise InvalidRequest(
@@ -168,7 +169,7 @@ def to_group(body: GroupBody, client: str) -> Group:
 def _to_prompt(prompt: Any) -> Conversation | TemplatedText | TokenIds:
     match prompt:
         case str():
-            return (Message(role="user", content=prompt),)
+            return plain(prompt)
         case None:
             raise InvalidRequest("prompt", "it is missing")
         case PromptBody():
@@ -185,18 +186,18 @@ def _to_prompt(prompt: Any) -> Conversation | TemplatedText | TokenIds:
 def _to_prompt_of_kind(prompt: PromptBody) -> Conversation | TemplatedText | TokenIds:
     token_ids = _either(prompt.token_ids, prompt.token_ids_camel, "prompt.token_ids")
     templated = _either(prompt.templated_text, prompt.templated_text_camel, "prompt.templated_text")
-    kinds = {
+    fields = {
         "text": prompt.text,
         "messages": prompt.messages,
         "token_ids": token_ids,
         "templated_text": templated,
     }
-    given = [name for name, value in kinds.items() if value is not None]
-    if len(given) != 1:
-        problem = " and ".join(given) + " are" if given else f"none of {', '.join(kinds)} is"
+    names = [name for name, value in fields.items() if value is not None]
+    if len(names) != 1:
+        problem = " and ".join(names) + " are" if names else f"none of {', '.join(fields)} is"
         raise InvalidRequest("prompt", f"{problem} set; give one of them")
     if prompt.text is not None:
-        return (Message(role="user", content=prompt.text),)
+        return plain(prompt.text)
     if prompt.messages is not None:
         inner = prompt.messages
         return _to_conversation(
@@ -209,17 +210,16 @@ def _to_prompt_of_kind(prompt: PromptBody) -> Conversation | TemplatedText | Tok
     return ids
 
 
-def _to_conversation(messages: Sequence[MessageBody], path: str) -> Conversation:
-    if not messages:
-        raise InvalidRequest(path, "there are none; give at least one")
-    for index, message in enumerate(messages):
-        if not message.role:
-            raise InvalidRequest(f"{path}[{index}].role", "it is empty")
-    return tuple(Message(role=message.role, content=message.content) for message in messages)
+def _to_conversation(messages: Sequence[MessageBody], field: str) -> Conversation:
+    return to_conversation((Message(role=m.role, content=m.content) for m in messages), field)
 
 
 def _to_response(response: Any, *, index: int, needs_ids: bool) -> str | TokenIds:
-    """Return a response that is not in its short form, or is of the wrong kind."""
+    """Return the content of a response that is not in its short form.
+
+    Raises:
+        InvalidRequest: the response is not of the kind that the prompt needs.
+    """
     text, ids = None, None
     if isinstance(response, ResponseBody):
         text = response.text
@@ -233,10 +233,10 @@ def _to_response(response: Any, *, index: int, needs_ids: bool) -> str | TokenId
         ids = response
     content: str | TokenIds | None = ids if needs_ids else text
     if content is None:
-        given = "text" if text is not None else "token_ids"
-        given = "neither text nor token_ids" if text is None and ids is None else given
+        field = "text" if text is not None else "token_ids"
+        field = "neither text nor token_ids" if text is None and ids is None else field
         expected = "token_ids" if needs_ids else "text"
-        raise InvalidRequest("", f"{given} is set; this prompt needs {expected}", response=index)
+        raise InvalidRequest("", f"{field} is set; this prompt needs {expected}", response=index)
     return content
 
 
@@ -246,12 +246,12 @@ def _ids(ids: TokenIdsBody | TokenIds | None) -> TokenIds | None:
 
 def _either(value: Any, camel: Any, path: str) -> Any:
     if value is not None and camel is not None:
-        raise InvalidRequest(path, "it is given twice, in snake_case and in camelCase")
+        raise InvalidRequest(path, "it is set twice, in snake_case and in camelCase")
     return camel if value is None else value
 
 
 async def to_pairs(pairs: Sequence[PairBody | tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return pairs of indices. Built in slices, see `in_slices`."""
+    """Return pairs of indices. They are built in slices, see `in_slices`."""
     converted: list[tuple[int, int]] = []
     async for part in in_slices(pairs, CHEAP_SLICE_ITEMS):
         converted += [p if isinstance(p, tuple) else (p.first, p.second) for p in part]

@@ -1,4 +1,4 @@
-"""kwise's own endpoints: the rpcs of kwise.v1 as JSON."""
+"""kwise's own endpoints: the RPCs of kwise.v1 as JSON."""
 
 from http import HTTPStatus
 

@@ -1,4 +1,4 @@
-"""Endpoints about the server itself: health, and the model that is served."""
+"""Endpoints that describe the server: its health, and the model that it serves."""
 
 import time
 from dataclasses import asdict
@@ -64,7 +64,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
 
 
 class ModelList(msgspec.Struct, kw_only=True):
-    """OpenAI's list of models. It has the one that is served."""
+    """OpenAI's list of models. Its only entry is the served model."""
 
     object: str = "list"
     data: list[ModelCard]
@@ -78,7 +78,7 @@ class Reranker(msgspec.Struct, kw_only=True):
 
 
 class ModelType(msgspec.Struct, kw_only=True):
-    """The kind of a model, in TEI's form: one of the fields."""
+    """The type of the model in TEI's form, which has one field per type."""
 
     reranker: Reranker
 
@@ -148,7 +148,7 @@ ENDPOINTS = (
             method="GET",
             path=path,
             handler=_health,
-            summary="Say whether requests are answered: 200, or 503 while the server shuts down",
+            summary="Report the health of the server: 200, or 503 while it shuts down",
             tag=_TAG,
             response=Health,
             error_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,),
@@ -160,7 +160,7 @@ ENDPOINTS = (
         method="GET",
         path="/livez",
         handler=_alive,
-        summary="Say that the process runs: 200",
+        summary="Report that the process runs: 200",
         tag=_TAG,
         response=Health,
         always=True,

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import cast
 
+from kwise.engine.server.conversation import plain
 from kwise.errors import InvalidRequest
-from kwise.types import Conversation, Message, TemplatedText, TokenIds
+from kwise.types import Conversation, TemplatedText, TokenIds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +38,6 @@ class Sample:
     prompt_field: str
     response_field: str
     is_cut: bool = True
-
-
-def plain(text: str) -> Conversation:
-    """Return the conversation of a plain text: one turn of the user."""
-    return (Message(role="user", content=text),)
 
 
 def of_templated(texts: Sequence[str], fields: Sequence[str]) -> list[Sample]:

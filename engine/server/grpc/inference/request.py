@@ -1,6 +1,6 @@
 """Make a group of responses from the inputs of a request.
 
-Which inputs there are says what the prompt is, so that a text is never mistaken for JSON. See
+The name of an input says which form the prompt has, so a plain text is never read as JSON. See
 `PROMPTS`.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from kwise.engine.server.conversation import plain, to_conversation
 from kwise.engine.server.grpc.inference.parameters import check_input_parameters
 from kwise.engine.server.grpc.inference.tensors import (
     MESSAGES,
@@ -42,7 +43,7 @@ _DECODER = msgspec.json.Decoder(list[_Message])
 async def to_group(
     request: pb.ModelInferRequest, limits: RequestLimits, *, priority: Priority, client: str
 ) -> Group:
-    """Return the group that a request asks about. Converted in slices, see `in_slices`.
+    """Return the group of a request. It is converted in slices, see `in_slices`.
 
     Raises:
         InvalidRequest: an input is missing, unknown or malformed, or there are too many responses.
@@ -50,15 +51,15 @@ async def to_group(
     inputs = Inputs.of(request, check_input_parameters)
     prompts = [name for name in inputs.names if name in PROMPTS]
     if len(prompts) != 1:
-        given = " and ".join(prompts) or "none"
-        raise InvalidRequest("inputs", f"give exactly one of {', '.join(PROMPTS)}; given: {given}")
+        names = " and ".join(prompts) or "none"
+        raise InvalidRequest("inputs", f"give exactly one of {', '.join(PROMPTS)}; given: {names}")
     form = PROMPTS[prompts[0]]
     for tensor in form.responses:
         if tensor.name not in inputs.names:
             raise InvalidRequest(f"inputs.{tensor.name}", f"it is missing; {prompts[0]} needs it")
     for name in inputs.names:
         if name != prompts[0] and name not in {tensor.name for tensor in form.responses}:
-            raise InvalidRequest(f"inputs.{name}", f"it does not go with {prompts[0]}")
+            raise InvalidRequest(f"inputs.{name}", f"it cannot be combined with {prompts[0]}")
     if (num_responses := inputs.length(form.responses[0])) == 0:
         raise InvalidRequest(
             f"inputs.{form.responses[0].name}", "there are no responses; give at least one"
@@ -78,7 +79,7 @@ class _Form:
 
     Attributes:
         read_prompt: returns the prompt.
-        responses: the inputs that it needs besides; the first has one element per response.
+        responses: the other inputs that it needs; the first has one element per response.
         read_responses: returns the responses.
     """
 
@@ -88,7 +89,7 @@ class _Form:
 
 
 def _prompt(inputs: Inputs) -> Conversation:
-    return (Message(role="user", content=_only_text(inputs, PROMPT)),)
+    return plain(_only_text(inputs, PROMPT))
 
 
 def _messages(inputs: Inputs) -> Conversation:
@@ -100,12 +101,7 @@ def _messages(inputs: Inputs) -> Conversation:
         raise InvalidRequest(
             field, f"this is not a JSON array of objects with role and content: {str(error)[:200]}"
         ) from None
-    if not messages:
-        raise InvalidRequest(field, "there are none; give at least one")
-    for index, message in enumerate(messages):
-        if not message.role:
-            raise InvalidRequest(f"{field}[{index}].role", "it is empty")
-    return tuple(Message(role=m.role, content=m.content) for m in messages)
+    return to_conversation((Message(role=m.role, content=m.content) for m in messages), field)
 
 
 def _templated_text(inputs: Inputs) -> TemplatedText:

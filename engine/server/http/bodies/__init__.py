@@ -1,1 +1,1 @@
-"""The bodies of other protocols over HTTP: one module per family, and what the families share."""
+"""The bodies of other protocols over HTTP: one module per protocol, and modules that they share."""

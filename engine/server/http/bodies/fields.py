@@ -25,10 +25,10 @@ def refuse_set(body: msgspec.Struct, reasons: Reasons) -> None:
 
     Args:
         body: the body.
-        reasons: for each such field of the struct, why it is refused unless it has its default.
+        reasons: for each such field of the struct, the reason why only its default is accepted.
 
     Raises:
-        InvalidRequest: a field is set; names it and the reason.
+        InvalidRequest: such a field is set. The error names it and the reason.
     """
     defaults = dict(zip(body.__struct_fields__[::-1], body.__struct_defaults__[::-1], strict=False))
     for field, reason in reasons.items():
@@ -40,17 +40,17 @@ def refuse_set(body: msgspec.Struct, reasons: Reasons) -> None:
 def check_not_cut(
     field: str, max_tokens: int | None, samples: Sequence[Sample], scored: ScoredSamples
 ) -> None:
-    """Check that a limit on tokens, beyond which another server would cut, changes nothing.
+    """Check that no conversation exceeds a limit at which another server would cut it.
 
     Args:
         field: the name of the field with the limit.
-        max_tokens: the limit. None, 0 and negative numbers stand for that of the model, beyond
-            which kwise refuses a text by itself.
-        samples: what was scored.
+        max_tokens: the limit. None, 0 and negative numbers stand for the model's own limit, which
+            kwise checks in any case.
+        samples: the conversations that were scored.
         scored: their rewards.
 
     Raises:
-        InvalidRequest: a conversation is longer.
+        InvalidRequest: a conversation exceeds the limit.
     """
     if max_tokens is None or max_tokens <= 0:
         return
@@ -74,7 +74,7 @@ class Usage(msgspec.Struct, kw_only=True):
 
 
 def usage_of(scored: ScoredSamples) -> Usage:
-    """Return the tokens that were scored."""
+    """Return the number of tokens of the scored conversations."""
     return Usage(prompt_tokens=scored.num_tokens, total_tokens=scored.num_tokens)
 
 
@@ -89,7 +89,7 @@ def now() -> int:
 
 
 def reply(body: Any, scored: ScoredSamples) -> Reply:
-    """Return a reply whose headers say what these protocols have no field for.
+    """Return a reply with headers for the values that these protocols have no field for.
 
     `kwise-fingerprint` is the SHA-256 of the artifact. `kwise-dropped-tokens` is the number of
     tokens that were dropped from overlong conversations, if there are any (--overlong).

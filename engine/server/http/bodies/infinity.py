@@ -1,7 +1,7 @@
 """infinity's POST /classify, for bodies with `raw_scores`; its /rerank is in `rerank.py`.
 
-A body without `raw_scores` cannot be told apart from vLLM's, and is answered as vLLM's. The texts
-have the chat template applied (read in infinity-emb 0.0.78: fastapi_schemas/pymodels.py).
+A body without `raw_scores` cannot be distinguished from vLLM's, and is answered as vLLM's. The
+texts have the chat template applied (read in infinity-emb 0.0.78: fastapi_schemas/pymodels.py).
 """
 
 from typing import Literal

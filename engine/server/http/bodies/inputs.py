@@ -1,16 +1,17 @@
-"""Make samples of the fields in which HTTP bodies hold messages, texts or token ids."""
+"""Convert the messages, texts or token ids of an HTTP body to samples."""
 
 from collections.abc import Sequence
 from typing import Literal, cast
 
 import msgspec
 
+from kwise.engine.server.conversation import to_conversation
 from kwise.engine.server.samples.sample import Sample, of_templated, of_token_ids
 from kwise.errors import InvalidRequest
 from kwise.types import Conversation, Message
 
-# A text, a list of texts, token ids, or a list of sequences of token ids. `of_input` refuses
-# mixtures, which msgspec cannot tell apart.
+# A text, a list of texts, token ids, or a list of sequences of token ids. msgspec accepts mixtures
+# as well, and `of_input` refuses them.
 Input = str | list[str | int | list[int]]
 
 
@@ -22,7 +23,7 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One message of a conversation in OpenAI's form. `content` is a text, or one part of text."""
+    """One message in OpenAI's form. `content` is a string, or a list of one part."""
 
     role: str
     content: str | list[TextPart]
@@ -34,23 +35,26 @@ def conversation(messages: Sequence[ChatMessage], field: str) -> Conversation:
     Raises:
         InvalidRequest: there is no message, or one has no role or several parts.
     """
-    if not messages:
-        raise InvalidRequest(field, "there are none; give at least one")
-    converted: list[Message] = []
-    for index, message in enumerate(messages):
-        if not message.role:
-            raise InvalidRequest(f"{field}[{index}].role", "it is empty")
-        content = message.content
-        if isinstance(content, list):
-            if len(content) != 1:
-                raise InvalidRequest(
-                    f"{field}[{index}].content",
-                    f"it has {len(content)} parts; give one, or a text, because how parts are "
-                    "joined would change the reward",
-                )
-            content = content[0].text
-        converted.append(Message(role=message.role, content=content))
-    return tuple(converted)
+    return to_conversation(
+        (
+            Message(role=message.role, content=_content(message, f"{field}[{index}].content"))
+            for index, message in enumerate(messages)
+        ),
+        field,
+    )
+
+
+def _content(message: ChatMessage, field: str) -> str:
+    content = message.content
+    if isinstance(content, str):
+        return content
+    if len(content) != 1:
+        raise InvalidRequest(
+            field,
+            f"it has {len(content)} parts; give a string or one part, because the way of joining "
+            "parts would change the reward",
+        )
+    return content[0].text
 
 
 def of_messages(messages: Sequence[ChatMessage], field: str = "messages") -> Sample:
@@ -74,27 +78,27 @@ def of_messages(messages: Sequence[ChatMessage], field: str = "messages") -> Sam
     )
 
 
-def of_input(given: Input, field: str = "input") -> list[Sample]:
+def of_input(conversations: Input, field: str = "input") -> list[Sample]:
     """Return the samples of a field that holds texts or token ids of whole conversations.
 
     Raises:
         InvalidRequest: the list is empty, or its items are of different types.
     """
-    if isinstance(given, str):
-        return of_templated([given], [field])
-    if not given:
+    if isinstance(conversations, str):
+        return of_templated([conversations], [field])
+    if not conversations:
         raise InvalidRequest(field, "the list is empty; give at least one item")
-    kind = type(given[0])
-    for index, item in enumerate(given):
-        if type(item) is not kind:
+    item_type = type(conversations[0])
+    for index, item in enumerate(conversations):
+        if type(item) is not item_type:
             raise InvalidRequest(
                 f"{field}[{index}]",
-                "it is of another type than the items before it; give only texts, only token ids, "
-                "or only lists of token ids",
+                "its type differs from that of the items before it; give only texts, only token "
+                "ids, or only lists of token ids",
             )
-    if kind is int:
-        return of_token_ids([cast(list[int], given)], [field])
-    fields = [f"{field}[{index}]" for index in range(len(given))]
-    if kind is str:
-        return of_templated(cast(list[str], given), fields)
-    return of_token_ids(cast(list[list[int]], given), fields)
+    if item_type is int:
+        return of_token_ids([cast(list[int], conversations)], [field])
+    fields = [f"{field}[{index}]" for index in range(len(conversations))]
+    if item_type is str:
+        return of_templated(cast(list[str], conversations), fields)
+    return of_token_ids(cast(list[list[int]], conversations), fields)

@@ -4,8 +4,8 @@
 of LLaMA-Factory's own server (read in 0.9.5: llamafactory/train/ppo/ppo_utils.py,
 llamafactory/api/protocol.py). A message is a whole conversation, decoded with its special tokens.
 
-The client checks no status and never tries again: a refused call ends the run. Therefore a call
-that the queue has no room for is held, and the server logs why a message cannot be scored. The
+The client does not check the status and never tries again: a refused call ends the run. Therefore a
+call that the queue has no room for is held, and the server logs why a message cannot be scored. The
 client's `model` is always "model", so the name is not checked.
 """
 

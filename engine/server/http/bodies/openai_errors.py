@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form, which vLLM, SGLang, infinity and LLaMA-Factory share in substance."""
+"""Errors in OpenAI's form, which vLLM, SGLang, infinity and LLaMA-Factory use with variations."""
 
 from http import HTTPStatus
 
@@ -19,7 +19,7 @@ _TYPES = {
 
 
 class OpenAIErrorDetail(msgspec.Struct, kw_only=True):
-    """What went wrong. `param` is the field, and `code` the HTTP status."""
+    """The details of an error. `param` is the field, and `code` is the HTTP status."""
 
     message: str
     type: str

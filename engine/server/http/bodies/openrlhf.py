@@ -1,16 +1,16 @@
 """OpenRLHF's remote reward model: POST /get_reward.
 
-`--reward.remote_url http://HOST:PORT/get_reward` is all that a user sets (read in OpenRLHF 0.11.2:
-openrlhf/utils/agent.py, openrlhf/trainer/ppo_utils/samples_generator.py).
+The user sets `--reward.remote_url http://HOST:PORT/get_reward` and nothing else (read in OpenRLHF
+0.11.2: openrlhf/utils/agent.py, openrlhf/trainer/ppo_utils/samples_generator.py).
 
 A query is a whole conversation, decoded from token ids with its special tokens: the chat template
 is applied. Each call has one query.
 
-The client knows no error of a reward. It tries 5 times, a second apart, whatever the status, and
-ignores Retry-After. Then the reward is None and the run ends. Therefore a call that the queue has
-no room for is held, because the client waits for 180 s. A query that cannot be scored is answered
-with an error and not with an invented number: the run ends after the 5 tries. The client's log has
-the status only, so the server logs the reason.
+The protocol has no error for a reward. The client tries 5 times, a second apart, whatever the
+status, and ignores Retry-After. Then the reward is None and the run ends. Therefore a call that the
+queue has no room for is held, because the client waits for 180 s. A query that cannot be scored
+gets an error instead of an invented number, so the run ends after 5 tries. The client's log has the
+status only, so the server logs the reason.
 
 `extra_logs` become tensors, so they are numbers, and each reply has the same keys.
 """

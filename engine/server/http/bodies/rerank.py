@@ -1,12 +1,12 @@
-"""POST /rerank, /v1/rerank and /v2/rerank, as vLLM, Jina, Cohere and infinity have them.
+"""POST /rerank, /v1/rerank and /v2/rerank, as in vLLM, Jina, Cohere and infinity.
 
-The query is the user's turn, and each document an answer to it: plain texts, one group. Scores are
-sigmoids, as everywhere in this family, unless vLLM's `use_activation` is false or infinity's
-`raw_scores` is true. Results are sorted by score; equal scores keep the caller's order.
+The query is the user's turn, and each document is an answer to it. All are plain texts and form one
+group. Scores are sigmoids, as everywhere in this family, unless vLLM's `use_activation` is false or
+infinity's `raw_scores` is true. Results are sorted by score; equal scores keep the caller's order.
 
-The bodies differ little, so one struct has the fields of all. A reply has the documents unless
-`return_documents` is false, as vLLM's and Jina's replies; Cohere's clients ignore them. Only
-infinity's documents are bare texts, which is how a body with `raw_scores` is answered.
+The bodies differ little, so one struct has the fields of vLLM, Jina and Cohere. A reply has the
+documents unless `return_documents` is false, as vLLM's and Jina's replies; Cohere's clients ignore
+them. infinity's documents are bare strings, so a body with `raw_scores` gets a reply of its own.
 """
 
 from typing import Annotated, Any, Literal
@@ -112,8 +112,8 @@ class InfinityRerankReply(msgspec.Struct, kw_only=True):
 async def rerank(call: Call, body: RerankRequest) -> Reply:
     """Score documents and sort them."""
     refuse_set(body, _REFUSED)
-    given = [body.documents] if isinstance(body.documents, str) else body.documents
-    documents = [item if isinstance(item, str) else item.text for item in given]
+    items = [body.documents] if isinstance(body.documents, str) else body.documents
+    documents = [item if isinstance(item, str) else item.text for item in items]
     check_size(call, "documents", len(documents))
     samples = of_candidates(body.query, documents, ("query", "documents"))
     scored = await score_samples(call, samples, model=body.model)

@@ -1,9 +1,10 @@
 """vLLM's POST /score and /v1/score: pairs of plain texts.
 
-The first text is the user's turn, and the second one is the answer to it. One text meets N texts,
-or N texts meet N texts one by one. Pairs with the same first text are one group. The names of the
-fields have changed over time, and all of vLLM 0.33's are accepted (read in
-vllm/entrypoints/pooling/scoring/protocol.py). Scores are sigmoids unless `use_activation` is false.
+The first text of a pair is the user's turn, and the second one is the answer to it. The first field
+has one text for all N texts of the second field, or N texts that are paired one by one. Pairs with
+the same first text are one group. The names of the fields have changed over time, and all of vLLM
+0.33's are accepted (read in vllm/entrypoints/pooling/scoring/protocol.py). Scores are sigmoids
+unless `use_activation` is false.
 """
 
 from typing import Annotated, Any, Literal
@@ -132,15 +133,19 @@ def _samples(call: Call, body: ScoreRequest) -> list[Sample]:
 
 
 def _fields(body: ScoreRequest) -> tuple[str, str]:
-    """Return the names of the two fields that are given."""
-    names = dict.fromkeys(name for pair in _FIELDS for name in pair)
-    given = {name for name in names if getattr(body, name) is not None}
+    """Return the names of the two fields that are set.
+
+    Raises:
+        InvalidRequest: not exactly one of the pairs of fields is set.
+    """
+    all_names = dict.fromkeys(name for pair in _FIELDS for name in pair)
+    names = {name for name in all_names if getattr(body, name) is not None}
     for pair in _FIELDS:
-        if given == set(pair):
+        if names == set(pair):
             return pair
     choices = "; ".join(" and ".join(pair) for pair in _FIELDS)
     raise InvalidRequest(
-        "body", f"it has {' and '.join(sorted(given)) or 'no texts'}; give two fields: {choices}"
+        "body", f"it has {' and '.join(sorted(names)) or 'no texts'}; give two fields: {choices}"
     )
 
 

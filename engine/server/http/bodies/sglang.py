@@ -7,8 +7,8 @@ in 0.5.23: srt/entrypoints/openai/protocol.py, srt/managers/tokenizer_manager_sc
 are the responses. A model that reads pairs of texts gets query and item as its pair.
 
 verl's classifying reward loop calls /v1/embeddings. It gives up at a status of 4xx, so a call that
-the queue has no room for is held. /v1/classify is missing here on purpose: SGLang answers it with a
-softmax over the labels, which is 1.0 for every text of a reward model.
+the queue has no room for is held. /v1/classify is left out on purpose, because SGLang answers it
+with a softmax over the labels, which is 1.0 for every text of a reward model.
 """
 
 from typing import Any, Literal, cast
@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from kwise.engine.server.call import Call
+from kwise.engine.server.conversation import plain
 from kwise.engine.server.http.bodies.fields import (
     STATUSES_WITH_MODEL,
     Reasons,
@@ -28,7 +29,7 @@ from kwise.engine.server.http.bodies.inputs import Input, of_input
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
 from kwise.engine.server.http.bodies.vllm import num_items, vector
 from kwise.engine.server.http.endpoint import Endpoint, Reply
-from kwise.engine.server.samples.sample import Sample, plain
+from kwise.engine.server.samples.sample import Sample
 from kwise.engine.server.samples.scoring import HOLD_S, check_size, has_chat_template, score_samples
 from kwise.errors import InvalidRequest
 from kwise.types import TemplatedText
@@ -154,9 +155,10 @@ async def embed(call: Call, body: EmbeddingsRequest) -> Reply:
 
 async def classify(call: Call, body: ClassifyTextRequest) -> Reply:
     """Score conversations. A single text gets a single object, a list gets a list."""
-    given: Input = body.text if isinstance(body.text, str) else [*body.text]
-    check_size(call, "text", num_items(given))
-    scored = await score_samples(call, of_input(given, "text"), model=_model(body.model))
+    conversations: Input = body.text if isinstance(body.text, str) else [*body.text]
+    check_size(call, "text", num_items(conversations))
+    samples = of_input(conversations, "text")
+    scored = await score_samples(call, samples, model=_model(body.model))
     answers = [
         TextReward(embedding=[reward.value], meta_info=MetaInfo(prompt_tokens=reward.tokens))
         for reward in scored.rewards

@@ -18,10 +18,11 @@ from typing import Any
 import msgspec
 
 from kwise.engine.server.call import Call
+from kwise.engine.server.conversation import plain
 from kwise.engine.server.http.bodies.fields import STATUSES, reply
 from kwise.engine.server.http.bodies.inputs import ChatMessage, conversation
 from kwise.engine.server.http.endpoint import Endpoint, Reply
-from kwise.engine.server.samples.sample import Sample, plain
+from kwise.engine.server.samples.sample import Sample
 from kwise.engine.server.samples.scoring import score_samples
 from kwise.errors import InvalidRequest
 from kwise.types import TemplatedText

@@ -1,7 +1,8 @@
 """The endpoints of all families of bodies.
 
-Where several have the same path, the first one whose marks fit gets the request, and the one
-without marks gets the rest. So infinity's `raw_scores` comes before vLLM's `input`.
+Several endpoints may have the same path. The first one that has a field of the body among its marks
+gets the request, and the one without marks gets the others. infinity comes before vLLM, because
+`raw_scores` marks a body of infinity even if it has vLLM's `input`.
 """
 
 from kwise.engine.server.http.bodies import (

@@ -2,8 +2,8 @@
 
 A pair is a prompt and a response in plain text, and so are query and texts. A single text is a
 whole conversation with the chat template applied. Scores are sigmoids unless `raw_scores` is true.
-`truncate` is accepted: kwise does not cut a text, and refuses one that is too long by itself (read
-in TEI 1.9.3: router/src/http/types.rs and server.rs).
+`truncate` is accepted and changes nothing: kwise refuses a text that is too long instead of cutting
+it (read in TEI 1.9.3: router/src/http/types.rs and server.rs).
 """
 
 from collections.abc import Sequence

@@ -5,8 +5,8 @@ assistant's, is scored. vLLM 0.33 reports the sigmoid of a single label unless `
 false, and so does kwise (read in vllm/entrypoints/pooling/: protocol.py of base, classify and
 pooling).
 
-`add_special_tokens` is accepted and changes nothing. In vLLM its default gives a text that has the
-template applied a second first token (BOS). kwise makes the first token right in any case.
+`add_special_tokens` is accepted and changes nothing. In vLLM, its default gives a text that has the
+template applied a second first token (BOS). kwise corrects the first token in any case.
 
 verl's classifying reward loop sends this body too. It gives up at a status of 4xx, so a call that
 the queue has no room for is held.
@@ -39,7 +39,7 @@ from kwise.engine.server.samples.scores import LABEL, score_of
 from kwise.engine.server.samples.scoring import HOLD_S, ScoredSamples, check_size, score_samples
 from kwise.types import Reward
 
-# Why fields of all of vLLM's bodies are refused unless they have their default.
+# The fields of all of vLLM's bodies of which only the default is accepted, with the reason.
 REFUSED: Reasons = {
     "cache_salt": "kwise's caches cannot be divided",
     "padding": "kwise never pads a text to a length",
@@ -211,13 +211,15 @@ async def _score(call: Call, body: ClassifyInput | ClassifyMessages) -> ScoredSa
     return scored
 
 
-def num_items(given: Input) -> int:
+def num_items(conversations: Input) -> int:
     """Return the number of conversations in a field. A list of token ids is one."""
-    return 1 if isinstance(given, str) or (given and isinstance(given[0], int)) else len(given)
+    if isinstance(conversations, str) or (conversations and isinstance(conversations[0], int)):
+        return 1
+    return len(conversations)
 
 
 def _endpoint(path: str, request: type, mark: str, handler: Any, response: type) -> Endpoint:
-    what = (
+    content = (
         "a conversation in messages, of which the last is scored"
         if mark == "messages"
         else "whole conversations that have the chat template applied"
@@ -226,7 +228,7 @@ def _endpoint(path: str, request: type, mark: str, handler: Any, response: type)
         method="POST",
         path=path,
         handler=handler,
-        summary=f"Score {what}",
+        summary=f"Score {content}",
         description=(
             "Scores are the sigmoid of the reward unless `use_activation` is false. A call that "
             f"the queue has no room for is held for up to {HOLD_S:g} s, because verl ends a run "

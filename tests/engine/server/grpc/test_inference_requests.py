@@ -122,7 +122,7 @@ TEXT_CASES: list[tuple[Change, str]] = [
      "inputs: give exactly one of prompt, messages, templated_text, prompt_token_ids; given: "
      "prompt and messages"),
     (add_input("response_lengths", "INT64", [0], b""),
-     "inputs.response_lengths: it does not go with prompt"),
+     "inputs.response_lengths: it cannot be combined with prompt"),
     (set_field(1, datatype="FP32"),
      "inputs.responses.datatype: 'FP32'; this input is BYTES"),
     # Shapes. Clients of models with max_batch_size send [1, K].

@@ -200,7 +200,7 @@ def test_a_response_that_is_not_scored_has_an_error_and_null_in_place_of_numbers
         (
             "rewards",
             {"prompt": {"tokenIds": [1], "token_ids": [1]}, "responses": [[1]]},
-            "prompt.token_ids: it is given twice",
+            "prompt.token_ids: it is set twice",
         ),
         (
             "rewards",
@@ -251,7 +251,7 @@ def test_a_response_that_is_not_scored_has_an_error_and_null_in_place_of_numbers
         (
             "rewards",
             {"group": {"prompt": "p", "responses": ["a"]}, "prompt": "q"},
-            "prompt: it is given beside group",
+            "prompt: it is set next to group",
         ),
         (
             "comparisons",

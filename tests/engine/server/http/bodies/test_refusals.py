@@ -48,7 +48,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
         "messages[1]: the conversation has",
     ),
     "no input": ("/classify", {"input": []}, "input: the list is empty"),
-    "mixed input": ("/classify", {"input": ["a", 1]}, "input[1]: it is of another type"),
+    "mixed input": ("/classify", {"input": ["a", 1]}, "input[1]: its type differs"),
     "empty ids": ("/classify", {"input": [[1], []]}, "input[1]: it has no token ids"),
     "unknown id": ("/classify", {"input": [[1, 2], [1, 99999999]]}, "input[1]: 99999999 is outs"),
     "a cut text": (
