@@ -75,7 +75,7 @@ class EngineConfig:
         maximum=MAX_BYTES,
     )
     prompt_cache_bytes: int = option(
-        64 << 20,
+        256 << 20,
         "memory per device for keys and values of recent prompts, up to twice as much while a "
         "batch runs; 0 for no cache. SmolLM2 takes 46 KB per token. A prompt that does not fit is "
         "not cached",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.sequence import EncodedSequence
-from kwise.engine.trie import sort_key
+from kwise.engine.trie import KEY_BYTES, sort_key
 from kwise.types import Group
 
 
@@ -25,6 +25,7 @@ class RewardInFlight:
         queued_tokens: the tokens that admission counts for it now.
         sequence: the tokens, once the tokenizer has run.
         sort_key: the tokens as bytes that sort like them; empty until then.
+        prompt_key: the beginning of it that all responses to the same prompt share.
         tokenizer_s, queue_s, model_s: seconds that it spent before the tokenizer's result, in the
             queue, and in the model's pass.
         queued_at_s: when it entered the batching queue, on the event loop's clock.
@@ -41,6 +42,7 @@ class RewardInFlight:
     job: "TokenizerJob | None" = None
     sequence: EncodedSequence | None = None
     sort_key: bytes = b""
+    prompt_key: bytes = b""
     tokenizer_s: float = 0.0
     queue_s: float = 0.0
     model_s: float = 0.0
@@ -56,6 +58,7 @@ class RewardInFlight:
         """Set the tokens, and with them the exact cost."""
         self.sequence = sequence
         self.sort_key = sort_key(sequence.token_ids)
+        self.prompt_key = self.sort_key[: KEY_BYTES * sequence.prompt_tokens]
         self.cost = len(sequence.token_ids)
 
     def fail(self, error: Exception) -> None:

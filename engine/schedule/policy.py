@@ -1,7 +1,9 @@
 """The choice of the next batch: a synchronous policy without clock, event loop or runtime.
 
 A batch starts with the item that fair queueing puts first, and is filled up to `max_batch_tokens`
-rows with those of the next 512 items that suit it, its own priority first.
+rows with those of the next 512 items that suit it, its own priority first. Items with one prompt go
+together, whichever requests and clients they come from: OpenRLHF, verl and others send each
+response in a request of its own, and their prompt would be computed in several batches.
 """
 
 from collections.abc import Sequence
@@ -23,6 +25,10 @@ class TokenSequence(Waiting, Protocol):
     @property
     def sort_key(self) -> bytes:
         """The token ids as bytes that sort like them; see `kwise.engine.trie.sort_key`."""
+
+    @property
+    def prompt_key(self) -> bytes:
+        """The beginning of `sort_key` that all responses to the same prompt share."""
 
 
 T = TypeVar("T", bound=TokenSequence)
@@ -88,7 +94,16 @@ class FairBatching(Policy[T]):
         batch.add(first[0].sort_key)
         costs = [batch.rows]
         priority = first[1].priority
-        others.sort(key=lambda w: (w[1].priority is not priority, batch.distance(w[0].sort_key)))
+        arrivals: dict[bytes, int] = {}
+        for item, _ in waiting:
+            arrivals.setdefault(item.prompt_key, len(arrivals))
+        others.sort(
+            key=lambda candidate: (
+                candidate[1].priority is not priority,
+                batch.distance(candidate[0].sort_key),
+                arrivals[candidate[0].prompt_key],
+            )
+        )
         num_skipped = 0
         for candidate in others:
             key, rows = candidate[0].sort_key, batch.rows

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kwise.engine.model.layouts import LAYOUTS
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.policy import FairBatching
-from kwise.engine.trie import sort_key
+from kwise.engine.trie import KEY_BYTES, sort_key
 from kwise.types import Priority
 
 
@@ -21,6 +21,7 @@ class Work:
 
     tokens: tuple[int, ...]
     flow: Flow
+    prompt_tokens: int = 0
 
     @property
     def cost(self) -> int:
@@ -29,6 +30,10 @@ class Work:
     @property
     def sort_key(self) -> bytes:
         return sort_key(np.array(self.tokens, np.int64))
+
+    @property
+    def prompt_key(self) -> bytes:
+        return self.sort_key[: KEY_BYTES * self.prompt_tokens]
 
 
 def _work(tokens: list[int], priority: Priority = Priority.INTERACTIVE, client: str = "") -> Work:
@@ -182,6 +187,25 @@ def test_trie_batch_prefers_the_firsts_relatives() -> None:
         policy.add(work, work.flow)
     assert policy.take() == [works[0], works[3], works[4]]
     assert policy.take() == [works[1], works[2]]
+
+
+def test_responses_to_one_prompt_go_together_whoever_sends_them() -> None:
+    """Single responses to 64 prompts, each in a request of its own, took 1.57 times the rows."""
+    policy, num_prompts, num_responses = _policy("trie", 160), 16, 5
+    opening, works = [1] * 40, []  # a system prompt, longer than what makes two prompts related
+    for response in range(num_responses):
+        for prompt in range(num_prompts):
+            tokens = [*opening, *[100 + prompt] * 20, 200 + response, 300]
+            flow = Flow(Priority.INTERACTIVE, f"client {response % 2}")
+            works.append(Work(tuple(tokens), flow, prompt_tokens=60))
+    for work in works:
+        policy.add(work, work.flow)
+    batches = []
+    while batch := policy.take():
+        batches.append(batch)
+    split = sum(len({work.prompt_key for work in batch}) for batch in batches) - num_prompts
+    assert split < len(batches), "at most the last prompt of a batch goes on in another one"
+    assert batches[0][0] is works[0]
 
 
 def test_padded_batch_prefers_the_firsts_length() -> None:
