@@ -17,6 +17,11 @@ from kwise.engine.model.prefix_cache import PromptCache, Segment, States
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import KEY_BYTES, Int64, Trie, build_trie, sort_key
 
+# A prompt is cached with this many tokens after it. Texts are cut at a special token, so the tokens
+# that open the response's turn ("assistant", a line feed) are not part of the prompt, although
+# nearly all responses have them. Where that is wrong, four rows are cached in vain.
+_OPENING_TOKENS = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
@@ -64,6 +69,7 @@ def plan_reuse(
     trie = build_trie([s.token_ids for s in batch], separate_last_tokens=separate_last_tokens)
     past = np.full(trie.num_nodes, NOT_PAST)
     prompts: dict[bytes, Int64] = {}
+    planned: set[bytes] = set()  # the prompts without what is cached after them
     matches: list[_Match] = []
     new: list[Int64] = []
     for sequence, node in zip(batch, trie.last_nodes, strict=True):
@@ -73,7 +79,12 @@ def plan_reuse(
             matches.append(_Match(path=path, segment=segment, num_tokens=num_cached))
         max_length = len(path) - 1 if separate_last_tokens else len(path)
         length = min(sequence.prompt_tokens, max_length)
-        if num_cached < length and cache.has_room_for(length, 4 * sum(widths)):
+        prompt = key[: KEY_BYTES * length]
+        if num_cached >= length or prompt in planned:
+            continue
+        length = min(length + _OPENING_TOKENS, max_length)
+        if cache.has_room_for(length, 4 * sum(widths)):
+            planned.add(prompt)
             prompts[key[: KEY_BYTES * length]] = path[:length]
             new.append(path[num_cached:length])
     offsets, states = _gather(matches, widths)

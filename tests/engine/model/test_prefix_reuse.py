@@ -154,6 +154,10 @@ def test_another_prompts_first_tokens_are_cached_though_they_are_past_for_the_fi
     assert _num_known(cache, (*second, 3)) == len(second)
 
 
+def _num_cached(cache: PromptCache) -> int:
+    return sum(len(segment.states[0]) for segment in cache._segments.values())
+
+
 def _num_known(cache: PromptCache, tokens: Tokens) -> int:
     return cache.longest(sort_key(np.array(tokens)))[1]
 
@@ -173,16 +177,24 @@ def test_a_system_prompt_is_stored_once_for_the_prompts_that_share_it() -> None:
     _run([_sequence((*first, 1), len(first))], cache)
     reuse = _run([_sequence((*second, 1), len(second))], cache)
     assert (reuse.past != NOT_PAST).sum() == reuse.num_past == len(PROMPT)
-    assert len(reuse.nodes_to_cache) == 40
-    assert (
-        sum(len(segment.states[0]) for segment in cache._segments.values()) == len(PROMPT) + 20 + 40
-    )
+    assert len(reuse.nodes_to_cache) == 40 + 1
+    assert _num_cached(cache) == len(PROMPT) + 20 + 1 + 40 + 1
 
 
 def test_prompts_of_one_batch_that_share_their_beginning_store_it_once() -> None:
     cache = PromptCache(LARGE)
     first, second = (*PROMPT, *range(20)), (*PROMPT, *range(50, 90))
     _run([_sequence((*first, 1), len(first)), _sequence((*second, 1), len(second))], cache)
-    assert (
-        sum(len(segment.states[0]) for segment in cache._segments.values()) == len(PROMPT) + 20 + 40
-    )
+    assert _num_cached(cache) == len(PROMPT) + 20 + 1 + 40 + 1
+
+
+def test_the_tokens_that_open_a_response_are_cached_with_the_prompt() -> None:
+    """Each single response to a cached prompt computed "assistant" and a line feed again."""
+    cache, opening = PromptCache(LARGE), (7, 8, 9)
+    group = [_sequence((*PROMPT, *opening, 50 + n, 60 + n, 70), len(PROMPT)) for n in range(9)]
+    reuse = _run(group, cache)
+    assert len(reuse.prompts) == 1, "the prompt is cached with the opening of one response"
+    assert _num_cached(cache) == len(PROMPT) + len(opening) + 1
+    again = _run([_sequence((*PROMPT, *opening, 1, 2), len(PROMPT))], cache)
+    assert (again.past != NOT_PAST).sum() == len(PROMPT) + len(opening)
+    assert not again.prompts
