@@ -21,7 +21,7 @@ from kwise.engine.model.session import Session
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.policy import FairBatching, Policy
 from kwise.engine.sequence import EncodedSequence
-from kwise.engine.trie import sort_key
+from kwise.engine.trie import KEY_BYTES, sort_key
 from kwise.errors import ConfigError
 from kwise.train.data.read import read_rankings
 from kwise.types import Group, Priority
@@ -82,6 +82,10 @@ class _Waiting:
     index: int
     sequence: EncodedSequence
     sort_key: bytes
+
+    @property
+    def prompt_key(self) -> bytes:
+        return self.sort_key[: KEY_BYTES * self.sequence.prompt_tokens]
 
     @property
     def cost(self) -> int:
