@@ -82,9 +82,9 @@ test-transformers5: .venv-transformers5/done  ## run the tests that involve tran
 		tests/train tests/export tests/engine/text tests/end_to_end \
 		--ignore tests/end_to_end/test_demo.py --ignore tests/end_to_end/test_standard_protocols.py
 
-# An environment of its own. The libraries in RL_LIBRARIES ask for versions that exclude each other's,
-# and for CUDA. What the tests import of them needs RL_NEEDS only, so they are installed with
-# --no-deps.
+# An environment of its own. The libraries in RL_LIBRARIES ask for versions that exclude each
+# other's, and for CUDA. The parts that the tests import need RL_NEEDS only, so the libraries are
+# installed with --no-deps.
 RL_LIBRARIES := areal==1.0.4 llamafactory==0.9.5 ms-swift==4.6.0 openrlhf==0.11.2 verl==0.9.1
 RL_NEEDS := aiohttp codetiming cohere dacite datasets json_repair modelscope omegaconf orjson \
 	pillow pydantic pylatexenc ray requests simplejson skyrl-gym==0.4.0 'tensordict<=0.10' \

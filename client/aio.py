@@ -138,9 +138,9 @@ class AsyncRewardClient:
         priority: PriorityLike = Priority.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[ScoredGroup | KwiseError, None]:
-        """Yield results as `RewardClient.score_many` does.
+        """Yield one result per group, in order, as `RewardClient.score_many`.
 
-        `groups` is an iterable or an asynchronous one. An iterable is drawn from on the event loop,
+        `groups` is an iterable or an asynchronous iterable. The event loop reads a plain iterable,
         so it must not block.
         """
         source: _Source | None = None
@@ -175,7 +175,7 @@ class AsyncRewardClient:
     async def _stream(
         self, flight: Flight, source: "_Source | None"
     ) -> AsyncGenerator[ScoredGroup | KwiseError, None]:
-        """Carry the flight on one stream, until that has answered all. Yield results.
+        """Send the groups of the flight on one stream, and yield results until all are answered.
 
         Args:
             source: the groups, if they come from an asynchronous iterable; None if the flight has
@@ -210,7 +210,8 @@ class AsyncRewardClient:
                     waiting.add(reading)
                 if not waiting:
                     return
-                # While only the source is waited for, the time is the caller's own.
+                # While only the source is awaited, no timeout applies, because that is the caller's
+                # own time.
                 left_s = None if flight.is_over else max(flight.remaining_s, 0)
                 done, _ = await asyncio.wait(
                     waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
@@ -250,7 +251,7 @@ class AsyncRewardClient:
 
 
 def _task(awaitable: Awaitable[T]) -> asyncio.Task[T]:
-    """Return a task whose exception asyncio does not log if nobody awaits the task."""
+    """Run an awaitable as a task. asyncio does not log its exception if nobody awaits the task."""
 
     async def run() -> T:
         return await awaitable
@@ -285,7 +286,7 @@ class _Source:
             return []
 
     async def close(self) -> None:
-        """End the task, so that the iterator is not drawn from any more."""
+        """Cancel the task, so that nothing more is drawn from the iterator."""
         if self._drawing is not None:
             self._drawing.cancel()
             await asyncio.wait([self._drawing])

@@ -14,9 +14,9 @@ _SERVICE_CONFIG = {
     "methodConfig": [
         {
             "name": [{"service": "kwise.v1.RewardService"}],
-            # Calls wait for a server that restarts, until their deadline, and retry.py sends again
-            # what it lost. The first connection is different: a server that never answered may not
-            # exist, so the clients wait for that one themselves, and for less long.
+            # Calls wait for a server that restarts, until their deadline, and retry.py repeats the
+            # calls that it lost. The first connection is different: a server that never answered
+            # may not exist, so the clients wait for it themselves, and for a shorter time.
             "waitForReady": True,
         }
     ]
@@ -45,13 +45,13 @@ _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):(?P<port>[0-9]+|[A-Za-
 
 
 def check_target(name: str, target: Any) -> str:
-    """Return `target` if it can be an address.
+    """Return `target` if it has the form of an address.
 
-    gRPC itself accepts nearly any text and waits: for it, "localhost" is port 443 of localhost.
+    gRPC itself accepts nearly any string and waits: it reads "localhost" as port 443 of localhost.
 
     Raises:
         TypeError: it is not a str.
-        InvalidRequest: it is neither HOST:PORT nor a URI of gRPC; names the argument.
+        InvalidRequest: it is neither HOST:PORT nor a URI of gRPC. The error names the argument.
     """
     if not isinstance(target, str):
         raise TypeError(f"{name} must be a str, not {type(target).__name__}")
@@ -74,7 +74,7 @@ def check_target(name: str, target: Any) -> str:
             socket.getservbyname(port)
         except OSError:
             raise InvalidRequest(
-                name, f"has the port {port[:20]!r}, which is not a number, and no service's name"
+                name, f"has the port {port[:20]!r}; it must be a number or the name of a service"
             ) from None
     return target
 
@@ -83,8 +83,8 @@ def check_timeout(name: str, value: Any) -> float:
     """Return a timeout in seconds as a float.
 
     Raises:
-        TypeError: it is not a number; names the argument.
-        ValueError: it is NaN, not above 0, or longer than a year; names the argument.
+        TypeError: it is not a number. The error names the argument.
+        ValueError: it is NaN, not above 0, or longer than a year. The error names the argument.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")

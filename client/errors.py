@@ -6,15 +6,16 @@ from kwise.errors import KwiseError, Status
 class RewardServiceError(KwiseError):
     """A call, a group or a response that the server did not score.
 
-    One class stands for every status, because gRPC itself may set one (DEADLINE_EXCEEDED, say).
+    One class stands for every status, because gRPC itself sets some, such as DEADLINE_EXCEEDED.
 
     Attributes:
         status: the gRPC status; UNKNOWN if `code` is not a name that gRPC defines.
         code: the name of the status, as the server sent it.
         message: the server's message, without code and address.
-        response: the index of the response that the error is about; None if it is not about one.
+        response: the index of the wrong response; None if the error is not about one response.
         target: the server's address if a whole call failed; "" if a group or a response did.
-        retry_after_s: the server's advice when to try again, in seconds; None if it gave none.
+        retry_after_s: the time to wait before trying again, in seconds; None if the server did not
+            say.
     """
 
     status = Status.UNKNOWN

@@ -1,13 +1,13 @@
-"""The state of one `score_many` call: what to send, what to expect, what to return next.
+"""The state of one `score_many` call: groups to send, replies to expect, and the next result.
 
 A `Flight` makes no gRPC calls and has no threads or tasks. The blocking and the asyncio client
-share it and only move its messages. It is carried by one stream after another:
+share it and only move its messages. One stream after another carries it:
 
     start      all unanswered groups go on the new stream
     send       new groups, while the window has room and the server has refused nothing
     accept     one reply; a refusal (see retry.py) leaves the group unanswered
     pop        the next result, in input order
-    is_over    the stream has answered all it was sent; what it refused goes on another one, after
+    is_over    the stream has answered all its groups; refused ones go on the next stream, after
                `pause_s`
 
 The window counts the groups that were taken from the source and whose results were not yet
@@ -27,8 +27,8 @@ from kwise.types import ScoredGroup
 
 # Below the 256 groups of a stream that the server works on at once, so that it always reads.
 WINDOW_GROUPS = 128
-# gRPC's text if a stream ended while grpc.aio was writing to it. gRPC hides the server's status
-# then and gives INTERNAL, which a bug of the server has too. Only the text tells the two apart.
+# gRPC's message if a stream ended while grpc.aio was writing to it. gRPC then hides the server's
+# status and reports INTERNAL, as for a bug of the server. Only the message differs.
 _BROKEN_WRITE = "Internal error from Core"
 
 
@@ -46,7 +46,7 @@ class Flight:
         groups: the groups to score, drawn from as the window allows. An error among them is its own
             result. Empty for a caller that draws groups itself, and gives them to `add`.
         timeout_s: the longest wait without a result, in seconds.
-        window_groups: the most groups that are drawn ahead of the results returned.
+        window_groups: the largest number of groups that are drawn ahead of the results returned.
         now: a clock, in seconds.
         target: the server's address, for messages.
     """
@@ -86,7 +86,7 @@ class Flight:
 
     @property
     def remaining_s(self) -> float:
-        """The seconds that are left to wait for the next result; the caller's own time is free."""
+        """The seconds left to wait for the next result. The caller's own time does not count."""
         return self._progress_at + self._timeout_s - self._now()
 
     def start(self) -> list[pb.ScoreStreamRequest]:
@@ -153,7 +153,7 @@ class Flight:
         return result
 
     def resume(self) -> None:
-        """Restart the clock, because the caller has finished what it did with a result."""
+        """Restart the clock, because the caller has finished its work on a result."""
         self._progress_at = self._now()
 
     def pause_s(self) -> float:

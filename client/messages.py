@@ -1,7 +1,7 @@
 """Conversion between Python arguments, `kwise.v1` messages and results, for both clients.
 
-Types of arguments are checked here, because protobuf's own complaints name no field. Limits, and
-whether prompt and responses fit together, are checked by the server.
+Types of arguments are checked here, because protobuf's own errors do not name a field. The server
+checks limits, and that prompt and responses fit together.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ def to_group(
     """Return the group of a request.
 
     Raises:
-        TypeError, ValueError: an argument is not what is expected; names the argument.
+        TypeError, ValueError: an argument has a wrong type or value. The error names it.
     """
     return pb.Group(
         model=model,
@@ -62,8 +62,8 @@ def to_pairs(pairs: Sequence[tuple[int, int]] | None) -> list[pb.Pair]:
     """Return the pairs of a `CompareRequest`; None stands for all pairs.
 
     Raises:
-        TypeError, ValueError: `pairs` is empty, or an item is not a pair of indices; names the
-        item.
+        TypeError, ValueError: `pairs` is empty, or an item is not a pair of indices. The error
+            names the item.
     """
     if pairs is None:
         return []
@@ -87,7 +87,7 @@ def to_stream_group(model: str, group: GroupLike, priority: PriorityLike) -> pb.
     A `Group` keeps its own priority; a pair (prompt, responses) takes `priority`.
 
     Raises:
-        TypeError, ValueError: it is not a group; names what is wrong.
+        TypeError, ValueError: it is not a group. The error names the wrong part.
     """
     if isinstance(group, Group):
         return to_group(model, group.prompt, group.responses, group.priority)
@@ -114,7 +114,7 @@ def to_stream_groups(
 async def to_async_stream_groups(
     model: str, groups: AsyncIterable[GroupLike], priority: PriorityLike
 ) -> AsyncIterator[pb.Group | InvalidRequest]:
-    """Yield as `to_stream_groups` does, from an asynchronous iterable."""
+    """Yield the message of each group of an asynchronous iterable, as `to_stream_groups`."""
     to_priority(priority)
     number = 0
     async for group in groups:
@@ -135,7 +135,7 @@ def to_prompt(name: str, prompt: Any) -> pb.Prompt:
     """Return the prompt of a group.
 
     Raises:
-        TypeError, ValueError: it is not a prompt; names it `name`.
+        TypeError, ValueError: it is not a prompt. The error calls it `name`.
     """
     if isinstance(prompt, str):
         return pb.Prompt(text=_text(name, prompt))
@@ -189,7 +189,7 @@ def to_response(name: str, response: Any) -> pb.Response:
     """Return a response of a group.
 
     Raises:
-        TypeError, ValueError: it is not a response; names it `name`.
+        TypeError, ValueError: it is not a response. The error calls it `name`.
     """
     if isinstance(response, str):
         return pb.Response(text=_text(name, response))

@@ -1,8 +1,8 @@
-"""When to send a request again: one policy for single calls and for streams.
+"""The policy for sending a request again, which single calls and streams share.
 
-Every rpc is idempotent, so a request that failed because the server was away or full is sent again
-until the caller's time is over. The pause is the server's advice if there is any, and otherwise
-doubles. gRPC's own retries are not used, because they end after five attempts.
+Every RPC is idempotent, so a request that failed because the server was away or full is sent again
+until the caller's time is over. The server's advice sets the pause. Without advice, each pause is
+twice the last. gRPC's own retries are not used, because they end after five attempts.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0
 def is_retried(failure: RewardServiceError) -> bool:
     """Return whether the same request may succeed later."""
     if failure.status is Status.RESOURCE_EXHAUSTED:
-        # Without advice, the message exceeds gRPC's size limit, and would again.
+        # Without advice, the message exceeds gRPC's size limit, and another try would fail too.
         return failure.retry_after_s is not None
     # A server whose grace period is over cancels its calls.
     return failure.status in (Status.UNAVAILABLE, Status.CANCELLED)
@@ -35,7 +35,7 @@ class Backoff:
         self._refusals = 0
 
     def pause_s(self, retry_after_s: float | None) -> float:
-        """Return the seconds to wait, given the server's advice (None if there is none)."""
+        """Return the seconds to wait. `retry_after_s` is the server's advice, or None."""
         max_pause_s = min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**self._refusals)
         self._refusals += 1
         if retry_after_s:
@@ -61,8 +61,8 @@ class Attempts:
         """Return the seconds to wait before the next attempt.
 
         Raises:
-            RewardServiceError: `failure`, if another attempt cannot help or would come too late. If
-                the time ended during an attempt, the server's last refusal, which says why.
+            RewardServiceError: `failure`, if another attempt cannot help or would come too late; or
+                the server's last refusal, if the time ended during an attempt.
         """
         if failure.status is Status.DEADLINE_EXCEEDED and self._refusal is not None:
             raise self._refusal

@@ -35,7 +35,7 @@ class RewardClient:
 
     Requests that fail because the server restarts or its queue is full are sent again until the
     timeout. Every method that calls the server raises `RewardServiceError` if the call fails, and
-    TypeError or ValueError if an argument is not what is expected.
+    TypeError or ValueError if an argument has a wrong type or value.
 
     Args:
         target: HOST:PORT, or a URI of gRPC such as "unix:/path".
@@ -43,13 +43,13 @@ class RewardClient:
             server that restarts.
         connect_timeout_s: the longest wait for the first connection, in seconds.
         model: the name of the model that must answer; "" for whichever the server serves.
-        client: the client for which the calls count at a busy server, which shares its time evenly
-            among clients; "" for the connection, which all clients of a process share. Set it if
-            many clients come through one proxy, or if one job has many connections.
+        client: the name under which a busy server counts the calls, because it shares its time
+            evenly among clients; "" for the connection, which all clients of a process share. Set
+            it if many clients come through one proxy, or if one job has many connections.
 
     Raises:
-        InvalidRequest: `target` cannot be an address.
-        TypeError, ValueError: another argument is not what is expected.
+        InvalidRequest: `target` is not a valid address.
+        TypeError, ValueError: another argument has a wrong type or value.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RewardClient:
 
     def close(self) -> None:
         """Close the connection. Later calls raise ValueError."""
-        # `_reached`, so that gRPC refuses a later call at once and nobody waits for a connection.
+        # `_reached` is set, so that gRPC refuses a later call at once instead of connecting again.
         self._reached = self._closed = True
         self._channel.close()
 
@@ -117,7 +117,7 @@ class RewardClient:
                 ids with the chat template applied.
             responses: texts, or sequences of token ids if the prompt is token ids.
             priority: "bulk" waits behind "interactive".
-            timeout_s: in place of the client's `timeout_s`.
+            timeout_s: replaces the client's `timeout_s` for this call.
         """
         group = messages.to_group(self._model, prompt, responses, priority)
         request = pb.ScoreRequest(group=group)
@@ -198,7 +198,7 @@ class RewardClient:
             sleep(flight.pause_s())
 
     def _stream(self, flight: Flight) -> Iterator[ScoredGroup | KwiseError]:
-        """Carry the flight on one stream, until that has answered all. Yield results.
+        """Send the groups of the flight on one stream, and yield results until all are answered.
 
         Raises:
             grpc.RpcError: the stream broke.

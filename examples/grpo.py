@@ -43,7 +43,7 @@ GROUP_SIZE = 8  # answers to each question of a step
 
 
 class Rewards:
-    """The reward function of the run. It notes when TRL's calls start and end."""
+    """The reward function of the run. It records the start and end of TRL's calls."""
 
     def __init__(self, address: str) -> None:
         self.function = RewardFunction(address)
@@ -124,7 +124,7 @@ def main() -> None:
     started = time.monotonic()
     with ExitStack() as stack:
         result = train(args, args.address or stack.enter_context(server(args.artifact)))
-    # The server has ended, so that its time is among that of the children.
+    # The server has ended, so its CPU time is part of the children's.
     usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     result["cpu_s"] = sum(usage.ru_utime + usage.ru_stime for usage in usages)
     result["wall_s"] = time.monotonic() - started
@@ -135,10 +135,10 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, address: str) -> dict[str, Any]:
-    """Train the policy, and return how the reward on the held-out questions has changed."""
+    """Train the policy, and return the change of the reward on the held-out questions."""
     policy = args.policy or save_smollm2(args.output / "start")
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # all that the model takes
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the model takes no others
     start = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
     rewards = Rewards(address)
     held_out = evaluation.questions("held-out")[: args.held_out]

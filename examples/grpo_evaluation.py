@@ -74,7 +74,7 @@ def sample(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
     training = policy.training
     policy.eval()
-    with torch.random.fork_rng():  # training goes on with its own random numbers
+    with torch.random.fork_rng():  # training continues with its own random numbers
         torch.manual_seed(seed)
         for first in range(0, len(repeated), BATCH):
             batch = repeated[first : first + BATCH]

@@ -10,7 +10,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
 
-# Of the held-out questions, and of the questions of a training step if their curve has the value.
+# The keys and titles of the panels. Each shows the held-out questions, and the questions of the
+# training steps if the curve has the key.
 PANELS = {
     "reward": "mean reward",
     "kl": "KL divergence from the start, nats per answer",

@@ -1,9 +1,9 @@
 """The reward function for AReaL: `reward_fn="kwise.rl.areal.reward"`.
 
 AReaL calls it for one sample at a time in a pool of forked processes. It gives a call 15 s, tries
-four times, and then silently takes 0 as the reward. So this function gives up earlier and raises,
-and AReaL raises after the fourth time. The time that a call waits for a free process counts as
-well: docs/rl.md says how to keep the pool from being too small.
+four times, and then silently takes 0 as the reward. Therefore this function gives up earlier and
+raises, and after the fourth error AReaL raises too. The time that a call waits for a free process
+counts as well: docs/rl.md explains how large the pool must be.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ TIMEOUT_S = 12.0  # AReaL gives 15 s
 class RewardFunction:
     """A reward function for AReaL.
 
-    To use other arguments than those of `reward`, make an object in a module of yours, and a
-    function there that calls it.
+    To use other arguments than those of `reward`, create an object in a module of your own, and a
+    function that calls it.
 
     Args:
         address: the server; None for KWISE_ADDRESS in the environment of AReaL's rollout process.
@@ -38,8 +38,8 @@ class RewardFunction:
         Args:
             prompt: the prompt with the chat template applied, as AReaL decodes it.
             completions: one completion, with its special tokens.
-            row: the columns of the row. They and the token ids are not used, because the tokenizer
-                of the policy may be another one than the reward model's.
+            row: the columns of the row. They and the token ids are not used, because the policy
+                and the reward model may have different tokenizers.
 
         Raises:
             NotScored, ModelChanged, RewardServiceError: see `Scoring.score`.
@@ -50,8 +50,8 @@ class RewardFunction:
 _function = RewardFunction()
 
 
-# A function, because AReaL pickles it at each call: a function by its name, but an object with all
-# that it has, and the process would get a new object, with a connection of its own, at each call.
+# This is a function, because AReaL pickles it at each call. A function is pickled by its name. Of
+# an object, the process would get a copy with a new connection at each call.
 def reward(*arguments: Any, **row: Any) -> float:
     """Return the reward of one completion. See `RewardFunction`."""
     return _function(*arguments, **row)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from kwise.errors import ConfigError
 
-# By library, the file in rl/files/.
+# The file in rl/files/ of each library that takes a file.
 FILES = {"ms-swift": "kwise_ms_swift.py", "openrlhf": "kwise_openrlhf.py"}
 
-# By library that takes no file, what a user writes instead. docs/rl.md explains each line.
+# The line of configuration of each library that takes no file. docs/rl.md explains each line.
 WITHOUT_FILE = {
     "areal": 'reward_fn="kwise.rl.areal.reward"',
     "llama-factory": "reward_model_type: api, reward_model: http://HOST:PORT/v1/score/evaluation",
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the path and return the exit code.
 
     Raises:
-        ConfigError: the library takes no file; says what to write instead.
+        ConfigError: the library takes no file. The error has the line to write instead.
     """
     library = arguments.library
     if line := WITHOUT_FILE.get(library):

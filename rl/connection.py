@@ -2,8 +2,8 @@
 
 RL libraries pickle reward functions, fork and spawn workers, call from several threads, and run a
 new event loop at each step. A gRPC channel survives none of this, so a connection holds an address
-and opens a client when it is used. A forked process does not touch its parent's clients, because
-closing them there can hang, and opens its own.
+and opens a client when it is used. A forked process opens its own clients. It does not touch its
+parent's, because closing those can hang.
 
 An asyncio client is closed as soon as no call uses it. Otherwise each event loop would leave one
 behind, and its thread, which waits in gRPC, would keep gRPC from working in forked processes.
@@ -56,7 +56,7 @@ class _Clients:
 
 
 class Connection:
-    """A way to one server. It can be pickled, and shared between threads and event loops.
+    """A connection to one server. It can be pickled, and shared by threads and event loops.
 
     Args:
         address: the server, as HOST:PORT or a URI of gRPC; None for the environment variable
@@ -64,8 +64,8 @@ class Connection:
         timeout_s, connect_timeout_s, model, client: as in `RewardClient`.
 
     Raises:
-        InvalidRequest: `address` cannot be an address.
-        TypeError, ValueError: another argument is not what is expected.
+        InvalidRequest: `address` is not a valid address.
+        TypeError, ValueError: another argument has a wrong type or value.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class Connection:
         """Open the client of the running event loop, which calls at the same time share."""
         loop, clients = get_running_loop(), self._clients()
         for closed in [other for other in clients.by_loop if other.is_closed()]:
-            del clients.by_loop[closed]  # it ended in the middle of a call
+            del clients.by_loop[closed]  # this loop ended in the middle of a call
         if loop not in clients.by_loop:
             options = self._options
-            if clients.has_reached:  # it may restart, which calls wait for until their timeout
+            if clients.has_reached:  # if the server restarts, calls wait for it until they time out
                 options = {**options, "connect_timeout_s": options["timeout_s"]}
             clients.by_loop[loop] = _Shared(AsyncRewardClient(self.address, **options))
         shared = clients.by_loop[loop]
@@ -137,8 +137,8 @@ class Connection:
                 await shared.client.close()
 
     def _clients(self) -> _Clients:
-        # setdefault is atomic, and a lock that another thread holds during a fork stays locked in
-        # the new process. So each process has its own lock.
+        # setdefault is atomic, so it needs no lock. A lock that another thread holds during a fork
+        # would stay locked in the new process, so each process has locks of its own.
         return self._by_process.setdefault(os.getpid(), _Clients())
 
     def __getstate__(self) -> dict[str, Any]:

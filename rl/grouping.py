@@ -1,7 +1,7 @@
 """Group the responses of a batch by prompt.
 
 Prompts are compared by the message that the client sends, because messages are often dicts and
-token ids often arrays, which cannot be keys themselves.
+token ids are often arrays, which are not hashable.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class Request:
     Attributes:
         key: equal for equal prompts.
         prompt: the prompt.
-        responses: the responses, all texts or all token ids if the caller's are.
-        indices: the place of each response in the caller's list.
+        responses: the responses, as the caller gives them.
+        indices: the index of each response in the caller's list.
     """
 
     key: bytes
@@ -36,8 +36,8 @@ def group_by_prompt(
     """Return one request per distinct prompt, in the order of first appearance.
 
     Raises:
-        TypeError, ValueError: a prompt or a response is not what is expected, or there are not as
-            many of the one as of the other; names the item.
+        TypeError, ValueError: a prompt or a response has a wrong type or value, or the numbers of
+            prompts and responses differ. The error names the item.
     """
     if isinstance(prompts, str) or isinstance(responses, str):
         raise TypeError("prompts and responses must be lists, with one prompt per response")
@@ -49,7 +49,7 @@ def group_by_prompt(
     requests: dict[bytes, Request] = {}
     for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         key = to_prompt(f"prompts[{index}]", prompt).SerializeToString(deterministic=True)
-        to_response(f"responses[{index}]", response)  # names the item, as the client cannot
+        to_response(f"responses[{index}]", response)  # a check: the client does not know the index
         request = requests.setdefault(key, Request(key=key, prompt=prompt))
         request.responses.append(response)
         request.indices.append(index)

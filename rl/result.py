@@ -1,4 +1,4 @@
-"""The rewards and figures of one call, and the errors that it can end with."""
+"""The rewards and statistics of one call, and the errors that it can end with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from kwise.errors import KwiseError, Status
 
 
 class NotScored(KwiseError):
-    """Responses have no reward, and the caller has not allowed that.
+    """Some responses have no reward, and the caller does not accept that.
 
     Attributes:
         status: the status of the first error.
@@ -51,16 +51,16 @@ class ModelChanged(KwiseError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Figures of one call.
+    """The statistics of one call.
 
     Attributes:
-        num_rewards: responses that have a reward.
-        num_errors: responses that have none.
-        num_prompts: distinct prompts.
-        num_cached: rewards that cost no pass of the model.
-        num_truncated: rewards of a conversation whose prompt lost its oldest turns.
-        tokens: tokens of the scored conversations, prompts included.
-        latency_s: the time of the call, with retries.
+        num_rewards: the number of responses with a reward.
+        num_errors: the number of responses without one.
+        num_prompts: the number of distinct prompts.
+        num_cached: the number of rewards that cost no pass of the model.
+        num_truncated: the number of rewards of conversations whose oldest turns were dropped.
+        tokens: the number of tokens of the scored conversations, prompts included.
+        latency_s: the time of the call, retries included.
         queue_ms: the longest wait for a batch on the server.
         model_ms: the longest batch on the server.
         model: the name of the model; "" if no reply named it.
@@ -81,7 +81,7 @@ class Statistics:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Numbers for the metrics of a library, always under the same keys."""
+        """The numbers for the metrics of a library, always under the same keys."""
         num_rewards = max(self.num_rewards, 1)
         return {
             "kwise/latency_s": self.latency_s,
@@ -99,7 +99,7 @@ class ScoredResponses:
     Attributes:
         rewards: one per response, in order; None for a response that could not be scored.
         errors: the reason of each None, by the index of the response.
-        statistics: figures of the call.
+        statistics: the statistics of the call.
     """
 
     rewards: list[float | None]

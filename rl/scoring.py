@@ -1,7 +1,7 @@
-"""Score the prompts and responses of a batch, in the order in which an RL library has them.
+"""Score the prompts and responses of a batch, in the order in which an RL library gives them.
 
-A library gives one prompt per response. Equal prompts are grouped, wherever they stand, and each
-distinct prompt is one request, so that the server computes it once:
+A library gives one prompt per response. Equal prompts are grouped, wherever they are in the batch.
+Each distinct prompt is one request, so that the server computes it once:
 
     prompts     p q p q q          requests   p: a c
     responses   a b c d e    ──▶              q: b d e    ──▶    rewards of a b c d e
@@ -27,27 +27,28 @@ OnError: TypeAlias = Literal["raise", "none"]
 
 
 class Scoring:
-    """Rewards of prompts and responses, which come as parallel lists.
+    """Scores prompts and responses that are given as parallel lists.
 
-    It can be pickled, and shared between threads and event loops. It connects at the first
-    call. What fails because the server restarts or is full is sent again until `timeout_s`.
+    A `Scoring` can be pickled, and shared by threads and event loops. It connects at the first
+    call. A request that fails because the server restarts or is full is sent again until
+    `timeout_s` is over.
 
     Args:
         address: the server, as HOST:PORT or a URI of gRPC; None for the environment variable
             KWISE_ADDRESS, which is read at the first call.
         on_error: "raise" to raise `NotScored` if a response could not be scored; "none" to give it
-            the reward None. A server that is away, or refuses everything, raises in both cases.
-        allow_model_change: accept that the server changes its model. Otherwise a fingerprint other
+            the reward None. Both raise if the server cannot be reached or refuses everything.
+        allow_model_change: accept a change of the server's model. Otherwise a fingerprint other
             than the first one of this object in this process raises `ModelChanged`.
         timeout_s: the longest wait without any result, in seconds.
         connect_timeout_s: the longest wait for the first connection, in seconds.
         priority: "bulk" waits behind "interactive".
         model: the name of the model that must answer; "" for whichever the server serves.
-        client: the client for which the calls count at a busy server; "" for the connection.
+        client: the name under which a busy server counts the calls; "" for the connection.
 
     Raises:
-        InvalidRequest: `address` cannot be an address.
-        TypeError, ValueError: another argument is not what is expected.
+        InvalidRequest: `address` is not a valid address.
+        TypeError, ValueError: another argument has a wrong type or value.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Scoring:
     ) -> None:
         if on_error not in ("raise", "none"):
             raise ValueError(f'on_error must be "raise" or "none", not {on_error!r}')
-        to_priority(priority)  # a wrong one is named here and not at the first call
+        to_priority(priority)  # checked here, because the first call would be late
         self._connection = Connection(
             address,
             timeout_s=timeout_s,
@@ -79,7 +80,7 @@ class Scoring:
 
     @classmethod
     def raising(cls, address: str | None = None, **options: Any) -> "Scoring":
-        """Return a `Scoring` for a library that has no form of a reward that is missing.
+        """Return a `Scoring` for a library that cannot represent a missing reward.
 
         Raises:
             TypeError: the options have `on_error`.
@@ -92,7 +93,7 @@ class Scoring:
         return cls(address, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without what this process has seen."""
+        """Return the state without the fingerprints, which belong to this process."""
         return {**self.__dict__, "_fingerprints": {}}
 
     def score(
@@ -110,7 +111,7 @@ class Scoring:
             ModelChanged: the server changed its model, and `allow_model_change` is not set.
             RewardServiceError: the server cannot be reached, or it refuses the call.
             InvalidRequest: no address is given.
-            TypeError, ValueError: an argument is not what is expected; names the item.
+            TypeError, ValueError: an argument has a wrong type or value. The error names the item.
         """
         started_s = monotonic()
         requests = group_by_prompt(prompts, responses)
@@ -135,7 +136,7 @@ class Scoring:
     async def score_async(
         self, prompts: Sequence[PromptLike], responses: Sequence[ResponseLike]
     ) -> ScoredResponses:
-        """Return what `score` returns, with a client of the running event loop."""
+        """Return one reward per response, as `score`, on the running event loop."""
         started_s = monotonic()
         requests = group_by_prompt(prompts, responses)
         if not requests:
@@ -155,7 +156,7 @@ class Scoring:
                     results = [await client.score(prompt, request.responses, priority=priority)]
                 except RewardServiceError as error:
                     if error.status is not Status.INVALID_ARGUMENT:
-                        raise  # it may not have reached the server
+                        raise  # the request may not have reached the server
                     results = [error]
         return self._collect(requests, results, started_s)
 
@@ -165,7 +166,11 @@ class Scoring:
         results: Sequence[ScoredGroup | KwiseError],
         started_s: float,
     ) -> ScoredResponses:
-        """Return the results in the caller's order, after the checks of the policy."""
+        """Return the results in the caller's order.
+
+        Raises:
+            NotScored, ModelChanged, RewardServiceError: see `score`.
+        """
         outcomes: dict[int, Reward | KwiseError] = {}
         scored: list[ScoredGroup] = []
         for request, result in zip(requests, results, strict=True):
@@ -176,7 +181,7 @@ class Scoring:
             elif result.status is Status.INVALID_ARGUMENT:
                 outcomes |= dict.fromkeys(request.indices, result)
             else:
-                raise result  # the cause is the server, and not what was sent
+                raise result  # the server is the cause, and not the request
         ordered = [outcomes[index] for index in range(len(outcomes))]
         rewards = [outcome for outcome in ordered if isinstance(outcome, Reward)]
         errors = {
@@ -184,8 +189,8 @@ class Scoring:
             for index, outcome in enumerate(ordered)
             if isinstance(outcome, KwiseError)
         }
-        # Without any reply since the start, the prompts have a form that the model does not read.
-        # A run that goes on with None everywhere would train on nothing.
+        # If no request has succeeded yet, the prompts have a form that the model does not read. A
+        # run that continues with None everywhere would train on nothing.
         if errors and (self._on_error == "raise" or os.getpid() not in self._fingerprints):
             raise NotScored(errors, len(ordered))
         statistics = Statistics(

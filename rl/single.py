@@ -13,7 +13,7 @@ class ScoredResponse:
 
     Attributes:
         reward: the reward.
-        metrics: numbers for the metrics of the library, always under the same keys.
+        metrics: the numbers for the metrics of the library, always under the same keys.
     """
 
     reward: float
@@ -31,7 +31,7 @@ def score_one(scoring: Scoring, prompt: PromptLike, response: str) -> ScoredResp
 
 
 async def score_one_async(scoring: Scoring, prompt: PromptLike, response: str) -> ScoredResponse:
-    """Return what `score_one` returns, on the event loop that runs."""
+    """Return the reward of one response, as `score_one`, on the running event loop."""
     return _only(await scoring.score_async([prompt], [response]))
 
 

@@ -24,8 +24,8 @@ class RewardEnv(BaseTextEnv):
         scoring: gives the rewards. The address is KWISE_ADDRESS; a subclass may have others.
 
     Args:
-        env_config: SkyRL's configuration of the environment. There are no options.
-        extras: the columns of the row. None of them is used.
+        env_config: SkyRL's configuration of the environment. It is not used.
+        extras: the columns of the row. They are not used.
     """
 
     scoring = Scoring()

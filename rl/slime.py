@@ -26,12 +26,13 @@ class RewardFunction:
     async def __call__(self, args: Any, sample: Any, **_: Any) -> float | list[float]:
         """Return the reward of a sample, or the rewards of a list of samples, in order.
 
-        A prompt of messages is a conversation. A prompt that is a text has the chat template
-        applied with `--apply-chat-template`, and is one message of the user without it.
+        A prompt of messages is a conversation. A prompt of text has the chat template applied if
+        slime runs with `--apply-chat-template`, and is one message of the user otherwise.
 
         Raises:
             TypeError: a sample is itself a list of samples.
-            ValueError: responses keep their special tokens, but a prompt is not in the template.
+            ValueError: responses keep their special tokens, but a prompt does not have the template
+                applied.
             NotScored, ModelChanged, RewardServiceError: see `Scoring.score`. slime ends the run.
         """
         samples = sample if isinstance(sample, Sequence) else [sample]

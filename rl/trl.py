@@ -1,10 +1,10 @@
-"""Reward functions for TRL's GRPOTrainer, RLOOTrainer and the trainers that call alike.
+"""Reward functions for TRL's GRPOTrainer, RLOOTrainer and trainers with the same interface.
 
     trainer = GRPOTrainer(reward_funcs=RewardFunction("localhost:50051"), …)
     $ KWISE_ADDRESS=localhost:50051 trl grpo --reward_funcs kwise.rl.trl.reward …
 
-TRL calls a reward function once per step and process with all completions of that process, and
-awaits an asynchronous one together with the others on a loop of its own. This module does not
+TRL calls a reward function once per step and process with all completions of that process. It
+awaits all asynchronous reward functions together on an event loop of its own. This module does not
 import TRL.
 """
 
@@ -33,7 +33,7 @@ class _Base:
     ) -> None:
         if plain_prompts not in ("templated", "user"):
             raise ValueError(f'plain_prompts must be "templated" or "user", not {plain_prompts!r}')
-        self.__name__ = name  # TRL names its metrics after it
+        self.__name__ = name  # TRL uses it in the names of its metrics
         self._plain_prompts = plain_prompts
         self._may_miss_rewards = options.get("on_error") == "none"
         self._scoring = Scoring(address, **options)
@@ -41,11 +41,11 @@ class _Base:
     def _pairs(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
     ) -> tuple[list[PromptLike], list[str]]:
-        """Return the prompts and responses as the client takes them.
+        """Return the prompts and responses in the form that the client takes.
 
         Raises:
-            ValueError: there are not as many prompts as completions, or a column or a completion
-                has what the reward model cannot read.
+            ValueError: the numbers of prompts and completions differ, or a column or a completion
+                has content that the reward model cannot read.
             TypeError: a completion is not a string or a list of messages.
         """
         if len(prompts) != len(completions):
@@ -92,7 +92,7 @@ class _Base:
                 f"the last message of completions[{index}] has no text as its content; kwise "
                 "scores text only"
             )
-        # After calls of tools, the completion has several messages. All but the last are context.
+        # After tool calls, the completion has several messages. All but the last are context.
         return [*prompt, *completion[:-1]], last["content"]
 
     def _log(
@@ -104,8 +104,8 @@ class _Base:
         if log_metric is not None:
             for key, value in scored.statistics.metrics.items():
                 log_metric(key.replace("kwise", self.__name__, 1), value)
-        # At every call, because TRL keeps each column by itself: a shorter one would stand beside
-        # other completions.
+        # This is logged at every call, because TRL stores each column separately: the rows of a
+        # shorter column would be aligned with the wrong completions.
         if log_extra is not None and self._may_miss_rewards:
             errors = [str(scored.errors.get(index, "")) for index in range(len(scored.rewards))]
             log_extra(f"{self.__name__}_error", errors)
@@ -116,21 +116,21 @@ class RewardFunction(_Base):
     """A reward function for `reward_funcs`. It connects at the first call, and can be pickled.
 
     Conversational prompts are scored as messages: the reward is that of the assistant's last
-    message, after all earlier ones. Messages with calls of tools are refused by name.
+    message, after all earlier ones. Messages with tool calls are refused by name.
 
     Args:
         address: the server, as HOST:PORT; None for the environment variable KWISE_ADDRESS.
-        plain_prompts: how prompts that are strings are read. "templated": the completion follows
+        plain_prompts: the meaning of prompts that are strings. "templated": the completion follows
             the text directly, as TRL's policy and TRL's own reward models read it; the text has the
             chat template applied if the model needs one. "user": the text is one turn of the user
-            and the completion the assistant's answer, as cross-encoders need it.
+            and the completion is the assistant's answer, as cross-encoders need it.
         name: the name in TRL's metrics, for runs with several servers.
         options: `on_error`, `allow_model_change` and the other arguments of `Scoring`. With
             on_error="none" a response that cannot be scored has no influence on the run.
 
     Raises:
-        InvalidRequest: `address` cannot be an address.
-        TypeError, ValueError: another argument is not what is expected.
+        InvalidRequest: `address` is not a valid address.
+        TypeError, ValueError: another argument has a wrong type or value.
     """
 
     def __call__(

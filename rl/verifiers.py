@@ -1,4 +1,4 @@
-"""The rewards for verifiers and prime-rl, named in the configuration of a task:
+"""The reward function for verifiers and prime-rl. The configuration of a task names it:
 
     [env.taskset.task.rewards]
     kwise = { fn = "kwise.rl.verifiers:reward", weight = 1.0 }
@@ -20,8 +20,8 @@ class RewardFunction:
 
     Args:
         address: the server; None for KWISE_ADDRESS in the environment of the process that scores.
-        without_reasoning: leave the reasoning out of each message. Otherwise it is refused, because
-            the messages that kwise scores have a text only.
+        without_reasoning: leave the reasoning out of each message. Otherwise a message with
+            reasoning is refused, because kwise scores the text of messages only.
         options: further arguments of `Scoring`, but not `on_error`.
     """
 
@@ -36,7 +36,7 @@ class RewardFunction:
 
         Raises:
             ValueError: the last message is not the assistant's, the trace has tools, or a message
-                has reasoning, calls of tools or images.
+                has reasoning, tool calls or images.
             NotScored, ModelChanged, RewardServiceError: see `Scoring.score`.
         """
         if trace.tools:

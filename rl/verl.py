@@ -7,10 +7,10 @@ class registers itself. It can also be named by its module:
     reward.reward_manager.module.path=pkg://kwise.rl.verl
 
 verl scores each sample when its rollout ends, in a random one of `reward.num_workers` processes,
-and the server joins the samples of a prompt. It is a manager and not a function of
+and the server joins the samples of a prompt. The adapter is a manager and not a function for
 `reward.custom_reward_function`, because verl does not give the prompt to a function.
 
-An error is raised. verl then marks the group as failed, or ends the run. It never becomes 0.0.
+An error is raised and never becomes 0.0. verl then marks the group as failed, or ends the run.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class RewardManager(RewardManagerBase):
     """A reward manager that asks a kwise server.
 
     Options of `Scoring` come from the configuration, for example `+reward.kwise.address=HOST:PORT`.
-    Without an address it is KWISE_ADDRESS in the environment of verl's workers.
+    The default address is KWISE_ADDRESS in the environment of verl's workers.
 
     Raises:
         ValueError: `reward.custom_reward_function` is set as well, or an option is unknown.
@@ -88,8 +88,8 @@ class RewardManager(RewardManagerBase):
         return {"reward_score": scored.reward, "reward_extra_info": scored.metrics}
 
     def _decode(self, response_ids: list[int]) -> str:
-        """Return the text without the end token. Special tokens inside belong to the answer."""
-        added = self.tokenizer.added_tokens_decoder  # `all_special_ids` has those with a name only
+        """Return the text without the end token. Other special tokens belong to the answer."""
+        added = self.tokenizer.added_tokens_decoder  # `all_special_ids` lacks tokens without a name
         while response_ids and (last := added.get(response_ids[-1])) and last.special:
             response_ids.pop()
         text: str = self.tokenizer.decode(response_ids, skip_special_tokens=False)
@@ -99,8 +99,8 @@ class RewardManager(RewardManagerBase):
 def _response_ids(item: Any) -> Any:
     """Return the ids of a response without padding: int64[R].
 
-    verl pads prompts, responses and attention masks of several sequences apart. Then the end of a
-    mask does not belong to the response, so `response_len` counts where verl gives it.
+    verl pads the prompts, responses and attention masks of several sequences separately. Then the
+    end of a mask does not belong to the response, so `response_len` is used if verl gives it.
     """
     response_ids = item.batch["responses"]
     num_tokens = item.non_tensor_batch.get("response_len")

@@ -1,16 +1,17 @@
-"""What do single calls cost beside calls of whole groups?
+"""The cost of single calls relative to calls of whole groups.
 
 OpenRLHF, verl and others send one response per call, at different times and from different
-processes. Physics: both ways need the same rows of the model if the server computes each prompt
-once. Single calls cost more protocol and tokenise the prompt K times; and where the responses of a
-prompt come apart, the prompt must be in the prompt cache or is computed again. So the figure is the
-time of K·N single calls relative to that of N calls of K, with new texts in each run:
+processes. How much longer do such calls take? Physics: both ways need the same rows of the model if
+the server computes each prompt once. Single calls cost more protocol, and tokenise the prompt K
+times. If the responses to a prompt arrive at different times, the prompt must be in the prompt
+cache, or is computed again. The figure is the time of K·N single calls relative to the time of N
+calls of K, with new texts in each run:
 
     at once      all single calls are open together, in random order
     staggered    the responses of a prompt come one after another, with one response of each other
                  prompt between them, and each process has at most `--window` calls open
 
-Whole groups and single calls take turns within one run, because other load on the machine would
+Whole groups and single calls alternate within one run, because other load on the machine would
 change a ratio of figures from different times.
 """
 
@@ -123,7 +124,7 @@ def _in_template(artifact: Artifact, prompt: str, responses: list[str]) -> list[
 
 
 def _timed(config: JoinedBenchConfig, way: str, calls: list[_CallOfTexts], address: str) -> float:
-    """Return the seconds that the calls take, dealt out to processes that start together."""
+    """Return the seconds that the calls take, divided among processes that start together."""
     window = config.window if way == "staggered" else len(calls)
     command = [sys.executable, "-m", "kwise.benchmarks.serving.joined"]
     command += [address, str(window), "http" if config.http else "grpc"]

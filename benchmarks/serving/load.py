@@ -1,7 +1,8 @@
-"""What does serving cost beside the model, and how long does a request wait?
+"""The cost of serving in addition to the model, and the waiting times of requests.
 
-Physics: the model pass limits uncached work, and gRPC with the event loop limits cached work. Five
-figures, each a ratio within one run or a rate, with client and server on one machine:
+How much does a server add to the time of the model, and how long does a request wait? Physics: the
+model pass limits uncached work, and gRPC with the event loop limits cached work. Five figures, each
+a ratio within one run or a rate, with client and server on one machine:
 
     saturation   groups per second over gRPC, relative to the same groups run directly by a session
                  in this process, in turns

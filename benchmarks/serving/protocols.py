@@ -1,9 +1,9 @@
-"""What does a cached group of nine cost over HTTP, relative to gRPC?
+"""The cost of a cached group of nine over HTTP, relative to gRPC.
 
-Physics: nothing is computed, so the cost is that of the protocol: parsing the request, the way
-through the event loop, and writing the reply. Client and server share the machine, so the time per
-call has the client's part in it. The server's own CPU time per call has not. Each protocol is
-measured in turns within one run:
+How much longer does a call over HTTP take? Physics: nothing is computed, so the cost is that of the
+protocol: parsing the request, passing the event loop, and writing the reply. Client and server
+share the machine, so the time per call includes the client's work. The server's CPU time per call
+does not. The protocols alternate within one run:
 
     gRPC      a call per group (`Score`), on several channels at once
     stream    `ScoreStream`, on several channels at once
@@ -151,7 +151,7 @@ async def _call_http(address: str, body: bytes, calls: int) -> None:
 
 
 class _HttpClient(asyncio.Protocol):
-    """A connection that sends one request after the other. Its cost is that of a small client."""
+    """A connection that sends one request after the other, with little work of its own."""
 
     def __init__(self, body: bytes, calls: int, done: "asyncio.Future[None]") -> None:
         head = (

@@ -16,12 +16,12 @@ from kwise.engine.artifact import Artifact
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerProcess:
-    """A server that runs.
+    """A running server.
 
     Attributes:
         process: its process.
         address: HOST:PORT of its gRPC port.
-        http_address: HOST:PORT of its HTTP port; "" without one (`--http-port 0`).
+        http_address: HOST:PORT of its HTTP port; "" unless the options have `--http-port 0`.
     """
 
     process: "subprocess.Popen[str]"
@@ -64,6 +64,6 @@ def running_server(artifact: Artifact, *options: str) -> Iterator[ServerProcess]
 
 
 def memory_bytes(pid: int, field: str) -> int:
-    """Return a figure of the kernel for a process: "VmRSS" (resident now) or "VmHWM" (its peak)."""
+    """Return the memory of a process: "VmRSS" (resident now) or "VmHWM" (the peak)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

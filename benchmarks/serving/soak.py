@@ -1,10 +1,10 @@
-"""Does a server's memory grow under all kinds of load for several minutes?
+"""The growth of a server's memory under all kinds of load for several minutes.
 
-Physics: both caches are small and full before the measurement begins, so that memory should stay
-level. The load is streams, single calls, cancelled calls, malformed calls and dropped connections,
-all with new prompts, so that the caches turn over. The slope is that of a least-squares line
-through the resident memory, sampled every second, after the first third of the time. Every group
-must be answered exactly once, with as many rewards as responses.
+Does the memory grow? Physics: both caches are small and full before the measurement begins, so the
+memory should stay level. The load is streams, single calls, cancelled calls, malformed calls and
+dropped connections, all with new prompts, so that the caches replace their entries. The slope is
+that of a least-squares line through the resident memory, sampled every second, after the first
+third of the time. Every group must be answered exactly once, with as many rewards as responses.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The command `kwise compare`: how likely one response is preferred to another, for each pair."""
+"""The command `kwise compare`: the margin and win probability of each pair of responses."""
 
 import argparse
 from typing import Any

@@ -37,7 +37,7 @@ class Line:
         fields: the JSON object as it was read.
         responses: the responses of the group.
         pairs: the pairs to compare; None for all.
-        problem: why the line is not a group; None if it is one.
+        problem: the reason why the line is not a group; None if it is one.
     """
 
     where: str
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace, report: Report) -> int:
 
 
 def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
-    """Return what is wrong with the command line, or None."""
+    """Return the error of the command line, or None."""
     try:
         check_target("--server", arguments.server)
         check_timeout("--timeout-s", arguments.timeout_s)
@@ -186,8 +186,8 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
 
     def groups() -> Iterator[Group]:
         if arguments.prompt is not None:
-            given = {"prompt": arguments.prompt, "responses": arguments.response}
-            yield from groups_of([("--prompt", json.dumps(given))])
+            fields = {"prompt": arguments.prompt, "responses": arguments.response}
+            yield from groups_of([("--prompt", json.dumps(fields))])
             return
         for name in arguments.files or ["-"]:
             try:
@@ -218,16 +218,16 @@ def _run(arguments: argparse.Namespace, report: Report) -> int:
 
 
 def _problems(result: ScoredGroup | KwiseError) -> Iterator[str]:
-    """Yield why the group, or each response of it without a reward, was not scored."""
+    """Yield the error of the group, or of each response without a reward."""
     if isinstance(result, KwiseError):
         yield str(result)
         return
     for index, outcome in enumerate(result.rewards):
         if isinstance(outcome, KwiseError):
             message = error_fields(outcome)["message"]
-            # The message of an error that is about a response names the response.
-            named = outcome.response is not None
-            yield message if named else f"responses[{index}]: {message}"
+            # An error about a response names it in its message.
+            is_named = outcome.response is not None
+            yield message if is_named else f"responses[{index}]: {message}"
 
 
 def read_line(
@@ -236,7 +236,7 @@ def read_line(
     """Return the line, and the group that its JSON describes.
 
     Raises:
-        TypeError, ValueError: it does not describe a group; the message says why.
+        TypeError, ValueError: it does not describe a group. The message has the reason.
     """
     from kwise.client.messages import to_group, to_pairs
 
@@ -252,7 +252,7 @@ def read_line(
         _response_of(number, response) for number, response in enumerate(fields["responses"])
     ]
     pairs = fields.get("pairs")
-    # Checked here with the client's own functions, because here the line's number is known.
+    # The client's own functions check the line here, because here its number is known.
     to_group("", fields["prompt"], responses, priority)
     for number, pair in enumerate(to_pairs(pairs)):
         if max(pair.first, pair.second) >= len(responses):
@@ -306,7 +306,7 @@ def _response_of(number: int, response: Any) -> Any:
 
 
 def _refuse_meanings(fields: dict[str, Any], where: str) -> None:
-    """Refuse a key that says more of the conversation than prompt and responses do.
+    """Refuse a key that holds a part of the conversation, because it would not be scored.
 
     Other keys, such as ids, are copied to the output.
     """

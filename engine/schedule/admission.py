@@ -1,4 +1,4 @@
-"""The limit on waiting tokens, and the share of it that each client may use."""
+"""The limit on waiting tokens, and the part of it that each client may use."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from kwise.errors import Overloaded
 
 
 class Admission:
-    """Counts the tokens that wait, in all and by client.
+    """Counts the tokens that wait, in total and by client.
 
-    A client may have as many waiting tokens as are left free beside them (the dynamic threshold of
-    Choudhury and Hahne, 1998), so that one client with many groups fills half of the limit. The
-    first group of a client only needs to fit. If nothing waits, any group is admitted, so that a
-    group that is larger than the limit is served too.
+    The waiting tokens of a client may not exceed the tokens that remain free (the dynamic threshold
+    of Choudhury and Hahne, 1998), so one client with many groups fills at most half of the limit.
+    The first group of a client only needs to fit. If nothing waits, any group is admitted, so that
+    a group that is larger than the limit is served too.
 
     Args:
         max_queue_tokens: the limit.
-        seconds_for: returns the seconds that the model takes for a number of tokens.
+        seconds_for: returns the seconds that the model needs for a number of tokens.
     """
 
     def __init__(self, max_queue_tokens: int, seconds_for: Callable[[int], float]) -> None:

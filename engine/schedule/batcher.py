@@ -1,9 +1,9 @@
-"""Moves sequences from the policy through the sessions. The policy decides; this only moves data.
+"""Move sequences from the policy through the sessions. The policy decides; this only moves data.
 
 One task per session takes a batch whenever its session is free and something waits. It never waits
 on purpose to fill a batch. The session runs in a thread of its own, where the runtime releases the
 GIL. A batch that fails, because memory ran out or because of one sequence, is run again in halves,
-and those in halves, so that only a sequence that fails by itself gets the error.
+and those in halves, so that only a sequence that fails alone gets the error.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class Batcher:
         ]
 
     async def stop(self) -> None:
-        """Stop at once. What waits and what runs gets Unavailable.
+        """Stop at once. Waiting and running rewards get Unavailable.
 
         A pass of the model cannot be interrupted: it ends in its thread, and its result is lost.
         """
@@ -80,7 +80,7 @@ class Batcher:
             self._work_arrived.set()
 
     def join(self, reward: RewardInFlight, flow: Flow) -> None:
-        """Let a request of another flow wait for the reward too, which may make it earlier."""
+        """Let a request of another flow wait for the reward too. This may make it earlier."""
         if reward in self._policy:
             self._policy.add(reward, flow)
 
@@ -110,7 +110,7 @@ class Batcher:
     def _take(self, session: Session) -> list[RewardInFlight]:
         try:
             batch = self._policy.take(session.prompt_cache.prefixes)
-        except Exception:  # noqa: BLE001 - a bug of ours must not leave every request waiting for ever
+        except Exception:  # noqa: BLE001 - a bug here must not leave every request waiting
             _LOG.exception("the policy failed to make a batch: everything that waits fails")
             waiting = self._policy.clear()
             _fail(waiting, ModelFailed)
@@ -124,7 +124,7 @@ class Batcher:
     async def _answer(
         self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[RewardInFlight]
     ) -> None:
-        """Run the batch. Every future of it is decided afterwards, whatever happens."""
+        """Run the batch. All of its futures are decided afterwards, whatever happens."""
         try:
             await self._run(session, thread, batch)
         finally:
@@ -142,7 +142,7 @@ class Batcher:
                 problem = f"{len(result.rewards)} rewards for {len(batch)} sequences"
                 raise RuntimeError(f"the session returned {problem}")
             if len(batch) > 1 and not all(map(math.isfinite, result.rewards)):
-                # One sequence may have spoiled the others: halves tell.
+                # One sequence may have spoiled the others. Running halves shows which.
                 raise RuntimeError("the session returned rewards that are not finite")
         except Exception as error:  # noqa: BLE001 - a runtime may raise anything for a bad sequence
             await self._run_in_halves(session, thread, batch, error)
@@ -188,6 +188,6 @@ class Batcher:
 
 
 def _fail(rewards: Sequence[RewardInFlight], error: Callable[[], KwiseError]) -> None:
-    """Raise an error in everything that is not decided; each gets an instance of its own."""
+    """Raise an error in every undecided reward; each gets an instance of its own."""
     for reward in rewards:
         reward.fail(error())

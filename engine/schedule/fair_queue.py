@@ -1,4 +1,4 @@
-"""A queue that serves clients fairly. It knows no clock, event loop or tokens.
+"""A queue that serves clients fairly. It depends on no clock, event loop or tokenizer.
 
 A flow is one client at one priority. Within a priority, the least-served flow goes next. A new flow
 starts at the current virtual time, so idle time earns no credit (fair queueing: Demers, Keshav and
@@ -75,7 +75,7 @@ class FairQueue(Generic[T]):
             lines[flow.client].items[item] = None
 
     def remove(self, item: T, flow: Flow) -> bool:
-        """Undo one `add`. Return True if nobody waits for the item any more, so that it is gone.
+        """Undo one `add`. Return True if nobody waits for the item any more and it is removed.
 
         An item that is not in the queue is ignored.
         """
@@ -98,8 +98,7 @@ class FairQueue(Generic[T]):
     def in_order(self) -> Iterator[tuple[T, Flow]]:
         """Yield each item with the flow that reaches it first, the next item first.
 
-        The order assumes that each item takes a turn by itself. The queue must not change
-        meanwhile.
+        The order assumes that each item is served alone. The queue must not change meanwhile.
         """
         bulk_first = self._turns_since_bulk >= BULK_EVERY - 1
         first, second = Priority.INTERACTIVE, Priority.BULK
@@ -112,7 +111,7 @@ class FairQueue(Generic[T]):
 
         Args:
             turn: pairs from `in_order`; the first one decides whether this is a turn for bulk.
-            costs: what serving each item really costs, in the unit of `Waiting.cost`.
+            costs: the real cost of serving each item, in the unit of `Waiting.cost`.
         """
         if turn[0][1].priority is Priority.BULK:
             self._turns_since_bulk = 0

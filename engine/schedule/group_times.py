@@ -1,4 +1,4 @@
-"""Measures where the time of each group goes, and sums it up."""
+"""Measure the time that each group spends in each stage, and add it to totals."""
 
 import asyncio
 import time
@@ -11,31 +11,31 @@ from kwise.types import Timing
 
 @dataclass(slots=True, kw_only=True)
 class Duration:
-    """How often something happened, and how long it took altogether."""
+    """The number of events of one kind, and their total duration."""
 
     count: int = 0
     total_s: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one more, which took `seconds`."""
+        """Count an event that took `seconds`."""
         self.count += 1
         self.total_s += seconds
 
 
 @dataclass(slots=True, kw_only=True)
 class GroupDurations:
-    """Where the time of groups went. A group is one request for rewards, in whichever protocol.
+    """The time of all groups in each stage. A group is a request for rewards in any protocol.
 
     Attributes:
         success: groups that were answered, from arrival to reply.
-        failure: groups that were refused, failed or cancelled, from arrival to then.
+        failure: groups that were refused, failed or cancelled, from arrival to that moment.
         queue: the wait for a batch; all answered groups, 0 s for those from the cache.
         tokenizer: the wait for a tokenizer thread and its work; groups that were computed.
         model: the longest batch of the group; groups that were computed.
         reply: storing and assembling the rewards; groups that were computed.
-        cache_hit: hashing and look-up; groups that the reward cache answered by itself.
+        cache_hit: hashing and look-up; groups that the reward cache answered completely.
         cache_miss: hashing and look-up; the other answered groups.
-        last_at_s: when the last group arrived, in seconds since 1970; 0 before the first.
+        last_at_s: the arrival time of the last group, in seconds since 1970; 0 before the first.
     """
 
     success: Duration = field(default_factory=Duration)
@@ -69,15 +69,15 @@ class GroupTimes:
         self._totals.success.add(self._now_s() - self._started_s)
 
     def looked_up(self) -> None:
-        """Note that the reward cache has been asked."""
+        """Note that the look-up in the reward cache is done."""
         self._looked_up_s = self._now_s()
 
     def computed(self) -> None:
-        """Note that no reward of the group is being computed any more."""
+        """Note that all rewards of the group are computed."""
         self._computed_s = self._now_s()
 
     def replied(self, timing: Timing, *, is_cached: bool) -> None:
-        """Add the times of an answered group. `is_cached` says that nothing was computed."""
+        """Add the times of an answered group. If it is cached, no reward of it was computed."""
         totals, look_up_s = self._totals, self._looked_up_s - self._started_s
         totals.queue.add(timing.queue_ms / 1000)
         if is_cached:

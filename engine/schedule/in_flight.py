@@ -19,7 +19,7 @@ class RewardInFlight:
         client: the client whose request started it, and whose share of the queue it takes.
         future: the raw reward. It raises InvalidRequest, ModelFailed or Unavailable. It is
             cancelled when the last waiting request leaves.
-        waiters: how many requests wait, by flow.
+        waiters: the number of requests that wait, by flow.
         job: the tokenizer job that the reward is part of; None once nobody waits for the reward.
         cost: tokens of the conversation: an estimate until `sequence` is set.
         queued_tokens: the tokens that admission counts for it now.
@@ -28,7 +28,7 @@ class RewardInFlight:
         prompt_key: the beginning of it that all responses to the same prompt share.
         tokenizer_s, queue_s, model_s: seconds that it spent before the tokenizer's result, in the
             queue, and in the model's pass.
-        queued_at_s: when it entered the batching queue, on the event loop's clock.
+        queued_at_s: the time at which it entered the batching queue, on the event loop's clock.
     """
 
     key: bytes
@@ -76,7 +76,7 @@ class TokenizerJob:
     Attributes:
         group: the prompt, with the responses that no other request has in flight.
         rewards: one per response of `group`, in order.
-        admitted_at_s: when the group was admitted, on the event loop's clock.
+        admitted_at_s: the time at which the group was admitted, on the event loop's clock.
     """
 
     group: Group

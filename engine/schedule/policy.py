@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from kwise.engine.model.batch_builder import NewBatchBuilder
 from kwise.engine.schedule.fair_queue import FairQueue, Flow, Waiting
 
-# How many items a batch considers. It bounds the time that the policy itself takes.
+# The number of items that are considered for a batch. It bounds the time of the policy itself.
 _WINDOW = 512
 # Stop after 32 sequences that do not fit once the batch is 75 % full.
 _FILL_THRESHOLD, _MAX_SKIPS = 0.75, 32
@@ -38,7 +38,7 @@ class Policy(Protocol[T]):
     """The order in which waiting sequences are batched. The batcher is its only caller."""
 
     def __len__(self) -> int:
-        """Return how many sequences wait."""
+        """Return the number of sequences that wait."""
 
     def __contains__(self, item: T) -> bool: ...
 
@@ -55,7 +55,7 @@ class Policy(Protocol[T]):
         """
 
     def clear(self) -> list[T]:
-        """Remove and return everything that waits."""
+        """Remove and return all sequences that wait."""
 
 
 class FairBatching(Policy[T]):

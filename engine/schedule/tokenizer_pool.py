@@ -1,7 +1,7 @@
-"""Tokenises admitted groups in threads, in fair order, and submits what can be scored.
+"""Tokenise admitted groups in threads, in fair order, and submit those that can be scored.
 
-Tokenizing is a stage with a fair queue of its own, because a flood of long texts would otherwise
-keep every thread busy before fairness had a say.
+Tokenising has a fair queue of its own. Otherwise one client's long texts could occupy all threads,
+and the requests of other clients would wait before they reach the fair queue of the batcher.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class TokenizerPool:
         ]
 
     async def stop(self) -> None:
-        """Stop at once. Jobs are forgotten, and a thread that is tokenising ends by itself."""
+        """Stop at once. Waiting jobs are dropped; a thread that is tokenising finishes its job."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

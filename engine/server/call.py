@@ -1,4 +1,4 @@
-"""The circumstances of one request, whatever protocol it came in."""
+"""The context of one request, whatever protocol it came in."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from kwise.engine.server.service import RewardService
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """The circumstances of one request.
+    """The context of one request.
 
     Attributes:
-        service: answers it.
-        client: who asks, for `Group.client`. It is the name that the request gives, or else the
+        service: the service that answers it.
+        client: the client that asks, for `Group.client`: the name in the request, or else the
             address of the connection.
     """
 

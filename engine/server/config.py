@@ -24,7 +24,7 @@ class ServerConfig:
     )
     http_port: int | None = option(
         None,
-        "TCP port for HTTP beside gRPC; 0 takes a free one and prints it; off unless it is given",
+        "TCP port for HTTP, next to gRPC; 0 takes a free one and prints it; off unless it is given",
         minimum=0,
         maximum=65535,
     )

@@ -1,4 +1,4 @@
-"""Listening sockets, and what to say if an address cannot be had. The same for every port."""
+"""Bind listening sockets, and explain why an address cannot be bound. Every port uses this."""
 
 import errno
 import socket
@@ -15,10 +15,10 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
     Raises:
         OSError: an address cannot be bound.
     """
-    found = socket.getaddrinfo(
+    resolved = socket.getaddrinfo(
         host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
-    addresses = dict.fromkeys((family, address) for family, _, _, _, address in found)
+    addresses = dict.fromkeys((family, address) for family, _, _, _, address in resolved)
     sockets: list[socket.socket] = []
     with ExitStack() as opened:
         for family, address in addresses:
@@ -26,8 +26,8 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
             # second part of a reply waits for the client's delayed ACK: 40 ms.
             tcp = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             bound = opened.enter_context(tcp)
-            # So that a server can be started again at once, while connections of the one before
-            # are in TIME_WAIT. A second server on the port fails all the same.
+            # This lets a server start again at once, while connections of the previous one are in
+            # TIME_WAIT. A second server on the port still fails.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family is socket.AF_INET6 and len(addresses) > 1:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -40,13 +40,20 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
 
 
 def cannot_listen(host: str, option: str, port: int, error: object) -> str:
-    """Return the message of an address that cannot be had. `option` is the port's: "--port"."""
-    where = f"--host {host} {option} {port}: "
+    """Return the error message for an address that cannot be bound.
+
+    Args:
+        host: the address.
+        option: the option of the port, such as "--port".
+        port: the TCP port.
+        error: the cause.
+    """
+    options = f"--host {host} {option} {port}: "
     if not isinstance(error, OSError):
-        return f"{where}{error}"
+        return f"{options}{error}"
     hint = (
         f"; stop the other server, or choose another {option}"
         if error.errno == errno.EADDRINUSE
         else ""
     )
-    return f"{where}cannot listen there: {error.strerror or error}{hint}"
+    return f"{options}cannot listen there: {error.strerror or error}{hint}"

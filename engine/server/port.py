@@ -1,4 +1,4 @@
-"""What a server does with each of its ports, whatever protocol the port speaks."""
+"""The interface of a server's ports, whatever protocol they speak."""
 
 from typing import Protocol
 
@@ -9,7 +9,7 @@ class Port(Protocol):
     """A listening port of one protocol. It is bound when it is made, before the model is loaded.
 
     Attributes:
-        address: what clients connect to, for the log.
+        address: the address that clients connect to, for the log.
     """
 
     address: str

@@ -1,9 +1,9 @@
-"""Replace the artifact of a running server: SIGHUP loads what the artifact's path holds now.
+"""Replace the artifact of a running server: SIGHUP loads the artifact that is at its path now.
 
 The manifest is compared first, so that an unchanged artifact, or one of another name, is not
 loaded. The new model is loaded and checked while the old one serves; both are in memory for that
-time. Then new requests go to the new model, and the old one is closed when it has answered what it
-had. If the new artifact is refused, the old one goes on serving.
+time. Then new requests go to the new model, and the old one is closed when it has answered its
+requests. If the new artifact is refused, the old one continues to serve.
 
 The artifact must be replaced by renaming, as `kwise export --overwrite` does. The runtime maps the
 weights of the running model, so overwritten files would change its rewards.
@@ -63,15 +63,15 @@ class Reloader:
                 _LOG.exception("reload failed, %s goes on serving", serving)
 
     async def _load(self) -> Scorer | None:
-        """Load and start what the artifact's path holds now. Return None if it has not changed."""
+        """Load and start the artifact at the path. Return None if it has not changed."""
         serving, counters = self._service.scorer.artifact.manifest, self._service.scorer.counters
-        found = read_manifest(self._artifact)
-        if found.name != serving.name:
+        manifest = read_manifest(self._artifact)
+        if manifest.name != serving.name:
             raise ArtifactError(
-                f"{self._artifact}: this artifact is called {found.name}, and clients ask for "
+                f"{self._artifact}: this artifact is called {manifest.name}, and clients ask for "
                 f"{serving.name} (kwise export --name)"
             )
-        if found.fingerprint == serving.fingerprint:
+        if manifest.fingerprint == serving.fingerprint:
             _LOG.info("reload: %s has not changed", self._artifact)
             return None
         _LOG.info("reload: loading %s", self._artifact)

@@ -1,4 +1,4 @@
-"""The server process: bind the ports, load the model, serve, and end in order.
+"""The server process: bind the ports, load the model, serve, and shut down in order.
 
 A port is bound before the model is loaded, so that a port that is taken is reported at once. Calls
 that arrive meanwhile wait. The health services say that the server serves only while requests are
@@ -30,8 +30,8 @@ _LAST_REPLIES_S = 1.0
 async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> None:
     """Serve until SIGTERM or SIGINT, and reload the artifact at SIGHUP.
 
-    At the end, new requests are refused, and running ones get `grace_s` seconds to finish. What
-    still waits then gets UNAVAILABLE.
+    At the end, new requests are refused, and running ones get `grace_s` seconds to finish. Requests
+    that still wait then get UNAVAILABLE.
 
     Raises:
         ArtifactError: the artifact is damaged or fails its golden check.
@@ -80,8 +80,8 @@ def _bind_ports(config: ServerConfig) -> list[Port]:
 async def _drain(ports: Sequence[Port], service: RewardService, grace_s: float) -> None:
     """Answer or refuse all calls, then close the ports.
 
-    This waits for calls of the reward service only. Others may never end: a watch of the health
-    service, say.
+    This waits for calls of the reward service only. Others, such as a watch of the health service,
+    may never end.
     """
     for port in ports:
         await port.announce_drain()

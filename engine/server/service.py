@@ -75,7 +75,7 @@ class RewardService:
         self.limits = limits or RequestLimits()
         self.draining = asyncio.Event()
         self.num_calls = 0
-        self._replaced: set[Scorer] = set()  # scorers that still answer what they had accepted
+        self._replaced: set[Scorer] = set()  # scorers that still answer earlier requests
         self._num_running = 0
         self._idle = asyncio.Event()
         self._idle.set()

@@ -1,10 +1,9 @@
 """Turn a group into one token sequence per response, exactly as training tokenised it.
 
 The tokens are always those of `apply_chat_template` on the whole conversation: the K conversations
-are rendered whole, and `shared_text.py` tokenises what they share once. If the caller has applied
-the template, `template_frame.py` sees to it that the text begins and ends as training's did. Models
-without a chat template (cross-encoders) read prompt and response as a pair of texts, told apart by
-type ids.
+are rendered whole, and `shared_text.py` tokenises their common part once. If the caller has applied
+the template, `template_frame.py` makes the text begin and end as in training. Models without a chat
+template (cross-encoders) read prompt and response as a pair of texts with different type ids.
 
 An error in one response is an `InvalidRequest` in its place; see `ConversationEncoder.encode`.
 """
@@ -79,17 +78,17 @@ class ConversationEncoder:
         )
 
     def check(self, group: Group) -> None:
-        """Raise if the group is malformed as a whole, as far as that is known without tokenising.
+        """Check the group as a whole, as far as that is possible without tokenising.
 
         The scorer calls this with the whole group, before other requests can wait for a part of it,
         so that an error names a response by its place in the request. It runs on the event loop and
         spends no Python time per token id.
 
         Raises:
-            InvalidRequest: the prompt is missing, has another name for a standard role, ends with
-                an assistant's turn, or has more characters or ids than a conversation may have;
-                the list of responses is empty; a token id of the prompt is outside the vocabulary;
-                or the model or the server does not take a templated text.
+            InvalidRequest: the prompt is missing, has a nonstandard name for a standard role, ends
+                with an assistant's turn, or has more characters or ids than a conversation may
+                have; the list of responses is empty; a token id of the prompt is outside the
+                vocabulary; or the model or the server does not accept a templated text.
         """
         if not group.responses:
             raise InvalidRequest("responses", "the list is empty; give at least one response")
@@ -341,7 +340,7 @@ class ConversationEncoder:
 
 
 def _check_roles(prompt: Conversation) -> None:
-    """Raise InvalidRequest for another name of a standard role, as training does."""
+    """Raise InvalidRequest for a nonstandard name of a standard role, as training does."""
     for index, message in enumerate(prompt):
         if (standard := standard_role(message.role)) != message.role:
             raise InvalidRequest(

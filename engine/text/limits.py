@@ -29,8 +29,11 @@ class ControlTokens(Enum):
 class EncoderLimits:
     """The limits of an encoder.
 
-    max_tokens: longest conversation that is scored, in tokens.
-    vocab_size: token ids are below it.
+    Attributes:
+        max_tokens: the longest conversation that is scored, in tokens.
+        vocab_size: the size of the vocabulary. Token ids are below it.
+        overlong: the treatment of a conversation that exceeds `max_tokens`.
+        control_tokens: the treatment of text that spells out a special token.
     """
 
     max_tokens: int
@@ -40,7 +43,7 @@ class EncoderLimits:
 
     @property
     def max_characters(self) -> int:
-        """Most characters in a conversation.
+        """The largest number of characters in a conversation.
 
         A longer one is refused without tokenising it, which takes a second per million characters.
         """

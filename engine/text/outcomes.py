@@ -1,4 +1,4 @@
-"""The outcome of encoding one response: its token sequence, or why it cannot be scored."""
+"""The outcome of encoding one response: its token sequence, or the error that prevents scoring."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Outcomes:
     def sequence(
         self, index: int, tokens: Tokens, *, dropped_tokens: int = 0, control_tokens: int = 0
     ) -> EncodedSequence | InvalidRequest:
-        """Return the sequence that the model reads, or why it cannot read the tokens."""
+        """Return the sequence that the model reads, or an error if it cannot read the tokens."""
         num_tokens = length = len(tokens.ids)
         if not num_tokens:
             return InvalidRequest(
@@ -45,9 +45,9 @@ class Outcomes:
         )
 
     def _without_row(self, index: int, tokens: Tokens) -> InvalidRequest:
-        """Return the error of a text with a token that was added to the tokenizer alone.
+        """Return the error of a text with a token that the tokenizer has and the model lacks.
 
-        It is about the group if the token is in the prompt.
+        The error is about the group if the token is in the prompt.
         """
         place = int(np.flatnonzero(tokens.ids >= self._limits.vocab_size)[0])
         problem = (

@@ -1,4 +1,4 @@
-"""Tokenise texts that begin alike: their shared part once, and the rest of each by itself.
+"""Tokenise texts with a common beginning: the beginning once, and the rest of each separately.
 
 The tokens are those of each whole text. That holds only if the texts are cut at a special token,
 because tokenizers split a text at added tokens before anything else. So the shared part is cut
@@ -54,7 +54,7 @@ class SharedTextTokenizer:
 
         Args:
             texts: at least one.
-            shared_text: what all of them begin with.
+            shared_text: the common beginning of all of them.
         """
         cut = self._cut(shared_text)
         head, *tails = self._tokenizer.encode_batch_fast(
@@ -66,7 +66,7 @@ class SharedTextTokenizer:
         ]
 
     def _cut(self, shared_text: str) -> int:
-        """Return where the last special token of the shared text starts, or 0.
+        """Return the start of the last special token of the shared text, or 0.
 
         Tokenizers match added tokens leftmost and longest first, and so does this pattern. A match
         counts only if no text after `shared_text` could make it longer.

@@ -2,9 +2,9 @@
 
 RL libraries decode the token ids of a rollout and send the text. It may have the first token of a
 conversation twice (template and tokenizer both added it) or not at all (the library took it off).
-It may lack what the template writes after the end-of-turn token (a newline), or the whole end,
-because the rollout reached its limit of tokens. The reward is read at the last token, so the end
-decides which token that is: it must be the one that training used.
+It may lack the characters that the template writes after the end-of-turn token (a newline), or the
+whole end, because the rollout reached its limit of tokens. The reward is read at the last token, so
+the text must end with the token that training used.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ _PROMPT, _RESPONSE = "kwise-prompt", "kwise-response"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateFrame:
-    """What a chat template writes around the texts of a conversation.
+    """The text that a chat template writes around a prompt and its response.
 
     Attributes:
         bos: the token that starts a text; "" if the tokenizer has none.
         starts_with_bos: True if the template's conversations start with `bos`.
-        response_header: what comes directly before a response ("<|im_start|>assistant\\n").
-        end: what comes after a response ("<|im_end|>\\n"); "" if that is not known.
+        response_header: the text directly before a response ("<|im_start|>assistant\\n").
+        end: the text after a response ("<|im_end|>\\n"); "" if it is not known.
         special_ends: `end` up to each of its special tokens, the longest first ("<|im_end|>").
-        end_tokens: special tokens that end or pad a text, those of `end` among them.
-        first_token: the one of them with which the template's conversations start, or "".
+        end_tokens: special tokens that end or pad a text, including those of `end`.
+        first_token: the token of `end_tokens` that starts the template's conversations, or "".
     """
 
     bos: str = ""
@@ -50,19 +50,23 @@ class TemplateFrame:
         bos: str,
         end_tokens: Sequence[str],
     ) -> "TemplateFrame | None":
-        """Return the frame of a template; None if the template writes more than texts and frame.
+        """Return the frame of a template; None if the template refuses or changes the texts.
 
         Args:
             render: returns the conversation of one prompt and one response, or None if the template
                 refuses it.
-            find_special: returns where the special tokens of a text start and end.
+            find_special: returns the start and end of each special token of a text.
             bos: the token that starts a text, or "".
             end_tokens: special tokens that end or pad a text.
         """
-        text = render(_PROMPT, _RESPONSE)
-        if text is None or _PROMPT not in text or text.count(_RESPONSE) != 1:
+        conversation = render(_PROMPT, _RESPONSE)
+        if (
+            conversation is None
+            or _PROMPT not in conversation
+            or conversation.count(_RESPONSE) != 1
+        ):
             return None
-        until_response, _, end = text.partition(_RESPONSE)
+        until_response, _, end = conversation.partition(_RESPONSE)
         start = until_response.partition(_PROMPT)[0]
         between = until_response.rpartition(_PROMPT)[2]
         last_special = max((begin for begin, _ in find_special(between)), default=0)
@@ -82,7 +86,7 @@ class TemplateFrame:
         return self._with_end(self._with_start(text))
 
     def shared_part(self, text: str) -> str:
-        """Return the text up to its last response, as far as that can be told."""
+        """Return the text up to the start of its last response; "" if that is not known."""
         if not self.response_header:
             return ""
         place = text.rfind(self.response_header)
@@ -96,8 +100,8 @@ class TemplateFrame:
         return self.bos + rest if self.starts_with_bos else rest
 
     def _with_end(self, text: str) -> str:
-        # Space after the end-of-turn token is no part of the response. More tokens may follow it:
-        # decoded padding, or the end token of the policy's own model.
+        # Whitespace after the end-of-turn token is not part of the response. More tokens may follow
+        # it: decoded padding, or the end token of the policy's own model.
         stripped = text.rstrip()
         without = stripped
         while token := _last(without, self.end_tokens):

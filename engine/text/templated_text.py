@@ -17,7 +17,7 @@ class TemplatedTextEncoder:
 
     Args:
         texts: tokenises texts that begin alike.
-        frame: the frame of the template; None if the template does not show it.
+        frame: the frame of the template; None if it is not known.
         limits: the limits on characters and tokens.
         outcomes: makes the outcome of each response.
     """
@@ -35,7 +35,7 @@ class TemplatedTextEncoder:
         self._outcomes = outcomes
 
     def check(self, prompt: TemplatedText) -> None:
-        """Raise InvalidRequest if the model or the server does not take the prompt."""
+        """Raise InvalidRequest if the model or the server does not accept the prompt."""
         field = "prompt.templated_text"
         if self._frame is None:
             raise InvalidRequest(

@@ -3,8 +3,9 @@
 isort:skip_file
 The Open Inference Protocol (KServe v2) with the extensions of Triton that kwise answers.
 
-Names, numbers and types are those of the public protocol, so that its clients work. What kwise
-never sends or reads is left out of the messages that describe a model; the wire format allows it.
+Names, numbers and types are those of the public protocol, so that its clients work. Fields that
+kwise never sends or reads are left out of the messages that describe a model; the wire format
+allows it.
 The comments say what kwise does. docs/grpc-protocols.md is the documentation for users.
 """
 

@@ -1,10 +1,10 @@
 """The plugin for ms-swift: `--external_plugins $(kwise rl-path ms-swift) --reward_funcs kwise`.
 
 ms-swift gives a whole local batch in one call, and runs an asynchronous function in a new event
-loop at each step. So the function is a blocking one, which keeps its connection.
+loop at each step. Therefore this function is blocking, and keeps its connection.
 
-ms-swift puts the folder of a plugin on `sys.path`. So this file lies apart from the other adapters,
-whose names would hide the libraries that they adapt.
+ms-swift puts the folder of a plugin on `sys.path`. Therefore this file is not in the folder of the
+other adapters, whose names would hide the libraries that they adapt.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from swift.rewards import ORM, orms  # pyright: ignore[reportMissingImports]
 from kwise.client.messages import to_prompt
 from kwise.rl.scoring import Scoring
 
-# Columns by which a conversation says more than its texts.
+# Columns with parts of a conversation that are not text.
 _NOT_SCORED = ("images", "videos", "audios", "tools")
 
 
@@ -23,9 +23,9 @@ class Kwise(ORM):
     """A reward function that asks a kwise server.
 
     Attributes:
-        scoring: gives the rewards. The address is KWISE_ADDRESS; a subclass in a file of yours may
-            have another. ms-swift turns a reward of None into 0 where no other function gives the
-            response a reward, so a response without a reward is an error.
+        scoring: gives the rewards. The address is KWISE_ADDRESS; a subclass in your own file may
+            have another. A response without a reward is an error, because ms-swift turns None into
+            0 if no other function gives the response a reward.
     """
 
     scoring = Scoring()
@@ -48,9 +48,8 @@ class Kwise(ORM):
             if any(columns.get(name) or ()):
                 raise ValueError(f"the rows have {name}; kwise scores texts only")
         for index, conversation in enumerate(messages):
-            to_prompt(
-                f"messages[{index}]", conversation
-            )  # refuses calls of tools in the answer too
+            # This also refuses tool calls in the answer.
+            to_prompt(f"messages[{index}]", conversation)
         prompts = [conversation[:-1] for conversation in messages]
         return self.scoring.score(prompts, completions).values
 

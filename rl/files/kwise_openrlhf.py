@@ -1,9 +1,9 @@
 """The agent for OpenRLHF over gRPC: `--train.agent_func_path $(kwise rl-path openrlhf)`.
 
 OpenRLHF's own client (`--reward.remote_url http://HOST:PORT/get_reward`) needs no file. But it
-opens a connection for each sample, gives up after five tries, and swallows the error, so that the
-run ends later and does not name the cause. This agent keeps one connection, waits for a server that
-restarts, and raises the cause.
+opens a connection for each sample, gives up after five tries, and drops the error, so that the run
+ends later without naming the cause. This agent keeps one connection, waits for a server that
+restarts, and raises the error.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ class AgentExecutor(SingleTurnAgentExecutor):
 
     Attributes:
         scoring: gives the rewards. The address is KWISE_ADDRESS in the environment of OpenRLHF's
-            rollout actors; a subclass in a file of yours may have another.
+            rollout actors; a subclass in your own file may have another.
     """
 
     scoring = Scoring()

@@ -1,4 +1,4 @@
-"""What the rpcs of all services have in common: the status of an error, and who calls."""
+"""Shared code of the RPCs of all services: the status of an error, and the client of a call."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager

@@ -71,16 +71,16 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         # pings more than once in 5 minutes ("Too many pings"). Proxies ping every 10 s.
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # A client whose machine is gone is noticed after 80 s, and its groups leave the queue.
+        # A client whose machine is lost is noticed after 80 s, and its groups leave the queue.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
 
 
 def _bind_problem(config: ServerConfig) -> OSError | None:
-    """Return the error of the operating system for the port; None if it can be bound.
+    """Return the operating system's error for the port; None if it can be bound.
 
-    gRPC does not tell.
+    gRPC does not report it.
     """
     try:
         for probe in bound_sockets(config.host, config.port):

@@ -13,7 +13,7 @@ from kwise.types import ScoredGroup
 
 
 class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
-    """The rpcs of one `RewardService`. reward.proto is their documentation."""
+    """The RPCs of one `RewardService`. reward.proto is their documentation."""
 
     def __init__(self, service: RewardService) -> None:
         self._service = service
@@ -45,7 +45,7 @@ class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
     async def ScoreStream(  # type: ignore[override]  # the generated stub knows only iterators
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
     ) -> None:
-        """Write replies as groups finish. If the client leaves, cancel what only it waits for."""
+        """Write replies as groups finish. If the client leaves, cancel its unfinished groups."""
         client = client_of(context)
 
         async def answer(request: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:

@@ -1,6 +1,6 @@
-"""Streams of requests over gRPC: read while there is room, answer requests as they finish.
+"""Streams of requests over gRPC: read requests while there is room, and answer them when done.
 
-They use the call's `read` and `write` and are not async generators. When the client goes away, a
+They use the call's `read` and `write` instead of async generators. When the client goes away, a
 generator is closed at its `yield`, in a task that is not its own, and the requests in flight would
 be left to the garbage collector.
 """
@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError, Message
 from kwise.engine.server.grpc.calls import Context
 from kwise.errors import InvalidRequest, KwiseError, Unavailable
 
-# Requests of one stream that are worked on at once. A client that sends more waits at HTTP/2's flow
-# control.
+# The number of requests of one stream that are in progress at once. HTTP/2's flow control holds
+# back a client that sends more.
 MAX_STREAM_GROUPS = 256
 
 _Request = TypeVar("_Request", bound=Message)
@@ -124,7 +124,7 @@ class RequestStream(Generic[_Request, _Reply]):
 
         Raises:
             InvalidRequest: the client sent bytes that are not a request.
-            Unavailable: the server drains; unanswered requests belong on another stream.
+            Unavailable: the server drains; the client has to send unanswered requests again.
             KwiseError: the first request that failed, if `answer` raises; the replies to all
                 earlier ones are written.
         """
@@ -132,7 +132,7 @@ class RequestStream(Generic[_Request, _Reply]):
         try:
             error = await self._read()
             # Replies come before an error too: gRPC accepts no status while a write is in progress,
-            # and the client would wait for ever.
+            # and the client would wait without end.
             answered: asyncio.Future[Any] = asyncio.gather(*self._groups)
             await asyncio.wait({answered, failed}, return_when=asyncio.FIRST_COMPLETED)
             if answered.done():
@@ -171,7 +171,7 @@ class RequestStream(Generic[_Request, _Reply]):
                 with suppress(grpc.aio.BaseError):  # the client has gone
                     await self._context.write(response)
         finally:
-            # Only after the write, so that a client that reads slowly delays its own groups alone.
+            # After the write, so that a client that reads slowly delays its own groups only.
             self._room.release()
 
     async def _answer_or_error(self, request: _Request) -> _Reply | KwiseError:

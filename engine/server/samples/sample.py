@@ -1,4 +1,4 @@
-"""Samples: one response with its prompt, as a request of another protocol gives it.
+"""Samples: one response with its prompt, from the fields of a request of another protocol.
 
 An adapter turns the fields of a request into samples, `scoring.py` scores them, and the adapter
 writes the rewards in its own form. There are three forms of text:
@@ -29,22 +29,24 @@ class Sample:
         response: token ids if the prompt is token ids, a text otherwise.
         prompt_field: the field of the request that the prompt comes from ("text_1[2]").
         response_field: the field of the request that the response comes from ("text_2[2]").
-        is_cut: False if the field holds a whole conversation, so that the end of the prompt is not
-            known.
+        is_split: True if prompt and response come from separate texts; False if both come from one
+            text, so that the end of the prompt is not known.
     """
 
     prompt: Conversation | TemplatedText | TokenIds
     response: str | TokenIds
     prompt_field: str
     response_field: str
-    is_cut: bool = True
+    is_split: bool = True
 
 
 def of_templated(texts: Sequence[str], fields: Sequence[str]) -> list[Sample]:
     """Return the samples of whole conversations with the chat template applied."""
     whole = TemplatedText(text="")
     return [
-        Sample(prompt=whole, response=text, prompt_field=field, response_field=field, is_cut=False)
+        Sample(
+            prompt=whole, response=text, prompt_field=field, response_field=field, is_split=False
+        )
         for text, field in zip(texts, fields, strict=True)
     ]
 
@@ -52,8 +54,9 @@ def of_templated(texts: Sequence[str], fields: Sequence[str]) -> list[Sample]:
 def of_token_ids(sequences: Sequence[Sequence[int]], fields: Sequence[str]) -> list[Sample]:
     """Return the samples of whole conversations in token ids.
 
-    What all sequences begin with counts as their prompt, so that they are one group. A single
-    sequence is all prompt but its last token, so that the prompt cache keeps it for the next call.
+    The common prefix of all sequences counts as their prompt, so that they form one group. The
+    prompt of a single sequence is all but its last token, so that the prompt cache keeps it for the
+    next call.
 
     Raises:
         InvalidRequest: a sequence is empty.
@@ -67,7 +70,7 @@ def of_token_ids(sequences: Sequence[Sequence[int]], fields: Sequence[str]) -> l
     if first == last and len(shared) > 1:
         shared = shared[:-1]
     if not shared:
-        # They begin unlike each other, so each is a group of its own.
+        # The sequences have no common prefix, so each forms a group of its own.
         return [sample for pair in zip(ids, fields, strict=True) for sample in _alone(*pair)]
     return [
         Sample(
@@ -75,7 +78,7 @@ def of_token_ids(sequences: Sequence[Sequence[int]], fields: Sequence[str]) -> l
             response=sequence[len(shared) :],
             prompt_field=field,
             response_field=field,
-            is_cut=False,
+            is_split=False,
         )
         for sequence, field in zip(ids, fields, strict=True)
     ]

@@ -4,7 +4,7 @@ from kwise.comparison import win_probability
 from kwise.engine.server.samples.scoring import ScoredSamples
 from kwise.types import Reward
 
-# The label of the one output: what transformers calls it in a model without names.
+# The label of the only output, as transformers names it in a model without label names.
 LABEL = "LABEL_0"
 
 # The names of precisions in Text Embeddings Inference.
@@ -19,7 +19,7 @@ def score_of(reward: Reward, use_activation: bool | None) -> float:
 def best_first(scored: ScoredSamples, use_activation: bool | None) -> list[tuple[int, float]]:
     """Return index and score of each sample, the best first. Ties keep their order.
 
-    They are sorted by the reward, because large rewards have equal sigmoids.
+    The order is that of the rewards, because the sigmoids of large rewards are equal.
     """
     order = sorted(enumerate(scored.rewards), key=lambda item: item[1].value, reverse=True)
     return [(index, score_of(reward, use_activation)) for index, reward in order]

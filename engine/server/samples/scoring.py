@@ -2,8 +2,8 @@
 
 The samples of a request may have several prompts, while a group has one. Samples are grouped by
 prompt, the groups are scored at the same time, and the rewards come back in the order of the
-request, all from one model. These protocols have no errors of single items, so the first sample
-that cannot be scored fails the call, by the name of its field.
+request, all from one model. These protocols cannot report errors of single items, so the first
+sample that cannot be scored fails the call with an error that names its field.
 
 The groups of one request must not refuse each other for a lack of room in the queue. A group that
 is refused waits until another group of the request is done. If none runs, the call is refused, or
@@ -28,15 +28,16 @@ from kwise.types import Group, Reward, ScoredGroup, Timing
 
 _LOG = logging.getLogger(__name__)
 
-# How long a call is held while the queue has no room, for clients that do not come back after a
-# refusal. OpenRLHF gives up on a call after 180 s.
+# The longest time that a call is held while the queue has no room, for clients that do not try
+# again after a refusal. OpenRLHF gives up on a call after 180 s.
 HOLD_S = 170.0
 
-# The groups of one request that are scored at the same time, and how many are started in one slice.
+# The number of groups of one request that are scored at the same time, and the number that are
+# started in one slice.
 _MAX_GROUPS_AT_ONCE = 256
 _GROUPS_PER_SLICE = 32
 
-_PLACE = re.compile(r"(?:prompt|responses\[\d+\])(?P<messages>\.messages(?P<rest>.*))?")
+_PATH = re.compile(r"(?:prompt|responses\[\d+\])(?P<messages>\.messages(?P<rest>.*))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,27 +89,27 @@ async def score_samples(
     """Return the rewards of the samples, in order.
 
     Args:
-        call: the circumstances of the request.
+        call: the service and the client of the request.
         samples: at least one.
         model: the name of the model that must answer; None or "" for whichever is served.
-        hold_s: how long the call waits for room in the queue before it is refused.
+        hold_s: the longest wait for room in the queue before the call is refused, in seconds.
         log_for: the name of a client that does not show its user why a call failed. The server
             logs the reason in its place. "" logs nothing.
 
     Raises:
-        InvalidRequest: a sample cannot be scored; names its field.
+        InvalidRequest: a sample cannot be scored. The error names its field.
         ModelFailed: the model failed on a sample.
         KwiseError: as `RewardService.score`.
     """
     _check_token_ids(call, samples)
-    places = await _places_by_prompt(samples)
+    indices_by_group = await _indices_by_prompt(samples)
     groups = [
         Group(
             prompt=samples[indices[0]].prompt,
             responses=_responses(samples, indices),
             client=call.client,
         )
-        for indices in places
+        for indices in indices_by_group
     ]
     queue = _Groups(call, groups, model or "", hold_s)
     outcomes = await queue.score()
@@ -116,7 +117,7 @@ async def score_samples(
         # The model was replaced in the meantime. The new one has some of the rewards already.
         outcomes = await queue.score()
     try:
-        return _merged(samples, places, outcomes)
+        return _merged(samples, indices_by_group, outcomes)
     except KwiseError as error:
         if log_for:
             _LOG.warning("a sample of %s cannot be scored: %s", log_for, error)
@@ -125,16 +126,16 @@ async def score_samples(
 
 def _check_token_ids(call: Call, samples: Sequence[Sample]) -> None:
     first = samples[0]
-    if first.is_cut or isinstance(first.response, str) or has_chat_template(call):
+    if first.is_split or isinstance(first.response, str) or has_chat_template(call):
         return
     raise InvalidRequest(
         first.prompt_field,
         "this model reads a prompt and a response as a pair of texts, and the token ids do not say "
-        "where the response starts; give the two texts, to /score or /rerank, say",
+        "where the response starts; give the two texts instead, for example to /score or /rerank",
     )
 
 
-async def _places_by_prompt(samples: Sequence[Sample]) -> list[list[int]]:
+async def _indices_by_prompt(samples: Sequence[Sample]) -> list[list[int]]:
     """Return the indices of the samples of each distinct prompt, in order of appearance."""
     by_prompt: dict[Any, list[int]] = {}
     prompt: Any = None
@@ -153,7 +154,7 @@ def _responses(samples: Sequence[Sample], indices: Sequence[int]) -> Any:
 
 
 class _Groups:
-    """The groups of one request, and how they are scored."""
+    """The groups of one request, which are scored at the same time."""
 
     def __init__(self, call: Call, groups: Sequence[Group], model: str, hold_s: float) -> None:
         self._call = call
@@ -163,7 +164,7 @@ class _Groups:
         self._give_up_at = self._loop.time() + hold_s
 
     async def score(self) -> list[ScoredGroup | KwiseError]:
-        """Return the rewards of each group, or why its samples cannot be scored."""
+        """Return the rewards of each group, or the error of its samples."""
         if len(self._groups) == 1:
             return [await self._only_group(self._groups[0])]
         outcomes: dict[int, ScoredGroup | KwiseError] = {}
@@ -221,14 +222,14 @@ class _Groups:
 
 def _merged(
     samples: Sequence[Sample],
-    places: Sequence[Sequence[int]],
+    indices_by_group: Sequence[Sequence[int]],
     outcomes: Sequence[ScoredGroup | KwiseError],
 ) -> ScoredSamples:
     """Return the rewards in the order of the samples, or raise the error of the first bad one."""
     rewards: dict[int, Reward] = {}
     errors: dict[int, KwiseError] = {}
     groups: list[ScoredGroup] = []
-    for indices, outcome in zip(places, outcomes, strict=True):
+    for indices, outcome in zip(indices_by_group, outcomes, strict=True):
         if isinstance(outcome, KwiseError):
             errors.update(dict.fromkeys(indices, outcome))
             continue
@@ -253,7 +254,7 @@ def _merged(
 
 
 def _first_error(samples: Sequence[Sample], errors: dict[int, KwiseError]) -> KwiseError:
-    """Return the error of the first sample that has one, by the name of the caller's field."""
+    """Return the error of the first sample that has one. It names the caller's field."""
     index = min(errors)
     error, sample = errors[index], samples[index]
     others = ""
@@ -272,5 +273,5 @@ def _field(error: InvalidRequest, sample: Sample) -> str:
     """Return the caller's name of the field that an error of the service names."""
     if not error.field.startswith("prompt"):
         return sample.response_field
-    match = _PLACE.match(error.field)
+    match = _PATH.match(error.field)
     return sample.prompt_field + (match["rest"] or "" if match else "")

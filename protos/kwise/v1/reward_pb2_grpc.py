@@ -28,7 +28,7 @@ if _version_not_supported:
 class RewardServiceStub(object):
     """Rewards from a reward model.
 
-    Idempotency: every rpc is idempotent, because a reward is a pure function of the artifact, the
+    Idempotency: every RPC is idempotent, because a reward is a pure function of the artifact, the
     prompt and the response. The same call can be sent again at any time.
 
     Deadlines: give every call one. A group leaves the queue before it costs a pass of the model when
@@ -42,7 +42,7 @@ class RewardServiceStub(object):
     Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
     `kwise-client` of its calls.
 
-    Statuses of all unary rpcs:
+    Statuses of all unary RPCs:
     INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
     value and the limit. If the problem lies in one response, the trailing
     metadata `kwise-response` has its index.
@@ -94,7 +94,7 @@ class RewardServiceStub(object):
 class RewardServiceServicer(object):
     """Rewards from a reward model.
 
-    Idempotency: every rpc is idempotent, because a reward is a pure function of the artifact, the
+    Idempotency: every RPC is idempotent, because a reward is a pure function of the artifact, the
     prompt and the response. The same call can be sent again at any time.
 
     Deadlines: give every call one. A group leaves the queue before it costs a pass of the model when
@@ -108,7 +108,7 @@ class RewardServiceServicer(object):
     Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
     `kwise-client` of its calls.
 
-    Statuses of all unary rpcs:
+    Statuses of all unary RPCs:
     INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
     value and the limit. If the problem lies in one response, the trailing
     metadata `kwise-response` has its index.
@@ -146,8 +146,9 @@ class RewardServiceServicer(object):
     def Compare(self, request, context):
         """Return the rewards, and the margin and win probability of pairs of responses.
 
-        Errors are as in Score; besides, INVALID_ARGUMENT if there are fewer than two responses, or if a
-        pair names a response that does not exist. Cached rewards cost no pass of the model.
+        Errors are as in Score. The status is INVALID_ARGUMENT too if there are fewer than two
+        responses, or if a pair names a response that does not exist. Cached rewards cost no pass of
+        the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,11 +159,12 @@ class RewardServiceServicer(object):
 
         Replies come as groups finish and not in the order of the requests; match them by `id`. A group
         that fails is answered with its own error, and the stream stays open. The server works on up to
-        256 groups of a stream at once; a client that sends more waits at HTTP/2's flow control.
+        256 groups of a stream at once; HTTP/2's flow control holds back a client that sends more.
 
-        The stream ends with UNAVAILABLE when the server drains: what the server has read is answered
-        first, and the rest belongs on another stream. It ends with INVALID_ARGUMENT at a message that
-        cannot be parsed, after the replies to all earlier ones. A deadline applies to the whole stream.
+        The stream ends with UNAVAILABLE when the server drains. It first answers the groups that it
+        has read; send the others again on another stream. The stream ends with INVALID_ARGUMENT at a
+        message that cannot be parsed, after the replies to all earlier ones. A deadline applies to the
+        whole stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,7 +217,7 @@ def add_RewardServiceServicer_to_server(servicer, server):
 class RewardService(object):
     """Rewards from a reward model.
 
-    Idempotency: every rpc is idempotent, because a reward is a pure function of the artifact, the
+    Idempotency: every RPC is idempotent, because a reward is a pure function of the artifact, the
     prompt and the response. The same call can be sent again at any time.
 
     Deadlines: give every call one. A group leaves the queue before it costs a pass of the model when
@@ -229,7 +231,7 @@ class RewardService(object):
     Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
     `kwise-client` of its calls.
 
-    Statuses of all unary rpcs:
+    Statuses of all unary RPCs:
     INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
     value and the limit. If the problem lies in one response, the trailing
     metadata `kwise-response` has its index.

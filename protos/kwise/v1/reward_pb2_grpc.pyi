@@ -108,7 +108,7 @@ _RewardServiceGetModelType = typing_extensions.TypeVar(
 class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRankType, _RewardServiceCompareType, _RewardServiceScoreStreamType, _RewardServiceGetModelType]):
     """Rewards from a reward model.
 
-    Idempotency: every rpc is idempotent, because a reward is a pure function of the artifact, the
+    Idempotency: every RPC is idempotent, because a reward is a pure function of the artifact, the
     prompt and the response. The same call can be sent again at any time.
 
     Deadlines: give every call one. A group leaves the queue before it costs a pass of the model when
@@ -122,7 +122,7 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
     Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
     `kwise-client` of its calls.
 
-    Statuses of all unary rpcs:
+    Statuses of all unary RPCs:
       INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
                           value and the limit. If the problem lies in one response, the trailing
                           metadata `kwise-response` has its index.
@@ -202,8 +202,9 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
     Compare: _RewardServiceCompareType
     """Return the rewards, and the margin and win probability of pairs of responses.
 
-    Errors are as in Score; besides, INVALID_ARGUMENT if there are fewer than two responses, or if a
-    pair names a response that does not exist. Cached rewards cost no pass of the model.
+    Errors are as in Score. The status is INVALID_ARGUMENT too if there are fewer than two
+    responses, or if a pair names a response that does not exist. Cached rewards cost no pass of
+    the model.
     """
 
     ScoreStream: _RewardServiceScoreStreamType
@@ -211,11 +212,12 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
 
     Replies come as groups finish and not in the order of the requests; match them by `id`. A group
     that fails is answered with its own error, and the stream stays open. The server works on up to
-    256 groups of a stream at once; a client that sends more waits at HTTP/2's flow control.
+    256 groups of a stream at once; HTTP/2's flow control holds back a client that sends more.
 
-    The stream ends with UNAVAILABLE when the server drains: what the server has read is answered
-    first, and the rest belongs on another stream. It ends with INVALID_ARGUMENT at a message that
-    cannot be parsed, after the replies to all earlier ones. A deadline applies to the whole stream.
+    The stream ends with UNAVAILABLE when the server drains. It first answers the groups that it
+    has read; send the others again on another stream. The stream ends with INVALID_ARGUMENT at a
+    message that cannot be parsed, after the replies to all earlier ones. A deadline applies to the
+    whole stream.
     """
 
     GetModel: _RewardServiceGetModelType
@@ -249,7 +251,7 @@ RewardServiceAsyncStub: typing_extensions.TypeAlias = RewardServiceStub[
 class RewardServiceServicer(metaclass=abc.ABCMeta):
     """Rewards from a reward model.
 
-    Idempotency: every rpc is idempotent, because a reward is a pure function of the artifact, the
+    Idempotency: every RPC is idempotent, because a reward is a pure function of the artifact, the
     prompt and the response. The same call can be sent again at any time.
 
     Deadlines: give every call one. A group leaves the queue before it costs a pass of the model when
@@ -263,7 +265,7 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
     Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
     `kwise-client` of its calls.
 
-    Statuses of all unary rpcs:
+    Statuses of all unary RPCs:
       INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
                           value and the limit. If the problem lies in one response, the trailing
                           metadata `kwise-response` has its index.
@@ -310,8 +312,9 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[reward_pb2.CompareResponse, collections.abc.Awaitable[reward_pb2.CompareResponse]]:
         """Return the rewards, and the margin and win probability of pairs of responses.
 
-        Errors are as in Score; besides, INVALID_ARGUMENT if there are fewer than two responses, or if a
-        pair names a response that does not exist. Cached rewards cost no pass of the model.
+        Errors are as in Score. The status is INVALID_ARGUMENT too if there are fewer than two
+        responses, or if a pair names a response that does not exist. Cached rewards cost no pass of
+        the model.
         """
 
     @abc.abstractmethod
@@ -324,11 +327,12 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
 
         Replies come as groups finish and not in the order of the requests; match them by `id`. A group
         that fails is answered with its own error, and the stream stays open. The server works on up to
-        256 groups of a stream at once; a client that sends more waits at HTTP/2's flow control.
+        256 groups of a stream at once; HTTP/2's flow control holds back a client that sends more.
 
-        The stream ends with UNAVAILABLE when the server drains: what the server has read is answered
-        first, and the rest belongs on another stream. It ends with INVALID_ARGUMENT at a message that
-        cannot be parsed, after the replies to all earlier ones. A deadline applies to the whole stream.
+        The stream ends with UNAVAILABLE when the server drains. It first answers the groups that it
+        has read; send the others again on another stream. The stream ends with INVALID_ARGUMENT at a
+        message that cannot be parsed, after the replies to all earlier ones. A deadline applies to the
+        whole stream.
         """
 
     @abc.abstractmethod

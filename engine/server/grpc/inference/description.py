@@ -1,7 +1,7 @@
-"""Describe the model and the work done in the terms of Triton, for its clients and load tools.
+"""Describe the model and its statistics in Triton's terms, for Triton's clients and load tools.
 
 perf_analyzer needs metadata, configuration and statistics that agree: the same inputs in metadata
-and configuration, an integer as version, and as many of one computing stage as of the others.
+and configuration, an integer as version, and equal counts for all computing stages.
 """
 
 from kwise.engine.model.devices import Kind, parse_devices
@@ -12,8 +12,8 @@ from kwise.engine.server.grpc.inference.tensors import INPUTS, MODEL_VERSION, OU
 from kwise.protos.inference import inference_pb2 as pb
 from kwise.types import ModelInfo
 
-# Only what the server has. "statistics" makes perf_analyzer read ModelStatistics, and
-# "schedule_policy" is about the parameters priority and timeout.
+# The extensions of the protocol that this server has. "statistics" makes perf_analyzer read
+# ModelStatistics, and "schedule_policy" stands for the parameters priority and timeout.
 EXTENSIONS = ("model_configuration", "schedule_policy", "statistics")
 PLATFORM = "kwise_onnx"
 BACKEND = "kwise"
@@ -45,7 +45,7 @@ def _tensor_metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
 
 def config(info: ModelInfo, scorer: Scorer) -> pb.ModelConfig:
     """Return the configuration. Every input is optional, because the prompt has several forms."""
-    about = ("fingerprint", "layout", "precision", "runtime", "max_tokens", "max_responses")
+    fields = ("fingerprint", "layout", "precision", "runtime", "max_tokens", "max_responses")
     return pb.ModelConfig(
         name=info.model,
         platform=PLATFORM,
@@ -76,7 +76,7 @@ def config(info: ModelInfo, scorer: Scorer) -> pb.ModelConfig:
             default_queue_policy=pb.ModelQueuePolicy(allow_timeout_override=True),
         ),
         parameters={
-            name: pb.ModelParameter(string_value=str(getattr(info, name))) for name in about
+            name: pb.ModelParameter(string_value=str(getattr(info, name))) for name in fields
         },
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
         response_cache=pb.ModelResponseCache(enable=scorer.config.cache_bytes > 0),
@@ -84,7 +84,7 @@ def config(info: ModelInfo, scorer: Scorer) -> pb.ModelConfig:
 
 
 def statistics(info: ModelInfo, scorer: Scorer) -> pb.ModelStatistics:
-    """Return the counters of the engine. inference.proto has the meaning of each."""
+    """Return the counters of the engine. inference.proto describes each."""
     groups = scorer.counters.groups
     return pb.ModelStatistics(
         name=info.model,

@@ -1,4 +1,4 @@
-"""The parameters of a request: honoured, or refused by name.
+"""The parameters of a request. Each is applied, or refused by its name.
 
 A parameter that could change the answer is never ignored.
 """
@@ -11,38 +11,39 @@ from kwise.errors import InvalidRequest
 from kwise.protos.inference import inference_pb2 as pb
 from kwise.types import Priority
 
-# Levels of `priority`, as Triton counts them: 1 is the most important.
+# The levels of `priority`, numbered as in Triton: 1 is the most important.
 PRIORITIES = {1: Priority.INTERACTIVE, 2: Priority.BULK}
 DEFAULT_PRIORITY = 1
 
-# Why parameters of the protocol are refused, by name.
-_NO_SHARED_MEMORY = "this server has no shared memory; send the contents in the request"
-_HTTP_ONLY = "it belongs to HTTP; on gRPC, raw_input_contents are binary already"
-_NO_SEQUENCES = "this model has no sequences; every request stands by itself"
+# The parameters of the protocol that are refused, with the reason.
+NO_SHARED_MEMORY = "this server does not read shared memory; send the contents in the request"
+_HTTP_ONLY = "it applies to HTTP only; over gRPC, raw_input_contents are binary already"
+_NO_SEQUENCES = "requests to this model are independent and form no sequence; leave it out"
 _REFUSED = {
-    "shared_memory_region": _NO_SHARED_MEMORY,
-    "shared_memory_byte_size": _NO_SHARED_MEMORY,
-    "shared_memory_offset": _NO_SHARED_MEMORY,
+    "shared_memory_region": NO_SHARED_MEMORY,
+    "shared_memory_byte_size": NO_SHARED_MEMORY,
+    "shared_memory_offset": NO_SHARED_MEMORY,
     "binary_data": _HTTP_ONLY,
     "binary_data_size": _HTTP_ONLY,
     "binary_data_output": _HTTP_ONLY,
     "sequence_id": _NO_SEQUENCES,
     "sequence_start": _NO_SEQUENCES,
     "sequence_end": _NO_SEQUENCES,
-    "classification": "rewards are no classes; leave out class_count",
+    "classification": "a reward is a number and not a class; leave out class_count",
 }
 
-# Asks for an empty last reply from models that may send none. Here each request has one reply.
+# The wish for an empty last reply, for models that may send no reply at all. It has no effect,
+# because each request gets one reply.
 _FINAL_RESPONSE = "triton_enable_empty_final_response"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What the parameters of a request ask for.
+    """The parameters of a request.
 
     Attributes:
         priority: the importance of the group.
-        timeout_us: microseconds after which the request is given up; None for no limit.
+        timeout_us: microseconds after which the server gives up the request; None for no limit.
     """
 
     priority: Priority
@@ -55,15 +56,15 @@ class Parameters:
         Raises:
             InvalidRequest: one of them is unknown, refused, or has a value that is not allowed.
         """
-        given = request.parameters
-        _refuse_others("parameters", given, ("priority", "timeout", _FINAL_RESPONSE))
-        level = _integer(given, "priority", "uint64_param") or DEFAULT_PRIORITY
+        parameters = request.parameters
+        _refuse_others("parameters", parameters, ("priority", "timeout", _FINAL_RESPONSE))
+        level = _integer(parameters, "priority", "uint64_param") or DEFAULT_PRIORITY
         if level not in PRIORITIES:
             raise InvalidRequest(
                 "parameters.priority",
                 f"{level}; 1 is interactive (the default, as is 0) and 2 is bulk",
             )
-        timeout_us = _integer(given, "timeout", "int64_param")
+        timeout_us = _integer(parameters, "timeout", "int64_param")
         if timeout_us < 0:
             raise InvalidRequest(
                 "parameters.timeout", f"{timeout_us}; give microseconds, or 0 for no limit"
@@ -71,18 +72,18 @@ class Parameters:
         return cls(priority=PRIORITIES[level], timeout_us=timeout_us or None)
 
 
-def check_input_parameters(given: pb.ModelInferRequest.InferInputTensor) -> None:
+def check_input_parameters(tensor: pb.ModelInferRequest.InferInputTensor) -> None:
     """Check the parameters of an input.
 
-    `content_type` is what MLServer's clients add to a text; "str" and "np" say what is so anyway.
+    MLServer's clients add `content_type` to texts. Its values "str" and "np" change nothing.
 
     Raises:
         InvalidRequest: one of them is unknown or refused.
     """
-    field = f"inputs.{given.name}.parameters"
-    _refuse_others(field, given.parameters, ("content_type",))
-    if "content_type" in given.parameters:
-        value = given.parameters["content_type"].string_param
+    field = f"inputs.{tensor.name}.parameters"
+    _refuse_others(field, tensor.parameters, ("content_type",))
+    if "content_type" in tensor.parameters:
+        value = tensor.parameters["content_type"].string_param
         if value not in ("str", "np"):
             raise InvalidRequest(
                 f"{field}.content_type",
@@ -90,38 +91,38 @@ def check_input_parameters(given: pb.ModelInferRequest.InferInputTensor) -> None
             )
 
 
-def check_output_parameters(given: pb.ModelInferRequest.InferRequestedOutputTensor) -> None:
+def check_output_parameters(tensor: pb.ModelInferRequest.InferRequestedOutputTensor) -> None:
     """Check the parameters of a requested output.
 
     Raises:
-        InvalidRequest: there are any; none applies here.
+        InvalidRequest: there are any, because an output takes no parameters.
     """
-    _refuse_others(f"outputs.{given.name}.parameters", given.parameters, ())
+    _refuse_others(f"outputs.{tensor.name}.parameters", tensor.parameters, ())
 
 
 def _refuse_others(
-    field: str, given: Mapping[str, pb.InferParameter], known: tuple[str, ...]
+    field: str, parameters: Mapping[str, pb.InferParameter], known: tuple[str, ...]
 ) -> None:
-    for name in given:
+    for name in parameters:
         if name in known:
             continue
         problem = _REFUSED.get(name)
         if problem is None:
-            allowed = f"allowed are {', '.join(known)}" if known else "none is allowed here"
+            allowed = f"allowed are {', '.join(known)}" if known else "an output takes none"
             problem = f"this parameter is unknown; {allowed}"
         raise InvalidRequest(f"{field}.{name[:100]}", problem)
 
 
-def _integer(given: Mapping[str, pb.InferParameter], name: str, kind: str) -> int:
-    """Return the value of a parameter; 0 if it is not given."""
-    if name not in given:
+def _integer(parameters: Mapping[str, pb.InferParameter], name: str, field: str) -> int:
+    """Return the value of a parameter; 0 if it is not set."""
+    if name not in parameters:
         return 0
-    match given[name].WhichOneof("parameter_choice"):
+    match parameters[name].WhichOneof("parameter_choice"):
         case "int64_param":
-            return given[name].int64_param
+            return parameters[name].int64_param
         case "uint64_param":
-            return given[name].uint64_param
+            return parameters[name].uint64_param
         case other:
             raise InvalidRequest(
-                f"parameters.{name}", f"its value is in {other or 'no field'}; give it in {kind}"
+                f"parameters.{name}", f"its value is in {other or 'no field'}; give it in {field}"
             )

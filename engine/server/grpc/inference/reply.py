@@ -23,21 +23,22 @@ _Rewards = Sequence[Reward | KwiseError]
 
 
 def requested_outputs(request: pb.ModelInferRequest) -> list[Tensor]:
-    """Return the outputs that a request asks for, in its order; the rewards if it names none.
+    """Return the outputs that a request names, in its order; the rewards if it names none.
 
     Raises:
         InvalidRequest: an output is unknown, named twice, or has a parameter.
     """
     outputs: list[Tensor] = []
-    for given in request.outputs:
-        if (tensor := OUTPUTS.get(given.name)) is None:
-            known = " and ".join(OUTPUTS)
+    for requested in request.outputs:
+        if (tensor := OUTPUTS.get(requested.name)) is None:
+            names = " and ".join(OUTPUTS)
             raise InvalidRequest(
-                "outputs", f"there is no output {quoted(given.name)}; the outputs are {known}"
+                "outputs",
+                f"the output {quoted(requested.name)} is unknown; the outputs are {names}",
             )
         if tensor in outputs:
             raise InvalidRequest(f"outputs.{tensor.name}", "it is named twice")
-        check_output_parameters(given)
+        check_output_parameters(requested)
         outputs.append(tensor)
     return outputs or [REWARDS]
 
@@ -47,8 +48,8 @@ def from_scored_group(
 ) -> pb.ModelInferResponse:
     """Return the reply with the requested outputs.
 
-    The protocol has no error of an element. So a response that could not be scored fails the
-    request, unless the request asks for the output `errors`: then its reward is NaN.
+    The protocol cannot report an error of a single response. Therefore a response that could not be
+    scored fails the request, unless the request names the output `errors`: then its reward is NaN.
 
     Raises:
         KwiseError: the first error of a response, if `errors` is not among the outputs.
@@ -76,8 +77,8 @@ def _raw_rewards(rewards: _Rewards) -> bytes:
 
 def _raw_errors(rewards: _Rewards) -> bytes:
     """Return bytes[K]: the errors, empty for a response that was scored."""
-    texts = [b"" if isinstance(reward, Reward) else str(reward).encode() for reward in rewards]
-    return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+    errors = [b"" if isinstance(reward, Reward) else str(reward).encode() for reward in rewards]
+    return b"".join(struct.pack("<I", len(error)) + error for error in errors)
 
 
 _RAW: dict[str, Callable[[_Rewards], bytes]] = {

@@ -1,4 +1,4 @@
-"""The rpcs of `inference.GRPCInferenceService`."""
+"""The RPCs of `inference.GRPCInferenceService`."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ import grpc
 from kwise import __version__
 from kwise.engine.server.grpc.calls import Context, client_of, running_call
 from kwise.engine.server.grpc.inference import description
-from kwise.engine.server.grpc.inference.parameters import Parameters
+from kwise.engine.server.grpc.inference.parameters import NO_SHARED_MEMORY, Parameters
 from kwise.engine.server.grpc.inference.reply import from_scored_group, requested_outputs
 from kwise.engine.server.grpc.inference.request import to_group
 from kwise.engine.server.grpc.inference.tensors import MODEL_VERSION
@@ -21,8 +21,7 @@ from kwise.protos.inference import inference_pb2_grpc
 from kwise.types import ModelInfo
 
 _NO_REPOSITORY = "kwise serves one model; replace its artifact and send SIGHUP to the server"
-_NO_SHARED_MEMORY = "this server has no shared memory; send the contents in the request"
-_NO_SETTINGS = "this server has no such settings"
+_NO_SETTINGS = "this server does not have these settings"
 
 
 class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
@@ -104,7 +103,7 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(  # type: ignore[override]  # the stub knows only iterators
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> None:
-        """Answer in order, because tritonclient does not tell its user whose error it has."""
+        """Answer in order, because tritonclient does not say which request an error belongs to."""
         client = client_of(context)
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
@@ -115,7 +114,7 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
                 reply = pb.ModelInferResponse(id=request.id)
                 reply.parameters["status"].string_param = error.status.name
                 return pb.ModelStreamInferResponse(error_message=str(error), infer_response=reply)
-            # What tells clients of decoupled models that a request is answered.
+            # Clients of decoupled models read here that a request is answered.
             reply.parameters["triton_final_response"].bool_param = True
             return pb.ModelStreamInferResponse(infer_response=reply)
 
@@ -140,7 +139,7 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         return from_scored_group(scored, outputs, request.id)
 
     def _model(self, name: str, version: str) -> ModelInfo:
-        """Describe the model of this name and version; empty ones stand for what is served.
+        """Describe the model of this name and version; empty strings stand for the served model.
 
         Raises:
             UnknownModel: it is not served here.
@@ -153,7 +152,7 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
             )
         return info
 
-    # What a server of one reward model does not have
+    # RPCs that a server of one reward model does not support
 
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
@@ -168,32 +167,32 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, context: Context
     ) -> NoReturn:
-        await _unimplemented(context, _NO_SHARED_MEMORY)
+        await _unimplemented(context, NO_SHARED_MEMORY)
 
     async def SystemSharedMemoryRegister(
         self, request: pb.SystemSharedMemoryRegisterRequest, context: Context
     ) -> NoReturn:
-        await _unimplemented(context, _NO_SHARED_MEMORY)
+        await _unimplemented(context, NO_SHARED_MEMORY)
 
     async def SystemSharedMemoryUnregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, context: Context
     ) -> NoReturn:
-        await _unimplemented(context, _NO_SHARED_MEMORY)
+        await _unimplemented(context, NO_SHARED_MEMORY)
 
     async def CudaSharedMemoryStatus(
         self, request: pb.CudaSharedMemoryStatusRequest, context: Context
     ) -> NoReturn:
-        await _unimplemented(context, _NO_SHARED_MEMORY)
+        await _unimplemented(context, NO_SHARED_MEMORY)
 
     async def CudaSharedMemoryRegister(
         self, request: pb.CudaSharedMemoryRegisterRequest, context: Context
     ) -> NoReturn:
-        await _unimplemented(context, _NO_SHARED_MEMORY)
+        await _unimplemented(context, NO_SHARED_MEMORY)
 
     async def CudaSharedMemoryUnregister(
         self, request: pb.CudaSharedMemoryUnregisterRequest, context: Context
     ) -> NoReturn:
-        await _unimplemented(context, _NO_SHARED_MEMORY)
+        await _unimplemented(context, NO_SHARED_MEMORY)
 
     async def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> NoReturn:
         await _unimplemented(context, _NO_SETTINGS)

@@ -73,22 +73,22 @@ _LENGTH = struct.Struct("<I")
 
 
 def quoted(name: str) -> str:
-    """Return a name that a client chose, for an error. A long one would not fit into a status."""
+    """Return a client's name for an error message. It is cut, so that it fits into a status."""
     return repr(name[:100])
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs of one request: shapes and datatypes are checked, contents are not yet read."""
+    """The inputs of one request. Shapes and datatypes are checked; contents are not read yet."""
 
     _contents: dict[str, tuple[int, bytes | pb.InferTensorContents]]
 
     @classmethod
     def of(cls, request: pb.ModelInferRequest, check: Callable[..., None]) -> "Inputs":
-        """Return the inputs of a request, which `check` has checked one by one.
+        """Return the inputs of a request, after `check` has accepted each.
 
         Raises:
-            InvalidRequest: an input is unknown, given twice, has another datatype or shape, or its
+            InvalidRequest: an input is unknown, given twice, has a wrong datatype or shape, or its
                 contents are missing or given in two ways.
         """
         raw = request.raw_input_contents
@@ -99,24 +99,25 @@ class Inputs:
                 f"per input, or typed contents in all of them",
             )
         contents: dict[str, tuple[int, bytes | pb.InferTensorContents]] = {}
-        for number, given in enumerate(request.inputs):
-            if (tensor := INPUTS.get(given.name)) is None:
-                known = ", ".join(INPUTS)
+        for index, received in enumerate(request.inputs):
+            if (tensor := INPUTS.get(received.name)) is None:
+                names = ", ".join(INPUTS)
                 raise InvalidRequest(
-                    "inputs", f"there is no input {quoted(given.name)}; the inputs are {known}"
+                    "inputs",
+                    f"the input {quoted(received.name)} is unknown; the inputs are {names}",
                 )
             if tensor.name in contents:
                 raise InvalidRequest(f"inputs.{tensor.name}", "it is given twice")
-            check(given)
-            length = _length(tensor, given)
-            if raw and given.contents.ByteSize():
+            check(received)
+            length = _length(tensor, received)
+            if raw and received.contents.ByteSize():
                 raise InvalidRequest(
                     f"inputs.{tensor.name}.contents",
                     "raw_input_contents are given as well; give one of the two",
                 )
             if not raw:
-                _check_contents(tensor, given.contents, length)
-            contents[tensor.name] = length, raw[number] if raw else given.contents
+                _check_contents(tensor, received.contents, length)
+            contents[tensor.name] = length, raw[index] if raw else received.contents
         return cls(contents)
 
     @property
@@ -125,7 +126,7 @@ class Inputs:
         return list(self._contents)
 
     def length(self, tensor: Tensor) -> int:
-        """Return the number of elements of an input that is there."""
+        """Return the number of elements of an input of the request."""
         return self._contents[tensor.name][0]
 
     def texts(self, tensor: Tensor) -> Sequence[bytes]:
@@ -157,14 +158,14 @@ class Inputs:
         return np.frombuffer(contents, "<i8").astype(np.int64, copy=False)
 
 
-def _length(tensor: Tensor, given: pb.ModelInferRequest.InferInputTensor) -> int:
+def _length(tensor: Tensor, received: pb.ModelInferRequest.InferInputTensor) -> int:
     field = f"inputs.{tensor.name}"
-    if given.datatype != tensor.datatype:
+    if received.datatype != tensor.datatype:
         raise InvalidRequest(
-            f"{field}.datatype", f"{quoted(given.datatype)}; this input is {tensor.datatype}"
+            f"{field}.datatype", f"{quoted(received.datatype)}; this input is {tensor.datatype}"
         )
     expected = "K" if tensor.length is None else str(tensor.length)
-    shape = list(given.shape)
+    shape = list(received.shape)
     if tensor.datatype == "BYTES" and len(shape) == 2 and shape[1] == 1:
         shape.pop()  # MLServer's clients send a list of N texts as [N, 1]
     if len(shape) != 1:
@@ -207,14 +208,14 @@ def _split(tensor: Tensor, raw: bytes, length: int) -> list[bytes]:
         if start + num_bytes > len(raw):
             raise InvalidRequest(
                 field,
-                f"element {index} has {num_bytes} bytes by its length, and {len(raw) - start} are "
+                f"the length of element {index} is {num_bytes} bytes, and {len(raw) - start} are "
                 f"left in the raw contents",
             )
         elements.append(raw[start : start + num_bytes])
         start += num_bytes
     if start != len(raw):
-        left = len(raw) - start
         raise InvalidRequest(
-            field, f"{left} bytes follow the last of {length} elements in the raw contents"
+            field,
+            f"{len(raw) - start} bytes follow the last of {length} elements in the raw contents",
         )
     return elements

@@ -14,7 +14,7 @@ from kwise.protos.tei.v1 import tei_pb2 as pb
 
 
 def code_of(error: KwiseError) -> grpc.StatusCode:
-    """Return the status that TEI gives an error: a model that fails is FAILED_PRECONDITION."""
+    """Return the status of an error in TEI's protocol: a failing model is FAILED_PRECONDITION."""
     if isinstance(error, ModelFailed):
         return grpc.StatusCode.FAILED_PRECONDITION
     return status_code(error)
@@ -31,7 +31,7 @@ def ranks(
 
 
 def metadata(started_ns: int, num_characters: int, scored: ScoredSamples) -> pb.Metadata:
-    """Return the work of a request."""
+    """Return the numbers of tokens and characters of a request, and its times."""
     return pb.Metadata(
         compute_chars=min(num_characters, MAX_UINT32),
         compute_tokens=scored.num_tokens,

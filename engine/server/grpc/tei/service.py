@@ -1,4 +1,4 @@
-"""The rpcs of `tei.v1`, the protocol of Text Embeddings Inference.
+"""The RPCs of `tei.v1`, the protocol of Text Embeddings Inference.
 
 `Rerank` scores the responses `texts` to the prompt `query`, and `PredictPair` one response.
 `Predict` scores a whole conversation with the chat template applied. A score is the sigmoid of the
@@ -28,7 +28,7 @@ from kwise.protos.tei.v1 import tei_pb2 as pb
 from kwise.protos.tei.v1 import tei_pb2_grpc
 from kwise.version import __version__
 
-_NO_TOKENS = "this server of a reward model does not tokenise for clients"
+_NO_TOKENS = "this server scores responses and does not tokenise texts for clients"
 
 
 class TeiInfo(tei_pb2_grpc.InfoServicer):
@@ -46,7 +46,7 @@ class TeiInfo(tei_pb2_grpc.InfoServicer):
                 model_sha=info.fingerprint,
                 model_dtype=TEI_DTYPES[info.precision],
                 model_type=pb.MODEL_TYPE_RERANKER,
-                # kwise limits tokens. Each request in the queue has one at least.
+                # The queue is limited by tokens. A request has at least one.
                 max_concurrent_requests=min(config.max_queue_tokens, MAX_UINT32),
                 max_input_length=info.max_tokens,
                 max_batch_tokens=info.max_batch_tokens,

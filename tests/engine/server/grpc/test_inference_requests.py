@@ -113,8 +113,8 @@ TEXT_CASES: list[tuple[Change, str]] = [
     (lambda r: r.ClearField("inputs"), "raw_input_contents: there are 2 entries and 0 inputs; "),
     (all_of(lambda r: r.ClearField("inputs"), lambda r: r.ClearField("raw_input_contents")),
      "inputs: give exactly one of prompt, messages, templated_text, prompt_token_ids; given: none"),
-    (set_field(1, name="texts"), "inputs: there is no input 'texts'; the inputs are prompt, "),
-    (set_field(0, name="x" * 100_000), "inputs: there is no input 'xxx"),
+    (set_field(1, name="texts"), "inputs: the input 'texts' is unknown; the inputs are prompt, "),
+    (set_field(0, name="x" * 100_000), "inputs: the input 'xxx"),
     (set_field(1, name="prompt"), "inputs.prompt: it is given twice"),
     (set_field(1, name="response_token_ids", datatype="INT64"),
      "inputs.responses: it is missing; prompt needs it"),
@@ -146,12 +146,12 @@ TEXT_CASES: list[tuple[Change, str]] = [
     (set_raw(1, raw_texts(b"a") + b"\1\0"), "inputs.responses: the raw contents end before the "
      "length of element 1"),
     (set_raw(1, raw_texts(b"a", b"bcd")[:-1]),
-     "inputs.responses: element 1 has 3 bytes by its length, and 2 are left"),
+     "inputs.responses: the length of element 1 is 3 bytes, and 2 are left"),
     (set_raw(1, raw_texts(b"a") + b"\xff\xff\xff\xffb"),
-     "inputs.responses: element 1 has 4294967295 bytes by its length, and 1 are left"),
+     "inputs.responses: the length of element 1 is 4294967295 bytes, and 1 are left"),
     (set_raw(1, raw_texts(b"a", b"b", b"c")),
      "inputs.responses: 5 bytes follow the last of 2 elements in the raw contents"),
-    (set_raw(0, b"Hello"), "inputs.prompt: element 0 has 1819043144 bytes by its length"),
+    (set_raw(0, b"Hello"), "inputs.prompt: the length of element 0 is 1819043144 bytes"),
     # Bytes that are not UTF-8 were a traceback in KServe (kserve/kserve issue 3731).
     (set_raw(1, raw_texts(b"a", b"b\xff")),
      "responses[1].text: the byte at 1 is not UTF-8"),
@@ -193,12 +193,12 @@ TEXT_CASES: list[tuple[Change, str]] = [
      "inputs.responses.parameters.x: this parameter is unknown; allowed are content_type"),
     # Outputs. MLServer once ignored them (SeldonIO/MLServer issue 201).
     (lambda r: r.outputs.add(name="scores"),
-     "outputs: there is no output 'scores'; the outputs are rewards and errors"),
+     "outputs: the output 'scores' is unknown; the outputs are rewards and errors"),
     (lambda r: (r.outputs.add(name="rewards"), r.outputs.add(name="rewards")),
      "outputs.rewards: it is named twice"),
     (lambda r: r.outputs.add(name="rewards").parameters["x"].CopyFrom(
         pb.InferParameter(int64_param=1)),
-     "outputs.rewards.parameters.x: this parameter is unknown; none is allowed here"),
+     "outputs.rewards.parameters.x: this parameter is unknown; an output takes none"),
 ]  # fmt: skip
 
 ID_CASES: list[tuple[Change, str]] = [
@@ -220,7 +220,7 @@ ID_CASES: list[tuple[Change, str]] = [
      "responses[0].token_ids[1]: 1099511627776 is outside the vocabulary"),
     (set_field(0, datatype="INT32"),
      "inputs.prompt_token_ids.datatype: 'INT32'; this input is INT64"),
-    (set_field(2, name="x"), "inputs: there is no input 'x'"),
+    (set_field(2, name="x"), "inputs: the input 'x' is unknown"),
 ]  # fmt: skip
 
 
