@@ -1,4 +1,4 @@
-"""How fast does a GPU score, and how close are its rewards to the fp32 reference?
+"""The speed of a GPU, and the difference of its rewards from the fp32 reference.
 
 Physics: as on a CPU (see graph.py), a group is P + K·R rows instead of K·(P + R), 1.8 times fewer
 at 64/64/9 and 4.8 times fewer at 1024/128/9. But starting the kernels of a small group, thousands

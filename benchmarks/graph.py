@@ -1,4 +1,4 @@
-"""How close is the model pass to what the machine can do, and how much faster than a padded graph?
+"""The speed of the model pass, relative to the machine's peak and to a padded graph.
 
 Physics: a group of K responses of R tokens to a prompt of P tokens is K·(P + R) rows in a padded
 batch and P + K·R rows in a trie. A row costs two operations per weight, and each pair of a token

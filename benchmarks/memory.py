@@ -1,7 +1,8 @@
-"""How much memory do serving and exporting need at their peak, and how fast does a server start?
+"""The peak memory of serving and exporting, and the time in which a server starts.
 
-Physics: a server holds the weights once, in the packed copy of the runtime, beside Python, gRPC and
-the tokenizer. Activations, in proportion to --max-batch-tokens, and the prompt cache come on top.
+Physics: a server holds the weights once, in the packed copy of the runtime, in addition to Python,
+gRPC and the tokenizer. Activations, in proportion to --max-batch-tokens, and the prompt cache add
+to this.
 The peak is the kernel's high-water mark of resident memory (VmHWM; ru_maxrss for a finished
 process), after batches of several shapes on a real server, each filled to the limit.
 """

@@ -1,4 +1,4 @@
-"""How much time does a precision save on this CPU, and how much fidelity does it cost?
+"""The time that a precision saves on this CPU, and the fidelity that it costs.
 
 Physics: matmuls in int8 and bf16 have up to four and two times the operations per instruction of
 fp32, and a quarter and half of the bytes, if the processor has such instructions. Attention, norms

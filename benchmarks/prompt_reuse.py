@@ -1,4 +1,4 @@
-"""What does a prompt cost if its responses come in one call each?
+"""The cost of a prompt whose responses come in one call each.
 
 RL clients often send one (prompt, response) per call. Physics: at best the K calls cost as much as
 one call with all K responses, which computes the prompt once and each response once; a group whose

@@ -1,4 +1,4 @@
-"""How much faster than TRL's `RewardTrainer` does kwise train on rankings, and in how much memory?
+"""The speed and memory of training on rankings, relative to TRL's `RewardTrainer`.
 
 Physics: TRL trains on pairs. A ranking of K = 9 has 36 pairs, which are 72 sequences with the
 prompt 72 times; kwise computes the prompt once and each of the nine responses once. Both start from

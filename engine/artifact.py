@@ -58,7 +58,7 @@ def data_name(graph: str) -> str:
 
 
 class GraphContract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a session must know to run one graph. The exporter writes it.
+    """The properties of a graph that a session needs to run it. The exporter writes them.
 
     file: the ONNX file.
     reward_output: the output that holds the rewards, float32[B] or [B, 1].
@@ -99,7 +99,7 @@ class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the engine needs to know about a model.
+    """The properties of a model that the engine needs.
 
     name: the model's name in requests and replies.
     layout: "trie" (causal models; prefixes are shared), "padded", or "separate" (the graph of

@@ -219,8 +219,8 @@ class Scorer:
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, StoredReward]:
         """Return the rewards that are cached, by key."""
-        found = {key: self._cache.get(key) for key in keys}
-        cached = {key: stored for key, stored in found.items() if stored is not None}
+        looked_up = {key: self._cache.get(key) for key in keys}
+        cached = {key: stored for key, stored in looked_up.items() if stored is not None}
         self.counters.cache_hits += len(cached)
         return cached
 
@@ -352,7 +352,7 @@ def _outcome(reward: RewardInFlight) -> StoredReward | InvalidRequest | ModelFai
 
 
 def _raise_for_group(rewards: Sequence[Reward | KwiseError]) -> None:
-    """Fail the call if nothing was scored and no response is at fault by itself."""
+    """Fail the call if no response was scored and none of them is the cause."""
     errors = [reward for reward in rewards if isinstance(reward, KwiseError)]
     if len(errors) == len(rewards) and not any(_is_of_response(error) for error in errors):
         raise ModelFailed() if isinstance(errors[0], ModelFailed) else errors[0]

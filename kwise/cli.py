@@ -1,6 +1,6 @@
 """The `kwise` command, with one subcommand per verb.
 
-Each subcommand is defined beside the code that it runs, and its module is imported only when it is
+Each subcommand is defined next to the code that it runs, and its module is imported only when it is
 called. That module declares options and imports the standard library only, so that `--help` works
 and is quick whatever is installed. The packages that do the work are imported when the work begins.
 """

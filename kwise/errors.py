@@ -67,7 +67,7 @@ class KwiseError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the message and the attributes. The constructors' arguments are not kept.
 
-        `multiprocessing.Pool` waits for ever if it cannot unpickle a worker's error.
+        `multiprocessing.Pool` hangs if it cannot unpickle a worker's error.
         """
         return _unpickled, (type(self), self.args), self.__dict__
 
@@ -138,7 +138,7 @@ class Overloaded(KwiseError):
 
 
 class DeadlineExceeded(KwiseError):
-    """The time that a field of the request allows has passed. gRPC has its own deadline besides."""
+    """The time that a field of the request allows has passed. gRPC's own deadline is separate."""
 
     status = Status.DEADLINE_EXCEEDED
 

@@ -63,7 +63,11 @@ def kwise(*arguments: str) -> int:
         ("export . y", 2, "CHECKPOINT .: cannot be read: "),
         ("score --response a", 2, "--response needs --prompt"),
         ("score --prompt p --response b c", 2, "write --response before each response"),
-        ("score --prompt p --response a --server localhost:abc", 2, "has the port 'abc', which is"),
+        (
+            "score --prompt p --response a --server localhost:abc",
+            2,
+            "has the port 'abc'; it must be",
+        ),
         (
             "train good.jsonl --model m --output /proc/x/y",
             2,

@@ -1,7 +1,7 @@
 """A wrapper for trie graphs on GPUs that pads the inputs to sizes that repeat.
 
-ONNX Runtime plans the memory of a pass once it has seen all input shapes before, and keeps every
-plan for ever, so shapes must be few. Its memory-efficient attention needs key lengths divisible by
+ONNX Runtime plans the memory of a pass once it has seen all input shapes before, and never frees a
+plan, so shapes must be few. Its memory-efficient attention needs key lengths divisible by
 4. A CPU gains nothing from this and would pay for the padding.
 
 The tile groups of `pack` fit the tiles closely, so two batches hardly ever have the same eight

@@ -28,8 +28,9 @@ if _version_not_supported:
 class GRPCInferenceServiceStub(object):
     """A reward model behind the protocol of KServe and Triton.
 
-    Statuses are those of kwise.v1.RewardService. Besides: DEADLINE_EXCEEDED if a request's parameter
-    `timeout` passes, and UNIMPLEMENTED for what a server of one reward model does not have.
+    Statuses are those of kwise.v1.RewardService. In addition, they are DEADLINE_EXCEEDED if a
+    request's parameter `timeout` passes, and UNIMPLEMENTED for RPCs that a server of one reward
+    model does not support.
     """
 
     def __init__(self, channel):
@@ -143,8 +144,9 @@ class GRPCInferenceServiceStub(object):
 class GRPCInferenceServiceServicer(object):
     """A reward model behind the protocol of KServe and Triton.
 
-    Statuses are those of kwise.v1.RewardService. Besides: DEADLINE_EXCEEDED if a request's parameter
-    `timeout` passes, and UNIMPLEMENTED for what a server of one reward model does not have.
+    Statuses are those of kwise.v1.RewardService. In addition, they are DEADLINE_EXCEEDED if a
+    request's parameter `timeout` passes, and UNIMPLEMENTED for RPCs that a server of one reward
+    model does not support.
     """
 
     def ServerLive(self, request, context):
@@ -393,8 +395,9 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 class GRPCInferenceService(object):
     """A reward model behind the protocol of KServe and Triton.
 
-    Statuses are those of kwise.v1.RewardService. Besides: DEADLINE_EXCEEDED if a request's parameter
-    `timeout` passes, and UNIMPLEMENTED for what a server of one reward model does not have.
+    Statuses are those of kwise.v1.RewardService. In addition, they are DEADLINE_EXCEEDED if a
+    request's parameter `timeout` passes, and UNIMPLEMENTED for RPCs that a server of one reward
+    model does not support.
     """
 
     @staticmethod

@@ -354,8 +354,9 @@ _GRPCInferenceServiceLogSettingsType = typing_extensions.TypeVar(
 class GRPCInferenceServiceStub(typing.Generic[_GRPCInferenceServiceServerLiveType, _GRPCInferenceServiceServerReadyType, _GRPCInferenceServiceModelReadyType, _GRPCInferenceServiceServerMetadataType, _GRPCInferenceServiceModelMetadataType, _GRPCInferenceServiceModelInferType, _GRPCInferenceServiceModelStreamInferType, _GRPCInferenceServiceModelConfigType, _GRPCInferenceServiceModelStatisticsType, _GRPCInferenceServiceRepositoryIndexType, _GRPCInferenceServiceRepositoryModelLoadType, _GRPCInferenceServiceRepositoryModelUnloadType, _GRPCInferenceServiceSystemSharedMemoryStatusType, _GRPCInferenceServiceSystemSharedMemoryRegisterType, _GRPCInferenceServiceSystemSharedMemoryUnregisterType, _GRPCInferenceServiceCudaSharedMemoryStatusType, _GRPCInferenceServiceCudaSharedMemoryRegisterType, _GRPCInferenceServiceCudaSharedMemoryUnregisterType, _GRPCInferenceServiceTraceSettingType, _GRPCInferenceServiceLogSettingsType]):
     """A reward model behind the protocol of KServe and Triton.
 
-    Statuses are those of kwise.v1.RewardService. Besides: DEADLINE_EXCEEDED if a request's parameter
-    `timeout` passes, and UNIMPLEMENTED for what a server of one reward model does not have.
+    Statuses are those of kwise.v1.RewardService. In addition, they are DEADLINE_EXCEEDED if a
+    request's parameter `timeout` passes, and UNIMPLEMENTED for RPCs that a server of one reward
+    model does not support.
     """
 
     @typing.overload
@@ -665,8 +666,9 @@ GRPCInferenceServiceAsyncStub: typing_extensions.TypeAlias = GRPCInferenceServic
 class GRPCInferenceServiceServicer(metaclass=abc.ABCMeta):
     """A reward model behind the protocol of KServe and Triton.
 
-    Statuses are those of kwise.v1.RewardService. Besides: DEADLINE_EXCEEDED if a request's parameter
-    `timeout` passes, and UNIMPLEMENTED for what a server of one reward model does not have.
+    Statuses are those of kwise.v1.RewardService. In addition, they are DEADLINE_EXCEEDED if a
+    request's parameter `timeout` passes, and UNIMPLEMENTED for RPCs that a server of one reward
+    model does not support.
     """
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""What to do about tensors of a checkpoint that the model does not use."""
+"""Advice about tensors of a checkpoint that the model does not use."""
 
 import re
 from collections.abc import Sequence
@@ -16,8 +16,7 @@ _ADVICE = {
         "the weights are quantised: save them in 16 or 32 bits"
     ),
 }
-"""What to do about tensors that are not used, by name. The first expression that is found decides.
-"""
+"""Advice about tensors that are not used, by name. The first expression that matches decides."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 
 

@@ -55,7 +55,7 @@ _BOOKKEEPING = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statements:
-    """What a config states about rewards.
+    """The statements of a config about rewards.
 
     Attributes:
         num_labels: Outputs of the head; None if nothing is stated.

@@ -58,7 +58,7 @@ _MAX_NAMES = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorAccount:
-    """What became of the tensors of a checkpoint that was not refused.
+    """The unused and the missing tensors of a checkpoint that was not refused.
 
     Attributes:
         harmless: Tensors of the checkpoint that the model does not use.

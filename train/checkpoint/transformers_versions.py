@@ -44,7 +44,7 @@ _DIFFERENT = {"doge"}
 # Types of models for which version 4 uses the global figures in all layers.
 _GLOBAL_ONLY = {"modernbert-decoder"}
 REMOVED = {"position_embedding_type": "absolute"}
-"""What version 4 writes into configs, and version 5 takes for granted and does not read."""
+"""Values that version 4 writes into configs. Version 5 assumes them and does not read them."""
 ROTARY_KEYS = {
     "rope_parameters",
     "global_rope_theta",

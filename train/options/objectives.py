@@ -205,7 +205,7 @@ def objective_of(config: ObjectiveConfig) -> Objective:
 
 
 def check_objective(config: ObjectiveConfig) -> None:
-    """Raise ConfigError if an option would have no effect beside another one."""
+    """Raise ConfigError if an option would have no effect in combination with another one."""
     entry = OBJECTIVES[config.objective]
     for field in fields(ObjectiveConfig):
         users = [name.value for name, other in OBJECTIVES.items() if field.name in other.options]

@@ -40,7 +40,7 @@ class Problems:
 
     @property
     def ended(self) -> bool:
-        """Whether rows are left that cannot be found."""
+        """True if rows are left that cannot be found."""
         return bool(self._last_lines)
 
     def add(self, problem: str, *, origin: str, reason: str = "") -> None:

@@ -34,8 +34,8 @@ _HASHED = {
     "chat_template": "template_sha256",
 }
 
-# What a run depends on besides its options, by its key in run.json. A difference of an earlier
-# entry explains those of later ones.
+# The dependencies of a run that are not options, by their key in run.json. A difference of an
+# earlier entry explains those of later ones.
 _DEPENDENCIES = {
     "rankings_sha256": "the rankings are not those",
     "model_sha256": "the model {model} is not the one",

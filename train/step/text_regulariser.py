@@ -1,4 +1,4 @@
-"""The text regulariser: a language-model loss on the best response, besides the reward's loss.
+"""The text regulariser: a language-model loss on the best response, added to the reward's loss.
 
 Yang et al. 2024, "Regularizing Hidden States Enables Learning Generalizable Reward Model for LLMs"
 (GRM), the SFT variant: (1 − α) L_reward + α · −log σ(β log π(y_best | x)), with β = 0.1 as in the

@@ -66,7 +66,7 @@ class OnnxRuntimeGraph:
         # Computes each tensor shortly before it is used: SmolLM2 takes 20 KB of activations per row
         # instead of 65 KB, at the same speed.
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-        # A memory plan is kept for ever, so it pays only for shapes that repeat.
+        # A memory plan is never freed, so it pays only for shapes that repeat.
         options.enable_mem_pattern = cuda and few_shapes
         if cuda:
             _find_cuda()

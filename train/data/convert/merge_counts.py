@@ -12,7 +12,7 @@ from kwise.types import Conversation
 
 
 class Outcome(Enum):
-    """What became of the comparisons of a prompt; each goes on after "5 prompts"."""
+    """The outcome of merging the comparisons of a prompt; each value continues "5 prompts"."""
 
     MERGED = "merged"
     SINGLE = "with one comparison"

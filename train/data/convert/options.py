@@ -19,7 +19,7 @@ class Merge(Enum):
     NONE = "none"
     """Each comparison stays a ranking of two."""
     ANNOTATOR = "annotator"
-    """Those of one annotator. Rows that name none are not merged, because they may differ."""
+    """Comparisons of one annotator. Rows that name none are not merged, because they may differ."""
     PROMPT = "prompt"
     """All, as if they came from one annotator."""
 

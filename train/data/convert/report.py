@@ -12,7 +12,7 @@ _MAX_LINES = 8
 """The number of lines for columns that are not read."""
 
 UNREADABLE = ("row", "cannot be read (--skip-bad)")
-"""What is skipped, and why, for rows that are problems without --skip-bad."""
+"""The kind of item that is skipped, and the reason, for rows that fail without --skip-bad."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Messages of a row: role and content as in OpenAI's API, or from and value as in ShareGPT.
 
-Names of roles are translated to the standard ones, with a note. What a message has beside its
-text, such as a call of a tool, is left for `surroundings.py`, which refuses it.
+Names of roles are translated to the standard ones, with a note. Other parts of a message than its
+text, such as a tool call, are left for `surroundings.py`, which refuses them.
 """
 
 import ast

@@ -16,7 +16,7 @@ from kwise.train.data.rows.surroundings import read_surroundings, texts_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowContents:
-    """What is in a row.
+    """The contents of a row.
 
     notes: remarks on how it was read, and their counts.
     unread: the paths of keys that were not read, and their counts.

@@ -1,4 +1,4 @@
-"""What a row has beside the prompt and the responses that its format reads.
+"""The columns of a row other than the prompt and the responses that its format reads.
 
 A system message and earlier turns in columns of their own are put before the prompt, whatever the
 format. Any other column that changes what was judged is refused. The rest is counted.

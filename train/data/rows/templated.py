@@ -15,7 +15,7 @@ from kwise.types import Conversation, Message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Template:
-    """How a template writes a conversation.
+    """The markers with which a template writes a conversation.
 
     turn: the marker before a turn; its group is the role.
     end: the markers after a turn; without one the next marker ends it.

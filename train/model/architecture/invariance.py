@@ -1,4 +1,4 @@
-"""Whether a layout gives each conversation the reward that plain transformers gives it alone.
+"""Check that a layout gives each conversation the reward that transformers gives it alone.
 
 This is measured on small copies of the model (see small_copy.py): in a batch of unlike lengths,
 with special tokens inside the texts, after other conversations, and in training mode. Rewards are

@@ -1,6 +1,6 @@
 """A small copy of a model: the same class and settings, with a few random weights.
 
-What a reward depends on besides its own conversation (batch composition, length, earlier
+Whether a reward depends on more than its own conversation (batch composition, length, earlier
 conversations) follows from the architecture and its settings, not from the weights. So it can be
 measured on a copy that takes milliseconds, at lengths at which the model itself takes minutes. The
 copy keeps what decides the computation: rotary embeddings and their thresholds, windows, types of
