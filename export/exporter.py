@@ -39,8 +39,8 @@ from kwise.engine.precision import Precision, parse_precisions
 from kwise.errors import ConfigError
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.config import ExportConfig, Layout
-from kwise.export.graphs.padded_graph import export_padded
-from kwise.export.parity import ParityCase, check_parity, check_tokens, reference_cases
+from kwise.export.parity import check_parity
+from kwise.export.parity_cases import ParityCase, check_tokens, reference_cases
 from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.precision.text_groups import TextGroup, read_text_groups
 from kwise.export.publishing import check_destination, publish_artifact
@@ -228,11 +228,8 @@ def _write(checkpoint: Checkpoint, layout: LayoutName, work: Path) -> GraphContr
     Returns the contract of the fp32 graph.
     """
     tokenizer = checkpoint.tokenizer
-    if layout == "trie":
-        graph = EXPORTS[layout](checkpoint.model, work)
-    else:
-        with_type_ids = writes_type_ids(tokenizer)
-        graph = export_padded(checkpoint.model, work, with_type_ids=with_type_ids)
+    with_type_ids = writes_type_ids(tokenizer)
+    graph = EXPORTS[layout](checkpoint.model, work, with_type_ids=with_type_ids)
     tokenizer.backend_tokenizer.save(str(work / TOKENIZER))
     if tokenizer.chat_template is not None:
         (work / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")

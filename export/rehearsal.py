@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime
@@ -41,7 +41,18 @@ from kwise.train.model.architecture.quiet import quiet
 from kwise.train.model.architecture.small_copy import small_copy
 
 LayoutName = Literal["trie", "padded", "separate"]
-EXPORTS: dict[LayoutName, Callable[[PreTrainedModel, Path], GraphContract]] = {
+
+
+class ExportGraph(Protocol):
+    """Writes the graph of a model into a directory, and returns the contract of the graph."""
+
+    def __call__(
+        self, model: PreTrainedModel, directory: Path, *, with_type_ids: bool = True
+    ) -> GraphContract:
+        """Write the graph. `with_type_ids` is for the padded graph, see `export_padded`."""
+
+
+EXPORTS: dict[LayoutName, ExportGraph] = {
     "trie": export_trie,
     "padded": export_padded,
     "separate": export_padded,

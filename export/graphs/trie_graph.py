@@ -31,12 +31,17 @@ _TRACED_OPSET, _ATTENTION_OPSET = 18, 23
 _REWARDS = "rewards"
 
 
-def export_trie(model: PreTrainedModel, directory: Path) -> GraphContract:
+def export_trie(
+    model: PreTrainedModel,
+    directory: Path,
+    *,
+    with_type_ids: bool = True,
+) -> GraphContract:
     """Write `model.onnx` and `model.onnx.data`; return the contract of this graph.
 
     The inputs are those that `kwise.engine.model.layouts.TrieLayout` feeds. The outputs are
     `rewards`, float32[B], and `present.LAYER.key` and `present.LAYER.value`, float32[rows to cache,
-    W].
+    W]. `with_type_ids` has no effect, because models of this layout take no type ids.
     """
     traced = _TrieRewards(model)
     with without_tracer_warnings(), short_longrope(model):

@@ -19,7 +19,8 @@ from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
-from kwise.export.parity import ParityCase, ParityError, encoded
+from kwise.export.parity import ParityError, encoded
+from kwise.export.parity_cases import ParityCase
 from kwise.export.precision.agreement import (
     Agreement,
     Groups,

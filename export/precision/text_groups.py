@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.errors import ConfigError, InvalidRequest
-from kwise.export.parity import shipped_conversations
+from kwise.export.parity_conversations import shipped_conversations
 from kwise.export.precision.agreement import MAX_GROUPS
 from kwise.train.data.read import read_rankings
 from kwise.train.rankings.problems import Problems

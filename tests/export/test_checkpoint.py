@@ -19,7 +19,8 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError, InvalidRequest
 from kwise.export.checkpoint import is_causal, rope_limit
 from kwise.export.config import ExportConfig, Layout
-from kwise.export.parity import allowed_difference, reference_cases
+from kwise.export.parity import allowed_difference
+from kwise.export.parity_cases import reference_cases
 from kwise.types import Group, Message
 from tests.edited_checkpoints import copy_checkpoint
 from tests.exports import export_quietly
