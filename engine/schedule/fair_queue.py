@@ -38,7 +38,7 @@ class Waiting(Hashable, Protocol):
 T = TypeVar("T", bound=Waiting)
 
 
-class _Line(Generic[T]):
+class _Backlog(Generic[T]):
     """The items of one flow, in order of arrival, and the cost that the flow has been charged."""
 
     def __init__(self, served: float) -> None:
@@ -50,7 +50,9 @@ class FairQueue(Generic[T]):
     """Items in the order in which they should be served."""
 
     def __init__(self) -> None:
-        self._lines: dict[Priority, dict[str, _Line[T]]] = {priority: {} for priority in Priority}
+        self._backlogs: dict[Priority, dict[str, _Backlog[T]]] = {
+            priority: {} for priority in Priority
+        }
         self._virtual_time = dict.fromkeys(Priority, 0.0)
         self._flows_of: dict[T, Counter[Flow]] = {}
         self._turns_since_bulk = 0
@@ -69,10 +71,10 @@ class FairQueue(Generic[T]):
         flows = self._flows_of.setdefault(item, Counter())
         flows[flow] += 1
         if flows[flow] == 1:
-            lines = self._lines[flow.priority]
-            if flow.client not in lines:
-                lines[flow.client] = _Line(self._virtual_time[flow.priority])
-            lines[flow.client].items[item] = None
+            backlogs = self._backlogs[flow.priority]
+            if flow.client not in backlogs:
+                backlogs[flow.client] = _Backlog(self._virtual_time[flow.priority])
+            backlogs[flow.client].items[item] = None
 
     def remove(self, item: T, flow: Flow) -> bool:
         """Undo one `add`. Return True if nobody waits for the item any more and it is removed.
@@ -106,22 +108,22 @@ class FairQueue(Generic[T]):
         for priority in (second, first) if bulk_first else (first, second):
             yield from self._in_order(priority, seen)
 
-    def take(self, turn: Sequence[tuple[T, Flow]], costs: Sequence[int]) -> None:
+    def take(self, batch: Sequence[tuple[T, Flow]], costs: Sequence[int]) -> None:
         """Remove items that are served together in one turn, and charge each flow its cost.
 
         Args:
-            turn: pairs from `in_order`; the first one decides whether this is a turn for bulk.
+            batch: pairs from `in_order`; the first one decides whether this is a turn for bulk.
             costs: the real cost of serving each item, in the unit of `Waiting.cost`.
         """
-        if turn[0][1].priority is Priority.BULK:
+        if batch[0][1].priority is Priority.BULK:
             self._turns_since_bulk = 0
-        elif self._lines[Priority.BULK]:
+        elif self._backlogs[Priority.BULK]:
             self._turns_since_bulk += 1
-        for (_, flow), cost in zip(turn, costs, strict=True):
-            lines = self._lines[flow.priority]
-            lines[flow.client].served += cost
-            self._virtual_time[flow.priority] += cost / len(lines)
-        for item, _ in turn:
+        for (_, flow), cost in zip(batch, costs, strict=True):
+            backlogs = self._backlogs[flow.priority]
+            backlogs[flow.client].served += cost
+            self._virtual_time[flow.priority] += cost / len(backlogs)
+        for item, _ in batch:
             self.discard(item)
 
     def clear(self) -> list[T]:
@@ -134,17 +136,17 @@ class FairQueue(Generic[T]):
     def _leave(self, item: T, flow: Flow) -> None:
         if item in self._flows_of:
             del self._flows_of[item][flow]
-        lines = self._lines[flow.priority]
-        del lines[flow.client].items[item]
-        if not lines[flow.client].items:
-            del lines[flow.client]
+        backlogs = self._backlogs[flow.priority]
+        del backlogs[flow.client].items[item]
+        if not backlogs[flow.client].items:
+            del backlogs[flow.client]
 
     def _in_order(self, priority: Priority, seen: set[T]) -> Iterator[tuple[T, Flow]]:
-        """Merge the lines by served cost; skip items in `seen`, and add what was yielded to it."""
-        lines = self._lines[priority]
+        """Merge the backlogs by served cost; skip items in `seen`, and add those it yields."""
+        backlogs = self._backlogs[priority]
         heap = [
-            (line.served, number, iter(line.items), Flow(priority, client))
-            for number, (client, line) in enumerate(lines.items())
+            (backlog.served, number, iter(backlog.items), Flow(priority, client))
+            for number, (client, backlog) in enumerate(backlogs.items())
         ]
         heapify(heap)
         while heap:

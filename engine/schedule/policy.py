@@ -90,7 +90,7 @@ class FairBatching(Policy[T]):
         if not waiting:
             return []
         first, *others = waiting
-        batch, turn = self._new_batch(cached), [first]
+        batch, taken = self._new_batch(cached), [first]
         batch.add(first[0].sort_key)
         costs = [batch.rows]
         priority = first[1].priority
@@ -109,11 +109,11 @@ class FairBatching(Policy[T]):
             key, rows = candidate[0].sort_key, batch.rows
             if batch.fits(key, self._max_batch_tokens):
                 batch.add(key)
-                turn.append(candidate)
+                taken.append(candidate)
                 costs.append(batch.rows - rows)
             elif rows > _FILL_THRESHOLD * self._max_batch_tokens:
                 num_skipped += 1
                 if num_skipped == _MAX_SKIPS:
                     break
-        self._queue.take(turn, costs)
-        return [item for item, _ in turn]
+        self._queue.take(taken, costs)
+        return [item for item, _ in taken]
