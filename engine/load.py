@@ -1,16 +1,64 @@
-"""Build an artifact's encoder and check its golden rewards."""
+"""Open an artifact: its encoder, a session on each device, and the check of its golden rewards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from kwise.engine.artifact import CHAT_TEMPLATE, GOLDEN, Artifact
+from kwise.engine.artifact import CHAT_TEMPLATE, GOLDEN, Artifact, read_artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.model.session import Session
+from kwise.engine.model.devices import parse_devices
+from kwise.engine.model.session import GraphSession, Session
+from kwise.engine.select import backend_for
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.text.limits import EncoderLimits
 from kwise.errors import ArtifactError, ConfigError, InvalidRequest
 from kwise.library_errors import library_errors
 from kwise.types import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenModel:
+    """A model that is ready to score: an artifact, its encoder, and one session per device."""
+
+    artifact: Artifact
+    encoder: ConversationEncoder
+    sessions: Sequence[Session]
+
+
+def open_model(path: Path, config: EngineConfig) -> OpenModel:
+    """Load an artifact on each device and check its golden rewards there.
+
+    Raises:
+        ArtifactError: the artifact is damaged, or a golden reward comes out wrong on this runtime
+            and device.
+        ConfigError: a device is not available, or a limit does not suit the artifact.
+    """
+    devices = parse_devices(config.device)
+    artifact = read_artifact(path)
+    precision, runtime = backend_for(config, artifact.manifest.available_precisions)
+    sessions = [
+        GraphSession(
+            artifact,
+            runtime=runtime,
+            precision=precision,
+            threads=config.runtime_threads,
+            device=device.name,
+            device_memory_bytes=config.device_memory_bytes,
+            prompt_cache_bytes=config.prompt_cache_bytes,
+        )
+        for device in devices
+    ]
+    tokenizer = load_tokenizer(artifact)
+    encoder = new_encoder(artifact, config, tokenizer)
+    golden_encoder = new_encoder(artifact, EngineConfig(), tokenizer)
+    for session in sessions:
+        problem = f"{path}: {session.runtime} fails on the golden conversations"
+        with library_errors(problem, raises=ArtifactError):
+            check_golden(artifact, golden_encoder, session)
+    return OpenModel(artifact=artifact, encoder=encoder, sessions=sessions)
 
 
 def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:

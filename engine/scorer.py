@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.load import check_golden, effective_max_tokens, load_tokenizer, new_encoder
-from kwise.engine.model.devices import parse_devices
+from kwise.engine.load import effective_max_tokens, open_model
 from kwise.engine.model.layouts import LAYOUTS
-from kwise.engine.model.session import GraphSession, Session
+from kwise.engine.model.session import Session
 from kwise.engine.reward_cache import RewardCache, StoredReward, reward_keys
 from kwise.engine.schedule.batcher import Batcher
 from kwise.engine.schedule.counters import Counters
@@ -29,18 +28,9 @@ from kwise.engine.schedule.group_times import GroupTimes
 from kwise.engine.schedule.in_flight import RewardInFlight, TokenizerJob
 from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.schedule.tokenizer_pool import TokenizerPool
-from kwise.engine.select import backend_for
 from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS, in_slices
 from kwise.engine.text.encoder import ConversationEncoder
-from kwise.errors import (
-    ArtifactError,
-    InvalidRequest,
-    KwiseError,
-    ModelFailed,
-    Overloaded,
-    Unavailable,
-)
-from kwise.library_errors import library_errors
+from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
 from kwise.types import Group, Message, Reward, ScoredGroup, TemplatedText, Timing
 
 # English has about four characters a token. Admission uses this before the tokens are known.
@@ -116,29 +106,8 @@ class Scorer:
             ConfigError: a device is not available, or a limit does not suit the artifact.
         """
         config = config or EngineConfig()
-        devices = parse_devices(config.device)
-        artifact = read_artifact(path)
-        precision, runtime = backend_for(config, artifact.manifest.available_precisions)
-        sessions = [
-            GraphSession(
-                artifact,
-                runtime=runtime,
-                precision=precision,
-                threads=config.runtime_threads,
-                device=device.name,
-                device_memory_bytes=config.device_memory_bytes,
-                prompt_cache_bytes=config.prompt_cache_bytes,
-            )
-            for device in devices
-        ]
-        tokenizer = load_tokenizer(artifact)
-        encoder = new_encoder(artifact, config, tokenizer)
-        golden_encoder = new_encoder(artifact, EngineConfig(), tokenizer)
-        for session in sessions:
-            problem = f"{path}: {session.runtime} fails on the golden conversations"
-            with library_errors(problem, raises=ArtifactError):
-                check_golden(artifact, golden_encoder, session)
-        return cls(artifact, config, encoder, sessions, counters)
+        model = open_model(path, config)
+        return cls(model.artifact, config, model.encoder, model.sessions, counters)
 
     async def __aenter__(self) -> "Scorer":
         self.start()

@@ -44,6 +44,11 @@ _COMMANDS = {
     "serve": _Command(
         "kwise.engine.server.command", "serve an artifact over gRPC and HTTP", "engine"
     ),
+    "rerank": _Command(
+        "kwise.bulk.commands.rerank",
+        "rewards, ranks or pairs of all groups of a file or data set",
+        "engine",
+    ),
     "score": _Command(
         "kwise.client.commands.score", "rewards of responses, from a running server", ""
     ),

@@ -113,7 +113,7 @@ def test_a_mistake_is_told_in_one_line_with_its_exit_code(
 
 
 @pytest.mark.parametrize(
-    "command", ["data", "train", "export", "serve", "score", "rank", "compare"]
+    "command", ["data", "train", "export", "rerank", "serve", "score", "rank", "compare"]
 )
 def test_help_of_every_command_shows_no_empty_default(
     capsys: pytest.CaptureFixture[str], command: str

@@ -16,7 +16,7 @@ PAGES += [ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))
 HISTORY = {"CHANGELOG.md", "log.md"}
 CURRENT_PAGES = [page for page in PAGES if page.name not in HISTORY]
 
-COMMANDS = ["recipes", "train", "export", "serve", "score", "rank", "compare"]
+COMMANDS = ["recipes", "train", "export", "rerank", "serve", "score", "rank", "compare"]
 COMMANDS += [
     f"data {name}" for name in ("convert", "validate", "stats", "split", "dedupe", "merge")
 ]
@@ -27,7 +27,7 @@ OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps", "--input-data"}
 OTHER_OPTIONS |= {"--apply-chat-template", "--custom-rm-path", "--group-rm", "--reward", "--train"}
 OTHER_OPTIONS |= {"--rm-type", "--rm-url"}
 
-FOLDERS = "benchmarks|client|docs|engine|examples|export|kwise|protos|rl|tests|train"
+FOLDERS = "benchmarks|bulk|client|docs|engine|examples|export|kwise|protos|rl|tests|train"
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 MODULE = re.compile(r"`(kwise(?:\.[a-z_0-9]+)+)`")

@@ -75,6 +75,7 @@ for words in {commands}:
          "yaml", "[train]"),
         (["export", "c", "a"], "torch", "[export]"),
         (["serve", "."], "tokenizers", "[engine]"),
+        (["rerank", "setup.py", "never-written", "--artifact", "."], "tokenizers", "[engine]"),
         (["bench", "load", "."], "grpc_health", "[export]"),
         (["score", "--prompt", "p", "--response", "r"], "grpc", ""),
     ],

@@ -20,6 +20,7 @@ from tests.real_data import ROOT
 
 # The folders that kwise/ links to, each with the extras that its imports need, optional ones too.
 FOLDERS: dict[str, list[str]] = {
+    "bulk": ["engine", "openvino", "data"],
     "client": [],
     "engine": ["engine", "openvino"],
     "export": ["export", "openvino", "qlora", "data"],

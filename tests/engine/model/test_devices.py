@@ -146,7 +146,7 @@ def test_each_device_gets_a_session_and_is_checked(
         made.append(OnCpu(artifact, offset=float(options["device"] == "cuda:3"), **options))
         return made[-1]
 
-    monkeypatch.setattr("kwise.engine.scorer.GraphSession", make)
+    monkeypatch.setattr("kwise.engine.load.GraphSession", make)
     Scorer.load(tiny_artifact, EngineConfig(device="cuda:0,cuda:2"))
     assert [session.device for session in made] == ["cuda:0", "cuda:2"]
     assert len({id(session.prompt_cache) for session in made}) == 2

@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_read_is_told_with_its_format_and_the_command(
     ("begin", "message"),
     [
         (b"PK\x03\x04", "is compressed with zip"),
-        (b"ARROW1\0\0", "is an Arrow file"),
+        (b"ARROW1\0\0", "not readable as Arrow"),
         (b"SQLite format 3\0", "is an SQLite database"),
         ("{}".encode("utf-16"), "is text in UTF-16; save it as UTF-8 first"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),

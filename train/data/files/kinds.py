@@ -10,6 +10,7 @@ class FileKind(Enum):
     LINES = "JSON Lines"
     ARRAY = "a JSON array"
     PARQUET = "Parquet"
+    ARROW = "Arrow"
     TABLE = "CSV"
 
 
@@ -20,8 +21,6 @@ _OTHER_KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xfd7zXZ", "is compressed with xz", _DECOMPRESS),
     (b"BZh", "is compressed with bzip2", _DECOMPRESS),
     (b"PK\x03\x04", "is compressed with zip, as Excel's files are", f"{_DECOMPRESS}, or save CSV"),
-    (b"ARROW1", "is an Arrow file", _WRITE),
-    (b"\xff\xff\xff\xff", "is an Arrow stream", _WRITE),
     (b"SQLite format 3", "is an SQLite database", "write its table as CSV first"),
     (b"\x80\x04", "is a Python pickle", _WRITE),
     (codecs.BOM_UTF16_LE, "is text in UTF-16", "save it as UTF-8 first"),
@@ -47,6 +46,8 @@ def file_kind(beginning: bytes) -> FileKind:
     """
     if beginning.startswith(b"PAR1"):
         return FileKind.PARQUET
+    if beginning.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return FileKind.ARROW
     content = beginning.removeprefix(codecs.BOM_UTF8).lstrip()
     if content.startswith(b"["):
         return FileKind.ARRAY

@@ -1,8 +1,8 @@
-"""The rows of a file, one at a time: JSON Lines, one JSON array, Parquet, CSV or TSV.
+"""The rows of a file, one at a time: JSON Lines, one JSON array, Parquet, Arrow, CSV or TSV.
 
 The file is a path or standard input (`-`), compressed with gzip or not. The content decides its
-kind, never the name, so that a pipe needs no option. Memory is bounded by one row, or for Parquet,
-which stores columns, by one batch of a row group.
+kind, never the name, so that a pipe needs no option. Memory is bounded by one row, or for Parquet
+and Arrow, which store columns, by one batch of rows.
 """
 
 import codecs
@@ -12,6 +12,7 @@ from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from kwise.errors import ConfigError
+from kwise.train.data.files.arrow import read_arrow
 from kwise.train.data.files.json_array import read_array
 from kwise.train.data.files.kinds import FileKind, file_kind, unreadable_kind
 from kwise.train.data.files.parquet import read_parquet
@@ -32,7 +33,8 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
 
     Raises:
         RankingsError: no further row can be found, or the file is of another kind.
-        ConfigError: the file is missing, or is Parquet without pyarrow or from standard input.
+        ConfigError: the file is missing, or is Parquet or Arrow without pyarrow or from standard
+            input.
         OSError: the file cannot be read.
     """
     name = display_name(path)
@@ -48,11 +50,13 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
         elif kind is FileKind.TABLE:
             yield from _read_table_or_lines(_numbered_lines(stream), name)
         elif path == STDIN:
-            raise ConfigError("Parquet cannot be read from standard input; give it as a file")
+            raise ConfigError(f"{kind.value} cannot be read from standard input; give it as a file")
         elif isinstance(stream.raw, gzip.GzipFile):
-            raise RankingsError([f"{path}: is Parquet compressed with gzip; decompress it first"])
+            raise RankingsError(
+                [f"{path}: is {kind.value} compressed with gzip; decompress it first"]
+            )
         else:
-            yield from read_parquet(path)
+            yield from (read_arrow if kind is FileKind.ARROW else read_parquet)(path)
 
 
 def _numbered_lines(stream: BinaryIO) -> Iterator[NumberedLine]:

@@ -1,0 +1,1 @@
+"""Scoring of whole files: read rows, score their groups in windows, write in the input's order."""

@@ -1,0 +1,1 @@
+"""The rows of the input, and the groups that they describe."""

@@ -1,0 +1,131 @@
+"""Windows of rows: they are cut at the same rows whenever the same input is read.
+
+A window ends when it has about as many tokens as `max_tokens`, so that its batches are nearly all
+full, and at 16 MB of text or 4,096 rows, so that memory is bounded whatever the rows are. Neither
+the time nor the place where an earlier run ended plays a part.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kwise.bulk.input.files import InputFile
+from kwise.bulk.input.groups import BadRow, Columns
+from kwise.train.data.files.read_rows import read_rows
+from kwise.train.data.rows.items import RowProblem
+from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.open_file import display_name
+from kwise.types import Group, Message
+
+_MAX_ROWS, _MAX_CHARACTERS = 4096, 16 << 20
+# English has about four characters a token.
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputRow:
+    """A row of the input.
+
+    Attributes:
+        number: counts the rows of the whole input from 1.
+        path: the file, for people.
+        line: the line of the file, or the row of a file without lines, from 1.
+        fields: the row; what was read of a bad row.
+        group: the group that it describes; None if it is bad.
+        problem: what is wrong with it; None if nothing is.
+    """
+
+    number: int
+    path: str
+    line: int
+    fields: Any
+    group: Group | None = None
+    problem: BadRow | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Consecutive rows that are scored together."""
+
+    rows: list[InputRow]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups of the rows that are not bad, in order."""
+        return [row.group for row in self.rows if row.group is not None]
+
+
+def read_input(files: Iterable[InputFile], columns: Columns, skip_rows: int) -> Iterator[InputRow]:
+    """Yield the rows of the files after the first `skip_rows`.
+
+    A file from which no further row can be read ends with one bad row, and the next file follows.
+
+    Raises:
+        ConfigError: a package that a file needs is missing.
+        OSError: a file cannot be read.
+    """
+    number = 0
+    for file in files:
+        for line, content in _rows_of_file(file.path):
+            number += 1
+            if number > skip_rows:
+                yield _input_row(number, file.path, line, content, columns)
+
+
+def cut_windows(rows: Iterable[InputRow], max_tokens: int) -> Iterator[Window]:
+    """Yield the rows in windows of about `max_tokens` tokens. The texts of a row stay together."""
+    window: list[InputRow] = []
+    tokens = characters = 0
+    for row in rows:
+        window.append(row)
+        row_tokens, row_characters = _sizes(row.group)
+        tokens += row_tokens
+        characters += row_characters
+        if tokens >= max_tokens or characters >= _MAX_CHARACTERS or len(window) == _MAX_ROWS:
+            yield Window(rows=window)
+            window, tokens, characters = [], 0, 0
+    if window:
+        yield Window(rows=window)
+
+
+def _rows_of_file(path: str) -> Iterator[tuple[int, Any]]:
+    line = 0
+    try:
+        for line, content in read_rows(path):
+            yield line, content
+    except RankingsError as error:
+        problem = error.problems[0].removeprefix(f"{display_name(path)}:").strip()
+        yield line + 1, BadRow("", f"{problem}; nothing after it in this file was read")
+
+
+def _input_row(number: int, path: str, line: int, content: Any, columns: Columns) -> InputRow:
+    group, problem = None, None
+    if isinstance(content, BadRow):
+        content, problem = None, content
+    elif isinstance(content, RowProblem):
+        content, problem = None, BadRow("", str(content).removeprefix("row: "))
+    else:
+        try:
+            group = columns.group(content)
+        except BadRow as error:
+            problem = error
+    return InputRow(
+        number=number,
+        path=display_name(path),
+        line=line,
+        fields=content,
+        group=group,
+        problem=problem,
+    )
+
+
+def _sizes(group: Group | None) -> tuple[int, int]:
+    """Return (tokens, characters) of a group, roughly; its prompt counts once."""
+    if group is None:
+        return 0, 0
+    responses: Any = group.responses
+    prompt: Any = group.prompt
+    is_text = isinstance(prompt[0], Message)
+    length = sum(len(message.content) for message in prompt) if is_text else len(prompt)
+    length += sum(map(len, responses))
+    return (length // _CHARACTERS_PER_TOKEN + 1, length) if is_text else (length, 8 * length)

@@ -1,0 +1,1 @@
+"""The forms of the output, and the files that it goes to."""

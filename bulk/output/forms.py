@@ -1,0 +1,212 @@
+"""The forms of the output: what is written of a group. One entry of the table holds one form."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from kwise.bulk.input.windows import InputRow
+from kwise.bulk.output.digits import float32_digits
+from kwise.bulk.output.names import FormName, PairChoice
+from kwise.bulk.output.pairs import chosen_pairs
+from kwise.comparison import ranks, win_probability
+from kwise.types import Group, Message, Reward, ScoredGroup
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormOptions:
+    """The options of the forms.
+
+    Attributes:
+        texts: write the texts of the responses, and the prompt, beside or instead of indices.
+        top_k: the most responses that `top-k` writes of a group.
+        pairs: the pairs that `pairs` writes of a group.
+        min_margin: the smallest margin of a pair.
+    """
+
+    texts: bool
+    top_k: int
+    pairs: PairChoice
+    min_margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A row of the input whose group was scored, as the forms see it.
+
+    Attributes:
+        row: the row of the input.
+        group: its group.
+        raw: the raw reward of each response; None if it was not scored.
+        rewards: the value of each reward with the digits of float32; None if it was not scored.
+        ranks: the rank of each response; None if it was not scored.
+        order: the indices of the responses that were scored, the best first. Equal rewards stay
+            in the order of the input.
+    """
+
+    row: InputRow
+    group: Group
+    raw: tuple[float | None, ...]
+    rewards: tuple[float | None, ...]
+    ranks: tuple[int | None, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, row: InputRow, scored: ScoredGroup) -> "Scored":
+        """Return what the forms need of a row and its result."""
+        assert row.group is not None, "the row was scored"
+        raw = tuple(r.raw if isinstance(r, Reward) else None for r in scored.rewards)
+        ranked = ranks(scored.rewards)
+        order = [(rank, index) for index, rank in enumerate(ranked) if rank is not None]
+        return cls(
+            row=row,
+            group=row.group,
+            raw=raw,
+            rewards=tuple(None if v is None else float32_digits(v) for v in scored.values),
+            ranks=tuple(ranked),
+            order=tuple(index for _, index in sorted(order)),
+        )
+
+    def prompt(self) -> Any:
+        """Return the prompt as the row has it, in messages if it is text, else token ids."""
+        return _messages(self.group.prompt)
+
+    def response(self, index: int) -> Any:
+        """Return a response: its text or its token ids."""
+        response = self.group.responses[index]
+        return response if isinstance(response, str) else list(response)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What is written of a group.
+
+    Attributes:
+        rows: yields the rows of the output of a group.
+        types: the types of the columns in Parquet, by name; see `kwise.bulk.output.parquet`.
+        texts: whether texts are written unless the user chooses.
+        has_number: whether a row of the output begins with the number of the row of the input.
+        summary: for the help.
+    """
+
+    rows: Callable[[Scored, FormOptions], Iterator[Fields]]
+    types: dict[str, str]
+    summary: str
+    texts: bool = False
+    has_number: bool = True
+
+
+def _rewards(scored: Scored, options: FormOptions) -> Iterator[Fields]:
+    yield _with_texts(scored, options, {"rewards": scored.rewards})
+
+
+def _ranks(scored: Scored, options: FormOptions) -> Iterator[Fields]:
+    fields = {"ranks": scored.ranks, "rewards": scored.rewards}
+    yield _with_texts(scored, options, fields)
+
+
+def _best(scored: Scored, options: FormOptions) -> Iterator[Fields]:
+    if scored.order:
+        best = scored.order[0]
+        fields: Fields = {"best": best, "reward": scored.rewards[best]}
+        if options.texts:
+            fields |= {"prompt": scored.prompt(), "response": scored.response(best)}
+        yield fields
+
+
+def _top_k(scored: Scored, options: FormOptions) -> Iterator[Fields]:
+    if top := scored.order[: options.top_k]:
+        fields: Fields = {"top": top, "rewards": [scored.rewards[index] for index in top]}
+        if options.texts:
+            responses = [scored.response(index) for index in top]
+            fields |= {"prompt": scored.prompt(), "responses": responses}
+        yield fields
+
+
+def _pairs(scored: Scored, options: FormOptions) -> Iterator[Fields]:
+    for chosen, rejected, margin in chosen_pairs(
+        scored.raw, scored.order, options.pairs, options.min_margin
+    ):
+        if options.texts:
+            yield {
+                "prompt": scored.prompt(),
+                "chosen": _reply(scored.response(chosen)),
+                "rejected": _reply(scored.response(rejected)),
+                "margin": float32_digits(margin),
+            }
+        else:
+            yield {
+                "row": scored.row.number,
+                "chosen_index": chosen,
+                "rejected_index": rejected,
+                "margin": float32_digits(margin),
+            }
+
+
+def _matrix(scored: Scored, options: FormOptions) -> Iterator[Fields]:
+    num_responses = len(scored.raw)
+    matrix: list[list[float | None]] = [[None] * num_responses for _ in range(num_responses)]
+    for index, value in enumerate(scored.raw):
+        matrix[index][index] = None if value is None else 0.5
+    for first, second in combinations(range(num_responses), 2):
+        a, b = scored.raw[first], scored.raw[second]
+        if a is not None and b is not None:
+            matrix[first][second] = float32_digits(win_probability(a - b))
+            matrix[second][first] = float32_digits(win_probability(b - a))
+    yield _with_texts(scored, options, {"win_probabilities": matrix})
+
+
+def _with_texts(scored: Scored, options: FormOptions, fields: Fields) -> Fields:
+    if options.texts:
+        responses = [scored.response(index) for index in range(len(scored.raw))]
+        fields |= {"prompt": scored.prompt(), "responses": responses}
+    return fields
+
+
+def _messages(prompt: Any) -> Any:
+    if isinstance(prompt[0], Message):
+        return [{"role": message.role, "content": message.content} for message in prompt]
+    return list(prompt)
+
+
+def _reply(response: Any) -> Any:
+    """Return a response as the messages that follow the prompt, which TRL calls conversational."""
+    if isinstance(response, str):
+        return [{"role": "assistant", "content": response}]
+    return response
+
+
+FORMS: dict[FormName, Form] = {
+    FormName.REWARDS: Form(
+        rows=_rewards, types={"rewards": "list<float>"}, summary="the reward of each response"
+    ),
+    FormName.RANKS: Form(
+        rows=_ranks,
+        types={"ranks": "list<int>", "rewards": "list<float>"},
+        summary="the rank of each response, 1 for the best, and its reward",
+    ),
+    FormName.BEST: Form(
+        rows=_best,
+        types={"best": "int", "reward": "float"},
+        summary="the index of the best response, from 0, and its reward",
+    ),
+    FormName.TOP_K: Form(
+        rows=_top_k,
+        types={"top": "list<int>", "rewards": "list<float>"},
+        summary="the indices of the --top-k best responses, and their rewards",
+    ),
+    FormName.PAIRS: Form(
+        rows=_pairs,
+        types={"chosen_index": "int", "rejected_index": "int", "margin": "float"},
+        summary="pairs with the columns of TRL's DPO: prompt, chosen, rejected, margin",
+        texts=True,
+        has_number=False,
+    ),
+    FormName.MATRIX: Form(
+        rows=_matrix,
+        types={"win_probabilities": "list<list<float>>"},
+        summary="the probability that each response is preferred to each other one",
+    ),
+}

@@ -1,0 +1,1 @@
+"""The scorers of windows: a model in this process, or servers."""

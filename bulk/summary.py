@@ -1,0 +1,64 @@
+"""The lines at the end of a run: what was done, and an example of each kind of problem."""
+
+import re
+from typing import Any
+
+from kwise.bulk.output.run_record import Counts
+from kwise.bulk.progress import duration
+
+_MAX_KINDS = 5
+
+
+class Problems:
+    """Counts problems by kind. Those that differ in numbers and quoted names alone are one kind."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, int] = {}
+        self._examples: dict[str, str] = {}
+
+    def add(self, problem: dict[str, Any]) -> None:
+        """Count a problem."""
+        field, reason = problem["field"], problem["reason"]
+        text = f"{field}: {reason}" if field else reason
+        kind = re.sub(r"'[^']*'|\d+", "…", text)
+        if kind not in self._kinds and len(self._kinds) == 1000:
+            kind = "…"  # so that memory is bounded whatever the messages are
+        self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        self._examples.setdefault(kind, f"{problem['file']}:{problem['line']}: {text}")
+
+    def lines(self) -> list[str]:
+        """Return a line per kind, the most frequent ones first, each with its first example."""
+        kinds = sorted(self._kinds.items(), key=lambda kind: -kind[1])
+        lines = [f"  {num:,} × {self._examples[kind]}" for kind, num in kinds[:_MAX_KINDS]]
+        if rest := sum(num for _, num in kinds[_MAX_KINDS:]):
+            lines.append(f"  {rest:,} × other problems")
+        return lines
+
+
+def summary_lines(
+    counts: Counts, before: Counts, problems: Problems, *, seconds: float, bad_rows: str
+) -> list[str]:
+    """Return the lines of the summary.
+
+    Args:
+        counts: what the run has done in all.
+        before: what earlier parts of it have done.
+        problems: those of this part.
+        seconds: the time that this part took.
+        bad_rows: the file of the bad rows; "" if there is none.
+    """
+    rows, tokens = counts.rows - before.rows, counts.tokens - before.tokens
+    scored = counts.rows - counts.bad_rows
+    lines = [
+        f"{scored:,} groups with {counts.responses:,} responses scored, {counts.written_rows:,} "
+        f"rows written; {rows:,} groups in {duration(seconds)}: {rows / max(seconds, 1e-9):,.1f} "
+        f"groups/s, {tokens / max(seconds, 1e-9):,.0f} tokens/s"
+    ]
+    if counts.has_failures:
+        where = f"; see {bad_rows}" if bad_rows else ""
+        lines.append(
+            f"not scored: {counts.bad_rows:,} rows, and {counts.failed_responses:,} responses of "
+            f"other rows{where}"
+        )
+        lines += problems.lines()
+    return lines

@@ -1,0 +1,121 @@
+"""A run that is killed goes on: each group once, and the bytes of an undisturbed run."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.bulk.runs import groups, read_lines, rerank, write_lines
+from tests.servers import PATIENCE_S
+
+_WINDOWS = ["--window-tokens", "1024"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows for several hundred windows; some are bad."""
+    path = tmp_path_factory.mktemp("rows") / "in.jsonl"
+    given: list[dict[str, object] | str] = [*groups(600, responses=4)]
+    for place in (5, 250, 599):
+        given.insert(place, "not JSON")
+    return write_lines(path, given)
+
+
+def killed_once(command: list[str], partial: Path, num_bytes: int) -> bool:
+    """Run a command and kill it when its output has some bytes; return False if it ended before."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    give_up_at = time.monotonic() + PATIENCE_S
+    while process.poll() is None and time.monotonic() < give_up_at:
+        if partial.exists() and partial.stat().st_size >= num_bytes:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.002)
+    assert process.wait() == 1
+    return False
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
+    tmp_path: Path, rows: Path, tiny_artifact: Path, name: str
+) -> None:
+    options = ["--artifact", str(tiny_artifact), "--threads", "1", *_WINDOWS]
+    assert rerank(rows, tmp_path / f"whole.{name}", *options) == 1
+    output, partial = tmp_path / name, tmp_path / f"{name}.partial"
+    command = [sys.executable, "-m", "kwise", "rerank", str(rows), str(output), *options]
+    random_ = random.Random(name)
+    size = (tmp_path / "whole.out.jsonl").stat().st_size if name == "out.jsonl" else 30_000
+    kills = sum(
+        killed_once([*command, "--resume"], partial, random_.randrange(1, size)) for _ in range(3)
+    )
+    assert kills >= 1
+    assert rerank(rows, output, *options, "--resume") == 1
+    assert output.read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
+    bad = [tmp_path / f"{prefix}{name}.bad.jsonl" for prefix in ("", "whole.")]
+    assert bad[0].read_bytes() == bad[1].read_bytes()
+    assert len(read_lines(bad[0])) == 3
+    assert not partial.exists()
+    # Once more: it is complete, and stays as it is.
+    assert rerank(rows, output, *options, "--resume") == 1
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path, rows: Path, tiny_artifact: Path) -> list[str]:
+    """The arguments of a run that was killed."""
+    output = tmp_path / "out.jsonl"
+    arguments = [str(rows), str(output), "--artifact", str(tiny_artifact), *_WINDOWS]
+    command = [sys.executable, "-m", "kwise", "rerank", *arguments]
+    assert killed_once(command, output.with_name("out.jsonl.partial"), 1)
+    return arguments
+
+
+def test_a_resumed_run_must_be_the_same_run(
+    tmp_path: Path,
+    rows: Path,
+    unfinished: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def problem(*arguments: str) -> str:
+        assert rerank(arguments[0], arguments[1], *arguments[2:]) == 2
+        return capsys.readouterr().err
+
+    assert "--resume goes on with it" in problem(*unfinished)
+    assert "--write is ranks, and was rewards" in problem(
+        *unfinished, "--resume", "--write", "ranks"
+    )
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(rows.read_bytes())
+    changed = [str(copy), *unfinished[1:], "--resume"]
+    assert f"{copy} has changed since" in problem(*changed)
+    record = tmp_path / "out.jsonl.run.json"
+    text = record.read_text()
+    record.write_text(text.replace('"fingerprint": "', '"fingerprint": "0'))
+    assert "the model's fingerprint was 0" in problem(*unfinished, "--resume")
+    record.write_text("{}")
+    assert "is not the record of a run" in problem(*unfinished, "--resume")
+    record.write_text(text)
+    assert rerank(unfinished[0], unfinished[1], *unfinished[2:], "--resume") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, rows: Path, tiny_artifact: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    partial = tmp_path / "out.jsonl.partial"
+    arguments = [str(rows), str(output), "--artifact", str(tiny_artifact), *_WINDOWS]
+    command = [sys.executable, "-m", "kwise", "rerank", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (partial.exists() and partial.stat().st_size):
+        assert process.poll() is None
+        os.sched_yield()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert "The same command with --resume goes on" in errors
+    assert "Traceback" not in errors
+    assert rerank(rows, output, *arguments[2:], "--resume") == 1
+    assert rerank(rows, tmp_path / "whole.jsonl", *arguments[2:]) == 1
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
