@@ -6,6 +6,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from kwise.benchmarks.capacity.options import (
+    CapacityConfig,
+    ClusterBenchConfig,
+    QueueBenchConfig,
+)
 from kwise.benchmarks.options import (
     GpuBenchConfig,
     GraphBenchConfig,
@@ -50,6 +55,21 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         "serving.joined",
         JoinedBenchConfig,
         "single calls, at once and apart, relative to calls of whole groups",
+    ),
+    "queue": (
+        "capacity.queueing",
+        QueueBenchConfig,
+        "latency of calls that arrive at random, beside the simulation of the same calls",
+    ),
+    "cluster": (
+        "capacity.studies",
+        ClusterBenchConfig,
+        "a simulated cluster: routers, autoscaling and the loss of a replica",
+    ),
+    "capacity": (
+        "capacity.machines",
+        CapacityConfig,
+        "the machines that a load needs, by arithmetic",
     ),
     "train": (
         "training",

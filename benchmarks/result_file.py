@@ -49,5 +49,5 @@ def command_line(benchmark: str, config: Any) -> str:
 
 
 def _without_directory(name: str, value: Any) -> Any:
-    is_path = name in ("artifact", "checkpoint", "model", "text", "rankings", "json")
+    is_path = name in ("artifact", "checkpoint", "model", "text", "rankings", "json", "measured")
     return Path(value).name if is_path and isinstance(value, str | Path) else value

@@ -39,7 +39,7 @@ _COMMANDS = {
     "bench": _Command(
         "kwise.benchmarks.command",
         "measure the model pass, serving or training on this machine",
-        "export",
+        "bench",
     ),
     "serve": _Command(
         "kwise.engine.server.command", "serve an artifact over gRPC and HTTP", "engine"

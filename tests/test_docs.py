@@ -21,6 +21,7 @@ COMMANDS += [
     f"data {name}" for name in ("convert", "validate", "stats", "split", "dedupe", "merge")
 ]
 COMMANDS += [f"bench {name}" for name in ("graph", "gpu", "precision", "load", "train", "soak")]
+COMMANDS += [f"bench {name}" for name in ("queue", "cluster", "capacity")]
 # Options of pytest, pip and perf_analyzer that the pages mention.
 OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps", "--input-data"}
 # Those of RL libraries: docs/protocols.md and docs/rl.md.

@@ -76,7 +76,8 @@ for words in {commands}:
         (["export", "c", "a"], "torch", "[export]"),
         (["serve", "."], "tokenizers", "[engine]"),
         (["rerank", "setup.py", "never-written", "--artifact", "."], "tokenizers", "[engine]"),
-        (["bench", "load", "."], "grpc_health", "[export]"),
+        (["bench", "load", "."], "grpc_health", "[bench]"),
+        (["bench", "cluster"], "simpy", "[bench]"),
         (["score", "--prompt", "p", "--response", "r"], "grpc", ""),
     ],
 )  # fmt: skip

@@ -2,9 +2,24 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
-from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.errors import Overloaded
+
+
+class Counted(Protocol):
+    """A reward that waits, as admission sees it.
+
+    client: the client whose share it takes.
+    queued_tokens: the tokens that admission counts for it now.
+    """
+
+    client: str
+    queued_tokens: int
+
+    @property
+    def cost(self) -> int:
+        """Its tokens."""
 
 
 class Admission:
@@ -36,15 +51,15 @@ class Admission:
             retry_after_s = min(max(0.05, self._seconds_for(min(excess, waiting))), 10.0)
             raise Overloaded(waiting, own, self._max_queue_tokens, retry_after_s)
 
-    def count(self, reward: RewardInFlight) -> None:
+    def count(self, reward: Counted) -> None:
         """Count the reward's tokens as waiting; again when its cost is known exactly."""
         self._set(reward, reward.cost)
 
-    def release(self, reward: RewardInFlight) -> None:
+    def release(self, reward: Counted) -> None:
         """Stop counting the reward's tokens, because it no longer waits."""
         self._set(reward, 0)
 
-    def _set(self, reward: RewardInFlight, num_tokens: int) -> None:
+    def _set(self, reward: Counted, num_tokens: int) -> None:
         change = num_tokens - reward.queued_tokens
         reward.queued_tokens = num_tokens
         self.num_tokens += change
