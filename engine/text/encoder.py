@@ -10,6 +10,7 @@ An error in one response is an `InvalidRequest` in its place; see `ConversationE
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from os.path import commonprefix
 from typing import cast
@@ -183,7 +184,7 @@ class ConversationEncoder:
 
         def frame(*system: Message) -> TemplateFrame | None:
             return TemplateFrame.of(
-                lambda prompt, response: self._rendered(*system, prompt=prompt, response=response),
+                partial(self._rendered, system),
                 lambda text: [match.span() for match in self._control.finditer(text)],
                 self._special_tokens.get("bos_token", ""),
                 [token for token in dict.fromkeys((*named, *END_TOKENS)) if token in special],
@@ -191,9 +192,18 @@ class ConversationEncoder:
 
         return frame() or frame(Message(role="system", content="kwise-system"))
 
-    def _rendered(self, *system: Message, prompt: str, response: str) -> str | None:
-        turns = Message(role="user", content=prompt), Message(role="assistant", content=response)
-        text = self._render((*system, *turns))
+    def _rendered(
+        self,
+        system: Conversation,
+        prompt: str,
+        response: str | None = None,
+        *,
+        is_open: bool = False,
+    ) -> str | None:
+        turns = (*system, Message(role="user", content=prompt))
+        if response is not None:
+            turns += (Message(role="assistant", content=response),)
+        text = self._render(turns, is_open=is_open)
         return text if isinstance(text, str) else None
 
     # Texts
@@ -291,14 +301,14 @@ class ConversationEncoder:
             texts = [*texts, empty]
         return commonprefix([min(texts), max(texts)])
 
-    def _render(self, messages: Conversation) -> str | InvalidRequest:
+    def _render(self, messages: Conversation, *, is_open: bool = False) -> str | InvalidRequest:
         assert self._template is not None
         try:
             return self._template.render(
                 messages=[
                     {"role": message.role, "content": message.content} for message in messages
                 ],
-                add_generation_prompt=False,
+                add_generation_prompt=is_open,
                 tools=None,
                 documents=None,
                 **self._special_tokens,

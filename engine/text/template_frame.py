@@ -9,6 +9,8 @@ the text must end with the token that training used.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Protocol
 
 # Tokens that end or pad the texts of common models, where they are special tokens of a tokenizer. A
 # policy that was trained from a base model ends its texts with that model's token.
@@ -20,6 +22,21 @@ END_TOKENS = (
 _PROMPT, _RESPONSE = "kwise-prompt", "kwise-response"
 
 
+class Render(Protocol):
+    """Renders a conversation with a chat template."""
+
+    def __call__(
+        self, prompt: str, response: str | None = None, *, is_open: bool = False
+    ) -> str | None:
+        """Return the conversation, or None if the template refuses it.
+
+        Args:
+            prompt: the user's turn.
+            response: the assistant's turn; None for a conversation without one.
+            is_open: True to end with the beginning of the assistant's turn, as a policy reads it.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateFrame:
     """The text that a chat template writes around a prompt and its response.
@@ -27,7 +44,8 @@ class TemplateFrame:
     Attributes:
         bos: the token that starts a text; "" if the tokenizer has none.
         starts_with_bos: True if the template's conversations start with `bos`.
-        response_header: the text directly before a response ("<|im_start|>assistant\\n").
+        response_header: the text before a response of the template and before a rollout of a policy
+            ("<|im_start|>assistant\\n").
         end: the text after a response ("<|im_end|>\\n"); "" if it is not known.
         special_ends: `end` up to each of its special tokens, the longest first ("<|im_end|>").
         end_tokens: special tokens that end or pad a text, including those of `end`.
@@ -45,7 +63,7 @@ class TemplateFrame:
     @classmethod
     def of(
         cls,
-        render: Callable[[str, str], str | None],
+        render: Render,
         find_special: Callable[[str], list[tuple[int, int]]],
         bos: str,
         end_tokens: Sequence[str],
@@ -53,8 +71,7 @@ class TemplateFrame:
         """Return the frame of a template; None if the template refuses or changes the texts.
 
         Args:
-            render: returns the conversation of one prompt and one response, or None if the template
-                refuses it.
+            render: renders a conversation.
             find_special: returns the start and end of each special token of a text.
             bos: the token that starts a text, or "".
             end_tokens: special tokens that end or pad a text.
@@ -68,7 +85,7 @@ class TemplateFrame:
             return None
         until_response, _, end = conversation.partition(_RESPONSE)
         start = until_response.partition(_PROMPT)[0]
-        between = until_response.rpartition(_PROMPT)[2]
+        between = _until_rollout(until_response.rpartition(_PROMPT)[2], render)
         last_special = max((begin for begin, _ in find_special(between)), default=0)
         ends = find_special(end)
         return cls(
@@ -83,7 +100,7 @@ class TemplateFrame:
 
     def complete(self, text: str) -> str:
         """Return the text with the template's beginning and end, each once."""
-        return self._with_end(self._with_start(text))
+        return self._with_end(self.with_start(text))
 
     def shared_part(self, text: str) -> str:
         """Return the text up to the start of its last response; "" if that is not known."""
@@ -92,7 +109,8 @@ class TemplateFrame:
         place = text.rfind(self.response_header)
         return "" if place < 0 else text[: place + len(self.response_header)]
 
-    def _with_start(self, text: str) -> str:
+    def with_start(self, text: str) -> str:
+        """Return the text with the template's first token, once."""
         padding = [token for token in self.end_tokens if token != self.first_token]
         rest = text
         while token := _first(rest, (*padding, self.bos)):
@@ -112,6 +130,24 @@ class TemplateFrame:
         if text.endswith(self.end):
             return text
         return (without if without != stripped else text) + self.end
+
+
+def _until_rollout(header: str, render: Render) -> str:
+    """Return the part of a response's header that a rollout of a policy has, too.
+
+    Templates of thinking models write an empty think block before a response. A rollout has the
+    policy's own thoughts there, so its header ends where the template's generation prompt does.
+
+    Args:
+        header: what the template writes between prompt and response.
+        render: renders a conversation.
+    """
+    closed, opened = render(_PROMPT), render(_PROMPT, is_open=True)
+    if closed is None or opened is None or closed == opened:
+        return header  # the template has no generation prompt
+    shared = commonprefix([header, opened.rpartition(_PROMPT)[2]])
+    is_header = len(shared) > len(closed.rpartition(_PROMPT)[2])
+    return shared if is_header else header
 
 
 def _first(text: str, tokens: Sequence[str]) -> str:

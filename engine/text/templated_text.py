@@ -65,8 +65,10 @@ class TemplatedTextEncoder:
         ]
         shared = commonprefix([min(texts), max(texts)])
         if len(set(texts)) == 1:
-            # The next call may have another response to this prompt.
-            shared = frame.shared_part(shared) or commonprefix([shared, prompt.text])
+            # The next call may have another response to this prompt. The caller's prompt and the
+            # last header of a response both tell where the prompt ends.
+            of_caller = commonprefix([shared, frame.with_start(prompt.text)])
+            shared = max(frame.shared_part(shared), of_caller, key=len)
         outcomes: list[EncodedSequence | InvalidRequest] = []
         for index, tokens in enumerate(self._texts.encode(texts, shared)):
             if not prompt.text and not responses[index]:

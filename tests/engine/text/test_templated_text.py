@@ -144,6 +144,40 @@ def test_a_single_text_tells_which_tokens_other_responses_to_its_prompt_share(
     assert shared(turn + "<|im_start|>tutor\n", "Air.") == turn
 
 
+# What Qwen3's template does: an empty think block before the last answer, none before a rollout.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_prompt_of_a_thinking_policy_is_told_from_its_thoughts(tokenizer: Tokenizer) -> None:
+    encoder = _new(tokenizer, THINKING)
+    turn = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n"
+    for thoughts in ("<think>\nHm.\n</think>\n\n", "<think>\n\n</think>\n\n", ""):
+        text = f"{turn}<|im_start|>assistant\n{thoughts}Air.<|im_end|>\n"
+        (sequence,) = encoder.encode(Group(prompt=TemplatedText(text=""), responses=(text,)))
+        assert isinstance(sequence, EncodedSequence)
+        # The tokens are those of the text itself, whatever is known of its prompt.
+        assert _text(tokenizer, sequence.token_ids.tolist()) == text
+        shared = sequence.token_ids[: sequence.prompt_tokens].tolist()
+        assert _text(tokenizer, shared) == turn
+
+
+def test_the_prompt_is_told_although_its_first_token_is_put_right(tokenizer: Tokenizer) -> None:
+    encoder = _new(tokenizer, "{{ bos_token }}" + CHATML)
+    turn = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n"
+    # The template does not write this header, so only the caller's prompt tells where it ends.
+    for start in ("", "<s>", "<s><s>"):
+        prompt = TemplatedText(text=f"{start}{turn}<|im_start|>tutor\n")
+        (sequence,) = encoder.encode(Group(prompt=prompt, responses=("Air.",)))
+        assert isinstance(sequence, EncodedSequence)
+        shared = sequence.token_ids[: sequence.prompt_tokens].tolist()
+        assert _text(tokenizer, shared) == "<s>" + turn
+
+
 def test_a_special_token_at_the_end_of_an_answer_is_a_part_of_it(tokenizer: Tokenizer) -> None:
     encoder = _new(tokenizer, CHATML)
     for answer in ("Because.<|im_start|>", "Because.<|im_start|> "):
