@@ -84,8 +84,16 @@ class AsyncRewardClient:
             async with asyncio.timeout(timeout_s):
                 await self._channel.channel_ready()
         except TimeoutError:
-            raise messages.no_server(self._target, timeout_s) from None
+            await self._probe(timeout_s)
         self._reached = True
+
+    async def _probe(self, waited_s: float) -> None:
+        try:
+            await self._stub.GetModel(
+                pb.GetModelRequest(), timeout=messages.PROBE_S, wait_for_ready=False
+            )
+        except grpc.RpcError as error:
+            raise messages.no_server(self._target, waited_s, error) from None
 
     async def score(
         self,

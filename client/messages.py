@@ -41,6 +41,12 @@ _MAX_UINT32 = (1 << 32) - 1
 
 # Requests
 
+# gRPC's text if a server answers with HTTP/1.1. The status is that of any server that is away.
+_HTTP_SERVER = "http1.x server"
+# The longest time of the last call to a server that was not ready. It fails at once if gRPC knows
+# the cause.
+PROBE_S = 1.0
+
 
 def to_group(
     model: str, prompt: PromptLike, responses: ResponsesLike, priority: PriorityLike
@@ -333,11 +339,24 @@ def from_error(error: pb.Error) -> RewardServiceError:
     )
 
 
-def no_server(target: str, waited_s: float) -> RewardServiceError:
-    """Return the error of a call to an address where no server became ready."""
-    return RewardServiceError(
-        "UNAVAILABLE", f"no server was ready within {waited_s:g} s", target=target
-    )
+def no_server(target: str, waited_s: float, probe: Any = None) -> RewardServiceError:
+    """Return the error of a call to an address where no server became ready.
+
+    Args:
+        target: the address.
+        waited_s: the seconds that the client waited.
+        probe: the grpc.RpcError of a last call that did not wait. gRPC tells the cause there only.
+    """
+    problem = f"no server was ready within {waited_s:g} s"
+    cause = "" if probe is None or probe.code().name != "UNAVAILABLE" else probe.details() or ""
+    if _HTTP_SERVER in cause:
+        problem += (
+            "; this looks like an HTTP port: give the port for gRPC, which is that of "
+            "kwise serve --port"
+        )
+    elif cause:
+        problem += f": {cause}"
+    return RewardServiceError("UNAVAILABLE", problem, target=target)
 
 
 def from_rpc_error(error: Any, target: str) -> RewardServiceError:

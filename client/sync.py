@@ -99,8 +99,17 @@ class RewardClient:
             ready.result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
             ready.cancel()
-            raise messages.no_server(self._target, timeout_s) from None
+            self._probe(timeout_s)
         self._reached = True
+
+    def _probe(self, waited_s: float) -> None:
+        """Raise the error of a server that is not ready, with its cause, unless it is ready now."""
+        try:
+            self._stub.GetModel(
+                pb.GetModelRequest(), timeout=messages.PROBE_S, wait_for_ready=False
+            )
+        except grpc.RpcError as error:
+            raise messages.no_server(self._target, waited_s, error) from None
 
     def score(
         self,

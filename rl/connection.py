@@ -47,12 +47,14 @@ class _Clients:
         blocking: the client that all threads share.
         by_loop: the client of each event loop; only code on that loop changes its entry.
         has_reached: an asyncio client has reached the server.
+        max_responses: the server's limit for a request; None if it must be asked.
     """
 
     lock: Lock = field(default_factory=Lock)
     blocking: RewardClient | None = None
     by_loop: dict[AbstractEventLoop, _Shared] = field(default_factory=dict)
     has_reached: bool = False
+    max_responses: int | None = None
 
 
 class Connection:
@@ -135,6 +137,18 @@ class Connection:
             if not shared.num_calls:
                 del clients.by_loop[loop]
                 await shared.client.close()
+
+    @property
+    def max_responses(self) -> int | None:
+        """The most responses of a request, as the server said; None if it must be asked.
+
+        Only `Scoring` sets it. It is kept, because the question costs a round trip.
+        """
+        return self._clients().max_responses
+
+    @max_responses.setter
+    def max_responses(self, limit: int | None) -> None:
+        self._clients().max_responses = limit
 
     def _clients(self) -> _Clients:
         # setdefault is atomic, so it needs no lock. A lock that another thread holds during a fork

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Literal, TypeAlias
 
-from kwise.client import RewardServiceError
+from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.client.channel import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from kwise.client.messages import PriorityLike, PromptLike, to_priority
 from kwise.errors import KwiseError, Status
@@ -24,6 +24,11 @@ from kwise.rl.result import ModelChanged, NotScored, ScoredResponses, Statistics
 from kwise.types import Priority, Reward, ScoredGroup
 
 OnError: TypeAlias = Literal["raise", "none"]
+_Result: TypeAlias = ScoredGroup | KwiseError
+
+# The statuses of errors that are about the responses of a request: they cannot be scored, or the
+# model failed on them. If it failed on all responses of a request, the request has the error.
+_OF_RESPONSES = (Status.INVALID_ARGUMENT, Status.INTERNAL)
 
 
 class Scoring:
@@ -118,20 +123,26 @@ class Scoring:
         if not requests:
             return ScoredResponses(rewards=[], errors={}, statistics=Statistics())
         client = self._connection.blocking()
-        if any(len(request.responses) > 1 for request in requests):
-            requests = split(requests, client.get_model().max_responses)
-        results: list[ScoredGroup | KwiseError]
+        if self._must_ask(requests):
+            self._connection.max_responses = client.get_model().max_responses
+        requests = self._split(requests)
+        results = self._send(client, requests)
+        if _may_be_over_limit(requests, results):
+            self._connection.max_responses = client.get_model().max_responses
+            if len(smaller := self._split(requests)) > len(requests):
+                requests, results = smaller, self._send(client, smaller)
+        return self._collect(requests, results, started_s)
+
+    def _send(self, client: RewardClient, requests: Sequence[Request]) -> list[_Result]:
+        """Return the result of each request, in order."""
         if len(requests) > 1:
             groups = [(request.prompt, request.responses) for request in requests]
-            results = list(client.score_many(groups, priority=self._priority))
-        else:
-            (request,) = requests
-            try:
-                scored = client.score(request.prompt, request.responses, priority=self._priority)
-                results = [scored]
-            except RewardServiceError as error:
-                results = [error]
-        return self._collect(requests, results, started_s)
+            return list(client.score_many(groups, priority=self._priority))
+        (request,) = requests
+        try:
+            return [client.score(request.prompt, request.responses, priority=self._priority)]
+        except RewardServiceError as error:
+            return [_of_call(error)]
 
     async def score_async(
         self, prompts: Sequence[PromptLike], responses: Sequence[ResponseLike]
@@ -141,24 +152,40 @@ class Scoring:
         requests = group_by_prompt(prompts, responses)
         if not requests:
             return ScoredResponses(rewards=[], errors={}, statistics=Statistics())
-        results: list[ScoredGroup | KwiseError]
         async with self._connection.of_running_loop() as client:
-            if any(len(request.responses) > 1 for request in requests):
-                requests = split(requests, (await client.get_model()).max_responses)
-            if len(requests) > 1:
-                groups = [(request.prompt, request.responses) for request in requests]
-                stream = client.score_many(groups, priority=self._priority)
-                results = [result async for result in stream]
-            else:
-                (request,) = requests
-                prompt, priority = request.prompt, self._priority
-                try:
-                    results = [await client.score(prompt, request.responses, priority=priority)]
-                except RewardServiceError as error:
-                    if error.status is not Status.INVALID_ARGUMENT:
-                        raise  # the request may not have reached the server
-                    results = [error]
+            if self._must_ask(requests):
+                self._connection.max_responses = (await client.get_model()).max_responses
+            requests = self._split(requests)
+            results = await self._send_async(client, requests)
+            if _may_be_over_limit(requests, results):
+                self._connection.max_responses = (await client.get_model()).max_responses
+                if len(smaller := self._split(requests)) > len(requests):
+                    requests, results = smaller, await self._send_async(client, smaller)
         return self._collect(requests, results, started_s)
+
+    async def _send_async(
+        self, client: AsyncRewardClient, requests: Sequence[Request]
+    ) -> list[_Result]:
+        """Return the result of each request, in order."""
+        if len(requests) > 1:
+            groups = [(request.prompt, request.responses) for request in requests]
+            return [r async for r in client.score_many(groups, priority=self._priority)]
+        (request,) = requests
+        try:
+            scored = await client.score(request.prompt, request.responses, priority=self._priority)
+            return [scored]
+        except RewardServiceError as error:
+            return [_of_call(error)]
+
+    def _must_ask(self, requests: Sequence[Request]) -> bool:
+        """Return True if the server's limit is not known and a request may exceed it."""
+        return self._connection.max_responses is None and any(
+            len(request.responses) > 1 for request in requests
+        )
+
+    def _split(self, requests: Sequence[Request]) -> list[Request]:
+        limit = self._connection.max_responses
+        return list(requests) if limit is None else split(requests, limit)
 
     def _collect(
         self,
@@ -178,7 +205,7 @@ class Scoring:
                 self._check_model(result.fingerprint)
                 scored.append(result)
                 outcomes |= zip(request.indices, result.rewards, strict=True)
-            elif result.status is Status.INVALID_ARGUMENT:
+            elif result.status in _OF_RESPONSES:
                 outcomes |= dict.fromkeys(request.indices, result)
             else:
                 raise result  # the server is the cause, and not the request
@@ -212,5 +239,31 @@ class Scoring:
     def _check_model(self, fingerprint: str) -> None:
         """Raise `ModelChanged` if the fingerprint is not the first one of this process."""
         first = self._fingerprints.setdefault(os.getpid(), fingerprint)
+        if fingerprint != first:
+            self._connection.max_responses = None  # another server may have another limit
         if fingerprint != first and not self._allow_model_change:
             raise ModelChanged(first, fingerprint, self._connection.address)
+
+
+def _of_call(error: RewardServiceError) -> KwiseError:
+    """Return the error of a call as that of its only request, or raise it.
+
+    Raises:
+        RewardServiceError: the cause is the server, and not what was sent.
+    """
+    if error.status not in _OF_RESPONSES:
+        raise error
+    return error
+
+
+def _may_be_over_limit(requests: Sequence[Request], results: Sequence[_Result]) -> bool:
+    """Return True if a request of several responses was refused as a whole.
+
+    The server may have restarted with a lower limit than it had.
+    """
+    return any(
+        isinstance(result, KwiseError)
+        and result.status is Status.INVALID_ARGUMENT
+        and len(request.responses) > 1
+        for request, result in zip(requests, results, strict=True)
+    )

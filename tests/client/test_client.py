@@ -131,7 +131,9 @@ def test_a_server_that_was_never_reached_is_named_after_the_connect_timeout(
     """The call's own timeout is an hour. A client that waited for it would time this test out."""
     with pytest.raises(RewardServiceError) as raised:
         client(nowhere, call, 3600.0, connect_timeout_s=0.2)
-    assert str(raised.value) == f"UNAVAILABLE at {nowhere}: no server was ready within 0.2 s"
+    problem = f"UNAVAILABLE at {nowhere}: no server was ready within 0.2 s: failed to connect"
+    assert str(raised.value).startswith(problem)
+    assert str(raised.value).endswith("Connection refused")
     assert (raised.value.code, raised.value.target) == ("UNAVAILABLE", nowhere)
 
 
@@ -438,10 +440,8 @@ def test_a_command_without_a_server_names_the_address(
         "0.2",
     ]
     assert main(arguments) == 1
-    assert (
-        capsys.readouterr().err
-        == f"kwise score: UNAVAILABLE at {nowhere}: no server was ready within 0.2 s\n"
-    )
+    problem = f"kwise score: UNAVAILABLE at {nowhere}: no server was ready within 0.2 s: "
+    assert capsys.readouterr().err.startswith(problem)
 
 
 @pytest.mark.parametrize("client", [RewardClient, AsyncRewardClient])

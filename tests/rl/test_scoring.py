@@ -13,15 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import msgspec
 import pytest
 
 from kwise.client import InvalidRequest, RewardClient, RewardServiceError
 from kwise.engine.artifact import MANIFEST, read_manifest
 from kwise.errors import Status
+from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.rl.result import ModelChanged, NotScored, ScoredResponses
 from kwise.rl.scoring import Scoring
 from kwise.types import TemplatedText
+from tests.client.test_client import Service, serving
 from tests.held_model import HeldModel, running_held_server
 from tests.servers import PATIENCE_S, Server, running_server, wait_until
 
@@ -277,6 +280,79 @@ def test_a_server_that_does_not_answer_ends_the_call_whatever_the_policy(
         scoring = Scoring(server.address, on_error="none", timeout_s=1)
         with pytest.raises(RewardServiceError, match=r"DEADLINE_EXCEEDED|UNAVAILABLE"):
             call(scoring, prompts, ["a"] * len(prompts))
+
+
+class Limited(Service):
+    """A service with a limit that a test can change. Its model fails on "broken"."""
+
+    def __init__(self, max_responses: int) -> None:
+        self.max_responses = max_responses
+        self.num_asked = 0
+
+    def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        self.num_asked += 1
+        return pb.GetModelResponse(model="m", max_responses=self.max_responses)
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
+        result = self._result(request.group)
+        if isinstance(result, pb.Error):
+            context.abort(grpc.StatusCode[result.code], result.message)
+        return pb.ScoreResponse(scored=result)
+
+    def ScoreStream(self, request_iterator: Any, context: Any) -> Iterator[pb.ScoreStreamResponse]:
+        for item in request_iterator:
+            result = self._result(item.group)
+            name = "error" if isinstance(result, pb.Error) else "scored"
+            yield pb.ScoreStreamResponse(id=item.id, **{name: result})
+
+    def _result(self, group: pb.Group) -> Any:
+        if len(group.responses) > self.max_responses:
+            return pb.Error(code="INVALID_ARGUMENT", message="responses: there are too many")
+        failed = pb.Error(code="INTERNAL", message="the model failed on this response")
+        rewards = [
+            pb.Reward(error=failed) if response.text == "broken" else pb.Reward(value=1, tokens=1)
+            for response in group.responses
+        ]
+        if all(reward.HasField("error") for reward in rewards):
+            return failed
+        return pb.ScoredGroup(rewards=rewards, model="m", fingerprint="f")
+
+
+@CALLS
+def test_the_limit_of_a_server_is_asked_once_and_again_after_a_refusal(call: Any) -> None:
+    service = Limited(max_responses=4)
+    with serving(service=service) as address:
+        scoring = Scoring(address)
+        for prompts in (["p"] * 6, ["p"] * 6, ["p", "p", "q"], ["p"] * 2):
+            assert call(scoring, prompts, ["a"] * len(prompts)).values == [1.0] * len(prompts)
+        assert service.num_asked == 1
+        service.max_responses = 2  # it restarts with another option
+        for prompts in (["p"] * 3, ["p"] * 3 + ["q"]):
+            assert call(scoring, prompts, ["a"] * len(prompts)).values == [1.0] * len(prompts)
+        assert service.num_asked == 2
+
+
+@CALLS
+@pytest.mark.parametrize(
+    ("prompts", "responses", "failed"),
+    [
+        (["p", "p"], ["a", "broken"], [1]),  # an error in the group
+        (["p"], ["broken"], [0]),  # the error of a call
+        (["p", "q"], ["a", "broken"], [1]),  # the error of a group of a stream
+    ],
+)
+def test_a_response_on_which_the_model_failed_has_none_whoever_its_neighbours_are(
+    call: Any, prompts: Any, responses: Any, failed: list[int]
+) -> None:
+    with serving(service=Limited(max_responses=4)) as address:
+        scoring = Scoring(address, on_error="none")
+        call(scoring, ["p"], ["a"])
+        assert list(call(scoring, prompts, responses).errors) == failed
+        strict = Scoring(address)
+        call(strict, ["p"], ["a"])
+        with pytest.raises(NotScored, match="the model failed on this response") as raised:
+            call(strict, prompts, responses)
+        assert raised.value.status is Status.INTERNAL
 
 
 def test_metrics_of_a_call_without_rewards_are_finite(tiny_server: Server) -> None:
