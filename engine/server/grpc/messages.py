@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import grpc
 
 from kwise.engine.server.conversation import plain, to_conversation
-from kwise.engine.slices import CHEAP_SLICE_ITEMS, TOKEN_IDS_SLICE_ITEMS, in_slices
+from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices, in_slices_of_ids
 from kwise.errors import InvalidRequest, KwiseError, Overloaded
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import (
@@ -67,7 +67,7 @@ async def to_group(group: pb.Group, client: str = "") -> Group:
     responses: tuple[str, ...] | tuple[TokenIds, ...]
     if expected == "token_ids":
         sequences: list[TokenIds] = []
-        async for part in in_slices(group.responses, TOKEN_IDS_SLICE_ITEMS):
+        async for part in in_slices_of_ids(group.responses, lambda r: len(r.token_ids.ids)):
             sequences += [tuple(response.token_ids.ids) for response in part]
         responses = tuple(sequences)
     else:

@@ -10,6 +10,7 @@ it, and the client would see an error of its socket in place of the reply.
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,8 +33,10 @@ from kwise.engine.server.http.errors import (
     problem_of,
 )
 from kwise.engine.server.service import RewardService
-from kwise.errors import InvalidRequest, KwiseError, Status, Unavailable
+from kwise.errors import InvalidRequest, KwiseError, ServiceFailed, Status, Unavailable
 from kwise.types import CLIENT_KEY
+
+_LOG = logging.getLogger(__name__)
 
 # The client's time-out for its request, in seconds. A request that exceeds it leaves the queue.
 TIMEOUT_HEADER = "kwise-timeout-s"
@@ -109,42 +112,41 @@ class PathApp:
         self, dialects: "list[Dialect]", scope: Scope, receive: Receive
     ) -> Response | None:
         """Return the reply to a request; None if the client has gone."""
-        errors = dialects[0].endpoint.errors
+        dialect = _usual_of(dialects)
         try:
-            if self._service.draining.is_set() and not dialects[0].endpoint.always:
+            if self._service.draining.is_set() and not dialect.endpoint.always:
                 raise Unavailable.draining()
             headers = dict(scope["headers"])
             timeout_s = _timeout_s(headers)
             body = None
-            if dialects[0].endpoint.request is not None:
+            if dialect.endpoint.request is not None:
                 body = await self._read_body(headers, receive)
                 if body is None:
                     return None
-            dialect = dialects[0] if len(dialects) == 1 else _dialect_of(dialects, body)
-            errors = dialect.endpoint.errors
+                if len(dialects) > 1:
+                    dialect = _dialect_of(dialects, body)
             call = Call(service=self._service, client=_client_of(scope, headers))
             async with asyncio.timeout(timeout_s):
-                result = await self._work(dialect, call, body, receive)
+                return await self._work(dialect, call, body, scope, receive)
         except KwiseError as error:
-            return _response(problem_of(error), errors)
+            problem = problem_of(error)
+            # A bug is in the log already, and so is a drain.
+            is_logged = not isinstance(error, ServiceFailed | Unavailable)
         except ProblemRaised as raised:
-            return _response(raised.problem, errors)
+            problem, is_logged = raised.problem, True
         except TimeoutError:
-            return _response(
-                Problem(
-                    http_status=HTTPStatus.GATEWAY_TIMEOUT,
-                    status=Status.DEADLINE_EXCEEDED,
-                    message=f"the request was not answered within its {TIMEOUT_HEADER}",
-                ),
-                errors,
-            )
-        return result
+            problem, is_logged = _out_of_time(), True
+        if is_logged and (client := dialect.endpoint.logs_for):
+            status = problem.http_status.value
+            _LOG.warning("a call of %s failed with %d: %s", client, status, problem.message)
+        return _response(problem, dialect.endpoint.errors)
 
     async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
         """Return the body of a request; None if the client has gone.
 
         Raises:
             ProblemRaised: the body is too large, or its content type is not JSON.
+            InvalidRequest: the body is empty.
         """
         _check_type(headers)
         limit = self._max_body_bytes
@@ -162,10 +164,13 @@ class PathApp:
             if num_bytes > limit:
                 raise _too_large(limit)
             if not message["more_body"]:
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+                body = parts[0] if len(parts) == 1 else b"".join(parts)
+                if not body or body.isspace():
+                    raise InvalidRequest("body", "it is empty; send a JSON object")
+                return body
 
     async def _work(
-        self, dialect: "Dialect", call: Call, body: bytes | None, receive: Receive
+        self, dialect: "Dialect", call: Call, body: bytes | None, scope: Scope, receive: Receive
     ) -> Response | None:
         """Return the reply to a request whose body has been read; None if the client goes away."""
         work = asyncio.current_task()
@@ -182,7 +187,8 @@ class PathApp:
         watching = asyncio.create_task(watch())
         try:
             with self._service.call():
-                return dialect.response(await dialect.endpoint.handler(call, dialect.decode(body)))
+                argument = scope["path_params"] if body is None else dialect.decode(body)
+                return dialect.response(await dialect.endpoint.handler(call, argument))
         except asyncio.CancelledError:
             if not has_gone:
                 raise
@@ -199,15 +205,14 @@ class Dialect:
         self.endpoint = endpoint
         self._decoder = None if endpoint.request is None else msgspec.json.Decoder(endpoint.request)
 
-    def decode(self, body: bytes | None) -> Any:
-        """Return the struct of a body; None if the endpoint has none.
+    def decode(self, body: bytes) -> Any:
+        """Return the struct of a body.
 
         Raises:
             InvalidRequest: the body is not JSON, or a field is missing, unknown, or of the wrong
                 type.
         """
-        if self._decoder is None or body is None:
-            return None
+        assert self._decoder is not None, "endpoints without a body do not get one"
         try:
             return self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -225,14 +230,20 @@ class Dialect:
         )
 
 
-def _dialect_of(dialects: Sequence[Dialect], body: bytes | None) -> Dialect:
+def _usual_of(dialects: Sequence[Dialect]) -> Dialect:
+    """Return the dialect whose form an error has if the body does not tell the dialect.
+
+    It is the one that gets the bodies without marks, because most clients of the path speak it.
+    """
+    return next((d for d in reversed(dialects) if not d.endpoint.marks), dialects[0])
+
+
+def _dialect_of(dialects: Sequence[Dialect], body: bytes) -> Dialect:
     """Return the dialect in which a body is written.
 
     Raises:
         InvalidRequest: the body has no field that marks a dialect.
     """
-    if body is None:
-        return dialects[0]
     try:
         fields = _decode_fields(body).keys()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -240,11 +251,11 @@ def _dialect_of(dialects: Sequence[Dialect], body: bytes | None) -> Dialect:
     for dialect in dialects:
         if not fields.isdisjoint(dialect.endpoint.marks):
             return dialect
-    unmarked = [dialect for dialect in dialects if not dialect.endpoint.marks]
-    if not unmarked:
+    usual = _usual_of(dialects)
+    if usual.endpoint.marks:
         choices = (f"{' or '.join(d.endpoint.marks)} ({d.endpoint.tag})" for d in dialects)
         raise InvalidRequest("body", f"it has none of the fields {', '.join(choices)}")
-    return unmarked[-1]
+    return usual
 
 
 def _client_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str:
@@ -289,6 +300,14 @@ def _check_type(headers: Mapping[bytes, bytes]) -> None:
             status=Status.INVALID_ARGUMENT,
             message=problem,
         )
+    )
+
+
+def _out_of_time() -> Problem:
+    return Problem(
+        http_status=HTTPStatus.GATEWAY_TIMEOUT,
+        status=Status.DEADLINE_EXCEEDED,
+        message=f"the request was not answered within its {TIMEOUT_HEADER}",
     )
 
 

@@ -43,8 +43,9 @@ class Endpoint:
 
     Attributes:
         method: GET or POST. HEAD and OPTIONS are added automatically.
-        path: the path, without a trailing slash.
-        handler: answers a request. Its second argument is the decoded body, None without one.
+        path: the path, without a trailing slash. "{model:path}" is a parameter, as in Starlette.
+        handler: answers a request. Its second argument is the decoded body, or a dict of the path's
+            parameters if the endpoint has no body.
         summary: a line for the OpenAPI document.
         tag: the protocol, by which the OpenAPI document groups its endpoints.
         response: the type of a reply, for the OpenAPI document.
@@ -54,6 +55,8 @@ class Endpoint:
         error_statuses: the statuses that the handler may cause, in addition to those of every
             endpoint.
         errors: the form of the error bodies.
+        logs_for: a client that does not show its user why a call failed. The server logs each
+            failure in its place. "" logs nothing.
         always: True if the endpoint also answers while the server drains, as a health check does.
     """
 
@@ -68,4 +71,5 @@ class Endpoint:
     marks: tuple[str, ...] = ()
     error_statuses: tuple[HTTPStatus, ...] = ()
     errors: ErrorForm = KWISE_ERRORS
+    logs_for: str = ""
     always: bool = False

@@ -1,5 +1,6 @@
 """The OpenAPI document of the endpoints, and a page to read it and try them out."""
 
+import re
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +20,8 @@ _ERRORS_OF_BODIES = (
     HTTPStatus.SERVICE_UNAVAILABLE,
     HTTPStatus.GATEWAY_TIMEOUT,
 )
+# A parameter of a path, with Starlette's type: "{model:path}".
+_PARAMETER = re.compile(r"\{(\w+):\w+\}")
 _HEADERS = [
     {
         "name": "kwise-client",
@@ -63,7 +66,7 @@ def openapi_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     schema_of = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
-        operations = paths.setdefault(endpoint.path, {})
+        operations = paths.setdefault(_PARAMETER.sub(r"{\1}", endpoint.path), {})
         method = endpoint.method.lower()
         if method not in operations:
             dialects = [
@@ -100,6 +103,11 @@ def _operation(dialects: Sequence[Endpoint], schema_of: dict[Any, Any]) -> dict[
             **_errors(dialects, schema_of),
         },
     }
+    if parameters := _PARAMETER.findall(dialects[0].path):
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in parameters
+        ]
     if requests:
         operation["parameters"] = _HEADERS
         operation["requestBody"] = {"required": True, **_content(requests, schema_of)}
@@ -137,12 +145,12 @@ def documentation(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
     """Return the endpoints of the OpenAPI document about `endpoints` and of its page."""
     document: list[bytes] = []
 
-    async def read(call: Call, _: None) -> Reply:
+    async def read(call: Call, _: object) -> Reply:
         if not document:  # made at the first request, because most servers never get one
             document.append(msgspec.json.encode(openapi_document(endpoints)))
         return Reply(body=document[0])
 
-    async def page(call: Call, _: None) -> Reply:
+    async def page(call: Call, _: object) -> Reply:
         return Reply(body=_PAGE.encode(), content_type="text/html; charset=utf-8")
 
     return (

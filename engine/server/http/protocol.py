@@ -16,12 +16,15 @@ ignored. The parser would take the body of such a request for the other protocol
 (https://github.com/Kludex/uvicorn/issues/2722).
 
 A request that is not HTTP gets 400. The bodies of 400, 408 and 431 are JSON in kwise's own form,
-because the client's protocol is not known yet.
+because the client's protocol is not known yet. The log names a client that speaks HTTP/2, as a gRPC
+client does that has the wrong port.
 """
 
+import logging
 import re
 from asyncio import TimerHandle, Transport
 from enum import Enum
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -33,7 +36,22 @@ from kwise.errors import Status
 
 MAX_HEADER_BYTES = 64 << 10
 
-_UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
+_UPGRADE = re.compile(rb"(?<=\r\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
+# The most bytes of that pattern that a piece of the stream may end with, without a whole match.
+_UPGRADE_BYTES = len(b"\r\nupgrade")
+_HTTP_2 = b"PRI * HTTP/2.0"
+
+_LOG = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1024)
+def _log_http_2(host: str) -> None:
+    """Log once per host that a client has the wrong port. A gRPC client tries again and again."""
+    _LOG.warning(
+        "a client at %s speaks HTTP/2 to the HTTP port, as gRPC clients do; gRPC has the port of "
+        "--port",
+        host,
+    )
 
 
 class _Receiving(Enum):
@@ -51,7 +69,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **keywords)
         self._receive_s = receive_s
         self._receiving = _Receiving.NOTHING
-        self._num_header_bytes = 0
+        # Two counts of the present head. Neither alone sees every endless head: headers that are
+        # complete, and pieces of the stream that begin and end within the head.
+        self._num_parsed_bytes = 0
+        self._num_piece_bytes = 0
+        self._head_end = b""  # the last bytes of the head that have arrived
+        self._is_http_2 = False
         self._receive_timer: TimerHandle | None = None
         self._abort_timer: TimerHandle | None = None
         self._is_refused = False
@@ -71,14 +94,25 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         was_in_head = self._receiving is _Receiving.HEAD
-        if _UPGRADE.search(data):
+        self._is_http_2 = data.startswith(_HTTP_2)
+        data = self._without_upgrade(data)
+        super().data_received(data)
+        if was_in_head and self._receiving is _Receiving.HEAD:
+            self._num_piece_bytes += len(data)
+            self._check_head()
+
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """Return a piece of the stream in which headers called Upgrade have another name."""
+        before = self._head_end if self._receiving is _Receiving.HEAD else b""
+        joined = before + data
+        if first := _UPGRADE.search(joined):
             # The new name has the same length, in case the match is in a body. JSON has no such
             # line.
-            data = _UPGRADE.sub(b"\r\nignored", data)
-        super().data_received(data)
-        # The parser reports a header when it ends, so `on_header` does not count an endless one.
-        if was_in_head and self._receiving is _Receiving.HEAD:
-            self._count_header_bytes(len(data))
+            joined = _UPGRADE.sub(b"ignored", joined)
+            if first.start() < len(before):  # the parser has the beginning of the name already
+                joined = before + b"-" + joined[len(before) :]
+        self._head_end = joined[-_UPGRADE_BYTES:]
+        return joined[len(before) :]
 
     @property
     def _is_answering(self) -> bool:
@@ -89,16 +123,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._receiving = _Receiving.HEAD
-        self._num_header_bytes = 0
+        self._num_parsed_bytes = self._num_piece_bytes = 0
         self._start_receive_timer()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count_header_bytes(len(url))
+        self._num_parsed_bytes += len(url)
+        self._check_head()
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_header_bytes(len(name) + len(value))
+        self._num_parsed_bytes += len(name) + len(value)
+        self._check_head()
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -110,9 +146,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._stop_receive_timer()
         super().on_message_complete()
 
-    def _count_header_bytes(self, num_bytes: int) -> None:
-        self._num_header_bytes += num_bytes
-        if self._num_header_bytes > MAX_HEADER_BYTES and not self._is_refused:
+    def _check_head(self) -> None:
+        num_bytes = max(self._num_parsed_bytes, self._num_piece_bytes)
+        if num_bytes > MAX_HEADER_BYTES and not self._is_refused:
             message = f"request line and headers are larger than {MAX_HEADER_BYTES} bytes"
             self._refuse(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, Status.INVALID_ARGUMENT, message
@@ -167,7 +203,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._start_abort_timer()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPStatus.BAD_REQUEST, Status.INVALID_ARGUMENT, "this is not HTTP/1.1")
+        message = "this is not HTTP/1.1"
+        if self._is_http_2:
+            message = (
+                "this is HTTP/2, which gRPC clients speak, and this port speaks HTTP/1.1; the port "
+                "for gRPC is that of --port"
+            )
+            _log_http_2(self.client[0] if self.client else "")
+        self._refuse(HTTPStatus.BAD_REQUEST, Status.INVALID_ARGUMENT, message)
 
     def _refuse(self, http_status: HTTPStatus, status: Status, message: str) -> None:
         """Answer with an error unless a reply has begun, and close the connection."""

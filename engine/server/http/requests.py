@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from kwise.engine.server.conversation import plain, to_conversation
+from kwise.engine.server.samples.sample import check_num_ids
 from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest
 from kwise.options import MAX_UINT32
@@ -50,8 +51,15 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 # A field that may be spelled in two ways is two fields here.
 
 
-class MessageBody(_Request):
-    """One message of a conversation."""
+class MessageBody(_Request, kw_only=True):
+    """One message of a conversation. `content` is required, and may be empty."""
+
+    role: str = ""
+    content: str
+
+
+class ProtoMessageBody(_Request):
+    """kwise.v1.Message. Protobuf leaves out a field that is empty."""
 
     role: str = ""
     content: str = ""
@@ -60,7 +68,7 @@ class MessageBody(_Request):
 class ConversationBody(_Request):
     """kwise.v1.Conversation."""
 
-    messages: list[MessageBody] = []
+    messages: list[ProtoMessageBody] = []
 
 
 class TokenIdsBody(_Request):
@@ -137,7 +145,7 @@ class CompareRequest(ScoreRequest):
     pairs: list[PairBody | tuple[Uint32, Uint32]] = []
 
 
-def to_group(body: GroupBody, client: str) -> Group:
+def to_group(body: GroupBody, client: str, max_tokens: int) -> Group:
     """Return the group of a request of `client`.
 
     Raises:
@@ -147,6 +155,7 @@ def to_group(body: GroupBody, client: str) -> Group:
         raise InvalidRequest(
             "priority", f"{str(body.priority)[:50]!r} is not a Priority; give interactive or bulk"
         )
+    _check_num_ids(body.prompt, max_tokens)
     prompt = _to_prompt(body.prompt)
     if not body.responses:
         raise InvalidRequest("responses", "there are none; give at least one")
@@ -164,6 +173,11 @@ def to_group(body: GroupBody, client: str) -> Group:
         priority=_PRIORITIES[body.priority],
         client=client,
     )
+
+
+def _check_num_ids(prompt: Any, max_tokens: int) -> None:
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+        check_num_ids("prompt", len(prompt), max_tokens)
 
 
 def _to_prompt(prompt: Any) -> Conversation | TemplatedText | TokenIds:
@@ -200,9 +214,10 @@ def _to_prompt_of_kind(prompt: PromptBody) -> Conversation | TemplatedText | Tok
         return plain(prompt.text)
     if prompt.messages is not None:
         inner = prompt.messages
-        return _to_conversation(
-            inner.messages if isinstance(inner, ConversationBody) else inner, "prompt.messages"
+        messages: Sequence[MessageBody | ProtoMessageBody] = (
+            inner.messages if isinstance(inner, ConversationBody) else inner
         )
+        return _to_conversation(messages, "prompt.messages")
     if templated is not None:
         return TemplatedText(text=templated)
     if not (ids := _ids(token_ids)):
@@ -210,7 +225,9 @@ def _to_prompt_of_kind(prompt: PromptBody) -> Conversation | TemplatedText | Tok
     return ids
 
 
-def _to_conversation(messages: Sequence[MessageBody], field: str) -> Conversation:
+def _to_conversation(
+    messages: Sequence[MessageBody | ProtoMessageBody], field: str
+) -> Conversation:
     return to_conversation((Message(role=m.role, content=m.content) for m in messages), field)
 
 

@@ -1,14 +1,17 @@
 """Endpoints that describe the server: its health, and the model that it serves."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from http import HTTPStatus
 
 import msgspec
 
 from kwise.engine.server.call import Call
+from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
 from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.engine.server.samples.scores import LABEL, TEI_DTYPES
+from kwise.errors import UnknownModel
 from kwise.version import __version__
 
 
@@ -102,17 +105,27 @@ class Info(msgspec.Struct, kw_only=True):
     docker_label: str | None = None
 
 
-async def _model(call: Call, _: None) -> ModelBody:
+async def _model(call: Call, _: object) -> ModelBody:
     return msgspec.convert(asdict(call.service.model_info()), ModelBody)
 
 
-async def _models(call: Call, _: None) -> ModelList:
+async def _models(call: Call, _: object) -> ModelList:
+    return ModelList(data=[_card(call)])
+
+
+async def _named_model(call: Call, parameters: Mapping[str, str]) -> ModelCard:
+    card, name = _card(call), parameters["model"]
+    if name != card.id:
+        raise UnknownModel(name, card.id)
+    return card
+
+
+def _card(call: Call) -> ModelCard:
     info = call.service.model_info()
-    card = ModelCard(id=info.model, created=_STARTED_S, max_model_len=info.max_tokens)
-    return ModelList(data=[card])
+    return ModelCard(id=info.model, created=_STARTED_S, max_model_len=info.max_tokens)
 
 
-async def _info(call: Call, _: None) -> Info:
+async def _info(call: Call, _: object) -> Info:
     info, config = call.service.model_info(), call.service.scorer.config
     return Info(
         model_id=info.model,
@@ -130,13 +143,13 @@ async def _info(call: Call, _: None) -> Info:
     )
 
 
-async def _health(call: Call, _: None) -> Reply:
+async def _health(call: Call, _: object) -> Reply:
     if call.service.draining.is_set():
         return Reply(body=Health("NOT_SERVING"), http_status=HTTPStatus.SERVICE_UNAVAILABLE)
     return Reply(body=Health("SERVING"))
 
 
-async def _alive(call: Call, _: None) -> Health:
+async def _alive(call: Call, _: object) -> Health:
     return Health("SERVING")
 
 
@@ -183,6 +196,16 @@ ENDPOINTS = (
         tag="OpenAI",
         response=ModelList,
         error_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,),
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/models/{model:path}",
+        handler=_named_model,
+        summary="Describe the model of this name, if it is served",
+        tag="OpenAI",
+        response=ModelCard,
+        error_statuses=(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+        errors=OPENAI_ERRORS,
     ),
     Endpoint(
         method="GET",

@@ -16,6 +16,7 @@ from os.path import commonprefix
 from typing import cast
 
 from kwise.engine.server.conversation import plain
+from kwise.engine.slices import in_slices_of_ids
 from kwise.errors import InvalidRequest
 from kwise.types import Conversation, TemplatedText, TokenIds
 
@@ -51,41 +52,59 @@ def of_templated(texts: Sequence[str], fields: Sequence[str]) -> list[Sample]:
     ]
 
 
-def of_token_ids(sequences: Sequence[Sequence[int]], fields: Sequence[str]) -> list[Sample]:
-    """Return the samples of whole conversations in token ids.
+async def of_token_ids(
+    sequences: Sequence[Sequence[int]], fields: Sequence[str], max_tokens: int
+) -> list[Sample]:
+    """Return the samples of whole conversations in token ids. Converted in slices.
 
     The common prefix of all sequences counts as their prompt, so that they form one group. The
     prompt of a single sequence is all but its last token, so that the prompt cache keeps it for the
     next call.
 
+    Args:
+        sequences: the token ids of each conversation.
+        fields: the field that each sequence comes from.
+        max_tokens: the most tokens of a conversation.
+
     Raises:
-        InvalidRequest: a sequence is empty.
+        InvalidRequest: a sequence is empty or too long.
     """
+    # Before the conversion, which takes seconds for a body of tens of megabytes.
     for sequence, field in zip(sequences, fields, strict=True):
         if not sequence:
             raise InvalidRequest(field, "it has no token ids; give at least one")
-    ids = [tuple(sequence) for sequence in sequences]
+        check_num_ids(field, len(sequence), max_tokens)
+    ids: list[TokenIds] = []
+    async for part in in_slices_of_ids(sequences, len):
+        ids += map(tuple, part)
     first, last = min(ids), max(ids)
-    shared = cast(TokenIds, commonprefix([first, last]))
-    if first == last and len(shared) > 1:
-        shared = shared[:-1]
-    if not shared:
-        # The sequences have no common prefix, so each forms a group of its own.
-        return [sample for pair in zip(ids, fields, strict=True) for sample in _alone(*pair)]
+    shared = cast(TokenIds, commonprefix([first, last])) if first != last else first[:-1] or first
     return [
-        Sample(
-            prompt=shared,
-            response=sequence[len(shared) :],
-            prompt_field=field,
-            response_field=field,
-            is_split=False,
-        )
+        _sample_of_ids(sequence, len(shared) or max(len(sequence) - 1, 1), field)
         for sequence, field in zip(ids, fields, strict=True)
     ]
 
 
-def _alone(sequence: TokenIds, field: str) -> list[Sample]:
-    return of_token_ids([sequence], [field])
+def _sample_of_ids(ids: TokenIds, prompt_length: int, field: str) -> Sample:
+    return Sample(
+        prompt=ids[:prompt_length],
+        response=ids[prompt_length:],
+        prompt_field=field,
+        response_field=field,
+        is_split=False,
+    )
+
+
+def check_num_ids(field: str, num_ids: int, max_tokens: int) -> None:
+    """Check the number of token ids of a conversation. Handlers call this before they convert it.
+
+    Raises:
+        InvalidRequest: there are more than the model reads.
+    """
+    if num_ids > max_tokens:
+        raise InvalidRequest(
+            field, f"the conversation has {num_ids} tokens and the limit is {max_tokens}"
+        )
 
 
 def of_pair(prompt: str, response: str, prompt_field: str, response_field: str) -> Sample:

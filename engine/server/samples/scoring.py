@@ -11,7 +11,6 @@ held for `hold_s` seconds: some clients end their run when they are refused.
 """
 
 import asyncio
-import logging
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -25,8 +24,6 @@ from kwise.engine.server.samples.sample import Sample
 from kwise.engine.slices import PAUSE_S, in_slices
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded
 from kwise.types import Group, Reward, ScoredGroup, Timing
-
-_LOG = logging.getLogger(__name__)
 
 # The longest time that a call is held while the queue has no room, for clients that do not try
 # again after a refusal. OpenRLHF gives up on a call after 180 s.
@@ -84,7 +81,6 @@ async def score_samples(
     *,
     model: str | None = None,
     hold_s: float = 0.0,
-    log_for: str = "",
 ) -> ScoredSamples:
     """Return the rewards of the samples, in order.
 
@@ -93,8 +89,6 @@ async def score_samples(
         samples: at least one.
         model: the name of the model that must answer; None or "" for whichever is served.
         hold_s: the longest wait for room in the queue before the call is refused, in seconds.
-        log_for: the name of a client that does not show its user why a call failed. The server
-            logs the reason in its place. "" logs nothing.
 
     Raises:
         InvalidRequest: a sample cannot be scored. The error names its field.
@@ -116,12 +110,7 @@ async def score_samples(
     while len({o.fingerprint for o in outcomes if isinstance(o, ScoredGroup)}) > 1:
         # The model was replaced in the meantime. The new one has some of the rewards already.
         outcomes = await queue.score()
-    try:
-        return _merged(samples, indices_by_group, outcomes)
-    except KwiseError as error:
-        if log_for:
-            _LOG.warning("a sample of %s cannot be scored: %s", log_for, error)
-        raise
+    return _merged(samples, indices_by_group, outcomes)
 
 
 def _check_token_ids(call: Call, samples: Sequence[Sample]) -> None:

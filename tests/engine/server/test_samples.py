@@ -1,6 +1,8 @@
 """The samples of a body do not refuse each other, and calls that must not be refused are held."""
 
+import asyncio
 import copy
+import re
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -8,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import msgspec
 import pytest
@@ -19,13 +21,16 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies import score, sglang, tei, vllm
+from kwise.engine.server.http.bodies.inputs import of_input
 from kwise.engine.server.http.bodies.score import ScoreRequest
 from kwise.engine.server.http.bodies.sglang import ScoringRequest
 from kwise.engine.server.http.bodies.tei import PredictRequest
 from kwise.engine.server.http.bodies.vllm import ClassifyInput
+from kwise.engine.server.http.requests import GroupBody, to_group
 from kwise.engine.server.samples.sample import Sample, of_pair, of_token_ids
 from kwise.engine.server.samples.scoring import score_samples
 from kwise.engine.server.service import RewardService
+from kwise.engine.slices import SLICE_TOKEN_IDS
 from kwise.errors import InvalidRequest
 from kwise.types import Group, ScoredGroup
 from tests.exports import export_quietly
@@ -121,17 +126,57 @@ async def test_all_rewards_of_a_body_come_from_one_model(
         ([[1, 2], [1]], (1,), [(2,), ()]),
     ],
 )
-def test_what_sequences_of_token_ids_share_is_their_prompt(
+async def test_what_sequences_of_token_ids_share_is_their_prompt(
     sequences: list[list[int]], prompt: Any, responses: list[Any]
 ) -> None:
-    samples = of_token_ids(sequences, [f"input[{i}]" for i in range(len(sequences))])
+    fields = [f"input[{i}]" for i in range(len(sequences))]
+    samples = await of_token_ids(sequences, fields, max_tokens=3)
     assert {sample.prompt for sample in samples} == {prompt}
     assert [sample.response for sample in samples] == responses
 
 
-def test_sequences_that_share_nothing_are_groups_of_their_own() -> None:
-    samples = of_token_ids([[1, 2], [3, 4]], ["a", "b"])
-    assert [(s.prompt, s.response) for s in samples] == [((1,), (2,)), ((3,), (4,))]
+async def test_sequences_that_share_nothing_are_groups_of_their_own() -> None:
+    samples = await of_token_ids([[1, 2], [3, 4], [3]], ["a", "b", "c"], max_tokens=2)
+    assert [(s.prompt, s.response) for s in samples] == [((1,), (2,)), ((3,), (4,)), ((3,), ())]
+
+
+class Unread(list[int]):
+    """Token ids that nobody may look at."""
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("the ids were read before their number was checked")
+
+
+async def test_the_number_of_token_ids_is_checked_before_they_are_read(
+    narrow: RewardService,
+) -> None:
+    call, limit = call_of(narrow), narrow.scorer.max_tokens
+    long = Unread([1] * (limit + 1))
+    problem = f"the conversation has {limit + 1} tokens and the limit is {limit}"
+    for body, field in (([Unread([1]), long], "input[1]"), (long, "input")):
+        with pytest.raises(InvalidRequest, match=re.escape(f"{field}: {problem}")):
+            await of_input(call, cast(Any, body))
+    with pytest.raises(InvalidRequest, match=re.escape("prompt: " + problem)):
+        to_group(GroupBody(prompt=cast(Any, long), responses=[(1,)]), "test", limit)
+    for query, items, field in (([1], [[2], long], "items[1]"), (long, [[2]], "query")):
+        with pytest.raises(InvalidRequest, match=re.escape(f"{field}: the conversation has")):
+            await sglang.score(call, ScoringRequest(query=query, items=cast(Any, items)))
+
+
+async def test_other_requests_run_while_token_ids_are_converted() -> None:
+    sequences = [list(range(SLICE_TOKEN_IDS)) for _ in range(8)]
+    num_turns = 0
+
+    async def other_request() -> None:
+        nonlocal num_turns
+        while True:
+            num_turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(other_request())
+    await of_token_ids(sequences, [""] * 8, SLICE_TOKEN_IDS)
+    other.cancel()
+    assert num_turns >= 8
 
 
 def test_a_call_is_held_while_the_queue_is_full_and_answered_when_the_server_drains(

@@ -56,7 +56,7 @@ async def classify(call: Call, body: ClassifyTexts) -> Reply:
     """Score conversations."""
     check_size(call, "input", len(body.input))
     model = None if body.model == _DEFAULT_MODEL else body.model
-    scored = await score_samples(call, of_input([*body.input]), model=model)
+    scored = await score_samples(call, await of_input(call, [*body.input]), model=model)
     answer = ClassifyTextsReply(
         id=new_id("infinity"),
         created=now(),

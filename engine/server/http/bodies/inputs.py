@@ -5,8 +5,14 @@ from typing import Literal, cast
 
 import msgspec
 
+from kwise.engine.server.call import Call
 from kwise.engine.server.conversation import to_conversation
-from kwise.engine.server.samples.sample import Sample, of_templated, of_token_ids
+from kwise.engine.server.samples.sample import (
+    Sample,
+    check_num_ids,
+    of_templated,
+    of_token_ids,
+)
 from kwise.errors import InvalidRequest
 from kwise.types import Conversation, Message
 
@@ -78,17 +84,21 @@ def of_messages(messages: Sequence[ChatMessage], field: str = "messages") -> Sam
     )
 
 
-def of_input(conversations: Input, field: str = "input") -> list[Sample]:
+async def of_input(call: Call, conversations: Input, field: str = "input") -> list[Sample]:
     """Return the samples of a field that holds texts or token ids of whole conversations.
 
     Raises:
-        InvalidRequest: the list is empty, or its items are of different types.
+        InvalidRequest: the list is empty, its items are of different types, or a list of token ids
+            is too long.
     """
+    max_tokens = call.service.scorer.max_tokens
     if isinstance(conversations, str):
         return of_templated([conversations], [field])
     if not conversations:
         raise InvalidRequest(field, "the list is empty; give at least one item")
     item_type = type(conversations[0])
+    if item_type is int:
+        check_num_ids(field, len(conversations), max_tokens)  # before a look at each of them
     for index, item in enumerate(conversations):
         if type(item) is not item_type:
             raise InvalidRequest(
@@ -97,8 +107,8 @@ def of_input(conversations: Input, field: str = "input") -> list[Sample]:
                 "ids, or only lists of token ids",
             )
     if item_type is int:
-        return of_token_ids([cast(list[int], conversations)], [field])
+        return await of_token_ids([cast(list[int], conversations)], [field], max_tokens)
     fields = [f"{field}[{index}]" for index in range(len(conversations))]
     if item_type is str:
         return of_templated(cast(list[str], conversations), fields)
-    return of_token_ids(cast(list[list[int]], conversations), fields)
+    return await of_token_ids(cast(list[list[int]], conversations), fields, max_tokens)

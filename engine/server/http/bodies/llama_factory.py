@@ -46,7 +46,7 @@ async def evaluate(call: Call, body: EvaluationRequest) -> Reply:
     check_size(call, "messages", len(body.messages))
     fields = [f"messages[{index}]" for index in range(len(body.messages))]
     samples = of_templated(body.messages, fields)
-    scored = await score_samples(call, samples, hold_s=HOLD_S, log_for="LLaMA-Factory")
+    scored = await score_samples(call, samples, hold_s=HOLD_S)
     check_not_cut("max_length", body.max_length, samples, scored)
     answer = EvaluationReply(
         id=new_id("scoreval"),
@@ -70,6 +70,7 @@ ENDPOINTS = (
         request=EvaluationRequest,
         response=EvaluationReply,
         error_statuses=STATUSES,
+        logs_for="LLaMA-Factory",
         errors=OPENAI_ERRORS,
     ),
 )

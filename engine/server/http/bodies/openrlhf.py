@@ -61,7 +61,7 @@ async def get_reward(call: Call, body: RewardsRequest) -> Reply:
     check_size(call, "query", len(body.query))
     fields = [f"query[{index}]" for index in range(len(body.query))]
     samples = of_templated(body.query, fields)
-    scored = await score_samples(call, samples, hold_s=HOLD_S, log_for="OpenRLHF")
+    scored = await score_samples(call, samples, hold_s=HOLD_S)
     rewards = [reward.value for reward in scored.rewards]
     extra_logs = ExtraLogs(
         kwise_tokens=fmean(reward.tokens for reward in scored.rewards),
@@ -87,5 +87,6 @@ ENDPOINTS = (
         request=RewardsRequest,
         response=RewardsReply,
         error_statuses=STATUSES,
+        logs_for="OpenRLHF",
     ),
 )

@@ -67,7 +67,7 @@ class InfinityRerankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=
 
     query: str
     documents: list[str]
-    raw_scores: bool
+    raw_scores: bool = False
     top_n: Annotated[int, Meta(gt=0)] | None = None
     return_documents: bool = False
     model: str = _INFINITY_DEFAULT
@@ -179,10 +179,15 @@ ENDPOINTS = (
             handler=rerank_as_infinity,
             request=InfinityRerankRequest,
             response=InfinityRerankReply,
-            marks=("raw_scores",),
+            marks=marks,
             description="Scores are the sigmoid of the reward unless `raw_scores` is true.",
         )
-        for path in ("/rerank", "/v1/rerank")
+        for path, marks in (
+            ("/rerank", ("raw_scores",)),
+            ("/v1/rerank", ("raw_scores",)),
+            ("/infinity/rerank", ()),
+            ("/infinity/v1/rerank", ()),
+        )
     ),
     *(
         _endpoint(

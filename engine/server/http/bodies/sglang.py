@@ -29,8 +29,9 @@ from kwise.engine.server.http.bodies.inputs import Input, of_input
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
 from kwise.engine.server.http.bodies.vllm import num_items, vector
 from kwise.engine.server.http.endpoint import Endpoint, Reply
-from kwise.engine.server.samples.sample import Sample
+from kwise.engine.server.samples.sample import Sample, check_num_ids
 from kwise.engine.server.samples.scoring import HOLD_S, check_size, has_chat_template, score_samples
+from kwise.engine.slices import in_slices_of_ids
 from kwise.errors import InvalidRequest
 from kwise.types import TemplatedText
 
@@ -140,7 +141,7 @@ async def embed(call: Call, body: EmbeddingsRequest) -> Reply:
     """Score conversations, and report each as a vector."""
     refuse_set(body, _REFUSED_OF_EMBEDDINGS)
     check_size(call, "input", num_items(body.input))
-    samples = of_input(body.input)
+    samples = await of_input(call, body.input)
     scored = await score_samples(call, samples, model=_model(body.model), hold_s=HOLD_S)
     answer = EmbeddingsReply(
         data=[
@@ -157,7 +158,7 @@ async def classify(call: Call, body: ClassifyTextRequest) -> Reply:
     """Score conversations. A single text gets a single object, a list gets a list."""
     conversations: Input = body.text if isinstance(body.text, str) else [*body.text]
     check_size(call, "text", num_items(conversations))
-    samples = of_input(conversations, "text")
+    samples = await of_input(call, conversations, "text")
     scored = await score_samples(call, samples, model=_model(body.model))
     answers = [
         TextReward(embedding=[reward.value], meta_info=MetaInfo(prompt_tokens=reward.tokens))
@@ -169,7 +170,7 @@ async def classify(call: Call, body: ClassifyTextRequest) -> Reply:
 async def score(call: Call, body: ScoringRequest) -> Reply:
     """Score the items of a query."""
     refuse_set(body, _REFUSED_OF_SCORE)
-    scored = await score_samples(call, _items(call, body), model=_model(body.model))
+    scored = await score_samples(call, await _items(call, body), model=_model(body.model))
     answer = ScoringReply(
         scores=[[reward.value] for reward in scored.rewards],
         model=scored.model,
@@ -178,7 +179,7 @@ async def score(call: Call, body: ScoringRequest) -> Reply:
     return reply(answer, scored)
 
 
-def _items(call: Call, body: ScoringRequest) -> list[Sample]:
+async def _items(call: Call, body: ScoringRequest) -> list[Sample]:
     """Return the items of a query as samples.
 
     Raises:
@@ -198,7 +199,13 @@ def _items(call: Call, body: ScoringRequest) -> list[Sample]:
     )
     if isinstance(body.query, str):
         return _texts(body.query, cast(list[str], items), fields, body.item_first, call)
-    return _token_ids(tuple(body.query), cast(list[list[int]], items), fields, body.item_first)
+    rows = cast(list[list[int]], items)
+    max_tokens = call.service.scorer.max_tokens
+    for row, field in zip(rows, fields, strict=True):
+        # The longer one, because which of the two is too long does not matter here.
+        longer = field if len(row) > len(body.query) else "query"
+        check_num_ids(longer, len(row) + len(body.query), max_tokens)
+    return await _token_ids(tuple(body.query), rows, fields, body.item_first)
 
 
 def _texts(
@@ -217,17 +224,20 @@ def _texts(
     ]
 
 
-def _token_ids(
+async def _token_ids(
     query: tuple[int, ...], items: list[list[int]], fields: list[str], item_first: bool
 ) -> list[Sample]:
+    converted: list[tuple[int, ...]] = []
+    async for part in in_slices_of_ids(items, len):
+        converted += map(tuple, part)
     return [
         Sample(
-            prompt=tuple(item) if item_first else query,
-            response=query if item_first else tuple(item),
+            prompt=item if item_first else query,
+            response=query if item_first else item,
             prompt_field=field if item_first else "query",
             response_field="query" if item_first else field,
         )
-        for item, field in zip(items, fields, strict=True)
+        for item, field in zip(converted, fields, strict=True)
     ]
 
 

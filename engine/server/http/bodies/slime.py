@@ -55,7 +55,7 @@ async def score(call: Call, body: SampleRequest) -> Reply:
         prompt_field="prompt",
         response_field="response",
     )
-    scored = await score_samples(call, [sample], log_for="slime")
+    scored = await score_samples(call, [sample])
     if num_control := scored.rewards[0].control_tokens:
         raise InvalidRequest(
             "response",
@@ -74,7 +74,7 @@ async def score_templated(call: Call, body: TemplatedSampleRequest) -> Reply:
         prompt_field="prompt",
         response_field="response",
     )
-    scored = await score_samples(call, [sample], log_for="slime")
+    scored = await score_samples(call, [sample])
     return reply(scored.rewards[0].value, scored)
 
 
@@ -89,6 +89,7 @@ ENDPOINTS = (
         request=SampleRequest,
         response=float,
         error_statuses=STATUSES,
+        logs_for="slime",
     ),
     Endpoint(
         method="POST",
@@ -99,5 +100,6 @@ ENDPOINTS = (
         request=TemplatedSampleRequest,
         response=float,
         error_statuses=STATUSES,
+        logs_for="slime",
     ),
 )

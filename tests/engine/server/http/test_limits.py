@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kwise.client import RewardClient, RewardServiceError
 from tests.engine.server.http.conftest import HttpServer
 from tests.held_model import HeldModel, running_held_server
 from tests.http_client import HttpConnection, ask, connected, encoded, http_port, request_bytes
@@ -83,6 +84,24 @@ def test_usual_spellings_of_the_type_are_accepted(http: HttpServer) -> None:
         assert connection.read().status == 200
 
 
+def test_an_empty_body_is_told(http: HttpServer) -> None:
+    for path in ("/v1/rewards", "/rerank", "/get_reward"):
+        for body in (b"", b" \n"):
+            reply = http.post(path, body)
+            assert reply.status == 400
+            message = reply.json["error"]["message"]
+            assert message == "body: it is empty; send a JSON object"
+
+
+def test_a_model_is_found_by_its_name(http: HttpServer) -> None:
+    (card,) = http.get("/v1/models").json["data"]
+    assert http.get(f"/v1/models/{card['id']}").json == card
+    for other in ("other", "an/other", "an%2Fother"):
+        reply = http.get(f"/v1/models/{other}")
+        assert (reply.status, reply.json["error"]["type"]) == (404, "NotFoundError")
+        assert reply.json["error"]["message"].startswith("model: ")
+
+
 # Size
 
 
@@ -137,6 +156,28 @@ def test_headers_over_the_limit_are_refused(http: HttpServer) -> None:
         connection.socket.sendall(line + b"x: " + b"y" * 70_000 + b"\r\n\r\n")
         assert connection.read().status == 431
         assert connection.is_closed()
+
+
+def test_headers_that_arrive_in_pieces_are_counted_once(connection: HttpConnection) -> None:
+    whole = request_bytes("GET", "/health", x="y" * 40_000)
+    for size in (9_000, 30_000):
+        for start in range(0, len(whole), size):
+            connection.socket.sendall(whole[start : start + size])
+            wait_until(lambda: num_unread(connection) == 0)
+        assert connection.read().status == 200
+
+
+def num_unread(connection: HttpConnection) -> int:
+    """Return the bytes that the server's side has not read yet, from the kernel's table."""
+    client = f"{connection.socket.getsockname()[1]:04X}"
+    server = f"{connection.socket.getpeername()[1]:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    # Sent and not acknowledged on the client's side, and received and not read on the server's.
+    return sum(
+        int(row[4].split(":")[0 if row[1][-4:] == client else 1], 16)
+        for row in rows
+        if {row[1][-4:], row[2][-4:]} == {client, server}
+    )
 
 
 # Time
@@ -253,6 +294,33 @@ def test_an_upgrade_that_is_not_supported_is_answered_as_a_plain_request(http: H
         assert [connection.read().status for _ in range(2)] == [200, 200]
     reply = ask(http.port, "GET", "/health", connection="Upgrade", upgrade="websocket")
     assert reply.status == 200
+
+
+@pytest.mark.parametrize("place", range(1, 11))
+def test_an_upgrade_is_ignored_wherever_its_name_is_cut(
+    connection: HttpConnection, place: int
+) -> None:
+    headers = {"connection": "Upgrade", "upgrade": "h2c"}
+    whole = request_bytes("POST", "/v1/rewards", GROUP, **headers)
+    cut = whole.index(b"\r\nupgrade:") + place
+    for piece in (whole[:cut], whole[cut:]):
+        connection.socket.sendall(piece)
+        wait_until(lambda: num_unread(connection) == 0)
+    assert connection.read().status == 200
+
+
+def test_a_grpc_client_of_the_http_port_is_told_and_logged(http: HttpServer) -> None:
+    with (
+        RewardClient(f"127.0.0.1:{http.port}", connect_timeout_s=1) as client,
+        pytest.raises(RewardServiceError, match="this looks like an HTTP port: give the port for"),
+    ):
+        client.score("p", ["a"])
+    line = "a client at 127.0.0.1 speaks HTTP/2 to the HTTP port"
+    wait_until(lambda: line in http.server.log.text)
+    assert http.server.log.text.count(line) == 1
+    with connected(http.port) as connection:
+        connection.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert "this is HTTP/2, which gRPC clients" in connection.read().json["error"]["message"]
 
 
 def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(

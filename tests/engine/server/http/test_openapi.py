@@ -18,7 +18,7 @@ def test_the_document_has_each_endpoint_and_no_open_reference(http: HttpServer) 
         for path, operations in document["paths"].items()
         for method in operations
     }
-    served = {(endpoint.method, endpoint.path) for endpoint in ENDPOINTS}
+    served = {(endpoint.method, endpoint.path.replace(":path}", "}")) for endpoint in ENDPOINTS}
     assert served - described == {("GET", "/openapi.json"), ("GET", "/docs")}
     assert described <= served
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', reply.body.decode()))

@@ -209,8 +209,18 @@ def test_a_response_that_is_not_scored_has_an_error_and_null_in_place_of_numbers
         ),
         (
             "rewards",
-            {"prompt": [1, {"role": "user"}], "responses": ["a"]},
+            {"prompt": [1, {"role": "user", "content": ""}], "responses": ["a"]},
             "prompt: it has both messages and token ids",
+        ),
+        (
+            "rewards",
+            {"prompt": [{"role": "user"}], "responses": ["a"]},
+            "prompt[0]: Object missing required field `content`",
+        ),
+        (
+            "rewards",
+            {"prompt": {"messages": [{"role": "user"}]}, "responses": ["a"]},
+            "prompt.messages[0]: Object missing required field `content`",
         ),
         (
             "rewards",
@@ -284,7 +294,6 @@ def test_a_bad_request_names_the_field(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "body: Input data was truncated"),
         (b"{", "body: Input data was truncated"),
         (b'{"prompt": "p", "responses": ["a"]} x', "trailing characters"),
         (b'{"prompt": "\xff", "responses": ["a"]}', "body: it is not UTF-8"),

@@ -136,6 +136,10 @@ BODIES: dict[str, tuple[str, Make, Callable[[Any], list[float]], bool]] = {
         lambda answer: by_index(answer["results"]),
         False,
     ),
+    **{
+        path: (path, lambda _, __: PLAIN, lambda answer: by_index(answer["results"]), True)
+        for path in ("/infinity/rerank", "/infinity/v1/rerank")
+    },
     "TEI rerank": (
         "/rerank",
         lambda _, __: {"query": PROMPT, "texts": RESPONSES, "raw_scores": True, "truncate": True},

@@ -217,9 +217,45 @@ def test_two_texts_are_a_pair(caller: HttpCaller) -> None:
         ("/get_reward", {"query": ["a", LONG]}),
         ("/slime/reward", {"prompt": "a", "response": LONG}),
         ("/v1/score/evaluation", {"messages": ["a", LONG]}),
+        # Failures before a sample is made.
+        ("/get_reward", b"{"),
+        ("/get_reward", {"query": []}),
+        ("/get_reward", {"query": ["a"] * 2049}),
+        ("/get_reward", {"queries": ["a"]}),
     ],
 )
-def test_the_log_says_why_a_run_ends(caller: HttpCaller, path: str, body: Any) -> None:
+def test_the_log_says_once_why_a_run_ends(caller: HttpCaller, path: str, body: Any) -> None:
     """These clients log the status only."""
-    _, answer = caller.send(path, body)
-    wait_until(lambda: f"cannot be scored: {message_of(answer)}" in caller.server.log.text)
+    before = caller.server.log.text
+    status, answer = caller.send(path, body)
+    line = f" failed with {status}: {message_of(answer)}"
+    wait_until(lambda: line in caller.server.log.text[len(before) :])
+    assert caller.server.log.text[len(before) :].count(line) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [("/rerank", 400), ("/v1/rerank", 400), ("/classify", 400), ("/v1/score", 400)],
+)
+def test_what_is_not_json_is_refused_in_the_form_of_the_usual_client(
+    caller: HttpCaller, path: str, code: int
+) -> None:
+    """The body does not tell the protocol, so most clients of the path decide."""
+    status, answer = caller.send(path, b"{")
+    assert (status, answer["error"]["code"]) == (400, code)
+    assert caller.send("/predict", b"{")[0] == 422  # it has one protocol
+
+
+def test_infinity_has_a_path_on_which_no_field_is_needed(caller: HttpCaller) -> None:
+    """LiteLLM sends what all clients send, and reads documents that are strings."""
+    body = {
+        "model": caller.model,
+        "query": PROMPT,
+        "documents": RESPONSES,
+        "return_documents": True,
+        "top_n": 2,
+    }
+    for path in ("/infinity/rerank", "/infinity/v1/rerank"):
+        results = caller.ok(path, body)["results"]
+        assert [r["document"] for r in results] == [RESPONSES[r["index"]] for r in results]
+        assert len(results) == 2
