@@ -16,6 +16,7 @@ class Progress:
     Args:
         total_rows: the rows of the input, exactly or roughly; None if nobody knows.
         before: what earlier parts of the run have done, which took no time of this one.
+        is_shown: False if the output is on the same terminal.
         stream: where the lines go; standard error by default.
         now: a clock, in seconds.
     """
@@ -24,11 +25,14 @@ class Progress:
         self,
         total_rows: int | None,
         before: Counts,
+        *,
+        is_shown: bool = True,
         stream: TextIO | None = None,
         now: Callable[[], float] = monotonic,
     ) -> None:
         self._total_rows = total_rows
         self._before = before
+        self._is_shown = is_shown
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._now = now
@@ -38,7 +42,8 @@ class Progress:
     def update(self, counts: Counts) -> None:
         """Show where the run is, unless that was shown a moment ago."""
         now_s = self._now()
-        if now_s - self._shown_s < (_TERMINAL_S if self._is_terminal else _LOG_S):
+        pause_s = _TERMINAL_S if self._is_terminal else _LOG_S
+        if not self._is_shown or now_s - self._shown_s < pause_s:
             return
         self._shown_s = now_s
         line = self.line(counts, now_s - self._started_s)

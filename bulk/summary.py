@@ -20,11 +20,12 @@ class Problems:
         """Count a problem."""
         field, reason = problem["field"], problem["reason"]
         text = f"{field}: {reason}" if field else reason
+        place = f"{problem['file']}:{problem['line']}" if problem["line"] else problem["file"]
         kind = re.sub(r"'[^']*'|\d+", "…", text)
         if kind not in self._kinds and len(self._kinds) == 1000:
             kind = "…"  # so that memory is bounded whatever the messages are
         self._kinds[kind] = self._kinds.get(kind, 0) + 1
-        self._examples.setdefault(kind, f"{problem['file']}:{problem['line']}: {text}")
+        self._examples.setdefault(kind, f"{place}: {text}")
 
     def lines(self) -> list[str]:
         """Return a line per kind, the most frequent ones first, each with its first example."""

@@ -50,11 +50,11 @@ _COMMANDS = {
         "engine",
     ),
     "score": _Command(
-        "kwise.client.commands.score", "rewards of responses, from a running server", ""
+        "kwise.bulk.commands.score", "rewards of responses, from a running server", ""
     ),
-    "rank": _Command("kwise.client.commands.rank", "ranks of responses, from a running server", ""),
+    "rank": _Command("kwise.bulk.commands.rank", "ranks of responses, from a running server", ""),
     "compare": _Command(
-        "kwise.client.commands.compare", "win probabilities of pairs, from a running server", ""
+        "kwise.bulk.commands.compare", "win probabilities of pairs, from a running server", ""
     ),
     "rl-path": _Command(
         "kwise.rl.command", "print the path of the file that an RL library takes", ""

@@ -126,7 +126,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kwise.client.commands.score.run_report", interrupted)
+    monkeypatch.setattr("kwise.bulk.commands.score.run_report", interrupted)
     assert kwise("score", "--prompt", "p", "--response", "a") == 130
     assert capsys.readouterr().err == ""
 
@@ -139,7 +139,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         nothing: dict[str, int] = {}
         return nothing["rewards"]
 
-    monkeypatch.setattr("kwise.client.commands.score.run_report", fail)
+    monkeypatch.setattr("kwise.bulk.commands.score.run_report", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return ["score", "--prompt", "p", "--response", "a"]
 
@@ -151,7 +151,7 @@ def test_a_bug_is_told_in_one_line_that_names_the_file_with_the_traceback(
     told = capsys.readouterr().err
     (file,) = tmp_path.glob("kwise-*.log")
     assert told == (
-        "kwise score: unexpected error: KeyError: 'rewards' (at kwise/client/commands/score.py:"
+        "kwise score: unexpected error: KeyError: 'rewards' (at kwise/bulk/commands/score.py:"
         f"{told.partition('score.py:')[2].partition(')')[0]}); please report this as a bug of "
         f"kwise, with the traceback in {file}\n"
     )

@@ -4,26 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kwise.bulk.input.row import BadRow
 from kwise.client.messages import to_group
 from kwise.errors import ConfigError
 from kwise.meanings import Meaning, row_meaning, says_nothing
 from kwise.types import Conversation, Group, Message, Priority, TokenIds
 
 Row = Mapping[str, Any]
-
-
-class BadRow(ValueError):
-    """A row that describes no group.
-
-    Attributes:
-        field: the column, with the place in it ("responses[3].text"); "" for the row as a whole.
-        problem: what is wrong with it.
-    """
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}" if field else problem)
-        self.field = field
-        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,42 +5,26 @@ full, and at 16 MB of text or 4,096 rows, so that memory is bounded whatever the
 the time nor the place where an earlier run ended plays a part.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kwise.bulk.input.files import InputFile
-from kwise.bulk.input.groups import BadRow, Columns
+from kwise.bulk.input.row import BadRow, InputRow
 from kwise.train.data.files.read_rows import read_rows
 from kwise.train.data.rows.items import RowProblem
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.open_file import display_name
 from kwise.types import Group, Message
 
-_MAX_ROWS, _MAX_CHARACTERS = 4096, 16 << 20
+MAX_WINDOW_ROWS = 4096
+_MAX_CHARACTERS = 16 << 20
 # English has about four characters a token.
 _CHARACTERS_PER_TOKEN = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputRow:
-    """A row of the input.
-
-    Attributes:
-        number: counts the rows of the whole input from 1.
-        path: the file, for people.
-        line: the line of the file, or the row of a file without lines, from 1.
-        fields: the row; what was read of a bad row.
-        group: the group that it describes; None if it is bad.
-        problem: what is wrong with it; None if nothing is.
-    """
-
-    number: int
-    path: str
-    line: int
-    fields: Any
-    group: Group | None = None
-    problem: BadRow | None = None
+GroupOf = Callable[[Any], Group]
+"""Returns the group that a row describes; raises BadRow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +39,7 @@ class Window:
         return [row.group for row in self.rows if row.group is not None]
 
 
-def read_input(files: Iterable[InputFile], columns: Columns, skip_rows: int) -> Iterator[InputRow]:
+def read_input(files: Sequence[InputFile], group_of: GroupOf, skip_rows: int) -> Iterator[InputRow]:
     """Yield the rows of the files after the first `skip_rows`.
 
     A file from which no further row can be read ends with one bad row, and the next file follows.
@@ -69,11 +53,11 @@ def read_input(files: Iterable[InputFile], columns: Columns, skip_rows: int) -> 
         for line, content in _rows_of_file(file.path):
             number += 1
             if number > skip_rows:
-                yield _input_row(number, file.path, line, content, columns)
+                yield _input_row(number, file.path, line, content, group_of)
 
 
-def cut_windows(rows: Iterable[InputRow], max_tokens: int) -> Iterator[Window]:
-    """Yield the rows in windows of about `max_tokens` tokens. The texts of a row stay together."""
+def cut_windows(rows: Iterable[InputRow], max_tokens: int, max_rows: int) -> Iterator[Window]:
+    """Yield the rows in windows of about `max_tokens` tokens and at most `max_rows` rows."""
     window: list[InputRow] = []
     tokens = characters = 0
     for row in rows:
@@ -81,7 +65,7 @@ def cut_windows(rows: Iterable[InputRow], max_tokens: int) -> Iterator[Window]:
         row_tokens, row_characters = _sizes(row.group)
         tokens += row_tokens
         characters += row_characters
-        if tokens >= max_tokens or characters >= _MAX_CHARACTERS or len(window) == _MAX_ROWS:
+        if tokens >= max_tokens or characters >= _MAX_CHARACTERS or len(window) == max_rows:
             yield Window(rows=window)
             window, tokens, characters = [], 0, 0
     if window:
@@ -98,7 +82,7 @@ def _rows_of_file(path: str) -> Iterator[tuple[int, Any]]:
         yield line + 1, BadRow("", f"{problem}; nothing after it in this file was read")
 
 
-def _input_row(number: int, path: str, line: int, content: Any, columns: Columns) -> InputRow:
+def _input_row(number: int, path: str, line: int, content: Any, group_of: GroupOf) -> InputRow:
     group, problem = None, None
     if isinstance(content, BadRow):
         content, problem = None, content
@@ -106,7 +90,7 @@ def _input_row(number: int, path: str, line: int, content: Any, columns: Columns
         content, problem = None, BadRow("", str(content).removeprefix("row: "))
     else:
         try:
-            group = columns.group(content)
+            group = group_of(content)
         except BadRow as error:
             problem = error
     return InputRow(

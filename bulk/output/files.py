@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 from typing import IO
 
 from kwise.bulk.output.finish import finish_output
@@ -22,18 +23,21 @@ from kwise.bulk.output.run_record import Counts, RunRecord
 from kwise.errors import ConfigError
 
 STDOUT = "-"
+# The time between checkpoints, each of which waits for the disk.
+_CHECKPOINT_S = 2.0
 
 
 class RunPaths:
     """Where the files of a run lie."""
 
-    def __init__(self, output: str, bad_rows: str) -> None:
+    def __init__(self, output: str, bad_rows: str = "", *, has_bad_rows: bool = True) -> None:
         self.output = Path(output)
         self.is_stream = output == STDOUT or (self.output.exists() and _is_special(self.output))
         self.partial = self.output.with_name(f"{self.output.name}.partial")
         self.record = self.output.with_name(f"{self.output.name}.run.json")
         self.bad_rows = Path(bad_rows or f"{output}.bad.jsonl")
-        self.has_bad_rows = bool(bad_rows) or not self.is_stream
+        self.has_bad_rows = has_bad_rows and (bool(bad_rows) or not self.is_stream)
+        self.is_terminal = output == STDOUT and sys.stdout.isatty()
 
     @property
     def all(self) -> list[Path]:
@@ -98,6 +102,7 @@ class RunFiles:
         elif resume and (old := next((path for path in paths.all if path.exists()), None)):
             raise ConfigError(f"{old} exists without the record of a run; --overwrite begins anew")
         self.record = before or asked
+        self._saved_s = monotonic()
         self._lines: IO[bytes] | None = None
         self._bad: IO[bytes] | None = None
         if self.record.is_read:
@@ -110,7 +115,7 @@ class RunFiles:
         _cut(self._lines, self.record.output_bytes, paths.partial)
         if self.record.bad_bytes:
             self._open_bad()
-        else:
+        elif paths.has_bad_rows:
             paths.bad_rows.unlink(missing_ok=True)
 
     def __enter__(self) -> "RunFiles":
@@ -129,13 +134,24 @@ class RunFiles:
             self._lines.write(line)
 
     def write_bad(self, line: bytes) -> None:
-        """Append a line to the file of bad rows."""
+        """Append a line to the file of bad rows, if the run has one."""
+        if not self._paths.has_bad_rows:
+            return
         if self._bad is None:
             self._open_bad()
         assert self._bad is not None
         self._bad.write(line)
 
-    def checkpoint(self, counts: Counts, *, is_read: bool = False) -> None:
+    def checkpoint(self, counts: Counts) -> None:
+        """Save how far the run came, unless that was done a moment ago."""
+        if monotonic() - self._saved_s >= _CHECKPOINT_S:
+            self._save(counts, is_read=False)
+
+    def end(self, counts: Counts) -> None:
+        """Save that all rows of the input are in the output."""
+        self._save(counts, is_read=True)
+
+    def _save(self, counts: Counts, *, is_read: bool) -> None:
         """Bring everything to the disk, and say in the record how far the run came."""
         assert self._lines is not None
         lengths = []
@@ -147,6 +163,7 @@ class RunFiles:
             lengths.append(0 if file is None else file.tell())
         self.record = self.record.at(counts, *lengths, is_read=is_read)
         self.record.write(self._paths.record)
+        self._saved_s = monotonic()
 
     def finish(self) -> None:
         """Put the output in its place, after the checkpoint that says that all rows are read."""
@@ -201,11 +218,15 @@ class StreamOutput:
         if self._bad is not None:
             self._bad.write(line)
 
-    def checkpoint(self, counts: Counts, *, is_read: bool = False) -> None:
+    def end(self, counts: Counts) -> None:
+        """Let the reader have everything."""
+        self.checkpoint(counts)
+
+    def checkpoint(self, counts: Counts) -> None:
         """Let the reader have what was written."""
         with _naming(self._name):
             self._lines.flush()
-        self.record = self.record.at(counts, 0, 0, is_read=is_read)
+        self.record = self.record.at(counts, 0, 0, is_read=False)
 
     def finish(self) -> None:
         """Do nothing; the reader has everything."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from kwise.bulk.input.windows import InputRow
+from kwise.bulk.input.row import InputRow
 from kwise.bulk.output.digits import float32_digits
 from kwise.bulk.output.names import FormName, PairChoice
 from kwise.bulk.output.pairs import chosen_pairs

@@ -1,10 +1,10 @@
-"""A scorer that asks servers, with the priority of bulk work."""
+"""A scorer that asks a server."""
 
 from collections.abc import Sequence
 
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
 from kwise.client.aio import AsyncRewardClient
-from kwise.types import Group, Priority
+from kwise.types import Group
 
 # Windows in flight. A window is one stream; a second one fills the server's queue while the last
 # groups of the first one are computed.
@@ -43,7 +43,7 @@ class ServerScorer:
 
     async def score(self, groups: Sequence[Group]) -> Sequence[GroupResult]:
         """Return one result per group, in order."""
-        results = self._client.score_many(groups, priority=Priority.BULK)
+        results = self._client.score_many(groups)
         return [result async for result in results]
 
     async def close(self) -> None:

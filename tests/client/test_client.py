@@ -1,13 +1,9 @@
 """The clients and commands over a real socket, against a server whose answers a test chooses."""
 
 import asyncio
-import gzip
-import io
-import json
 import math
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,7 +53,7 @@ class Service(reward_pb2_grpc.RewardServiceServicer):
         return pb.CompareResponse(scored=scored, comparisons=comparisons)
 
     def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
-        return pb.GetModelResponse(model="m")
+        return pb.GetModelResponse(model="m", fingerprint="f")
 
     def ScoreStream(self, request_iterator: Any, context: Any) -> Iterator[pb.ScoreStreamResponse]:
         for item in request_iterator:
@@ -315,133 +311,6 @@ def test_no_snippet_of_the_pages_raises_on_a_response_that_could_not_be_scored(
             body = "".join(f"    {line}\n" for line in program.splitlines())
             program = f"import asyncio\nasync def run():\n{body}\nasyncio.run(run())"
         exec(imports + program, {})
-
-
-def run_command(command: str, target: str, path: Path, *lines: dict[str, Any]) -> int:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return main([command, str(path), "--server", target])
-
-
-@pytest.mark.parametrize("command", ["score", "rank", "compare"])
-def test_a_response_that_failed_is_told_by_line_and_place_and_exits_with_1(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The command said nothing and exited with 0."""
-    path = tmp_path / "groups.jsonl"
-    good, half = (
-        {"prompt": "p", "responses": ["a", "bc"]},
-        {"prompt": "p", "responses": ["a", "bad"]},
-    )
-    with serving() as target:
-        assert run_command(command, target, path, good) == 0
-        assert capsys.readouterr().err == ""
-        assert run_command(command, target, path, good, half, good) == 1
-    output = capsys.readouterr()
-    assert output.err == f"{path}:2: responses[1]: the conversation is too long\n"
-    assert len(output.out.splitlines()) == 3
-
-
-def test_every_line_of_the_input_has_one_in_the_output(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A line that the client itself refused had no output, so lines did not correspond."""
-    path = tmp_path / "groups.jsonl"
-    good = {"prompt": "p", "responses": ["a", "bc"], "id": 1}
-    path.write_text(
-        "\n".join(["not JSON", json.dumps(good), json.dumps({"id": 2}), "", json.dumps(good), "[]"])
-    )
-    with serving() as target:
-        assert main(["score", str(path), "--server", target]) == 1
-    output = capsys.readouterr()
-    lines = [json.loads(line) for line in output.out.splitlines()]
-    assert [line.get("id") for line in lines] == [None, 1, 2, 1, None]
-    assert ["error" in line for line in lines] == [True, False, True, False, True]
-    assert [line.split(": ")[0] for line in output.err.splitlines()] == [
-        f"{path}:{number}" for number in (1, 3, 6)
-    ]
-    assert lines[2]["error"]["message"] == f"{path}:3: has no 'prompt' and no 'responses'"
-
-
-@pytest.mark.parametrize("name", ["groups.jsonl.gz", "groups", "-"])
-def test_gzipped_groups_are_read_whatever_the_name(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    packed = gzip.compress(json.dumps({"prompt": "p", "responses": ["a", "bc"]}).encode() + b"\n")
-    monkeypatch.chdir(tmp_path)
-    if name == "-":
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(packed)))
-    else:
-        Path(name).write_bytes(packed)
-    with serving() as target:
-        assert main(["rank", name, "--server", target]) == 0
-    assert json.loads(capsys.readouterr().out)["ranks"] == [2, 1]
-
-
-def test_a_gzip_file_that_is_cut_short_is_told_and_the_next_file_follows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = json.dumps({"prompt": "p", "responses": ["a"]}).encode() + b"\n"
-    cut, whole = tmp_path / "cut.gz", tmp_path / "whole"
-    cut.write_bytes(gzip.compress(line)[:-9])
-    whole.write_bytes(line)
-    with serving() as target:
-        assert main(["score", str(cut), str(whole), "--server", target]) == 1
-    output = capsys.readouterr()
-    assert output.err.startswith(f"{cut}: not a complete gzip file (")
-    assert "rewards" in json.loads(output.out.splitlines()[-1])
-
-
-def test_no_line_of_the_output_has_what_is_no_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Python writes NaN and Infinity, which other readers of JSON refuse."""
-    path = tmp_path / "groups.jsonl"
-    path.write_text(
-        '{"prompt": "p", "responses": ["infinite", "infinite"], "id": NaN, '
-        '"more": [1e999, -Infinity, 1, "NaN"]}\n'
-    )
-    with serving() as target:
-        assert main(["compare", str(path), "--server", target]) == 0
-
-    def refused(constant: str) -> None:
-        raise AssertionError(constant)
-
-    told = json.loads(capsys.readouterr().out, parse_constant=refused)
-    assert (told["id"], told["more"]) == (None, [None, None, 1, "NaN"])
-    assert [reward["value"] for reward in told["rewards"]] == [None, None]
-    assert told["comparisons"][0]["margin"] is None
-
-
-def test_comparing_one_response_is_refused_as_the_server_refuses_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "groups.jsonl"
-    with serving() as target:
-        assert run_command("compare", target, path, {"prompt": "p", "responses": ["a"]}) == 1
-        output = capsys.readouterr()
-        problem = f"{path}:1: a comparison needs at least two responses"
-        assert output.err == f"{problem}\n"
-        assert json.loads(output.out)["error"] == {"code": "INVALID_ARGUMENT", "message": problem}
-        assert run_command("score", target, path, {"prompt": "p", "responses": ["a"]}) == 0
-
-
-def test_a_command_without_a_server_names_the_address(
-    nowhere: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [
-        "score",
-        "--prompt",
-        "p",
-        "--response",
-        "a",
-        "--server",
-        nowhere,
-        "--timeout-s",
-        "0.2",
-    ]
-    assert main(arguments) == 1
-    problem = f"kwise score: UNAVAILABLE at {nowhere}: no server was ready within 0.2 s: "
-    assert capsys.readouterr().err.startswith(problem)
 
 
 @pytest.mark.parametrize("client", [RewardClient, AsyncRewardClient])

@@ -1,12 +1,9 @@
 """The parts of the client that need no server.
 
 Messages keep the meaning of arguments and results, wrong arguments are named, `score_many` loses no
-group, tables fit, and the import stays light.
+group.
 """
 
-import json
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.client import AsyncRewardClient, ModelInfo, RewardClient, RewardServiceError, messages
-from kwise.client.commands.shell import read_line
-from kwise.client.commands.table import clip, table, width
 from kwise.client.flight import Flight, is_interrupted
 from kwise.client.retry import Attempts
 from kwise.protos.kwise.v1 import reward_pb2 as pb
@@ -368,74 +363,3 @@ class TestFlight:
             "DEADLINE_EXCEEDED at host:7: no group was answered for 10 s; 1 are unanswered; "
             "the last refusal was UNAVAILABLE: draining"
         )
-
-
-class TestShell:
-    def test_a_line_may_have_texts_objects_or_ids_and_keeps_its_other_keys(self) -> None:
-        text = json.dumps(
-            {"prompt": "p", "responses": [{"text": "a", "rank": 1}, "b"], "source": 7}
-        )
-        line, group = read_line("f:1", text, Priority.BULK)
-        assert (group.responses, group.priority, line.fields["source"]) == (
-            ("a", "b"),
-            Priority.BULK,
-            7,
-        )
-        _, group = read_line("f:1", '{"prompt": [1], "responses": [[2]]}', Priority.BULK)
-        assert [list(response) for response in group.responses] == [[2]]
-
-    @pytest.mark.parametrize(
-        ("text", "says"),
-        [
-            ("{", "not JSON: Expecting property name enclosed in double quotes at column 2"),
-            ("[]", "a JSON object is expected, not list"),
-            ('{"prompt": "p"}', "has no 'responses'"),
-            ('{"prompt": "p", "responses": []}', "at least one response"),
-            ('{"prompt": "p", "responses": [{"txt": "a"}]}', "responses[0] has no 'text'"),
-            (
-                '{"prompt": "p", "responses": ["a", "b"], "pairs": [[0, 2]]}',
-                "pairs[0]: (0, 2) names a response that does not exist; there are 2",
-            ),
-            ('{"prompt": "\\ud800", "responses": ["a"]}', "lone surrogate"),
-            (
-                '{"prompt": "p", "system": "Answer in Latin.", "responses": ["a"]}',
-                "the line has 'system', a system message, which would not be scored",
-            ),
-            (
-                '{"prompt": "p", "responses": [{"text": "a", "reasoning_content": "r"}]}',
-                "responses[0] has 'reasoning_content', reasoning beside the answer",
-            ),
-            ('{"prompt": "p", "responses": ["a"], "prompt": "q"}', "the key 'prompt' twice"),
-        ],
-    )
-    def test_a_bad_line_says_why(self, text: str, says: str) -> None:
-        with pytest.raises((TypeError, ValueError)) as raised:
-            read_line("f:1", text, Priority.BULK)
-        assert says in str(raised.value)
-
-    def test_wide_characters_take_two_columns_and_combining_ones_none(self) -> None:
-        assert [width(text) for text in ("abc", "日本", "e\u0301", "한글", "🙂")] == [3, 4, 1, 4, 2]
-        assert clip("日本語", 5) == "日本…"
-        assert clip("日本語", 4) == "日…"
-        assert clip("a\x1b[31mb\nc", 80) == "a [31mb c"
-
-    @given(text=texts, columns=st.integers(1, 40))
-    def test_clipped_text_fits(self, text: str, columns: int) -> None:
-        assert width(clip(text, columns)) <= columns
-
-    @given(cells=st.lists(texts, min_size=1), columns=st.integers(30, 120))
-    def test_no_line_of_a_table_is_wider_than_the_terminal(
-        self, cells: list[str], columns: int
-    ) -> None:
-        rows = [(str(number), "-1.2345", cell) for number, cell in enumerate(cells)]
-        lines = table(("rank", "reward", "response"), rows, columns)
-        assert len(lines) == len(rows) + 1
-        assert all(width(line) <= columns for line in lines)
-
-
-class TestHelp:
-    @pytest.mark.parametrize("command", ["score", "rank", "compare"])
-    def test_help_of_each_command(self, command: str) -> None:
-        program = [sys.executable, "-m", "kwise", command, "--help"]
-        finished = subprocess.run(program, capture_output=True, text=True, check=True)
-        assert "--response" in finished.stdout

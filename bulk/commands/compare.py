@@ -3,8 +3,17 @@
 import argparse
 from typing import Any
 
-from kwise.client.commands.shell import Line, Report, add_arguments, error_fields, reward_fields
-from kwise.client.commands.shell import run as run_report
+from kwise.bulk.commands.shell import (
+    Report,
+    add_arguments,
+    error_fields,
+    pairs_of,
+    responses_of,
+    reward_fields,
+)
+from kwise.bulk.commands.shell import run as run_report
+from kwise.bulk.input.row import InputRow
+from kwise.bulk.output.digits import float32_digits
 from kwise.comparison import compare
 from kwise.types import Comparison, ScoredGroup
 
@@ -21,17 +30,17 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
 
-def _rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
+def _rows(row: InputRow, scored: ScoredGroup) -> list[tuple[str, ...]]:
     """Return one row per pair. Responses are numbered from 0, as in the JSON."""
-    return [_row(line, comparison) for comparison in compare(scored.rewards, line.pairs)]
+    return [_row(row, comparison) for comparison in compare(scored.rewards, pairs_of(row))]
 
 
-def _row(line: Line, comparison: Comparison) -> tuple[str, ...]:
+def _row(row: InputRow, comparison: Comparison) -> tuple[str, ...]:
     first, second = str(comparison.first), str(comparison.second)
     if comparison.error is not None:
         return (first, second, "-", "-", str(comparison.error))
     texts = [
-        str(line.responses[end])[:_PREVIEW_CHARACTERS]
+        str(responses_of(row)[end])[:_PREVIEW_CHARACTERS]
         for end in (comparison.first, comparison.second)
     ]
     return (
@@ -43,7 +52,7 @@ def _row(line: Line, comparison: Comparison) -> tuple[str, ...]:
     )
 
 
-def _fields(line: Line, scored: ScoredGroup) -> dict[str, Any]:
+def _fields(row: InputRow, scored: ScoredGroup) -> dict[str, Any]:
     comparisons = [
         {
             "first": comparison.first,
@@ -54,10 +63,10 @@ def _fields(line: Line, scored: ScoredGroup) -> dict[str, Any]:
         else {
             "first": comparison.first,
             "second": comparison.second,
-            "margin": comparison.margin,
-            "win_probability": comparison.win_probability,
+            "margin": float32_digits(comparison.margin),
+            "win_probability": float32_digits(comparison.win_probability),
         }
-        for comparison in compare(scored.rewards, line.pairs)
+        for comparison in compare(scored.rewards, pairs_of(row))
     ]
     return {
         "comparisons": comparisons,

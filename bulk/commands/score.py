@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
-from kwise.client.commands.shell import Line, Report, add_arguments, reward_fields
-from kwise.client.commands.shell import run as run_report
+from kwise.bulk.commands.shell import Report, add_arguments, responses_of, reward_fields
+from kwise.bulk.commands.shell import run as run_report
+from kwise.bulk.input.row import InputRow
 from kwise.comparison import ranks
 from kwise.errors import KwiseError
 from kwise.types import Reward, ScoredGroup
@@ -19,12 +20,12 @@ def run(arguments: argparse.Namespace) -> int:
     return run_report(arguments, Report(fields=_fields, header=HEADER, rows=rows))
 
 
-def rows(line: Line, scored: ScoredGroup) -> list[tuple[str, ...]]:
+def rows(row: InputRow, scored: ScoredGroup) -> list[tuple[str, ...]]:
     """Return one row per response, in order. A response without a reward shows its error."""
     return [
         _row(rank, outcome, response)
         for rank, outcome, response in zip(
-            ranks(scored.rewards), scored.rewards, line.responses, strict=True
+            ranks(scored.rewards), scored.rewards, responses_of(row), strict=True
         )
     ]
 
@@ -35,5 +36,5 @@ def _row(rank: int | None, outcome: Reward | KwiseError, response: Any) -> tuple
     return (str(rank), f"{outcome.value:.4f}", str(response))
 
 
-def _fields(line: Line, scored: ScoredGroup) -> dict[str, Any]:
+def _fields(row: InputRow, scored: ScoredGroup) -> dict[str, Any]:
     return {"rewards": [reward_fields(outcome) for outcome in scored.rewards]}

@@ -1,0 +1,46 @@
+"""A row of the input, and the error of a row that describes no group."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kwise.errors import InvalidRequest
+from kwise.types import Group
+
+
+class BadRow(InvalidRequest):
+    """A row that describes no group.
+
+    Args:
+        field: the column, with the place in it ("responses[3].text"); "" for the row as a whole.
+        problem: what is wrong with it.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}" if self.field else self.problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputRow:
+    """A row of the input.
+
+    Attributes:
+        number: counts the rows of the whole input from 1.
+        path: the file, for people.
+        line: the line of the file, or the row of a file without lines, from 1; 0 if the row is
+            not from a file.
+        fields: the row; what was read of a bad row.
+        group: the group that it describes; None if it is bad.
+        problem: what is wrong with it; None if nothing is.
+    """
+
+    number: int
+    path: str
+    line: int
+    fields: Any
+    group: Group | None = None
+    problem: BadRow | None = None
+
+    @property
+    def place(self) -> str:
+        """FILE:LINE, for messages."""
+        return f"{self.path}:{self.line}" if self.line else self.path
