@@ -36,6 +36,17 @@ class QueueBenchConfig:
     repeats: int = option(
         1, "times that each pass is timed around a run", minimum=1, maximum=MAX_COUNT
     )
+    paced: bool = option(
+        False,
+        "let each pass take a modelled time instead of running the model: this compares the queue "
+        "alone, on a machine that is busy with other work",
+    )
+    pace: float = option(
+        0.25,
+        "modelled time with --paced, relative to SmolLM2 on two cores",
+        minimum=0.001,
+        maximum=1e3,
+    )
     measured: str = option(
         "", "JSON file of an earlier run, to simulate it again without measuring"
     )

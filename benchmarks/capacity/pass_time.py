@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from kwise.benchmarks.capacity.hardware import DEFAULT_PASS
+from kwise.benchmarks.capacity.machines import group_size
+from kwise.benchmarks.options import Cell
 from kwise.engine.model.packing import NOT_PAST
 from kwise.engine.model.prefix_reuse import Reuse
 
@@ -29,6 +32,12 @@ class PassSize:
         computed = reuse.past == NOT_PAST
         depths = reuse.trie.depths[computed]
         return cls(rows=int(computed.sum()), pairs=int((depths + 1).sum()))
+
+    @classmethod
+    def of_group(cls, cell: Cell) -> "PassSize":
+        """Return the size of a pass over one whole group, with nothing from the prompt cache."""
+        rows, pairs = group_size(cell)
+        return cls(rows=rows, pairs=pairs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,15 @@ class PassTime:
     def scaled(self, factor: float) -> "PassTime":
         """Return the times of a machine that takes `factor` times as long."""
         return PassTime(**{name: factor * value for name, value in asdict(self).items()})
+
+
+def default_pass_time() -> PassTime:
+    """Return the pass time of SmolLM2-135M in fp32 on two cores; see `DEFAULT_PASS`."""
+    return PassTime(
+        fixed_s=DEFAULT_PASS.fixed_ms / 1e3,
+        per_row_s=DEFAULT_PASS.row_ms / 1e3,
+        per_pair_s=DEFAULT_PASS.pair_ns / 1e9,
+    )
 
 
 def fit_pass_time(passes: Sequence[MeasuredPass]) -> PassTime:

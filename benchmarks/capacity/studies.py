@@ -18,7 +18,6 @@ from typing import Any
 
 from kwise.benchmarks.capacity.cluster import Autoscaling, Fleet, Outcome, quantile, simulate
 from kwise.benchmarks.capacity.load import Load
-from kwise.benchmarks.capacity.machines import group_size
 from kwise.benchmarks.capacity.options import STUDIES, ClusterBenchConfig
 from kwise.benchmarks.capacity.pass_time import PassSize, PassTime
 from kwise.benchmarks.capacity.replica import ReplicaConfig
@@ -71,11 +70,9 @@ def group_seconds(config: ClusterBenchConfig) -> float:
 
     A batch holds as many groups as fit, so a group has its share of the fixed part of a pass.
     """
-    rows, pairs = group_size(config.parsed_cell())
-    replica = replica_config(config)
-    fixed_s = replica.pass_time.fixed_s * min(rows / replica.max_batch_tokens, 1.0)
-    varying = replace(replica.pass_time, fixed_s=0.0)
-    return fixed_s + varying.seconds(PassSize(rows=rows, pairs=pairs))
+    size, replica = PassSize.of_group(config.parsed_cell()), replica_config(config)
+    fixed_s = replica.pass_time.fixed_s * min(size.rows / replica.max_batch_tokens, 1.0)
+    return fixed_s + replace(replica.pass_time, fixed_s=0.0).seconds(size)
 
 
 def _load(config: ClusterBenchConfig, replicas: int, **changes: Any) -> Load:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kwise.cli import main
+from tests.real_data import ROOT
 
 
 def test_a_queue_is_measured_and_simulated_again_from_its_file(
@@ -25,6 +26,41 @@ def test_a_queue_is_measured_and_simulated_again_from_its_file(
     assert {name: simulated[name] for name in ("runs", "loads", "rounds")} == {
         name: measured[name] for name in ("runs", "loads", "rounds")
     }
+
+
+def test_an_engine_with_paced_passes_makes_the_simulated_passes(
+    tiny_artifact: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "paced.json"
+    options = ["--cell", "256/128/9", "--groups", "6", "--loads", "0.99", "--seeds", "1"]
+    options += ["--paced", "--pace", "0.01", "--json", str(path)]
+    assert main(["bench", "queue", str(tiny_artifact), *options]) == 0
+    [run] = json.loads(path.read_text())["runs"]
+    assert run["measured"]["rows"] == run["fitted"]["rows"] == 6 * (256 + 9 * 128)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cell", "2000/500/9"], "--cell is 2000/500/9; a batch is too small for it"),
+        (["--measured", "setup.py"], "--measured setup.py: not a file of kwise bench queue"),
+        (
+            ["--measured", "benchmarks/results/smollm2-load-fp32-2-cores.json"],
+            "not a file of kwise bench queue",
+        ),
+        (["--loads", "1.5"], "--loads is 1.5; it must be at most 0.99"),
+    ],
+)
+def test_wrong_options_of_a_queue_are_told(
+    options: list[str],
+    message: str,
+    tiny_artifact: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["bench", "queue", str(tiny_artifact), *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_every_study_of_a_cluster_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from kwise.benchmarks.capacity.cluster import Autoscaling, Fleet, quantile, simu
 from kwise.benchmarks.capacity.hardware import DEFAULT_PASS
 from kwise.benchmarks.capacity.load import Call, Load, Response, arrival_times, distinct_group
 from kwise.benchmarks.capacity.machines import group_size
+from kwise.benchmarks.capacity.one_replica import simulate_one
 from kwise.benchmarks.capacity.pass_time import (
     MeasuredPass,
     PassSize,
@@ -18,7 +19,6 @@ from kwise.benchmarks.capacity.pass_time import (
     fit_pass_time,
     relative_errors,
 )
-from kwise.benchmarks.capacity.queueing import simulate_one
 from kwise.benchmarks.capacity.replica import Replica, ReplicaConfig
 from kwise.benchmarks.capacity.routers import ROUTERS
 from kwise.benchmarks.options import Cell
