@@ -40,7 +40,7 @@ class RerankConfig:
         "other name gets JSON Lines; '-' for standard output"
     )
     artifact: str = option("", "directory of the model to run in this process")
-    server: str = option("", "HOST:PORT of a running server to ask instead")
+    server: str = option("", "HOST:PORT of a running server to ask instead, or several with commas")
     write: FormName = option(
         FormName.REWARDS,
         "rewards: one per response; ranks: with the rank of each; best: index and reward of the "

@@ -6,12 +6,10 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Awaitable,
-    Callable,
     Iterable,
     Iterator,
     Sequence,
 )
-from contextlib import aclosing
 from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,21 +17,24 @@ from typing import Any, TypeVar
 import grpc
 
 from kwise.client import messages
+from kwise.client.aio_pool import AsyncLink, AsyncPool
 from kwise.client.channel import (
-    CHANNEL_OPTIONS,
     DEFAULT_CONNECT_TIMEOUT_S,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT_S,
-    check_target,
     check_timeout,
     client_metadata,
 )
-from kwise.client.flight import Flight, is_interrupted
+from kwise.client.errors import RewardServiceError
+from kwise.client.flight import Flight
 from kwise.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
+from kwise.client.models import merge_models
+from kwise.client.pool import Metadata
 from kwise.client.retry import Attempts
+from kwise.client.servers import ASK_TIMEOUT_S, Servers
+from kwise.client.targets import TargetLike, check_targets
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
-from kwise.protos.kwise.v1 import reward_pb2_grpc
 from kwise.types import ComparedGroup, ModelInfo, Priority, RankedGroup, ScoredGroup
 
 T = TypeVar("T")
@@ -47,21 +48,22 @@ class AsyncRewardClient:
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: TargetLike | Servers = DEFAULT_TARGET,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
         model: str = "",
         client: str = "",
     ) -> None:
-        self._target = check_target("target", target)
+        servers = target if isinstance(target, Servers) else None
+        if servers is None:
+            servers = Servers(check_targets("target", target))
         self._timeout_s = check_timeout("timeout_s", timeout_s)
         self._connect_timeout_s = check_timeout("connect_timeout_s", connect_timeout_s)
         self._reached = self._closed = False
         self._model = model
         self._metadata = client_metadata(client)
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
+        self._pool = AsyncPool(servers, model, self._metadata)
 
     async def __aenter__(self) -> "AsyncRewardClient":
         return self
@@ -74,26 +76,18 @@ class AsyncRewardClient:
     ) -> None:
         await self.close()
 
+    @property
+    def servers(self) -> Servers:
+        """The servers and what this client knows of them; a copy is for another client."""
+        return self._pool.servers
+
     async def close(self) -> None:
         self._closed = True
-        await self._channel.close()
+        await self._pool.close()
 
     async def wait_until_ready(self, timeout_s: float = 5.0) -> None:
-        check_timeout("timeout_s", timeout_s)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._channel.channel_ready()
-        except TimeoutError:
-            await self._probe(timeout_s)
+        await self._pool.connect(check_timeout("timeout_s", timeout_s))
         self._reached = True
-
-    async def _probe(self, waited_s: float) -> None:
-        try:
-            await self._stub.GetModel(
-                pb.GetModelRequest(), timeout=messages.PROBE_S, wait_for_ready=False
-            )
-        except grpc.RpcError as error:
-            raise messages.no_server(self._target, waited_s, error) from None
 
     async def score(
         self,
@@ -105,7 +99,7 @@ class AsyncRewardClient:
     ) -> ScoredGroup:
         group = messages.to_group(self._model, prompt, responses, priority)
         request = pb.ScoreRequest(group=group)
-        response = await self._call(self._stub.Score, request, timeout_s)
+        response = await self._call("Score", request, timeout_s)
         return messages.from_scored_group(response.scored)
 
     async def rank(
@@ -118,7 +112,7 @@ class AsyncRewardClient:
     ) -> RankedGroup:
         group = messages.to_group(self._model, prompt, responses, priority)
         request = pb.RankRequest(group=group)
-        return messages.from_rank_response(await self._call(self._stub.Rank, request, timeout_s))
+        return messages.from_rank_response(await self._call("Rank", request, timeout_s))
 
     async def compare(
         self,
@@ -131,13 +125,45 @@ class AsyncRewardClient:
     ) -> ComparedGroup:
         group = messages.to_group(self._model, prompt, responses, priority)
         request = pb.CompareRequest(group=group, pairs=messages.to_pairs(pairs))
-        response = await self._call(self._stub.Compare, request, timeout_s)
+        response = await self._call("Compare", request, timeout_s)
         return messages.from_compare_response(response)
 
     async def get_model(self, *, timeout_s: float | None = None) -> ModelInfo:
+        if self.servers.alone is not None:
+            request = pb.GetModelRequest(model=self._model)
+            return messages.from_model_response(await self._call("GetModel", request, timeout_s))
+        attempts = Attempts(await self._time_left(timeout_s))
+        while True:
+            await self._pool.pick(b"", attempts.left_s)  # waits for a server that is up
+            answers = await self._models(self.servers.usable, attempts.left_s)
+            if models := self.servers.models(answers):
+                return merge_models(models)
+
+    async def get_models(
+        self, *, timeout_s: float | None = None
+    ) -> dict[str, ModelInfo | RewardServiceError]:
+        left_s = await self._time_left(timeout_s)
+        return await self._models(self.servers.addresses, left_s)
+
+    async def _models(
+        self, addresses: Sequence[str], timeout_s: float
+    ) -> dict[str, ModelInfo | RewardServiceError]:
         request = pb.GetModelRequest(model=self._model)
-        response = await self._call(self._stub.GetModel, request, timeout_s)
-        return messages.from_model_response(response)
+
+        async def model(address: str) -> ModelInfo | RewardServiceError:
+            try:
+                reply = await self._pool.link(address).stub.GetModel(
+                    request,
+                    timeout=min(timeout_s, ASK_TIMEOUT_S),
+                    metadata=self._metadata,
+                    wait_for_ready=False,
+                )
+            except grpc.RpcError as error:
+                return messages.from_rpc_error(error, address)
+            return messages.from_model_response(reply)
+
+        answers = await asyncio.gather(*map(model, addresses))
+        return dict(zip(addresses, answers, strict=True))
 
     async def score_many(
         self,
@@ -160,83 +186,59 @@ class AsyncRewardClient:
         # Waits for the first connection; the flight keeps its own time.
         await self._time_left(timeout_s)
         flight = Flight(
-            stream_groups, self._timeout_s if timeout_s is None else timeout_s, target=self._target
+            stream_groups, self._timeout_s if timeout_s is None else timeout_s, self.servers
         )
+        streams: dict[str, _Stream] = {}
         try:
             while True:
-                try:
-                    async with aclosing(self._stream(flight, source)) as results:
-                        async for result in results:
-                            yield result
-                except grpc.RpcError as error:
-                    failure = messages.from_rpc_error(error, self._target)
-                    if self._closed or not is_interrupted(failure):
-                        raise failure from error
-                    flight.refused(failure)
-                if flight.done:
-                    return
-                await asyncio.sleep(flight.pause_s())
-        finally:
-            if source is not None:
-                await source.close()
-
-    async def _stream(
-        self, flight: Flight, source: "_Source | None"
-    ) -> AsyncGenerator[ScoredGroup | KwiseError, None]:
-        """Send the groups of the flight on one stream, and yield results until all are answered.
-
-        Args:
-            source: the groups, if they come from an asynchronous iterable; None if the flight has
-                them.
-
-        Raises:
-            grpc.RpcError: the stream broke.
-        """
-        to_send: asyncio.Queue[pb.ScoreStreamRequest | None] = asyncio.Queue()
-
-        async def sent() -> AsyncIterator[pb.ScoreStreamRequest]:
-            while (request := await to_send.get()) is not None:
-                yield request
-
-        call = self._stub.ScoreStream(sent(), metadata=self._metadata)
-        reading: asyncio.Task[Any] | None = None
-        try:
-            for request in flight.start():
-                to_send.put_nowait(request)
-            while True:
-                for request in flight.send() if source is None else source.take(flight):
-                    to_send.put_nowait(request)
+                self._pool.tend()
+                sends = flight.send() if source is None else source.send(flight)
+                for address, requests in sends.items():
+                    if address not in streams:
+                        streams[address] = _Stream(self._pool.link(address), self._metadata)
+                    for request in requests:
+                        streams[address].to_send.put_nowait(request)
                 if (result := flight.pop()) is not None:
                     yield result
                     flight.resume()
                     continue
-                waiting: set[asyncio.Task[Any]] = set()
+                if flight.done:
+                    return
+                waiting: set[asyncio.Task[Any]] = {stream.next() for stream in streams.values()}
+                changed: asyncio.Task[Any] | None = None
+                if self.servers.alone is None:
+                    changed = _task(self._pool.changed.wait())
+                    waiting.add(changed)
                 if source is not None and flight.room:
                     waiting.add(source.next())
-                if not flight.is_over:
-                    reading = reading or _task(call.read())
-                    waiting.add(reading)
-                if not waiting:
-                    return
-                # While only the source is awaited, no timeout applies, because that is the caller's
-                # own time.
-                left_s = None if flight.is_over else max(flight.remaining_s, 0)
-                done, _ = await asyncio.wait(
-                    waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
-                )
+                done = await _first_of(waiting, flight.wait_s)
+                if changed is not None:
+                    changed.cancel()
                 if not done:
-                    raise flight.out_of_time()
-                if reading not in done:
-                    continue
-                reply, reading = reading.result(), None
-                if not isinstance(reply, pb.ScoreStreamResponse):  # grpc.aio.EOF
-                    return  # the server closed the stream; unanswered groups go on the next one
-                flight.accept(reply)
+                    flight.check_time()
+                for address, stream in list(streams.items()):
+                    if stream.next() in done and self._read(flight, stream):
+                        streams.pop(address).close()
         finally:
-            if reading is not None:
-                reading.cancel()
-            to_send.put_nowait(None)  # ends gRPC's task that reads the queue
-            call.cancel()
+            for stream in streams.values():
+                stream.close()
+            if source is not None:
+                await source.close()
+
+    def _read(self, flight: Flight, stream: "_Stream") -> bool:
+        """Give the flight what a stream has read. Return whether the stream is over."""
+        try:
+            reply = stream.take()
+        except grpc.RpcError as error:
+            failure = messages.from_rpc_error(error, stream.address)
+            if self._closed:
+                raise failure from error
+            flight.broken(stream.address, failure)
+            return True
+        if not isinstance(reply, pb.ScoreStreamResponse):  # grpc.aio.EOF
+            flight.broken(stream.address, None)
+            return True
+        return flight.accept(stream.address, reply)
 
     async def _time_left(self, timeout_s: float | None) -> float:
         left_s = self._timeout_s if timeout_s is None else check_timeout("timeout_s", timeout_s)
@@ -246,16 +248,67 @@ class AsyncRewardClient:
             left_s -= monotonic() - started_s
         return left_s
 
-    async def _call(self, method: Callable[..., Any], request: Any, timeout_s: float | None) -> Any:
+    async def _call(self, method: str, request: Any, timeout_s: float | None) -> Any:
         attempts = Attempts(await self._time_left(timeout_s))
+        servers = self.servers
+        key = b"" if servers.alone is not None else servers.key(request.group.prompt)
         while True:
+            link = await self._pool.pick(key, attempts.left_s)
             try:
-                return await method(request, timeout=attempts.left_s, metadata=self._metadata)
+                reply = await getattr(link.stub, method)(
+                    request,
+                    timeout=attempts.left_s,
+                    metadata=self._metadata,
+                    wait_for_ready=link.wait_for_ready,
+                )
             except grpc.RpcError as error:
-                failure = messages.from_rpc_error(error, self._target)
+                failure = messages.from_rpc_error(error, link.address)
                 if self._closed:
                     raise failure from error
-                await asyncio.sleep(attempts.pause_s(failure))
+                if not servers.failed(link.address, failure):
+                    await asyncio.sleep(attempts.pause_s(failure))
+                continue
+            if servers.answered(link.address, messages.fingerprint_of(reply)):
+                return reply
+
+
+class _Stream:
+    """An open stream, and the task that reads its next reply."""
+
+    def __init__(self, link: AsyncLink, metadata: Metadata) -> None:
+        self.address = link.address
+        self.to_send: asyncio.Queue[pb.ScoreStreamRequest | None] = asyncio.Queue()
+        self._call = link.stub.ScoreStream(
+            self._sent(), metadata=metadata, wait_for_ready=link.wait_for_ready
+        )
+        self._reading: asyncio.Task[Any] | None = None
+
+    async def _sent(self) -> AsyncIterator[pb.ScoreStreamRequest]:
+        while (request := await self.to_send.get()) is not None:
+            yield request
+
+    def next(self) -> "asyncio.Task[Any]":
+        """Return the task that reads the next reply."""
+        if self._reading is None:
+            self._reading = _task(self._call.read())
+        return self._reading
+
+    def take(self) -> Any:
+        """Return the reply that was read, or grpc.aio.EOF.
+
+        Raises:
+            grpc.RpcError: the stream broke.
+        """
+        reading, self._reading = self._reading, None
+        assert reading is not None
+        return reading.result()
+
+    def close(self) -> None:
+        """End the stream, and gRPC's task that reads the queue."""
+        if self._reading is not None:
+            self._reading.cancel()
+        self.to_send.put_nowait(None)
+        self._call.cancel()
 
 
 def _task(awaitable: Awaitable[T]) -> asyncio.Task[T]:
@@ -267,6 +320,17 @@ def _task(awaitable: Awaitable[T]) -> asyncio.Task[T]:
     task = asyncio.create_task(run())
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
+
+
+async def _first_of(
+    tasks: "set[asyncio.Task[Any]]", timeout_s: float | None
+) -> "set[asyncio.Task[Any]]":
+    """Return the tasks that are done once one of them is; none if the time is over first."""
+    if not tasks:
+        await asyncio.sleep(timeout_s or 0.0)
+        return set()
+    done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    return done
 
 
 class _Source:
@@ -282,16 +346,15 @@ class _Source:
             self._drawing = _task(anext(self._groups))
         return self._drawing
 
-    def take(self, flight: Flight) -> list[pb.ScoreStreamRequest]:
-        """Give the flight the group that was drawn, if there is one, and return its message."""
-        if self._drawing is None or not self._drawing.done() or not flight.room:
-            return []
-        drawn, self._drawing = self._drawing, None
-        try:
-            return flight.add(drawn.result())
-        except StopAsyncIteration:
-            flight.end()
-            return []
+    def send(self, flight: Flight) -> dict[str, list[pb.ScoreStreamRequest]]:
+        """Give the flight the group that was drawn, if there is one. Return what to send."""
+        if self._drawing is not None and self._drawing.done() and flight.room:
+            drawn, self._drawing = self._drawing, None
+            try:
+                flight.add(drawn.result())
+            except StopAsyncIteration:
+                flight.end()
+        return flight.assign()
 
     async def close(self) -> None:
         """Cancel the task, so that nothing more is drawn from the iterator."""

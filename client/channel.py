@@ -41,7 +41,7 @@ _MAX_TIMEOUT_S = 365 * 86_400
 # https://github.com/grpc/grpc/blob/master/doc/naming.md
 _URI = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):\S.*")
 # A port may be the name of a service, such as http.
-_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):(?P<port>[0-9]+|[A-Za-z][A-Za-z0-9-]*)")
+HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+):(?P<port>[0-9]+|[A-Za-z][A-Za-z0-9-]*)")
 
 
 def check_target(name: str, target: Any) -> str:
@@ -57,7 +57,7 @@ def check_target(name: str, target: Any) -> str:
         raise TypeError(f"{name} must be a str, not {type(target).__name__}")
     if target.isprintable() and _URI.fullmatch(target):
         return target
-    address = _HOST_PORT.fullmatch(target)
+    address = HOST_PORT.fullmatch(target)
     if address is None:
         raise InvalidRequest(
             name,

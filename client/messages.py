@@ -287,6 +287,12 @@ def from_model_response(response: pb.GetModelResponse) -> ModelInfo:
     )
 
 
+def fingerprint_of(reply: Any) -> str:
+    """Return the fingerprint of the model that gave a reply to a unary call."""
+    fingerprint: str = getattr(reply, "scored", reply).fingerprint
+    return fingerprint
+
+
 def _scored_fields(scored: pb.ScoredGroup) -> dict[str, Any]:
     timing = scored.timing
     return {

@@ -8,6 +8,7 @@ counts as well: docs/rl.md explains how large the pool must be.
 
 from typing import Any
 
+from kwise.client.targets import TargetLike
 from kwise.rl.scoring import Scoring
 from kwise.rl.single import score_one
 from kwise.types import TemplatedText
@@ -22,13 +23,14 @@ class RewardFunction:
     function that calls it.
 
     Args:
-        address: the server; None for KWISE_ADDRESS in the environment of AReaL's rollout process.
+        address: the server or servers; None for KWISE_ADDRESS in the environment of
+            AReaL's rollout process.
         timeout_s: the longest time of a call, in seconds. AReaL must give more.
         options: further arguments of `Scoring`, but not `on_error`.
     """
 
     def __init__(
-        self, address: str | None = None, *, timeout_s: float = TIMEOUT_S, **options: Any
+        self, address: TargetLike | None = None, *, timeout_s: float = TIMEOUT_S, **options: Any
     ) -> None:
         self._scoring = Scoring.raising(address, timeout_s=timeout_s, **options)
 

@@ -1,4 +1,4 @@
-"""The clients of one server, one for each process and event loop that uses them.
+"""The clients of one or several servers, one for each process and event loop that uses them.
 
 RL libraries pickle reward functions, fork and spawn workers, call from several threads, and run a
 new event loop at each step. A gRPC channel survives none of this, so a connection holds an address
@@ -21,10 +21,11 @@ from kwise.client import AsyncRewardClient, RewardClient
 from kwise.client.channel import (
     DEFAULT_CONNECT_TIMEOUT_S,
     DEFAULT_TIMEOUT_S,
-    check_target,
     check_timeout,
     client_metadata,
 )
+from kwise.client.servers import Servers
+from kwise.client.targets import TargetLike, check_targets
 from kwise.errors import InvalidRequest
 
 ADDRESS_VARIABLE = "KWISE_ADDRESS"
@@ -48,6 +49,7 @@ class _Clients:
         by_loop: the client of each event loop; only code on that loop changes its entry.
         has_reached: an asyncio client has reached the server.
         max_responses: the server's limit for a request; None if it must be asked.
+        servers: what the last asyncio client knew of the servers, for the next one.
     """
 
     lock: Lock = field(default_factory=Lock)
@@ -55,14 +57,17 @@ class _Clients:
     by_loop: dict[AbstractEventLoop, _Shared] = field(default_factory=dict)
     has_reached: bool = False
     max_responses: int | None = None
+    servers: Servers | None = None
 
 
 class Connection:
-    """A connection to one server. It can be pickled, and shared by threads and event loops.
+    """A connection to one or several servers.
+
+    It can be pickled, and shared by threads and event loops.
 
     Args:
-        address: the server, as HOST:PORT or a URI of gRPC; None for the environment variable
-            KWISE_ADDRESS, which is read when the connection is first used.
+        address: the server, or several, as `target` of `RewardClient`; None for the environment
+            variable KWISE_ADDRESS, which is read when the connection is first used.
         timeout_s, connect_timeout_s, model, client: as in `RewardClient`.
 
     Raises:
@@ -72,17 +77,15 @@ class Connection:
 
     def __init__(
         self,
-        address: str | None = None,
+        address: TargetLike | None = None,
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
         model: str = "",
         client: str = "",
     ) -> None:
-        if address is not None:
-            check_target("address", address)
         client_metadata(client)
-        self._address = address
+        self._targets = None if address is None else check_targets("address", address)
         self._options: dict[str, Any] = {
             "timeout_s": check_timeout("timeout_s", timeout_s),
             "connect_timeout_s": check_timeout("connect_timeout_s", connect_timeout_s),
@@ -92,28 +95,33 @@ class Connection:
         self._by_process: dict[int, _Clients] = {}
 
     @property
-    def address(self) -> str:
-        """The server's address.
+    def targets(self) -> tuple[str, ...]:
+        """The servers' addresses.
 
         Raises:
             InvalidRequest: neither the argument nor the environment variable has one.
         """
-        if self._address is not None:
-            return self._address
+        if self._targets is not None:
+            return self._targets
         if address := os.environ.get(ADDRESS_VARIABLE):
-            return check_target(ADDRESS_VARIABLE, address)
+            return check_targets(ADDRESS_VARIABLE, address)
         raise InvalidRequest(
             "address",
             "no kwise server is named; give the address HOST:PORT as an argument, or set the "
             f"environment variable {ADDRESS_VARIABLE}",
         )
 
+    @property
+    def address(self) -> str:
+        """The servers' addresses, for messages."""
+        return ", ".join(self.targets)
+
     def blocking(self) -> RewardClient:
         """Return the blocking client of this process."""
         clients = self._clients()
         with clients.lock:
             if clients.blocking is None:
-                clients.blocking = RewardClient(self.address, **self._options)
+                clients.blocking = RewardClient(self.targets, **self._options)
             return clients.blocking
 
     @asynccontextmanager
@@ -126,7 +134,9 @@ class Connection:
             options = self._options
             if clients.has_reached:  # if the server restarts, calls wait for it until they time out
                 options = {**options, "connect_timeout_s": options["timeout_s"]}
-            clients.by_loop[loop] = _Shared(AsyncRewardClient(self.address, **options))
+            known, targets = clients.servers, self.targets
+            servers = known.copy() if known and known.targets == targets else Servers(targets)
+            clients.by_loop[loop] = _Shared(AsyncRewardClient(servers, **options))
         shared = clients.by_loop[loop]
         shared.num_calls += 1
         try:
@@ -135,6 +145,7 @@ class Connection:
         finally:
             shared.num_calls -= 1
             if not shared.num_calls:
+                clients.servers = shared.client.servers
                 del clients.by_loop[loop]
                 await shared.client.close()
 
@@ -157,4 +168,4 @@ class Connection:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without clients, which belong to this process."""
-        return {"_address": self._address, "_options": self._options, "_by_process": {}}
+        return {"_targets": self._targets, "_options": self._options, "_by_process": {}}

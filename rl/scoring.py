@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.client.channel import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from kwise.client.messages import PriorityLike, PromptLike, to_priority
+from kwise.client.targets import TargetLike
 from kwise.errors import KwiseError, Status
 from kwise.rl.connection import Connection
 from kwise.rl.grouping import Request, ResponseLike, group_by_prompt, split
@@ -39,8 +40,8 @@ class Scoring:
     `timeout_s` is over.
 
     Args:
-        address: the server, as HOST:PORT or a URI of gRPC; None for the environment variable
-            KWISE_ADDRESS, which is read at the first call.
+        address: the server, as HOST:PORT or a URI of gRPC, or several as in `RewardClient`; None
+            for the environment variable KWISE_ADDRESS, which is read at the first call.
         on_error: "raise" to raise `NotScored` if a response could not be scored; "none" to give it
             the reward None. Both raise if the server cannot be reached or refuses everything.
         allow_model_change: accept a change of the server's model. Otherwise a fingerprint other
@@ -58,7 +59,7 @@ class Scoring:
 
     def __init__(
         self,
-        address: str | None = None,
+        address: TargetLike | None = None,
         *,
         on_error: OnError = "raise",
         allow_model_change: bool = False,
@@ -84,7 +85,7 @@ class Scoring:
         self._fingerprints: dict[int, str] = {}  # the first one of each process
 
     @classmethod
-    def raising(cls, address: str | None = None, **options: Any) -> "Scoring":
+    def raising(cls, address: TargetLike | None = None, **options: Any) -> "Scoring":
         """Return a `Scoring` for a library that cannot represent a missing reward.
 
         Raises:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kwise.client.messages import PromptLike
+from kwise.client.targets import TargetLike
 from kwise.rl.scoring import Scoring
 from kwise.types import TemplatedText
 
@@ -16,11 +17,12 @@ class RewardFunction:
     """A reward function for slime.
 
     Args:
-        address: the server; None for KWISE_ADDRESS in the environment of slime's rollout process.
+        address: the server or servers; None for KWISE_ADDRESS in the environment of
+            slime's rollout process.
         options: further arguments of `Scoring`, but not `on_error`.
     """
 
-    def __init__(self, address: str | None = None, **options: Any) -> None:
+    def __init__(self, address: TargetLike | None = None, **options: Any) -> None:
         self._scoring = Scoring.raising(address, **options)
 
     async def __call__(self, args: Any, sample: Any, **_: Any) -> float | list[float]:

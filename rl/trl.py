@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from kwise.client.messages import PromptLike
+from kwise.client.targets import TargetLike
 from kwise.meanings import Meaning, row_meaning, says_nothing
 from kwise.rl.result import ScoredResponses
 from kwise.rl.scoring import Scoring
@@ -25,7 +26,7 @@ class _Base:
 
     def __init__(
         self,
-        address: str | None = None,
+        address: TargetLike | None = None,
         *,
         plain_prompts: PlainPrompts = "templated",
         name: str = "kwise",
@@ -119,7 +120,7 @@ class RewardFunction(_Base):
     message, after all earlier ones. Messages with tool calls are refused by name.
 
     Args:
-        address: the server, as HOST:PORT; None for the environment variable KWISE_ADDRESS.
+        address: the server or servers; None for the environment variable KWISE_ADDRESS.
         plain_prompts: the meaning of prompts that are strings. "templated": the completion follows
             the text directly, as TRL's policy and TRL's own reward models read it; the text has the
             chat template applied if the model needs one. "user": the text is one turn of the user

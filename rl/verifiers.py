@@ -8,6 +8,7 @@ verifiers scores each rollout when it ends. An error marks the rollout as failed
 
 from typing import Any
 
+from kwise.client.targets import TargetLike
 from kwise.rl.scoring import Scoring
 from kwise.rl.single import score_one_async
 
@@ -19,14 +20,15 @@ class RewardFunction:
     """A reward function for verifiers.
 
     Args:
-        address: the server; None for KWISE_ADDRESS in the environment of the process that scores.
+        address: the server or servers; None for KWISE_ADDRESS in the environment of the process
+            that scores.
         without_reasoning: leave the reasoning out of each message. Otherwise a message with
             reasoning is refused, because kwise scores the text of messages only.
         options: further arguments of `Scoring`, but not `on_error`.
     """
 
     def __init__(
-        self, address: str | None = None, *, without_reasoning: bool = False, **options: Any
+        self, address: TargetLike | None = None, *, without_reasoning: bool = False, **options: Any
     ) -> None:
         self._scoring = Scoring.raising(address, **options)
         self._without_reasoning = without_reasoning

@@ -17,8 +17,9 @@ from kwise.bulk.commands.table import table, terminal_columns
 from kwise.bulk.input.row import BadRow, InputRow
 from kwise.bulk.output.digits import float32_digits
 from kwise.bulk.output.json_line import json_line
-from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_target, check_timeout
+from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_timeout
 from kwise.client.errors import RewardServiceError
+from kwise.client.targets import check_targets
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.types import Group, Priority, Reward, ScoredGroup
 
@@ -69,9 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--server",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT[,HOST:PORT...]",
         default=DEFAULT_TARGET,
-        help=f"the server, or a URI of gRPC such as unix:PATH (default: {DEFAULT_TARGET})",
+        help="the server, or several with commas between them, as HOST:PORT or as a URI of gRPC "
+        f"such as unix:PATH (default: {DEFAULT_TARGET})",
     )
     parser.add_argument(
         "--timeout-s",
@@ -120,7 +122,7 @@ def run(arguments: argparse.Namespace, report: Report) -> int:
 def _problem(arguments: argparse.Namespace, report: Report) -> str | None:
     """Return what is wrong with the command line, or None."""
     try:
-        check_target("--server", arguments.server)
+        check_targets("--server", arguments.server)
         check_timeout("--timeout-s", arguments.timeout_s)
     except (InvalidRequest, ValueError) as error:
         return str(error)

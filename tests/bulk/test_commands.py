@@ -17,7 +17,8 @@ from kwise.bulk.commands.table import clip, table, width
 from kwise.bulk.input.row import BadRow
 from kwise.cli import main
 from kwise.types import Priority
-from tests.client.test_client import nowhere, serving
+from tests.client.test_client import nowhere
+from tests.length_server import serving
 
 __all__ = ["nowhere"]
 

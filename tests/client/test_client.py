@@ -4,90 +4,19 @@ import asyncio
 import math
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from kwise.cli import main
 from kwise.client import AsyncRewardClient, InvalidRequest, RewardClient, RewardServiceError
 from kwise.client.channel import check_target
-from kwise.protos.kwise.v1 import reward_pb2 as pb
-from kwise.protos.kwise.v1 import reward_pb2_grpc
 from kwise.types import ScoredGroup
+from tests.length_server import DRAINING, Service, serving
 from tests.servers import PATIENCE_S
-
-DRAINING = "the server is shutting down; send the request again"
-
-
-class Service(reward_pb2_grpc.RewardServiceServicer):
-    """A server that returns lengths as rewards, and an error for the response "bad".
-
-    With `draining` it refuses everything, as a server that shuts down does.
-    """
-
-    def __init__(self) -> None:
-        self.draining = False
-
-    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
-        if self.draining:
-            context.abort(grpc.StatusCode.UNAVAILABLE, DRAINING)
-        return pb.ScoreResponse(scored=scored_group(request.group))
-
-    def Rank(self, request: pb.RankRequest, context: Any) -> pb.RankResponse:
-        return pb.RankResponse(scored=scored_group(request.group))
-
-    def Compare(self, request: pb.CompareRequest, context: Any) -> pb.CompareResponse:
-        scored = scored_group(request.group)
-        comparisons = [
-            pb.Comparison(pair=pb.Pair(first=a, second=b), error=scored.rewards[b].error)
-            if scored.rewards[b].HasField("error")
-            else pb.Comparison(pair=pb.Pair(first=a, second=b), margin=1.0, win_probability=0.7)
-            for a, b in combinations(range(len(scored.rewards)), 2)
-        ]
-        return pb.CompareResponse(scored=scored, comparisons=comparisons)
-
-    def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
-        return pb.GetModelResponse(model="m", fingerprint="f")
-
-    def ScoreStream(self, request_iterator: Any, context: Any) -> Iterator[pb.ScoreStreamResponse]:
-        for item in request_iterator:
-            if self.draining:
-                error = pb.Error(code="UNAVAILABLE", message=DRAINING)
-                yield pb.ScoreStreamResponse(id=item.id, error=error)
-            else:
-                yield pb.ScoreStreamResponse(id=item.id, scored=scored_group(item.group))
-
-
-def scored_group(group: pb.Group) -> pb.ScoredGroup:
-    return pb.ScoredGroup(rewards=map(reward, group.responses), model="m", fingerprint="f")
-
-
-def reward(response: pb.Response) -> pb.Reward:
-    if response.text == "infinite":
-        return pb.Reward(value=math.inf, raw=math.inf, tokens=1)
-    if response.text == "bad":
-        return pb.Reward(
-            error=pb.Error(code="INVALID_ARGUMENT", message="the conversation is too long")
-        )
-    return pb.Reward(value=len(response.text), raw=len(response.text), tokens=1)
-
-
-@contextmanager
-def serving(port: int = 0, service: Service | None = None, address: str = "") -> Iterator[str]:
-    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    reward_pb2_grpc.add_RewardServiceServicer_to_server(service or Service(), server)
-    port = server.add_insecure_port(address or f"127.0.0.1:{port}")
-    server.start()
-    try:
-        yield address or f"127.0.0.1:{port}"
-    finally:
-        server.stop(0).wait()
 
 
 @pytest.fixture
@@ -350,7 +279,7 @@ def test_a_port_out_of_range_and_a_target_of_another_type_are_named() -> None:
         InvalidRequest, match=r"^target: has the port 70000; it must be between 1 and 65535"
     ):
         RewardClient("localhost:70000")
-    with pytest.raises(TypeError, match=r"^target must be a str, not int"):
+    with pytest.raises(TypeError, match=r"^target must be a str or a sequence of str, not int"):
         RewardClient(50051)  # type: ignore[arg-type]
 
 

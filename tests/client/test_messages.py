@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.client import AsyncRewardClient, ModelInfo, RewardClient, RewardServiceError, messages
-from kwise.client.flight import Flight, is_interrupted
 from kwise.client.retry import Attempts
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import Group, Message, Priority, Reward, Timing
@@ -275,91 +274,3 @@ class TestAttempts:
         assert attempts.left_s == 0.5
         with pytest.raises(RewardServiceError):
             attempts.pause_s(full)
-
-
-class TestFlight:
-    def flight(self, num_groups: int, window_groups: int = 4) -> tuple[Flight, list[float]]:
-        clock = [0.0]
-        requests = (
-            messages.to_group("", str(number), ["a"], "bulk") for number in range(num_groups)
-        )
-        return Flight(requests, 10.0, window_groups, now=lambda: clock[0], target="host:7"), clock
-
-    @given(num_groups=st.integers(0, 20), choices=st.randoms(use_true_random=False))
-    def test_every_group_is_answered_once_and_in_order_whatever_the_server_does(
-        self, num_groups: int, choices: Any
-    ) -> None:
-        """Replies come in any order, are refused, or are lost with their stream."""
-        flight, clock = self.flight(num_groups)
-        answered = []
-        while True:
-            owed = flight.start()
-            while True:
-                owed += flight.send()
-                assert len(owed) <= 4
-                if (result := flight.pop()) is not None:
-                    answered.append(result.fingerprint)  # type: ignore[union-attr]
-                    continue
-                if flight.is_over or choices.random() < 0.1:
-                    break
-                request = owed.pop(choices.randrange(len(owed)))
-                if choices.random() < 0.2:
-                    error = pb.Error(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=50)
-                    flight.accept(pb.ScoreStreamResponse(id=request.id, error=error))
-                else:
-                    response = pb.ScoredGroup(fingerprint=request.group.prompt.text)
-                    flight.accept(pb.ScoreStreamResponse(id=request.id, scored=response))
-            if flight.done:
-                break
-            clock[0] = 0.0
-        assert answered == [str(number) for number in range(num_groups)]
-
-    def test_only_a_broken_stream_is_followed_by_another(self) -> None:
-        """A stream that broke during a write ended `score_many` with INTERNAL.
-
-        grpc.aio reports that in place of the server's UNAVAILABLE.
-        """
-        assert is_interrupted(RewardServiceError("UNAVAILABLE", "gone"))
-        assert is_interrupted(RewardServiceError("INTERNAL", "Internal error from Core"))
-        assert not is_interrupted(RewardServiceError("INTERNAL", "the model failed on this group"))
-        assert not is_interrupted(RewardServiceError("INVALID_ARGUMENT", "prompt"))
-
-    def test_an_error_of_one_group_is_its_result(self) -> None:
-        flight, _ = self.flight(1)
-        (request,) = flight.send()
-        flight.accept(
-            pb.ScoreStreamResponse(id=request.id, error=pb.Error(code="INTERNAL", message="x"))
-        )
-        assert isinstance(flight.pop(), RewardServiceError)
-        assert flight.done
-
-    def test_the_servers_advice_is_obeyed(self) -> None:
-        """Streams came back after a fifth of a second, whatever the server said."""
-        flight, _ = self.flight(1)
-        (request,) = flight.send()
-        full = pb.Error(code="RESOURCE_EXHAUSTED", message="full", retry_after_ms=3000)
-        flight.accept(pb.ScoreStreamResponse(id=request.id, error=full))
-        assert 3.0 <= flight.pause_s() <= 3.75
-
-    def test_refusals_are_no_progress_and_the_pauses_grow_until_time_is_out(self) -> None:
-        flight, clock = self.flight(1)
-        (request,) = flight.send()
-        pauses = []
-        for _ in range(4):
-            flight.accept(
-                pb.ScoreStreamResponse(
-                    id=request.id, error=pb.Error(code="UNAVAILABLE", message="draining")
-                )
-            )
-            assert flight.is_over
-            assert not flight.send()
-            pauses.append(flight.pause_s())
-            assert flight.start() == [request]
-        assert pauses[0] <= 0.2 < pauses[3]
-        clock[0] = 10.0
-        with pytest.raises(RewardServiceError) as raised:
-            flight.pause_s()
-        assert str(raised.value) == (
-            "DEADLINE_EXCEEDED at host:7: no group was answered for 10 s; 1 are unanswered; "
-            "the last refusal was UNAVAILABLE: draining"
-        )

@@ -1,0 +1,32 @@
+"""One description of what several servers serve."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from kwise.types import Counters, ModelInfo
+
+# A request may go to any server, so it has to keep to the limits of all.
+_LIMITS = ("max_tokens", "max_batch_tokens", "max_responses", "max_pairs")
+_TEXTS = ("precision", "runtime", "overlong", "control_tokens")
+
+
+def merge_models(models: Sequence[ModelInfo]) -> ModelInfo:
+    """Return the description of several servers of one model as if they were one server.
+
+    Limits are the lowest, and counters are sums. Settings that differ between the servers are named
+    all, with commas between them.
+    """
+    first = models[0]
+    if len(models) == 1:
+        return first
+    counters = {
+        field.name: sum(getattr(model.counters, field.name) for model in models)
+        for field in fields(Counters)
+    }
+    settings: dict[str, Any] = {
+        name: min(getattr(model, name) for model in models) for name in _LIMITS
+    }
+    for name in _TEXTS:
+        settings[name] = ", ".join(dict.fromkeys(getattr(model, name) for model in models))
+    return replace(first, counters=Counters(**counters), **settings)
