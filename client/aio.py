@@ -138,6 +138,9 @@ class AsyncRewardClient:
             answers = await self._models(self.servers.usable, attempts.left_s)
             if models := self.servers.models(answers):
                 return merge_models(models)
+            for answer in answers.values():
+                if isinstance(answer, RewardServiceError) and not attempts.left_s:
+                    raise answer
 
     async def get_models(
         self, *, timeout_s: float | None = None

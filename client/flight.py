@@ -121,7 +121,8 @@ class Flight:
         """The number of groups that may be drawn now: none while the only server refuses groups."""
         if self._is_exhausted or (self._to_send and self._servers.alone):
             return 0
-        window = self._window_groups * max(len(self._servers.addresses), 1)
+        num_servers = 1 if self._servers.alone else max(len(self._servers.addresses), 1)
+        window = self._window_groups * num_servers
         return window - (self._num_taken - self._num_popped)
 
     def send(self) -> dict[str, list[pb.ScoreStreamRequest]]:

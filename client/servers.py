@@ -108,10 +108,13 @@ class Servers:
         other = Servers(self.targets, self._now)
         with self._lock:
             other._fingerprint = self._fingerprint
-            other._names = {target: replace(name) for target, name in self._names.items()}
+            # What this client asks or looks up now, the other one has to do itself.
+            for target, name in self._names.items():
+                is_new = name.addresses is None
+                look_up_at = self._now() if is_new else name.look_up_at
+                other._names[target] = replace(name, look_up_at=look_up_at)
             other._renew()
             for address, server in self._servers.items():
-                # What this client asks now, the other one has to ask itself.
                 other._servers[address] = replace(server, ask_at=self._now(), backoff=Backoff())
         return other
 

@@ -177,6 +177,9 @@ class RewardClient:
             answers = self._models(self.servers.usable, attempts.left_s)
             if models := self.servers.models(answers):
                 return merge_models(models)
+            for answer in answers.values():
+                if isinstance(answer, RewardServiceError) and not attempts.left_s:
+                    raise answer
 
     def get_models(
         self, *, timeout_s: float | None = None
