@@ -354,14 +354,8 @@ def no_server(target: str, waited_s: float, probe: Any = None) -> RewardServiceE
         probe: the grpc.RpcError of a last call that did not wait. gRPC tells the cause there only.
     """
     problem = f"no server was ready within {waited_s:g} s"
-    cause = "" if probe is None or probe.code().name != "UNAVAILABLE" else probe.details() or ""
-    if _HTTP_SERVER in cause:
-        problem += (
-            "; this looks like an HTTP port: give the port for gRPC, which is that of "
-            "kwise serve --port"
-        )
-    elif cause:
-        problem += f": {cause}"
+    if probe is not None and probe.code().name == "UNAVAILABLE" and probe.details():
+        problem += f": {_cause_of(probe.details())}"
     return RewardServiceError("UNAVAILABLE", problem, target=target)
 
 
@@ -376,8 +370,18 @@ def from_rpc_error(error: Any, target: str) -> RewardServiceError:
     response = trailers.get("kwise-response")
     return RewardServiceError(
         error.code().name,
-        error.details() or "no details",
+        _cause_of(error.details() or "no details"),
         target=target,
         retry_after_s=None if retry_after_ms is None else float(retry_after_ms) / 1000,
         response=None if response is None else int(response),
     )
+
+
+def _cause_of(details: str) -> str:
+    """Return gRPC's details of an error, in plain words where they are hard to read."""
+    if _HTTP_SERVER in details:
+        return (
+            "this looks like an HTTP port: give the port for gRPC, which is that of kwise serve "
+            "--port"
+        )
+    return details

@@ -167,7 +167,7 @@ def test_all_servers_away_is_an_error_that_names_each_with_its_cause(
     assert raised.value.code == "UNAVAILABLE"
     assert str(raised.value).startswith(f"UNAVAILABLE at {http}, {nobody}: no server was ready")
     assert "Connection refused" in str(raised.value)
-    assert f"{http}: UNAVAILABLE: " in str(raised.value)
+    assert f"{http}: UNAVAILABLE: this looks like an HTTP port" in str(raised.value)
 
 
 def test_a_call_waits_for_a_server_that_restarts_while_all_are_away() -> None:
