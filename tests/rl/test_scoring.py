@@ -24,8 +24,8 @@ from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.rl.result import ModelChanged, NotScored, ScoredResponses
 from kwise.rl.scoring import Scoring
 from kwise.types import TemplatedText
-from tests.client.test_client import Service, serving
 from tests.held_model import HeldModel, running_held_server
+from tests.length_server import Service, serving
 from tests.servers import PATIENCE_S, Server, running_server, wait_until
 
 PROMPTS: list[Any] = [
