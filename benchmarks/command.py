@@ -17,6 +17,7 @@ from kwise.benchmarks.options import (
     JoinedBenchConfig,
     LoadBenchConfig,
     PrecisionBenchConfig,
+    SharedCacheBenchConfig,
     SoakConfig,
     TrainBenchConfig,
 )
@@ -70,6 +71,12 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         "capacity.machines",
         CapacityConfig,
         "the machines that a load needs, by arithmetic",
+    ),
+    "shared-cache": (
+        "serving.shared_cache",
+        SharedCacheBenchConfig,
+        "calls with a shared cache whose Redis is healthy, slow and down, relative to calls "
+        "without one",
     ),
     "train": (
         "training",

@@ -305,3 +305,15 @@ class SoakConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedCacheBenchConfig:
+    """Options of `kwise bench shared-cache`."""
+
+    artifact: str = option(help="an artifact; a small model shows the overhead at its largest")
+    calls: int = option(100, "calls of each kind", minimum=1, maximum=MAX_COUNT)
+    json: str = option("", "file for all figures and the machine")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)

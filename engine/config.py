@@ -1,11 +1,22 @@
 """The options of an engine. Imports the standard library only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from kwise.engine.cache.redis_address import parse_redis_url
 from kwise.engine.model.cpu import available_cpus
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.text.limits import ControlTokens, Overlong
-from kwise.options import MAX_BYTES, MAX_COUNT, MAX_THREADS, MAX_UINT32, check_bounds, option
+from kwise.errors import ConfigError
+from kwise.options import (
+    MAX_BYTES,
+    MAX_COUNT,
+    MAX_SECONDS,
+    MAX_THREADS,
+    MAX_UINT32,
+    check_bounds,
+    flag_of,
+    option,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +85,33 @@ class EngineConfig:
         minimum=0,
         maximum=MAX_BYTES,
     )
+    shared_cache: str = option(
+        "",
+        "URL of a Redis server through which several servers share rewards: redis://HOST:PORT/DB, "
+        "rediss:// for TLS, or unix:///PATH. User and password are in the URL or, better, in the "
+        "environment variables KWISE_REDIS_USERNAME and KWISE_REDIS_PASSWORD",
+        secret=True,
+    )
+    shared_cache_ms: float = option(
+        50.0,
+        "milliseconds by which a look-up in the shared cache may delay a request. If Redis takes "
+        "longer, rewards are computed without it until it answers in time again",
+        minimum=1,
+        maximum=60_000,
+    )
+    shared_cache_ttl_s: int = option(
+        7 * 86_400,
+        "seconds that a reward stays in the shared cache; 0 for as long as Redis has room",
+        minimum=0,
+        maximum=MAX_SECONDS,
+    )
+    shared_cache_claim_ms: int = option(
+        5000,
+        "milliseconds for which a server waits for a reward that another one computes, before it "
+        "computes the reward itself; 0 for not at all",
+        minimum=0,
+        maximum=600_000,
+    )
     prompt_cache_bytes: int = option(
         256 << 20,
         "memory per device for keys and values of recent prompts, up to twice as much while a "
@@ -94,6 +132,18 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.shared_cache:
+            parse_redis_url(self.shared_cache, "--shared-cache")
+            return
+        for field in fields(self):
+            if (
+                field.name.startswith("shared_cache_")
+                and getattr(self, field.name) != field.default
+            ):
+                raise ConfigError(
+                    f"{flag_of(field.name)} is for the shared cache; give --shared-cache too, or "
+                    "leave it out"
+                )
 
     @property
     def runtime_threads(self) -> int:

@@ -1,28 +1,37 @@
 """Scores groups of responses: `Scorer.score` is the whole way of a request, top to bottom.
 
-A request is checked, looked up in the cache, and admitted. What is neither cached nor in flight
-starts one `RewardInFlight` per response, which passes the tokenizer pool and the batcher and is
-decided by one future. A request that asks for a reward in flight joins it. The last request that
-leaves a reward cancels it.
+A request is checked, looked up in the cache of this process and then in the shared one, and
+admitted. What is neither cached nor in flight starts one `RewardInFlight` per response, which
+passes the tokenizer pool and the batcher, or is awaited from another server that has claimed it,
+and is decided by one future. A request that asks for a reward in flight joins it. The last request
+that leaves a reward cancels it.
 
 The scorer knows no protocol: gRPC, commands and tests call the same method. One event loop owns all
 of its state.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from kwise.engine.artifact import Artifact
+from kwise.engine.cache.reward_cache import reward_keys
+from kwise.engine.cache.reward_caches import KnownRewards
+from kwise.engine.cache.shared_cache import check_redis_installed
+from kwise.engine.caches import new_reward_caches, reward_namespace
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import effective_max_tokens, open_model
 from kwise.engine.model.layouts import LAYOUTS
 from kwise.engine.model.session import Session
-from kwise.engine.reward_cache import RewardCache, StoredReward, reward_keys
+from kwise.engine.reply import scored_group
 from kwise.engine.schedule.batcher import Batcher
+from kwise.engine.schedule.costs import estimated_tokens
 from kwise.engine.schedule.counters import Counters
+from kwise.engine.schedule.elsewhere import ClaimedElsewhere
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.group_times import GroupTimes
 from kwise.engine.schedule.in_flight import RewardInFlight, TokenizerJob
@@ -30,11 +39,11 @@ from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.schedule.tokenizer_pool import TokenizerPool
 from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS, in_slices
 from kwise.engine.text.encoder import ConversationEncoder
-from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
-from kwise.types import Group, Message, Reward, ScoredGroup, TemplatedText, Timing
-
-# English has about four characters a token. Admission uses this before the tokens are known.
-_CHARACTERS_PER_TOKEN = 4
+from kwise.errors import (
+    Overloaded,
+    Unavailable,
+)
+from kwise.types import Group, ScoredGroup
 
 
 class Scorer:
@@ -59,18 +68,17 @@ class Scorer:
         self.precision = sessions[0].precision
         self.max_tokens = effective_max_tokens(artifact, config)
         self._encoder = encoder
-        self._cache = RewardCache(config.cache_bytes)
-        self._namespace = "|".join(
-            (
-                artifact.manifest.fingerprint,
-                self.precision.value,
-                self.runtime,
-                str(self.max_tokens),
-                config.overlong.value,
-                config.control_tokens.value,
-            )
-        ).encode()
+        self._namespace = reward_namespace(
+            artifact.manifest.fingerprint,
+            config,
+            precision=self.precision,
+            runtime=self.runtime,
+            max_tokens=self.max_tokens,
+        )
+        self._caches = new_reward_caches(config, self._namespace, self.counters)
         self._in_flight: dict[bytes, RewardInFlight] = {}
+        self._num_running = 0
+        self._is_idle = asyncio.Event()
         self._is_stopped = False
         self._batcher = Batcher(
             sessions,
@@ -87,6 +95,12 @@ class Scorer:
             num_threads=config.tokenizer_threads,
             submit=self._batcher.submit,
             release=self._admission.release,
+        )
+        self._elsewhere = self._caches.shared and ClaimedElsewhere(
+            self._caches.shared,
+            compute=self._compute,
+            release=self._admission.release,
+            counters=self.counters,
         )
 
     @classmethod
@@ -106,6 +120,8 @@ class Scorer:
             ConfigError: a device is not available, or a limit does not suit the artifact.
         """
         config = config or EngineConfig()
+        if config.shared_cache:
+            check_redis_installed("--shared-cache")
         model = open_model(path, config)
         return cls(model.artifact, config, model.encoder, model.sessions, counters)
 
@@ -127,11 +143,14 @@ class Scorer:
         """Begin to serve, in the running event loop."""
         self._batcher.start()
         self._tokenizers.start()
+        if self._caches.shared:
+            self._caches.shared.start()
 
     async def idle(self) -> None:
-        """Wait until nothing is being computed, including what is requested meanwhile."""
-        while self._in_flight:
-            await asyncio.wait([reward.future for reward in self._in_flight.values()])
+        """Wait until no group is being scored, including those that are requested meanwhile."""
+        while self._num_running:
+            self._is_idle.clear()
+            await self._is_idle.wait()
 
     async def close(self) -> None:
         """Stop, and release the threads and the model."""
@@ -140,10 +159,14 @@ class Scorer:
     async def stop(self) -> None:
         """Answer everything that waits or runs, and all later requests, with Unavailable."""
         self._is_stopped = True
+        if self._elsewhere:
+            await self._elsewhere.stop()
         await self._tokenizers.stop()
         await self._batcher.stop()
         for reward in self._in_flight.values():
             reward.fail(Unavailable.draining())
+        if self._caches.shared:
+            await self._caches.shared.close()
 
     async def score(self, group: Group) -> ScoredGroup:
         """Return one reward or error per response, in order.
@@ -159,19 +182,26 @@ class Scorer:
             ModelFailed: the runtime failed on every response.
         """
         times = GroupTimes(self.counters.groups)
-        with times.success_or_failure():
+        with self._running(), times.success_or_failure():
             keys = await self._keys(group)
             flow = Flow(group.priority, group.client)
-            cached = self._look_up(keys)
+            known = await self._caches.look_up(keys, self._in_flight)
             times.looked_up()
-            in_flight = self._start_or_join(group, keys, cached, flow)
+            in_flight = self._start_or_join(group, keys, known, flow)
             try:
                 if in_flight:
                     await asyncio.wait([reward.future for reward in in_flight.values()])
             finally:
                 times.computed()
                 self._leave(in_flight.values(), flow)
-            scored = self._reply(keys, cached, in_flight)
+            scored = scored_group(
+                keys,
+                known.cached,
+                in_flight,
+                manifest=self.artifact.manifest,
+                precision=self.precision.value,
+                runtime=self.runtime,
+            )
             times.replied(scored.timing, is_cached=not in_flight)
         return scored
 
@@ -186,22 +216,26 @@ class Scorer:
             keys += reward_keys(self._namespace, part)
         return keys
 
-    def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, StoredReward]:
-        """Return the rewards that are cached, by key."""
-        looked_up = {key: self._cache.get(key) for key in keys}
-        cached = {key: stored for key, stored in looked_up.items() if stored is not None}
-        self.counters.cache_hits += len(cached)
-        return cached
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Count a group as running, for `idle`."""
+        self._num_running += 1
+        try:
+            yield
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._is_idle.set()
 
     def _start_or_join(
-        self, group: Group, keys: Sequence[bytes], cached: Mapping[bytes, StoredReward], flow: Flow
+        self, group: Group, keys: Sequence[bytes], known: KnownRewards, flow: Flow
     ) -> dict[bytes, RewardInFlight]:
         """Start the rewards that are neither cached nor in flight, and join the others, by key.
 
         Admission comes first. A refused request leaves no trace, and a request that joins a reward
         never gets the refusal of the request that started it.
         """
-        missing = {key: index for index, key in enumerate(keys) if key not in cached}
+        missing = {key: index for index, key in enumerate(keys) if key not in known.cached}
         new = {key: index for key, index in missing.items() if key not in self._in_flight}
         if self._is_stopped and missing:
             raise Unavailable.draining()
@@ -214,8 +248,34 @@ class Scorer:
                 self._tokenizers.join(reward, flow)
                 self._batcher.join(reward, flow)
         if job is not None:
-            self._tokenizers.add(job)
+            self._start(job, known.elsewhere)
         return in_flight
+
+    def _start(self, job: TokenizerJob, elsewhere: Collection[bytes]) -> None:
+        """Compute the rewards of a job, and await those that another server computes."""
+        there = job.part(elsewhere)
+        if self._elsewhere and there:
+            self._elsewhere.add(there)
+            here = job.part({reward.key for reward in job.rewards}.difference(elsewhere))
+        else:
+            here = job
+        if here:
+            self._compute(here)
+
+    def _compute(self, job: TokenizerJob) -> None:
+        """Compute the rewards of a job, and tell the other servers."""
+        if self._caches.shared:
+            for reward in job.rewards:
+                reward.future.add_done_callback(partial(self._share, reward))
+        self._tokenizers.add(job)
+
+    def _share(self, reward: RewardInFlight, _: object) -> None:
+        """Put a reward that was computed here into the shared cache, or give up its claim."""
+        assert self._caches.shared is not None
+        if reward.is_computed:
+            self._caches.shared.put(reward.key, reward.stored)
+        else:
+            self._caches.shared.release(reward.key)
 
     def _admit(self, group: Group, new: Mapping[bytes, int]) -> TokenizerJob:
         """Admit the responses that `new` names by key and index, and put their rewards in flight.
@@ -223,11 +283,14 @@ class Scorer:
         Raises:
             Overloaded: the queue is full.
         """
-        costs = _estimated_tokens(group, new.values(), self.max_tokens)
+        costs = estimated_tokens(group, new.values(), self.max_tokens)
         try:
             self._admission.check(sum(costs), group.client)
         except Overloaded:
             self.counters.rejected_groups += 1
+            if self._caches.shared:
+                for key in new:
+                    self._caches.shared.release(key)
             raise
         responses: Any = tuple(group.responses[index] for index in new.values())
         job = TokenizerJob(
@@ -248,7 +311,7 @@ class Scorer:
         """Store what was computed, and cancel what nobody waits for any more."""
         for reward in rewards:
             if reward.is_computed:
-                self._cache.put(reward.key, _stored(reward))
+                self._caches.put(reward.key, reward.stored)
             reward.waiters[flow] -= 1
             if reward.waiters[flow]:
                 continue
@@ -261,96 +324,3 @@ class Scorer:
                 del self._in_flight[reward.key]
                 # A job has its rewards. Memory is freed at once only if there is no cycle.
                 reward.job = None
-
-    def _reply(
-        self,
-        keys: Sequence[bytes],
-        cached: Mapping[bytes, StoredReward],
-        computed: Mapping[bytes, RewardInFlight],
-    ) -> ScoredGroup:
-        rewards: list[Reward | KwiseError] = []
-        seen: set[bytes] = set()
-        for index, key in enumerate(keys):
-            if key in cached:
-                rewards.append(self._reward(cached[key], is_cached=True))
-            elif isinstance(outcome := _outcome(computed[key]), KwiseError):
-                # It may have been started by a request in which the response had another index.
-                rewards.append(outcome.at(index))
-            else:
-                # A response that stands twice in the request is computed once.
-                rewards.append(self._reward(outcome, is_cached=key in seen))
-                seen.add(key)
-        _raise_for_group(rewards)
-        manifest = self.artifact.manifest
-        return ScoredGroup(
-            rewards=tuple(rewards),
-            model=manifest.name,
-            fingerprint=manifest.fingerprint,
-            precision=self.precision.value,
-            runtime=self.runtime,
-            timing=_slowest(computed.values()),
-        )
-
-    def _reward(self, stored: StoredReward, *, is_cached: bool) -> Reward:
-        manifest = self.artifact.manifest
-        return Reward(
-            value=(stored.raw - manifest.reward_mean) / manifest.reward_std,
-            raw=stored.raw,
-            tokens=stored.tokens,
-            dropped_tokens=stored.dropped_tokens,
-            control_tokens=stored.control_tokens,
-            cached=is_cached,
-        )
-
-
-def _stored(reward: RewardInFlight) -> StoredReward:
-    raw = reward.future.result()
-    assert reward.sequence is not None, "a computed reward has been tokenised"
-    return StoredReward(
-        raw=raw,
-        tokens=reward.sequence.num_tokens,
-        dropped_tokens=reward.sequence.dropped_tokens,
-        control_tokens=reward.sequence.control_tokens,
-    )
-
-
-def _outcome(reward: RewardInFlight) -> StoredReward | InvalidRequest | ModelFailed:
-    """Return the reward, or the error that may be one response's. Other errors are raised."""
-    error = reward.future.exception()
-    return error if isinstance(error, InvalidRequest | ModelFailed) else _stored(reward)
-
-
-def _raise_for_group(rewards: Sequence[Reward | KwiseError]) -> None:
-    """Fail the call if no response was scored and none of them is the cause."""
-    errors = [reward for reward in rewards if isinstance(reward, KwiseError)]
-    if len(errors) == len(rewards) and not any(_is_of_response(error) for error in errors):
-        raise ModelFailed() if isinstance(errors[0], ModelFailed) else errors[0]
-
-
-def _is_of_response(error: KwiseError) -> bool:
-    return isinstance(error, InvalidRequest) and error.response is not None
-
-
-def _estimated_tokens(group: Group, indices: Iterable[int], max_tokens: int) -> list[int]:
-    """Estimate the tokens of each conversation from lengths alone.
-
-    Conversations in token ids that exceed the limit cost nothing, because they are refused.
-    """
-    if isinstance(group.prompt, TemplatedText):
-        prompt_length, is_text = len(group.prompt.text), True
-    elif isinstance(group.prompt[0], Message):
-        prompt_length, is_text = sum(len(message.content) for message in group.prompt), True
-    else:
-        prompt_length, is_text = len(group.prompt), False
-    lengths = [prompt_length + len(group.responses[index]) for index in indices]
-    if is_text:
-        return [length // _CHARACTERS_PER_TOKEN + 1 for length in lengths]
-    return [length if length <= max_tokens else 0 for length in lengths]
-
-
-def _slowest(rewards: Collection[RewardInFlight]) -> Timing:
-    return Timing(
-        tokenizer_ms=1000 * max((reward.tokenizer_s for reward in rewards), default=0.0),
-        queue_ms=1000 * max((reward.queue_s for reward in rewards), default=0.0),
-        model_ms=1000 * max((reward.model_s for reward in rewards), default=0.0),
-    )

@@ -41,13 +41,15 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     exclusive_minimum: float | None = None,
+    secret: bool = False,
 ) -> Any:
     """Return a dataclass field with a description and bounds.
 
-    A field without a default becomes a positional argument.
+    A field without a default becomes a positional argument. The value of a secret one may hold a
+    password, so it is not in the `repr` of the config.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "exclusive_minimum": exclusive_minimum}
-    return dataclasses.field(default=default, metadata={"help": help, **bounds})
+    return dataclasses.field(default=default, repr=not secret, metadata={"help": help, **bounds})
 
 
 def sentence(summary: str) -> str:

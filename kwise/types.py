@@ -195,6 +195,15 @@ class Counters:
     abandoned: int
     busy_s: float
     idle_with_work_s: float
+    shared_hits: int
+    shared_misses: int
+    shared_unanswered: int
+    shared_joined: int
+    shared_timeouts: int
+    shared_errors: int
+    shared_rubbish: int
+    shared_stored: int
+    shared_dropped: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

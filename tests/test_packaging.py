@@ -22,10 +22,10 @@ from tests.real_data import ROOT
 FOLDERS: dict[str, list[str]] = {
     "bulk": ["engine", "openvino", "data"],
     "client": [],
-    "engine": ["engine", "openvino"],
-    "export": ["export", "openvino", "qlora", "data"],
+    "engine": ["engine", "openvino", "redis"],
+    "export": ["export", "openvino", "qlora", "data", "redis"],
     "train": ["train", "qlora", "data"],
-    "benchmarks": ["bench", "openvino", "qlora", "data"],
+    "benchmarks": ["bench", "openvino", "qlora", "data", "redis"],
     "protos": ["dev"],
     "rl": [],
 }

@@ -22,7 +22,7 @@ from kwise.benchmarks.capacity.hardware import Device, ModelSize
 from kwise.benchmarks.capacity.options import CapacityConfig
 from kwise.benchmarks.options import Cell
 from kwise.benchmarks.result_file import write_results
-from kwise.engine.reward_cache import ENTRY_BYTES
+from kwise.engine.cache.reward_cache import ENTRY_BYTES
 
 _CHARACTERS_PER_TOKEN = 4  # English; the engine's own estimate
 # What a device's memory holds beside the weights: activations, CUDA, the allocator's reserve.

@@ -16,11 +16,11 @@ import simpy
 
 from kwise.benchmarks.capacity.load import Call, Response
 from kwise.benchmarks.capacity.pass_time import PassSize, PassTime
+from kwise.engine.cache.reward_cache import ENTRY_BYTES, RewardCache, StoredReward
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.layouts import TrieLayout
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.prefix_reuse import cache_prompts, plan_reuse
-from kwise.engine.reward_cache import ENTRY_BYTES, RewardCache, StoredReward
 from kwise.engine.schedule.admission import Admission
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.policy import FairBatching

@@ -23,8 +23,8 @@ from kwise.benchmarks.capacity.pass_time import PassSize, PassTime
 from kwise.benchmarks.capacity.replica import ReplicaConfig
 from kwise.benchmarks.capacity.routers import ROUTERS
 from kwise.benchmarks.result_file import write_results
+from kwise.engine.cache.reward_cache import ENTRY_BYTES
 from kwise.engine.config import EngineConfig
-from kwise.engine.reward_cache import ENTRY_BYTES
 
 _WARM_UP = 1 / 3
 _OVERHEAD_S = 0.005

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from kwise.engine.cache.counters import CacheCounters
 from kwise.engine.schedule.group_times import GroupDurations
 
 
 @dataclass(slots=True, kw_only=True)
-class Counters:
+class Counters(CacheCounters):
     """Totals that only grow. See `Counters` in reward.proto for the meaning of the numbers."""
 
     model_passes: int = 0
@@ -14,7 +15,6 @@ class Counters:
     rows: int = 0
     unshared_rows: int = 0
     reused_rows: int = 0
-    cache_hits: int = 0
     joined: int = 0
     rejected_groups: int = 0
     abandoned: int = 0

@@ -2,8 +2,11 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from kwise.engine.cache.reward_cache import StoredReward
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import KEY_BYTES, sort_key
@@ -26,6 +29,7 @@ class RewardInFlight:
         sequence: the tokens, once the tokenizer has run.
         sort_key: the tokens as bytes that sort like them; empty until then.
         prompt_key: the beginning of it that all responses to the same prompt share.
+        received: the reward, if another server computed it.
         tokenizer_s, queue_s, model_s: seconds that it spent before the tokenizer's result, in the
             queue, and in the model's pass.
         queued_at_s: the time at which it entered the batching queue, on the event loop's clock.
@@ -43,6 +47,7 @@ class RewardInFlight:
     sequence: EncodedSequence | None = None
     sort_key: bytes = b""
     prompt_key: bytes = b""
+    received: StoredReward | None = None
     tokenizer_s: float = 0.0
     queue_s: float = 0.0
     model_s: float = 0.0
@@ -53,6 +58,25 @@ class RewardInFlight:
         """True once the future holds a reward, and no error."""
         future = self.future
         return future.done() and not future.cancelled() and future.exception() is None
+
+    @property
+    def stored(self) -> StoredReward:
+        """The reward as caches hold it. Raises what the future raises."""
+        raw = self.future.result()
+        if self.received is not None:
+            return self.received
+        assert self.sequence is not None, "a reward that was computed here has been tokenised"
+        return StoredReward(
+            raw=raw,
+            tokens=self.sequence.num_tokens,
+            dropped_tokens=self.sequence.dropped_tokens,
+            control_tokens=self.sequence.control_tokens,
+        )
+
+    def receive(self, reward: StoredReward) -> None:
+        """Decide the reward by what another server computed."""
+        self.received = reward
+        self.future.set_result(reward.raw)
 
     def set_sequence(self, sequence: EncodedSequence) -> None:
         """Set the tokens, and with them the exact cost."""
@@ -87,3 +111,18 @@ class TokenizerJob:
     def cost(self) -> int:
         """The estimated tokens of all its conversations."""
         return sum(reward.cost for reward in self.rewards)
+
+    def part(self, keys: Collection[bytes]) -> "TokenizerJob | None":
+        """Return the job of those rewards whose key is in `keys`; None if there are none."""
+        indices = [index for index, reward in enumerate(self.rewards) if reward.key in keys]
+        if not indices:
+            return None
+        responses: Any = tuple(self.group.responses[index] for index in indices)
+        job = TokenizerJob(
+            group=replace(self.group, responses=responses),
+            rewards=[self.rewards[index] for index in indices],
+            admitted_at_s=self.admitted_at_s,
+        )
+        for reward in job.rewards:
+            reward.job = job
+        return job

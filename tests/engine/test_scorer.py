@@ -2,132 +2,36 @@
 
 import asyncio
 import gc
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from tokenizers import Tokenizer, models
 
-from kwise.engine.artifact import Artifact, ErrorBounds, GraphContract, Manifest
-from kwise.engine.config import EngineConfig
-from kwise.engine.model.prefix_cache import PromptCache
+from kwise.engine.artifact import Artifact
 from kwise.engine.model.session import GraphSession, Pass
-from kwise.engine.precision import Precision
 from kwise.engine.schedule.in_flight import RewardInFlight
-from kwise.engine.scorer import Scorer
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS
-from kwise.engine.text.encoder import ConversationEncoder
-from kwise.engine.text.limits import EncoderLimits
-from kwise.errors import InvalidRequest, KwiseError, ModelFailed, Overloaded, Unavailable
+from kwise.errors import InvalidRequest, ModelFailed, Overloaded, Unavailable
 from kwise.types import Group, Message, Priority, Reward
 from tests.servers import PATIENCE_S
-
-VOCAB = 10
-POISON = 9
-MANIFEST = Manifest(
-    name="sum",
-    layout="padded",
-    graphs={
-        Precision.FP32: GraphContract(
-            file="model.onnx",
-            reward_output="logits",
-            num_tile_groups=0,
-            separate_last_tokens=False,
-            aligned_keys=False,
-        )
-    },
-    error_bounds={Precision.FP32: ErrorBounds(max_error=0, max_batch_change=0, report={})},
-    max_tokens=64,
-    vocab_size=VOCAB,
-    pad_token_id=None,
-    causal=True,
-    special_tokens={},
-    files={},
+from tests.sum_session import (
+    MANIFEST,
+    POISON,
+    VOCAB,
+    SumSession,
+    entered,
+    ids,
+    raw,
+    sum_encoder,
+    sum_scorer,
 )
 
 
-class SumSession:
-    """A session whose rewards are sums of token ids, and which fails on `POISON`.
-
-    A pass waits for `gate`; `entered` is set once the first has begun.
-    """
-
-    runtime = "test"
-    precision = Precision.FP32
-    prompt_cache = PromptCache(0)
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Event()
-        self.batches: list[list[tuple[int, ...]]] = []
-
-    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
-        self.batches.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
-        self.entered.set()
-        assert self.gate.wait(PATIENCE_S)
-        if any(POISON in sequence.token_ids for sequence in batch):
-            raise RuntimeError("poisoned")
-        rewards = np.array([sequence.token_ids.sum() for sequence in batch], np.float32)
-        return Pass(rewards=rewards, num_rows=len(batch))
-
-
-class HeldEncoder(ConversationEncoder):
-    """Tokenises while `gate` is open, and calls `before` each time."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.before: Callable[[], None] = lambda: None
-
-    def encode(self, group: Group) -> list[EncodedSequence | InvalidRequest]:
-        assert self.gate.wait(PATIENCE_S)
-        self.before()
-        return super().encode(group)
-
-
-def _encoder() -> HeldEncoder:
-    return HeldEncoder(
-        Tokenizer(models.BPE()),
-        template=None,
-        special_tokens={},
-        limits=EncoderLimits(max_tokens=64, vocab_size=VOCAB),
-        trailing_pad_id=None,
-    )
-
-
-def _scorer(
-    session: Any = None, encoder: ConversationEncoder | None = None, **options: Any
-) -> Scorer:
-    artifact = Artifact(path=Path(), manifest=MANIFEST, golden=())
-    return Scorer(
-        artifact, EngineConfig(**options), encoder or _encoder(), [session or SumSession()]
-    )
-
-
-async def _entered(session: SumSession) -> None:
-    assert await asyncio.to_thread(session.entered.wait, PATIENCE_S)
-
-
-def _ids(prompt: int, *responses: int, priority: Priority = Priority.INTERACTIVE) -> Group:
-    return Group(
-        prompt=(prompt,), responses=tuple((response,) for response in responses), priority=priority
-    )
-
-
-def _raw(outcome: Reward | KwiseError) -> float:
-    assert isinstance(outcome, Reward), outcome
-    return outcome.raw
-
-
 async def test_bad_sibling_of_a_joined_response_harms_no_other_request() -> None:
-    async with _scorer() as scorer:
+    async with sum_scorer() as scorer:
         bad = asyncio.create_task(scorer.score(Group(prompt=(1,), responses=((2,), (VOCAB,)))))
         good = asyncio.create_task(scorer.score(Group(prompt=(1,), responses=((2,),))))
         _, outcome = await asyncio.wait_for(asyncio.gather(bad, good, return_exceptions=True), 5)
@@ -139,7 +43,7 @@ async def test_bad_sibling_of_a_joined_response_harms_no_other_request() -> None
 
 
 async def test_bad_response_is_named_by_its_place_whatever_is_cached() -> None:
-    async with _scorer() as scorer:
+    async with sum_scorer() as scorer:
         await scorer.score(Group(prompt=(1,), responses=((2,),)))
         scored = await scorer.score(Group(prompt=(1,), responses=((2,), (3, VOCAB))))
         outcome = scored.rewards[1]
@@ -149,7 +53,7 @@ async def test_bad_response_is_named_by_its_place_whatever_is_cached() -> None:
 
 async def test_a_request_that_is_read_in_slices_keeps_its_order_and_its_indices() -> None:
     responses = tuple((index % 9,) * (index % 7 + 1) for index in range(3 * TOKEN_IDS_SLICE_ITEMS))
-    async with _scorer() as scorer:
+    async with sum_scorer() as scorer:
         scored = await scorer.score(Group(prompt=(1,), responses=responses))
         assert [r.raw for r in scored.rewards if isinstance(r, Reward)] == [
             1.0 + sum(r) for r in responses
@@ -166,7 +70,7 @@ async def test_a_request_that_is_read_in_slices_keeps_its_order_and_its_indices(
 
 @pytest.mark.parametrize("responses", [((2,), (2,)), ((2,), (3,), (2,))])
 async def test_equal_responses_are_computed_once(responses: tuple[tuple[int, ...], ...]) -> None:
-    async with _scorer() as scorer:
+    async with sum_scorer() as scorer:
         scored = await scorer.score(Group(prompt=(1,), responses=responses))
         assert [r.raw for r in scored.rewards if isinstance(r, Reward)] == [
             1.0 + sum(r) for r in responses
@@ -178,37 +82,37 @@ async def test_equal_responses_are_computed_once(responses: tuple[tuple[int, ...
 
 
 async def test_a_response_that_the_model_fails_on_leaves_its_siblings_scored() -> None:
-    async with _scorer() as scorer:
-        first, failed, last = (await scorer.score(_ids(1, 2, POISON, 3))).rewards
-        assert (_raw(first), _raw(last)) == (3, 4)
+    async with sum_scorer() as scorer:
+        first, failed, last = (await scorer.score(ids(1, 2, POISON, 3))).rewards
+        assert (raw(first), raw(last)) == (3, 4)
         assert isinstance(failed, ModelFailed)
 
 
 async def test_a_call_fails_where_the_model_fails_on_every_response() -> None:
-    async with _scorer() as scorer:
+    async with sum_scorer() as scorer:
         with pytest.raises(ModelFailed):
             await scorer.score(Group(prompt=(1,), responses=((POISON,), (2, POISON))))
-        assert _raw((await scorer.score(_ids(1, 2))).rewards[0]) == 3
+        assert raw((await scorer.score(ids(1, 2))).rewards[0]) == 3
 
 
 async def test_whoever_joined_a_response_does_not_share_the_failure_of_its_siblings() -> None:
     """A joined reward had the error of the group that started it, which was not the joiner's."""
     session = SumSession()
-    async with _scorer(session) as scorer:
+    async with sum_scorer(session) as scorer:
         session.gate.clear()
-        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
-        await _entered(session)
-        first = asyncio.create_task(scorer.score(_ids(1, 2, POISON)))
-        joined = asyncio.create_task(scorer.score(_ids(1, 2)))
+        busy = asyncio.create_task(scorer.score(ids(7, 1)))
+        await entered(session)
+        first = asyncio.create_task(scorer.score(ids(1, 2, POISON)))
+        joined = asyncio.create_task(scorer.score(ids(1, 2)))
         session.gate.set()
         async with asyncio.timeout(PATIENCE_S):
             _, _, scored = await asyncio.gather(busy, first, joined)
-        assert _raw(scored.rewards[0]) == 3
+        assert raw(scored.rewards[0]) == 3
         assert scorer.counters.joined == 1
 
 
 async def test_a_group_without_room_for_any_response_fails_as_a_whole_even_if_joined() -> None:
-    async with _scorer() as scorer:
+    async with sum_scorer() as scorer:
         template = Group(prompt=(Message(role="system", content="x"),), responses=("a", "b"))
         calls = [scorer.score(template), scorer.score(template)]
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
@@ -218,8 +122,8 @@ async def test_a_group_without_room_for_any_response_fails_as_a_whole_even_if_jo
 
 async def test_a_tokenizer_that_panics_fails_its_own_request_alone() -> None:
     """Panics are no Exceptions; the caller once got a cancellation that nobody had asked for."""
-    encoder = _encoder()
-    async with _scorer(encoder=encoder) as scorer:
+    encoder = sum_encoder()
+    async with sum_scorer(encoder=encoder) as scorer:
 
         class Panic(BaseException):
             pass
@@ -229,9 +133,9 @@ async def test_a_tokenizer_that_panics_fails_its_own_request_alone() -> None:
 
         encoder.before = panic
         with pytest.raises(RuntimeError, match="tokenizer panicked"):
-            await scorer.score(_ids(1, 2))
+            await scorer.score(ids(1, 2))
         encoder.before = lambda: None
-        assert _raw((await scorer.score(_ids(1, 2))).rewards[0]) == 3
+        assert raw((await scorer.score(ids(1, 2))).rewards[0]) == 3
 
 
 def _padded_artifact(path: Path) -> Artifact:
@@ -276,12 +180,12 @@ async def test_a_padded_batch_that_fails_as_a_whole_fails_one_response(tmp_path:
 
     session.run = run  # type: ignore[method-assign]
     session.gate.clear()
-    async with _scorer(session) as scorer:
-        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
-        await _entered(session)
+    async with sum_scorer(session) as scorer:
+        busy = asyncio.create_task(scorer.score(ids(7, 1)))
+        await entered(session)
         groups = [
-            _ids(1, 2, 3),
-            _ids(2, 4, POISON, 5),
+            ids(1, 2, 3),
+            ids(2, 4, POISON, 5),
             Group(prompt=(3,), responses=((1, 1, 1, 1), (2,))),
         ]
         calls = [asyncio.create_task(scorer.score(group)) for group in groups]
@@ -291,10 +195,10 @@ async def test_a_padded_batch_that_fails_as_a_whole_fails_one_response(tmp_path:
         async with asyncio.timeout(PATIENCE_S):
             before, poisoned, after = await asyncio.gather(*calls)
             await busy
-        assert [_raw(reward) for reward in before.rewards] == [3, 4]
-        assert [_raw(reward) for reward in after.rewards] == [7, 5]
+        assert [raw(reward) for reward in before.rewards] == [3, 4]
+        assert [raw(reward) for reward in after.rewards] == [7, 5]
         assert isinstance(poisoned.rewards[1], ModelFailed)
-        assert [_raw(poisoned.rewards[0]), _raw(poisoned.rewards[2])] == [6, 7]
+        assert [raw(poisoned.rewards[0]), raw(poisoned.rewards[2])] == [6, 7]
         assert batches[:2] == [1, 7] and len(batches) == 8, (
             "three times a half with the fault and one without"
         )
@@ -305,9 +209,9 @@ async def test_a_padded_batch_that_fails_as_a_whole_fails_one_response(tmp_path:
 
 async def test_groups_that_wait_for_a_tokenizer_thread_are_refused_beyond_the_limit() -> None:
     """Only the queue behind the tokenizer was bounded: a flood of text piled up before it."""
-    encoder = _encoder()
+    encoder = sum_encoder()
     encoder.gate.clear()
-    async with _scorer(encoder=encoder, max_queue_tokens=160, tokenizer_threads=1) as scorer:
+    async with sum_scorer(encoder=encoder, max_queue_tokens=160, tokenizer_threads=1) as scorer:
         calls = [
             asyncio.create_task(scorer.score(_text(f"{number:03}" + "x" * 97)))
             for number in range(10)
@@ -335,12 +239,12 @@ def _text(prompt: str) -> Group:
 
 
 async def test_what_everybody_left_is_not_tokenised() -> None:
-    encoder = _encoder()
+    encoder = sum_encoder()
     encoder.gate.clear()
-    async with _scorer(encoder=encoder, tokenizer_threads=1) as scorer:
+    async with sum_scorer(encoder=encoder, tokenizer_threads=1) as scorer:
         first, gone = (
-            asyncio.create_task(scorer.score(_ids(1, 2))),
-            asyncio.create_task(scorer.score(_ids(1, 3))),
+            asyncio.create_task(scorer.score(ids(1, 2))),
+            asyncio.create_task(scorer.score(ids(1, 3))),
         )
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -350,16 +254,16 @@ async def test_what_everybody_left_is_not_tokenised() -> None:
         encoder.before = lambda: encoded.append(None)
         encoder.gate.set()
         await first
-        await scorer.score(_ids(1, 4))
+        await scorer.score(ids(1, 4))
         assert len(encoded) == 2
 
 
 async def test_an_interactive_request_does_not_wait_for_the_bulk_turn_of_what_it_joins() -> None:
     session = SumSession()
-    async with _scorer(session, max_batch_tokens=16) as scorer:
+    async with sum_scorer(session, max_batch_tokens=16) as scorer:
         session.gate.clear()
-        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
-        await _entered(session)
+        busy = asyncio.create_task(scorer.score(ids(7, 1)))
+        await entered(session)
         long = [
             Group(prompt=(1,), responses=((number,) * 15,), priority=Priority.BULK)
             for number in (2, 3, 4)
@@ -376,11 +280,11 @@ async def test_an_interactive_request_does_not_wait_for_the_bulk_turn_of_what_it
 
 
 async def test_a_reward_joined_before_it_was_tokenised_has_the_joiners_turn_too() -> None:
-    session, encoder = SumSession(), _encoder()
-    async with _scorer(session, encoder, max_batch_tokens=16, tokenizer_threads=1) as scorer:
+    session, encoder = SumSession(), sum_encoder()
+    async with sum_scorer(session, encoder, max_batch_tokens=16, tokenizer_threads=1) as scorer:
         session.gate.clear()
-        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
-        await _entered(session)
+        busy = asyncio.create_task(scorer.score(ids(7, 1)))
+        await entered(session)
         encoder.gate.clear()
         long = [
             Group(prompt=(1,), responses=((number,) * 15,), priority=Priority.BULK)
@@ -401,34 +305,34 @@ async def test_a_reward_joined_before_it_was_tokenised_has_the_joiners_turn_too(
 
 async def test_a_request_that_joins_never_gets_the_refusal_of_another() -> None:
     """The refusal of the group that asked first once went to those who had joined its rewards."""
-    encoder = _encoder()
+    encoder = sum_encoder()
     encoder.gate.clear()
-    async with _scorer(encoder=encoder, max_queue_tokens=100, tokenizer_threads=1) as scorer:
-        first = asyncio.create_task(scorer.score(_ids(1, *range(2, 9))))
+    async with sum_scorer(encoder=encoder, max_queue_tokens=100, tokenizer_threads=1) as scorer:
+        first = asyncio.create_task(scorer.score(ids(1, *range(2, 9))))
         await asyncio.sleep(0)
         large = Group(prompt=(1,), responses=((2,), *((3,) * n for n in range(2, 30))))
         with pytest.raises(Overloaded):
             await scorer.score(large)
         assert scorer.counters.rejected_groups == 1
         assert scorer.counters.joined == 0, "a refused request joins nothing"
-        joined = asyncio.create_task(scorer.score(_ids(1, 2, 3)))
+        joined = asyncio.create_task(scorer.score(ids(1, 2, 3)))
         await asyncio.sleep(0)
         assert scorer.counters.joined == 2
         encoder.gate.set()
         async with asyncio.timeout(PATIENCE_S):
             await first
-            assert [_raw(reward) for reward in (await joined).rewards] == [3, 4]
+            assert [raw(reward) for reward in (await joined).rewards] == [3, 4]
         assert scorer._admission.num_tokens == 0 and not scorer._in_flight
 
 
 async def test_a_reward_is_computed_for_the_one_who_joined_it_if_the_first_leaves() -> None:
     session = SumSession()
-    async with _scorer(session) as scorer:
+    async with sum_scorer(session) as scorer:
         session.gate.clear()
-        busy = asyncio.create_task(scorer.score(_ids(7, 1)))
-        await _entered(session)
-        first = asyncio.create_task(scorer.score(_ids(1, 2, 3)))
-        joined = asyncio.create_task(scorer.score(_ids(1, 2)))
+        busy = asyncio.create_task(scorer.score(ids(7, 1)))
+        await entered(session)
+        first = asyncio.create_task(scorer.score(ids(1, 2, 3)))
+        joined = asyncio.create_task(scorer.score(ids(1, 2)))
         while len(scorer._batcher._policy) < 2:
             await asyncio.sleep(0)
         first.cancel()
@@ -437,7 +341,7 @@ async def test_a_reward_is_computed_for_the_one_who_joined_it_if_the_first_leave
         session.gate.set()
         async with asyncio.timeout(PATIENCE_S):
             await busy
-            assert _raw((await joined).rewards[0]) == 3
+            assert raw((await joined).rewards[0]) == 3
         assert session.batches == [[(7, 1)], [(1, 2)]]
         assert scorer._admission.num_tokens == 0 and not scorer._in_flight
 
@@ -445,10 +349,10 @@ async def test_a_reward_is_computed_for_the_one_who_joined_it_if_the_first_leave
 async def test_what_was_computed_is_cached_even_if_a_sibling_is_left() -> None:
     """A group with one long queue behind it is cancelled: what it has is not computed again."""
     session = SumSession()
-    async with _scorer(session, max_batch_tokens=16) as scorer:
+    async with sum_scorer(session, max_batch_tokens=16) as scorer:
         group = Group(prompt=(1,), responses=((2,) * 15, (3,) * 15))
         call = asyncio.create_task(scorer.score(group))
-        await _entered(session)
+        await entered(session)
         session.gate.clear()
         while scorer.counters.sequences < 1:
             await asyncio.sleep(0)
@@ -463,21 +367,21 @@ async def test_what_was_computed_is_cached_even_if_a_sibling_is_left() -> None:
 
 
 async def test_stopping_answers_what_is_tokenised_waits_or_runs() -> None:
-    session, encoder = SumSession(), _encoder()
-    async with _scorer(session, encoder, max_batch_tokens=16, tokenizer_threads=1) as scorer:
+    session, encoder = SumSession(), sum_encoder()
+    async with sum_scorer(session, encoder, max_batch_tokens=16, tokenizer_threads=1) as scorer:
         session.gate.clear()
         running, waiting = (
-            asyncio.create_task(scorer.score(_ids(7, response))) for response in (1, 2)
+            asyncio.create_task(scorer.score(ids(7, response))) for response in (1, 2)
         )
-        await _entered(session)
+        await entered(session)
         encoder.gate.clear()
-        tokenised = asyncio.create_task(scorer.score(_ids(7, 3)))
+        tokenised = asyncio.create_task(scorer.score(ids(7, 3)))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         await scorer.stop()
         async with asyncio.timeout(PATIENCE_S):
             outcomes = await asyncio.gather(
-                running, waiting, tokenised, scorer.score(_ids(7, 4)), return_exceptions=True
+                running, waiting, tokenised, scorer.score(ids(7, 4)), return_exceptions=True
             )
         assert [type(outcome) for outcome in outcomes] == [Unavailable] * 4
         encoder.gate.set()
@@ -490,9 +394,9 @@ async def test_a_reward_is_freed_at_once_when_the_last_request_leaves() -> None:
     def rewards_in_memory() -> int:
         return sum(type(item) is RewardInFlight for item in gc.get_objects())
 
-    encoder = _encoder()
+    encoder = sum_encoder()
     # With one tokenizer thread, a later request is answered after all jobs that were in it.
-    async with _scorer(encoder=encoder, tokenizer_threads=1) as scorer:
+    async with sum_scorer(encoder=encoder, tokenizer_threads=1) as scorer:
         gc.collect()
         gc.disable()
         num_of_other_tests = rewards_in_memory()
@@ -500,14 +404,14 @@ async def test_a_reward_is_freed_at_once_when_the_last_request_leaves() -> None:
             too_long = Group(prompt=(1,), responses=((4,), (5,) * 64))
             assert isinstance((await scorer.score(too_long)).rewards[1], InvalidRequest)
             encoder.gate.clear()
-            abandoned = [asyncio.create_task(scorer.score(_ids(n, 6, 7))) for n in range(4)]
+            abandoned = [asyncio.create_task(scorer.score(ids(n, 6, 7))) for n in range(4)]
             await asyncio.sleep(0)
             for call in abandoned:
                 call.cancel()
             await asyncio.wait(abandoned)
             encoder.gate.set()
-            await scorer.score(_ids(8, 8))  # the job that was in the thread is done as well
-            await scorer.score(_ids(8, 7))
+            await scorer.score(ids(8, 8))  # the job that was in the thread is done as well
+            await scorer.score(ids(8, 7))
             del call, abandoned
             assert rewards_in_memory() <= num_of_other_tests
         finally:

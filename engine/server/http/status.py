@@ -35,6 +35,15 @@ class CountersBody(msgspec.Struct, kw_only=True):
     reused_rows: int
     busy_s: float
     idle_with_work_s: float
+    shared_hits: int
+    shared_misses: int
+    shared_unanswered: int
+    shared_joined: int
+    shared_timeouts: int
+    shared_errors: int
+    shared_rubbish: int
+    shared_stored: int
+    shared_dropped: int
 
 
 class ModelBody(msgspec.Struct, kw_only=True):

@@ -249,7 +249,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., max_responses: _Optional[int] = ..., max_pairs: _Optional[int] = ...) -> None: ...
 
 class Counters(_message.Message):
-    __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows", "busy_s", "idle_with_work_s")
+    __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows", "busy_s", "idle_with_work_s", "shared_hits", "shared_misses", "shared_unanswered", "shared_joined", "shared_timeouts", "shared_errors", "shared_rubbish", "shared_stored", "shared_dropped")
     MODEL_PASSES_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +261,15 @@ class Counters(_message.Message):
     REUSED_ROWS_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
     IDLE_WITH_WORK_S_FIELD_NUMBER: _ClassVar[int]
+    SHARED_HITS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MISSES_FIELD_NUMBER: _ClassVar[int]
+    SHARED_UNANSWERED_FIELD_NUMBER: _ClassVar[int]
+    SHARED_JOINED_FIELD_NUMBER: _ClassVar[int]
+    SHARED_TIMEOUTS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_RUBBISH_FIELD_NUMBER: _ClassVar[int]
+    SHARED_STORED_FIELD_NUMBER: _ClassVar[int]
+    SHARED_DROPPED_FIELD_NUMBER: _ClassVar[int]
     model_passes: int
     sequences: int
     rows: int
@@ -272,4 +281,13 @@ class Counters(_message.Message):
     reused_rows: int
     busy_s: float
     idle_with_work_s: float
-    def __init__(self, model_passes: _Optional[int] = ..., sequences: _Optional[int] = ..., rows: _Optional[int] = ..., unshared_rows: _Optional[int] = ..., cache_hits: _Optional[int] = ..., joined: _Optional[int] = ..., rejected_groups: _Optional[int] = ..., abandoned: _Optional[int] = ..., reused_rows: _Optional[int] = ..., busy_s: _Optional[float] = ..., idle_with_work_s: _Optional[float] = ...) -> None: ...
+    shared_hits: int
+    shared_misses: int
+    shared_unanswered: int
+    shared_joined: int
+    shared_timeouts: int
+    shared_errors: int
+    shared_rubbish: int
+    shared_stored: int
+    shared_dropped: int
+    def __init__(self, model_passes: _Optional[int] = ..., sequences: _Optional[int] = ..., rows: _Optional[int] = ..., unshared_rows: _Optional[int] = ..., cache_hits: _Optional[int] = ..., joined: _Optional[int] = ..., rejected_groups: _Optional[int] = ..., abandoned: _Optional[int] = ..., reused_rows: _Optional[int] = ..., busy_s: _Optional[float] = ..., idle_with_work_s: _Optional[float] = ..., shared_hits: _Optional[int] = ..., shared_misses: _Optional[int] = ..., shared_unanswered: _Optional[int] = ..., shared_joined: _Optional[int] = ..., shared_timeouts: _Optional[int] = ..., shared_errors: _Optional[int] = ..., shared_rubbish: _Optional[int] = ..., shared_stored: _Optional[int] = ..., shared_dropped: _Optional[int] = ...) -> None: ...

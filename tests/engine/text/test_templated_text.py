@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from kwise.engine.reward_cache import reward_keys
+from kwise.engine.cache.reward_cache import reward_keys
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.text.limits import ControlTokens, EncoderLimits, Overlong

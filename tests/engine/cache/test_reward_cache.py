@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kwise.engine.reward_cache import ENTRY_BYTES, RewardCache, StoredReward, reward_keys
+from kwise.engine.cache.reward_cache import ENTRY_BYTES, RewardCache, StoredReward, reward_keys
 from kwise.types import Group, Message, Priority
 
 KEYS = st.sampled_from([bytes([n]) * 32 for n in range(8)])
