@@ -12,6 +12,7 @@ from kwise.benchmarks.capacity.options import (
     QueueBenchConfig,
 )
 from kwise.benchmarks.options import (
+    BulkBenchConfig,
     GpuBenchConfig,
     GraphBenchConfig,
     JoinedBenchConfig,
@@ -51,6 +52,12 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         LoadBenchConfig,
         "serving: throughput relative to the model alone, groups per second from the cache, "
         "latency, HTTP relative to gRPC, and waiting times under load",
+    ),
+    "bulk": (
+        "bulk",
+        BulkBenchConfig,
+        "bulk reranking: throughput relative to the model alone, and transformers' pipeline for "
+        "comparison",
     ),
     "joined": (
         "serving.joined",

@@ -227,6 +227,38 @@ class LoadBenchConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BulkBenchConfig:
+    """Options of `kwise bench bulk`."""
+
+    artifact: str = option(help="an artifact")
+    checkpoint: str = option("", "the artifact's checkpoint, to compare with transformers")
+    cell: str = option(
+        "256/128/9",
+        "groups P/R/K: tokens of the prompt, tokens of each response, number of responses",
+    )
+    groups: int = option(16, "groups in a round", minimum=1, maximum=MAX_COUNT)
+    repeats: int = option(3, "rounds", minimum=1, maximum=MAX_COUNT)
+    batch_sizes: tuple[int, ...] = option(
+        (1, 9, 18), "batch sizes of transformers' pipeline", minimum=1, maximum=MAX_COUNT
+    )
+    pipeline_groups: int = option(
+        2, "groups of a round that the pipeline scores", minimum=1, maximum=MAX_COUNT
+    )
+    threads: int = option(
+        0, "threads of the runtimes; 0 for one per CPU", minimum=0, maximum=MAX_THREADS
+    )
+    json: str = option("", "file for all figures and the machine")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        self.parsed_cell()
+
+    def parsed_cell(self) -> Cell:
+        """Return `cell`, parsed."""
+        return parse_cell(self.cell)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JoinedBenchConfig:
     """Options of `kwise bench joined`."""
 

@@ -64,18 +64,23 @@ def run_job(job: Job) -> int:
         OSError: the input cannot be read, or the output cannot be written.
     """
     with ScorerThread(job.open_scorer) as scorer:
-        asked = RunRecord(
-            options=job.options,
-            input=[file.as_json() for file in job.files],
-            model=scorer.scorer.identity,
-        )
-        output: RunFiles | StreamOutput = (
-            StreamOutput(job.paths, asked)
-            if job.paths.is_stream
-            else RunFiles(job.paths, asked, resume=job.resume, types=job.types)
-        )
-        with output:
-            return _run(job, scorer, output)
+        return run_with(job, scorer)
+
+
+def run_with(job: Job, scorer: ScorerThread) -> int:
+    """Run a job as `run_job` does, with a scorer that is open."""
+    asked = RunRecord(
+        options=job.options,
+        input=[file.as_json() for file in job.files],
+        model=scorer.scorer.identity,
+    )
+    output: RunFiles | StreamOutput = (
+        StreamOutput(job.paths, asked)
+        if job.paths.is_stream
+        else RunFiles(job.paths, asked, resume=job.resume, types=job.types)
+    )
+    with output:
+        return _run(job, scorer, output)
 
 
 def _run(job: Job, scorer: ScorerThread, output: RunFiles | StreamOutput) -> int:

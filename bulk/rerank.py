@@ -29,6 +29,15 @@ def rerank(config: RerankConfig) -> int:
         KwiseError: the scorer failed as a whole.
         OSError: the input cannot be read, or the output cannot be written.
     """
+    return run_job(job_of(config))
+
+
+def job_of(config: RerankConfig) -> Job:
+    """Check the options, and return the job that they describe.
+
+    Raises:
+        ConfigError: the options do not suit each other or the input, or the output exists.
+    """
     columns = Columns(
         prompt=config.prompt_column,
         responses=config.responses_column,
@@ -42,19 +51,17 @@ def rerank(config: RerankConfig) -> int:
     check_apart(files, paths.all)
     if not paths.is_stream:
         check_kind(paths.output)
-    return run_job(
-        Job(
-            files=files,
-            group_of=columns.group,
-            open_scorer=scorer_of(config),
-            paths=paths,
-            lines_of=lines_of(config),
-            options=config.deciding(),
-            types=FORMS[config.write].types,
-            window_tokens=config.window_tokens,
-            window_rows=MAX_WINDOW_ROWS,
-            resume=config.resume,
-        )
+    return Job(
+        files=files,
+        group_of=columns.group,
+        open_scorer=scorer_of(config),
+        paths=paths,
+        lines_of=lines_of(config),
+        options=config.deciding(),
+        types=FORMS[config.write].types,
+        window_tokens=config.window_tokens,
+        window_rows=MAX_WINDOW_ROWS,
+        resume=config.resume,
     )
 
 
