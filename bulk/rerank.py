@@ -16,7 +16,8 @@ from kwise.bulk.output.json_line import json_line
 from kwise.bulk.pipeline import LinesOf
 from kwise.bulk.scorers.protocol import BulkScorer, GroupResult
 from kwise.bulk.scorers.thread import OpenScorer
-from kwise.errors import ConfigError
+from kwise.client.targets import check_targets
+from kwise.errors import ConfigError, InvalidRequest
 from kwise.train.rankings.open_file import STDIN
 from kwise.types import ScoredGroup
 
@@ -43,6 +44,11 @@ def job_of(config: RerankConfig) -> Job:
         responses=config.responses_column,
         ignored=config.ignore_columns,
     )
+    if config.server:
+        try:
+            check_targets("--server", config.server)
+        except InvalidRequest as error:
+            raise ConfigError(str(error)) from None
     files = input_files(config.input)
     paths = RunPaths(config.output, config.bad_rows)
     if config.resume and config.input == STDIN:

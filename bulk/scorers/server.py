@@ -1,27 +1,35 @@
-"""A scorer that asks a server."""
+"""A scorer that asks a server, or several."""
 
 from collections.abc import Sequence
 
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
 from kwise.client.aio import AsyncRewardClient
+from kwise.client.targets import check_targets
 from kwise.types import Group
-
-# Windows in flight. A window is one stream; a second one fills the server's queue while the last
-# groups of the first one are computed.
-_MAX_WINDOWS = 2
 
 
 class ServerScorer:
-    """Sends each window to a server on a stream of its own."""
+    """Sends each window in a call of its own.
 
-    def __init__(self, client: AsyncRewardClient, identity: ModelIdentity) -> None:
+    One more window is in flight than there are servers. It fills their queues while the last groups
+    of the others are computed.
+    """
+
+    def __init__(
+        self, client: AsyncRewardClient, identity: ModelIdentity, num_servers: int = 1
+    ) -> None:
         self._client = client
         self.identity = identity
-        self.max_windows = _MAX_WINDOWS
+        self.max_windows = 1 + num_servers
 
     @classmethod
     async def connect(cls, server: str, *, timeout_s: float, model: str) -> "ServerScorer":
         """Wait for a server and ask for its model.
+
+        Args:
+            server: one address, or several with commas between them.
+            timeout_s: the longest wait without any result.
+            model: the name of the model that must answer; "" for any.
 
         Raises:
             RewardServiceError: no server answers, or it serves another model.
@@ -39,7 +47,7 @@ class ServerScorer:
             precision=served.precision,
             runtime=served.runtime,
         )
-        return cls(client, identity)
+        return cls(client, identity, len(check_targets("server", server)))
 
     async def score(self, groups: Sequence[Group]) -> Sequence[GroupResult]:
         """Return one result per group, in order."""
