@@ -106,6 +106,8 @@ class AsyncPool:
                 raise ValueError("the client is closed")
             if (value := state()) is not None:
                 return value
+            if (refusal := self.servers.refusal) is not None:
+                raise refusal
             left_s = ends_at - monotonic()
             if left_s <= 0:
                 if or_any and self.servers.usable:

@@ -40,6 +40,14 @@ _LOOK_UP_AGAIN_S = 30.0  # a name, while all its servers are up
 _LOOK_UP_PAUSE_S = 5.0  # between two look-ups of a name, when a server has failed
 _LOOK_UP_TIMEOUT_S = 60.0  # a look-up without an answer is made again
 
+# A server that answers with one of these is there, and waiting does not help.
+_FINAL = (
+    Status.NOT_FOUND,
+    Status.UNIMPLEMENTED,
+    Status.UNAUTHENTICATED,
+    Status.PERMISSION_DENIED,
+)
+
 _log = logging.getLogger("kwise.client")
 
 
@@ -380,6 +388,16 @@ class Servers:
                 if not server.is_up
             ]
         return "; ".join(causes)
+
+    @property
+    def refusal(self) -> RewardServiceError | None:
+        """The error of a call that every server would refuse; None if there is hope."""
+        with self._lock:
+            causes = [server.cause for server in self._servers.values()]
+            is_final = all(cause is not None and cause.status in _FINAL for cause in causes)
+            if not causes or causes[0] is None or not is_final:
+                return None
+            return RewardServiceError(causes[0].code, self.causes, target=self.label)
 
     def none_up(self, waited_s: float) -> RewardServiceError:
         """Return the error of a call that found no server; names each one's cause."""

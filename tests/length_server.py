@@ -56,6 +56,8 @@ class Service(reward_pb2_grpc.RewardServiceServicer):
         return pb.CompareResponse(scored=scored, comparisons=comparisons)
 
     def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        if request.model not in ("", "m"):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"model: {request.model!r} is not served here")
         return pb.GetModelResponse(
             model="m", fingerprint=self.fingerprint, max_responses=9, max_pairs=len(self.prompts)
         )

@@ -184,6 +184,19 @@ def test_a_call_waits_for_a_server_that_restarts_while_all_are_away() -> None:
 
 
 @BOTH
+def test_a_model_that_no_server_has_is_told_at_once(
+    score: Callable[..., list[ScoredGroup]],
+) -> None:
+    """A client that waited for the servers would time this test out."""
+    with (
+        serving_all([Service(), Service()]) as addresses,
+        pytest.raises(RewardServiceError, match="'other' is not served here") as raised,
+    ):
+        score(addresses, model="other", connect_timeout_s=3600.0)
+    assert raised.value.code == "NOT_FOUND"
+
+
+@BOTH
 def test_servers_of_different_models_are_named(score: Callable[..., list[ScoredGroup]]) -> None:
     with (
         serving_all([Service("old"), Service("new")]) as addresses,
