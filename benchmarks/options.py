@@ -344,7 +344,8 @@ class SharedCacheBenchConfig:
     """Options of `kwise bench shared-cache`."""
 
     artifact: str = option(help="an artifact; a small model shows the overhead at its largest")
-    calls: int = option(100, "calls of each kind", minimum=1, maximum=MAX_COUNT)
+    calls: int = option(20, "calls of each kind in a round", minimum=1, maximum=MAX_COUNT)
+    repeats: int = option(7, "rounds, after one warm-up", minimum=1, maximum=MAX_COUNT)
     json: str = option("", "file for all figures and the machine")
 
     def __post_init__(self) -> None:

@@ -67,3 +67,9 @@ def memory_bytes(pid: int, field: str) -> int:
     """Return the memory of a process: "VmRSS" (resident now) or "VmHWM" (the peak)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process's threads so far, to the nanosecond."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9

@@ -5,6 +5,9 @@ reward that only Redis has costs one round trip instead of a pass of the model, 
 costs two more (look-up and claim) unless Redis is known to fail. Servers with a small model show
 this overhead at its largest.
 
+The server's CPU time is measured beside the time of a call, because on a busy machine the latter
+says more about the neighbours.
+
 Servers of one artifact differ in their Redis: none, healthy, slow (it accepts commands and answers
 none: CLIENT PAUSE) and down (nothing listens). Calls go to them in turns within one run:
 
@@ -19,20 +22,40 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from kwise.benchmarks.options import SharedCacheBenchConfig
 from kwise.benchmarks.result_file import write_results
-from kwise.benchmarks.serving.server_process import running_server
+from kwise.benchmarks.serving.server_process import cpu_s, running_server
 from kwise.client import RewardClient
 from kwise.engine.artifact import read_artifact
 from kwise.errors import ConfigError
 
 _RESPONSES = [f"Number {n} is prime, because nothing else divides it." for n in range(9)]
 _PATIENCE_S = 60
-_NUM_WARM_UPS = 5
+_CACHED_CALLS = 5  # for each other call, because they are short
+# Each kind of call with the kind to which it is compared, on the server without a shared cache.
+_BASES = {"cached": "cached", "in Redis": "new", "new": "new"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Server:
+    client: RewardClient
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cost:
+    """Milliseconds of a call (the median of several), and of the server's CPU time (the mean)."""
+
+    ms: float
+    cpu_ms: float
+
+
+_Round = dict[tuple[str, str], _Cost]  # by kind of call and state of Redis
 
 
 def run(config: SharedCacheBenchConfig) -> None:
@@ -40,80 +63,66 @@ def run(config: SharedCacheBenchConfig) -> None:
     if (program := shutil.which("redis-server")) is None:
         raise ConfigError("bench shared-cache needs the program redis-server on the PATH")
     artifact = read_artifact(Path(config.artifact))
+    servers: dict[str, _Server] = {}
     with ExitStack() as stack:
         healthy, slow = (stack.enter_context(_running_redis(program)) for _ in range(2))
-        options: dict[str, tuple[str, ...]] = {
-            "none": (),
-            "healthy": ("--shared-cache", healthy),
-            "slow": ("--shared-cache", slow),
-            "down": ("--shared-cache", f"{healthy}-is-not-here"),
-            "other": ("--shared-cache", healthy),
-        }
-        clients = {
-            name: stack.enter_context(
-                RewardClient(
-                    stack.enter_context(
-                        running_server(artifact, "--threads", "1", *options[name])
-                    ).address
-                )
-            )
-            for name in options
-        }
-        other = clients.pop("other")
-        for client in (clients["healthy"], clients["slow"], other):
-            _use_redis(client)
-        first_ms = 1000 * _pause_and_measure(slow, clients["slow"])
-        ms = _measure(clients, other, config.calls)
-    ratios = _ratios(ms)
-    results = {"ms": ms, "first_ms": first_ms, "ratios": ratios}
-    for kind, of_redis in ms.items():
-        shown = ", ".join(f"{name} {value:.2f} ms" for name, value in of_redis.items())
-        relative = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios[kind].items())
-        print(f"{kind:9} {shown}\n          relative to a server without one: {relative}")
-    print(f"first     {first_ms:.1f} ms for the call that finds Redis slow")
+        down = f"{healthy}-is-not-here"
+        urls = {"none": "", "healthy": healthy, "slow": slow, "down": down, "other": healthy}
+        for name, url in urls.items():
+            options = ("--shared-cache", url) if url else ()
+            process = stack.enter_context(running_server(artifact, "--threads", "1", *options))
+            client = stack.enter_context(RewardClient(process.address))
+            servers[name] = _Server(client=client, pid=process.process.pid)
+        for name in ("healthy", "slow", "other"):
+            _use_redis(servers[name].client)
+        first_ms = 1000 * _pause_and_measure(slow, servers["slow"].client)
+        rounds = [_round(servers, number, config.calls) for number in range(config.repeats + 1)]
+    results = _summary(rounds[1:])
+    for name, figures in results.items():
+        print(
+            "{:17} {ms:7.2f} ms, ratio {ratio:.2f}; CPU {cpu_ms:6.2f} ms, ratio "
+            "{cpu_ratio:.2f}".format(name, **figures)
+        )
+    print(f"first             {first_ms:7.2f} ms")
     if config.json:
-        write_results(config.json, "shared-cache", config, results)
+        write_results(config.json, "shared-cache", config, {"first_ms": first_ms, **results})
 
 
-def _measure(
-    clients: dict[str, RewardClient], other: RewardClient, calls: int
-) -> dict[str, dict[str, float]]:
-    """Return the median milliseconds of each kind of call, by the state of Redis."""
-    seconds: dict[str, dict[str, list[float]]] = {
-        "cached": {name: [] for name in clients},
-        "in Redis": {"healthy": []},
-        "new": {name: [] for name in clients},
-    }
-    for client in clients.values():
-        client.score("cached", _RESPONSES)
-    for number in range(calls + _NUM_WARM_UPS):
-        is_measured = number >= _NUM_WARM_UPS
-        for name, client in clients.items():
-            times = {
-                "cached": _seconds(client, "cached"),
-                "new": _seconds(client, f"new {number} {name}"),
-            }
-            for kind, value in times.items():
-                seconds[kind][name] += [value] * is_measured
-        prompt = f"in Redis {number}"
-        _store(other, prompt)
-        seconds["in Redis"]["healthy"] += [_seconds(clients["healthy"], prompt)] * is_measured
-    return {
-        kind: {name: 1000 * statistics.median(values) for name, values in of_redis.items()}
-        for kind, of_redis in seconds.items()
-    }
+def _round(servers: dict[str, _Server], number: int, calls: int) -> _Round:
+    """Measure each kind of call once on each server, in turns."""
+    costs: _Round = {}
+    names = ["none", "healthy", "slow", "down"]
+    for name in names[number % 4 :] + names[: number % 4]:  # another one goes first in each round
+        servers[name].client.score("cached", _RESPONSES)
+        costs["cached", name] = _burst(servers[name], ["cached"] * (_CACHED_CALLS * calls))
+        costs["new", name] = _burst(servers[name], [f"{name} {number} {i}" for i in range(calls)])
+    prompts = [f"in Redis {number} {i}" for i in range(calls)]
+    for prompt in prompts:
+        _store(servers["other"].client, prompt)
+    costs["in Redis", "healthy"] = _burst(servers["healthy"], prompts)
+    return costs
 
 
-def _ratios(ms: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return the times relative to those of the server without a shared cache.
+def _burst(server: _Server, prompts: Sequence[str]) -> _Cost:
+    """Return the cost of a call, of one call per prompt in a row."""
+    before_s = cpu_s(server.pid)
+    seconds = [_seconds(server.client, prompt) for prompt in prompts]
+    cpu_ms = 1000 * (cpu_s(server.pid) - before_s) / len(prompts)
+    return _Cost(ms=1000 * statistics.median(seconds), cpu_ms=cpu_ms)
 
-    A reward that is in Redis is compared with one that is computed.
-    """
-    base = {"cached": ms["cached"]["none"], "in Redis": ms["new"]["none"], "new": ms["new"]["none"]}
-    return {
-        kind: {name: value / base[kind] for name, value in of_redis.items() if name != "none"}
-        for kind, of_redis in ms.items()
-    }
+
+def _summary(rounds: Sequence[_Round]) -> dict[str, dict[str, float]]:
+    """Return medians over the rounds, of costs and of ratios within one round."""
+    summary = {}
+    for kind, name in sorted(rounds[0]):
+        pairs = [(r[kind, name], r[_BASES[kind], "none"]) for r in rounds]
+        summary[f"{kind}, {name}"] = {
+            "ms": statistics.median(cost.ms for cost, _ in pairs),
+            "ratio": statistics.median(cost.ms / base.ms for cost, base in pairs),
+            "cpu_ms": statistics.median(cost.cpu_ms for cost, _ in pairs),
+            "cpu_ratio": statistics.median(cost.cpu_ms / base.cpu_ms for cost, base in pairs),
+        }
+    return summary
 
 
 def _use_redis(client: RewardClient) -> None:

@@ -4,6 +4,7 @@ The scorers run in one event loop; `tests/end_to_end/test_shared_cache.py` has t
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,10 +14,11 @@ import msgspec
 import pytest
 
 from kwise.engine.cache.records import KEY_PREFIX, claim_record
+from kwise.engine.config import EngineConfig
 from kwise.engine.precision import Precision
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.service import RewardService
-from kwise.errors import ModelFailed, Overloaded, Unavailable
+from kwise.errors import ConfigError, ModelFailed, Overloaded, Unavailable
 from kwise.types import Reward, ScoredGroup
 from tests.redis_server import RedisServer, needs_redis, running_proxy, running_redis, until
 from tests.servers import PATIENCE_S
@@ -29,6 +31,12 @@ pytestmark = needs_redis
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
     with running_redis(tmp_path) as server:
         yield server
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError, match=r"^--shared-cache needs the package redis: pip install"):
+        Scorer.load(tmp_path, EngineConfig(shared_cache="redis://cache"))
 
 
 @asynccontextmanager
