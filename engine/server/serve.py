@@ -14,12 +14,13 @@ from pathlib import Path
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
+from kwise.engine.server.base_service import RequestLimits
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.grpc.port import GrpcPort
 from kwise.engine.server.port import Port
 from kwise.engine.server.reload import Reloader
-from kwise.engine.server.service import RequestLimits, RewardService
+from kwise.engine.server.service import RewardService
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 
+from kwise.engine.server.base_service import BaseRewardService
 from kwise.engine.server.grpc.messages import status_code, trailers
-from kwise.engine.server.service import RewardService
 from kwise.errors import KwiseError
 from kwise.types import CLIENT_KEY
 
@@ -16,7 +16,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @asynccontextmanager
 async def running_call(
-    service: RewardService,
+    service: BaseRewardService,
     context: Context,
     code_of: Callable[[KwiseError], grpc.StatusCode] = status_code,
 ) -> AsyncIterator[None]:

@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator
 
+from kwise.engine.server.base_service import BaseRewardService, bugs_reported
 from kwise.engine.server.grpc import messages
 from kwise.engine.server.grpc.calls import Context, client_of, running_call
 from kwise.engine.server.grpc.stream import RequestStream
-from kwise.engine.server.service import RewardService, bugs_reported
 from kwise.errors import KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
@@ -13,9 +13,9 @@ from kwise.types import ScoredGroup
 
 
 class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
-    """The RPCs of one `RewardService`. reward.proto is their documentation."""
+    """The RPCs of one reward service. reward.proto is their documentation."""
 
-    def __init__(self, service: RewardService) -> None:
+    def __init__(self, service: BaseRewardService) -> None:
         self._service = service
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
@@ -40,7 +40,7 @@ class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         async with running_call(self._service, context):
-            return messages.from_model_info(self._service.model_info(request.model))
+            return messages.from_model_info(await self._service.describe(request.model))
 
     async def ScoreStream(  # type: ignore[override]  # the generated stub knows only iterators
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context

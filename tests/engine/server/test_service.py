@@ -17,8 +17,9 @@ import pytest
 from kwise.comparison import ranks
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
+from kwise.engine.server.base_service import RequestLimits
 from kwise.engine.server.reload import Reloader, in_daemon_thread
-from kwise.engine.server.service import RequestLimits, RewardService
+from kwise.engine.server.service import RewardService
 from kwise.engine.slices import SLICE_ITEMS, in_slices
 from kwise.errors import (
     InvalidRequest,

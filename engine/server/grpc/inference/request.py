@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from kwise.engine.server.base_service import RequestLimits
 from kwise.engine.server.conversation import plain, to_conversation
 from kwise.engine.server.grpc.inference.parameters import check_input_parameters
 from kwise.engine.server.grpc.inference.tensors import (
@@ -25,7 +26,6 @@ from kwise.engine.server.grpc.inference.tensors import (
     Int64,
     Tensor,
 )
-from kwise.engine.server.service import RequestLimits
 from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest
 from kwise.protos.inference import inference_pb2 as pb

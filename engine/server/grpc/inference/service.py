@@ -7,6 +7,7 @@ from typing import NoReturn
 import grpc
 
 from kwise import __version__
+from kwise.engine.server.base_service import bugs_reported
 from kwise.engine.server.grpc.calls import Context, client_of, running_call
 from kwise.engine.server.grpc.inference import description
 from kwise.engine.server.grpc.inference.parameters import NO_SHARED_MEMORY, Parameters
@@ -14,7 +15,7 @@ from kwise.engine.server.grpc.inference.reply import from_scored_group, requeste
 from kwise.engine.server.grpc.inference.request import to_group
 from kwise.engine.server.grpc.inference.tensors import MODEL_VERSION
 from kwise.engine.server.grpc.stream import RequestStream
-from kwise.engine.server.service import RewardService, bugs_reported
+from kwise.engine.server.service import RewardService
 from kwise.errors import DeadlineExceeded, InvalidRequest, KwiseError, UnknownModel
 from kwise.protos.inference import inference_pb2 as pb
 from kwise.protos.inference import inference_pb2_grpc

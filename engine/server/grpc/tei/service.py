@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import grpc
 
+from kwise.engine.server.base_service import bugs_reported
 from kwise.engine.server.call import Call
 from kwise.engine.server.grpc.calls import Context, client_of, running_call
 from kwise.engine.server.grpc.stream import RequestReader, RequestStream
@@ -21,7 +22,7 @@ from kwise.engine.server.grpc.tei.messages import code_of, metadata, ranks
 from kwise.engine.server.samples.sample import of_candidates, of_pair, of_templated
 from kwise.engine.server.samples.scores import LABEL, TEI_DTYPES, score_of
 from kwise.engine.server.samples.scoring import check_size, score_samples
-from kwise.engine.server.service import RewardService, bugs_reported
+from kwise.engine.server.service import RewardService
 from kwise.errors import InvalidRequest, Unavailable
 from kwise.options import MAX_UINT32
 from kwise.protos.tei.v1 import tei_pb2 as pb

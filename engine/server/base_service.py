@@ -1,0 +1,185 @@
+"""What every reward service has: ranks and comparisons on top of scores, and its life.
+
+`RewardService` (`service.py`) scores with a model in this process. A service in front of other
+processes scores there (`kwise/cluster/`). Adapters for protocols call either of them.
+"""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import combinations
+from math import comb
+from typing import Any
+
+from kwise.comparison import check_pair, compare_pair, ranks
+from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices
+from kwise.errors import InvalidRequest, KwiseError, ServiceFailed
+from kwise.types import ComparedGroup, Comparison, Group, ModelInfo, RankedGroup, ScoredGroup
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """The largest request that is accepted. `ServerConfig` describes the options."""
+
+    max_responses: int = 2048
+    max_pairs: int = 50_000
+
+    def check(self, num_responses: int, num_pairs: int = 0) -> None:
+        """Check the size of a request. Adapters call this before they convert a message.
+
+        Raises:
+            InvalidRequest: there are more responses or pairs than the limit allows.
+        """
+        if num_responses > self.max_responses:
+            raise InvalidRequest(
+                "responses",
+                f"there are {num_responses}; the limit is {self.max_responses} (--max-responses)",
+            )
+        if num_pairs > self.max_pairs:
+            raise InvalidRequest(
+                "pairs", f"there are {num_pairs}; the limit is {self.max_pairs} (--max-pairs)"
+            )
+
+
+class BaseRewardService(ABC):
+    """Scores, ranks and compares groups.
+
+    Attributes:
+        limits: the largest request that is accepted.
+        draining: set once the service refuses new requests.
+        num_calls: the number of calls that have arrived.
+    """
+
+    def __init__(self, limits: RequestLimits | None = None) -> None:
+        self.limits = limits or RequestLimits()
+        self.draining = asyncio.Event()
+        self.num_calls = 0
+        self._num_running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # Requests
+
+    @abstractmethod
+    def admit(self, model: str) -> None:
+        """Check that requests for `model` are answered; "" is whichever is served.
+
+        Raises:
+            UnknownModel: no model of that name is served.
+            Unavailable: the service drains.
+        """
+
+    @abstractmethod
+    async def score(self, group: Group, model: str = "") -> ScoredGroup:
+        """Return the rewards of the group.
+
+        Args:
+            group: the responses to score.
+            model: the name of the model that must answer; "" for whichever is served.
+
+        Raises:
+            InvalidRequest: the group is malformed, or larger than the limits allow.
+            UnknownModel: no model of that name is served.
+            Overloaded: the queue has no room for the client.
+            Unavailable: the service drains or stops.
+            ModelFailed: the runtime failed on every response.
+        """
+
+    @abstractmethod
+    async def describe(self, model: str = "") -> ModelInfo:
+        """Describe the model that is served. Raises the same errors as `admit`."""
+
+    async def rank(self, group: Group, model: str = "") -> RankedGroup:
+        """Return the rewards and ranks of the responses. Raises the same errors as `score`."""
+        scored = await self.score(group, model)
+        return RankedGroup(**_fields_of(scored), ranks=tuple(ranks(scored.rewards)))
+
+    async def compare(
+        self, group: Group, pairs: Sequence[tuple[int, int]] = (), model: str = ""
+    ) -> ComparedGroup:
+        """Return the rewards of the group and comparisons of pairs of its responses.
+
+        Args:
+            group: at least two responses.
+            pairs: indices of responses; empty for all C(K,2) pairs.
+            model: the name of the model that must answer; "" for whichever is served.
+
+        Raises:
+            InvalidRequest: as `score`; or there are too few responses, too many pairs, or a pair
+                names a response that does not exist.
+            KwiseError: as `score`.
+        """
+        self.admit(model)
+        num_responses = len(group.responses)
+        self.limits.check(num_responses, len(pairs))
+        if num_responses < 2:
+            raise InvalidRequest(
+                "responses", f"there are {num_responses}; a comparison needs at least two"
+            )
+        if not pairs and (num_pairs := comb(num_responses, 2)) > self.limits.max_pairs:
+            raise InvalidRequest(
+                "pairs",
+                f"none are given, and all pairs of {num_responses} responses are {num_pairs}; the "
+                f"limit is {self.limits.max_pairs} (--max-pairs): give the pairs that you need",
+            )
+        async for part in in_slices(enumerate(pairs), CHEAP_SLICE_ITEMS):
+            for number, (first, second) in part:
+                check_pair(number, first, second, num_responses)
+        scored = await self.score(group, model)
+        comparisons: list[Comparison] = []
+        async for batch in in_slices(pairs or combinations(range(num_responses), 2)):
+            comparisons += [compare_pair(scored.rewards, first, second) for first, second in batch]
+        return ComparedGroup(**_fields_of(scored), comparisons=tuple(comparisons))
+
+    # The life of the service
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Count a call as running, and report bugs in it. Adapters wrap each call in this.
+
+        Raises:
+            ServiceFailed: in place of an exception that is not a `KwiseError`.
+        """
+        self.num_calls += 1
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            with bugs_reported():
+                yield
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._idle.set()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on. Running ones finish."""
+        self.draining.set()
+
+    async def idle(self) -> None:
+        """Return once no call is running."""
+        await self._idle.wait()
+
+
+@contextmanager
+def bugs_reported() -> Iterator[None]:
+    """Log an exception that is not a `KwiseError`, and raise `ServiceFailed` in its place.
+
+    Its details belong in the log and not in a reply.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, KwiseError):
+            raise
+        _LOG.exception("a request failed")
+        raise ServiceFailed from error
+
+
+def _fields_of(scored: ScoredGroup) -> dict[str, Any]:
+    """Return the fields of a scored group, without copying the rewards."""
+    return {field.name: getattr(scored, field.name) for field in fields(ScoredGroup)}
