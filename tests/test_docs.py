@@ -17,6 +17,7 @@ HISTORY = {"CHANGELOG.md", "log.md"}
 CURRENT_PAGES = [page for page in PAGES if page.name not in HISTORY]
 
 COMMANDS = ["recipes", "train", "export", "rerank", "serve", "score", "rank", "compare"]
+COMMANDS += ["serve --ray", "rerank --ray"]
 COMMANDS += [
     f"data {name}" for name in ("convert", "validate", "stats", "split", "dedupe", "merge")
 ]
@@ -28,7 +29,7 @@ OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps", "--input-data"}
 OTHER_OPTIONS |= {"--apply-chat-template", "--custom-rm-path", "--group-rm", "--reward", "--train"}
 OTHER_OPTIONS |= {"--rm-type", "--rm-url"}
 
-FOLDERS = "benchmarks|bulk|client|docs|engine|examples|export|kwise|protos|rl|tests|train"
+FOLDERS = "benchmarks|bulk|client|cluster|docs|engine|examples|export|kwise|protos|rl|tests|train"
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 MODULE = re.compile(r"`(kwise(?:\.[a-z_0-9]+)+)`")

@@ -22,6 +22,7 @@ from tests.real_data import ROOT
 FOLDERS: dict[str, list[str]] = {
     "bulk": ["engine", "openvino", "data"],
     "client": [],
+    "cluster": ["ray", "openvino", "redis"],
     "engine": ["engine", "openvino", "redis"],
     "export": ["export", "openvino", "qlora", "data", "redis"],
     "train": ["train", "qlora", "data"],
