@@ -62,6 +62,7 @@ class QueueBenchConfig:
 
 
 STUDIES = ("groups", "singles", "scaling", "loss")
+ROUTER_NAMES = ("random", "two-choices", "least-loaded", "prompt-hash", "bounded-hash")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,9 @@ class ClusterBenchConfig:
         (),
         "all by default. groups: routers with whole groups; singles: routers with one call per "
         "response; scaling: twice the load and autoscaling; loss: one replica dies",
+    )
+    routers: tuple[str, ...] = option(
+        (), f"routers of groups and singles: {', '.join(ROUTER_NAMES)}; all by default"
     )
     replicas: tuple[int, ...] = option(
         (10, 100, 1000), "sizes of the cluster", minimum=1, maximum=10_000
@@ -130,6 +134,8 @@ class ClusterBenchConfig:
         self.parsed_cell()
         for study in self.studies:
             check_choice("--studies", study, STUDIES)
+        for router in self.routers:
+            check_choice("--routers", router, ROUTER_NAMES)
 
     def parsed_cell(self) -> Cell:
         """Return `cell`, parsed."""

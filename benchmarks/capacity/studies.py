@@ -88,14 +88,14 @@ def _load(config: ClusterBenchConfig, replicas: int, **changes: Any) -> Load:
 
 def _groups(config: ClusterBenchConfig) -> Any:
     for replicas in config.replicas:
-        for router in ROUTERS:
+        for router in config.routers or ROUTERS:
             load = _load(config, replicas)
             yield _router_row(config, load, replicas, router)
 
 
 def _singles(config: ClusterBenchConfig) -> Any:
     for replicas in config.replicas:
-        for router in ROUTERS:
+        for router in config.routers or ROUTERS:
             load = _load(config, replicas, is_single=True, spread_s=config.spread_s)
             yield _router_row(config, load, replicas, router)
 

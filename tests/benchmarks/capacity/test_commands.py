@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kwise.benchmarks.capacity.routers import ROUTERS
 from kwise.cli import main
 from tests.real_data import ROOT
 
@@ -67,6 +68,7 @@ def test_every_study_of_a_cluster_runs(tmp_path: Path, capsys: pytest.CaptureFix
     path = tmp_path / "cluster.json"
     options = ["--cell", "8/4/2", "--replicas", "3", "--groups", "1", "--min-groups", "20"]
     options += ["--studies", "groups", "singles", "loss", "--row-ms", "10"]
+    options += ["--routers", *ROUTERS]
     assert main(["bench", "cluster", *options, "--json", str(path)]) == 0
     written = json.loads(path.read_text())
     assert len(written["groups"]) == len(written["singles"]) == 5
