@@ -4,12 +4,12 @@ import argparse
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 from kwise.cluster import config
 from kwise.errors import ConfigError, LibraryFailed
 
 APPLICATION = "kwise"
-_CONNECT_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=50051,
         metavar="PORT",
-        help="TCP port for gRPC on each machine that has a replica (default: 50051)",
+        help="TCP port for gRPC on each machine that has a replica; a running Serve keeps its "
+        "own (default: 50051)",
     )
     config.add_arguments(parser)
 
@@ -46,38 +47,36 @@ def run(arguments: argparse.Namespace) -> int:
     from kwise.cluster.serve import SERVICER_FUNCTIONS, build
 
     application = build(options)
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     ray.init(ignore_reinit_error=True)
+    was_running = bool(serve.status().proxies)
     serve.start(
         grpc_options={"port": arguments.port, "grpc_servicer_functions": SERVICER_FUNCTIONS}
     )
     try:
-        serve.run(application, name=APPLICATION, route_prefix="/kwise")
-    except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise LibraryFailed(
-            f"Ray Serve did not start the application: {lines[-1].strip() if lines else error}"
-        ) from error
-    try:
-        _check_port(arguments.port)
-        print(f"serving {', '.join(paths)} on Ray, gRPC port {arguments.port}", flush=True)
+        _deploy(application)
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Only now: Ray has set handlers of its own.
+            signal.signal(number, lambda *_: ended.set())
+        port = "the gRPC port of the Serve that was running" if was_running else arguments.port
+        print(f"serving {', '.join(paths)} on Ray, port: {port}", flush=True)
         ended.wait()
     finally:
         serve.delete(APPLICATION)
     return 0
 
 
-def _check_port(port: int) -> None:
-    """Raise ConfigError if nothing listens. A running Serve ignores the gRPC options of others."""
-    import grpc
+def _deploy(application: Any) -> None:
+    """Start the application, and return once each replica is ready.
 
-    with grpc.insecure_channel(f"localhost:{port}") as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
-        except grpc.FutureTimeoutError:
-            raise ConfigError(
-                f"--port {port}: Ray Serve already runs on this cluster, with other gRPC options, "
-                "which cannot be changed while it runs; use its port, or run `serve shutdown` first"
-            ) from None
+    Raises:
+        LibraryFailed: Ray Serve could not start it; with the last line of what it says.
+    """
+    from ray import serve  # pyright: ignore[reportMissingImports]
+
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/kwise")
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1] if lines else "it gives no reason"
+        raise LibraryFailed(f"Ray Serve did not start the application: {reason}") from error
