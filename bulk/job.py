@@ -1,7 +1,7 @@
 """One run over an input: open the scorer, the output and the input, run the pipeline, sum up."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class Job:
         resume: go on with an unfinished run if there is one.
         is_quiet: say nothing at the end of a run in which everything was scored.
         rows: rows that are given instead of files; None to read the files.
+        notes: returns remarks on the rows that were written, for the end.
     """
 
     files: Sequence[InputFile]
@@ -48,6 +49,7 @@ class Job:
     resume: bool = False
     is_quiet: bool = False
     rows: Sequence[InputRow] | None = None
+    notes: Callable[[], Sequence[str]] = tuple
 
     @property
     def can_resume(self) -> bool:
@@ -119,7 +121,7 @@ def _run(job: Job, scorer: ScorerThread, output: RunFiles | StreamOutput) -> int
         seconds=progress.elapsed_s,
         bad_rows=str(job.paths.bad_rows) if job.paths.has_bad_rows else "",
     )
-    for line in lines[1:] if job.is_quiet else lines:
+    for line in [*(lines[1:] if job.is_quiet else lines), *job.notes()]:
         _say(line)
     return int(pipeline.counts.has_failures)
 

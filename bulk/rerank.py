@@ -1,7 +1,9 @@
 """One run of `kwise rerank`: checks, and the job that its options describe."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kwise.bulk.config import RerankConfig
 from kwise.bulk.input.files import check_apart, input_files
@@ -57,17 +59,19 @@ def job_of(config: RerankConfig) -> Job:
     check_apart(files, paths.all)
     if not paths.is_stream:
         check_kind(paths.output)
+    kept = KeptColumns(config.keep)
     return Job(
         files=files,
         group_of=columns.group,
         open_scorer=scorer_of(config),
         paths=paths,
-        lines_of=lines_of(config),
+        lines_of=lines_of(config, kept),
         options=config.deciding(),
         types=FORMS[config.write].types,
         window_tokens=config.window_tokens,
         window_rows=MAX_WINDOW_ROWS,
         resume=config.resume,
+        notes=kept.notes,
     )
 
 
@@ -89,7 +93,27 @@ def scorer_of(config: RerankConfig) -> OpenScorer:
     return engine if config.artifact else server
 
 
-def lines_of(config: RerankConfig) -> LinesOf:
+class KeptColumns:
+    """The columns that are copied to the output. Rows without one of them have null there."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._num_missing: Counter[str] = Counter()
+
+    def of(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of a row."""
+        self._num_missing.update(name for name in self._names if name not in fields)
+        return {name: fields.get(name) for name in self._names}
+
+    def notes(self) -> list[str]:
+        """Return a line for each column that rows lack."""
+        return [
+            f"--keep {name}: {num:,} rows have no such column, and null was written"
+            for name, num in self._num_missing.items()
+        ]
+
+
+def lines_of(config: RerankConfig, kept: KeptColumns) -> LinesOf:
     """Return the function that makes the lines of the output of a row. A bad row has none."""
     form = FORMS[config.write]
     texts = form.texts if config.texts is None else config.texts
@@ -100,9 +124,9 @@ def lines_of(config: RerankConfig) -> LinesOf:
     def lines(row: InputRow, result: GroupResult) -> Iterator[bytes]:
         if not isinstance(result, ScoredGroup):
             return
-        kept = {name: row.fields.get(name) for name in config.keep}
+        copied = kept.of(row.fields)
         for fields in form.rows(Scored.of(row, result), options):
             number = {"row": row.number} if form.has_number else {}
-            yield json_line({**number, **kept, **fields})
+            yield json_line({**number, **copied, **fields})
 
     return lines

@@ -51,15 +51,26 @@ def summary_lines(
     rows, tokens = counts.rows - before.rows, counts.tokens - before.tokens
     scored = counts.rows - counts.bad_rows
     lines = [
-        f"{scored:,} groups with {counts.responses:,} responses scored, {counts.written_rows:,} "
-        f"rows written; {rows:,} groups in {duration(seconds)}: {rows / max(seconds, 1e-9):,.1f} "
-        f"groups/s, {tokens / max(seconds, 1e-9):,.0f} tokens/s"
+        f"{_counted(scored, 'group')} with {_counted(counts.responses, 'response')} scored, "
+        f"{_counted(counts.written_rows, 'row')} written; {_counted(rows, 'row')} in "
+        f"{duration(seconds)}: {rows / max(seconds, 1e-9):,.1f} groups/s, "
+        f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
     ]
     if counts.has_failures:
         where = f"; see {bad_rows}" if bad_rows else ""
-        lines.append(
-            f"not scored: {counts.bad_rows:,} rows, and {counts.failed_responses:,} responses of "
-            f"other rows{where}"
-        )
+        lines.append(f"not scored: {_failures(counts)}{where}")
         lines += problems.lines()
     return lines
+
+
+def _failures(counts: Counts) -> str:
+    """Return what was not scored: "2 rows and 1 response of other rows"."""
+    failed = [_counted(counts.bad_rows, "row")] if counts.bad_rows else []
+    if counts.failed_responses:
+        responses = _counted(counts.failed_responses, "response")
+        failed.append(f"{responses} of other rows" if failed else responses)
+    return " and ".join(failed)
+
+
+def _counted(num: int, noun: str) -> str:
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"

@@ -31,7 +31,8 @@ class RunPaths:
     """Where the files of a run lie."""
 
     def __init__(self, output: str, bad_rows: str = "", *, has_bad_rows: bool = True) -> None:
-        self.output = Path(output)
+        # A file behind a symbolic link is replaced, not the link.
+        self.output = Path(output).resolve() if Path(output).is_symlink() else Path(output)
         self.is_stream = output == STDOUT or (self.output.exists() and _is_special(self.output))
         self.partial = self.output.with_name(f"{self.output.name}.partial")
         self.record = self.output.with_name(f"{self.output.name}.run.json")

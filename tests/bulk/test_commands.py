@@ -46,7 +46,7 @@ def test_a_response_that_failed_is_told_by_line_and_place_and_exits_with_1(
         assert run_command(command, target, path, good, half, good) == 1
     output = capsys.readouterr()
     assert output.err.splitlines() == [
-        "not scored: 0 rows, and 1 responses of other rows",
+        "not scored: 1 response",
         f"  1 × {path}:2: responses[1]: the conversation is too long",
     ]
     assert len(output.out.splitlines()) == 3
@@ -68,7 +68,7 @@ def test_every_line_of_the_input_has_one_in_the_output(
     assert [line.get("id") for line in lines] == [None, 1, 2, 1, None]
     assert ["error" in line for line in lines] == [True, False, True, False, True]
     assert output.err.splitlines() == [
-        "not scored: 3 rows, and 0 responses of other rows",
+        "not scored: 3 rows",
         f"  1 × {path}:1: not JSON: Expecting value at column 1",
         f"  1 × {path}:3: prompt: the row has no such column; it has 'id'",
         f"  1 × {path}:6: a JSON object is expected, not list",

@@ -79,9 +79,9 @@ def test_problems_that_differ_in_numbers_are_one_kind() -> None:
     counts = Counts(rows=20, bad_rows=1, responses=30, failed_responses=7, tokens=100)
     lines = summary_lines(counts, Counts(), problems, seconds=2.0, bad_rows="f.bad")
     assert lines == [
-        "19 groups with 30 responses scored, 0 rows written; 20 groups in 2 s: 10.0 groups/s, "
+        "19 groups with 30 responses scored, 0 rows written; 20 rows in 2 s: 10.0 groups/s, "
         "50 tokens/s",
-        "not scored: 1 rows, and 7 responses of other rows; see f.bad",
+        "not scored: 1 row and 7 responses of other rows; see f.bad",
         "  7 × f:1: responses[1]: too long",
         "  1 × f:9: not JSON",
     ]

@@ -4,6 +4,8 @@ import gzip
 import json
 import math
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,11 @@ def test_a_server_gives_the_rewards_of_the_model_in_this_process(
 
 
 def test_every_form_follows_from_the_rewards(
-    tmp_path: Path, rows: Path, tiny_artifact: Path
+    tmp_path: Path, rows: Path, tiny_server: Server
 ) -> None:
     def written(*options: str) -> list[dict[str, Any]]:
         output = tmp_path / "out.jsonl"
-        arguments = ["--artifact", str(tiny_artifact), "--overwrite", *options]
+        arguments = ["--server", tiny_server.address, "--overwrite", *options]
         assert rerank(rows, output, *arguments) == 0
         return read_lines(output)
 
@@ -96,9 +98,9 @@ def test_every_form_follows_from_the_rewards(
     assert [row["margin"] for row in kept] == [margin for margin in margins if margin > middle]
 
 
-def test_texts_are_written_on_request_only(tmp_path: Path, rows: Path, tiny_artifact: Path) -> None:
+def test_texts_are_written_on_request_only(tmp_path: Path, rows: Path, tiny_server: Server) -> None:
     output = tmp_path / "out.jsonl"
-    options = ["--artifact", str(tiny_artifact), "--overwrite"]
+    options = ["--server", tiny_server.address, "--overwrite"]
     for form in ("rewards", "ranks", "best", "top-k", "matrix"):
         assert rerank(rows, output, *options, "--write", form) == 0
         assert "Answer" not in output.read_text()
@@ -155,7 +157,7 @@ def test_a_bad_row_or_response_harms_no_other_and_is_told_with_its_place(
     assert told[8]["response"] == 1
     errors = capsys.readouterr().err
     assert "4 groups with 9 responses scored" in errors
-    assert "not scored: 9 rows, and 1 responses of other rows" in errors
+    assert "not scored: 9 rows and 1 response of other rows" in errors
 
 
 @pytest.mark.parametrize(
@@ -170,13 +172,13 @@ def test_a_bad_row_or_response_harms_no_other_and_is_told_with_its_place(
     ids=["BOM", "CRLF", "blank lines", "gzip", "array"],
 )
 def test_the_same_rows_in_another_dress_give_the_same_bytes(
-    tmp_path: Path, rows: Path, tiny_artifact: Path, change: Callable[[bytes], bytes]
+    tmp_path: Path, rows: Path, tiny_server: Server, change: Callable[[bytes], bytes]
 ) -> None:
     (tmp_path / "changed").write_bytes(change(rows.read_bytes()))
     outputs = []
     for given in (rows, tmp_path / "changed"):
         output = tmp_path / f"{given.name}.out"
-        assert rerank(given, output, "--artifact", tiny_artifact) == 0
+        assert rerank(given, output, "--server", tiny_server.address) == 0
         outputs.append(output.read_bytes())
     assert outputs[0] == outputs[1]
 
@@ -192,7 +194,7 @@ def test_a_row_of_50_mb_is_a_bad_row(tmp_path: Path, tiny_artifact: Path) -> Non
     assert told["row"] == 2 and "characters and the limit is" in told["reason"]
 
 
-def test_parquet_goes_in_and_out(tmp_path: Path, rows: Path, tiny_artifact: Path) -> None:
+def test_parquet_goes_in_and_out(tmp_path: Path, rows: Path, tiny_server: Server) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -200,8 +202,8 @@ def test_parquet_goes_in_and_out(tmp_path: Path, rows: Path, tiny_artifact: Path
         [{**row, "prompt": messages(row["prompt"])} for row in groups(30)]
     )
     pyarrow.parquet.write_table(table, tmp_path / "in.parquet", row_group_size=7)
-    assert rerank(rows, tmp_path / "a.jsonl", "--artifact", tiny_artifact) == 0
-    options = ["--artifact", str(tiny_artifact), "--keep", "id", "--write", "ranks"]
+    assert rerank(rows, tmp_path / "a.jsonl", "--server", tiny_server.address) == 0
+    options = ["--server", tiny_server.address, "--keep", "id", "--write", "ranks"]
     assert rerank(tmp_path / "in.parquet", tmp_path / "b.parquet", *options) == 0
     written = pyarrow.parquet.read_table(tmp_path / "b.parquet")
     assert {field.name: str(field.type) for field in written.schema} == {
@@ -216,7 +218,7 @@ def test_parquet_goes_in_and_out(tmp_path: Path, rows: Path, tiny_artifact: Path
 
 
 def test_folders_patterns_and_saved_data_sets_are_inputs(
-    tmp_path: Path, tiny_artifact: Path
+    tmp_path: Path, tiny_server: Server
 ) -> None:
     import pyarrow
 
@@ -239,18 +241,49 @@ def test_folders_patterns_and_saved_data_sets_are_inputs(
     outputs = []
     for number, name in enumerate([str(folder), f"{folder}/*.jsonl", str(saved)]):
         output = tmp_path / f"{number}.jsonl"
-        assert rerank(name, output, "--artifact", tiny_artifact, "--keep", "id") == 0
+        assert rerank(name, output, "--server", tiny_server.address, "--keep", "id") == 0
         outputs.append(read_lines(output))
     assert [row["id"] for row in outputs[0]] == [row["id"] for row in given]
     assert outputs[0] == outputs[1] == outputs[2]
 
 
-def test_columns_are_named_by_options(tmp_path: Path, tiny_artifact: Path) -> None:
+def test_values_that_json_lacks_are_copied_as_texts(tmp_path: Path, tiny_server: Server) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    day = datetime(2026, 11, 29, 2, 30)
+    row = {"prompt": "p", "responses": ["a"], "day": day, "raw": b"\xff", "much": Decimal("0.10")}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "in.parquet")
+    keep = ["--keep", "day", "raw", "much"]
+    output = tmp_path / "out.jsonl"
+    assert rerank(tmp_path / "in.parquet", output, "--server", tiny_server.address, *keep) == 0
+    (written,) = read_lines(output)
+    assert [written[name] for name in keep[1:]] == ["2026-11-29T02:30:00", "/w==", "0.10"]
+
+
+def test_a_column_to_keep_that_rows_lack_is_told(
+    tmp_path: Path, tiny_server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lines(tmp_path / "in.jsonl", [*groups(3), {"prompt": "p", "responses": ["a"]}])
+    options = ["--server", tiny_server.address, "--keep", "id"]
+    assert rerank(path, tmp_path / "out.jsonl", *options) == 0
+    assert [row["id"] for row in read_lines(tmp_path / "out.jsonl")] == ["r0", "r1", "r2", None]
+    assert "--keep id: 1 rows have no such column, and null was written" in capsys.readouterr().err
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path, rows: Path, tiny_server: Server) -> None:
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "behind.jsonl")
+    assert rerank(rows, tmp_path / "link.jsonl", "--server", tiny_server.address) == 0
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert len(read_lines(tmp_path / "behind.jsonl")) == 30
+
+
+def test_columns_are_named_by_options(tmp_path: Path, tiny_server: Server) -> None:
     path = write_lines(
         tmp_path / "in.jsonl",
         [{"q": "Why?", "chosen": "Because.", "rejected": "No.", "context": "left out"}],
     )
-    options = ["--artifact", str(tiny_artifact), "--prompt-column", "q"]
+    options = ["--server", tiny_server.address, "--prompt-column", "q"]
     options += ["--responses-column", "chosen", "rejected", "--ignore-columns", "context"]
     assert rerank(path, tmp_path / "out.jsonl", *options) == 0
     (row,) = read_lines(tmp_path / "out.jsonl")

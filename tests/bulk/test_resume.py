@@ -1,5 +1,6 @@
 """A run that is killed goes on: each group once, and the bytes of an undisturbed run."""
 
+import fcntl
 import os
 import random
 import signal
@@ -20,8 +21,8 @@ _WINDOWS = ["--window-tokens", "1024"]
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows for several hundred windows; some are bad."""
     path = tmp_path_factory.mktemp("rows") / "in.jsonl"
-    given: list[dict[str, object] | str] = [*groups(600, responses=4)]
-    for place in (5, 250, 599):
+    given: list[dict[str, object] | str] = [*groups(300, responses=4)]
+    for place in (5, 120, 299):
         given.insert(place, "not JSON")
     return write_lines(path, given)
 
@@ -51,7 +52,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
     random_ = random.Random(name)
     size = (tmp_path / "whole.out.jsonl").stat().st_size if name == "out.jsonl" else 30_000
     kills = sum(
-        killed_once([*command, "--resume"], partial, random_.randrange(1, size)) for _ in range(3)
+        killed_once([*command, "--resume"], partial, random_.randrange(1, size)) for _ in range(2)
     )
     assert kills >= 1
     assert rerank(rows, output, *options, "--resume") == 1
@@ -100,6 +101,17 @@ def test_a_resumed_run_must_be_the_same_run(
     assert "is not the record of a run" in problem(*unfinished, "--resume")
     record.write_text(text)
     assert rerank(unfinished[0], unfinished[1], *unfinished[2:], "--resume") == 1
+
+
+def test_two_runs_do_not_write_the_same_output(
+    tmp_path: Path, rows: Path, tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partial = tmp_path / "out.jsonl.partial"
+    with partial.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        options = ["--artifact", str(tiny_artifact), "--overwrite"]
+        assert rerank(rows, tmp_path / "out.jsonl", *options) == 2
+    assert f"another process writes {partial}" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, rows: Path, tiny_artifact: Path) -> None:
