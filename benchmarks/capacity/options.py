@@ -58,7 +58,7 @@ class QueueBenchConfig:
 
     def parsed_cell(self) -> Cell:
         """Return `cell`, parsed."""
-        return parse_cell(self.cell)
+        return positive_cell(self.cell)
 
 
 STUDIES = ("groups", "singles", "scaling", "loss")
@@ -139,7 +139,7 @@ class ClusterBenchConfig:
 
     def parsed_cell(self) -> Cell:
         """Return `cell`, parsed."""
-        return parse_cell(self.cell)
+        return positive_cell(self.cell)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ class CapacityConfig:
         "groups P/R/K: tokens of the prompt, tokens of each response, number of responses",
     )
     prompts_per_minute: float = option(
-        1000.0, "prompts with K responses each", exclusive_minimum=0, maximum=1e9
+        0.0, "prompts with K responses each; 0 for 1,000", minimum=0, maximum=1e9
     )
     responses: float = option(
         0.0,
@@ -167,7 +167,7 @@ class CapacityConfig:
         minimum=0,
         maximum=1e15,
     )
-    hours: float = option(10.0, "hours for --responses", exclusive_minimum=0, maximum=1e5)
+    hours: float = option(0.0, "hours for --responses; 0 for 10", minimum=0, maximum=1e5)
     shared: bool = option(
         True, "the responses to a prompt come together, or reach the same replica"
     )
@@ -195,9 +195,9 @@ class CapacityConfig:
         maximum=1e12,
     )
     memory_gb: float = option(
-        80.0,
-        "memory of the device with --peak-tflops or --rows-per-s",
-        exclusive_minimum=0,
+        0.0,
+        "memory of the device with --peak-tflops or --rows-per-s; 0 for 80",
+        minimum=0,
         maximum=1e6,
     )
     json: str = option("", "file for all figures")
@@ -208,6 +208,12 @@ class CapacityConfig:
         check_choice("--model", self.model, MODELS)
         for name in self.device:
             check_choice("--device", name, DEVICES)
+        if self.responses and self.prompts_per_minute:
+            raise ConfigError("give --responses or --prompts-per-minute, not both")
+        if self.hours and not self.responses:
+            raise ConfigError("--hours needs --responses")
+        if self.memory_gb and not (self.peak_tflops or self.rows_per_s):
+            raise ConfigError("--memory-gb needs --peak-tflops or --rows-per-s")
         if self.rows_per_s and (self.peak_tflops or self.share_of_peak or self.device):
             raise ConfigError(
                 "--rows-per-s is a measured rate; it cannot be combined with --device, "
@@ -216,13 +222,13 @@ class CapacityConfig:
 
     def parsed_cell(self) -> Cell:
         """Return `cell`, parsed."""
-        return parse_cell(self.cell)
+        return positive_cell(self.cell)
 
     def groups_per_s(self) -> float:
         """Return the groups per second that the options ask for."""
         if self.responses:
-            return self.responses / self.parsed_cell().K / (3600 * self.hours)
-        return self.prompts_per_minute / 60
+            return self.responses / self.parsed_cell().K / (3600 * (self.hours or 10.0))
+        return (self.prompts_per_minute or 1000.0) / 60
 
     def model_size(self) -> ModelSize:
         """Return the size of the model, with what the options override."""
@@ -239,7 +245,7 @@ class CapacityConfig:
 
     def devices(self) -> dict[str, Device]:
         """Return the devices by name, with what the options override."""
-        memory_bytes = 1e9 * self.memory_gb
+        memory_bytes = 1e9 * (self.memory_gb or 80.0)
         if self.rows_per_s:
             measured = Device(
                 peak_flops=None, rates=measured_range(self.rows_per_s), memory_bytes=memory_bytes
@@ -255,6 +261,18 @@ class CapacityConfig:
             rates = measured_range(self.share_of_peak)
             devices = {name: replace(device, rates=rates) for name, device in devices.items()}
         return devices
+
+
+def positive_cell(text: str) -> Cell:
+    """Parse the option `--cell`.
+
+    Raises:
+        ConfigError: it has another form, or a number below 1.
+    """
+    cell = parse_cell(text)
+    if min(cell.P, cell.R, cell.K) < 1:
+        raise ConfigError(f"--cell is {text!r}; each number must be at least 1")
+    return cell
 
 
 def check_choice(flag: str, value: str, choices: Iterable[str]) -> None:

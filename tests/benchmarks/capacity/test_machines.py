@@ -119,6 +119,10 @@ def test_the_command_computes_the_same(tmp_path: Path, capsys: pytest.CaptureFix
         (["--device", "tpu"], "--device is 'tpu'; it must be one of h200, h100, a100, l4"),
         (["--rows-per-s", "5", "--device", "l4"], "--rows-per-s is a measured rate"),
         (["--cell", "1/2"], "--cell is '1/2'; it must be P/R/K in integers"),
+        (["--cell", "1/2/0"], "--cell is '1/2/0'; each number must be at least 1"),
+        (["--hours", "5"], "--hours needs --responses"),
+        (["--memory-gb", "5"], "--memory-gb needs --peak-tflops or --rows-per-s"),
+        (["--responses", "9", "--prompts-per-minute", "9"], "not both"),
         (["--utilisation", "0"], "--utilisation is 0.0; it must be greater than 0"),
     ],
 )
