@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kwise.engine.cache.counters import CacheCounters
 from kwise.engine.cache.redis_address import RedisAddress
@@ -21,6 +21,7 @@ from kwise.library_errors import cause_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+    from redis.asyncio.client import Pipeline
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -61,6 +62,7 @@ class RedisLink:
         self._pause_s = pause_s
         self._failed = asyncio.Event()
         self._reported = ""
+        self._refusal = ""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -90,6 +92,30 @@ class RedisLink:
             self._counters.shared_errors += 1
             self._fail(cause_of(error))
         return None
+
+    async def run_pipeline(self, queue: "Callable[[Pipeline], object]") -> list[Any] | None:
+        """Return the replies to the commands that `queue` adds to a pipeline; None as in `run`.
+
+        A command that Redis refuses has None in place of a reply. Redis refuses to store if it is a
+        replica, if its memory is full, or if the user may not. Other commands go on, so the link
+        stays usable. The round trip counts as one error.
+        """
+
+        async def execute(redis: "Redis") -> list[Any]:
+            pipeline = redis.pipeline(transaction=False)
+            queue(pipeline)
+            return await pipeline.execute(raise_on_error=False)
+
+        replies = await self.run(execute)
+        if replies is None:
+            return None
+        refusal = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        reason = "" if refusal is None else cause_of(refusal)
+        if reason and reason != self._refusal:
+            _LOG.warning("%s: refused: %s", self._name, reason)
+        self._refusal = reason
+        self._counters.shared_errors += refusal is not None
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
 
     def _fail(self, reason: str) -> None:
         self.is_usable = False

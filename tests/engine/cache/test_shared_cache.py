@@ -421,7 +421,7 @@ async def test_claims_of_others_are_misses_for_a_server_without_claims(redis: Re
 async def test_stores_beyond_the_bound_are_dropped_and_counted(
     redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kwise.engine.cache.shared_cache._MAX_PENDING", 2)
+    monkeypatch.setattr("kwise.engine.cache.stores._MAX_PENDING", 2)
     async with shared_cache(redis.url) as (cache, counters):
         await connected(cache)
         for key in (A, B, C):
