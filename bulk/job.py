@@ -8,7 +8,7 @@ from typing import Any
 from kwise.bulk.input.files import InputFile
 from kwise.bulk.input.row import InputRow
 from kwise.bulk.input.size import estimated_rows
-from kwise.bulk.input.windows import GroupOf, cut_windows, read_input
+from kwise.bulk.input.windows import FieldsOf, GroupOf, cut_windows, read_input
 from kwise.bulk.output.files import RunFiles, RunPaths, StreamOutput
 from kwise.bulk.output.run_record import RunRecord
 from kwise.bulk.pipeline import LinesOf, Pipeline
@@ -34,6 +34,7 @@ class Job:
         resume: go on with an unfinished run if there is one.
         is_quiet: say nothing at the end of a run in which everything was scored.
         rows: rows that are given instead of files; None to read the files.
+        fields_of: returns what `lines_of` needs of a row, because a window holds thousands of them.
         notes: returns remarks on the rows that were written, for the end.
     """
 
@@ -49,6 +50,7 @@ class Job:
     resume: bool = False
     is_quiet: bool = False
     rows: Sequence[InputRow] | None = None
+    fields_of: FieldsOf = lambda row: row
     notes: Callable[[], Sequence[str]] = tuple
 
     @property
@@ -129,7 +131,7 @@ def _run(job: Job, scorer: ScorerThread, output: RunFiles | StreamOutput) -> int
 def _rows(job: Job, skip_rows: int) -> Iterator[InputRow]:
     if job.rows is not None:
         return iter(job.rows)
-    return read_input(job.files, job.group_of, skip_rows)
+    return read_input(job.files, job.group_of, skip_rows, job.fields_of)
 
 
 def _say(line: str) -> None:

@@ -71,6 +71,7 @@ def job_of(config: RerankConfig) -> Job:
         window_tokens=config.window_tokens,
         window_rows=MAX_WINDOW_ROWS,
         resume=config.resume,
+        fields_of=kept.present,
         notes=kept.notes,
     )
 
@@ -99,6 +100,12 @@ class KeptColumns:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._num_missing: Counter[str] = Counter()
+
+    def present(self, row: Any) -> dict[str, Any]:
+        """Return those of the columns that a row has."""
+        if not isinstance(row, dict):
+            return {}
+        return {name: row[name] for name in self._names if name in row}
 
     def of(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the columns of a row."""

@@ -8,6 +8,7 @@ from kwise.bulk.input.row import BadRow
 from kwise.client.messages import to_group
 from kwise.errors import ConfigError
 from kwise.meanings import Meaning, row_meaning, says_nothing
+from kwise.train.rankings.json_value import json_type
 from kwise.types import Conversation, Group, Message, Priority, TokenIds
 
 Row = Mapping[str, Any]
@@ -43,10 +44,13 @@ class Columns:
             BadRow: the row describes no group.
         """
         if not isinstance(row, dict):
-            raise BadRow("", f"a JSON object is expected, not {type(row).__name__}")
+            raise BadRow("", f"a JSON object is expected, not {json_type(row)}")
         for name in (self.prompt, *self.responses):
             if name not in row:
                 raise BadRow(name, f"the row has no such column; it has {_names(row)}")
+        if not isinstance(row[self.prompt], str | list):
+            kind = json_type(row[self.prompt])
+            raise BadRow(self.prompt, f"it must be a text, messages or token ids, not {kind}")
         self._refuse_meanings(row)
         responses = self._responses(row)
         try:
@@ -64,7 +68,7 @@ class Columns:
         (name,) = self.responses
         responses = row[name]
         if not isinstance(responses, list):
-            raise BadRow(name, f"it must be a list, not {type(responses).__name__}")
+            raise BadRow(name, f"it must be a list, not {json_type(responses)}")
         if not responses:
             raise BadRow(name, "there must be at least one response")
         return [_text(f"{name}[{number}]", item) for number, item in enumerate(responses)]
@@ -84,8 +88,12 @@ class Columns:
 
 def _text(name: str, response: Any) -> Any:
     """Return the text or the token ids of a response, which may be an object with a text."""
+    if isinstance(response, str):
+        return response
+    if isinstance(response, list):
+        return tuple(response)
     if not isinstance(response, dict):
-        return response if isinstance(response, str) else _ids(response)
+        raise BadRow(name, f"it must be a text or token ids, not {json_type(response)}")
     if "text" not in response:
         raise BadRow(name, "the response has no 'text'")
     for key, value in response.items():
@@ -93,10 +101,6 @@ def _text(name: str, response: Any) -> Any:
         if meaning and meaning is not Meaning.PROMPT and not says_nothing(value):
             raise BadRow(name, f"it has {key!r}, {meaning.value}, which would not be scored")
     return response["text"]
-
-
-def _ids(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _prompt(prompt: Any) -> Conversation | TokenIds:

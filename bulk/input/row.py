@@ -28,7 +28,7 @@ class InputRow:
         path: the file, for people.
         line: the line of the file, or the row of a file without lines, from 1; 0 if the row is
             not from a file.
-        fields: the row; what was read of a bad row.
+        fields: what the output needs of the row; of a bad row, what could be read.
         group: the group that it describes; None if it is bad.
         problem: what is wrong with it; None if nothing is.
     """

@@ -6,7 +6,7 @@ the time nor the place where an earlier run ended plays a part.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kwise.bulk.input.files import InputFile
@@ -39,7 +39,20 @@ class Window:
         return [row.group for row in self.rows if row.group is not None]
 
 
-def read_input(files: Sequence[InputFile], group_of: GroupOf, skip_rows: int) -> Iterator[InputRow]:
+FieldsOf = Callable[[Any], Any]
+"""Returns what the output needs of a row that was read."""
+
+
+def _whole(row: Any) -> Any:
+    return row
+
+
+def read_input(
+    files: Sequence[InputFile],
+    group_of: GroupOf,
+    skip_rows: int = 0,
+    fields_of: FieldsOf = _whole,
+) -> Iterator[InputRow]:
     """Yield the rows of the files after the first `skip_rows`.
 
     A file from which no further row can be read ends with one bad row, and the next file follows.
@@ -53,7 +66,8 @@ def read_input(files: Sequence[InputFile], group_of: GroupOf, skip_rows: int) ->
         for line, content in _rows_of_file(file.path):
             number += 1
             if number > skip_rows:
-                yield _input_row(number, file.path, line, content, group_of)
+                row = _input_row(number, file.path, line, content, group_of)
+                yield replace(row, fields=fields_of(row.fields))
 
 
 def cut_windows(rows: Iterable[InputRow], max_tokens: int, max_rows: int) -> Iterator[Window]:
@@ -63,6 +77,7 @@ def cut_windows(rows: Iterable[InputRow], max_tokens: int, max_rows: int) -> Ite
     for row in rows:
         window.append(row)
         row_tokens, row_characters = _sizes(row.group)
+        row_characters += _characters(row.fields)
         tokens += row_tokens
         characters += row_characters
         if tokens >= max_tokens or characters >= _MAX_CHARACTERS or len(window) == max_rows:
@@ -101,6 +116,12 @@ def _input_row(number: int, path: str, line: int, content: Any, group_of: GroupO
         group=group,
         problem=problem,
     )
+
+
+def _characters(fields: Any) -> int:
+    """Return the characters of the texts that are kept for the output, at the top level."""
+    values = fields.values() if isinstance(fields, dict) else ()
+    return sum(len(value) for value in values if isinstance(value, str | bytes))
 
 
 def _sizes(group: Group | None) -> tuple[int, int]:

@@ -71,7 +71,7 @@ def test_every_line_of_the_input_has_one_in_the_output(
         "not scored: 3 rows",
         f"  1 × {path}:1: not JSON: Expecting value at column 1",
         f"  1 × {path}:3: prompt: the row has no such column; it has 'id'",
-        f"  1 × {path}:6: a JSON object is expected, not list",
+        f"  1 × {path}:6: a JSON object is expected, not a list",
     ]
     assert lines[2]["error"] == {
         "code": "INVALID_ARGUMENT",
@@ -204,7 +204,10 @@ def test_a_row_may_have_texts_objects_or_ids() -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ([], "a JSON object is expected, not list"),
+        ([], "a JSON object is expected, not a list"),
+        ({"prompt": None, "responses": ["a"]}, "prompt: it must be a text, messages or token ids,"),
+        ({"prompt": "p", "responses": [None]}, "responses[0]: it must be a text or token ids, not"),
+        ({"prompt": "p", "responses": [[1, "a"]]}, "responses[0][1]: it must be an int, not str"),
         ({"prompt": "p"}, "responses: the row has no such column"),
         ({"prompt": "p", "responses": []}, "at least one response"),
         ({"prompt": "p", "responses": [{"txt": "a"}]}, "responses[0]: the response has no 'text'"),
