@@ -8,7 +8,7 @@ awaits all asynchronous reward functions together on an event loop of its own. T
 import TRL.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from kwise.client.messages import PromptLike
@@ -47,8 +47,11 @@ class _Base:
         Raises:
             ValueError: the numbers of prompts and completions differ, or a column or a completion
                 has content that the reward model cannot read.
-            TypeError: a completion is not a string or a list of messages.
+            TypeError: `prompts` or `completions` is one string, a prompt is not a string or a list
+                of messages, or a completion is not.
         """
+        if isinstance(prompts, str) or isinstance(completions, str):
+            raise TypeError("prompts and completions must be lists, with one prompt per completion")
         if len(prompts) != len(completions):
             raise ValueError(
                 f"there are {len(prompts)} prompts and {len(completions)} completions; give each "
@@ -80,7 +83,17 @@ class _Base:
                 f"prompts[{index}] is a string and completions[{index}] is a list of messages; "
                 "give both as strings or both as lists of messages"
             )
+        if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
+            raise TypeError(
+                f"prompts[{index}] must be a string or a list of messages, not "
+                f"{type(prompt).__name__}"
+            )
         last = completion[-1] if completion else {}
+        if not isinstance(last, Mapping):
+            raise TypeError(
+                f"completions[{index}] must be a string or a list of messages; its last item is "
+                f"of type {type(last).__name__}"
+            )
         others = [key for key in last if key not in ("role", "content") and last[key]]
         if last.get("role") != "assistant" or others:
             problem = f"has {others[0]!r}" if others else "is not the assistant's"

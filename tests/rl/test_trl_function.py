@@ -19,7 +19,7 @@ RESULT = {"role": "tool", "content": "apple"}
 ANSWER = {"role": "assistant", "content": "An apple."}
 
 
-def called(function: Any, prompts: list[Any], completions: list[Any], **columns: Any) -> Any:
+def called(function: Any, prompts: Any, completions: Any, **columns: Any) -> Any:
     """Call as GRPOTrainer does: by keyword, with columns that the function does not know."""
     return function(
         prompts=prompts,
@@ -71,10 +71,21 @@ def test_what_the_model_cannot_read_is_refused_by_name(
         (["p"], ["a", "b"], ValueError, "1 prompts and 2 completions; give each"),
         (["p"], [b"a"], TypeError, r"completions\[0\] must be a string or a list of .* not bytes"),
         (["p"], [None], TypeError, r"completions\[0\] must be a string or .* not NoneType"),
+        (["p"], "a", TypeError, "prompts and completions must be lists"),
+        ("p", ["a"], TypeError, "prompts and completions must be lists"),
+        ([[1]], [[2, 3]], TypeError, r"completions\[0\] must be .*; its last item is of type int"),
+        ([[USER]], [["a"]], TypeError, r"its last item is of type str"),
+            [[USER]],
+            [["a"]],
+            TypeError,
+            r"completions\[0\] must be .*; its last item is of type str",
+        ),
+        ([None], [[ANSWER]], TypeError, r"prompts\[0\] must be a string or .* not NoneType"),
+        ([USER], [[ANSWER]], TypeError, r"prompts\[0\] must be a string or .* not dict"),
     ],
 )
 def test_a_wrong_form_is_named(
-    prompts: list[Any], completions: list[Any], error: type[Exception], message: str
+    prompts: Any, completions: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         called(RewardFunction("localhost:1"), prompts, completions)
