@@ -17,12 +17,14 @@ ignored. The parser would take the body of such a request for the other protocol
 
 A request that is not HTTP gets 400. The bodies of 400, 408 and 431 are JSON in kwise's own form,
 because the client's protocol is not known yet. The log names a client that speaks HTTP/2, as a gRPC
-client does that has the wrong port.
+client does that has the wrong port, and one that speaks TLS, because such a client cannot read the
+reply.
 """
 
 import logging
 import re
 from asyncio import TimerHandle, Transport
+from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
@@ -39,19 +41,45 @@ MAX_HEADER_BYTES = 64 << 10
 _UPGRADE = re.compile(rb"(?<=\r\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 # The most bytes of that pattern that a piece of the stream may end with, without a whole match.
 _UPGRADE_BYTES = len(b"\r\nupgrade")
-_HTTP_2 = b"PRI * HTTP/2.0"
 
 _LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OtherProtocol:
+    """A protocol that clients speak to this port by mistake.
+
+    start: the first bytes of a connection.
+    message: the text of the reply.
+    log: what the log says of the client.
+    """
+
+    start: bytes
+    message: str
+    log: str
+
+
+_OTHER_PROTOCOLS = (
+    _OtherProtocol(
+        start=b"PRI * HTTP/2.0",
+        message="this is HTTP/2, which gRPC clients speak, and this port speaks HTTP/1.1; the port "
+        "for gRPC is that of --port",
+        log="HTTP/2 to the HTTP port, as gRPC clients do; gRPC has the port of --port",
+    ),
+    _OtherProtocol(
+        start=b"\x16\x03",  # a TLS record with a handshake
+        message="this is TLS, and this port speaks HTTP without TLS; the URL must begin with "
+        "http://",
+        log="TLS to the HTTP port, which has no TLS; its URL must begin with http://, not https://",
+    ),
+)
+_MAX_START_BYTES = max(len(protocol.start) for protocol in _OTHER_PROTOCOLS)
+
+
 @lru_cache(maxsize=1024)
-def _log_http_2(host: str) -> None:
-    """Log once per host that a client has the wrong port. A gRPC client tries again and again."""
-    _LOG.warning(
-        "a client at %s speaks HTTP/2 to the HTTP port, as gRPC clients do; gRPC has the port of "
-        "--port",
-        host,
-    )
+def _log_other_protocol(host: str, protocol: _OtherProtocol) -> None:
+    """Log once per host that a client speaks another protocol. Such clients try again and again."""
+    _LOG.warning("a client at %s speaks %s", host, protocol.log)
 
 
 class _Receiving(Enum):
@@ -74,7 +102,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._num_parsed_bytes = 0
         self._num_piece_bytes = 0
         self._head_end = b""  # the last bytes of the head that have arrived
-        self._is_http_2 = False
+        self._piece_start = b""  # the first bytes of the last piece of the stream
         self._receive_timer: TimerHandle | None = None
         self._abort_timer: TimerHandle | None = None
         self._is_refused = False
@@ -94,7 +122,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         was_in_head = self._receiving is _Receiving.HEAD
-        self._is_http_2 = data.startswith(_HTTP_2)
+        self._piece_start = data[:_MAX_START_BYTES]
         data = self._without_upgrade(data)
         super().data_received(data)
         if was_in_head and self._receiving is _Receiving.HEAD:
@@ -203,13 +231,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._start_abort_timer()
 
     def send_400_response(self, msg: str) -> None:
-        message = "this is not HTTP/1.1"
-        if self._is_http_2:
-            message = (
-                "this is HTTP/2, which gRPC clients speak, and this port speaks HTTP/1.1; the port "
-                "for gRPC is that of --port"
-            )
-            _log_http_2(self.client[0] if self.client else "")
+        message = (
+            "this is not a valid HTTP/1.1 request; the request line, a header or a length is "
+            "malformed"
+        )
+        for protocol in _OTHER_PROTOCOLS:
+            if self._piece_start.startswith(protocol.start):
+                message = protocol.message
+                _log_other_protocol(self.client[0] if self.client else "", protocol)
         self._refuse(HTTPStatus.BAD_REQUEST, Status.INVALID_ARGUMENT, message)
 
     def _refuse(self, http_status: HTTPStatus, status: Status, message: str) -> None:

@@ -4,6 +4,7 @@ Each fault costs its own connection at most, and the server is healthy afterward
 """
 
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -321,6 +322,25 @@ def test_a_grpc_client_of_the_http_port_is_told_and_logged(http: HttpServer) -> 
     with connected(http.port) as connection:
         connection.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         assert "this is HTTP/2, which gRPC clients" in connection.read().json["error"]["message"]
+
+
+def test_a_client_with_a_url_of_https_is_logged(http: HttpServer) -> None:
+    """It cannot read the reply: curl says "wrong version number", and no more."""
+    context = ssl.create_default_context()
+    for _ in range(2):
+        address = ("127.0.0.1", http.port)
+        with socket.create_connection(address) as plain, pytest.raises(ssl.SSLError):
+            context.wrap_socket(plain, server_hostname="localhost")
+    line = "a client at 127.0.0.1 speaks TLS to the HTTP port, which has no TLS; its URL must begin"
+    wait_until(lambda: line in http.server.log.text)
+    assert http.server.log.text.count(line) == 1
+
+
+def test_a_malformed_request_is_not_called_another_version_of_http(http: HttpServer) -> None:
+    with connected(http.port) as connection:
+        connection.socket.sendall(b"POST /v1/rewards HTTP/1.1\r\ncontent-length: -1\r\n\r\n")
+        message = connection.read().json["error"]["message"]
+    assert message.startswith("this is not a valid HTTP/1.1 request; the request line, a header")
 
 
 def test_a_client_that_asks_before_it_sends_the_body_is_told_to_go_on(
