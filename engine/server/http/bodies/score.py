@@ -57,7 +57,10 @@ class PairRequest(VllmRequest, kw_only=True):
 
 
 class ScoreRequest(PairRequest, kw_only=True):
-    """Two fields with the texts, under one of four pairs of names."""
+    """Two fields with the texts, under one of four pairs of names.
+
+    vLLM's own examples set `encoding_format`, which changes nothing, because a score is a number.
+    """
 
     text_1: Texts | None = None
     text_2: Texts | None = None
@@ -66,6 +69,7 @@ class ScoreRequest(PairRequest, kw_only=True):
     items: Texts | None = None
     data_1: Texts | None = None
     data_2: Texts | None = None
+    encoding_format: Literal["float"] | None = None
 
 
 class Score(msgspec.Struct, kw_only=True):

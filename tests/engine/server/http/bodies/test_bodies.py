@@ -252,6 +252,14 @@ def test_different_prompts_are_answered_in_order(caller: HttpCaller) -> None:
     assert [item["index"] for item in data] == [0, 1, 2, 3, 4]
 
 
+def test_the_request_of_vllms_documentation_is_answered(caller: HttpCaller) -> None:
+    texts = {"text_1": PROMPT, "text_2": RESPONSES[0]}
+    body = {"model": caller.model, "encoding_format": "float", **texts}
+    (item,) = caller.ok("/score", body)["data"]
+    expected = sigmoid(caller.rewards(RESPONSES[:1])[0])
+    assert item["score"] == pytest.approx(expected, abs=EXACT)
+
+
 @pytest.mark.parametrize("top_n", [None, 0, 1, 2, 99])
 def test_the_best_documents_come_first_and_ties_keep_their_order(
     caller: HttpCaller, top_n: int | None
