@@ -59,7 +59,7 @@ types: .venv/dev
 imports: .venv/dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/deptry benchmarks client cluster engine export kwise protos rl train
+	$(BIN)/deptry benchmarks bulk client cluster engine export kwise protos rl train
 
 # Two processes, by file, in the order of the names: xdist would start with the files of many tests,
 # and the demo's own test, which trains for minutes, would run alone at the end.
