@@ -16,6 +16,9 @@ _ENGINE = {field.name: field for field in dataclasses.fields(EngineConfig)}
 _FREE = frozenset({"input", "output", "server", "artifact", "timeout_s", "bad_rows", "resume"})
 _FREE |= {"overwrite", "tokenizer_threads", "device_memory_bytes"}
 
+# With so many batches, the last one of a window, which may be half empty, costs less than 1 %.
+_WINDOW_BATCHES = 64
+
 
 def _engine_option(name: str) -> Any:
     """Return the option of the engine, with its default, description and bounds."""
@@ -73,10 +76,10 @@ class RerankConfig:
     resume: bool = option(False, "go on with an unfinished run; begin one if there is none")
     overwrite: bool = option(False, "replace an output that exists")
     window_tokens: int = option(
-        131_072,
-        "tokens, roughly, that are sorted and batched together. A run that is resumed computes the "
-        "last windows again",
-        minimum=1024,
+        0,
+        "tokens, roughly, that are sorted and batched together; 0 for 64 batches of "
+        "--max-batch-tokens. A run that is resumed computes the last windows again",
+        minimum=0,
         maximum=MAX_COUNT,
     )
     model: str = option("", "with --server: the model that must answer")
@@ -111,6 +114,11 @@ class RerankConfig:
         for field in dataclasses.fields(self):
             if field.name in names and getattr(self, field.name) != field.default:
                 raise ConfigError(f"{flag_of(field.name)} has an effect only {where}")
+
+    @property
+    def effective_window_tokens(self) -> int:
+        """The tokens of a window: `window_tokens`, or 64 batches."""
+        return self.window_tokens or _WINDOW_BATCHES * self.max_batch_tokens
 
     def engine(self) -> EngineConfig:
         """Return the options of the engine."""

@@ -68,7 +68,7 @@ def job_of(config: RerankConfig) -> Job:
         lines_of=lines_of(config, kept),
         options=config.deciding(),
         types=FORMS[config.write].types,
-        window_tokens=config.window_tokens,
+        window_tokens=config.effective_window_tokens,
         window_rows=MAX_WINDOW_ROWS,
         resume=config.resume,
         fields_of=kept.present,

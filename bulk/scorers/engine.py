@@ -3,8 +3,8 @@
 The stages of a window overlap with those of its neighbours: tokenizer threads encode the next
 window while the sessions run this one. Each session has one thread and takes the next batch when it
 is free. Nothing is reused from earlier batches, neither keys and values of prompts nor rewards, so
-that the rewards of a window do not depend on what ran before. The plan of a window keeps each
-prompt in one batch, so that little is lost: less than 1 % of the rows at K = 9 and 256/128.
+that the rewards of a window do not depend on what ran before. Little is lost by that, because the
+plan of a window keeps each group that fits into a batch together.
 """
 
 import asyncio
