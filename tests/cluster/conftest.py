@@ -51,7 +51,7 @@ def ray_cluster() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def serving(ray_cluster: Any) -> Iterator[int]:
     """Ray Serve with a gRPC proxy; its port."""
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     from kwise.cluster.serve import SERVICER_FUNCTIONS
     from kwise.engine.server.listen import bound_sockets
@@ -73,7 +73,7 @@ def serving(ray_cluster: Any) -> Iterator[int]:
 @pytest.fixture(scope="module")
 def application(serving: int, tiny_artifact: Path) -> Iterator[int]:
     """The application with two replicas of `tiny_artifact`; the port."""
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     from kwise.cluster.serve import app
 

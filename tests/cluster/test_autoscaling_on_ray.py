@@ -13,7 +13,7 @@ REPLICAS = "ServeReplica:kwise:replicas"
 
 
 def test_tokens_in_a_replica_add_another_one(serving: int, tiny_artifact: Path) -> None:
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     from kwise.cluster.serve import app
 

@@ -35,7 +35,7 @@ def is_close(values: list[float], expected: list[float]) -> bool:
 
 def infos(model: str) -> list[Any]:
     """Describe the model on each replica."""
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     handle = serve.get_deployment_handle("replicas", "kwise")
     return list(handle.broadcast("describe", model).results(timeout_s=PATIENCE_S))
@@ -182,7 +182,7 @@ def test_a_replica_that_is_killed_under_load_loses_nothing(
 def test_a_model_is_chosen_by_name_or_by_the_metadata_of_ray(
     serving: int, tiny_artifact: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     from kwise.cluster.serve import app
     from tests.exports import export_quietly

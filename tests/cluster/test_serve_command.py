@@ -17,7 +17,7 @@ from tests.servers import PATIENCE_S, raw_rewards
 def test_it_serves_until_sigterm_and_removes_the_application(
     ray_cluster: Any, serving: int, tiny_artifact: Path
 ) -> None:
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     address = ray_cluster.get_runtime_context().gcs_address
     process = subprocess.Popen(

@@ -14,7 +14,7 @@ trl = pytest.importorskip("trl", reason="TRL is not installed; `make test-rl` in
 def test_dpo_trains_on_the_pairs(
     name: str, tmp_path: Path, tiny_artifact: Path, smollm2_tokenizer: Any
 ) -> None:
-    from datasets import load_dataset
+    from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     from transformers import LlamaConfig, LlamaForCausalLM
 
     given = write_lines(tmp_path / "in.jsonl", groups(8))
