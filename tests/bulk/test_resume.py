@@ -1,12 +1,11 @@
 """A run that is killed goes on: each group once, and the bytes of an undisturbed run."""
 
 import fcntl
-import os
+import json
 import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from tests.bulk.runs import groups, read_lines, rerank, write_lines
 from tests.servers import PATIENCE_S
 
+_STOP_AT_ROW = str(Path(__file__).parents[1] / "programs" / "stop_at_row.py")
 _WINDOWS = ["--window-tokens", "1024"]
 
 
@@ -27,18 +27,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lines(path, given)
 
 
-def killed_once(command: list[str], partial: Path, num_bytes: int) -> bool:
-    """Run a command and kill it when its output has some bytes; return False if it ended before."""
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    give_up_at = time.monotonic() + PATIENCE_S
-    while process.poll() is None and time.monotonic() < give_up_at:
-        if partial.exists() and partial.stat().st_size >= num_bytes:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.002)
-    assert process.wait() == 1
-    return False
+def stopped(stop: signal.Signals, row: int, *arguments: str) -> tuple[int, str]:
+    """Run `kwise rerank` until it writes a row; return its exit status and standard error."""
+    command = [sys.executable, _STOP_AT_ROW, stop.name, str(row), "rerank", *arguments]
+    process = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+    return process.returncode, process.stderr
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
@@ -48,13 +41,11 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
     options = ["--artifact", str(tiny_artifact), "--threads", "1", *_WINDOWS]
     assert rerank(rows, tmp_path / f"whole.{name}", *options) == 1
     output, partial = tmp_path / name, tmp_path / f"{name}.partial"
-    command = [sys.executable, "-m", "kwise", "rerank", str(rows), str(output), *options]
-    random_ = random.Random(name)
-    size = (tmp_path / "whole.out.jsonl").stat().st_size if name == "out.jsonl" else 30_000
-    kills = sum(
-        killed_once([*command, "--resume"], partial, random_.randrange(1, size)) for _ in range(2)
-    )
-    assert kills >= 1
+    arguments = [str(rows), str(output), *options, "--resume"]
+    # The second number counts the rows that are left. A window has fewer rows than either.
+    for row in (random.Random(name).randrange(40, 120), random.Random(name).randrange(40, 120)):
+        assert stopped(signal.SIGKILL, row, *arguments)[0] == -signal.SIGKILL
+        assert json.loads(output.with_name(f"{name}.run.json").read_text())["output_bytes"] > 0
     assert rerank(rows, output, *options, "--resume") == 1
     assert output.read_bytes() == (tmp_path / f"whole.{name}").read_bytes()
     bad = [tmp_path / f"{prefix}{name}.bad.jsonl" for prefix in ("", "whole.")]
@@ -70,8 +61,7 @@ def unfinished(tmp_path: Path, rows: Path, tiny_artifact: Path) -> list[str]:
     """The arguments of a run that was killed."""
     output = tmp_path / "out.jsonl"
     arguments = [str(rows), str(output), "--artifact", str(tiny_artifact), *_WINDOWS]
-    command = [sys.executable, "-m", "kwise", "rerank", *arguments]
-    assert killed_once(command, output.with_name("out.jsonl.partial"), 1)
+    assert stopped(signal.SIGKILL, 60, *arguments)[0] == -signal.SIGKILL
     return arguments
 
 
@@ -116,16 +106,9 @@ def test_two_runs_do_not_write_the_same_output(
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, rows: Path, tiny_artifact: Path) -> None:
     output = tmp_path / "out.jsonl"
-    partial = tmp_path / "out.jsonl.partial"
     arguments = [str(rows), str(output), "--artifact", str(tiny_artifact), *_WINDOWS]
-    command = [sys.executable, "-m", "kwise", "rerank", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (partial.exists() and partial.stat().st_size):
-        assert process.poll() is None
-        os.sched_yield()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130
+    status, errors = stopped(signal.SIGINT, 60, *arguments)
+    assert status == 130
     assert "The same command with --resume goes on" in errors
     assert "Traceback" not in errors
     assert rerank(rows, output, *arguments[2:], "--resume") == 1

@@ -327,9 +327,12 @@ def test_nine_calls_of_one_response_compute_the_prompt_once_where_it_is_kept(
         for before, after in pairwise(counted)
     ]
     assert [rows + reused for rows, reused in calls] == [len(sequence) for sequence in whole]
-    # A special token opens the response's turn. The prefix before it is cached.
+    # A special token opens the response's turn. The prefix before it is cached, and the four tokens
+    # that open the turn: <|im_start|>, "ass", "istant" and a line feed.
     im_start = smollm2_tokenizer.convert_tokens_to_ids("<|im_start|>")
     prompt_tokens = max(n for n, token in enumerate(whole[0]) if token == im_start)
+    opened_tokens = shared_tokens(whole)
+    assert opened_tokens == prompt_tokens + 4
     if options:
         assert [reused for _, reused in calls] == [0] * 9
     else:
@@ -344,7 +347,7 @@ def test_nine_calls_of_one_response_compute_the_prompt_once_where_it_is_kept(
         ]
         opening = max(shared_tokens([whole[0], tokens]) for tokens in kept)
         assert 16 <= opening < prompt_tokens
-        assert [reused for _, reused in calls] == [opening] + [prompt_tokens] * 8
+        assert [reused for _, reused in calls] == [opening] + [opened_tokens] * 8
 
 
 def test_identical_requests_in_flight_are_computed_once(
