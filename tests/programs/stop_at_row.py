@@ -27,6 +27,7 @@ def write_and_stop(self: files.RunFiles, line: bytes) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     files._CHECKPOINT_S = 0.0
     files.RunFiles.write = write_and_stop  # type: ignore[method-assign]
     sys.exit(main(sys.argv[3:]))
