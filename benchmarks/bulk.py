@@ -1,4 +1,4 @@
-"""What does bulk reranking cost beside the model, and how does it compare with transformers?
+"""Measure the throughput of bulk reranking relative to the model alone and to transformers.
 
 Physics: the passes of the model limit the rate. Reading, tokenising, planning and writing happen
 while they run, on the same cores. Two ratios, each within a round:

@@ -31,7 +31,7 @@ class Job:
         options: the options that decide what is written, as JSON.
         types: the types of columns in Parquet.
         window_tokens, window_rows: the size of a window.
-        resume: go on with an unfinished run if there is one.
+        resume: continue an unfinished run if there is one.
         is_quiet: say nothing at the end of a run in which everything was scored.
         rows: rows that are given instead of files; None to read the files.
         fields_of: returns what `lines_of` needs of a row, because a window holds thousands of them.

@@ -322,7 +322,7 @@ class RewardClient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Event:
-    """What a stream brought: a reply, or its end, with the error if there was one."""
+    """An event of a stream: a reply, or the end of the stream with its error, if any."""
 
     stream: "_Stream"
     reply: pb.ScoreStreamResponse | grpc.RpcError | None

@@ -24,6 +24,6 @@ class QueuedTokensPolicy:
         self._target = target_queued_tokens
 
     def __call__(self, context: "AutoscalingContext") -> tuple[float, dict[str, Any]]:
-        """Return the wanted number of replicas, and no state."""
+        """Return the target number of replicas, and no state."""
         tokens = (context.aggregated_metrics or {}).get(QUEUED_TOKENS, {})
         return max(sum(tokens.values()) / self._target, 0.0), {}

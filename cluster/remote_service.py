@@ -18,8 +18,8 @@ from kwise.types import Counters, Group, ModelInfo, ScoredGroup
 
 _LOG = logging.getLogger("ray.serve")
 
-# Deaths of replicas that one group may see. A group that ends the process that computes it (for
-# want of memory, say) must not end one replica after the other.
+# How many replicas may die while they compute one group. The group may be what ends them (out of
+# memory), so it must not end one replica after the other.
 MAX_DEATHS = 3
 
 

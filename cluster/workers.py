@@ -23,8 +23,8 @@ from kwise.types import Group
 
 # Windows that a worker has: it encodes one while it computes the other.
 _WINDOWS_OF_WORKER = 2
-# Deaths of workers that a window may see. A window that ends the process that computes it, for want
-# of memory, say, must end the run at some time.
+# How often a window is computed again after its worker died. A window may be what ends the worker
+# (out of memory), so it must not be tried forever.
 _MAX_DEATHS = 3
 
 
@@ -93,7 +93,7 @@ class RayScorer:
         """Return one result per group, in order. A window whose worker dies is computed again.
 
         Raises:
-            LibraryFailed: workers have died while they computed this window, time and again.
+            LibraryFailed: `_MAX_DEATHS` workers died while they computed this window.
         """
         worker = await self._free.get()
         try:

@@ -19,7 +19,7 @@ def reward_namespace(
     runtime: str,
     max_tokens: int,
 ) -> bytes:
-    """Name everything that a reward depends on beside the conversation.
+    """Name everything except the conversation that a reward depends on.
 
     The versions of what turns a conversation into tokens are part of it, because rewards in the
     shared cache outlive the process.

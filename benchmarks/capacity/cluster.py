@@ -59,7 +59,7 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnsweredCall:
-    """When a call came, how long it took, and how often it was sent again."""
+    """The arrival of a call, its latency, and how often it was sent again."""
 
     arrives_s: float
     seconds: float
@@ -68,7 +68,7 @@ class AnsweredCall:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What a simulation showed.
+    """The result of a simulation.
 
     Attributes:
         calls: every call, in order of its answer.
@@ -185,8 +185,8 @@ class _Cluster:
         while True:
             yield self._env.timeout(autoscaling.every_s)
             pending = sum(replica.pending_tokens for replica in self._replicas)
-            wanted = min(-(-pending // autoscaling.target_tokens), autoscaling.max_replicas)
-            for _ in range(wanted - len(self._replicas) - self._num_starting):
+            num_needed = min(-(-pending // autoscaling.target_tokens), autoscaling.max_replicas)
+            for _ in range(num_needed - len(self._replicas) - self._num_starting):
                 self._num_starting += 1
                 self._env.process(self._start_replica(autoscaling.lag_s))
 

@@ -1,4 +1,4 @@
-"""How many machines does a load need? Arithmetic on rows, operations and a device's rate.
+"""Compute the machines that a load needs, from rows, operations and a device's rate.
 
 Dimensions: P tokens of a prompt, R tokens of each response, K responses, N parameters of the
 matmuls, L layers, W the width of attention (heads times head size).
@@ -25,13 +25,14 @@ from kwise.benchmarks.result_file import write_results
 from kwise.engine.cache.reward_cache import ENTRY_BYTES
 
 _CHARACTERS_PER_TOKEN = 4  # English; the engine's own estimate
-# What a device's memory holds beside the weights: activations, CUDA, the allocator's reserve.
+# The share of a device's memory that weights may take. Activations, CUDA and the allocator need the
+# rest.
 _MEMORY_FOR_WEIGHTS = 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What is asked of the machines.
+    """The load that the machines have to serve.
 
     Attributes:
         cell: the size of a group.

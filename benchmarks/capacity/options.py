@@ -176,7 +176,7 @@ class CapacityConfig:
     )
     utilisation: float = option(
         0.7,
-        "share of the time in which a replica may be busy; 0.95 if nobody waits for an answer",
+        "share of the time in which a replica may be busy; for work without a deadline, give 0.95",
         exclusive_minimum=0,
         maximum=1,
     )

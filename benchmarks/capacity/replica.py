@@ -38,7 +38,7 @@ class ReplicaConfig:
 
     Attributes:
         pass_time: the seconds of a pass.
-        overhead_s: what a call takes beside queue and model: network, tokenizer, event loop.
+        overhead_s: seconds of a call outside queue and model: network, tokenizer, event loop.
         max_batch_tokens, max_queue_tokens: as in `EngineConfig`.
         prompt_cache_tokens: tokens of prompts in the prompt cache; 0 for none.
         cached_rewards: rewards in the reward cache; 0 for none.
@@ -54,7 +54,7 @@ class ReplicaConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ReplicaCounters:
-    """What a replica has done, in the terms of the server's counters."""
+    """The counters of a replica, named as those of the server."""
 
     passes: int = 0
     sequences: int = 0

@@ -1,4 +1,4 @@
-"""Which replica gets a call. A router sees the replicas that are up, in a fixed order."""
+"""Routers: each picks the replica of a call among the replicas that are up, in a fixed order."""
 
 from collections.abc import Callable, Sequence
 from random import Random
@@ -11,8 +11,8 @@ from kwise.benchmarks.capacity.replica import Replica
 Router = Callable[[Sequence[Replica], int], Replica]
 """Pick a replica. The arguments are the replicas that are up, and the number of the prompt."""
 
-# A replica may have this many times the mean load, and a batch that runs and one that waits, before
-# its prompts go elsewhere.
+# The prompts of a replica go to another one if its load is over this many times the mean load, plus
+# one batch that runs and one that waits.
 _LOAD_FACTOR, _SLACK_BATCHES = 1.25, 2
 
 

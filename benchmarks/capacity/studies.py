@@ -1,4 +1,4 @@
-"""What do router, single calls, autoscaling and a lost replica do to 10 to 1,000 replicas?
+"""Simulate routers, single calls, autoscaling and the loss of a replica on 10 to 1,000 replicas.
 
 Physics: a router without knowledge makes each replica a queue of its own, so that some wait while
 others are idle. A router that sees the queues avoids this, and a router that hashes prompts brings

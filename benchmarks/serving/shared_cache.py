@@ -1,20 +1,20 @@
-"""What does the shared cache cost, with Redis healthy, slow and down, and what does it save?
+"""Measure what the shared cache costs and saves, with Redis healthy, slow and down.
 
 Physics: a reward that the process has cached costs no round trip, whatever state Redis is in. A
 reward that only Redis has costs one round trip instead of a pass of the model, and a new reward
 costs two more (look-up and claim) unless Redis is known to fail. Servers with a small model show
 this overhead at its largest.
 
-The server's CPU time is measured beside the time of a call, because on a busy machine the latter
-says more about the neighbours.
+The server's CPU time is measured too, because on a busy machine the time of a call also depends on
+the other programs.
 
 Servers of one artifact differ in their Redis: none, healthy, slow (it accepts commands and answers
-none: CLIENT PAUSE) and down (nothing listens). Calls go to them in turns within one run:
+none: CLIENT PAUSE) and down (nothing listens). Calls alternate between them within one run:
 
     cached      a group of nine that the process has cached
     in Redis    a group of nine that another server has computed
-    new         a group of nine that nobody has computed
-    first       the one call that finds out that Redis has become slow
+    new         a group of nine that no server has computed
+    first       the call during which the server notices that Redis has become slow
 """
 
 import shutil

@@ -85,7 +85,7 @@ class RunFiles:
     Args:
         paths: where they lie.
         asked: the record of a run that has not begun.
-        resume: go on with an unfinished run if there is one.
+        resume: continue an unfinished run if there is one.
         types: the types of columns in Parquet.
 
     Raises:
@@ -189,7 +189,7 @@ class RunFiles:
 
 
 class StreamOutput:
-    """An output that is no file: a pipe, a device, a terminal. It cannot be resumed."""
+    """An output that is not a file: a pipe, a device, a terminal. It cannot be resumed."""
 
     def __init__(self, paths: RunPaths, record: RunRecord) -> None:
         self.record = record

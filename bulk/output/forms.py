@@ -20,7 +20,7 @@ class FormOptions:
     """The options of the forms.
 
     Attributes:
-        texts: write the texts of the responses, and the prompt, beside or instead of indices.
+        texts: write the texts of the prompt and the responses, also where indices would do.
         top_k: the most responses that `top-k` writes of a group.
         pairs: the pairs that `pairs` writes of a group.
         min_margin: the smallest margin of a pair.

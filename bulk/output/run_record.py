@@ -1,4 +1,4 @@
-"""The record of a run, beside its output: what was asked, of which model, and how far it came.
+"""The record of a run, next to its output: the request, the model and the progress.
 
 A run that was stopped goes on from its record. When the run is finished, the record says where the
 output comes from. It is replaced as a whole, after the output has reached the disk, so it never
@@ -19,7 +19,7 @@ _SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What a run has done, earlier parts of it included.
+    """The counts of a run, earlier parts of it included.
 
     Attributes:
         rows: the rows of the input that were read.

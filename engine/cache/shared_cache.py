@@ -50,7 +50,7 @@ class SharedCache:
     Args:
         address: where Redis is.
         limits: how long things may take or last.
-        namespace: names everything that a reward depends on beside the conversation.
+        namespace: names everything except the conversation that a reward depends on.
         counters: where to count.
         pause_s: the time between a failure of Redis and the next connection.
 
