@@ -30,19 +30,19 @@ from kwise.train.rankings.errors import RankingsError
 # it measures.
 _BENCHMARKS: dict[str, tuple[str, type, str]] = {
     "graph": (
-        "graph",
+        "model.graph",
         GraphBenchConfig,
         "the model pass: share of the machine's peak rate, prompt reuse, memory, and Optimum's "
         "stock padded graph for comparison",
     ),
     "gpu": (
-        "gpu",
+        "model.gpu",
         GpuBenchConfig,
         "a GPU: parity with fp32 on the CPU, latency of a group, throughput, and transformers on "
         "the same device for comparison",
     ),
     "precision": (
-        "precision",
+        "model.precision",
         PrecisionBenchConfig,
         "precisions on a CPU: time and fidelity to fp32 on each runtime, and transformers in bf16 "
         "and the stock padded graph for comparison",
@@ -86,7 +86,7 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         "without one",
     ),
     "train": (
-        "training",
+        "training.beside_trl",
         TrainBenchConfig,
         "training on rankings, and TRL's RewardTrainer on their pairs for comparison",
     ),

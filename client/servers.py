@@ -6,12 +6,11 @@
     failed     a call found the server away: leave it out, and ask it again later
     to_ask     the servers to ask now whether they serve; `asked` takes each answer
     answered   whether a reply counts, or comes from another model than the other servers'
-    to_look_up the names to look up now; `found` takes their addresses
+    to_look_up the DNS names to look up now; `found` takes their addresses
 
-Prompts are hashed to servers by rendezvous hashing (highest random weight, Thaler and Ravishankar
-1998): each server has a weight for each prompt, and the highest weight of the servers that are up
-wins. So all responses to a prompt meet in the caches of one server, a server that goes away moves
-only its own prompts, and every client with the same list of addresses chooses alike.
+Prompts are hashed to the servers that are up (`kwise.rendezvous`). So all responses to a prompt
+meet in the caches of one server, a server that goes away moves only its own prompts, and every
+client with the same list of addresses chooses alike.
 
 Two servers may serve different models for a while, in a rolling update. Their rewards are not
 comparable. So a client uses the servers of one fingerprint, leaves out those of another, and
@@ -29,16 +28,14 @@ from threading import RLock
 from time import monotonic
 
 from kwise.client.errors import RewardServiceError
+from kwise.client.names import DnsNames
 from kwise.client.retry import Backoff
-from kwise.client.targets import dns_name
 from kwise.errors import Status
 from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.rendezvous import ranked
 from kwise.types import ModelInfo
 
 ASK_TIMEOUT_S = 5.0  # for one answer to "do you serve?"
-_LOOK_UP_AGAIN_S = 30.0  # a name, while all its servers are up
-_LOOK_UP_PAUSE_S = 5.0  # between two look-ups of a name, when a server has failed
-_LOOK_UP_TIMEOUT_S = 60.0  # a look-up without an answer is made again
 
 # A server that answers with one of these is there, and waiting does not help.
 _FINAL = (
@@ -56,7 +53,6 @@ class _Server:
     """One server.
 
     Attributes:
-        seed: the hash of its address, from which its weights follow.
         is_up: calls may go to it.
         was_asked: it has been seen up or away at least once.
         cause: why it is left out; None if it is up or was never asked.
@@ -64,25 +60,12 @@ class _Server:
         ask_at: when to ask it next, if it is not up.
     """
 
-    seed: bytes
     ask_at: float
     is_up: bool = False
     was_asked: bool = False
     cause: RewardServiceError | None = None
     fingerprint: str = ""
     backoff: Backoff = field(default_factory=Backoff)
-
-
-@dataclass(slots=True)
-class _Name:
-    """A DNS name. `addresses` is None until a look-up has ended."""
-
-    host: str
-    port: str
-    look_up_at: float
-    looked_up_at: float | None = None
-    addresses: tuple[str, ...] | None = None
-    cause: str = ""
 
 
 class Servers:
@@ -101,12 +84,7 @@ class Servers:
         self._now = now
         self._lock = RLock()
         self._fingerprint = ""  # of the servers that are used
-        names = {target: dns_name(target) for target in targets}
-        self._names = {
-            target: _Name(host=name[0], port=name[1], look_up_at=now())
-            for target, name in names.items()
-            if name is not None
-        }
+        self._names = DnsNames(targets, now)
         self.alone = targets[0] if len(targets) == 1 and not self._names else None
         self._servers: dict[str, _Server] = {}
         self._renew()
@@ -116,12 +94,9 @@ class Servers:
         other = Servers(self.targets, self._now)
         with self._lock:
             other._fingerprint = self._fingerprint
-            # What this client asks or looks up now, the other one has to do itself.
-            for target, name in self._names.items():
-                is_new = name.addresses is None
-                look_up_at = self._now() if is_new else name.look_up_at
-                other._names[target] = replace(name, look_up_at=look_up_at)
+            other._names = self._names.copy()
             other._renew()
+            # The other client has to ask by itself the servers that this one asks now.
             for address, server in self._servers.items():
                 other._servers[address] = replace(server, ask_at=self._now(), backoff=Backoff())
         return other
@@ -147,50 +122,31 @@ class Servers:
 
     def to_look_up(self) -> list[tuple[str, str, str]]:
         """Return (target, host, port) of the names to look up now."""
-        due = []
         with self._lock:
-            for target, name in self._names.items():
-                if name.look_up_at <= self._now():
-                    name.look_up_at = self._now() + _LOOK_UP_TIMEOUT_S
-                    due.append((target, name.host, name.port))
-        return due
+            return self._names.to_look_up()
 
     def found(self, target: str, addresses: tuple[str, ...], cause: str = "") -> tuple[str, ...]:
         """Take the addresses of a name; keep the known ones if there are none.
 
         Args:
+            target: the name, as `to_look_up` returned it.
+            addresses: what was found.
             cause: why the look-up failed; "" if it did not.
 
         Returns:
             The addresses that are no longer servers of this client.
         """
         with self._lock:
-            name = self._names[target]
-            name.looked_up_at = self._now()
-            name.cause = cause or ("" if addresses else "it has no address")
-            again_s = _LOOK_UP_PAUSE_S if name.cause else _LOOK_UP_AGAIN_S
-            name.look_up_at = self._now() + again_s
-            if name.cause and name.addresses is None:
-                name.addresses = ()
-            if name.cause or addresses == name.addresses:
-                return ()
-            if name.addresses:
-                _log.info("%s has the addresses %s", target, ", ".join(addresses))
-            name.addresses = addresses
-            return self._renew()
+            return self._renew() if self._names.found(target, addresses, cause) else ()
 
     def _renew(self) -> tuple[str, ...]:
         """Make the servers those of all addresses. Return the addresses that are gone."""
-        addresses: dict[str, None] = {}
-        for target in self.targets:
-            name = self._names.get(target)
-            addresses |= dict.fromkeys([target] if name is None else name.addresses or ())
-        before, self._servers = self._servers, {}
-        for address in addresses:
-            self._servers[address] = before.get(address) or _Server(
-                seed=blake2b(address.encode(), digest_size=16).digest(), ask_at=self._now()
-            )
-        return tuple(before.keys() - addresses.keys())
+        before = self._servers
+        self._servers = {
+            address: before.get(address) or _Server(ask_at=self._now())
+            for address in self._names.addresses
+        }
+        return tuple(before.keys() - self._servers.keys())
 
     # The choice
 
@@ -204,13 +160,8 @@ class Servers:
         """Return the address of the server for a prompt; None while no server is up."""
         if self.alone is not None:
             return self.alone
-        with self._lock:
-            weights = [
-                (blake2b(server.seed + key, digest_size=8).digest(), address)
-                for address, server in self._servers.items()
-                if server.is_up
-            ]
-        return max(weights)[1] if weights else None
+        order = ranked(key, self.usable)
+        return order[0] if order else None
 
     # What the clients saw
 
@@ -308,9 +259,7 @@ class Servers:
             for other in self._servers.values():
                 if other.cause is not None and other.cause.code == "FAILED_PRECONDITION":
                     other.ask_at = min(other.ask_at, now)
-        for name in self._names.values():
-            if name.looked_up_at is not None and address in (name.addresses or ()):
-                name.look_up_at = min(name.look_up_at, name.looked_up_at + _LOOK_UP_PAUSE_S)
+        self._names.server_failed(address)
 
     def models(self, answers: Mapping[str, ModelInfo | RewardServiceError]) -> list[ModelInfo]:
         """Return the models among the answers of servers that are up, if they count.
@@ -337,7 +286,7 @@ class Servers:
         if self.alone is not None:
             return None
         with self._lock:
-            times = [name.look_up_at for name in self._names.values()]
+            times = self._names.next_look_ups
             times += [server.ask_at for server in self._servers.values() if not server.is_up]
         return max(min(times) - self._now(), 0.0) if times else None
 
@@ -348,7 +297,7 @@ class Servers:
             return (
                 bool(self.usable)
                 and all(server.was_asked for server in self._servers.values())
-                and all(name.addresses is not None for name in self._names.values())
+                and self._names.is_known
             )
 
     def settle(self) -> None:
@@ -379,10 +328,7 @@ class Servers:
     def causes(self) -> str:
         """Each server with the cause why it is not up, for messages."""
         with self._lock:
-            causes = [
-                f"{target}: {name.cause}" for target, name in self._names.items() if name.cause
-            ]
-            causes += [
+            causes = self._names.causes + [
                 f"{address}: {_cause_text(server.cause)}"
                 for address, server in self._servers.items()
                 if not server.is_up

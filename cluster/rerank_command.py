@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from kwise.bulk.config import RerankConfig
-from kwise.cluster.worker_config import WorkerConfig
+from kwise.cluster.bulk.worker_config import WorkerConfig
 from kwise.errors import ConfigError
 from kwise.options import add_options, from_options
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from kwise.bulk.job import run_job
     from kwise.bulk.rerank import job_of
-    from kwise.cluster.workers import RayScorer
+    from kwise.cluster.bulk.workers import RayScorer
 
     job = job_of(config)
     ray.init(ignore_reinit_error=True, log_to_driver=False)

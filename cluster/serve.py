@@ -13,11 +13,11 @@ from ray.serve.config import (  # pyright: ignore[reportMissingImports]
     RequestRouterConfig,
 )
 
-from kwise.cluster.autoscaling import QueuedTokensPolicy
 from kwise.cluster.config import ClusterConfig, ClusterOptions, from_application_args
-from kwise.cluster.ingress import Ingress, names_of
-from kwise.cluster.prompt_router import PromptRouter
-from kwise.cluster.replica import RewardReplica
+from kwise.cluster.service.autoscaling import QueuedTokensPolicy
+from kwise.cluster.service.ingress import Ingress, names_of
+from kwise.cluster.service.prompt_router import PromptRouter
+from kwise.cluster.service.replica import RewardReplica
 from kwise.engine.server.base_service import RequestLimits
 
 SERVICER_FUNCTIONS = ["kwise.cluster.proxy.add_RewardServiceServicer_to_server"]

@@ -15,7 +15,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.text.limits import EncoderLimits
 from kwise.errors import ArtifactError, ConfigError, InvalidRequest
-from kwise.library_errors import library_errors
+from kwise.libraries.errors import library_errors
 from kwise.types import Group
 
 

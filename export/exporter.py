@@ -45,7 +45,7 @@ from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.precision.text_groups import TextGroup, read_text_groups
 from kwise.export.publishing import check_destination, publish_artifact
 from kwise.export.rehearsal import EXPORTS, LayoutName, Rehearsal, possible_layouts, rehearse
-from kwise.library_errors import library_errors
+from kwise.libraries.errors import library_errors
 from kwise.publish import check_writable
 from kwise.train.checkpoint.ids import usable_id
 from kwise.train.checkpoint.transformers_versions import writes_type_ids

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kwise.engine.trie import Int64
 from kwise.errors import ConfigError
 from kwise.export.parity_conversations import conversations, conversations_with_special_tokens
-from kwise.library_errors import cause_of, is_foreign
+from kwise.libraries.errors import cause_of, is_foreign
 from kwise.train.checkpoint.ids import id_without_row, num_rows
 from kwise.train.checkpoint.transformers_versions import writes_type_ids
-from kwise.train.model.layout import alone
+from kwise.train.model.batch.layout import alone
 from kwise.train.template.render import TemplateRefusal, render
 from kwise.types import Conversation, Message, TokenIds
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TextIO
 
 from kwise import __version__
 from kwise.command_errors import exit_code_of, report
-from kwise.library_output import silence_libraries
+from kwise.libraries.output import silence_libraries
 from kwise.options import sentence
 
 

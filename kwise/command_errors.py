@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kwise.errors import ArtifactError, ConfigError, KwiseError, LibraryFailed
-from kwise.extras import how_to_install
-from kwise.library_errors import cause_of, is_foreign, origin_of
+from kwise.libraries.errors import cause_of, is_foreign, origin_of
+from kwise.libraries.extras import how_to_install
 
 _EXPECTED = (ConfigError, ArtifactError, KwiseError, LibraryFailed)
 _WRONG_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)

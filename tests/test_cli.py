@@ -187,7 +187,7 @@ def test_what_other_libraries_print_is_silenced_but_for_errors() -> None:
     """bitsandbytes advised to install a package at every training; bars were drawn into logs."""
     ended = in_a_process("""
 import logging, warnings
-from kwise.library_output import silence_libraries
+from kwise.libraries.output import silence_libraries
 silence_libraries()
 from tqdm.auto import tqdm
 logging.getLogger("bitsandbytes.backends").warning("pip install kernels")

@@ -64,8 +64,13 @@ def built(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def files_of_the_package(clone: Path) -> list[str]:
     """Return the names that the wheel must have, by what lies in the folders of the clone."""
-    files = [path for path in (clone / "kwise").iterdir() if path.is_file()]
-    named = [f"kwise/{path.name}" for path in files]
+    # rglob does not follow the links.
+    own = [
+        path
+        for path in (clone / "kwise").rglob("*")
+        if path.suffix in ENDINGS or path.name == "py.typed"
+    ]
+    named = [str(path.relative_to(clone)) for path in own]
     for folder in FOLDERS:
         inside = (path for path in (clone / folder).rglob("*") if path.suffix in ENDINGS)
         named += [f"kwise/{path.relative_to(clone)}" for path in inside]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kwise.errors import ConfigError
-from kwise.extras import how_to_install
+from kwise.libraries.extras import how_to_install
 
 _GROUP_ROWS = 4096
 

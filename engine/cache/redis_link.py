@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kwise.engine.cache.counters import CacheCounters
 from kwise.engine.cache.redis_address import RedisAddress
-from kwise.library_errors import cause_of
+from kwise.libraries.errors import cause_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

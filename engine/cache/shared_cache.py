@@ -23,7 +23,7 @@ from kwise.engine.cache.redis_link import PAUSE_S, RedisLink
 from kwise.engine.cache.reward_cache import StoredReward
 from kwise.engine.cache.stores import Stores
 from kwise.errors import ConfigError
-from kwise.extras import how_to_install
+from kwise.libraries.extras import how_to_install
 
 # Storing happens in the background, so its limit can be generous.
 _STORE_S = 5.0

@@ -27,7 +27,7 @@ from kwise.engine.text.template_frame import END_TOKENS, TemplateFrame
 from kwise.engine.text.templated_text import TemplatedTextEncoder
 from kwise.engine.trie import Int64
 from kwise.errors import InvalidRequest
-from kwise.library_errors import cause_of, is_foreign
+from kwise.libraries.errors import cause_of, is_foreign
 from kwise.roles import standard_role
 from kwise.types import Conversation, Group, Message, TemplatedText, TokenIds
 

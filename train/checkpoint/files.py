@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from kwise.library_errors import cause_of
+from kwise.libraries.errors import cause_of
 
 CONFIGS = ("config.json", "adapter_config.json")
 """The files of which a directory with a model or an adapter has one."""

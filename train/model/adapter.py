@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kwise.errors import ConfigError
-from kwise.extras import how_to_install
+from kwise.libraries.extras import how_to_install
 from kwise.train.model.adapter_source import find_adapter
 from kwise.train.model.four_bit import dequantise, fold_adapters
 from kwise.train.model.head import reward_head

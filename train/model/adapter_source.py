@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from kwise.errors import ConfigError
-from kwise.extras import how_to_install
-from kwise.library_errors import library_errors
+from kwise.libraries.errors import library_errors
+from kwise.libraries.extras import how_to_install
 from kwise.train.checkpoint.stored import separate_heads, weights_in
 from kwise.train.checkpoint.tensors import is_harmless
 from kwise.train.model.head import HEAD_NAMES

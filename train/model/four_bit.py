@@ -18,7 +18,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kwise.errors import ConfigError
-from kwise.extras import how_to_install
+from kwise.libraries.extras import how_to_install
 
 # Parts of the names of layers behind the backbone. A checkpoint may lack them, and new layers
 # cannot be quantised.

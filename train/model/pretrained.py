@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from kwise.engine.artifact import MANIFEST
 from kwise.errors import ConfigError
-from kwise.library_errors import cause_of, is_foreign, library_errors, root_of
+from kwise.libraries.errors import cause_of, is_foreign, library_errors, root_of
 from kwise.train.checkpoint.files import CONFIGS, directories_with_config, file_problem
 from kwise.train.options.model_path import HUB_NAME
 

@@ -23,10 +23,10 @@ from kwise.train.checkpoint.statements import Statements
 from kwise.train.model.architecture.layout_choice import choose_layout
 from kwise.train.model.architecture.probe import conversation_probe
 from kwise.train.model.architecture.small_copy import disable_dropout
+from kwise.train.model.batch.layout import Layout, rewards_of
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.four_bit import four_bit_options
 from kwise.train.model.head import init_head, reward_head
-from kwise.train.model.layout import Layout, rewards_of
 from kwise.train.model.limits import counts_from_padding, model_max_tokens
 from kwise.train.model.tokenizer import choose_pad_token, load_tokenizer, token_ids
 from kwise.train.template.chat_template import ChatTemplate

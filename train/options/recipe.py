@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kwise.errors import ConfigError
-from kwise.library_errors import library_errors
+from kwise.libraries.errors import library_errors
 from kwise.options import flag_of
 from kwise.train.options.config import TrainConfig
 

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from kwise.errors import ConfigError, LibraryFailed
-from kwise.library_errors import library_errors
+from kwise.libraries.errors import library_errors
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -27,8 +27,8 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from kwise.train.model.batch.layout import rewards_and_text_of
 from kwise.train.model.gradient_checkpointing import enable_checkpointing
-from kwise.train.model.layout import rewards_and_text_of
 from kwise.train.model.precision import bf16_backbone, choose_precision
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.options.config import Precision, TrainConfig

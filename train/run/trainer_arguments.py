@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from kwise.errors import ConfigError
-from kwise.train.model.layout import Layout
+from kwise.train.model.batch.layout import Layout
 from kwise.train.options.config import Schedule, TrainConfig
 from kwise.train.run.trackers import check_tracker
 

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import set_seed
 
 from kwise.errors import ConfigError, LibraryFailed
-from kwise.library_errors import library_errors
+from kwise.libraries.errors import library_errors
 from kwise.publish import check_writable
 from kwise.train.model.adapter import add_adapter, merge_adapter, save_adapter
 from kwise.train.model.adapter_source import find_adapter
-from kwise.train.model.layout import SeparateLayout
+from kwise.train.model.batch.layout import SeparateLayout
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.model.threads import use_available_cpus
 from kwise.train.options.config import TrainConfig

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from kwise.train.checkpoint.ids import id_without_row
-from kwise.train.model.layout import Layout
+from kwise.train.model.batch.layout import Layout
 from kwise.train.model.tokenizer import text_token_ids
 from kwise.train.rankings.problems import Problems
 from kwise.train.rankings.schema import Ranking

@@ -12,7 +12,7 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from kwise.errors import ConfigError
-from kwise.library_errors import library_errors
+from kwise.libraries.errors import library_errors
 from kwise.train.template.check import check_template
 from kwise.train.template.fixed_date import prints_date, today, with_fixed_date
 

@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from kwise.errors import ConfigError
-from kwise.library_errors import cause_of, is_foreign
+from kwise.libraries.errors import cause_of, is_foreign
 from kwise.types import Conversation
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from kwise.engine.model.devices import Device, Kind, parse_devices
 from kwise.engine.model.runtime.protocol import Shape
 from kwise.errors import ArtifactError, ConfigError
-from kwise.extras import how_to_install
-from kwise.library_errors import library_errors
+from kwise.libraries.errors import library_errors
+from kwise.libraries.extras import how_to_install
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # The operators that do the work. One of them on the CPU costs more than the GPU saves. Other nodes,

@@ -9,7 +9,7 @@ from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.protocol import Graph
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
-from kwise.extras import how_to_install
+from kwise.libraries.extras import how_to_install
 
 
 def open_graph(

@@ -11,8 +11,8 @@ from transformers import AutoModelForSequenceClassification
 
 from kwise.errors import ConfigError
 from kwise.train.model.adapter import add_adapter, merge_adapter
+from kwise.train.model.batch.layout import PaddedLayout, rewards_of
 from kwise.train.model.four_bit import has_four_bits
-from kwise.train.model.layout import PaddedLayout, rewards_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
 from kwise.train.run.training import train

@@ -10,7 +10,7 @@ from kwise.errors import ConfigError
 from kwise.train.model.architecture.layout_choice import choose_layout
 from kwise.train.model.architecture.probe import Probe
 from kwise.train.model.architecture.small_copy import small_copy
-from kwise.train.model.layout import (
+from kwise.train.model.batch.layout import (
     Layout,
     PaddedLayout,
     SeparateLayout,

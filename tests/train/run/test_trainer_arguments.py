@@ -9,7 +9,7 @@ import torch
 from transformers import get_scheduler
 
 from kwise.errors import ConfigError
-from kwise.train.model.layout import TrieLayout
+from kwise.train.model.batch.layout import TrieLayout
 from kwise.train.options.config import Schedule, TrainConfig
 from kwise.train.run.trainer_arguments import trainer_arguments
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from kwise.errors import ConfigError
 from kwise.train.data.read import read_rankings
-from kwise.train.model.layout import TrieLayout, rewards_and_text_of
+from kwise.train.model.batch.layout import TrieLayout, rewards_and_text_of
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
 from kwise.train.rankings.errors import RankingsError

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kwise.errors import ConfigError
-from kwise.extras import how_to_install
+from kwise.libraries.extras import how_to_install
 from kwise.train.rankings.errors import RankingsError
 
 _BATCH_ROWS = 64

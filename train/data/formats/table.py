@@ -11,11 +11,9 @@ from typing import Any
 
 from kwise.train.data.formats import (
     arena,
-    argilla,
     helpsteer,
     hh_rlhf,
     kwise_schema,
-    label_studio,
     lists,
     nectar,
     stack_exchange,
@@ -23,6 +21,7 @@ from kwise.train.data.formats import (
     trl,
     ultrafeedback,
 )
+from kwise.train.data.formats.annotation import argilla, label_studio
 from kwise.train.data.rows.items import ReadRow
 
 Fits = Callable[[Mapping[str, Any]], bool]

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kwise.train.model.architecture.probe import Probe, TokenList
-from kwise.train.model.layout import Layout, alone, rewards_of
+from kwise.train.model.batch.layout import Layout, alone, rewards_of
 
 # Rewards that differ by rounding alone differ by less than a tenth of this.
 _RELATIVE_TOLERANCE = 1e-4

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import num_rows
-from kwise.train.model import trie_attention
 from kwise.train.model.architecture.invariance import (
     CannotScore,
     Invariance,
@@ -31,14 +30,15 @@ from kwise.train.model.architecture.invariance import (
 from kwise.train.model.architecture.probe import Probe
 from kwise.train.model.architecture.quiet import quiet
 from kwise.train.model.architecture.small_copy import small_copy
-from kwise.train.model.head import reward_head
-from kwise.train.model.layout import (
+from kwise.train.model.batch import trie_attention
+from kwise.train.model.batch.layout import (
     Layout,
     PaddedLayout,
     SeparateLayout,
     TrieLayout,
     trie_states,
 )
+from kwise.train.model.head import reward_head
 from kwise.train.model.limits import model_max_tokens
 
 # They share prefixes of 3 and 4 tokens.

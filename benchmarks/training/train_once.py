@@ -1,6 +1,6 @@
 """One training run by kwise or TRL, for `kwise bench train`, in a process of its own.
 
-`python -m kwise.benchmarks.train_once RUN.json` calls the public interfaces:
+`python -m kwise.benchmarks.training.train_once RUN.json` calls the public interfaces:
 `kwise.train.run.training.train` with a file of rankings, and TRL's `RewardTrainer` with the C(K,2)
 pairs of conversations that a ranking of K becomes.
 

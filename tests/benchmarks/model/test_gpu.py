@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kwise.benchmarks.gpu import latency_line, latency_of, parity_of, throughput_line, throughput_of
+from kwise.benchmarks.model.gpu import (
+    latency_line,
+    latency_of,
+    parity_of,
+    throughput_line,
+    throughput_of,
+)
 from kwise.benchmarks.options import Cell
 from kwise.cli import main
 

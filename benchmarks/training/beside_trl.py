@@ -20,7 +20,7 @@ from kwise.benchmarks.memory import PRINT_PEAK_OF
 from kwise.benchmarks.options import Cell, TrainBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.errors import ConfigError
-from kwise.extras import how_to_install
+from kwise.libraries.extras import how_to_install
 
 # Sums in another order differ by rounding; the mean over pairs is of the order of 1.
 _MAX_LOSS_DIFFERENCE = 1e-3
@@ -97,7 +97,12 @@ def _run_process(trainer: str, options: dict[str, Any]) -> dict[str, float]:
             json.dumps({"trainer": trainer, "options": options, "result": str(result)}),
             encoding="utf-8",
         )
-        train_once = [sys.executable, "-m", "kwise.benchmarks.train_once", str(task)]
+        train_once = [
+            sys.executable,
+            "-m",
+            "kwise.benchmarks.training.train_once",
+            str(task),
+        ]
         finished = subprocess.run(
             [sys.executable, "-c", PRINT_PEAK_OF, *train_once],
             check=False,

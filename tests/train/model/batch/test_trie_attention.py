@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kwise.train.model.layout import TrieLayout
-from kwise.train.model.trie_attention import UnsupportedAttention, trie_attention, trie_mask
+from kwise.train.model.batch.layout import TrieLayout
+from kwise.train.model.batch.trie_attention import UnsupportedAttention, trie_attention, trie_mask
 
 # Of few ids, so that prefixes are shared and some sequences are prefixes of others.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=6)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from kwise.cluster.autoscaling import QUEUED_TOKENS, QueuedTokensPolicy
+from kwise.cluster.service.autoscaling import QUEUED_TOKENS, QueuedTokensPolicy
 
 
 @dataclass

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from kwise.engine.trie import build_trie
-from kwise.train.model import trie_attention
+from kwise.train.model.batch import trie_attention
 
 _FORWARD_ARGUMENTS = frozenset(
     {

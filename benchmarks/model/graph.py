@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from kwise.benchmarks import memory, prompt_reuse
-from kwise.benchmarks.baselines import MAX_PADDED_ROWS, stock_session
-from kwise.benchmarks.flops import PeakRate, cost_of_graph
+from kwise.benchmarks import memory
+from kwise.benchmarks.model import prompt_reuse
+from kwise.benchmarks.model.baselines import MAX_PADDED_ROWS, stock_session
+from kwise.benchmarks.model.flops import PeakRate, cost_of_graph
 from kwise.benchmarks.options import Cell, GraphBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.workload import read_trie_artifact, real_groups, run_queued

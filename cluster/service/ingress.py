@@ -17,8 +17,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from ray import serve  # pyright: ignore[reportMissingImports]
 
-from kwise.cluster.grpc_context import Aborted, ProxiedContext
-from kwise.cluster.remote_service import RemoteService
+from kwise.cluster.service.grpc_context import Aborted, ProxiedContext
+from kwise.cluster.service.remote_service import RemoteService
 from kwise.engine.artifact import read_manifest
 from kwise.engine.server.base_service import RequestLimits
 from kwise.engine.server.grpc.rewards import GrpcRewardService

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, LlamaForSequenceCla
 from kwise.train.checkpoint.transformers_versions import IS_TRANSFORMERS_5
 from kwise.train.model.architecture.layout_choice import choose_layout
 from kwise.train.model.architecture.probe import Probe
-from kwise.train.model.layout import PaddedLayout, TrieLayout, rewards_of
+from kwise.train.model.batch.layout import PaddedLayout, TrieLayout, rewards_of
 from kwise.train.step.losses import kwise_loss
 from tests.tiny_models import GROUPED, SMALL, TRIE, tiny_model
 

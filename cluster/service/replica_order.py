@@ -1,13 +1,9 @@
-"""Rank replicas for a prompt by rendezvous hashing.
-
-The highest hash of (prompt, replica) wins. Everybody who knows the replicas computes the same
-ranking. When a replica goes, only its prompts move, and they spread over the others; when one
-comes, it takes an equal share from each.
-"""
+"""Rank the replicas for a request by its model and prompt."""
 
 import hashlib
 from collections.abc import Sequence
 
+from kwise.rendezvous import ranked
 from kwise.types import Group, TemplatedText
 
 
@@ -20,14 +16,6 @@ def prompt_key(model: str, group: Group) -> bytes:
     if isinstance(prompt, TemplatedText) and not prompt.text and group.responses:
         prompt = group.responses[0]
     return hashlib.blake2b(repr((model, prompt)).encode("utf-8", "surrogatepass")).digest()
-
-
-def ranked(key: bytes, names: Sequence[str]) -> list[str]:
-    """Return the names by their hash with `key`, highest first."""
-    weights = {
-        name: hashlib.blake2b(name.encode(), key=key, digest_size=16).digest() for name in names
-    }
-    return sorted(names, key=lambda name: weights[name], reverse=True)
 
 
 def replicas_for(

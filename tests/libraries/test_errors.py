@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from kwise.errors import ArtifactError, ConfigError
-from kwise.library_errors import cause_of, library_errors
+from kwise.libraries.errors import cause_of, library_errors
 from kwise.train.rankings.split import split_by_prompt
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ray import serve  # pyright: ignore[reportMissingImports]
 
-from kwise.cluster.autoscaling import QUEUED_TOKENS
+from kwise.cluster.service.autoscaling import QUEUED_TOKENS
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.reload import in_daemon_thread

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kwise.benchmarks.baselines import TransformersModel
+from kwise.benchmarks.model.baselines import TransformersModel
 from kwise.benchmarks.options import Cell, GpuBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.workload import read_trie_artifact, run_queued

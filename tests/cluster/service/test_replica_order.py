@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from kwise.cluster.rendezvous import prompt_key, ranked, replicas_for
+from kwise.cluster.service.replica_order import prompt_key, replicas_for
+from kwise.rendezvous import ranked
 from kwise.types import Group, Message, TemplatedText
 
 NAMES = [f"replica-{number}" for number in range(5)]

@@ -25,7 +25,7 @@ from time import perf_counter
 from typing import Any
 
 from kwise.benchmarks import machine
-from kwise.benchmarks.baselines import MAX_PADDED_ROWS, TransformersModel, stock_session
+from kwise.benchmarks.model.baselines import MAX_PADDED_ROWS, TransformersModel, stock_session
 from kwise.benchmarks.options import PrecisionBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.workload import read_trie_artifact, run_queued

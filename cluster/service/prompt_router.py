@@ -2,7 +2,7 @@
 
 Each replica has a reward cache, a prompt cache and a table of rewards in flight. Requests for one
 prompt profit from them only at the same replica. All routers agree without talking to each other
-(`rendezvous.py`).
+(`replica_order.py`).
 
 Ray's own ConsistentHashRouter does this for sessions with a ring. Its shares are less even, it is
 marked experimental, and it cannot keep the prompts of one model on a few replicas.
@@ -18,7 +18,7 @@ from ray.serve.request_router import (  # pyright: ignore[reportMissingImports]
     RunningReplica,
 )
 
-from kwise.cluster.rendezvous import replicas_for
+from kwise.cluster.service.replica_order import replicas_for
 from kwise.types import Group
 
 

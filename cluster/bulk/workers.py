@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError  # pyright: ignore[report
 
 from kwise.bulk.scorers.engine import EngineScorer
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
-from kwise.cluster.worker_config import WorkerConfig
+from kwise.cluster.bulk.worker_config import WorkerConfig
 from kwise.engine.config import EngineConfig
 from kwise.errors import ArtifactError, ConfigError, LibraryFailed
 from kwise.types import Group

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kwise.benchmarks.precision import figure_of
+from kwise.benchmarks.model.precision import figure_of
 from kwise.cli import main
 from tests.exports import export_quietly
 

@@ -1,0 +1,1 @@
+"""The benchmark of training, and the process that it runs."""

@@ -1,0 +1,1 @@
+"""Bulk reranking on the workers of a Ray cluster."""

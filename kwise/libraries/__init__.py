@@ -1,0 +1,1 @@
+"""Calls of other libraries: their errors, their output, how to install them."""
