@@ -6,7 +6,9 @@ memory also with a GPU, because ONNX Runtime's Python API can neither slice nor 
 device; docs/gpu.md has what this costs, and why CUDA graphs are not used.
 """
 
-from collections.abc import Collection, Container, Iterable, Mapping
+import os
+import re
+from collections.abc import Collection, Container, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,13 @@ _HEAVY = {"Attention", "MatMul", "Gemm", "RotaryEmbedding"}
 # Input buffers on the device: about 20 per combination of shapes. There are few combinations in the
 # trie layout (see shape_buckets.py), but not in the padded layout.
 _MAX_BUFFERS = 4096
+# 1.24 has no CUDA kernel for Attention, 1.25 none for fp32 with grouped heads, and 1.27 aligns a
+# causal mask with nonpad_kv_seqlen at the upper left.
+_MIN_CUDA_VERSION = (1, 28)
+# Read by the CUDA libraries when they start. With the small workspace cuBLAS does not divide a
+# matmul's sum among thread blocks (split-K), so the order of summation does not depend on the
+# number of rows. Option 2 of ONNX Runtime keeps partial sums of fp16 matmuls in fp32.
+CUDA_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "ORT_CUDA_GEMM_OPTIONS": "2"}
 
 
 class OnnxRuntimeGraph:
@@ -161,6 +170,28 @@ def providers(device: Device, memory_bytes: int) -> list[str | tuple[str, dict[s
     return [(_CUDA, options), _CPU]
 
 
+def check_cuda_version(version: str) -> None:
+    """Check that this onnxruntime-gpu has the CUDA kernels that kwise needs.
+
+    Raises:
+        ConfigError: it is too old, or its version cannot be read.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < _MIN_CUDA_VERSION:
+        minimum = ".".join(map(str, _MIN_CUDA_VERSION))
+        raise ConfigError(
+            f"--device cuda: onnxruntime-gpu is {version}; it must be at least {minimum}, because "
+            "older ones lack CUDA kernels of kwise's graphs: "
+            f"pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]>={minimum}'"
+        )
+
+
+def set_cuda_environment(environment: MutableMapping[str, str]) -> None:
+    """Set the variables of `CUDA_ENVIRONMENT` that the user has not set."""
+    for name, value in CUDA_ENVIRONMENT.items():
+        environment.setdefault(name, value)
+
+
 def check_placement(
     device: Device, session_providers: Iterable[str], assigned: Mapping[str, Iterable[str]]
 ) -> None:
@@ -219,5 +250,7 @@ def _find_cuda() -> None:
             "--device cuda needs onnxruntime-gpu: in an environment of its own, "
             f"{how_to_install('engine-gpu')}"
         )
+    check_cuda_version(ort.__version__)
+    set_cuda_environment(os.environ)
     # The extra installs the libraries inside Python packages, where the loader does not search.
     ort.preload_dlls()

@@ -1,5 +1,8 @@
 """ONNX Runtime on a GPU, as far as a machine without one can test it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +16,11 @@ from kwise.engine.model.devices import Device, Kind
 from kwise.engine.model.packing import NOT_PAST, pack
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.onnxruntime_graph import (
+    CUDA_ENVIRONMENT,
     BoundRun,
     OnnxRuntimeGraph,
     _assigned,
+    check_cuda_version,
     check_placement,
     providers,
     sums_exactly,
@@ -205,3 +210,45 @@ def test_an_unavailable_gpu_is_a_config_error_and_nothing_runs_on_the_cpu_instea
 def test_cuda_is_looked_for_before_the_model_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--device cuda needs onnxruntime-gpu"):
         OnnxRuntimeGraph(tmp_path / "missing.onnx", device="cuda:1", threads=1)
+
+
+@pytest.mark.parametrize("version", ["1.28.0", "1.28.1.dev20260101", "1.31.1", "2.0.0", "1.100"])
+def test_onnxruntime_gpu_with_all_kernels_is_accepted(version: str) -> None:
+    check_cuda_version(version)
+
+
+@pytest.mark.parametrize("version", ["1.24.4", "1.27.9", "1.3.0", "0.99", "unknown"])
+def test_an_older_onnxruntime_gpu_is_refused_with_what_to_do(version: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_cuda_version(version)
+    message = str(refused.value)
+    assert f"onnxruntime-gpu is {version}; it must be at least 1.28" in message
+    assert "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]>=1.28'" in message
+    assert "\n" not in message
+
+
+_LOAD_ON_A_GPU = """
+import os, sys
+import onnxruntime as ort
+def preload_dlls():
+    print(os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["ORT_CUDA_GEMM_OPTIONS"])
+    sys.exit()
+ort.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+ort.preload_dlls, ort.__version__ = preload_dlls, "1.31.1"
+from pathlib import Path
+from kwise.engine.model.runtime.onnxruntime_graph import OnnxRuntimeGraph
+OnnxRuntimeGraph(Path("graph.onnx"), device="cuda:0", threads=1)
+"""
+
+
+@pytest.mark.parametrize("users", [{}, {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}])
+def test_cuda_finds_its_environment_when_its_libraries_load(users: dict[str, str]) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name not in CUDA_ENVIRONMENT}
+    ran = subprocess.run(
+        [sys.executable, "-c", _LOAD_ON_A_GPU],
+        env=inherited | users,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == list((CUDA_ENVIRONMENT | users).values())
