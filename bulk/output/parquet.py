@@ -9,6 +9,7 @@ from kwise.errors import ConfigError
 from kwise.libraries.extras import how_to_install
 
 _GROUP_ROWS = 4096
+_KEPT = "the lines are complete, and another --output name, such as one in .jsonl, takes them"
 
 
 def import_pyarrow(path: str) -> Any:
@@ -49,9 +50,12 @@ def write_parquet(lines: Path, target: Path, types: dict[str, str]) -> None:
             schema = arrow.unify_schemas([schema, table.schema], promote_options="permissive")
         except arrow.ArrowException as error:
             raise ConfigError(_no_one_type(error)) from None
-    with arrow.parquet.ParquetWriter(target, schema, compression="zstd") as writer:
-        for rows in _row_groups(lines):
-            writer.write_table(_table(arrow, rows, schema, fixed))
+    try:
+        with arrow.parquet.ParquetWriter(target, schema, compression="zstd") as writer:
+            for rows in _row_groups(lines):
+                writer.write_table(_table(arrow, rows, schema, fixed))
+    except arrow.ArrowNotImplementedError as error:  # such as {}, a struct without a field
+        raise ConfigError(f"a column: {_no_one_type(error)}") from None
 
 
 def _row_groups(lines: Path) -> Iterator[list[dict[str, Any]]]:
@@ -77,14 +81,14 @@ def _table(arrow: Any, rows: list[dict[str, Any]], schema: Any, fixed: dict[str,
             columns.append(arrow.array([row.get(name) for row in rows], kind))
         except (arrow.ArrowException, UnicodeEncodeError, OverflowError) as error:
             raise ConfigError(f"column {name!r}: {_no_one_type(error)}") from None
-    return arrow.table(columns, names=names)
+    try:
+        return arrow.table(columns, names=names)
+    except UnicodeEncodeError as error:  # half of a surrogate pair in a name
+        raise ConfigError(f"Parquet cannot hold the name of a column ({error}); {_KEPT}") from None
 
 
 def _no_one_type(error: Exception) -> str:
-    return (
-        f"its values do not fit into a column of Parquet ({str(error)[:200]}); the lines are "
-        "complete, and another --output name, such as one in .jsonl, takes them"
-    )
+    return f"its values do not fit into a column of Parquet ({str(error)[:200]}); {_KEPT}"
 
 
 def _type(arrow: Any, text: str) -> Any:
