@@ -26,6 +26,8 @@ from kwise.engine.trie import Int64
 Array = NDArray[Any]
 # The smallest size above 0 of T, L, P and rows_to_cache: below it a GPU is idle anyway.
 _MIN_SIZE = 64
+# Up to here the launches bound the pass of a small model, so that a few more rows cost little.
+_FEW_ROWS = 2048
 _QUERY_STEP = 32
 # The size of an unused tile group: a multiple of 4 keys, as attention needs.
 _UNUSED_SIZE = 8
@@ -45,6 +47,11 @@ def round_up(size: int, minimum: int, steps: int) -> int:
         octave *= 2
     step = max(octave // steps, 1)
     return octave + -(-max(size - octave, 0) // step) * step
+
+
+def rows_bucket(num_rows: int) -> int:
+    """Return the padded number of rows: up to 25 % more until `_FEW_ROWS`, and up to 6 % above."""
+    return round_up(num_rows, _MIN_SIZE, 4 if num_rows <= _FEW_ROWS else 16)
 
 
 class BucketedGraph:
@@ -74,7 +81,7 @@ class BucketedGraph:
         num_rows, num_entries = len(arrays["input_ids"]), len(arrays["positions"])
         queries, keys, slots = _join_groups(arrays)
         num_keys = (keys != NOT_PAST).sum(1)  # int64[number of tiles]
-        rows = round_up(num_rows, _MIN_SIZE, 4)
+        rows = rows_bucket(num_rows)
         max_keys = round_up(int(num_keys.max()), _MIN_SIZE, 2)
         past = round_up(num_entries - num_rows, _MIN_SIZE, 1)
         rows_to_cache = round_up(len(arrays["rows_to_cache"]), _MIN_SIZE, 1)

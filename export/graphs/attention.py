@@ -196,7 +196,8 @@ def trie_attention(
         tiles = _TileAttention.apply(
             q[queries], k[keys], v[keys], mask, scale, float(softcap or 0.0), heads, kv_heads
         )
-        outputs.append(tiles.reshape(-1, tiles.shape[2]))  # [N·S, H·D]
+        # A constant width: with `tiles.shape[2]` each call would compute its shape in the graph.
+        outputs.append(tiles.reshape(-1, heads * int(value.shape[3])))  # [N·S, H·D]
     rows = torch.cat(outputs)[batch.outputs]  # [T, H·D]
     return rows.view(1, -1, heads, int(value.shape[3])), None
 

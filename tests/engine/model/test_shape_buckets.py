@@ -14,7 +14,7 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.model.packing import pack
 from kwise.engine.model.runtime.protocol import Shape
 from kwise.engine.model.session import GraphSession
-from kwise.engine.model.shape_buckets import BucketedGraph, round_up
+from kwise.engine.model.shape_buckets import BucketedGraph, round_up, rows_bucket
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import Int64, build_trie
 from tests.batches import BATCHES
@@ -116,7 +116,7 @@ def test_large_batches_of_many_tiles_keep_their_rewards(artifact: Artifact) -> N
         )
 
 
-@given(st.integers(0, 100_000), st.sampled_from([1, 8, 64]), st.sampled_from([1, 2, 4]))
+@given(st.integers(0, 100_000), st.sampled_from([1, 8, 64]), st.sampled_from([1, 2, 4, 16]))
 def test_rounding_up_adds_less_than_a_step_and_repeats_itself(
     size: int, smallest: int, steps: int
 ) -> None:
@@ -124,6 +124,16 @@ def test_rounding_up_adds_less_than_a_step_and_repeats_itself(
     assert rounded == round_up(rounded, smallest, steps) >= size
     assert rounded <= max(smallest, size + max(size // steps, 1)) if size else rounded == 0
     assert rounded <= round_up(size + 1, smallest, steps)
+
+
+@pytest.mark.parametrize(("num_rows", "padded"), [(1025, 1280), (2048, 2048), (2049, 2176)])
+def test_more_rows_get_a_smaller_share_of_padding(num_rows: int, padded: int) -> None:
+    assert rows_bucket(num_rows) == padded
+
+
+@given(st.integers(2049, 100_000))
+def test_above_2048_rows_padding_is_at_most_a_sixteenth(num_rows: int) -> None:
+    assert num_rows <= rows_bucket(num_rows) <= num_rows * 17 / 16
 
 
 def test_there_are_few_shapes_and_hardly_new_ones_in_the_last_batches() -> None:
