@@ -12,7 +12,8 @@ class Precision(Enum):
     """The number format of the matrix products. The weights and the activations are rounded to it.
 
     FP32: the reference.
-    FP16, BF16: attention too is computed in it. Products are added up in fp32.
+    FP16, BF16: attention too is computed in it. Products are added up in fp32, in an order that
+        depends on the runtime, and on CUDA perhaps on the number of rows (docs/gpu.md).
     INT8: 8 bits, with one scale per row of activations and one per output channel of the weights,
         so a token's rounding does not depend on other tokens. The rows that the head reads have 16
         bits in the trie layout. Products are added up exactly.

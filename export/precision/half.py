@@ -5,13 +5,16 @@ residual stream, norms, softmax, rotary embedding, activations and the head. The
 their rounding would add up over the layers: with all of SmolLM2 in bf16, rewards changed by an
 eighth of their standard deviation with the batch composition.
 
-Both factors of a product are cast, and its result is cast back; hardware sums up in fp32 inside.
+Both factors of a product are cast, and its result is cast back. Hardware sums up in fp32 inside,
+in an order of its own; a GPU may round partial sums to the half precision unless it is told not to
+(docs/gpu.md).
 Nodes that only move numbers between two products (keys that tiles gather, heads that are joined)
 move them in the half precision.
 
 With `emulated` the graph rounds in the same places and multiplies in fp32. It runs everywhere and
-gives the rewards of hardware that sums up in fp32, so an export can measure what it writes on a
-machine that cannot run it.
+gives the rewards of hardware that sums up in fp32 and in the same order for every batch, so an
+export can measure what it writes on a machine that cannot run it. It does not show what another
+order of summation changes.
 """
 
 from collections.abc import Collection
