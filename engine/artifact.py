@@ -82,12 +82,16 @@ class ErrorBounds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     A server that measures more when it starts does not serve.
 
     max_error: largest difference from the fp32 reward (in fp32: from the checkpoint's reward).
-    max_batch_change: largest change of a reward with the composition of its batch.
+    max_batch_change: largest change of a reward with the composition of its batch, where products
+        are summed up in one order for every batch.
+    max_order_change: how much more it may change on a device that chooses the order of summation by
+        the number of rows (CUDA); 0 in fp32 and int8.
     report: what the export measured, for people.
     """
 
     max_error: Bound
     max_batch_change: Bound
+    max_order_change: Bound = 0.0
     report: dict[str, Any]
 
 

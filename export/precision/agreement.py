@@ -149,12 +149,18 @@ def shortcomings(precision: Precision, agreement: Agreement, min_agreement: floa
 
 
 def error_bounds(
-    agreement: Agreement, *, golden_error: float, emulated: bool, details: dict[str, Any]
+    agreement: Agreement,
+    *,
+    golden_error: float,
+    order_change: float,
+    emulated: bool,
+    details: dict[str, Any],
 ) -> ErrorBounds:
     """Return the error bounds of a precision for the manifest.
 
     Args:
         golden_error: The largest error on the golden conversations, in raw units.
+        order_change: The largest change of a reward with the order of summation, in raw units.
         emulated: Whether errors were measured on an emulation, which a runtime may exceed.
         details: How the graph was made, for the report.
     """
@@ -165,5 +171,7 @@ def error_bounds(
     return ErrorBounds(
         max_error=max_error + max_batch_change,
         max_batch_change=max_batch_change,
+        # Each of two batches may have an order of its own.
+        max_order_change=_BEYOND_EMULATION * order_change,
         report=asdict(agreement) | details,
     )

@@ -13,11 +13,11 @@ move them in the half precision.
 
 With `emulated` the graph rounds in the same places and multiplies in fp32. It runs everywhere and
 gives the rewards of hardware that sums up in fp32 and in the same order for every batch, so an
-export can measure what it writes on a machine that cannot run it. It does not show what another
-order of summation changes.
+export can measure what it writes on a machine that cannot run it. With `split_sums` the emulation
+sums up in another order, which shows what a GPU's choice of order changes.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from kwise.export.precision.matmuls import (
     RoundedWeights,
     attention_nodes,
     is_matmul,
+    is_transposed,
     is_weight,
     layer_group,
     weight_key,
@@ -55,6 +56,7 @@ def write_half(
     rounded: RoundedWeights = NONE_ROUNDED,
     *,
     emulated: bool = False,
+    split_sums: bool = False,
 ) -> None:
     """Write the graph `source` in fp16 or bf16, and its weights in a file beside it.
 
@@ -62,13 +64,15 @@ def write_half(
         fp32_layers: Layer groups that stay in fp32, see `matmuls.layer_groups`.
         rounded: Weights in the precision. Other weights are rounded to the nearest number.
         emulated: Write weights and products in fp32, rounded to the precision.
+        split_sums: Sum up each product with a weight in two halves, as a GPU may: to measure what
+            another order of summation changes. Needs `emulated`.
 
     Raises:
         ParityError: A weight is too large for the precision. Activations that are too large show in
             the rewards.
     """
     model = read_graph(source)
-    caster = _Caster(model.graph, precision, rounded, emulated)
+    caster = _Caster(model.graph, precision, rounded, emulated, split_sums)
     attention = attention_nodes(model.graph)
     for node in tuple(model.graph):
         if node in attention:
@@ -109,13 +113,19 @@ class _Caster:
     """Replaces products of one graph, in the order of computation, by half-precision ones."""
 
     def __init__(
-        self, graph: ir.Graph, precision: Precision, rounded: RoundedWeights, emulated: bool
+        self,
+        graph: ir.Graph,
+        precision: Precision,
+        rounded: RoundedWeights,
+        emulated: bool,
+        split_sums: bool,
     ) -> None:
         self._graph = graph
         self._precision = precision
         self._type = _TYPES[precision]
         self._rounded = rounded
         self._emulated = emulated
+        self._split_sums = split_sums
         self._tape = ir.tape.Tape()  # the nodes that replace the current product
         self._halves: dict[ir.Value, ir.Value] = {}  # by the fp32 value
         self._masks: dict[ir.Value, ir.Value] = {}
@@ -144,12 +154,36 @@ class _Caster:
                 inputs[position] = self._half(value)
         if is_matmul(node):
             inputs[1] = self._weight(node)
-        product = self._tape.op(node.op_type, inputs, attributes, domain=node.domain)
+        if self._split_sums and is_matmul(node):
+            product = self._sum_of_halves(node, inputs)
+        else:
+            product = self._tape.op(node.op_type, inputs, attributes, domain=node.domain)
         half = self._cast(product, self._type) if self._emulated else product
         result = self._cast(half, ir.DataType.FLOAT)
         self._halves[result] = result if self._emulated else half
         ir.convenience.replace_nodes_and_values(
             self._graph, node, [node], self._tape.nodes, node.outputs, [result]
+        )
+
+    def _sum_of_halves(self, node: ir.Node, inputs: list[ir.Value | None]) -> ir.Value:
+        """Return the product as the sum of two, each over half of the inner dimension K."""
+        rows, weights, *bias = inputs
+        # A Gemm may store its weights as [N, K]; else they are [K, N].
+        halves_of = zip(
+            self._halves_along(rows, -1),
+            self._halves_along(weights, 1 if is_transposed(node) else 0),
+            strict=True,
+        )
+        products = [
+            # The bias of a Gemm is added once.
+            self._tape.op(node.op_type, [*pair, *(bias if not number else [])], node.attributes)
+            for number, pair in enumerate(halves_of)
+        ]
+        return self._tape.op("Add", products)
+
+    def _halves_along(self, value: ir.Value | None, axis: int) -> Sequence[ir.Value]:
+        return self._tape.op_multi_out(
+            "Split", [value], {"axis": axis, "num_outputs": 2}, num_outputs=2
         )
 
     def _half(self, value: ir.Value) -> ir.Value:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -39,8 +40,15 @@ from kwise.export.precision.text_groups import TextGroup, encode_groups
 
 # Groups of text to measure the sensitivity of layer groups on: only their order matters.
 _NUM_SENSITIVITY_GROUPS = 5
-OpenSession = Callable[[Sequence[str]], GraphSession]
-"""Writes a precision's graph, with the given layer groups in fp32, and opens a session of it."""
+
+
+class OpenSession(Protocol):
+    """Writes a precision's graph, with the given layer groups in fp32, and opens a session of it.
+
+    With `split_sums`, the session sums up in another order; see `write_half`.
+    """
+
+    def __call__(self, fp32_layers: Sequence[str], *, split_sums: bool = False) -> GraphSession: ...
 
 
 def contract_of(precision: Precision, fp32: GraphContract) -> GraphContract:
@@ -151,16 +159,26 @@ def _add(
             session = open_session(fp32_layers)  # the last attempt may have been another
         alone = np.array([session.run([sequence]).rewards[0] for sequence, _ in golden_rewards])
         together = session.run([sequence for sequence, _ in golden_rewards]).rewards
+        order_change = 0.0
+        emulated = precision is not Precision.INT8
+        if emulated:
+            measured = np.concatenate(rewards_of(session, groups))
+            del session  # one emulation in memory at a time
+            session = open_session(fp32_layers, split_sums=True)
+            order_change = float(
+                np.abs(np.concatenate(rewards_of(session, groups)) - measured).max()
+            )
         del session  # it maps files that are deleted now
-    emulated = precision is not Precision.INT8
     bounds = error_bounds(
         agreement,
         golden_error=float(np.abs(alone - [reward for _, reward in golden_rewards]).max()),
+        order_change=order_change,
         emulated=emulated,
         details={
             "fp32_layers": list(fp32_layers),
             "matmul_share": _matmul_share(sizes, fp32_layers),
             "emulated": emulated,
+            "max_order_change": order_change / agreement.reward_std,
         },
     )
     # A server checks this at its start.
@@ -212,11 +230,12 @@ def _writer(
     """Return the function that writes the precision's graph; emulations go into `scratch`."""
     source, destination = artifact.graph_path(), artifact.graph_path(precision)
 
-    def open_int8(fp32_layers: Sequence[str]) -> GraphSession:
+    def open_int8(fp32_layers: Sequence[str], *, split_sums: bool = False) -> GraphSession:
+        assert not split_sums, "int8 sums up exactly"
         write_int8(source, destination, fp32_layers, rounded)
         return GraphSession(artifact, precision=precision)
 
-    def open_half(fp32_layers: Sequence[str]) -> GraphSession:
+    def open_half(fp32_layers: Sequence[str], *, split_sums: bool = False) -> GraphSession:
         """Open an emulation, because the machine that exports may not compute in fp16 or bf16."""
         emulation = replace(artifact, path=scratch)
         write_half(source, destination, precision, fp32_layers, rounded)
@@ -227,6 +246,7 @@ def _writer(
             fp32_layers,
             rounded,
             emulated=True,
+            split_sums=split_sums,
         )
         return GraphSession(emulation, precision=precision)
 
