@@ -156,8 +156,8 @@ def _cut_into_tiles(trie: Trie, nodes: Int64, aligned_keys: bool) -> _Tiles:
     # A tile's keys are the ancestors of its first node, and all nodes from there to its last one.
     key_bases = trie.depths[begin_nodes] - begin_nodes
     ends = np.arange(1, len(cuts))
-    # [end, w]: the cost of the tile from cut `first_cuts[end] + w` to cut `end`. All at once, because
-    # NumPy's calls on ten numbers each would take most of the time.
+    # [end, w]: the cost of the tile from cut `first_cuts[end] + w` to cut `end`. They are computed
+    # at once, because NumPy's calls on ten numbers each would take most of the time.
     begins_of = first_cuts[1:, None] + np.arange(int((ends - first_cuts[1:]).max()))
     begins_of = np.minimum(begins_of, ends[:, None] - 1)  # what is beyond repeats the last
     num_queries = cuts[1:, None] - cuts[begins_of]
