@@ -29,7 +29,7 @@ class Job:
         paths: where the output goes.
         lines_of: returns the lines of the output of a row.
         options: the options that decide what is written, as JSON.
-        types: the types of columns in Parquet.
+        types: the columns of a Parquet file with their types; see `parquet.py`.
         window_tokens, window_rows: the size of a window.
         resume: continue an unfinished run if there is one.
         is_quiet: say nothing at the end of a run in which everything was scored.
@@ -46,7 +46,7 @@ class Job:
     options: dict[str, Any]
     window_tokens: int
     window_rows: int
-    types: dict[str, str] = field(default_factory=dict)
+    types: dict[str, str | None] = field(default_factory=dict)
     resume: bool = False
     is_quiet: bool = False
     rows: Sequence[InputRow] | None = None

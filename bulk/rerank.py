@@ -59,6 +59,7 @@ def job_of(config: RerankConfig) -> Job:
     check_apart(files, paths.all)
     if not paths.is_stream:
         check_kind(paths.output)
+    types = FORMS[config.write].columns(config.keep, texts=_has_texts(config))
     kept = KeptColumns(config.keep)
     return Job(
         files=files,
@@ -67,7 +68,7 @@ def job_of(config: RerankConfig) -> Job:
         paths=paths,
         lines_of=lines_of(config, kept),
         options=config.deciding(),
-        types=FORMS[config.write].types,
+        types=types,
         window_tokens=config.effective_window_tokens,
         window_rows=MAX_WINDOW_ROWS,
         resume=config.resume,
@@ -92,6 +93,10 @@ def scorer_of(config: RerankConfig) -> OpenScorer:
         )
 
     return engine if config.artifact else server
+
+
+def _has_texts(config: RerankConfig) -> bool:
+    return FORMS[config.write].texts if config.texts is None else config.texts
 
 
 class KeptColumns:
@@ -123,9 +128,11 @@ class KeptColumns:
 def lines_of(config: RerankConfig, kept: KeptColumns) -> LinesOf:
     """Return the function that makes the lines of the output of a row. A bad row has none."""
     form = FORMS[config.write]
-    texts = form.texts if config.texts is None else config.texts
     options = FormOptions(
-        texts=texts, top_k=config.top_k, pairs=config.pairs, min_margin=config.min_margin
+        texts=_has_texts(config),
+        top_k=config.top_k,
+        pairs=config.pairs,
+        min_margin=config.min_margin,
     )
 
     def lines(row: InputRow, result: GroupResult) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ class RewardServiceError(KwiseError):
         code: the name of the status, as the server sent it.
         message: the server's message, without code and address.
         response: the index of the wrong response; None if the error is not about one response.
+        over_limit: True if the conversation has more tokens or characters than the server's limit.
         target: the server's address if a whole call failed; "" if a group or a response did.
         retry_after_s: the time to wait before trying again, in seconds; None if the server did not
             say.
@@ -28,6 +29,7 @@ class RewardServiceError(KwiseError):
         target: str = "",
         retry_after_s: float | None = None,
         response: int | None = None,
+        over_limit: bool = False,
     ) -> None:
         super().__init__(f"{code} at {target}: {message}" if target else f"{code}: {message}")
         self.status = Status.named(code)
@@ -36,3 +38,4 @@ class RewardServiceError(KwiseError):
         self.target = target
         self.retry_after_s = retry_after_s
         self.response = response
+        self.over_limit = over_limit

@@ -342,6 +342,7 @@ def from_error(error: pb.Error) -> RewardServiceError:
         error.message,
         retry_after_s=error.retry_after_ms / 1000 if error.HasField("retry_after_ms") else None,
         response=error.response if error.HasField("response") else None,
+        over_limit=error.over_limit,
     )
 
 
@@ -374,6 +375,7 @@ def from_rpc_error(error: Any, target: str) -> RewardServiceError:
         target=target,
         retry_after_s=None if retry_after_ms is None else float(retry_after_ms) / 1000,
         response=None if response is None else int(response),
+        over_limit="kwise-over-limit" in trailers,
     )
 
 

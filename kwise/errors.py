@@ -52,10 +52,13 @@ class KwiseError(Exception):
         status: the gRPC status of the error.
         response: the index of the response that the error is about; None if it is about the group
             or the server. The message names the response wherever this is set.
+        over_limit: True if the conversation has more tokens or characters than the server allows,
+            so that a shorter one of the same form may be scored.
     """
 
     status: Status
     response: int | None = None
+    over_limit: bool = False
 
     def at(self, response: int) -> "KwiseError":
         """Return the error for the response at index `response`, if it is about one response.
@@ -84,6 +87,7 @@ class InvalidRequest(KwiseError):
             given, the path in that response ("text", "token_ids[3]", or "" for all of it).
         problem: the value and the limit. It never quotes the text of a prompt or response.
         response: the index of the response that the error is about; None if it is about the group.
+        over_limit: see `KwiseError`.
 
     Attributes:
         field: the path of the field in the request ("responses[3].text").
@@ -92,19 +96,24 @@ class InvalidRequest(KwiseError):
 
     status = Status.INVALID_ARGUMENT
 
-    def __init__(self, field: str, problem: str, *, response: int | None = None) -> None:
+    def __init__(
+        self, field: str, problem: str, *, response: int | None = None, over_limit: bool = False
+    ) -> None:
         parts = [field] if response is None else [f"responses[{response}]", field]
         self.field = ".".join(filter(None, parts))
         super().__init__(f"{self.field}: {problem}")
         self.problem = problem
         self.response = response
+        self.over_limit = over_limit
         self._field_in_response = field
 
     def at(self, response: int) -> "InvalidRequest":
         """Return the error as that of another response; an error of the group stays what it is."""
         if self.response is None:
             return self
-        return InvalidRequest(self._field_in_response, self.problem, response=response)
+        return InvalidRequest(
+            self._field_in_response, self.problem, response=response, over_limit=self.over_limit
+        )
 
 
 class UnknownModel(KwiseError):

@@ -217,9 +217,13 @@ class Scoring:
             for index, outcome in enumerate(ordered)
             if isinstance(outcome, KwiseError)
         }
-        # If no request has succeeded yet, the prompts have a form that the model does not read. A
-        # run that continues with None everywhere would train on nothing.
-        if errors and (self._on_error == "raise" or os.getpid() not in self._fingerprints):
+        # If every request so far was refused for another reason than its length, the prompts have
+        # a form that the model does not read. A run that continues with None everywhere would train
+        # on nothing.
+        is_refused = os.getpid() not in self._fingerprints and not all(
+            error.over_limit for error in errors.values()
+        )
+        if errors and (self._on_error == "raise" or is_refused):
             raise NotScored(errors, len(ordered))
         statistics = Statistics(
             num_rewards=len(rewards),

@@ -86,14 +86,14 @@ class RunFiles:
         paths: where they lie.
         asked: the record of a run that has not begun.
         resume: continue an unfinished run if there is one.
-        types: the types of columns in Parquet.
+        types: the columns of a Parquet file with their types; see `parquet.py`.
 
     Raises:
         ConfigError: the unfinished run is another one, or somebody else writes these files.
     """
 
     def __init__(
-        self, paths: RunPaths, asked: RunRecord, *, resume: bool, types: dict[str, str]
+        self, paths: RunPaths, asked: RunRecord, *, resume: bool, types: dict[str, str | None]
     ) -> None:
         self._paths = paths
         self._types = types

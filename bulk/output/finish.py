@@ -13,7 +13,7 @@ from pathlib import Path
 from kwise.publish import publish_file
 
 
-def finish_output(partial: Path, target: Path, types: dict[str, str]) -> None:
+def finish_output(partial: Path, target: Path, types: dict[str, str | None]) -> None:
     """Put the output in its place. The name decides its kind: .parquet, .gz, or the lines.
 
     It can be called again after a crash in any part of it.
@@ -21,7 +21,7 @@ def finish_output(partial: Path, target: Path, types: dict[str, str]) -> None:
     Args:
         partial: the lines; deleted at the end.
         target: the output.
-        types: the types of columns in Parquet.
+        types: the columns of a Parquet file with their types; see `parquet.py`.
     """
     if not partial.exists():
         return  # an earlier call came as far as this
@@ -50,7 +50,7 @@ def check_kind(target: Path) -> None:
         import_pyarrow(str(target))
 
 
-def _write_gzip(partial: Path, work: Path, types: dict[str, str]) -> None:
+def _write_gzip(partial: Path, work: Path, types: dict[str, str | None]) -> None:
     with (
         partial.open("rb") as lines,
         work.open("wb") as file,
@@ -60,13 +60,13 @@ def _write_gzip(partial: Path, work: Path, types: dict[str, str]) -> None:
         shutil.copyfileobj(lines, compressed, 1 << 20)
 
 
-def _write_parquet(partial: Path, work: Path, types: dict[str, str]) -> None:
+def _write_parquet(partial: Path, work: Path, types: dict[str, str | None]) -> None:
     from kwise.bulk.output.parquet import write_parquet
 
     write_parquet(partial, work, types)
 
 
-_WRITERS: dict[str, Callable[[Path, Path, dict[str, str]], None]] = {
+_WRITERS: dict[str, Callable[[Path, Path, dict[str, str | None]], None]] = {
     ".gz": _write_gzip,
     ".parquet": _write_parquet,
 }

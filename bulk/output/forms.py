@@ -1,6 +1,6 @@
 """The forms of the output: what is written of a group. One entry of the table holds one form."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -10,9 +10,12 @@ from kwise.bulk.output.digits import float32_digits
 from kwise.bulk.output.names import FormName, PairChoice
 from kwise.bulk.output.pairs import chosen_pairs
 from kwise.comparison import ranks, win_probability
+from kwise.errors import ConfigError
 from kwise.types import Group, Message, Reward, ScoredGroup
 
 Fields = dict[str, Any]
+ColumnTypes = dict[str, str | None]
+"""The columns of the output, in order, with their types; None for the type of the values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +88,38 @@ class Form:
 
     Attributes:
         rows: yields the rows of the output of a group.
-        types: the types of the columns in Parquet, by name; see `kwise.bulk.output.parquet`.
+        types: the columns after `row`, with their types; see `kwise.bulk.output.parquet`.
+        types_with_texts: the same if texts are written.
         texts: whether texts are written unless the user chooses.
         has_number: whether a row of the output begins with the number of the row of the input.
         summary: for the help.
     """
 
     rows: Callable[[Scored, FormOptions], Iterator[Fields]]
-    types: dict[str, str]
+    types: ColumnTypes
+    types_with_texts: ColumnTypes
     summary: str
     texts: bool = False
     has_number: bool = True
+
+    def columns(self, kept: Sequence[str], *, texts: bool) -> ColumnTypes:
+        """Return the columns of the output with their types, in order.
+
+        Args:
+            kept: the columns that are copied from the input.
+            texts: whether texts are written.
+
+        Raises:
+            ConfigError: a column that is copied has the name of another one.
+        """
+        number: ColumnTypes = {"row": "long"} if self.has_number else {}
+        own = self.types_with_texts if texts else self.types
+        if both := next((name for name in kept if name in number or name in own), None):
+            raise ConfigError(
+                f"--keep names {both!r}, but the output has a column of that name; rename the "
+                "column of the input, or leave it out of --keep"
+            )
+        return {**number, **dict.fromkeys(kept), **own}
 
 
 def _rewards(scored: Scored, options: FormOptions) -> Iterator[Fields]:
@@ -178,35 +202,50 @@ def _reply(response: Any) -> Any:
     return response
 
 
+_REWARDS: ColumnTypes = {"rewards": "list<float>"}
+_RANKS: ColumnTypes = {"ranks": "list<int>", **_REWARDS}
+_BEST: ColumnTypes = {"best": "int", "reward": "float"}
+_TOP: ColumnTypes = {"top": "list<int>", **_REWARDS}
+_MATRIX: ColumnTypes = {"win_probabilities": "list<list<float>>"}
+_GROUP_TEXTS: ColumnTypes = {"prompt": None, "responses": None}
+
 FORMS: dict[FormName, Form] = {
     FormName.REWARDS: Form(
-        rows=_rewards, types={"rewards": "list<float>"}, summary="the reward of each response"
+        rows=_rewards,
+        types=_REWARDS,
+        types_with_texts=_REWARDS | _GROUP_TEXTS,
+        summary="the reward of each response",
     ),
     FormName.RANKS: Form(
         rows=_ranks,
-        types={"ranks": "list<int>", "rewards": "list<float>"},
+        types=_RANKS,
+        types_with_texts=_RANKS | _GROUP_TEXTS,
         summary="the rank of each response, 1 for the best, and its reward",
     ),
     FormName.BEST: Form(
         rows=_best,
-        types={"best": "int", "reward": "float"},
+        types=_BEST,
+        types_with_texts={**_BEST, "prompt": None, "response": None},
         summary="the index of the best response, from 0, and its reward",
     ),
     FormName.TOP_K: Form(
         rows=_top_k,
-        types={"top": "list<int>", "rewards": "list<float>"},
+        types=_TOP,
+        types_with_texts=_TOP | _GROUP_TEXTS,
         summary="the indices of the --top-k best responses, and their rewards",
     ),
     FormName.PAIRS: Form(
         rows=_pairs,
-        types={"chosen_index": "int", "rejected_index": "int", "margin": "float"},
+        types={"row": "long", "chosen_index": "int", "rejected_index": "int", "margin": "float"},
+        types_with_texts={"prompt": None, "chosen": None, "rejected": None, "margin": "float"},
         summary="pairs with the columns of TRL's DPO: prompt, chosen, rejected, margin",
         texts=True,
         has_number=False,
     ),
     FormName.MATRIX: Form(
         rows=_matrix,
-        types={"win_probabilities": "list<list<float>>"},
+        types=_MATRIX,
+        types_with_texts=_MATRIX | _GROUP_TEXTS,
         summary="the probability that each response is preferred to each other one",
     ),
 }

@@ -28,22 +28,23 @@ def import_pyarrow(path: str) -> Any:
     return pyarrow
 
 
-def write_parquet(lines: Path, target: Path, types: dict[str, str]) -> None:
+def write_parquet(lines: Path, target: Path, types: dict[str, str | None]) -> None:
     """Write a Parquet file of lines of JSON.
 
     The first reading finds the types of the columns, because a column may be null for long; the
     second one writes.
 
     Args:
-        types: the types of columns that the values do not tell, by name: "float" for float32,
-            "int" for int32, and lists of them.
+        types: the columns that the file has even without a row, in order, each with its type:
+            "float" for float32, "int" for int32, "long" for int64, lists of them, or None for the
+            type of the values.
 
     Raises:
         ConfigError: a column has values that do not fit into one type; names it.
     """
     arrow = import_pyarrow(str(target))
-    fixed = {name: _type(arrow, text) for name, text in types.items()}
-    schema = arrow.schema([])
+    fixed = {name: _type(arrow, text) for name, text in types.items() if text}
+    schema = arrow.schema([(name, fixed.get(name, arrow.null())) for name in types])
     for rows in _row_groups(lines):
         table = _table(arrow, rows, None, fixed)
         try:
@@ -94,4 +95,4 @@ def _no_one_type(error: Exception) -> str:
 def _type(arrow: Any, text: str) -> Any:
     if text.startswith("list<"):
         return arrow.list_(_type(arrow, text[5:-1]))
-    return {"int": arrow.int32(), "float": arrow.float32()}[text]
+    return {"int": arrow.int32(), "long": arrow.int64(), "float": arrow.float32()}[text]

@@ -107,7 +107,7 @@ class ConversationEncoder:
                 )
                 raise InvalidRequest(f"prompt.messages[{len(group.prompt) - 1}].role", problem)
             if (length := _characters(group.prompt)) > self._limits.max_characters:
-                raise InvalidRequest("prompt", self._outcomes.too_many_characters(length))
+                raise self._outcomes.too_many_characters("prompt", length)
             return
         if len(group.prompt) > self._limits.max_tokens:
             raise self._outcomes.prompt_too_long(len(group.prompt))
@@ -224,8 +224,8 @@ class ConversationEncoder:
         outcomes: list[EncodedSequence | InvalidRequest] = []
         for index, tokens in enumerate(self._tokenise(prompt, readable)):
             if (length := len(responses[index])) > room:
-                problem = self._outcomes.too_many_characters(_characters(prompt) + length)
-                outcomes.append(InvalidRequest("text", problem, response=index))
+                num_characters = _characters(prompt) + length
+                outcomes.append(self._outcomes.too_many_characters("text", num_characters, index))
             elif refuse and control[index]:
                 outcomes.append(
                     InvalidRequest("text", _spelled_out(control[index]), response=index)

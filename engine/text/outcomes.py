@@ -83,12 +83,17 @@ class Outcomes:
         )
         if self._limits.overlong is Overlong.DROP_TURNS and not has_turns:
             problem += "; --overlong drop-turns drops turns of messages only"
-        return InvalidRequest("", problem, response=index)
+        return InvalidRequest("", problem, response=index, over_limit=True)
 
-    def too_many_characters(self, length: int) -> str:
-        """Return the problem of a conversation with too many characters."""
-        limit = self._limits.max_characters
-        return f"the conversation has {length} characters and the limit is {limit}"
+    def too_many_characters(
+        self, field: str, length: int, response: int | None = None
+    ) -> InvalidRequest:
+        """Return the error of a conversation with too many characters."""
+        problem = (
+            f"the conversation has {length} characters and the limit is "
+            f"{self._limits.max_characters}"
+        )
+        return InvalidRequest(field, problem, response=response, over_limit=True)
 
     def prompt_too_long(self, num_tokens: int) -> InvalidRequest:
         """Return the error of a prompt that leaves no room even for an empty response."""
@@ -96,4 +101,5 @@ class Outcomes:
             "prompt",
             f"it has {num_tokens} tokens with an empty response, and the limit of a conversation "
             f"is {self._limits.max_tokens}",
+            over_limit=True,
         )

@@ -50,7 +50,7 @@ class TemplatedTextEncoder:
                 "text with the chat template applied does; give messages",
             )
         if len(prompt.text) > self._limits.max_characters:
-            raise InvalidRequest(field, self._outcomes.too_many_characters(len(prompt.text)))
+            raise self._outcomes.too_many_characters(field, len(prompt.text))
 
     def encode(
         self, prompt: TemplatedText, responses: Sequence[str]
@@ -74,8 +74,8 @@ class TemplatedTextEncoder:
             if not prompt.text and not responses[index]:
                 outcomes.append(InvalidRequest("text", "it is empty", response=index))
             elif (length := len(responses[index])) > room:
-                problem = self._outcomes.too_many_characters(len(prompt.text) + length)
-                outcomes.append(InvalidRequest("text", problem, response=index))
+                num_characters = len(prompt.text) + length
+                outcomes.append(self._outcomes.too_many_characters("text", num_characters, index))
             elif len(tokens.ids) > self._limits.max_tokens:
                 outcomes.append(self._outcomes.too_long(index, len(tokens.ids), has_turns=False))
             else:

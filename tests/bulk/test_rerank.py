@@ -316,6 +316,9 @@ def test_token_ids_are_scored(tmp_path: Path, tiny_artifact: Path, tiny_server: 
         (["IN", "out", "--model", "m"], "--model has an effect only with --server"),
         (["IN", "out", "--server", "localhost:1"], "give either --artifact or --server"),
         (["IN", "out", "--keep", "id", "id"], "--keep names 'id' twice"),
+        (["IN", "out", "--keep", "id", "rewards"], "--keep names 'rewards', but the output has"),
+        (["IN", "out", "--keep", "row"], "--keep names 'row', but the output has"),
+        (["IN", "out", "--keep", "prompt", "--texts"], "--keep names 'prompt', but the output"),
         (["IN", "out", "--min-margin", "-1"], "--min-margin"),
     ],
 )

@@ -241,6 +241,32 @@ def test_a_prompt_that_is_refused_leaves_the_others_alone(call: Any, tiny_server
 
 
 @CALLS
+@pytest.mark.parametrize("num_prompts", [1, 2])
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        (LONG, "a"),
+        ("p", LONG),
+        (TemplatedText(text=LONG), "a"),
+        ([7] * 3000, [7]),
+        ("word " * 300_000, "a"),
+        (TemplatedText(text="word " * 300_000), "a"),
+    ],
+    ids=["prompt", "response", "templated", "ids", "characters", "templated characters"],
+)
+def test_what_is_too_long_has_no_reward_in_the_first_call_either(
+    call: Any, tiny_server: Server, prompt: Any, response: Any, num_prompts: int
+) -> None:
+    """One meaning whatever the form of the prompt is, and whether it is alone or not."""
+    prompts, responses = [prompt, "other"][:num_prompts], [response, LONG][:num_prompts]
+    result = call(Scoring(tiny_server.address, on_error="none"), prompts, responses)
+    assert result.rewards == [None] * num_prompts
+    assert all(error.over_limit for error in result.errors.values())
+    with pytest.raises(NotScored):
+        call(Scoring(tiny_server.address), prompts, responses)
+
+
+@CALLS
 def test_a_server_that_refuses_everything_raises_in_any_case(
     call: Any, tiny_server: Server
 ) -> None:

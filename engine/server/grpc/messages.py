@@ -43,6 +43,8 @@ def trailers(error: KwiseError) -> tuple[tuple[str, str], ...]:
         metadata.append(("grpc-retry-pushback-ms", str(_retry_after_ms(error))))
     if error.response is not None:
         metadata.append(("kwise-response", str(error.response)))
+    if error.over_limit:
+        metadata.append(("kwise-over-limit", "1"))
     return tuple(metadata)
 
 
@@ -164,6 +166,7 @@ def from_error(error: KwiseError) -> pb.Error:
         message=str(error),
         retry_after_ms=_retry_after_ms(error) if isinstance(error, Overloaded) else None,
         response=error.response,
+        over_limit=error.over_limit,
     )
 
 

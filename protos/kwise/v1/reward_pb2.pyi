@@ -103,16 +103,18 @@ class Reward(_message.Message):
     def __init__(self, value: _Optional[float] = ..., raw: _Optional[float] = ..., tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., control_tokens: _Optional[int] = ..., cached: bool = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("code", "message", "retry_after_ms", "response")
+    __slots__ = ("code", "message", "retry_after_ms", "response", "over_limit")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    OVER_LIMIT_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
     retry_after_ms: int
     response: int
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., response: _Optional[int] = ...) -> None: ...
+    over_limit: bool
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., response: _Optional[int] = ..., over_limit: bool = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("tokenizer_ms", "queue_ms", "model_ms")

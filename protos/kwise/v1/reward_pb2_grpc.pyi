@@ -125,7 +125,8 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
     Statuses of all unary RPCs:
       INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
                           value and the limit. If the problem lies in one response, the trailing
-                          metadata `kwise-response` has its index.
+                          metadata `kwise-response` has its index. If the conversation has more
+                          tokens or characters than the limit, `kwise-over-limit` is 1.
       NOT_FOUND           The server does not serve a model of that name.
       RESOURCE_EXHAUSTED  The queue has no room for this client. A message that is larger than the
                           server's --max-message-bytes has this status too, without advice to retry.
@@ -268,7 +269,8 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
     Statuses of all unary RPCs:
       INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
                           value and the limit. If the problem lies in one response, the trailing
-                          metadata `kwise-response` has its index.
+                          metadata `kwise-response` has its index. If the conversation has more
+                          tokens or characters than the limit, `kwise-over-limit` is 1.
       NOT_FOUND           The server does not serve a model of that name.
       RESOURCE_EXHAUSTED  The queue has no room for this client. A message that is larger than the
                           server's --max-message-bytes has this status too, without advice to retry.
