@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
 from kwise.client.aio import AsyncRewardClient
+from kwise.client.errors import RewardServiceError
 from kwise.client.targets import check_targets
-from kwise.types import Group
+from kwise.types import Group, ModelInfo
 
 
 class ServerScorer:
@@ -32,12 +33,14 @@ class ServerScorer:
             model: the name of the model that must answer; "" for any.
 
         Raises:
-            RewardServiceError: no server answers, or it serves another model.
+            RewardServiceError: no server answers, or it serves another model, or the servers score
+                differently.
         """
         client = AsyncRewardClient(server, timeout_s=timeout_s, model=model)
         try:
             await client.wait_until_ready(min(5.0, timeout_s))
             served = await client.get_model()
+            _check_alike(served, server)
         except BaseException:
             await client.close()
             raise
@@ -57,3 +60,20 @@ class ServerScorer:
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
+
+
+def _check_alike(served: ModelInfo, server: str) -> None:
+    """Check that all servers give a conversation the same reward.
+
+    Raises:
+        RewardServiceError: a setting on which rewards depend differs between them.
+    """
+    for setting in ("precision", "overlong", "control_tokens"):
+        # `merge_models` joins values that differ.
+        if "," in getattr(served, setting):
+            raise RewardServiceError(
+                "FAILED_PRECONDITION",
+                f"the servers differ in {setting} ({getattr(served, setting)}), so their rewards "
+                f"do not belong in one output; start them with one --{setting.replace('_', '-')}",
+                target=server,
+            )

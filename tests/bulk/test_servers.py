@@ -1,6 +1,7 @@
 """`kwise rerank --server`: several servers, and a model that changes in mid-run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,12 +43,39 @@ def test_rewards_of_two_models_do_not_get_into_one_output(
     assert [row["row"] for row in read_lines(output)] == list(range(1, 61))
 
 
+def test_servers_that_score_differently_are_refused_before_the_first_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = write_lines(tmp_path / "in.jsonl", groups(3)), tmp_path / "out.jsonl"
+    with (
+        serving(service=_SettingService("fp32")) as first,
+        serving(service=_SettingService("int8")) as second,
+    ):
+        assert rerank(path, output, "--server", f"{first},{second}") == 1
+    errors = capsys.readouterr().err
+    assert "the servers differ in precision (" in errors and "start them with one --prec" in errors
+    assert not output.exists()
+
+
 def test_a_server_that_is_no_address_is_a_wrong_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_lines(tmp_path / "in.jsonl", groups(1))
     assert rerank(path, tmp_path / "out.jsonl", "--server", "a:1,b") == 2
     assert "--server[1]: must be HOST:PORT" in capsys.readouterr().err
+
+
+class _SettingService(Service):
+    """A server that says which precision it has."""
+
+    def __init__(self, precision: str) -> None:
+        super().__init__()
+        self._precision = precision
+
+    def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        model = super().GetModel(request, context)
+        model.precision = self._precision
+        return model
 
 
 class _PriorityService(Service):
