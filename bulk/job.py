@@ -15,6 +15,7 @@ from kwise.bulk.pipeline import LinesOf, Pipeline
 from kwise.bulk.progress import Progress
 from kwise.bulk.scorers.thread import OpenScorer, ScorerThread
 from kwise.bulk.summary import Problems, summary_lines
+from kwise.errors import ConfigError
 from kwise.train.rankings.open_file import STDIN
 
 
@@ -107,12 +108,13 @@ def _run(job: Job, scorer: ScorerThread, output: RunFiles | StreamOutput) -> int
     )
     try:
         pipeline.run(cut_windows(_rows(job, before.rows), job.window_tokens, job.window_rows))
-    except BaseException:
+    except BaseException as error:
         progress.close()
-        if job.can_resume:
+        if job.can_resume and not _is_refused(error, output.record):
+            done = output.record.counts.rows
             _say(
-                f"stopped; {output.record.counts.rows:,} rows are safe in {job.paths.partial}. The "
-                "same command with --resume goes on"
+                f"stopped; {done:,} row{' is' if done == 1 else 's are'} safe in "
+                f"{job.paths.partial}. The same command with --resume goes on"
             )
         raise
     progress.close()
@@ -126,6 +128,11 @@ def _run(job: Job, scorer: ScorerThread, output: RunFiles | StreamOutput) -> int
     for line in [*(lines[1:] if job.is_quiet else lines), *job.notes()]:
         _say(line)
     return int(pipeline.counts.has_failures)
+
+
+def _is_refused(error: BaseException, record: RunRecord) -> bool:
+    """Return whether the finished lines do not suit the output, so that --resume would not help."""
+    return record.is_read and isinstance(error, ConfigError)
 
 
 def _rows(job: Job, skip_rows: int) -> Iterator[InputRow]:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Protocol
 
-from kwise.bulk.input.row import InputRow
+from kwise.bulk.input.row import InputRow, UnreadFile
 from kwise.bulk.input.windows import Window
 from kwise.bulk.output.json_line import json_line
 from kwise.bulk.output.run_record import Counts
@@ -24,6 +24,7 @@ LinesOf = Callable[[InputRow, GroupResult], Iterator[bytes]]
 """Returns the lines of the output of a row of the input. A bad row has its error as the result."""
 
 _BAD_ROW = Counts(rows=1, bad_rows=1)
+_UNREAD_FILE = Counts(rows=1, unread_files=1)
 
 
 class Output(Protocol):
@@ -87,7 +88,10 @@ class Pipeline:
         results = iter(future.result())
         for row in window.rows:
             result = next(results) if row.problem is None else row.problem
-            done = self._scored(row, result) if isinstance(result, ScoredGroup) else _BAD_ROW
+            if isinstance(result, ScoredGroup):
+                done = self._scored(row, result)
+            else:
+                done = _UNREAD_FILE if isinstance(result, UnreadFile) else _BAD_ROW
             num_written = 0
             for line in self._lines_of(row, result):
                 self._output.write(line)
@@ -136,8 +140,9 @@ def _place(row: InputRow) -> dict[str, Any]:
 
 
 def _problem_of_error(error: KwiseError, response: int | None = None) -> dict[str, Any]:
-    """Return the field and the reason of an error, which may have the field in its message."""
+    """Return the reason of an error, and the field if it is about one."""
     field, reason = getattr(error, "field", ""), getattr(error, "problem", "")
     if not field and response is not None and error.response is None:
         field = f"responses[{response}]"
-    return {"field": field, "reason": reason or getattr(error, "message", "") or str(error)}
+    told = {"reason": reason or getattr(error, "message", "") or str(error)}
+    return {"field": field, **told} if field else told

@@ -18,7 +18,7 @@ class Problems:
 
     def add(self, problem: dict[str, Any]) -> None:
         """Count a problem."""
-        field, reason = problem["field"], problem["reason"]
+        field, reason = problem.get("field"), problem["reason"]
         text = f"{field}: {reason}" if field else reason
         place = f"{problem['file']}:{problem['line']}" if problem["line"] else problem["file"]
         kind = re.sub(r"'[^']*'|\d+", "…", text)
@@ -48,8 +48,9 @@ def summary_lines(
         seconds: the time that this part took.
         bad_rows: the file of the bad rows; "" if there is none.
     """
-    rows, tokens = counts.rows - before.rows, counts.tokens - before.tokens
-    scored = counts.rows - counts.bad_rows
+    rows = counts.rows - counts.unread_files - (before.rows - before.unread_files)
+    tokens = counts.tokens - before.tokens
+    scored = counts.rows - counts.unread_files - counts.bad_rows
     lines = [
         f"{_counted(scored, 'group')} with {_counted(counts.responses, 'response')} scored, "
         f"{_counted(counts.written_rows, 'row')} written; {_counted(rows, 'row')} in "
@@ -58,7 +59,10 @@ def summary_lines(
     ]
     if counts.has_failures:
         where = f"; see {bad_rows}" if bad_rows else ""
-        lines.append(f"not scored: {_failures(counts)}{where}")
+        if failures := _failures(counts):
+            lines.append(f"not scored: {failures}{where}")
+        if counts.unread_files:
+            lines.append(f"not read to the end: {_counted(counts.unread_files, 'file')}{where}")
         lines += problems.lines()
     return lines
 

@@ -19,6 +19,13 @@ class BadRow(InvalidRequest):
         return f"{self.field}: {self.problem}" if self.field else self.problem
 
 
+class UnreadFile(BadRow):
+    """The rest of a file, or the whole of it, in which no further row can be found.
+
+    It has the number of the row that could not be read, so that a resumed run counts alike.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputRow:
     """A row of the input.

@@ -9,7 +9,7 @@ from kwise.errors import ConfigError
 from kwise.libraries.extras import how_to_install
 
 _GROUP_ROWS = 4096
-_KEPT = "the lines are complete, and another --output name, such as one in .jsonl, takes them"
+_KEPT = "all lines are in OUTPUT.partial, which is JSON Lines: rename it to keep them"
 
 
 def import_pyarrow(path: str) -> Any:

@@ -24,6 +24,7 @@ class Counts:
     Attributes:
         rows: the rows of the input that were read.
         bad_rows: those that were not scored.
+        unread_files: the files that could not be read to the end; each counts as a row too.
         responses: the responses that have a reward.
         failed_responses: those that have none, in rows that were scored.
         tokens: the tokens of the conversations that were scored.
@@ -32,6 +33,7 @@ class Counts:
 
     rows: int = 0
     bad_rows: int = 0
+    unread_files: int = 0
     responses: int = 0
     failed_responses: int = 0
     tokens: int = 0
@@ -40,7 +42,7 @@ class Counts:
     @property
     def has_failures(self) -> bool:
         """True if something of the input was not scored."""
-        return bool(self.bad_rows or self.failed_responses)
+        return bool(self.bad_rows or self.unread_files or self.failed_responses)
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(

@@ -104,6 +104,8 @@ def test_a_gzip_file_that_is_cut_short_is_told_and_the_next_file_follows(
     with serving() as target:
         assert main(["score", str(cut), str(whole), "--server", target]) == 1
     output = capsys.readouterr()
+    assert "not read to the end: 1 file\n" in output.err
+    assert "not scored" not in output.err
     assert f"  1 × {cut}:1: not a complete gzip file (" in output.err
     assert "rewards" in json.loads(output.out.splitlines()[-1])
 

@@ -28,7 +28,7 @@ def test_what_parquet_cannot_hold_is_refused(tmp_path: Path, row: dict[str, Any]
     lines = tmp_path / "lines.jsonl"
     lines.write_text(json.dumps(row) + "\n", encoding="utf-8")
 
-    with pytest.raises(ConfigError, match="the lines are complete, and another --output name"):
+    with pytest.raises(ConfigError, match="which is JSON Lines: rename it"):
         write_parquet(lines, tmp_path / "rows.parquet", {})
 
 

@@ -75,13 +75,16 @@ def test_problems_that_differ_in_numbers_are_one_kind() -> None:
     for line in range(1, 8):
         problem = {"file": "f", "line": line, "field": f"responses[{line}]", "reason": "too long"}
         problems.add(problem)
-    problems.add({"file": "f", "line": 9, "field": "", "reason": "not JSON"})
-    counts = Counts(rows=20, bad_rows=1, responses=30, failed_responses=7, tokens=100)
+    problems.add({"file": "f", "line": 9, "reason": "not JSON"})
+    counts = Counts(
+        rows=21, bad_rows=1, unread_files=1, responses=30, failed_responses=7, tokens=100
+    )
     lines = summary_lines(counts, Counts(), problems, seconds=2.0, bad_rows="f.bad")
     assert lines == [
         "19 groups with 30 responses scored, 0 rows written; 20 rows in 2 s: 10.0 groups/s, "
         "50 tokens/s",
         "not scored: 1 row and 7 responses of other rows; see f.bad",
+        "not read to the end: 1 file; see f.bad",
         "  7 × f:1: responses[1]: too long",
         "  1 × f:9: not JSON",
     ]

@@ -140,8 +140,8 @@ def test_a_bad_row_or_response_harms_no_other_and_is_told_with_its_place(
     assert written[1]["rewards"][1] is None and isinstance(written[1]["rewards"][0], float)
     assert written[2]["rewards"][0] == written[2]["rewards"][1], "equal responses, equal rewards"
     told = read_lines(tmp_path / "out.jsonl.bad.jsonl")
-    assert [(row["row"], row["line"], row["field"]) for row in told] == [
-        (2, 3, ""),
+    assert [(row["row"], row["line"], row.get("field")) for row in told] == [
+        (2, 3, None),
         (3, 4, "responses"),
         (4, 5, "prompt"),
         (5, 6, "responses"),
@@ -150,7 +150,7 @@ def test_a_bad_row_or_response_harms_no_other_and_is_told_with_its_place(
         (8, 9, "prompt"),
         (9, 10, "system"),
         (10, 11, "responses[1]"),
-        (12, 13, ""),
+        (12, 13, None),
     ]
     assert all(row["file"] == str(path) for row in told)
     assert "tokens and the limit is 2048" in told[8]["reason"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kwise.cli import main
+from kwise.train.data.files.read_rows import read_rows
 from kwise.train.data.read import read_rankings
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
 from tests.real_data import EXAMPLES
@@ -159,7 +160,7 @@ def test_a_file_that_cannot_be_read_is_told_with_its_format_and_the_command(
         ("{}".encode("utf-16"), "is text in UTF-16; save it as UTF-8 first"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<!DOCTYPE html>", "is a web page"),
-        (b"Hello\nworld\n", "is none of JSON Lines"),
+        (b"Hello\nworld\n", "is none of JSON Lines, a JSON array, Parquet, Arrow, CSV and TSV"),
         (b"a,b;c\n1\n", "no one delimiter"),
         (b'{\n "prompt": "P"\n}', "is JSON over several lines"),
     ],
@@ -171,3 +172,26 @@ def test_a_file_of_another_kind_is_told_in_one_line(
     assert main(["data", "validate", str(tmp_path / "a")]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path / 'a'}: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.parquet", b"hello\n", "Parquet"),
+        ("a.parquet", b"prompt,\xff\0\n", "Parquet"),
+        ("a.arrow", b"hello\n", "Arrow"),
+        ("a.jsonl.gz", b"hello\n", "gzip"),
+        ("a.parquet.gz", gzip.compress(b"hello\n"), "Parquet"),
+    ],
+)
+def test_a_name_that_promises_another_kind_is_told(
+    tmp_path: Path, name: str, content: bytes, kind: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RankingsError, match=f"promises {kind}, and the content is not that"):
+        list(read_rows(str(tmp_path / name)))
+
+
+def test_a_file_may_have_any_name_if_it_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"prompt,chosen\np,a\n")
+    assert list(read_rows(str(tmp_path / "a.parquet"))) == [(2, {"prompt": "p", "chosen": "a"})]

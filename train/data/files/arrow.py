@@ -5,6 +5,7 @@ from typing import Any
 
 from kwise.errors import ConfigError
 from kwise.libraries.extras import how_to_install
+from kwise.train.data.files.arrow_rows import batch_rows
 from kwise.train.rankings.errors import RankingsError
 
 _BATCH_ROWS = 64
@@ -30,7 +31,7 @@ def read_arrow(path: str) -> Iterator[tuple[int, Any]]:
         with pyarrow.memory_map(path) as file:
             for batch in _batches(pyarrow.ipc, file):
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
-                    for row in batch.slice(start, _BATCH_ROWS).to_pylist():
+                    for row in batch_rows(batch.slice(start, _BATCH_ROWS)):
                         number += 1
                         yield number, row
     except (pyarrow.ArrowException, OSError) as error:

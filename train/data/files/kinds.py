@@ -29,6 +29,8 @@ _OTHER_KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"<", "is a web page or XML", "download the data itself, or write it as JSON Lines"),
 )
 
+_PROMISES = {".gz": "gzip", ".parquet": "Parquet", ".arrow": "Arrow"}
+
 
 def unreadable_kind(beginning: bytes) -> str:
     """Return what a file is that no reader reads, and what to do; "" if one may read it."""
@@ -36,6 +38,17 @@ def unreadable_kind(beginning: bytes) -> str:
         if beginning.startswith(magic):
             return f"{name}; {advice}"
     return ""
+
+
+def broken_promise(name: str, *, is_gzip: bool) -> str:
+    """Return what the name of a binary file promises, if the content is a text that is no data.
+
+    Returns:
+        "" if the name promises none of these kinds.
+    """
+    name = name.removesuffix(".gz") if is_gzip else name
+    kind = next((kind for ending, kind in _PROMISES.items() if name.endswith(ending)), "")
+    return f"the name promises {kind}, and the content is not that" if kind else ""
 
 
 def file_kind(beginning: bytes) -> FileKind:

@@ -5,6 +5,7 @@ from typing import Any
 
 from kwise.errors import ConfigError
 from kwise.libraries.extras import how_to_install
+from kwise.train.data.files.arrow_rows import batch_rows
 from kwise.train.rankings.errors import RankingsError
 
 _BATCH_ROWS = 64
@@ -28,7 +29,7 @@ def read_parquet(path: str) -> Iterator[tuple[int, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in batch_rows(batch):
                     number += 1
                     yield number, row
     except pyarrow.ArrowException as error:
