@@ -112,13 +112,15 @@ class ErrorDetail(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The fields of kwise.v1.Error.
 
     `code` is the name of the gRPC status. `response` is the index of the response that the error is
-    about, if it is about one. The client may try again after `retry_after_ms`.
+    about, if it is about one. The client may try again after `retry_after_ms`. `over_limit` is true
+    if the conversation is too long for the server.
     """
 
     code: str
     message: str
     retry_after_ms: int | None = None
     response: int | None = None
+    over_limit: bool = False
 
 
 class ErrorBody(msgspec.Struct, kw_only=True):

@@ -141,4 +141,9 @@ def _from_comparison(comparison: Comparison) -> ComparisonBody:
 
 
 def _from_error(error: KwiseError) -> ErrorDetail:
-    return ErrorDetail(code=error.status.name, message=str(error), response=error.response)
+    return ErrorDetail(
+        code=error.status.name,
+        message=str(error),
+        response=error.response,
+        over_limit=error.over_limit,
+    )
