@@ -53,6 +53,7 @@ class Problem:
         message: a sentence that names the field, the value and the limit.
         field: the path of the wrong field; None if the error is not about a field.
         response: the index of the wrong response; None if the error is about the whole group.
+        over_limit: whether the conversation is too long for the server.
         retry_after_s: seconds after which the request may be sent again; None for never.
         headers: further headers of the reply.
     """
@@ -62,6 +63,7 @@ class Problem:
     message: str
     field: str | None = None
     response: int | None = None
+    over_limit: bool = False
     retry_after_s: float | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -92,6 +94,7 @@ def problem_of(error: KwiseError) -> Problem:
         message=str(error),
         field=error.field if isinstance(error, InvalidRequest) else None,
         response=error.response,
+        over_limit=error.over_limit,
         retry_after_s=retry_after_s,
     )
 
@@ -152,6 +155,7 @@ def _kwise_error(problem: Problem) -> ErrorBody:
             message=problem.message,
             retry_after_ms=None if retry_after_s is None else round(1000 * retry_after_s),
             response=problem.response,
+            over_limit=problem.over_limit,
         )
     )
 

@@ -351,3 +351,13 @@ def test_the_model_is_described_as_on_the_grpc_port(http: HttpServer) -> None:
     assert info["model_type"] == {
         "reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     }
+
+
+def test_an_error_says_as_data_that_the_conversation_is_too_long(http: HttpServer) -> None:
+    reply = http.post("/v1/rewards", {"prompt": [1, 2], "responses": [[3], [3] * 5000]})
+    assert reply.status == 200, reply.body
+    good, long = reply.json["scored"]["rewards"]
+    assert "error" not in good, good
+    assert long["error"]["over_limit"] is True
+    reply = http.post("/v1/rewards", {"prompt": [1], "responses": []})
+    assert "over_limit" not in reply.json["error"]
