@@ -73,7 +73,7 @@ class RerankConfig:
         (), "columns to leave out although their names say that they change the conversation"
     )
     bad_rows: str = option("", "file for the rows that are not scored (default: OUTPUT.bad.jsonl)")
-    resume: bool = option(False, "continue an unfinished run, or start a new one if there is none")
+    resume: bool = option(False, "continue an unfinished run; without one, start a new run")
     overwrite: bool = option(False, "replace an output that exists")
     window_tokens: int = option(
         0,

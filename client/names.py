@@ -76,7 +76,7 @@ class DnsNames:
         return due
 
     def found(self, target: str, addresses: tuple[str, ...], cause: str = "") -> bool:
-        """Take the addresses of a name; keep the known ones if there are none.
+        """Store the addresses of a name. If the look-up found none, keep the earlier ones.
 
         Args:
             target: the name, as `to_look_up` returned it.

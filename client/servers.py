@@ -126,7 +126,7 @@ class Servers:
             return self._names.to_look_up()
 
     def found(self, target: str, addresses: tuple[str, ...], cause: str = "") -> tuple[str, ...]:
-        """Take the addresses of a name; keep the known ones if there are none.
+        """Store the addresses of a name. If the look-up found none, keep the earlier ones.
 
         Args:
             target: the name, as `to_look_up` returned it.

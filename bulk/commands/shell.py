@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the unfinished run of --output, or start a new run if there is none",
+        help="continue the unfinished run of --output; without one, start a new run",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an --output that exists")
 

@@ -41,7 +41,7 @@ def unreadable_kind(beginning: bytes) -> str:
 
 
 def broken_promise(name: str, *, is_gzip: bool) -> str:
-    """Return what the name of a binary file promises, if the content is a text that is no data.
+    """Return the error of a file whose name promises a binary format that its content is not in.
 
     Returns:
         "" if the name promises none of these kinds.
