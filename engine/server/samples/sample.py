@@ -102,9 +102,8 @@ def check_num_ids(field: str, num_ids: int, max_tokens: int) -> None:
         InvalidRequest: there are more than the model reads.
     """
     if num_ids > max_tokens:
-        raise InvalidRequest(
-            field, f"the conversation has {num_ids} tokens and the limit is {max_tokens}"
-        )
+        problem = f"the conversation has {num_ids} tokens and the limit is {max_tokens}"
+        raise InvalidRequest(field, problem, over_limit=True)
 
 
 def of_pair(prompt: str, response: str, prompt_field: str, response_field: str) -> Sample:

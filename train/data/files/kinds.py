@@ -29,7 +29,7 @@ _OTHER_KINDS: tuple[tuple[bytes, str, str], ...] = (
     (b"<", "is a web page or XML", "download the data itself, or write it as JSON Lines"),
 )
 
-_PROMISES = {".gz": "gzip", ".parquet": "Parquet", ".arrow": "Arrow"}
+_EXTENSIONS = {".gz": "gzip", ".parquet": "Parquet", ".arrow": "Arrow"}
 
 
 def unreadable_kind(beginning: bytes) -> str:
@@ -40,15 +40,15 @@ def unreadable_kind(beginning: bytes) -> str:
     return ""
 
 
-def broken_promise(name: str, *, is_gzip: bool) -> str:
-    """Return the error of a file whose name promises a binary format that its content is not in.
+def wrong_extension(name: str, *, is_gzip: bool) -> str:
+    """Return the error of a file whose content is not of the kind that its name's extension means.
 
     Returns:
-        "" if the name promises none of these kinds.
+        "" if the extension means no compressed or binary kind.
     """
     name = name.removesuffix(".gz") if is_gzip else name
-    kind = next((kind for ending, kind in _PROMISES.items() if name.endswith(ending)), "")
-    return f"the name promises {kind}, and the content is not that" if kind else ""
+    kind = next((kind for ending, kind in _EXTENSIONS.items() if name.endswith(ending)), "")
+    return f"its extension means {kind}, but its content is not {kind}" if kind else ""
 
 
 def file_kind(beginning: bytes) -> FileKind:

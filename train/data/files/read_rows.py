@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from kwise.errors import ConfigError
 from kwise.train.data.files.arrow import read_arrow
 from kwise.train.data.files.json_array import read_array
-from kwise.train.data.files.kinds import FileKind, broken_promise, file_kind, unreadable_kind
+from kwise.train.data.files.kinds import FileKind, file_kind, unreadable_kind, wrong_extension
 from kwise.train.data.files.parquet import read_parquet
 from kwise.train.data.files.table import delimiter_of, read_table
 from kwise.train.data.rows.items import RowProblem
@@ -48,8 +48,8 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
         elif kind is FileKind.LINES:
             yield from _read_json_lines(_numbered_lines(stream), name)
         elif kind is FileKind.TABLE:
-            promise = broken_promise(path, is_gzip=isinstance(stream.raw, gzip.GzipFile))
-            yield from _read_table_or_lines(_numbered_lines(stream), name, promise)
+            problem = wrong_extension(path, is_gzip=isinstance(stream.raw, gzip.GzipFile))
+            yield from _read_table_or_lines(_numbered_lines(stream), name, problem)
         elif path == STDIN:
             raise ConfigError(f"{kind.value} cannot be read from standard input; give it as a file")
         elif isinstance(stream.raw, gzip.GzipFile):
@@ -70,29 +70,29 @@ def _numbered_lines(stream: BinaryIO) -> Iterator[NumberedLine]:
 
 
 def _read_table_or_lines(
-    lines: Iterator[NumberedLine], name: str, promise: str
+    lines: Iterator[NumberedLine], name: str, extension_problem: str
 ) -> Iterator[tuple[int, Any]]:
     """Read a text that does not begin like JSON.
 
     It may be JSON Lines all the same, if only its first line is bad.
 
-    promise: what the name says of the content, for the error; "" if nothing.
+    extension_problem: the error if the content is no text of rows; "" if the extension allows any.
     """
     first = list(islice(lines, 2))
-    if promise and not _is_text(first[0][1]):
-        raise RankingsError([f"{name}: {promise}"])
+    if extension_problem and not _is_text(first[0][1]):
+        raise RankingsError([f"{name}: {extension_problem}"])
     lines = chain(first, lines)
     values = [_parse_line(line) for _, line in first]
     if not isinstance(values[0], RowProblem) or isinstance(values[-1], dict):
         yield from _read_json_lines(lines, name)
     elif delimiter := delimiter_of(first[0][1].decode("utf-8", "replace")):
         yield from read_table(lines, delimiter, name)
-    elif promise:
-        raise RankingsError([f"{name}: {promise}"])
+    elif extension_problem:
+        raise RankingsError([f"{name}: {extension_problem}"])
     else:
         raise RankingsError(
             [
-                f"{name}: is none of JSON Lines, a JSON array, Parquet, Arrow, CSV and TSV: its "
+                f"{name}: is not JSON Lines, a JSON array, Parquet, Arrow, CSV or TSV: its "
                 "first line is not JSON, and no one delimiter (, tab ; |) divides it into columns"
             ]
         )

@@ -359,5 +359,7 @@ def test_an_error_says_as_data_that_the_conversation_is_too_long(http: HttpServe
     good, long = reply.json["scored"]["rewards"]
     assert "error" not in good, good
     assert long["error"]["over_limit"] is True
+    reply = http.post("/v1/rewards", {"prompt": [1] * 5000, "responses": [[3]]})
+    assert reply.json["error"]["over_limit"] is True, reply.body
     reply = http.post("/v1/rewards", {"prompt": [1], "responses": []})
     assert "over_limit" not in reply.json["error"]
