@@ -1,9 +1,11 @@
-"""Run graphs with ONNX Runtime on a CPU or on CUDA. No other file of the engine imports it.
+"""Run graphs with ONNX Runtime on a CPU or on CUDA.
 
-On CUDA the index arrays are copied to the device once per pass, into buffers that stay there. Only
-the rewards, and the keys and values that the prompt cache stores, come back. That cache is in host
-memory also with a GPU, because ONNX Runtime's Python API can neither slice nor join tensors on a
-device; docs/gpu.md has what this costs, and why CUDA graphs are not used.
+Only this file and index_buffer.py import it.
+
+On CUDA the index arrays are copied to the device once per pass, in one piece, into a buffer that
+stays there. Only the rewards, and the keys and values that the prompt cache stores, come back. That
+cache is in host memory also with a GPU, because ONNX Runtime's Python API can neither slice nor
+join tensors on a device; docs/gpu.md has what this costs, and why CUDA graphs are not used.
 """
 
 import os
@@ -17,6 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from kwise.engine.model.devices import Device, Kind, parse_devices
+from kwise.engine.model.runtime.index_buffer import IndexBuffers, join_arrays
 from kwise.engine.model.runtime.protocol import Shape
 from kwise.errors import ArtifactError, ConfigError
 from kwise.libraries.errors import library_errors
@@ -26,9 +29,6 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # The operators that do the work. One of them on the CPU costs more than the GPU saves. Other nodes,
 # such as arithmetic on shapes, belong on the CPU.
 _HEAVY = {"Attention", "MatMul", "Gemm", "RotaryEmbedding"}
-# Input buffers on the device: about 20 per combination of shapes. There are few combinations in the
-# trie layout (see shape_buckets.py), but not in the padded layout.
-_MAX_BUFFERS = 4096
 # 1.24 has no CUDA kernel for Attention, 1.25 none for fp32 with grouped heads, and 1.27 aligns a
 # causal mask with nonpad_kv_seqlen at the upper left.
 _MIN_CUDA_VERSION = (1, 28)
@@ -105,22 +105,24 @@ class OnnxRuntimeGraph:
 
 
 class BoundRun:
-    """Runs a session on a device by IO binding.
-
-    The buffers for the inputs are allocated once per shape.
-    """
+    """Runs a session on a device by IO binding. A pass ends before `run` returns."""
 
     def __init__(self, session: ort.InferenceSession, device: Device) -> None:
         self._session = session
         self._device = device
         self._outputs = [node.name for node in session.get_outputs()]
-        self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
+        self._index_buffers = IndexBuffers(device)
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return copies of all outputs on the host, by name."""
         binding = self._session.io_binding()
+        indices: dict[str, NDArray[np.int64]] = {}
         for name, array in arrays.items():
-            binding.bind_ortvalue_input(name, self._on_device(name, array))
+            if array.dtype == np.int64 and array.size:
+                indices[name] = array
+            else:
+                binding.bind_ortvalue_input(name, self._on_device(array))
+        self._index_buffers.bind(binding, join_arrays(indices))
         for name in self._outputs:
             # Computed on the device and copied at the end of the pass. `present.*` has no rows if
             # nothing is to be cached.
@@ -128,26 +130,12 @@ class BoundRun:
         self._session.run_with_iobinding(binding)
         return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
 
-    def _on_device(self, name: str, array: NDArray[Any]) -> ort.OrtValue:
-        """Copy an input to the device.
-
-        A pass ends before `run` returns, so its buffers can be reused.
-        """
+    def _on_device(self, array: NDArray[Any]) -> ort.OrtValue:
+        """Copy cached states, which are large and seldom of the same shape, to the device."""
         array = np.ascontiguousarray(array)
         if not array.size:  # there is nothing to copy
             return ort.OrtValue.ortvalue_from_numpy(array)
-        kind, index = self._device.kind.value, self._device.index
-        if array.dtype != np.int64:  # cached states: large, and seldom of the same shape
-            return ort.OrtValue.ortvalue_from_numpy(array, kind, index)
-        key = name, array.shape
-        if key not in self._buffers:
-            if len(self._buffers) >= _MAX_BUFFERS:
-                self._buffers.clear()
-            self._buffers[key] = ort.OrtValue.ortvalue_from_shape_and_type(
-                array.shape, array.dtype.type, kind, index
-            )
-        self._buffers[key].update_inplace(array)
-        return self._buffers[key]
+        return ort.OrtValue.ortvalue_from_numpy(array, self._device.kind.value, self._device.index)
 
 
 def providers(device: Device, memory_bytes: int) -> list[str | tuple[str, dict[str, str]]]:

@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.model.devices import Device, Kind
 from kwise.engine.model.packing import NOT_PAST, pack
+from kwise.engine.model.runtime.index_buffer import join_arrays
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.onnxruntime_graph import (
     CUDA_ENVIRONMENT,
@@ -116,7 +119,7 @@ def test_the_names_of_heavy_operators_are_those_that_onnx_runtime_reports(
 
 
 @pytest.mark.parametrize("num_past", [0, 12])
-def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffers_again(
+def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffer_again(
     artifact: Artifact, num_past: int
 ) -> None:
     graph = OnnxRuntimeGraph(artifact.graph_path(), device="cpu", threads=1)
@@ -125,7 +128,6 @@ def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffers_again(
     first = _arrays(graph, num_tile_groups, (3, 9, 30), num_past)
     other = first | {"input_ids": first["input_ids"][::-1]}
     results = [bound.run(arrays) for arrays in (first, other, first)]
-    num_buffers = len(bound._buffers)
     for arrays, outputs in zip((first, other, first), results, strict=True):
         expected = graph.run(arrays)
         assert outputs.keys() == expected.keys() == set(graph.outputs)
@@ -133,8 +135,38 @@ def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffers_again(
             assert actual.dtype == expected[name].dtype
             np.testing.assert_allclose(actual, expected[name], rtol=0, atol=1e-6)
     assert not np.array_equal(results[0]["rewards"], results[1]["rewards"])
-    bound.run(_arrays(graph, num_tile_groups, (40, 41), num_past))
-    assert num_buffers < len(bound._buffers) <= 2 * num_buffers
+    bound.run(_arrays(graph, num_tile_groups, (40, 41), num_past))  # other shapes
+    assert len(bound._index_buffers) == 1
+
+
+@settings(max_examples=50)
+@given(
+    st.dictionaries(
+        st.sampled_from("abcdef"), st.lists(st.integers(1, 90), min_size=1, max_size=2), min_size=1
+    )
+)
+def test_joined_arrays_are_aligned_and_none_touches_another(shapes: dict[str, list[int]]) -> None:
+    arrays = {
+        name: np.arange(1, 1 + np.prod(shape)).reshape(shape) for name, shape in shapes.items()
+    }
+    joined = join_arrays(arrays)
+    for name, array in arrays.items():
+        offset = joined.offsets[name]
+        assert offset * joined.values.itemsize % 256 == 0
+        found = joined.values[offset : offset + array.size].reshape(joined.shapes[name])
+        np.testing.assert_array_equal(found, array)
+    assert np.count_nonzero(joined.values) == sum(array.size for array in arrays.values())
+
+
+def test_joined_arrays_have_few_sizes_and_little_padding() -> None:
+    totals = range(1 << 13, 1 << 19, 1000)
+    sizes = [len(join_arrays({"a": np.ones(total, np.int64)}).values) for total in totals]
+    assert all(
+        total <= size <= 1.26 * total
+        for total, size in zip(totals, sizes, strict=True)
+        if total > 1 << 15
+    )
+    assert len(set(sizes)) <= 24
 
 
 class OnGpu(ort.InferenceSession):
