@@ -65,7 +65,7 @@ def run(config: BulkBenchConfig) -> None:
                 session_s, _ = run_queued(
                     session,
                     sequences,
-                    engine.max_batch_tokens,
+                    engine.effective_max_batch_tokens,
                     LAYOUTS[artifact.manifest.layout].new_batch,
                 )
                 session_cpu_s += time.process_time()

@@ -97,7 +97,7 @@ class GraphBenchConfig:
         0, "threads of the runtime; 0 for one per CPU", minimum=0, maximum=MAX_THREADS
     )
     max_batch_tokens: int = option(
-        EngineConfig().max_batch_tokens,
+        EngineConfig().effective_max_batch_tokens,
         "batch budget, as in kwise serve",
         minimum=16,
         maximum=MAX_COUNT,
@@ -135,7 +135,10 @@ class GpuBenchConfig:
         64, "groups that wait together, for throughput", minimum=1, maximum=MAX_COUNT
     )
     max_batch_tokens: int = option(
-        8192, "batch budget, as in kwise serve", minimum=16, maximum=MAX_COUNT
+        EngineConfig(device="cuda").effective_max_batch_tokens,
+        "batch budget, as in kwise serve",
+        minimum=16,
+        maximum=MAX_COUNT,
     )
     json: str = option("", "file for all figures and the machine")
 
@@ -183,7 +186,7 @@ class PrecisionBenchConfig:
         0, "threads of each contender; 0 for one per CPU", minimum=0, maximum=MAX_THREADS
     )
     max_batch_tokens: int = option(
-        EngineConfig().max_batch_tokens,
+        EngineConfig().effective_max_batch_tokens,
         "batch budget, as in kwise serve",
         minimum=16,
         maximum=MAX_COUNT,

@@ -118,7 +118,7 @@ class RerankConfig:
     @property
     def effective_window_tokens(self) -> int:
         """The tokens of a window: `window_tokens`, or 64 batches."""
-        return self.window_tokens or _WINDOW_BATCHES * self.max_batch_tokens
+        return self.window_tokens or _WINDOW_BATCHES * self.engine().effective_max_batch_tokens
 
     def engine(self) -> EngineConfig:
         """Return the options of the engine."""

@@ -20,6 +20,8 @@ from kwise.options import (
     option,
 )
 
+_TARGET_BATCHES = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
@@ -40,9 +42,10 @@ class ClusterConfig:
         maximum=MAX_COUNT,
     )
     target_queued_tokens: int = option(
-        8192,
-        "tokens per replica, waiting or being computed, that autoscaling aims at; four batches",
-        minimum=1,
+        0,
+        "tokens per replica, waiting or being computed, that autoscaling aims at; 0 for four "
+        "batches of --max-batch-tokens",
+        minimum=0,
         maximum=MAX_COUNT,
     )
     upscale_delay_s: float = option(
@@ -127,6 +130,14 @@ class ClusterOptions:
     artifacts: tuple[str, ...]
     cluster: ClusterConfig
     engine: EngineConfig
+
+    @property
+    def effective_target_queued_tokens(self) -> int:
+        """The tokens per replica that autoscaling aims at."""
+        return (
+            self.cluster.target_queued_tokens
+            or _TARGET_BATCHES * self.engine.effective_max_batch_tokens
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -60,7 +60,7 @@ def build(options: ClusterOptions) -> Any:
             "num_cpus": cluster.cpus_per_replica,
             "num_gpus": cluster.gpus_per_replica,
         },
-        **_number_of_replicas(cluster),
+        **_number_of_replicas(options),
         **_routing(cluster),
         **common,
     ).bind(paths, options.engine, cluster.max_models_per_replica)
@@ -74,12 +74,13 @@ def build(options: ClusterOptions) -> Any:
     ).bind(replicas, list(paths), limits)
 
 
-def _number_of_replicas(cluster: ClusterConfig) -> dict[str, Any]:
+def _number_of_replicas(options: ClusterOptions) -> dict[str, Any]:
+    cluster = options.cluster
     if not cluster.max_replicas:
         return {"num_replicas": cluster.replicas}
     policy = AutoscalingPolicy(
         policy_function=QueuedTokensPolicy,
-        policy_kwargs={"target_queued_tokens": cluster.target_queued_tokens},
+        policy_kwargs={"target_queued_tokens": options.effective_target_queued_tokens},
     )
     config = AutoscalingConfig(
         min_replicas=cluster.replicas,

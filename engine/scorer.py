@@ -84,7 +84,7 @@ class Scorer:
             sessions,
             FairBatching(
                 LAYOUTS[artifact.manifest.layout].new_batch,
-                max_batch_tokens=config.max_batch_tokens,
+                max_batch_tokens=config.effective_max_batch_tokens,
             ),
             max_queue_tokens=config.max_queue_tokens,
             counters=self.counters,

@@ -150,7 +150,7 @@ def timed_sizes(cell: Cell) -> list[Cell]:
     cells = [replace(cell, K=k) for k in sorted({1, some, max(2 * K // 3, 1), K, K + some})]
     cells += [short, replace(short, K=1)]
     cells += [Cell(P=4 * P, R=R, K=k) for k in sorted({1, some, max(2 * K // 3, 1)})]
-    max_rows = EngineConfig().max_batch_tokens
+    max_rows = EngineConfig().effective_max_batch_tokens
     return [size for size in cells if PassSize.of_group(size).rows <= max_rows]
 
 

@@ -39,14 +39,14 @@ class ReplicaConfig:
     Attributes:
         pass_time: the seconds of a pass.
         overhead_s: seconds of a call outside queue and model: network, tokenizer, event loop.
-        max_batch_tokens, max_queue_tokens: as in `EngineConfig`.
+        max_batch_tokens, max_queue_tokens: as in `EngineConfig`; by default those of a CPU.
         prompt_cache_tokens: tokens of prompts in the prompt cache; 0 for none.
         cached_rewards: rewards in the reward cache; 0 for none.
     """
 
     pass_time: PassTime
     overhead_s: float = 0.0
-    max_batch_tokens: int = EngineConfig().max_batch_tokens
+    max_batch_tokens: int = EngineConfig().effective_max_batch_tokens
     max_queue_tokens: int = EngineConfig().max_queue_tokens
     prompt_cache_tokens: int = 0
     cached_rewards: int = 0

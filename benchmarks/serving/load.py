@@ -116,6 +116,7 @@ def _saturation(
     session = GraphSession(
         artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes
     )
+    max_batch_tokens = engine.effective_max_batch_tokens
     vocab_size, new_batch = (
         artifact.manifest.vocab_size,
         LAYOUTS[artifact.manifest.layout].new_batch,
@@ -125,7 +126,7 @@ def _saturation(
         for repeat in range(-1, config.repeats):  # -1 is the warm-up
             seed = 1000 * (repeat + 2)
             sequences = [cell.group(vocab_size, seed + number) for number in range(config.groups)]
-            direct_s, _ = run_queued(session, sequences, engine.max_batch_tokens, new_batch)
+            direct_s, _ = run_queued(session, sequences, max_batch_tokens, new_batch)
             groups = [cell.request(vocab_size, seed + number) for number in range(config.groups)]
             before = client.get_model().counters
             started = time.perf_counter()

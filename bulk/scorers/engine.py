@@ -50,7 +50,7 @@ class EngineScorer:
         self._mean, self._std = manifest.reward_mean, manifest.reward_std
         self._encode = model.encoder.encode
         new_batch = LAYOUTS[manifest.layout].new_batch
-        self._plan = plan_of(manifest.layout, new_batch, config.max_batch_tokens)
+        self._plan = plan_of(manifest.layout, new_batch, config.effective_max_batch_tokens)
         self._free_sessions: SimpleQueue[Session] = SimpleQueue()
         for session in model.sessions:
             self._free_sessions.put(session)

@@ -58,7 +58,7 @@ class RewardService(BaseRewardService):
             precision=scorer.precision.value,
             runtime=scorer.runtime,
             max_tokens=scorer.max_tokens,
-            max_batch_tokens=config.max_batch_tokens,
+            max_batch_tokens=config.effective_max_batch_tokens,
             overlong=config.overlong.value,
             control_tokens=config.control_tokens.value,
             reward_mean=manifest.reward_mean,

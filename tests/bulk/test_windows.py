@@ -1,11 +1,13 @@
 """Windows: the same cuts wherever reading begins, and a bound on memory whatever the rows are."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kwise.bulk.config import RerankConfig
 from kwise.bulk.input.files import input_files
 from kwise.bulk.input.groups import Columns
 from kwise.bulk.input.windows import cut_windows, read_input
@@ -45,3 +47,12 @@ def test_bad_rows_fill_windows_too(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "in.jsonl", [{"prompt": 1}] * 10)
     read = read_input(input_files(str(path)), Columns().group)
     assert [len(window.rows) for window in cut_windows(read, 1000, 4)] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [({}, 64 * 2048), ({"device": "cuda"}, 64 * 8192), ({"window_tokens": 7}, 7)],
+)
+def test_a_window_has_64_batches(options: dict[str, Any], tokens: int) -> None:
+    config = RerankConfig(input="in", output="out", artifact="a", **options)
+    assert config.effective_window_tokens == tokens

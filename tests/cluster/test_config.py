@@ -40,6 +40,20 @@ def test_a_replica_has_as_many_threads_as_it_reserves_cpus() -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "tokens"),
+    [
+        ({}, 4 * 2048),
+        ({"device": "cuda", "gpus_per_replica": 1}, 4 * 8192),
+        ({"max_batch_tokens": 1000}, 4000),
+        ({"target_queued_tokens": 7}, 7),
+    ],
+)
+def test_autoscaling_aims_at_four_batches(args: dict[str, Any], tokens: int) -> None:
+    options = from_application_args({"artifact": "/a", **args})
+    assert options.effective_target_queued_tokens == tokens
+
+
+@pytest.mark.parametrize(
     ("args", "problem"),
     [
         ({}, "the argument artifact is missing"),

@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -256,6 +257,18 @@ async def test_what_everybody_left_is_not_tokenised() -> None:
         await first
         await scorer.score(ids(1, 4))
         assert len(encoded) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "num_batches"),
+    [({}, 2), ({"device": "cuda"}, 1), ({"device": "cuda", "max_batch_tokens": 2048}, 2)],
+)
+async def test_batches_are_larger_on_a_gpu(options: dict[str, Any], num_batches: int) -> None:
+    session = SumSession()
+    responses = tuple((*divmod(number, 8), *[1] * 61) for number in range(48))
+    async with sum_scorer(session, **options) as scorer:
+        await scorer.score(Group(prompt=(1,), responses=responses))
+    assert len(session.batches) == num_batches
 
 
 async def test_an_interactive_request_does_not_wait_for_the_bulk_turn_of_what_it_joins() -> None:

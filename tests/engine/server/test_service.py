@@ -10,6 +10,7 @@ import weakref
 from collections.abc import AsyncIterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,6 +32,7 @@ from kwise.errors import (
 )
 from kwise.types import Group, Message
 from tests.servers import PATIENCE_S
+from tests.sum_session import sum_scorer
 
 
 def group(*responses: str) -> Group:
@@ -101,6 +103,18 @@ async def test_other_models_and_a_draining_service_are_refused(service: RewardSe
         await service.compare(group("a", "b"))
     with pytest.raises(Unavailable):
         service.model_info()
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, 2048),
+        ({"device": "cuda:1,cuda:2"}, 8192),
+        ({"device": "cuda", "max_batch_tokens": 64}, 64),
+    ],
+)
+def test_get_model_reports_the_rows_of_a_batch(options: dict[str, Any], rows: int) -> None:
+    assert RewardService(sum_scorer(**options)).model_info().max_batch_tokens == rows
 
 
 async def test_the_loop_turns_between_slices_of_comparisons(service: RewardService) -> None:
