@@ -53,8 +53,9 @@ class ExportConfig:
     dtype: str = option(
         "fp32",
         "precisions to write, separated by commas: fp32 for any runtime, int8 for CPUs, fp16 for "
-        "GPUs, bf16 for both. Each is compared with fp32, and must rank as fp32 does "
-        "(--min-agreement)",
+        "GPUs, bf16 for CPUs that compute in it. GPUs compute in bf16 too, but a reward may change "
+        "with its batch eight times as much there as in fp16. Each precision is compared with "
+        "fp32, and must rank as fp32 does (--min-agreement)",
     )
     rankings: str = option(
         "",
