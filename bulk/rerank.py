@@ -18,7 +18,7 @@ from kwise.bulk.output.json_line import json_line
 from kwise.bulk.pipeline import LinesOf
 from kwise.bulk.scorers.protocol import BulkScorer, GroupResult
 from kwise.bulk.scorers.thread import OpenScorer
-from kwise.client.targets import check_targets
+from kwise.client.several.targets import check_targets
 from kwise.errors import ConfigError, InvalidRequest
 from kwise.train.rankings.open_file import STDIN
 from kwise.types import ScoredGroup

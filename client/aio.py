@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import grpc
 
 from kwise.client import messages
-from kwise.client.aio_pool import AsyncLink, AsyncPool
 from kwise.client.channel import (
     DEFAULT_CONNECT_TIMEOUT_S,
     DEFAULT_TARGET,
@@ -28,11 +27,12 @@ from kwise.client.channel import (
 from kwise.client.errors import RewardServiceError
 from kwise.client.flight import Flight
 from kwise.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
-from kwise.client.models import merge_models
-from kwise.client.pool import Metadata
 from kwise.client.retry import Attempts
-from kwise.client.servers import ASK_TIMEOUT_S, Servers
-from kwise.client.targets import TargetLike, check_targets
+from kwise.client.several.aio_pool import AsyncLink, AsyncPool
+from kwise.client.several.models import merge_models
+from kwise.client.several.pool import Metadata
+from kwise.client.several.servers import ASK_TIMEOUT_S, Servers
+from kwise.client.several.targets import TargetLike, check_targets
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import ComparedGroup, ModelInfo, Priority, RankedGroup, ScoredGroup

@@ -11,7 +11,7 @@ share it and only move its messages. Each server that a group's prompt is hashed
 
 A server that refuses groups for now gets no new ones. Once its stream has answered all, the stream
 is closed, and another one is opened after the pause that the server advised. A server that is away
-(see servers.py) gives its groups to others at once.
+(see several/servers.py) gives its groups to others at once.
 
 The window counts the groups that were taken from the source and whose results were not yet
 returned, so that one slow group holds at most a window of results in memory.
@@ -27,7 +27,7 @@ from time import monotonic
 from kwise.client import messages
 from kwise.client.errors import RewardServiceError
 from kwise.client.retry import Backoff, is_retried
-from kwise.client.servers import Servers
+from kwise.client.several.servers import Servers
 from kwise.errors import InvalidRequest, KwiseError, Status
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import ScoredGroup

@@ -21,11 +21,11 @@ from kwise.client.channel import (
 from kwise.client.errors import RewardServiceError
 from kwise.client.flight import Flight
 from kwise.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
-from kwise.client.models import merge_models
-from kwise.client.pool import Link, Metadata, Pool
 from kwise.client.retry import Attempts
-from kwise.client.servers import ASK_TIMEOUT_S, Servers
-from kwise.client.targets import TargetLike, check_targets
+from kwise.client.several.models import merge_models
+from kwise.client.several.pool import Link, Metadata, Pool
+from kwise.client.several.servers import ASK_TIMEOUT_S, Servers
+from kwise.client.several.targets import TargetLike, check_targets
 from kwise.errors import KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import ComparedGroup, ModelInfo, Priority, RankedGroup, ScoredGroup

@@ -8,7 +8,7 @@ counts as well: docs/rl.md explains how large the pool must be.
 
 from typing import Any
 
-from kwise.client.targets import TargetLike
+from kwise.client.several.targets import TargetLike
 from kwise.rl.scoring import Scoring
 from kwise.rl.single import score_one
 from kwise.types import TemplatedText

@@ -24,8 +24,8 @@ from kwise.client.channel import (
     check_timeout,
     client_metadata,
 )
-from kwise.client.servers import Servers
-from kwise.client.targets import TargetLike, check_targets
+from kwise.client.several.servers import Servers
+from kwise.client.several.targets import TargetLike, check_targets
 from kwise.errors import InvalidRequest
 
 ADDRESS_VARIABLE = "KWISE_ADDRESS"

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.client.channel import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from kwise.client.messages import PriorityLike, PromptLike, to_priority
-from kwise.client.targets import TargetLike
+from kwise.client.several.targets import TargetLike
 from kwise.errors import KwiseError, Status
 from kwise.rl.connection import Connection
 from kwise.rl.grouping import Request, ResponseLike, group_by_prompt, split

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kwise.client.messages import PromptLike
-from kwise.client.targets import TargetLike
+from kwise.client.several.targets import TargetLike
 from kwise.rl.scoring import Scoring
 from kwise.types import TemplatedText
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from kwise.client.messages import PromptLike
-from kwise.client.targets import TargetLike
+from kwise.client.several.targets import TargetLike
 from kwise.meanings import Meaning, row_meaning, says_nothing
 from kwise.rl.result import ScoredResponses
 from kwise.rl.scoring import Scoring

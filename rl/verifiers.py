@@ -8,7 +8,7 @@ verifiers scores each rollout when it ends. An error marks the rollout as failed
 
 from typing import Any
 
-from kwise.client.targets import TargetLike
+from kwise.client.several.targets import TargetLike
 from kwise.rl.scoring import Scoring
 from kwise.rl.single import score_one_async
 

@@ -19,7 +19,7 @@ from kwise.bulk.output.digits import float32_digits
 from kwise.bulk.output.json_line import json_line
 from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_timeout
 from kwise.client.errors import RewardServiceError
-from kwise.client.targets import check_targets
+from kwise.client.several.targets import check_targets
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.types import Group, Priority, Reward, ScoredGroup
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
 from kwise.client.aio import AsyncRewardClient
 from kwise.client.errors import RewardServiceError
-from kwise.client.targets import check_targets
+from kwise.client.several.targets import check_targets
 from kwise.types import Group, ModelInfo
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kwise.client import RewardServiceError, messages
 from kwise.client.flight import Flight, is_interrupted
-from kwise.client.servers import Servers
+from kwise.client.several.servers import Servers
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.types import ScoredGroup
 

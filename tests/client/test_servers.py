@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.client import InvalidRequest, RewardServiceError
-from kwise.client.servers import Servers
-from kwise.client.targets import check_targets, dns_name
+from kwise.client.several.servers import Servers
+from kwise.client.several.targets import check_targets, dns_name
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
 AWAY = RewardServiceError("UNAVAILABLE", "gone")

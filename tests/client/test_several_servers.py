@@ -13,7 +13,7 @@ import pytest
 
 from kwise.cli import main
 from kwise.client import AsyncRewardClient, ModelInfo, RewardClient, RewardServiceError
-from kwise.client.servers import Servers
+from kwise.client.several.servers import Servers
 from kwise.types import ScoredGroup
 from tests.length_server import Service, serving
 from tests.servers import PATIENCE_S, wait_until

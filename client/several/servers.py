@@ -28,8 +28,8 @@ from threading import RLock
 from time import monotonic
 
 from kwise.client.errors import RewardServiceError
-from kwise.client.names import DnsNames
 from kwise.client.retry import Backoff
+from kwise.client.several.names import DnsNames
 from kwise.errors import Status
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.rendezvous import ranked

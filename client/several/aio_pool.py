@@ -12,12 +12,17 @@ from typing import Any
 import grpc
 
 from kwise.client import messages
-from kwise.client.asking import HEALTH_METHOD, HEALTH_REQUEST, health_problem, is_without_health
 from kwise.client.channel import CHANNEL_OPTIONS
 from kwise.client.errors import RewardServiceError
-from kwise.client.pool import Metadata
-from kwise.client.servers import ASK_TIMEOUT_S, Servers
-from kwise.client.targets import to_targets
+from kwise.client.several.asking import (
+    HEALTH_METHOD,
+    HEALTH_REQUEST,
+    health_problem,
+    is_without_health,
+)
+from kwise.client.several.pool import Metadata
+from kwise.client.several.servers import ASK_TIMEOUT_S, Servers
+from kwise.client.several.targets import to_targets
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kwise.client.targets import dns_name
+from kwise.client.several.targets import dns_name
 
 _LOOK_UP_AGAIN_S = 30.0  # a name, while all its servers are up
 _LOOK_UP_PAUSE_S = 5.0  # between two look-ups of a name, when a server has failed
