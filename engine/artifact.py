@@ -12,7 +12,7 @@ and never served. `kwise.export` writes artifacts through the same `Manifest`.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -49,6 +49,11 @@ def graph_name(precision: Precision) -> str:
     return MODEL if precision is Precision.FP32 else f"model.{precision.value}.onnx"
 
 
+def cuda_graph_name(graph: str) -> str:
+    """Return the file name that the exporter gives the variant for CUDA of the graph `graph`."""
+    return f"{graph.removesuffix('.onnx')}.cuda.onnx"
+
+
 def data_name(graph: str) -> str:
     """Return the name of the weights file of the graph file `graph`.
 
@@ -65,8 +70,9 @@ class GraphContract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_tile_groups: calls of Attention per layer in the trie layout; 0 in the padded layout.
     separate_last_tokens: the graph computes each sequence's last row differently from other rows,
         so that row must not be an inner row of another sequence.
-    aligned_keys: every row's keys must lie at the same places in every batch, so that attention
-        adds them up in the same order. See `kwise.engine.model.packing.pack`.
+    aligned_keys: every row's keys must lie at the same places in every batch. Attention then adds
+        them up in the same order, and its mask is causal, so that a graph for CUDA needs none. See
+        `kwise.engine.model.packing.pack`.
     """
 
     file: FileName
@@ -109,6 +115,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     layout: "trie" (causal models; prefixes are shared), "padded", or "separate" (the graph of
         "padded", run for one sequence at a time).
     graphs, error_bounds: one entry per precision, the same precisions in both.
+    cuda_graphs: the graphs that CUDA runs instead of those in `graphs`. They have the same weights,
+        in the same files. Empty in the padded layout.
     max_tokens: longest conversation, in tokens.
     vocab_size: token ids are below it.
     pad_token_id: the token that fills padded batches. In a causal model it is also the token that
@@ -125,6 +133,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     layout: Literal["trie", "padded", "separate"]
     graphs: Annotated[dict[Precision, GraphContract], Meta(min_length=1)]
     error_bounds: dict[Precision, ErrorBounds]
+    cuda_graphs: dict[Precision, GraphContract] = {}
     max_tokens: PositiveCount
     vocab_size: PositiveCount
     pad_token_id: Count | None
@@ -189,6 +198,11 @@ class Artifact:
             KeyError: the artifact has no graph in this precision.
         """
         return self.path / self.manifest.graphs[precision].file
+
+    def with_graph(self, precision: Precision, contract: GraphContract) -> "Artifact":
+        """Return the artifact with another graph of its directory for a precision."""
+        graphs = self.manifest.graphs | {precision: contract}
+        return replace(self, manifest=msgspec.structs.replace(self.manifest, graphs=graphs))
 
     @property
     def tokenizer_path(self) -> Path:
@@ -278,7 +292,10 @@ def _read_manifest(path: Path) -> Manifest:
     manifest = _convert(content, Manifest, str(path))
     if manifest.error_bounds.keys() != manifest.graphs.keys():
         raise ArtifactError(f"{path}: error_bounds must have the same precisions as graphs")
-    for name in (*(graph.file for graph in manifest.graphs.values()), TOKENIZER, GOLDEN):
+    if not manifest.cuda_graphs.keys() <= manifest.graphs.keys():
+        raise ArtifactError(f"{path}: cuda_graphs must have no precision that graphs does not have")
+    graphs = (*manifest.graphs.values(), *manifest.cuda_graphs.values())
+    for name in (*(graph.file for graph in graphs), TOKENIZER, GOLDEN):
         if name not in manifest.files:
             raise ArtifactError(f"{path}: files does not list {name}, which serving needs")
     if fingerprint_of(content) != manifest.fingerprint:

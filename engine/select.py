@@ -25,6 +25,11 @@ _RUNTIMES = {
 }
 
 
+def can_compute(precision: Precision, kind: Kind) -> bool:
+    """Return whether some runtime computes the precision on a kind of device."""
+    return (precision, kind) in _RUNTIMES
+
+
 class Backend(NamedTuple):
     """A precision and the runtime that computes it. AUTO is not among its runtimes."""
 

@@ -34,12 +34,15 @@ from kwise.engine.artifact import (
 )
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
+from kwise.engine.model.devices import Kind
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision, parse_precisions
+from kwise.engine.select import can_compute
 from kwise.errors import ConfigError
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.config import ExportConfig, Layout
-from kwise.export.parity import check_parity
+from kwise.export.graphs.cuda_graph import write_cuda_graph
+from kwise.export.parity import check_cuda_graph, check_parity, encoded
 from kwise.export.parity_cases import ParityCase, check_tokens, reference_cases
 from kwise.export.precision.precisions import add_precisions, contract_of
 from kwise.export.precision.text_groups import TextGroup, read_text_groups
@@ -288,15 +291,29 @@ def _prove(
         min_agreement=config.min_agreement,
         tell=progress,
     )
+    sequences = [encoded(encoder, case) for case in golden]
+    expected = session.run(sequences).rewards
     del session  # it maps the weights
+    cuda_graphs = {}
+    if manifest.layout == "trie":
+        cuda_graphs = {
+            precision: write_cuda_graph(work, contract)
+            for precision, contract in graphs.items()
+            if can_compute(precision, Kind.CUDA)
+        }
+        check_cuda_graph(
+            artifact, cuda_graphs[Precision.FP32], sequences, expected, report.tolerance
+        )
     if Precision.FP32 not in requested:
-        for name in (graph.file, data_name(graph.file)):
+        unused = cuda_graphs.pop(Precision.FP32, graph).file
+        for name in {graph.file, unused, data_name(graph.file)}:
             (work / name).unlink(missing_ok=True)
         del graphs[Precision.FP32], error_bounds[Precision.FP32]
     _write_golden(work / GOLDEN, golden)
     manifest = structs.replace(
         manifest,
         graphs=graphs,
+        cuda_graphs=cuda_graphs,
         error_bounds={precision: error_bounds[precision] for precision in graphs},
         files=_files(work),
     ).signed()

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kwise.engine.artifact import Artifact, GraphContract
 from kwise.engine.model.layouts import LAYOUTS
-from kwise.engine.model.session import Session
+from kwise.engine.model.session import GraphSession, Session
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.trie import sort_key
@@ -108,6 +111,35 @@ def check_parity(
             f"deviation of {report.reward_std:.2g} (--tolerance)"
         )
     return report
+
+
+def check_cuda_graph(
+    artifact: Artifact,
+    contract: GraphContract,
+    sequences: Sequence[EncodedSequence],
+    expected: NDArray[np.float32],
+    tolerance: float,
+) -> None:
+    """Check on this CPU that the graph for CUDA gives the rewards of the fp32 graph for CPUs.
+
+    Args:
+        artifact: The artifact, with the fp32 graph for CPUs.
+        contract: The contract of the fp32 graph for CUDA.
+        sequences: What to score, in one batch.
+        expected: The rewards that the graph for CPUs gives.
+        tolerance: The largest difference that is allowed.
+
+    Raises:
+        ParityError: A reward differs by more, or is NaN.
+    """
+    session = GraphSession(artifact.with_graph(Precision.FP32, contract))
+    rewards = session.run(sequences).rewards
+    difference = float(np.abs(rewards - expected).max())
+    if not difference <= tolerance:  # negated, so that NaN fails too
+        raise ParityError(
+            f"the graph for CUDA gives rewards that differ by {difference:.2e} from those of the "
+            f"graph for CPUs; {tolerance:.1e} is allowed"
+        )
 
 
 def encoded(encoder: ConversationEncoder, case: ParityCase) -> EncodedSequence:

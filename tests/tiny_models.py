@@ -20,6 +20,8 @@ TRIE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", GROUPED),
     "mistral": ("Mistral", {**GROUPED, "sliding_window": 24}),
     "gemma": ("Gemma", GROUPED),
+    # Every other layer has a window. transformers' sdpa attention ignores the cap on scores.
+    "gemma2": ("Gemma2", {**GROUPED, "sliding_window": 24, "attn_logit_softcapping": None}),
     "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}),
     "gpt_neox": ("GPTNeoX", {**SMALL, "max_position_embeddings": 512}),
     "opt": (

@@ -85,6 +85,7 @@ class TrieLayout:
         self, manifest: Manifest, contract: GraphContract, inputs: Mapping[str, Shape]
     ) -> None:
         self._contract = contract
+        self._names = inputs.keys()
         # W of each layer's keys and values. The input `past.NAME` has the output `present.NAME`.
         self._widths = {
             name.removeprefix("past."): int(shape[1] or 0)
@@ -121,7 +122,7 @@ class TrieLayout:
     def _inputs(self, reuse: Reuse) -> tuple[Arrays, int]:
         """Return the graph's inputs, and T.
 
-        The inputs are the arrays of `Packed` and:
+        The inputs are those of the arrays of `Packed` that the graph has, and:
 
         past.NAME: float32[P, W], the reused keys or values of a layer.
         rows_to_cache: int64, the rows whose keys and values the graph returns as `present.NAME`.
@@ -136,7 +137,9 @@ class TrieLayout:
         names = [f"past.{name}" for name in self._widths]
         past = dict(zip(names, reuse.states, strict=True))
         rows_to_cache = packed.entries[reuse.nodes_to_cache]
-        return {**packed.arrays, **past, "rows_to_cache": rows_to_cache}, packed.num_rows
+        arrays: Arrays = {**packed.arrays, **past, "rows_to_cache": rows_to_cache}
+        used = {name: array for name, array in arrays.items() if name in self._names}
+        return used, packed.num_rows
 
 
 class PaddedLayout:

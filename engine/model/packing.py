@@ -49,8 +49,9 @@ class Packed:
         positions, preorder, subtree_end [T+P]: position, node number and end of the subtree (see
             `Trie`) of each entry of the key table.
         last_rows [B]: the row of each sequence's last token.
-        queries.GROUP [n, S]: rows of each tile; the tile's last row is repeated as padding.
-        keys.GROUP [n, L]: entries of the key table for each tile; -1 is padding.
+        queries.GROUP [n, S]: rows of each tile. Padding is in front, and repeats the first row.
+        keys.GROUP [n, L]: entries of the key table for each tile; -1, at the end, is padding.
+        lengths.GROUP [n]: the number of keys of each tile that are not padding.
         outputs [T]: the place of each row's result among the groups' outputs laid end to end.
     entries: int64[N], the entry of the key table for each node; a value below T is also the node's
         row.
@@ -78,7 +79,9 @@ def pack(
         aligned_keys: put a row's keys at the same places in every batch, so that attention adds
             them up in the same order and the row's result is the same to the last bit. This costs
             some padding. It is for graphs that round to few bits, where a difference in the last
-            bit may flip a rounding and so grow a hundred-thousandfold.
+            bit may flip a rounding and so grow a hundred-thousandfold, and for graphs whose
+            attention is causal instead of masked: a tile's keys are then one path of the trie, and
+            its rows are the last nodes of that path.
     """
     past = np.full(trie.num_nodes, NOT_PAST) if past is None else past
     nodes = np.flatnonzero(past == NOT_PAST)  # int64[T]
@@ -106,20 +109,23 @@ def pack(
             max_keys = -(-max_keys // _KEY_STEP) * _KEY_STEP
         queries = np.zeros((max(len(members), 1), max_queries), np.int64)  # [n, S]
         keys = np.full((len(queries), max_keys), -1)  # int64[n, L]
+        # A group without tiles computes one score, which is not read.
+        lengths = tiles.num_keys[members] if len(members) else np.ones(1, np.int64)
         if not len(members):
-            keys[:] = 0  # a group without tiles computes one score, which is not read
+            keys[:] = 0
         for n, tile in enumerate(members):
             begin, stop = tiles.bounds[tile], tiles.bounds[tile + 1]
-            queries[n] = np.minimum(begin + np.arange(max_queries), stop - 1)
+            queries[n] = np.maximum(np.arange(stop - max_queries, stop), begin)
             ancestors = trie.path(int(nodes[begin]))[:-1]
             keys[n, : len(ancestors)] = entries[ancestors]
             keys[n, len(ancestors) : tiles.num_keys[tile]] = entries[
                 nodes[begin] : nodes[stop - 1] + 1
             ]
-            first = offset + n * max_queries
-            outputs[begin:stop] = np.arange(first, first + stop - begin)
+            end = offset + (n + 1) * max_queries
+            outputs[begin:stop] = np.arange(end - (stop - begin), end)
         offset += queries.size
         arrays[f"queries.{group}"], arrays[f"keys.{group}"] = queries, keys
+        arrays[f"lengths.{group}"] = lengths
     arrays["outputs"] = outputs
     return Packed(arrays=arrays, entries=entries, num_rows=num_rows)
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact import Artifact, GraphContract
+from kwise.engine.model.devices import Kind, parse_devices
 from kwise.engine.model.layouts import LAYOUTS, Pass
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.runtime.kind import Runtime
@@ -43,7 +44,8 @@ class GraphSession:
 
     Raises:
         ConfigError: the runtime is not installed, or the device is not available.
-        ArtifactError: the graph does not have the output that the manifest names.
+        ArtifactError: the artifact has no graph for the device, or the graph does not have the
+        output that the manifest names.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class GraphSession:
         device_memory_bytes: int = 0,
         prompt_cache_bytes: int = 0,
     ) -> None:
-        manifest, path = artifact.manifest, artifact.graph_path(precision)
-        contract = manifest.graphs[precision]
+        manifest = artifact.manifest
+        contract = _contract(artifact, precision, parse_devices(device)[0].kind)
+        path = artifact.path / contract.file
         layout = LAYOUTS[manifest.layout]
         self._graph = open_graph(
             path,
@@ -83,3 +86,16 @@ class GraphSession:
     def inputs(self, batch: Sequence[EncodedSequence]) -> dict[str, NDArray[Any]]:
         """Return the graph's inputs for the batch, with nothing reused and nothing to cache."""
         return self.layout.inputs(batch)
+
+
+def _contract(artifact: Artifact, precision: Precision, kind: Kind) -> GraphContract:
+    """Return the contract of the graph that a kind of device runs."""
+    manifest = artifact.manifest
+    if kind is Kind.CPU or not LAYOUTS[manifest.layout].bucket:
+        return manifest.graphs[precision]
+    if precision not in manifest.cuda_graphs:
+        raise ArtifactError(
+            f"{artifact.path}: the artifact has no graph in {precision.value} for CUDA, because an "
+            "older kwise wrote it; export the checkpoint again"
+        )
+    return manifest.cuda_graphs[precision]

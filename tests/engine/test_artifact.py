@@ -126,6 +126,12 @@ def test_weights_that_the_manifest_does_not_list_are_refused(tmp_path: Path) -> 
             "reward_output: Expected `str` of length",
         ),
         ("graphs", {"fp32": GRAPH, "int8": GRAPH}, "error_bounds must have the same precisions"),
+        ("cuda_graphs", {"int8": GRAPH}, "cuda_graphs must have no precision that graphs does not"),
+        (
+            "cuda_graphs",
+            {"fp32": GRAPH | {"file": "model.cuda.onnx"}},
+            "files does not list model.cuda.onnx",
+        ),
         ("error_bounds", {}, "error_bounds must have the same precisions"),
         ("error_bounds", {"fp32": BOUNDS | {"max_error": -1}}, "max_error: Expected `float` >= 0"),
         ("error_bounds", {"fp32": BOUNDS | {"max_error": float("nan")}}, "JSON is malformed"),

@@ -56,13 +56,14 @@ def _arrays(
     past = np.full(trie.num_nodes, NOT_PAST)
     past[:num_past] = np.arange(num_past)
     packed = pack(trie, num_tile_groups, past, num_past)
+    arrays = {name: array for name, array in packed.arrays.items() if name in graph.inputs}
     random = np.random.default_rng(0)
     widths = {name: shape[1] for name, shape in graph.inputs.items() if name.startswith("past.")}
     states = {
         name: random.standard_normal((num_past, int(width or 0)), np.float32)
         for name, width in widths.items()
     }
-    return packed.arrays | states | {"rows_to_cache": packed.entries[: 0 if num_past else 20]}
+    return arrays | states | {"rows_to_cache": packed.entries[: 0 if num_past else 20]}
 
 
 def test_a_gpus_options_name_the_device_and_leave_fp32_exact() -> None:

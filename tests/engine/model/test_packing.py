@@ -94,6 +94,23 @@ def test_aligned_keys_lie_at_their_depths(
 
 
 @given(KNOWN, TILE_GROUPS)
+def test_with_aligned_keys_a_tile_is_causal_from_its_lower_right_corner(
+    known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int
+) -> None:
+    trie, past, entries = known
+    packed = pack(trie, num_tile_groups, past, len(entries), aligned_keys=True)
+    ends = 0
+    for group in range(num_tile_groups):
+        arrays = (packed.arrays[f"{kind}.{group}"] for kind in ("queries", "keys", "lengths"))
+        for queries, keys, length in zip(*arrays, strict=True):
+            ends += len(queries)
+            assert length == (keys >= 0).sum()
+            for place, query in enumerate(reversed(queries)):
+                if ends - 1 - place in packed.arrays["outputs"]:
+                    assert _seen(packed, query, keys).tolist() == keys[: length - place].tolist()
+
+
+@given(KNOWN, TILE_GROUPS)
 def test_rows_are_the_nodes_that_are_not_past_in_preorder(
     known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int
 ) -> None:
@@ -117,12 +134,14 @@ def test_rows_are_the_nodes_that_are_not_past_in_preorder(
 
 
 @given(KNOWN, TILE_GROUPS)
-def test_padding_is_the_last_query_again_and_minus_one_for_keys(
+def test_padding_is_the_first_query_again_and_minus_one_for_keys(
     known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int
 ) -> None:
     trie, past, entries = known
     packed = pack(trie, num_tile_groups, past, len(entries))
-    names = {f"{kind}.{c}" for kind in ("queries", "keys") for c in range(num_tile_groups)}
+    names = {
+        f"{kind}.{c}" for kind in ("queries", "keys", "lengths") for c in range(num_tile_groups)
+    }
     assert packed.arrays.keys() == {
         "input_ids",
         "positions",
@@ -135,9 +154,8 @@ def test_padding_is_the_last_query_again_and_minus_one_for_keys(
     assert all(array.dtype == np.int64 for array in packed.arrays.values())
     for queries, keys in _tiles(packed, num_tile_groups):
         real = len(set(queries.tolist()))
-        assert queries.tolist() == [
-            min(queries[0] + i, queries[0] + real - 1) for i in range(len(queries))
-        ]
+        first, last = queries[-real], queries[-1]
+        assert queries.tolist() == [max(last - i, first) for i in reversed(range(len(queries)))]
         num_keys = int((keys >= 0).sum())
         assert (keys[:num_keys] >= 0).all()
         assert (keys[num_keys:] == -1).all()

@@ -217,6 +217,9 @@ def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(
         GraphSession(artifact, runtime=Runtime.OPENVINO, device="cuda")
     with pytest.raises(ConfigError, match=r"--device cuda needs onnxruntime-gpu"):
         GraphSession(artifact, device="cuda")
+    older = replace(artifact, manifest=structs.replace(artifact.manifest, cuda_graphs={}))
+    with pytest.raises(ArtifactError, match=r"no graph in fp32 for CUDA.*export the checkpoint"):
+        GraphSession(older, device="cuda")
     monkeypatch.setattr("kwise.engine.model.runtime.open.find_spec", lambda _: None)
     for runtime, extra in ((Runtime.OPENVINO, "openvino"), (Runtime.AUTO, "engine")):
         with pytest.raises(

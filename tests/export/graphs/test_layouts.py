@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
+from msgspec import structs
 
 from kwise.engine.artifact import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.session import GraphSession
+from kwise.engine.model.shape_buckets import BucketedGraph
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
 from kwise.export.parity import allowed_difference
@@ -77,12 +81,68 @@ def assert_parity(checkpoint: Path, artifact: Path, layout: str, *, openvino: bo
         np.testing.assert_allclose(together, expected, rtol=0, atol=allowed, err_msg=runtime.value)
 
 
-@pytest.mark.parametrize("family", TRIE)
-def test_causal_models_share_prefixes_and_keep_their_rewards(
-    family: str, smollm2_tokenizer: Any, tmp_path: Path
-) -> None:
-    checkpoint = tiny_model(*TRIE[family], smollm2_tokenizer, tmp_path / "checkpoint")
-    assert_parity(checkpoint, export_quietly(checkpoint, tmp_path / "artifact"), "trie")
+@pytest.fixture(scope="module", params=TRIE)
+def causal(
+    request: pytest.FixtureRequest, smollm2_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A directory with the checkpoint and the artifact of one family."""
+    directory = tmp_path_factory.mktemp("causal") / request.param
+    directory.mkdir()
+    tiny_model(*TRIE[request.param], smollm2_tokenizer, directory / "checkpoint")
+    export_quietly(directory / "checkpoint", directory / "artifact")
+    return directory
+
+
+def test_causal_models_share_prefixes_and_keep_their_rewards(causal: Path) -> None:
+    assert_parity(causal / "checkpoint", causal / "artifact", "trie")
+
+
+def test_the_graph_for_cuda_gives_the_same_rewards_to_the_last_bit(causal: Path) -> None:
+    """Here on a CPU, in batches that take some prompts, or parts of them, from the cache."""
+    artifact = read_artifact(causal / "artifact")
+    masked = structs.replace(artifact.manifest.graphs[Precision.FP32], aligned_keys=True)
+    for_cuda = artifact.manifest.cuda_graphs[Precision.FP32]
+    sessions = [
+        GraphSession(
+            artifact.with_graph(Precision.FP32, contract), threads=1, prompt_cache_bytes=1 << 20
+        )
+        for contract in (masked, for_cuda, for_cuda)
+    ]
+    sessions[2]._graph = BucketedGraph(sessions[2]._graph)
+    random = np.random.default_rng(0)
+    prompts = [random.integers(3, 40_000, length) for length in (20, 70, 130)]
+    num_reused = 0
+    for _ in range(3):
+        batch = [
+            EncodedSequence(
+                token_ids=np.concatenate([prompt, random.integers(3, 40_000, length)]),
+                type_ids=None,
+                num_tokens=len(prompt) + length,
+                prompt_tokens=len(prompt),
+            )
+            for prompt in prompts
+            for length in random.integers(1, 90, 3)
+        ]
+        expected, *passes = [session.run(batch) for session in sessions]
+        for passed in passes:
+            assert passed.rewards.tolist() == expected.rewards.tolist()
+            assert passed.num_reused == expected.num_reused
+        num_reused += expected.num_reused
+    assert num_reused > 0
+
+
+def test_only_layers_with_a_window_keep_a_mask_in_the_graph_for_cuda(causal: Path) -> None:
+    artifact = read_artifact(causal / "artifact")
+    family, options = TRIE[causal.name]
+    contract = artifact.manifest.cuda_graphs[Precision.FP32]
+    graph = onnx.load(artifact.path / contract.file, load_external_data=False).graph
+    attention = [node for node in graph.node if node.op_type == "Attention"]
+    assert len(attention) == 2, "one per layer"
+    num_masks = sum(node.input[3] != "" for node in attention)
+    assert num_masks == {"Mistral": 2, "Gemma2": 1}.get(family, 0)
+    assert len(attention) - num_masks == sum(node.input[6:] == ["lengths.0"] for node in attention)
+    has_masks = "subtree_end" in {value.name for value in graph.input}
+    assert has_masks == (num_masks > 0) == ("sliding_window" in options)
 
 
 @pytest.mark.parametrize("family", PADDED)

@@ -371,6 +371,22 @@ def test_the_manifest_says_what_was_measured(artifact: Artifact) -> None:
     assert weights == sorted(weights, reverse=True)
 
 
+def _assert_same_for_cuda(artifact: Artifact, precision: Precision) -> None:
+    """Check on a CPU that the graph for CUDA gives the same rewards to the last bit."""
+    random = np.random.default_rng(0)
+    prompt = random.integers(3, 40_000, 70)
+    batch = [
+        EncodedSequence(token_ids=ids, type_ids=None, num_tokens=len(ids))
+        for ids in (prompt, *(np.append(prompt, random.integers(3, 40_000, n)) for n in (5, 60)))
+    ]
+    for_cuda = artifact.with_graph(precision, artifact.manifest.cuda_graphs[precision])
+    rewards = [
+        GraphSession(each, precision=precision, threads=1).run(batch).rewards.tolist()
+        for each in (artifact, for_cuda)
+    ]
+    assert rewards[0] == rewards[1]
+
+
 @pytest.mark.parametrize("family", PRODUCTS)
 def test_other_architectures_too(family: str, smollm2_tokenizer: Any, tmp_path: Path) -> None:
     """GPT-2's matmuls are Gemm nodes with biases; ModernBERT is padded, its attention written out.
@@ -388,6 +404,11 @@ def test_other_architectures_too(family: str, smollm2_tokenizer: Any, tmp_path: 
         report = artifact.manifest.error_bounds[precision].report
         assert (report["fp32_layers"], report["matmul_share"]) == ([], 1)
         assert 0 < report["mean_error"] < bound
+    assert artifact.manifest.cuda_graphs.keys() == (
+        {Precision.FP32, Precision.FP16, Precision.BF16} if family in TRIE else set()
+    )
+    if family in TRIE:
+        _assert_same_for_cuda(artifact, Precision.FP16)
     int8, fp16 = (
         onnx.load(artifact.graph_path(p), load_external_data=False).graph
         for p in (Precision.INT8, Precision.FP16)
@@ -518,7 +539,8 @@ def test_fp32_need_not_be_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert {file.name for file in path.iterdir()} == artifact.manifest.files.keys() | {
         "manifest.json"
     }
-    assert "model.onnx" not in artifact.manifest.files
+    assert not [name for name in artifact.manifest.files if name.startswith("model.onnx")]
+    assert not artifact.manifest.cuda_graphs and "model.cuda.onnx" not in artifact.manifest.files
 
 
 def test_sensitive_layer_groups_stay_in_fp32_until_the_rest_ranks_as_fp32_does(
