@@ -18,6 +18,8 @@ from kwise.bulk.input.row import BadRow
 from kwise.bulk.scorers.engine import EngineScorer
 from kwise.engine.config import EngineConfig
 from kwise.errors import KwiseError
+from kwise.train.data.files.arrow_rows import batch_rows
+from kwise.train.data.rows.items import RowProblem
 from kwise.types import Group, ScoredGroup
 
 # Groups that are batched together. Sorted by prefix, they share what they have in common.
@@ -83,7 +85,7 @@ class ScoreBatch:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the table with the columns `rewards` and `errors`, rows in order."""
-        rows = [self._group(row) for row in table.to_pylist()]
+        rows = [self._group(row) for row in batch_rows(table)]
         groups = [row for row in rows if isinstance(row, Group)]
         results = iter(self._runner.run(self._scorer.score(groups)))
         outcomes = [next(results) if isinstance(row, Group) else row for row in rows]
@@ -92,7 +94,9 @@ class ScoreBatch:
         table = table.append_column("rewards", pa.array(rewards, pa.list_(pa.float64())))
         return table.append_column("errors", pa.array(errors, pa.list_(pa.string())))
 
-    def _group(self, row: dict[str, Any]) -> Group | BadRow:
+    def _group(self, row: Any) -> Group | BadRow:
+        if isinstance(row, RowProblem):
+            return BadRow.of(row)
         try:
             return self._columns.group(row)
         except BadRow as problem:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kwise.errors import InvalidRequest
+from kwise.train.data.rows.items import WHOLE_ROW, RowProblem
 from kwise.types import Group
 
 
@@ -14,6 +15,11 @@ class BadRow(InvalidRequest):
         field: the column, with the place in it ("responses[3].text"); "" for the row as a whole.
         problem: what is wrong with it.
     """
+
+    @classmethod
+    def of(cls, problem: RowProblem) -> "BadRow":
+        """Return the error of a row that the reader of its file could not read."""
+        return cls("" if problem.field == WHOLE_ROW else problem.field, problem.problem)
 
     def __str__(self) -> str:
         return f"{self.field}: {self.problem}" if self.field else self.problem

@@ -5,7 +5,6 @@ full, and at 16 MB of text or 4,096 rows, so that memory is bounded whatever the
 the time nor the place where an earlier run ended plays a part.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from kwise.bulk.input.files import InputFile
 from kwise.bulk.input.row import BadRow, InputRow, UnreadFile
 from kwise.train.data.files.read_rows import read_rows
 from kwise.train.data.rows.items import RowProblem
-from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.errors import UnreadableFile
 from kwise.train.rankings.open_file import display_name
 from kwise.types import Group, Message
 
@@ -22,8 +21,6 @@ MAX_WINDOW_ROWS = 4096
 _MAX_CHARACTERS = 16 << 20
 # English has about four characters a token.
 _CHARACTERS_PER_TOKEN = 4
-_PLACE = re.compile(r"^(\d+: )?(row( \d+)?: )?")
-_NO_ROW = "; no row can be found after it"
 _NOTHING_READ = "nothing after it in this file was read"
 
 
@@ -96,10 +93,8 @@ def _rows_of_file(path: str) -> Iterator[tuple[int, Any]]:
     try:
         for line, content in read_rows(path):
             yield line, content
-    except RankingsError as error:
-        problem = error.problems[0].removeprefix(f"{display_name(path)}:").strip()
-        problem = _PLACE.sub("", problem)  # the row has it already
-        yield line + 1, UnreadFile("", f"{problem.removesuffix(_NO_ROW)}; {_NOTHING_READ}")
+    except UnreadableFile as error:
+        yield error.row or line + 1, UnreadFile("", f"{error.reason}; {_NOTHING_READ}")
 
 
 def _input_row(number: int, path: str, line: int, content: Any, group_of: GroupOf) -> InputRow:
@@ -107,7 +102,7 @@ def _input_row(number: int, path: str, line: int, content: Any, group_of: GroupO
     if isinstance(content, BadRow):
         content, problem = None, content
     elif isinstance(content, RowProblem):
-        content, problem = None, BadRow("", str(content).removeprefix("row: "))
+        content, problem = None, BadRow.of(content)
     else:
         try:
             group = group_of(content)

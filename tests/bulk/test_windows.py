@@ -56,3 +56,17 @@ def test_bad_rows_fill_windows_too(tmp_path: Path) -> None:
 def test_a_window_has_64_batches(options: dict[str, Any], tokens: int) -> None:
     config = RerankConfig(input="in", output="out", artifact="a", **options)
     assert config.effective_window_tokens == tokens
+
+
+def test_what_cannot_be_read_has_its_field_and_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text('prompt,responses\n"p\nq","[""a""]"\np,[a\np,"[""a')
+    _, bad, unread = read_input(input_files(str(path)), Columns().group)
+    assert bad.problem is not None and unread.problem is not None
+    assert (bad.line, bad.problem.field) == (4, "responses")
+    assert bad.problem.problem.startswith("must be JSON in a table: not JSON: ")
+    assert (unread.line, unread.problem.field) == (5, "")
+    assert str(unread.problem) == (
+        "not CSV: a quotation mark that opens here is never closed; "
+        "nothing after it in this file was read"
+    )

@@ -15,3 +15,21 @@ class RankingsError(ValueError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+
+class UnreadableFile(RankingsError):
+    """A file in which no row, or no further row, can be found.
+
+    Attributes:
+        row: the line or row that could not be read; None if the file as a whole is the problem.
+        reason: what is wrong, without file and row.
+    """
+
+    def __init__(self, name: str, reason: str, *, row: int | None = None) -> None:
+        super().__init__(
+            [f"{name}: {reason}"]
+            if row is None
+            else [f"{name}:{row}: row: {reason}; no row can be found after it"]
+        )
+        self.row = row
+        self.reason = reason

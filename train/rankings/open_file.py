@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kwise.errors import ConfigError
-from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.errors import UnreadableFile
 
 STDIN = "-"
 """The path that stands for standard input."""
@@ -45,7 +45,7 @@ def open_decompressed(path: str) -> Iterator["io.BufferedReader[Any]"]:
 
     Raises:
         ConfigError: the file is missing or must not be read.
-        RankingsError: while reading: the gzip file is damaged or cut short.
+        UnreadableFile: while reading: the gzip file is damaged or cut short.
         OSError: the file cannot be read.
     """
     check_input(path)
@@ -64,7 +64,7 @@ def open_decompressed(path: str) -> Iterator["io.BufferedReader[Any]"]:
             buffered = io.BufferedReader(gzip.GzipFile(fileobj=buffered))
         yield buffered
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RankingsError([f"{display_name(path)}: not a complete gzip file ({error})"]) from None
+        raise UnreadableFile(display_name(path), f"not a complete gzip file ({error})") from None
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise

@@ -184,7 +184,7 @@ def test_the_input_may_be_replaced_by_its_own_conversion(tmp_path: Path) -> None
             "kwise data convert unknown.jsonl --output rankings.jsonl --format NAME",
         ),
         ("validate array.json", 1, "array.json: no rankings"),
-        ("validate some.parquet", 1, "some.parquet: row 1: not readable as Parquet"),
+        ("validate some.parquet", 1, "some.parquet:1: row: not readable as Parquet"),
         ("validate in.jsonl --max-problems 0", 2, "--max-problems is 0; it must be at least 1"),
         ("stats bad.jsonl", 1, "bad.jsonl:1: responses[0]: unknown key 'score '"),
         ("stats empty.jsonl", 1, "empty.jsonl: no rankings"),

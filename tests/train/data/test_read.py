@@ -171,7 +171,7 @@ def test_a_file_of_another_kind_is_told_in_one_line(
     (tmp_path / "a").write_bytes(begin)
     assert main(["data", "validate", str(tmp_path / "a")]) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{tmp_path / 'a'}: ") and message in line
+    assert line.startswith(f"{tmp_path / 'a'}:") and message in line
 
 
 @pytest.mark.parametrize(

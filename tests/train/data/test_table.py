@@ -102,7 +102,7 @@ def test_a_row_with_other_cells_is_a_problem_and_the_next_row_follows(tmp_path: 
         ("prompt,chosen\ra,b\r", "a:1: row: not CSV: a carriage return stands outside"),
         ('prompt,chosen\na,b\n"c"x,d\n', "a:3: row: not CSV: ',' expected after '\"'"),
         (b"prompt,chosen\na,b\n\xe4,d\n", "a:3: row: not UTF-8; save the file as UTF-8; no row"),
-        ("prompt,chosen,prompt\na,b,c\n", "a:1: header: has the column 'prompt' twice"),
+        ("prompt,chosen,prompt\na,b,c\n", "a:1: row: the header has the column 'prompt' twice"),
     ],
 )
 def test_a_table_that_cannot_be_read_on_names_the_line(

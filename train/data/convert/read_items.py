@@ -15,7 +15,7 @@ from kwise.train.data.formats.resemblance import resemblance, unknown_format
 from kwise.train.data.formats.table import FORMATS, FormatName, detect
 from kwise.train.data.rows.items import RankedResponses, RowItem, RowProblem
 from kwise.train.data.rows.read_row import read_row
-from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.errors import RankingsError, UnreadableFile
 from kwise.train.rankings.open_file import display_name
 
 
@@ -74,7 +74,7 @@ def _rows(path: str, report: ConversionReport) -> Iterator[tuple[int, Any]]:
     """Yield the rows of a file; report the reason why no further one can be read."""
     try:
         yield from read_rows(path)
-    except RankingsError as error:
+    except UnreadableFile as error:
         report.problems.add_end(error)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from kwise.errors import ConfigError
 from kwise.libraries.extras import how_to_install
 from kwise.train.data.files.arrow_rows import batch_rows
-from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.errors import UnreadableFile
 
 _BATCH_ROWS = 64
 _FILE_MAGIC = b"ARROW1"
@@ -17,7 +17,7 @@ def read_arrow(path: str) -> Iterator[tuple[int, Any]]:
 
     Raises:
         ConfigError: pyarrow is not installed.
-        RankingsError: the file is damaged.
+        UnreadableFile: the file is damaged.
     """
     try:
         import pyarrow
@@ -35,10 +35,8 @@ def read_arrow(path: str) -> Iterator[tuple[int, Any]]:
                         number += 1
                         yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error)[:200]
-        raise RankingsError(
-            [f"{path}: row {number + 1}: not readable as Arrow ({reason})"]
-        ) from None
+        reason = f"not readable as Arrow ({str(error)[:200]})"
+        raise UnreadableFile(path, reason, row=number + 1) from None
 
 
 def _batches(ipc: Any, file: Any) -> Iterator[Any]:

@@ -7,7 +7,7 @@ from kwise.train.data.rows.items import RowProblem
 
 
 def batch_rows(batch: Any) -> Iterator[Any]:
-    """Yield the rows of a record batch.
+    """Yield the rows of a record batch or a table.
 
     A time that is finer or later than Python's types allow is its text in ISO 8601; a duration, or
     a time that has no such text, is the number in the file. A row with a text that is not UTF-8 is

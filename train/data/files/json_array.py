@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from kwise.json_object import RepeatedKey, json_reason, object_of_pairs
 from kwise.train.data.rows.items import RowProblem
-from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.errors import UnreadableFile
 from kwise.train.rankings.json_value import UNREADABLE_JSON
 
 CHUNK_BYTES = 1 << 16
@@ -36,7 +36,7 @@ def read_array(
     name: of the file, for messages.
 
     Raises:
-        RankingsError: the text is not a JSON array in UTF-8 from here on.
+        UnreadableFile: the text is not a JSON array in UTF-8 from here on.
     """
     buffer = _Buffer(stream, chunk_bytes)
     number = 0
@@ -56,9 +56,7 @@ def read_array(
         if buffer.next_character():
             raise _Damaged("there is more after the array")
     except _Damaged as problem:
-        raise RankingsError(
-            [f"{name}:{number + 1}: row: {problem}; no row can be found after it"]
-        ) from None
+        raise UnreadableFile(name, str(problem), row=number + 1) from None
 
 
 class _Damaged(Exception):

@@ -18,7 +18,7 @@ from kwise.train.data.files.kinds import FileKind, file_kind, unreadable_kind, w
 from kwise.train.data.files.parquet import read_parquet
 from kwise.train.data.files.table import delimiter_of, read_table
 from kwise.train.data.rows.items import RowProblem
-from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.errors import UnreadableFile
 from kwise.train.rankings.json_value import JsonError, parse_json
 from kwise.train.rankings.open_file import STDIN, display_name, open_decompressed
 
@@ -32,7 +32,7 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
     A row that cannot be read is a `RowProblem` instead, and the next row follows.
 
     Raises:
-        RankingsError: no further row can be found, or the file is of another kind.
+        UnreadableFile: no further row can be found, or the file is of another kind.
         ConfigError: the file is missing, or is Parquet or Arrow without pyarrow or from standard
             input.
         OSError: the file cannot be read.
@@ -41,7 +41,7 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
     with open_decompressed(path) as stream:
         beginning = stream.peek(32)
         if problem := unreadable_kind(beginning):
-            raise RankingsError([f"{name}: {problem}"])
+            raise UnreadableFile(name, problem)
         kind = file_kind(beginning)
         if kind is FileKind.ARRAY:
             yield from read_array(stream, name)
@@ -53,9 +53,7 @@ def read_rows(path: str) -> Iterator[tuple[int, Any]]:
         elif path == STDIN:
             raise ConfigError(f"{kind.value} cannot be read from standard input; give it as a file")
         elif isinstance(stream.raw, gzip.GzipFile):
-            raise RankingsError(
-                [f"{path}: is {kind.value} compressed with gzip; decompress it first"]
-            )
+            raise UnreadableFile(path, f"is {kind.value} compressed with gzip; decompress it first")
         else:
             yield from (read_arrow if kind is FileKind.ARROW else read_parquet)(path)
 
@@ -80,7 +78,7 @@ def _read_table_or_lines(
     """
     first = list(islice(lines, 2))
     if extension_problem and not _is_text(first[0][1]):
-        raise RankingsError([f"{name}: {extension_problem}"])
+        raise UnreadableFile(name, extension_problem)
     lines = chain(first, lines)
     values = [_parse_line(line) for _, line in first]
     if not isinstance(values[0], RowProblem) or isinstance(values[-1], dict):
@@ -88,13 +86,12 @@ def _read_table_or_lines(
     elif delimiter := delimiter_of(first[0][1].decode("utf-8", "replace")):
         yield from read_table(lines, delimiter, name)
     elif extension_problem:
-        raise RankingsError([f"{name}: {extension_problem}"])
+        raise UnreadableFile(name, extension_problem)
     else:
-        raise RankingsError(
-            [
-                f"{name}: is not JSON Lines, a JSON array, Parquet, Arrow, CSV or TSV: its "
-                "first line is not JSON, and no one delimiter (, tab ; |) divides it into columns"
-            ]
+        raise UnreadableFile(
+            name,
+            "is not JSON Lines, a JSON array, Parquet, Arrow, CSV or TSV: its first line is not "
+            "JSON, and no one delimiter (, tab ; |) divides it into columns",
         )
 
 
@@ -114,7 +111,7 @@ def _read_json_lines(lines: Iterable[NumberedLine], name: str) -> Iterator[tuple
             continue
         if cut is not None:
             if not content.startswith(b"{"):
-                raise RankingsError([f"{name}: {_MULTILINE} jq -c . {name} > rows.jsonl"])
+                raise UnreadableFile(name, f"{_MULTILINE} jq -c . {name} > rows.jsonl")
             yield cut
             cut = None
         row = _parse_line(content)

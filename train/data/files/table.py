@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kwise.train.data.rows.items import RowProblem
-from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.errors import UnreadableFile
 from kwise.train.rankings.json_value import JsonError, parse_json
 
 _DELIMITERS = (",", "\t", ";", "|")
@@ -68,7 +68,7 @@ def read_table(
         name: of the file, for messages.
 
     Raises:
-        RankingsError: the header cannot be used, or no further row can be found.
+        UnreadableFile: the header cannot be used, or no further row can be found.
     """
     csv.field_size_limit(sys.maxsize)  # a response may be longer than the default of 128 KiB
     start = end = 0
@@ -81,7 +81,7 @@ def read_table(
 
     try:
         reader = csv.reader(decoded(), delimiter=delimiter, strict=True)
-        columns = _columns(next(reader), f"{name}:{end}: header")
+        columns = _columns(next(reader), name, end)
         while True:
             start = 0
             try:
@@ -91,10 +91,10 @@ def read_table(
             if cells:
                 yield start, _row(columns, cells)
     except UnicodeDecodeError:
-        problem = f"{name}:{end}: row: not UTF-8; save the file as UTF-8"
+        row, reason = end, "not UTF-8; save the file as UTF-8"
     except csv.Error as error:
-        problem = f"{name}:{start}: row: not CSV: {_reason(error)}"
-    raise RankingsError([f"{problem}; no row can be found after it"])
+        row, reason = start, f"not CSV: {_reason(error)}"
+    raise UnreadableFile(name, reason, row=row)
 
 
 def _reason(error: csv.Error) -> str:
@@ -107,12 +107,14 @@ def _reason(error: csv.Error) -> str:
     return text
 
 
-def _columns(names: list[str], at: str) -> list[str]:
+def _columns(names: list[str], file_name: str, line: int) -> list[str]:
     # pandas writes its index as a column without a name.
     columns = [name.strip() or f"column {number}" for number, name in enumerate(names, start=1)]
     for name in columns:
         if columns.count(name) > 1:
-            raise RankingsError([f"{at}: has the column {name[:40]!a} twice"])
+            raise UnreadableFile(
+                file_name, f"the header has the column {name[:40]!a} twice", row=line
+            )
     return columns
 
 

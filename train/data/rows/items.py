@@ -16,12 +16,22 @@ from typing import Any
 from kwise.train.data.rows.row import Row
 from kwise.types import Conversation
 
+WHOLE_ROW = "row"
+"""The field of a problem that is not about one column."""
+
 
 class RowProblem(ValueError):
-    """A row that cannot be read: "field: problem". The reader of the file adds file and row."""
+    """A row that cannot be read: "field: problem". The reader of the file adds file and row.
+
+    Attributes:
+        field: the column, with the place in it; WHOLE_ROW if it is not about one.
+        problem: what is wrong with it.
+    """
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

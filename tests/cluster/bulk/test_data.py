@@ -1,0 +1,37 @@
+"""What a worker of Ray Data does with a table, without Ray."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kwise.bulk.input.groups import Columns
+from kwise.engine.config import EngineConfig
+
+pa = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
+
+
+def _scored(artifact: Path, table: Any) -> list[dict[str, Any]]:
+    from kwise.cluster.data import ScoreBatch
+
+    score = ScoreBatch(str(artifact), Columns(), EngineConfig(threads=1))
+    rows: list[dict[str, Any]] = score(table).select(["rewards", "errors"]).to_pylist()
+    return rows
+
+
+def test_times_beyond_python_and_texts_that_are_not_utf8_harm_no_other_row(
+    tiny_artifact: Path,
+) -> None:
+    offsets, content = pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xffp")
+    table = pa.table(
+        {
+            "prompt": pa.Array.from_buffers(pa.string(), 2, [None, offsets, content]),
+            "responses": [["a", "b"], ["c", "d"]],
+            "time": pa.array([1_700_000_000_123_456_789] * 2, pa.timestamp("ns", "UTC")),
+        }
+    )
+    bad, good = _scored(tiny_artifact, pa.concat_tables([table.slice(0, 1), table.slice(1)]))
+    assert bad == {"rewards": [], "errors": ["prompt: not UTF-8"]}
+    assert good["errors"] == [None, None]
+    assert all(isinstance(reward, float) for reward in good["rewards"])
