@@ -12,6 +12,7 @@ from typing import Any
 
 from kwise.bulk.scorers.protocol import ModelIdentity
 from kwise.errors import ConfigError
+from kwise.options import flag_of
 from kwise.publish import publish_file
 
 _SCHEMA = 1
@@ -125,15 +126,15 @@ class RunRecord:
         for name in sorted(self.options.keys() | asked.options.keys()):
             before, now = self.options.get(name), asked.options.get(name)
             if before != now:
-                flag = "--" + name.replace("_", "-")
                 raise ConfigError(
-                    f"{flag} is {now}, and was {before} in the run of {path}: {advice}"
+                    f"{flag_of(name)} is {now}, and was {before} in the run of {path}: {advice}"
                 )
         if self.input != asked.input:
             name = _changed(self.input, asked.input)
             raise ConfigError(
                 f"{name} has changed since the run of {path}; --overwrite begins anew"
             )
+        _check_same_server(self.model.server_options, asked.model.server_options, path)
         for part, before in asdict(self.model).items():
             if before != (now := getattr(asked.model, part)):
                 raise ConfigError(
@@ -156,6 +157,20 @@ class RunRecord:
     def finished(self) -> "RunRecord":
         """Return the record of the run with its output in place."""
         return replace(self, is_finished=True)
+
+
+def _check_same_server(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Check that the server answers as it did in the run of `path`.
+
+    Raises:
+        ConfigError: one of its options differs; names it.
+    """
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ConfigError(
+                f"the server has {flag_of(name)} {now.get(name)}, and had {before.get(name)} in "
+                f"the run of {path}: start it as before, or begin anew with --overwrite"
+            )
 
 
 def _changed(before: list[list[Any]], now: list[list[Any]]) -> str:

@@ -6,8 +6,8 @@ the window alone therefore gives the same rewards, bit for bit, whenever it scor
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from kwise.errors import KwiseError
 from kwise.types import Group, ScoredGroup
@@ -24,12 +24,15 @@ class ModelIdentity:
         fingerprint: the SHA-256 of the artifact.
         precision: the precision of the matrix products.
         runtime: the library and the device.
+        server_options: the options of the server that decide what it answers; empty if the model
+            runs in this process, which has them from the options of the run.
     """
 
     model: str
     fingerprint: str
     precision: str
     runtime: str
+    server_options: dict[str, Any] = field(default_factory=dict)
 
 
 class BulkScorer(Protocol):

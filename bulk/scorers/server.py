@@ -5,8 +5,13 @@ from collections.abc import Sequence
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
 from kwise.client.aio import AsyncRewardClient
 from kwise.client.errors import RewardServiceError
+from kwise.client.several.models import differing_settings
 from kwise.client.several.targets import check_targets
+from kwise.options import flag_of
 from kwise.types import Group, ModelInfo
+
+# The options of a server on which the reward or the error of a conversation depends.
+_SERVER_OPTIONS = ("max_tokens", "overlong", "control_tokens")
 
 
 class ServerScorer:
@@ -40,7 +45,15 @@ class ServerScorer:
         try:
             await client.wait_until_ready(min(5.0, timeout_s))
             served = await client.get_model()
-            _check_alike(served, server)
+            answers = (await client.get_models()).values()
+            _check_alike(
+                [
+                    answer
+                    for answer in answers
+                    if isinstance(answer, ModelInfo) and answer.fingerprint == served.fingerprint
+                ],
+                server,
+            )
         except BaseException:
             await client.close()
             raise
@@ -49,6 +62,7 @@ class ServerScorer:
             fingerprint=served.fingerprint,
             precision=served.precision,
             runtime=served.runtime,
+            server_options={name: getattr(served, name) for name in _SERVER_OPTIONS},
         )
         return cls(client, identity, len(check_targets("server", server)))
 
@@ -62,18 +76,16 @@ class ServerScorer:
         await self._client.close()
 
 
-def _check_alike(served: ModelInfo, server: str) -> None:
+def _check_alike(models: Sequence[ModelInfo], server: str) -> None:
     """Check that all servers give a conversation the same reward.
 
     Raises:
         RewardServiceError: a setting on which rewards depend differs between them.
     """
-    for setting in ("precision", "overlong", "control_tokens"):
-        # `merge_models` joins values that differ.
-        if "," in getattr(served, setting):
-            raise RewardServiceError(
-                "FAILED_PRECONDITION",
-                f"the servers differ in {setting} ({getattr(served, setting)}), so their rewards "
-                f"do not belong in one output; start them with one --{setting.replace('_', '-')}",
-                target=server,
-            )
+    for setting, values in differing_settings(models).items():
+        raise RewardServiceError(
+            "FAILED_PRECONDITION",
+            f"the servers differ in {setting} ({', '.join(map(str, values))}), so their rewards "
+            f"do not belong in one output; start them with one {flag_of(setting)}",
+            target=server,
+        )

@@ -43,18 +43,49 @@ def test_rewards_of_two_models_do_not_get_into_one_output(
     assert [row["row"] for row in read_lines(output)] == list(range(1, 61))
 
 
-def test_servers_that_score_differently_are_refused_before_the_first_row(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+SETTINGS: list[tuple[str, Any, Any]] = [
+    ("max_tokens", 512, 1024),
+    ("overlong", "reject", "drop-turns"),
+    ("control_tokens", "accept", "reject"),
+]
+
+
+@pytest.mark.parametrize(("name", "one", "other"), [("precision", "fp32", "int8"), *SETTINGS])
+def test_servers_that_answer_differently_are_refused_before_the_first_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, one: Any, other: Any
 ) -> None:
     path, output = write_lines(tmp_path / "in.jsonl", groups(3)), tmp_path / "out.jsonl"
     with (
-        serving(service=_SettingService("fp32")) as first,
-        serving(service=_SettingService("int8")) as second,
+        serving(service=_SettingService({name: one})) as first,
+        serving(service=_SettingService({name: other})) as second,
     ):
         assert rerank(path, output, "--server", f"{first},{second}") == 1
+    flag = "--" + name.replace("_", "-")
+    told = f"the servers differ in {name} ({one}, {other}), so their rewards"
     errors = capsys.readouterr().err
-    assert "the servers differ in precision (" in errors and "start them with one --prec" in errors
+    assert told in errors and f"start them with one {flag}" in errors
     assert not output.exists()
+
+
+@pytest.mark.parametrize(("name", "before", "now"), SETTINGS)
+def test_a_run_goes_on_only_with_a_server_that_answers_as_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, before: Any, now: Any
+) -> None:
+    service = _ChangingService({name: before})
+    path, output = write_lines(tmp_path / "in.jsonl", groups(60)), tmp_path / "out.jsonl"
+    with serving(service=service) as server:
+        options = ["--server", server, "--window-tokens", "1024", "--resume"]
+        assert rerank(path, output, *options) == 1
+        service.num_left = 1000
+        service.settings = {name: now}
+        capsys.readouterr()
+        assert rerank(path, output, *options) == 2
+        flag = "--" + name.replace("_", "-")
+        told = f"the server has {flag} {now}, and had {before} in the run of {output}.run.json: "
+        assert told in capsys.readouterr().err
+        service.settings = {name: before}
+        assert rerank(path, output, *options) == 0
+    assert len(read_lines(output)) == 60
 
 
 def test_a_server_that_is_no_address_is_a_wrong_command_line(
@@ -66,15 +97,15 @@ def test_a_server_that_is_no_address_is_a_wrong_command_line(
 
 
 class _SettingService(Service):
-    """A server that says which precision it has."""
+    """A server that says with which options it was started."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, settings: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self._precision = precision
+        self.settings = settings or {}
 
     def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
         model = super().GetModel(request, context)
-        model.precision = self._precision
+        model.MergeFrom(pb.GetModelResponse(**self.settings))
         return model
 
 
@@ -90,11 +121,11 @@ class _PriorityService(Service):
         return super().scored(group)
 
 
-class _ChangingService(Service):
+class _ChangingService(_SettingService):
     """A server that has another model after some groups."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, settings: dict[str, Any] | None = None) -> None:
+        super().__init__(settings)
         self.num_left = 30
 
     def scored(self, group: pb.Group) -> pb.ScoredGroup:
