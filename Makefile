@@ -7,8 +7,8 @@ export HF_HUB_OFFLINE ?= 1
 # $(call require,DIR): stop unless `make demo` has made DIR.
 require = test -d $(1) || { echo "$(1) does not exist: run 'make demo' first"; exit 1; }
 
-.PHONY: help demo serve test test-transformers5 test-rl test-ray check lint types imports unit \
-	protos clean grpo bench bench-precision bench-load bench-gpu bench-train soak
+.PHONY: help demo serve test test-transformers5 test-rl test-ray test-cuda check lint types imports \
+	unit protos clean grpo bench bench-precision bench-load bench-gpu bench-train soak
 
 # Print each target with the comment behind it.
 help:
@@ -111,6 +111,29 @@ test-rl: .venv-rl/done  ## run the tests of the adapters with the RL libraries t
 test-ray: .venv-ray/done  ## run the tests of cluster/ on a Ray cluster of this machine
 	.venv-ray/bin/pytest tests/cluster
 
+# The engine on CUDA without a GPU, see tests/cuda/conftest.py. The development environment runs it,
+# with onnxruntime-gpu (255 MB) in a folder of its own before the onnxruntime of .venv: the two
+# install the same module. The stand-in takes the place of the CUDA libraries, so none is installed;
+# it needs the headers, which are in two small packages.
+CUDA_WHEEL := 'onnxruntime-gpu>=1.31.1,<1.32'
+CUDA_HEADERS := 'nvidia-cuda-runtime>=13,<14' 'nvidia-cuda-crt>=13,<14'
+STANDIN := tests/cuda/standin
+
+.venv-cuda/done: .venv/dev
+	rm -rf .venv-cuda
+	$(BIN)/python $(PIP_INSTALL) --no-deps --target .venv-cuda/wheel $(CUDA_WHEEL)
+	$(BIN)/python $(PIP_INSTALL) --no-deps --target .venv-cuda/headers $(CUDA_HEADERS)
+	@touch $@
+
+.venv-cuda/stand-in/done: .venv-cuda/done $(wildcard $(STANDIN)/*.cpp $(STANDIN)/*.h) \
+	$(STANDIN)/build.py
+	$(BIN)/python $(STANDIN)/build.py --wheel .venv-cuda/wheel --headers .venv-cuda/headers \
+		--output .venv-cuda/stand-in
+	@touch $@
+
+test-cuda: .venv-cuda/stand-in/done  ## test the engine with onnxruntime-gpu, without a GPU
+	PYTHONPATH=.venv-cuda/wheel LD_LIBRARY_PATH=.venv-cuda/stand-in $(BIN)/pytest tests/cuda
+
 grpo: .venv-rl/done  ## train SmolLM2 with TRL's GRPO on the rewards of a server (15 minutes)
 	@$(call require,build/demo/artifact)
 	.venv-rl/bin/python -m examples.grpo
@@ -165,4 +188,4 @@ protos: .venv/dev  ## generate the Python modules of protos/ again
 	$(BIN)/python protos/generate.py
 
 clean:  ## remove build/ and the environments
-	rm -rf build .venv .venv-gpu .venv-ray .venv-rl .venv-transformers5
+	rm -rf build .venv .venv-cuda .venv-gpu .venv-ray .venv-rl .venv-transformers5

@@ -1,0 +1,109 @@
+"""What a pass does on a GPU: where its nodes run, its kernels, and what it copies."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from kwise.engine.model.session import GraphSession
+from kwise.engine.precision import Precision
+from tests.cuda.passes import PRECISIONS, batch, inner_session
+from tests.cuda.standin.events import Event, StandIn, launches
+
+OpenSession = Callable[..., GraphSession]
+
+# Launches of a pass of 2,048 rows. Lower a figure when a change saves launches.
+LAUNCHES = {Precision.FP32: 79, Precision.FP16: 95, Precision.BF16: 95}
+# The kernel of each call of Attention. Flash attention has none for fp32.
+ATTENTION = {Precision.FP32: "unfused", Precision.FP16: "flash", Precision.BF16: "flash"}
+_ATTENTION_KERNELS = {
+    "flash": "flash_fwd",
+    "memory-efficient": "attention_kernel_batched_impl",
+    "unfused": "UnfusedSoftmaxKernel",
+}
+# Operators of arithmetic on shapes. Its arrays have a few int64, and belong on the CPU.
+_ON_SHAPES = {"Concat", "Equal", "Gather", "Reshape", "Slice", "Unsqueeze", "Where"}
+
+
+def second_pass(session: GraphSession, stand_in: StandIn) -> list[Event]:
+    """Return what a pass does after one of the same shapes, which has planned its memory."""
+    session.run(batch())
+    stand_in.clear()
+    session.run(batch(1))
+    return stand_in.events()
+
+
+def copies(events: Sequence[Event], kind: str) -> list[int]:
+    """Return the bytes of each copy of this kind. Copies of empty arrays move nothing."""
+    return [event.size for event in events if event.kind == kind and event.size]
+
+
+def nodes(session: GraphSession) -> dict[str, Counter[str]]:
+    """Count the operators that each of ONNX Runtime's providers runs."""
+    assigned: dict[str, Counter[str]] = {}
+    for part in inner_session(session).get_provider_graph_assignment_info():
+        assigned.setdefault(part.ep_name, Counter()).update(n.op_type for n in part.get_nodes())
+    return assigned
+
+
+def attention_kernels(events: Sequence[Event]) -> Counter[str]:
+    """Count the kernels of attention by their names in `_ATTENTION_KERNELS`."""
+    return Counter(
+        name
+        for event in events
+        for name, kernel in _ATTENTION_KERNELS.items()
+        if event.kind == "kernel" and kernel in event.name
+    )
+
+
+def num_attention_calls(session: GraphSession) -> int:
+    return nodes(session)["CUDAExecutionProvider"]["Attention"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_only_arithmetic_on_shapes_is_left_to_the_cpu(
+    open_session: OpenSession, precision: Precision
+) -> None:
+    assigned = nodes(open_session(precision))
+    assert assigned["CPUExecutionProvider"].keys() <= _ON_SHAPES
+    # ONNX Runtime inserts Memcpy nodes where one device reads what another one has computed.
+    assert not any(name.startswith("Memcpy") for on_it in assigned.values() for name in on_it)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_pass_copies_its_indices_in_and_its_rewards_out_and_nothing_between(
+    open_session: OpenSession, stand_in: StandIn, precision: Precision
+) -> None:
+    session = open_session(precision)
+    events = second_pass(session, stand_in)
+    assert len(copies(events, "h2d")) == 1
+    assert copies(events, "d2h") == [4 * 16]  # 14 rewards, padded to 16
+    assert not [event.name for event in events if event.kind in ("unexpected", "illegal")]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_call_of_attention_takes_the_kernel_that_this_precision_should_have(
+    open_session: OpenSession, stand_in: StandIn, precision: Precision
+) -> None:
+    session = open_session(precision)
+    events = second_pass(session, stand_in)
+    assert attention_kernels(events) == {ATTENTION[precision]: num_attention_calls(session)}
+
+
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.BF16])
+def test_attention_to_cached_prompts_is_flash_attention_too(
+    open_session: OpenSession, stand_in: StandIn, precision: Precision
+) -> None:
+    session = open_session(precision, prompt_cache_bytes=1 << 24)
+    session.run(batch())
+    stand_in.clear()
+    assert session.run(batch()).num_reused >= 256
+    assert attention_kernels(stand_in.events()) == {"flash": num_attention_calls(session)}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_launches_of_a_pass_grow_by_at_most_5_percent(
+    open_session: OpenSession, stand_in: StandIn, precision: Precision
+) -> None:
+    found = launches(second_pass(open_session(precision), stand_in))
+    assert found.total() <= 1.05 * LAUNCHES[precision], found.most_common()
