@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.model.devices import Device, Kind
 from kwise.engine.model.packing import NOT_PAST, pack
-from kwise.engine.model.runtime.index_buffer import join_arrays
-from kwise.engine.model.runtime.kind import Runtime
-from kwise.engine.model.runtime.onnxruntime_graph import (
+from kwise.engine.model.runtime.bound_run import BoundRun
+from kwise.engine.model.runtime.cuda import (
     CUDA_ENVIRONMENT,
-    BoundRun,
-    OnnxRuntimeGraph,
-    _assigned,
+    assigned_operators,
     check_cuda_version,
     check_placement,
     providers,
-    sums_exactly,
 )
+from kwise.engine.model.runtime.index_buffer import join_arrays
+from kwise.engine.model.runtime.kind import Runtime
+from kwise.engine.model.runtime.onnxruntime_graph import OnnxRuntimeGraph, sums_exactly
 from kwise.engine.model.runtime.open import open_graph
 from kwise.engine.model.shape_buckets import BucketedGraph
 from kwise.engine.precision import Precision
@@ -116,7 +115,7 @@ def test_the_names_of_heavy_operators_are_those_that_onnx_runtime_reports(
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = ort.InferenceSession(artifact.graph_path(), options, providers=[CPU_PROVIDER])
     with pytest.raises(ConfigError, match="this model's Attention, MatMul, RotaryEmbedding and"):
-        check_placement(GPU, [CUDA_PROVIDER, CPU_PROVIDER], _assigned(session))
+        check_placement(GPU, [CUDA_PROVIDER, CPU_PROVIDER], assigned_operators(session))
 
 
 @pytest.mark.parametrize("num_past", [0, 12])

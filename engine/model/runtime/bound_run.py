@@ -1,0 +1,51 @@
+"""Run a session on a device by IO binding.
+
+The index arrays are copied to the device once per pass, in one piece, into a buffer that stays
+there. Only the rewards, and the keys and values that the prompt cache stores, come back. That cache
+is in host memory also with a GPU, because ONNX Runtime's Python API can neither slice nor join
+tensors on a device; docs/gpu.md has what this costs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from kwise.engine.model.devices import Device
+from kwise.engine.model.runtime.index_buffer import IndexBuffers, join_arrays
+
+
+class BoundRun:
+    """Runs a session on a device by IO binding. A pass ends before `run` returns."""
+
+    def __init__(self, session: ort.InferenceSession, device: Device) -> None:
+        self._session = session
+        self._device = device
+        self._outputs = [node.name for node in session.get_outputs()]
+        self._index_buffers = IndexBuffers(device)
+
+    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return copies of all outputs on the host, by name."""
+        binding = self._session.io_binding()
+        indices: dict[str, NDArray[np.int64]] = {}
+        for name, array in arrays.items():
+            if array.dtype == np.int64 and array.size:
+                indices[name] = array
+            else:
+                binding.bind_ortvalue_input(name, self._on_device(array))
+        self._index_buffers.bind(binding, join_arrays(indices))
+        for name in self._outputs:
+            # Computed on the device and copied at the end of the pass. `present.*` has no rows if
+            # nothing is to be cached.
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.copy_outputs_to_cpu(), strict=True))
+
+    def _on_device(self, array: NDArray[Any]) -> ort.OrtValue:
+        """Copy cached states, which are large and seldom of the same shape, to the device."""
+        array = np.ascontiguousarray(array)
+        if not array.size:  # there is nothing to copy
+            return ort.OrtValue.ortvalue_from_numpy(array)
+        return ort.OrtValue.ortvalue_from_numpy(array, self._device.kind.value, self._device.index)

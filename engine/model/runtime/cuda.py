@@ -1,0 +1,116 @@
+"""ONNX Runtime's execution provider for CUDA: its options, and checks that it can run a graph."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, MutableMapping
+
+import onnxruntime as ort
+
+from kwise.engine.model.devices import Device, Kind
+from kwise.errors import ConfigError
+from kwise.libraries.extras import how_to_install
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+# The operators that do the work. One of them on the CPU costs more than the GPU saves. Other nodes,
+# such as arithmetic on shapes, belong on the CPU.
+_HEAVY = {"Attention", "MatMul", "Gemm", "RotaryEmbedding"}
+# 1.24 has no CUDA kernel for Attention, 1.25 none for fp32 with grouped heads, and 1.27 aligns a
+# causal mask with nonpad_kv_seqlen at the upper left.
+_MIN_CUDA_VERSION = (1, 28)
+# Read by the CUDA libraries when they start. With the small workspace cuBLAS does not divide a
+# matmul's sum among thread blocks (split-K), so the order of summation does not depend on the
+# number of rows. Option 2 of ONNX Runtime keeps partial sums of fp16 matmuls in fp32.
+CUDA_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "ORT_CUDA_GEMM_OPTIONS": "2"}
+
+
+def providers(device: Device, memory_bytes: int) -> list[str | tuple[str, dict[str, str]]]:
+    """Return ONNX Runtime's execution providers for the device, in order of preference.
+
+    Args:
+        memory_bytes: a GPU's memory for weights and activations; 0 for no limit. CUDA's own context
+            and cuBLAS's workspaces take about 500 MB more.
+    """
+    if device.kind is Kind.CPU:
+        return [_CPU]
+    # TF32 rounds the factors of an fp32 product to 10 bits: rewards would change by a thousandth,
+    # and parity requires 1e-4.
+    options = {"device_id": str(device.index), "use_tf32": "0"}
+    if memory_bytes:
+        # The default strategy doubles the arena at each step, so it would fail at half of the
+        # limit.
+        options |= {"gpu_mem_limit": str(memory_bytes), "arena_extend_strategy": "kSameAsRequested"}
+    # The CPU is second, for arithmetic on shapes. `check_placement` refuses anything more.
+    return [(_CUDA, options), _CPU]
+
+
+def check_cuda_version(version: str) -> None:
+    """Check that this onnxruntime-gpu has the CUDA kernels that kwise needs.
+
+    Raises:
+        ConfigError: it is too old, or its version cannot be read.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < _MIN_CUDA_VERSION:
+        minimum = ".".join(map(str, _MIN_CUDA_VERSION))
+        raise ConfigError(
+            f"--device cuda: onnxruntime-gpu is {version}; it must be at least {minimum}, because "
+            "older ones lack CUDA kernels of kwise's graphs: "
+            f"pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]>={minimum}'"
+        )
+
+
+def set_cuda_environment(environment: MutableMapping[str, str]) -> None:
+    """Set the variables of `CUDA_ENVIRONMENT` that the user has not set."""
+    for name, value in CUDA_ENVIRONMENT.items():
+        environment.setdefault(name, value)
+
+
+def check_placement(
+    device: Device, session_providers: Iterable[str], assigned: Mapping[str, Iterable[str]]
+) -> None:
+    """Check that the session runs on the GPU.
+
+    Args:
+        assigned: the operators that each provider runs.
+
+    Raises:
+        ConfigError: the session does not have CUDA (ONNX Runtime drops a provider whose libraries
+            do not load and only logs it), or heavy operators were left to the CPU.
+    """
+    if _CUDA not in session_providers:
+        raise ConfigError(
+            f"--device {device.name}: ONNX Runtime could not load its CUDA provider and would run "
+            "on the CPU; it needs a driver, CUDA and cuDNN of matching versions; "
+            f"{how_to_install('engine-gpu')} installs the last two"
+        )
+    if left := sorted(_HEAVY.intersection(assigned.get(_CPU, ()))):
+        raise ConfigError(
+            f"--device {device.name}: onnxruntime {ort.__version__} has no CUDA kernel for this "
+            f"model's {', '.join(left)} and would run it on the CPU; try a newer onnxruntime-gpu "
+            "or another --precision"
+        )
+
+
+def assigned_operators(session: ort.InferenceSession) -> dict[str, set[str]]:
+    """Return the types of the operators that each execution provider runs."""
+    assigned: dict[str, set[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        assigned.setdefault(part.ep_name, set()).update(node.op_type for node in part.get_nodes())
+    return assigned
+
+
+def find_cuda() -> None:
+    """Load the CUDA libraries.
+
+    Raises:
+        ConfigError: onnxruntime-gpu is not installed, or is too old.
+    """
+    if _CUDA not in ort.get_available_providers():
+        raise ConfigError(
+            "--device cuda needs onnxruntime-gpu: in an environment of its own, "
+            f"{how_to_install('engine-gpu')}"
+        )
+    check_cuda_version(ort.__version__)
+    set_cuda_environment(os.environ)
+    # The extra installs the libraries inside Python packages, where the loader does not search.
+    ort.preload_dlls()
