@@ -65,9 +65,13 @@ def key_length(key: bytes) -> int:
 
 def common_prefix(a: bytes, b: bytes) -> int:
     """Return how many tokens two sort keys have in common at the start."""
-    x, y = (np.frombuffer(key, ">u4", count=min(key_length(a), key_length(b))) for key in (a, b))
-    differ = x != y
-    return int(differ.argmax()) if differ.any() else len(x)
+    length = min(key_length(a), key_length(b))
+    if not length:
+        return 0
+    # Equality needs no byte order, and NumPy compares native integers fastest.
+    differ = np.frombuffer(a, np.uint32, length) != np.frombuffer(b, np.uint32, length)
+    first = int(differ.argmax())
+    return first if differ[first] else length
 
 
 def _mark_last_token(sequence: Int64) -> Int64:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ class SumSession:
         self.gate.set()
         self.entered = threading.Event()
         self.batches: list[list[tuple[int, ...]]] = []
+
+    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+        return partial(self.run, batch)
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         self.batches.append([tuple(sequence.token_ids.tolist()) for sequence in batch])

@@ -7,6 +7,7 @@ pass sleeps for its modelled seconds, so other work on the machine hardly change
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,10 @@ class PacedSession:
     def __init__(self, pass_time: PassTime, prompt_cache_tokens: int) -> None:
         self.prompt_cache = PromptCache(KEY_BYTES * prompt_cache_tokens)
         self._pass_time = pass_time
+
+    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+        """Do nothing in advance: the modelled seconds include the preparation."""
+        return partial(self.run, batch)
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         """Wait as long as the pass takes, and return zeros."""

@@ -19,8 +19,9 @@ Fidelity is that of `kwise.export.precision.agreement` on the real groups.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -274,6 +275,9 @@ class _TransformersSession:
         torch.set_num_threads(threads)
         self._model = TransformersModel(checkpoint, "cpu", "bfloat16")
         self.runtime, self.prompt_cache = self._model.name, PromptCache(0)
+
+    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+        return partial(self.run, batch)
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         """Return the rewards of a padded batch."""

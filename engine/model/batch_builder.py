@@ -51,18 +51,23 @@ class TrieBatchBuilder:
         self.rows = 0
         self._keys = list(cached)
         self._first, self._first_rows = b"", 0
+        self._asked: tuple[bytes, int] | None = None  # the last answer of `rows_with`
 
     def rows_with(self, key: bytes) -> int:
+        if self._asked is not None and self._asked[0] is key:
+            return self._asked[1]  # `add` follows `fits`
         at = bisect_left(self._keys, key)
         # In sorted order the longest common prefix is with a neighbour.
         neighbours = self._keys[max(at - 1, 0) : at + 1]
         shared = max((common_prefix(key, neighbour) for neighbour in neighbours), default=0)
-        return self.rows + key_length(key) - shared
+        self._asked = key, self.rows + key_length(key) - shared
+        return self._asked[1]
 
     def add(self, key: bytes) -> None:
         self.rows = self.rows_with(key)
         self._first, self._first_rows = self._first or key, self._first_rows or self.rows
         insort(self._keys, key)
+        self._asked = None
 
     def fits(self, key: bytes, max_rows: int) -> bool:
         """Allow twice the rows of the first sequence to those that share half of it.

@@ -33,6 +33,18 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A batch whose pass can start at once.
+
+    run: runs the graph and caches new prompts. It is called once.
+    reuse: what the batch takes from the prompt cache; None if the layout does not use it.
+    """
+
+    run: "Callable[[], Pass]"
+    reuse: Reuse | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """The result of one batch.
 
@@ -71,8 +83,10 @@ class Layout(Protocol):
     def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
         """Return the graph's inputs for the batch, with nothing reused and nothing to cache."""
 
-    def run(self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache) -> Pass:
-        """Score the batch, reusing cached prompts and caching new ones."""
+    def prepare(
+        self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache
+    ) -> Prepared:
+        """Do all of a pass but the graph's work: plan what is reused, and lay out the inputs."""
 
 
 class TrieLayout:
@@ -100,16 +114,24 @@ class TrieLayout:
     def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
         return self._inputs(self._plan(batch, PromptCache(0)))[0]
 
-    def run(self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache) -> Pass:
+    def prepare(
+        self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache
+    ) -> Prepared:
         reuse = self._plan(batch, cache)
         inputs, num_rows = self._inputs(reuse)
-        outputs = graph.run(inputs)
-        rewards = outputs[self._contract.reward_output]
-        if np.isfinite(rewards).all():  # the states of a sequence that overflows must not be reused
-            present = [outputs[f"present.{name}"] for name in self._widths]  # float32[rows, W] each
-            cache_prompts(reuse, present, cache)
-        num_reused = reuse.trie.num_nodes - num_rows
-        return Pass(rewards=_flat(rewards), num_rows=num_rows, num_reused=num_reused)
+        run_graph = graph.prepare(inputs)
+
+        def run() -> Pass:
+            outputs = run_graph()
+            rewards = outputs[self._contract.reward_output]
+            # The states of a sequence that overflows must not be reused.
+            if np.isfinite(rewards).all():
+                present = [outputs[f"present.{name}"] for name in self._widths]  # float32[rows, W]
+                cache_prompts(reuse, present, cache)
+            num_reused = reuse.trie.num_nodes - num_rows
+            return Pass(rewards=_flat(rewards), num_rows=num_rows, num_reused=num_reused)
+
+        return Prepared(run=run, reuse=reuse)
 
     def _plan(self, batch: Sequence[EncodedSequence], cache: PromptCache) -> Reuse:
         return plan_reuse(
@@ -182,10 +204,17 @@ class PaddedLayout:
                 arrays["token_type_ids"][row, :length] = sequence.type_ids
         return {name: array for name, array in arrays.items() if name in self._names}
 
-    def run(self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache) -> Pass:
+    def prepare(
+        self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache
+    ) -> Prepared:
         inputs = self.inputs(batch)
-        rewards = graph.run(inputs)[self._reward_output]  # float32[B, 1]
-        return Pass(rewards=_flat(rewards), num_rows=inputs["input_ids"].size)
+        run_graph = graph.prepare(inputs)
+
+        def run() -> Pass:
+            rewards = run_graph()[self._reward_output]  # float32[B, 1]
+            return Pass(rewards=_flat(rewards), num_rows=inputs["input_ids"].size)
+
+        return Prepared(run=run)
 
 
 class SeparateLayout(PaddedLayout):
@@ -201,12 +230,20 @@ class SeparateLayout(PaddedLayout):
     def new_batch(cached: Sequence[bytes]) -> BatchBuilder:
         return SeparateBatchBuilder()
 
-    def run(self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache) -> Pass:
-        passes = [super(SeparateLayout, self).run(graph, [sequence], cache) for sequence in batch]
-        return Pass(
-            rewards=np.concatenate([each.rewards for each in passes]),
-            num_rows=sum(each.num_rows for each in passes),
-        )
+    def prepare(
+        self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache
+    ) -> Prepared:
+        prepare = super().prepare
+        prepared = [prepare(graph, [sequence], cache) for sequence in batch]
+
+        def run() -> Pass:
+            passes = [each.run() for each in prepared]
+            return Pass(
+                rewards=np.concatenate([each.rewards for each in passes]),
+                num_rows=sum(each.num_rows for each in passes),
+            )
+
+        return Prepared(run=run)
 
 
 LAYOUTS: Mapping[str, type[Layout]] = {

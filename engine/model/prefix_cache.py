@@ -17,6 +17,7 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import RLock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +61,9 @@ class PromptCache:
     With 0 bytes nothing is cached.
 
     Using a segment marks its ancestors as used after it, so none is dropped before its descendants.
-    A cache belongs to one session and only that session's thread uses it, except for `prefixes`,
-    which other threads may read.
+    A cache belongs to one session. One of the session's threads may look up a batch while another
+    stores the prompts of the batch before it. Segments never change, so one that was found stays
+    right after it was dropped.
 
     prefixes: the sort keys of all cached prefixes, ascending.
     """
@@ -72,24 +74,26 @@ class PromptCache:
         self.prefixes: tuple[bytes, ...] = ()
         self._segments: OrderedDict[bytes, Segment] = OrderedDict()
         self._sorted: list[bytes] = []
+        self._lock = RLock()
 
     def longest(self, key: bytes) -> tuple[Segment | None, int]:
         """Return the segment with the longest common prefix with `key`, and that number of tokens.
 
         Returns (None, 0) if they are fewer than MIN_TOKENS. Marks the segment as used.
         """
-        at = bisect_left(self._sorted, key)
-        neighbours = self._sorted[max(at - 1, 0) : at + 1]
-        shared, nearest = max(
-            ((common_prefix(key, neighbour), neighbour) for neighbour in neighbours),
-            default=(0, b""),
-        )
-        if shared < MIN_TOKENS:
-            return None, 0
-        # The first segment of the chain that holds any of the shared tokens itself.
-        segment = next(s for s in self._segments[nearest].chain() if s.start < shared)
-        self._use(segment)
-        return segment, shared
+        with self._lock:
+            at = bisect_left(self._sorted, key)
+            neighbours = self._sorted[max(at - 1, 0) : at + 1]
+            shared, nearest = max(
+                ((common_prefix(key, neighbour), neighbour) for neighbour in neighbours),
+                default=(0, b""),
+            )
+            if shared < MIN_TOKENS:
+                return None, 0
+            # The first segment of the chain that holds any of the shared tokens itself.
+            segment = next(s for s in self._segments[nearest].chain() if s.start < shared)
+            self._use(segment)
+            return segment, shared
 
     def put(self, key: bytes, start: int, states: States) -> None:
         """Store the states of the prefix `key` from token `start` on; the tokens before are cached.
@@ -97,21 +101,22 @@ class PromptCache:
         Does nothing if the states exceed the whole cache, or if the tokens before have been dropped
         meanwhile.
         """
-        parent, shared = self.longest(key)
-        if shared != start or key in self._segments:
-            return
-        segment = Segment(key=key, start=start, states=states, parent=parent)
-        if segment.num_bytes > self.max_bytes:
-            return
-        self._segments[key] = segment
-        self._use(segment)
-        insort(self._sorted, key)
-        self.num_bytes += segment.num_bytes
-        while self.num_bytes > self.max_bytes:
-            oldest, dropped = self._segments.popitem(last=False)
-            self.num_bytes -= dropped.num_bytes
-            del self._sorted[bisect_left(self._sorted, oldest)]
-        self.prefixes = tuple(self._sorted)
+        with self._lock:
+            parent, shared = self.longest(key)
+            if shared != start or key in self._segments:
+                return
+            segment = Segment(key=key, start=start, states=states, parent=parent)
+            if segment.num_bytes > self.max_bytes:
+                return
+            self._segments[key] = segment
+            self._use(segment)
+            insort(self._sorted, key)
+            self.num_bytes += segment.num_bytes
+            while self.num_bytes > self.max_bytes:
+                oldest, dropped = self._segments.popitem(last=False)
+                self.num_bytes -= dropped.num_bytes
+                del self._sorted[bisect_left(self._sorted, oldest)]
+            self.prefixes = tuple(self._sorted)
 
     def has_room_for(self, num_tokens: int, bytes_per_token: int) -> bool:
         """Return whether a prefix of this length is worth caching and fits into an empty cache."""

@@ -4,18 +4,23 @@ Before a pass, `plan_reuse` finds which of the batch's prefixes have cached keys
 which prompts are worth caching. After the pass, `cache_prompts` stores those. The last token of
 every sequence is computed even if its prefix is cached, because the head reads its hidden state.
 
+A batch may be planned while the batch before it runs. Whatever that one then adds to the cache or
+drops from it, the plan stays right, because it holds the states that it reuses and nothing changes
+them. But it may compute a prompt that is cached by now; `is_outdated` tells.
+
 Dimensions: N nodes of the batch's trie, P past entries, W the width of a layer's keys or values.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kwise.engine.model.packing import NOT_PAST
-from kwise.engine.model.prefix_cache import PromptCache, Segment, States
+from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache, Segment, States
 from kwise.engine.sequence import EncodedSequence
-from kwise.engine.trie import KEY_BYTES, Int64, Trie, build_trie, sort_key
+from kwise.engine.trie import KEY_BYTES, Int64, Trie, build_trie, common_prefix, sort_key
 
 # A prompt is cached with this many tokens after it. Texts are cut at a special token, so the tokens
 # that open the response's turn ("assistant", a line feed) are not part of the prompt, although
@@ -31,6 +36,8 @@ class Reuse:
     states: float32[P, W] for each layer's keys and values.
     prompts: the nodes of each prefix to cache, by its sort key.
     nodes_to_cache: int64, ascending: those of them that the cache does not have.
+    num_cached: the number of tokens that each sequence, by its sort key, has in the cache.
+    prefixes: the prefixes that the cache had.
     """
 
     trie: Trie
@@ -38,6 +45,8 @@ class Reuse:
     states: States
     prompts: dict[bytes, Int64]
     nodes_to_cache: Int64
+    num_cached: dict[bytes, int]
+    prefixes: tuple[bytes, ...]
 
     @property
     def num_past(self) -> int:
@@ -68,6 +77,8 @@ def plan_reuse(
     """
     trie = build_trie([s.token_ids for s in batch], separate_last_tokens=separate_last_tokens)
     past = np.full(trie.num_nodes, NOT_PAST)
+    prefixes = cache.prefixes
+    num_cached_of: dict[bytes, int] = {}
     prompts: dict[bytes, Int64] = {}
     planned: set[bytes] = set()  # the prompts without what is cached after them
     matches: list[_Match] = []
@@ -75,6 +86,7 @@ def plan_reuse(
     for sequence, node in zip(batch, trie.last_nodes, strict=True):
         path, key = trie.path(int(node)), sort_key(sequence.token_ids)
         segment, num_cached = cache.longest(key)
+        num_cached_of[key] = num_cached
         if segment is not None:
             matches.append(_Match(path=path, segment=segment, num_tokens=num_cached))
         max_length = len(path) - 1 if separate_last_tokens else len(path)
@@ -102,8 +114,29 @@ def plan_reuse(
     # same.
     past[nodes_to_cache] = NOT_PAST
     return Reuse(
-        trie=trie, past=past, states=states, prompts=prompts, nodes_to_cache=nodes_to_cache
+        trie=trie,
+        past=past,
+        states=states,
+        prompts=prompts,
+        nodes_to_cache=nodes_to_cache,
+        num_cached=num_cached_of,
+        prefixes=prefixes,
     )
+
+
+def is_outdated(reuse: Reuse, cache: PromptCache) -> bool:
+    """Return whether a plan made now would reuse at least MIN_TOKENS more tokens of a sequence."""
+    if cache.prefixes is reuse.prefixes:
+        return False
+    keys = sorted(reuse.num_cached)
+    for prefix in set(cache.prefixes).difference(reuse.prefixes):
+        # The sequence that shares most with the prefix is a neighbour. If it gains nothing, no
+        # other does: what it has in the cache covers what they share with the prefix.
+        at = bisect_left(keys, prefix)
+        for key in keys[max(at - 1, 0) : at + 1]:
+            if common_prefix(key, prefix) - reuse.num_cached[key] >= MIN_TOKENS:
+                return True
+    return False
 
 
 def cache_prompts(reuse: Reuse, present: States, cache: PromptCache) -> None:

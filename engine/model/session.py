@@ -1,18 +1,22 @@
 """One model on one device: token sequences in, raw rewards out.
 
-A session is synchronous and used by one thread. The graph's contract in the manifest and the layout
-say how to feed the graph; the runtime says where it runs.
+A session is synchronous. One thread runs passes, and another one may prepare the next pass
+meanwhile. The graph's contract in the manifest and the layout say how to feed the graph; the
+runtime says where it runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Lock
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from kwise.engine.artifact import Artifact, GraphContract
 from kwise.engine.model.devices import Kind, parse_devices
-from kwise.engine.model.layouts import LAYOUTS, Pass
+from kwise.engine.model.layouts import LAYOUTS, Pass, Prepared
 from kwise.engine.model.prefix_cache import PromptCache
+from kwise.engine.model.prefix_reuse import is_outdated
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import open_graph
 from kwise.engine.precision import Precision
@@ -31,6 +35,12 @@ class Session(Protocol):
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         """Score a batch of at least one sequence."""
+
+    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+        """Do what `run` does before the graph runs, and return a function that does the rest.
+
+        A thread may prepare a batch while another thread runs one.
+        """
 
 
 class GraphSession:
@@ -78,10 +88,24 @@ class GraphSession:
         self.precision = precision
         self.prompt_cache = PromptCache(prompt_cache_bytes)
         self.runtime = self._graph.runtime
+        self._preparing = Lock()  # a wrapper of the graph may learn sizes from what it pads
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         """Score a batch of at least one sequence. Raises what the runtime raises."""
-        return self.layout.run(self._graph, batch, self.prompt_cache)
+        return self.prepare(batch)()
+
+    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+        return partial(self._run, batch, self._prepare(batch))
+
+    def _prepare(self, batch: Sequence[EncodedSequence]) -> Prepared:
+        with self._preparing:
+            return self.layout.prepare(self._graph, batch, self.prompt_cache)
+
+    def _run(self, batch: Sequence[EncodedSequence], prepared: Prepared) -> Pass:
+        # A pass that ran since may have cached a prompt that this batch would compute again.
+        if prepared.reuse is not None and is_outdated(prepared.reuse, self.prompt_cache):
+            prepared = self._prepare(batch)
+        return prepared.run()
 
     def inputs(self, batch: Sequence[EncodedSequence]) -> dict[str, NDArray[Any]]:
         """Return the graph's inputs for the batch, with nothing reused and nothing to cache."""

@@ -9,7 +9,7 @@ Dimensions: B sequences; T rows; P past entries; n tiles, S queries and L keys e
 a layer's keys or values.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,12 +60,21 @@ class BucketedGraph:
         self._sizes: dict[tuple[int, ...], _Sizes] = {}
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        outputs = self.graph.run(self.pad(arrays))
+        return self.prepare(arrays)()
+
+    def prepare(self, arrays: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
+        run = self.graph.prepare(self.pad(arrays))
         num_rewards, num_states = len(arrays["last_rows"]), len(arrays["rows_to_cache"])
-        return {
-            name: _cut(array, num_states) if name.startswith("present.") else array[:num_rewards]
-            for name, array in outputs.items()
-        }
+
+        def run_and_cut() -> dict[str, Array]:
+            return {
+                name: _cut(array, num_states)
+                if name.startswith("present.")
+                else array[:num_rewards]
+                for name, array in run().items()
+            }
+
+        return run_and_cut
 
     def pad(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Return the inputs of the trie graph (see `TrieLayout`), padded.

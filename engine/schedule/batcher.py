@@ -2,21 +2,26 @@
 
 One task per session takes a batch whenever its session is free and something waits. It never waits
 on purpose to fill a batch. The session runs in a thread of its own, where the runtime releases the
-GIL. A batch that fails, because memory ran out or because of one sequence, is run again in halves,
-and those in halves, so that only a sequence that fails alone gets the error.
+GIL, and another thread prepares the batch that probably comes next. A batch that fails, because
+memory ran out or because of one sequence, is run again in halves, and those in halves, so that only
+a sequence that fails alone gets the error.
 """
 
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
+from kwise.engine.model.layouts import Pass
 from kwise.engine.model.session import Session
 from kwise.engine.schedule.admission import Admission
 from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.in_flight import RewardInFlight
+from kwise.engine.schedule.next_batch import NextBatch
 from kwise.engine.schedule.policy import Policy
 from kwise.errors import KwiseError, ModelFailed, Unavailable
 
@@ -25,6 +30,15 @@ SESSION_THREADS = "kwise-session"  # the prefix of the names of threads that run
 
 # The rate that retry advice assumes until a pass of the model has been timed.
 _TOKENS_PER_S = 1000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Device:
+    """A session, the thread that runs it, and the batch that is prepared for it meanwhile."""
+
+    session: Session
+    thread: ThreadPoolExecutor
+    next_batch: NextBatch
 
 
 class Batcher:
@@ -45,6 +59,7 @@ class Batcher:
         self._work_arrived = asyncio.Event()
         self._arrival_s = 0.0
         self._tasks: list[asyncio.Task[None]] = []
+        self._running: list[NextBatch] = []  # of the sessions that run, in order of their start
 
     def start(self) -> None:
         """Start one task per session in the running event loop."""
@@ -78,6 +93,7 @@ class Batcher:
         if len(self._policy) and not self._work_arrived.is_set():
             self._arrival_s = now_s
             self._work_arrived.set()
+        self._predict()
 
     def join(self, reward: RewardInFlight, flow: Flow) -> None:
         """Let a request of another flow wait for the reward too. This may make it earlier."""
@@ -91,14 +107,16 @@ class Batcher:
 
     async def _serve(self, session: Session) -> None:
         loop = asyncio.get_running_loop()
-        thread = ThreadPoolExecutor(1, thread_name_prefix=SESSION_THREADS)
+        thread, preparing = (ThreadPoolExecutor(1, SESSION_THREADS) for _ in range(2))
+        next_batch = NextBatch(session, self._policy, preparing)
+        device = _Device(session=session, thread=thread, next_batch=next_batch)
         free_since_s = loop.time()
         try:
             while True:
                 batch = self._take(session)
                 if batch:
                     self._counters.idle_with_work_s += loop.time() - free_since_s
-                    await self._answer(session, thread, batch)
+                    await self._answer(device, batch)
                     free_since_s = loop.time()
                 else:
                     self._work_arrived.clear()
@@ -106,6 +124,7 @@ class Batcher:
                     free_since_s = self._arrival_s
         finally:
             thread.shutdown(wait=False)  # waiting would block the event loop until the pass ends
+            preparing.shutdown(wait=False)
 
     def _take(self, session: Session) -> list[RewardInFlight]:
         try:
@@ -121,23 +140,40 @@ class Batcher:
             self.admission.release(reward)
         return batch
 
-    async def _answer(
-        self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[RewardInFlight]
-    ) -> None:
+    def _predict(self) -> None:
+        """Let the sessions have their next batches prepared, unless one is free and takes it."""
+        if len(self._running) < len(self._sessions):
+            return
+        for next_batch in self._running:
+            others = [other.rewards for other in self._running if other is not next_batch]
+            next_batch.predict({reward for rewards in others for reward in rewards})
+
+    async def _answer(self, device: _Device, batch: list[RewardInFlight]) -> None:
         """Run the batch. All of its futures are decided afterwards, whatever happens."""
+        self._running.append(device.next_batch)
         try:
-            await self._run(session, thread, batch)
+            await self._run(device, batch, device.next_batch.take(batch))
         finally:
+            self._running.remove(device.next_batch)
             _fail(batch, Unavailable.draining)
 
     async def _run(
-        self, session: Session, thread: ThreadPoolExecutor, batch: Sequence[RewardInFlight]
+        self,
+        device: _Device,
+        batch: Sequence[RewardInFlight],
+        prepared: Awaitable[Callable[[], Pass] | None] | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         sequences = [reward.sequence for reward in batch if reward.sequence is not None]
         started_s = loop.time()
         try:
-            result = await loop.run_in_executor(thread, session.run, sequences)
+            run = await prepared if prepared is not None else None
+            running = loop.run_in_executor(
+                device.thread, run or partial(device.session.run, sequences)
+            )
+            del run  # the inputs of a batch that fails must not stay in memory while it runs again
+            self._predict()
+            result = await running
             if len(result.rewards) != len(batch):
                 problem = f"{len(result.rewards)} rewards for {len(batch)} sequences"
                 raise RuntimeError(f"the session returned {problem}")
@@ -145,7 +181,7 @@ class Batcher:
                 # One sequence may have spoiled the others. Running halves shows which.
                 raise RuntimeError("the session returned rewards that are not finite")
         except Exception as error:  # noqa: BLE001 - a runtime may raise anything for a bad sequence
-            await self._run_in_halves(session, thread, batch, error)
+            await self._run_in_halves(device, batch, error)
             return
         model_s = loop.time() - started_s
         self._counters.busy_s += model_s
@@ -165,11 +201,7 @@ class Batcher:
                 reward.fail(ModelFailed())
 
     async def _run_in_halves(
-        self,
-        session: Session,
-        thread: ThreadPoolExecutor,
-        batch: Sequence[RewardInFlight],
-        error: Exception,
+        self, device: _Device, batch: Sequence[RewardInFlight], error: Exception
     ) -> None:
         if len(batch) == 1:
             _LOG.error("the model failed on a sequence of %d tokens", batch[0].cost, exc_info=error)
@@ -178,7 +210,7 @@ class Batcher:
         _LOG.warning("a batch of %d sequences failed; running it in halves: %s", len(batch), error)
         for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
             if undecided := [reward for reward in half if not reward.future.done()]:
-                await self._run(session, thread, undecided)
+                await self._run(device, undecided)
 
     def _seconds_for(self, num_tokens: int) -> float:
         """Estimate the seconds that the sessions take for `num_tokens`, from their rate so far."""

@@ -19,7 +19,7 @@ directory = Path(sys.argv[1])
 log = os.open(directory / "log", os.O_WRONLY | os.O_APPEND)
 fifo = os.open(directory / "fifo", os.O_RDONLY | os.O_NONBLOCK)
 os.set_blocking(fifo, True)
-run, encode = GraphSession.run, ConversationEncoder.encode
+prepare, encode = GraphSession.prepare, ConversationEncoder.encode
 
 
 def write(**entry: object) -> None:
@@ -27,12 +27,17 @@ def write(**entry: object) -> None:
     os.write(log, (json.dumps(entry) + "\n").encode())
 
 
-def held_run(self: GraphSession, batch: Any) -> Any:
-    # Other threads score the golden conversations, at start-up and in a reload.
-    if threading.current_thread().name.startswith(SESSION_THREADS):
-        write(batch=[sequence.num_tokens for sequence in batch])
-        os.read(fifo, 1)
-    return run(self, batch)
+def held_prepare(self: GraphSession, batch: Any) -> Any:
+    run = prepare(self, batch)
+
+    def held_run() -> Any:
+        # Other threads score the golden conversations, at start-up and in a reload.
+        if threading.current_thread().name.startswith(SESSION_THREADS):
+            write(batch=[sequence.num_tokens for sequence in batch])
+            os.read(fifo, 1)
+        return run()
+
+    return held_run
 
 
 def logged_encode(self: ConversationEncoder, group: Any) -> Any:
@@ -43,6 +48,6 @@ def logged_encode(self: ConversationEncoder, group: Any) -> Any:
 
 
 if __name__ == "__main__":
-    GraphSession.run = held_run  # type: ignore[method-assign]
+    GraphSession.prepare = held_prepare  # type: ignore[method-assign]
     ConversationEncoder.encode = logged_encode  # type: ignore[method-assign]
     sys.exit(main(sys.argv[2:]))

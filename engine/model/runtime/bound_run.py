@@ -6,7 +6,8 @@ is in host memory also with a GPU, because ONNX Runtime's Python API can neither
 tensors on a device; docs/gpu.md has what this costs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from kwise.engine.model.devices import Device
-from kwise.engine.model.runtime.index_buffer import IndexBuffers, join_arrays
+from kwise.engine.model.runtime.index_buffer import IndexBuffers, JoinedArrays, join_arrays
+from kwise.engine.model.runtime.protocol import Arrays
 
 
 class BoundRun:
-    """Runs a session on a device by IO binding. A pass ends before `run` returns."""
+    """Runs a session on a device by IO binding."""
 
     def __init__(self, session: ort.InferenceSession, device: Device) -> None:
         self._session = session
@@ -26,16 +28,23 @@ class BoundRun:
         self._outputs = [node.name for node in session.get_outputs()]
         self._index_buffers = IndexBuffers(device)
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return copies of all outputs on the host, by name."""
+    def prepare(self, arrays: Arrays) -> Callable[[], dict[str, NDArray[Any]]]:
+        """Join the index arrays, and return a function that copies all inputs and runs the pass.
+
+        The copies wait until then, because the buffers on the device belong to the pass that runs.
+        """
+        indices = {
+            name: array for name, array in arrays.items() if array.dtype == np.int64 and array.size
+        }
+        others = {name: array for name, array in arrays.items() if name not in indices}
+        return partial(self._run, join_arrays(indices), others)
+
+    def _run(self, indices: JoinedArrays, others: Arrays) -> dict[str, NDArray[Any]]:
+        """Return copies of all outputs on the host, by name. The pass has ended by then."""
         binding = self._session.io_binding()
-        indices: dict[str, NDArray[np.int64]] = {}
-        for name, array in arrays.items():
-            if array.dtype == np.int64 and array.size:
-                indices[name] = array
-            else:
-                binding.bind_ortvalue_input(name, self._on_device(array))
-        self._index_buffers.bind(binding, join_arrays(indices))
+        self._index_buffers.bind(binding, indices)
+        for name, array in others.items():
+            binding.bind_ortvalue_input(name, self._on_device(array))
         for name in self._outputs:
             # Computed on the device and copied at the end of the pass. `present.*` has no rows if
             # nothing is to be cached.

@@ -3,7 +3,8 @@
 cuda.py has what concerns CUDA's provider, and bound_run.py runs passes there.
 """
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kwise.engine.model.runtime.cuda import (
     find_cuda,
     providers,
 )
-from kwise.engine.model.runtime.protocol import Shape
+from kwise.engine.model.runtime.protocol import Arrays, Shape
 from kwise.errors import ArtifactError, ConfigError
 from kwise.libraries.errors import library_errors
 
@@ -83,9 +84,13 @@ class OnnxRuntimeGraph:
         self.outputs: Collection[str] = [node.name for node in self._session.get_outputs()]
         self.runtime = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        if self._bound is not None:
-            return self._bound.run(arrays)
+    def run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+        return self.prepare(arrays)()
+
+    def prepare(self, arrays: Arrays) -> Callable[[], dict[str, NDArray[Any]]]:
+        return self._bound.prepare(arrays) if self._bound else partial(self._run, arrays)
+
+    def _run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
         return dict(zip(self.outputs, self._session.run(None, arrays), strict=True))
 
 

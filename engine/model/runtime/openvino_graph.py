@@ -4,14 +4,15 @@ It reads the same ONNX files as ONNX Runtime and computes each node in the type 
 it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import openvino
 from numpy.typing import NDArray
 
-from kwise.engine.model.runtime.protocol import Shape
+from kwise.engine.model.runtime.protocol import Arrays, Shape
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
 
@@ -49,7 +50,10 @@ class OpenVinoGraph:
         self.outputs: Collection[str] = set().union(*self._names)
         self.runtime = f"openvino {openvino.__version__.split('-')[0]} CPU"
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def prepare(self, arrays: Arrays) -> Callable[[], dict[str, NDArray[Any]]]:
+        return partial(self.run, arrays)
+
+    def run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
         outputs = self._request.infer(arrays, share_inputs=True)  # the outputs are copies
         pairs = zip(self._names, outputs.values(), strict=True)
         return {name: array for names, array in pairs for name in names}

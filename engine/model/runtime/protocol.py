@@ -1,6 +1,6 @@
 """The interface of a graph that a runtime has loaded."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -9,15 +9,25 @@ Shape = tuple[int | None, ...]
 """The shape of an input; None for a dimension that varies."""
 
 
+Arrays = Mapping[str, NDArray[Any]]
+"""A graph's inputs or outputs by name."""
+
+
 class Graph(Protocol):
-    """A graph, ready to run. Used by one thread."""
+    """A graph, ready to run. One thread at a time runs it, and one at a time prepares."""
 
     runtime: str  # for people: runtime, version, device
     inputs: Mapping[str, Shape]
     outputs: Collection[str]
 
-    def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
         """Return all outputs by name; the caller may keep the arrays.
 
         Raises what the runtime raises, for example if memory runs out.
+        """
+
+    def prepare(self, arrays: Arrays) -> Callable[[], dict[str, NDArray[Any]]]:
+        """Do the host's part of `run`, and return a function that does the rest.
+
+        A thread may prepare a pass while another thread runs one.
         """

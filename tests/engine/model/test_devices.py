@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,14 @@ class OnCpu(GraphSession):
         self.barrier: threading.Barrier | None = None
         self.batches: list[int] = []
 
-    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+        return partial(self._run_prepared, batch, super().prepare(batch))
+
+    def _run_prepared(self, batch: Sequence[EncodedSequence], prepared: Callable[[], Pass]) -> Pass:
         self.batches.append(len(batch))
         if self.barrier is not None and len(self.batches) == 1:
             self.barrier.wait(PATIENCE_S)
-        passed = super().run(batch)
+        passed = prepared()
         return Pass(
             rewards=passed.rewards + self.offset,
             num_rows=passed.num_rows,

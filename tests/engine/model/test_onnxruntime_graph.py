@@ -127,7 +127,7 @@ def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffer_again(
     num_tile_groups = artifact.manifest.graphs[Precision.FP32].num_tile_groups
     first = _arrays(graph, num_tile_groups, (3, 9, 30), num_past)
     other = first | {"input_ids": first["input_ids"][::-1]}
-    results = [bound.run(arrays) for arrays in (first, other, first)]
+    results = [bound.prepare(arrays)() for arrays in (first, other, first)]
     for arrays, outputs in zip((first, other, first), results, strict=True):
         expected = graph.run(arrays)
         assert outputs.keys() == expected.keys() == set(graph.outputs)
@@ -135,7 +135,7 @@ def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffer_again(
             assert actual.dtype == expected[name].dtype
             np.testing.assert_allclose(actual, expected[name], rtol=0, atol=1e-6)
     assert not np.array_equal(results[0]["rewards"], results[1]["rewards"])
-    bound.run(_arrays(graph, num_tile_groups, (40, 41), num_past))  # other shapes
+    bound.prepare(_arrays(graph, num_tile_groups, (40, 41), num_past))()  # other shapes
     assert len(bound._index_buffers) == 1
 
 

@@ -1,6 +1,7 @@
 """The states that a batch reuses, and those it caches, are what a full pass would compute."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from kwise.engine.model.packing import NOT_PAST, pack
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache
-from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, plan_reuse
+from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, is_outdated, plan_reuse
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
 from tests.token_states import BYTES_PER_TOKEN, WIDTHS, states_of
@@ -65,6 +66,12 @@ def _run(
     Asserts what the session relies on. With `separate_last_tokens` last rows have other states.
     """
     reuse = plan_reuse(batch, cache, WIDTHS, separate_last_tokens=separate_last_tokens)
+    _finish(reuse, cache, separate_last_tokens=separate_last_tokens)
+    return reuse
+
+
+def _finish(reuse: Reuse, cache: PromptCache, *, separate_last_tokens: bool = False) -> None:
+    """Run a planned batch and cache its prompts."""
     expected, past = states_of(_prefixes(reuse)), reuse.past
     assert (past[reuse.trie.last_nodes] == NOT_PAST).all()
     known = np.flatnonzero(past != NOT_PAST)
@@ -80,7 +87,6 @@ def _run(
             right[reuse.trie.last_nodes] = np.nan
     computed = [right[past == NOT_PAST] for right in expected]
     cache_prompts(reuse, [state[rows] for state in computed], cache)
-    return reuse
 
 
 def _assert_sound(cache: PromptCache) -> None:
@@ -103,6 +109,41 @@ def test_past_states_are_those_of_their_nodes_and_cached_ones_are_computed(
     for batch in batches:
         _run(batch, cache, separate_last_tokens=separate_last_tokens)
         _assert_sound(cache)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_batches(), st.sampled_from([0, 16, 30, 50, 80, 120, LARGE]), st.booleans())
+def test_plans_that_are_made_before_the_batch_before_them_ends_stay_right(
+    batches: list[list[EncodedSequence]], max_tokens: int, separate_last_tokens: bool
+) -> None:
+    """Whatever that batch adds to the cache, or drops from it."""
+    cache = PromptCache(max_tokens * TOKEN_BYTES)
+    running: Reuse | None = None
+    for batch in batches:
+        planned = plan_reuse(batch, cache, WIDTHS, separate_last_tokens=separate_last_tokens)
+        if running is not None:
+            _finish(running, cache, separate_last_tokens=separate_last_tokens)
+            _assert_sound(cache)
+        running = planned
+    assert running is not None
+    _finish(running, cache, separate_last_tokens=separate_last_tokens)
+    _assert_sound(cache)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_batches(), st.sampled_from([0, 16, 30, 50, 80, 120, LARGE]))
+def test_a_plan_is_outdated_if_the_batch_before_it_cached_what_it_would_compute(
+    batches: list[list[EncodedSequence]], max_tokens: int
+) -> None:
+    cache = PromptCache(max_tokens * TOKEN_BYTES)
+    for first, second in pairwise([*batches, batches[0]]):
+        planned = plan_reuse(second, cache, WIDTHS)
+        assert not is_outdated(planned, cache)
+        _run(first, cache)
+        outdated = is_outdated(planned, cache)
+        again = plan_reuse(second, cache, WIDTHS)
+        gains = [again.num_cached[key] - num for key, num in planned.num_cached.items()]
+        assert outdated == (max(gains) >= MIN_TOKENS)
 
 
 @settings(deadline=None)

@@ -1,6 +1,7 @@
 """Padding to shape buckets changes no reward; shapes are few and not much larger."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ class RecordingGraph:
 
     def __init__(self) -> None:
         self.shapes: list[tuple[tuple[int, ...], ...]] = []
+
+    def prepare(self, arrays: Mapping[str, NDArray[Any]]) -> Callable[[], dict[str, NDArray[Any]]]:
+        return partial(self.run, arrays)
 
     def run(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.shapes.append(tuple(arrays[name].shape for name in sorted(arrays)))

@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -62,6 +63,9 @@ class FaultySession:
         self.batches: list[list[tuple[int, ...]]] = []
         self.entered = asyncio.Event()
         self.loop = asyncio.get_running_loop()
+
+    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+        return partial(self.run, batch)
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         self.batches.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
@@ -254,9 +258,9 @@ async def test_a_fault_of_the_queue_fails_what_waits_and_ends_nothing(
     """The batcher's task ended, and everybody waited for ever."""
     async with _running() as running:
         held = await running.hold()
-        waiting = running.submit((1,), (2,))
         with monkeypatch.context() as patch:
             patch.setattr("kwise.engine.schedule.fair_queue.FairQueue.in_order", lambda _: 1 / 0)
+            waiting = running.submit((1,), (2,))
             running.session.gate.set()
             first, *others = await running.settle(held, *waiting)
         assert first == 5 and all(isinstance(error, ModelFailed) for error in others)

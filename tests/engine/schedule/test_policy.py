@@ -114,6 +114,27 @@ class PolicyBesideAList(RuleBasedStateMachine):
             assert len(batch) == 1 or rows <= max(self.max_batch_tokens, largest)
         self.waiting = [work for work in self.waiting if work not in batch]
 
+    @rule(cached=st.lists(st.sampled_from(CACHED), unique=True), changed=st.booleans())
+    def peek_and_take(self, cached: list[tuple[int, ...]], changed: bool) -> None:
+        """A peek changes nothing, and what happens after it counts."""
+        keys = _keys(cached)
+        peeked = self.policy.peek(keys)
+        if changed:
+            self.add(0, [1, 2], Priority.INTERACTIVE, "a")
+            peeked = self.policy.peek(_keys(cached))  # other keys than those of `take`
+        batch = self.policy.take(keys)
+        assert batch == peeked
+        self.waiting = [work for work in self.waiting if work not in batch]
+
+    @rule(data=st.data())
+    def peek_without_some(self, data: st.DataObject) -> None:
+        excluded = (
+            set(data.draw(st.lists(st.sampled_from(self.waiting)))) if self.waiting else set()
+        )
+        batch = self.policy.peek((), excluded)
+        assert set(batch) <= set(self.waiting) - excluded
+        assert bool(batch) == bool(set(self.waiting) - excluded)
+
     @rule()
     def clear(self) -> None:
         assert set(self.policy.clear()) == set(self.waiting)
