@@ -48,7 +48,9 @@ def run(config: BulkBenchConfig) -> None:
     engine = EngineConfig(threads=config.threads)
     encoder = new_encoder(artifact, engine)
     session = GraphSession(
-        artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes
+        artifact,
+        threads=engine.runtime_threads,
+        prompt_cache_bytes=engine.effective_prompt_cache_bytes,
     )
     words = _words(artifact)
     pipeline = _Pipeline(config, engine.runtime_threads) if config.checkpoint else None

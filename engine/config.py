@@ -23,6 +23,8 @@ from kwise.options import (
 # arithmetic, an 8B model on an H200 gives 13 % more rewards per second with 8,192 rows than with
 # 2,048, and 1 % more with 16,384.
 _BATCH_TOKENS = {Kind.CPU: 2048, Kind.CUDA: 8192}
+CPU_PROMPT_CACHE_BYTES = 256 << 20
+"""The memory for cached prompts on a CPU unless the user names another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +123,12 @@ class EngineConfig:
         maximum=600_000,
     )
     prompt_cache_bytes: int = option(
-        256 << 20,
-        "memory per device for keys and values of recent prompts, up to twice as much while a "
-        "batch runs; 0 for no cache. SmolLM2 takes 46 KB per token. A prompt that does not fit is "
-        "not cached",
-        minimum=0,
+        -1,
+        "memory per device for keys and values of recent prompts; 0 for no cache, -1 for 256 MiB "
+        "on a CPU and a quarter of the free memory of a GPU. A CPU takes up to twice as much while "
+        "a batch runs. SmolLM2 takes 46 KB per token, and half of it in fp16 and bf16 on GPUs. A "
+        "prompt that does not fit is not cached",
+        minimum=-1,
         maximum=MAX_BYTES,
     )
     overlong: Overlong = option(
@@ -157,6 +160,17 @@ class EngineConfig:
     def runtime_threads(self) -> int:
         """The threads of the runtime: `threads`, or one per available CPU."""
         return self.threads or available_cpus()
+
+    @property
+    def effective_prompt_cache_bytes(self) -> int | None:
+        """The memory for cached prompts; None for a share of the GPU's free memory.
+
+        Raises:
+            ConfigError: `device` is not a list of devices.
+        """
+        if self.prompt_cache_bytes >= 0:
+            return self.prompt_cache_bytes
+        return CPU_PROMPT_CACHE_BYTES if parse_devices(self.device)[0].kind is Kind.CPU else None
 
     @property
     def effective_max_batch_tokens(self) -> int:

@@ -47,7 +47,7 @@ def open_model(path: Path, config: EngineConfig) -> OpenModel:
             threads=config.runtime_threads,
             device=device.name,
             device_memory_bytes=config.device_memory_bytes,
-            prompt_cache_bytes=config.prompt_cache_bytes,
+            prompt_cache_bytes=config.effective_prompt_cache_bytes,
         )
         for device in devices
     ]

@@ -14,6 +14,7 @@ from kwise.engine.trie import Int64, sort_key
 # The widths differ, as those of keys and values do in some models.
 WIDTHS = (1, 3)
 BYTES_PER_TOKEN = 4 * sum(WIDTHS)
+NO_STATES = [np.empty((0, width), np.float32) for width in WIDTHS]
 
 
 def states_of(prefixes: Sequence[Int64]) -> list[NDArray[np.float32]]:

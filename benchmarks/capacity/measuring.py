@@ -24,7 +24,7 @@ from kwise.benchmarks.options import Cell
 from kwise.benchmarks.serving.server_process import running_server
 from kwise.client import AsyncRewardClient, RewardClient
 from kwise.engine.artifact import Artifact
-from kwise.engine.config import EngineConfig
+from kwise.engine.config import CPU_PROMPT_CACHE_BYTES, EngineConfig
 from kwise.engine.precision import Precision
 from kwise.engine.trie import KEY_BYTES
 
@@ -91,7 +91,7 @@ def measure(
 ) -> list[Round]:
     """Run a server, and return one round per seed. `on_run` gets all rounds after each run."""
     vocab_size = artifact.manifest.vocab_size
-    cache_tokens = EngineConfig().prompt_cache_bytes // state_bytes(artifact)
+    cache_tokens = CPU_PROMPT_CACHE_BYTES // state_bytes(artifact)
     rounds: list[Round] = []
     with running_server(artifact, "--cache-bytes", "0") as server:
         for seed in config.seeds:

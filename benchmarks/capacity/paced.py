@@ -22,10 +22,10 @@ from kwise.benchmarks.capacity.pass_time import (
     PassTime,
     default_pass_time,
 )
-from kwise.benchmarks.capacity.replica import ReplicaConfig
+from kwise.benchmarks.capacity.replica import NO_STATES, ReplicaConfig
 from kwise.benchmarks.options import Cell
 from kwise.engine.artifact import Artifact
-from kwise.engine.config import EngineConfig
+from kwise.engine.config import CPU_PROMPT_CACHE_BYTES, EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.prefix_reuse import cache_prompts, plan_reuse
@@ -54,7 +54,7 @@ class PacedSession:
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         """Wait as long as the pass takes, and return zeros."""
         started_s = time.perf_counter()
-        reuse = plan_reuse(batch, self.prompt_cache, [0])
+        reuse = plan_reuse(batch, self.prompt_cache, NO_STATES)
         size = PassSize.of(reuse)
         states = np.empty((len(reuse.nodes_to_cache), 0), np.float32)
         cache_prompts(reuse, [states], self.prompt_cache)
@@ -74,7 +74,7 @@ def measure_paced(
     """Run the engine in this process; otherwise as `measure`."""
     vocab_size = artifact.manifest.vocab_size
     pass_time = default_pass_time().scaled(config.pace)
-    cache_tokens = EngineConfig().prompt_cache_bytes // state_bytes(artifact)
+    cache_tokens = CPU_PROMPT_CACHE_BYTES // state_bytes(artifact)
     sizes = [PassSize.of_group(size) for size in timed_sizes(cell)]
     timed = [MeasuredPass(size=size, seconds=pass_time.seconds(size)) for size in sizes]
     replica = ReplicaConfig(pass_time=pass_time, prompt_cache_tokens=cache_tokens)

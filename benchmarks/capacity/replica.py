@@ -32,6 +32,10 @@ _FLOW = Flow(Priority.INTERACTIVE, "")
 _REWARD = StoredReward(raw=0.0, tokens=0, dropped_tokens=0, control_tokens=0)
 
 
+NO_STATES = [np.empty((0, 0), np.float32)]
+"""The states of a prompt cache that holds no keys and values, only the prefixes."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaConfig:
     """A replica's speed and limits.
@@ -194,7 +198,7 @@ class Replica:
         for item in batch:
             self.admission.release(item)
         self._running_tokens = sum(item.cost for item in batch)
-        reuse = plan_reuse([item.response.sequence for item in batch], self._prompts, [0])
+        reuse = plan_reuse([item.response.sequence for item in batch], self._prompts, NO_STATES)
         size = PassSize.of(reuse)
         seconds = self.config.pass_time.seconds(size)
         started_s = self._env.now

@@ -24,7 +24,7 @@ from kwise.benchmarks.capacity.replica import ReplicaConfig
 from kwise.benchmarks.capacity.routers import ROUTERS
 from kwise.benchmarks.result_file import write_results
 from kwise.engine.cache.reward_cache import ENTRY_BYTES
-from kwise.engine.config import EngineConfig
+from kwise.engine.config import CPU_PROMPT_CACHE_BYTES, EngineConfig
 
 _WARM_UP = 1 / 3
 _OVERHEAD_S = 0.005
@@ -60,7 +60,7 @@ def replica_config(config: ClusterBenchConfig) -> ReplicaConfig:
             per_pair_s=config.pair_ns / 1e9,
         ),
         overhead_s=_OVERHEAD_S,
-        prompt_cache_tokens=engine.prompt_cache_bytes // config.state_bytes,
+        prompt_cache_tokens=CPU_PROMPT_CACHE_BYTES // config.state_bytes,
         cached_rewards=engine.cache_bytes // ENTRY_BYTES,
     )
 

@@ -159,5 +159,7 @@ def _cell_line(row: dict[str, Any]) -> str:
 def _open_session(config: GraphBenchConfig, artifact: Artifact) -> GraphSession:
     engine = EngineConfig(threads=config.threads)
     return GraphSession(
-        artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes
+        artifact,
+        threads=engine.runtime_threads,
+        prompt_cache_bytes=engine.effective_prompt_cache_bytes,
     )

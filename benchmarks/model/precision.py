@@ -31,7 +31,7 @@ from kwise.benchmarks.options import PrecisionBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.workload import read_trie_artifact, run_queued
 from kwise.engine.artifact import Artifact
-from kwise.engine.config import EngineConfig
+from kwise.engine.config import CPU_PROMPT_CACHE_BYTES, EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.devices import Kind
 from kwise.engine.model.prefix_cache import PromptCache
@@ -72,7 +72,7 @@ class Contender:
     def seconds_per_group(self, groups: Groups, config: PrecisionBenchConfig) -> tuple[float, bool]:
         """Run the groups and return (seconds per group, whether it is extrapolated)."""
         if not self.padded:
-            self.session.prompt_cache = PromptCache(EngineConfig().prompt_cache_bytes)
+            self.session.prompt_cache = PromptCache(CPU_PROMPT_CACHE_BYTES)
             seconds, _ = run_queued(self.session, groups, config.max_batch_tokens)
             return seconds / len(groups), False
         longest = [max(group, key=lambda sequence: len(sequence.token_ids)) for group in groups]

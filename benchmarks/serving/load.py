@@ -114,7 +114,9 @@ def _saturation(
     """Return the rates over gRPC and directly, medians of rounds in turns."""
     engine = EngineConfig()
     session = GraphSession(
-        artifact, threads=engine.runtime_threads, prompt_cache_bytes=engine.prompt_cache_bytes
+        artifact,
+        threads=engine.runtime_threads,
+        prompt_cache_bytes=engine.effective_prompt_cache_bytes,
     )
     max_batch_tokens = engine.effective_max_batch_tokens
     vocab_size, new_batch = (

@@ -23,10 +23,11 @@ from kwise.engine.model.batch_builder import (
     TrieBatchBuilder,
 )
 from kwise.engine.model.packing import pack
-from kwise.engine.model.prefix_cache import PromptCache
+from kwise.engine.model.prefix_cache import PromptCache, States
 from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, plan_reuse
 from kwise.engine.model.runtime.protocol import Graph, Shape
 from kwise.engine.model.shape_buckets import BucketedGraph
+from kwise.engine.model.slot_cache import Reservation, SlotCache
 from kwise.engine.sequence import EncodedSequence
 
 Arrays = dict[str, NDArray[Any]]
@@ -100,25 +101,38 @@ class TrieLayout:
     ) -> None:
         self._contract = contract
         self._names = inputs.keys()
+        self._has_slots = "past_slots" in inputs
         # W of each layer's keys and values. The input `past.NAME` has the output `present.NAME`.
         self._widths = {
             name.removeprefix("past."): int(shape[1] or 0)
             for name, shape in inputs.items()
             if name.startswith("past.")
         }
+        self._no_states: States = (
+            [np.empty(0, np.int64)]
+            if self._has_slots
+            else [np.empty((0, width), np.float32) for width in self._widths.values()]
+        )
 
     @staticmethod
     def new_batch(cached: Sequence[bytes]) -> BatchBuilder:
         return TrieBatchBuilder(cached)
 
     def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
-        return self._inputs(self._plan(batch, PromptCache(0)))[0]
+        return self._inputs(self._plan(batch, PromptCache(0)), None)[0]
 
     def prepare(
         self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache
     ) -> Prepared:
         reuse = self._plan(batch, cache)
-        inputs, num_rows = self._inputs(reuse)
+        reservation = None
+        if self._has_slots and len(reuse.nodes_to_cache):
+            assert isinstance(cache, SlotCache)
+            used = {segment.key for segment in reuse.segments}
+            reservation = cache.reserve(len(reuse.nodes_to_cache), used)
+            if reservation is None:
+                reuse = reuse.without_caching()
+        inputs, num_rows = self._inputs(reuse, reservation)
         run_graph = graph.prepare(inputs)
 
         def run() -> Pass:
@@ -126,8 +140,11 @@ class TrieLayout:
             rewards = outputs[self._contract.reward_output]
             # The states of a sequence that overflows must not be reused.
             if np.isfinite(rewards).all():
-                present = [outputs[f"present.{name}"] for name in self._widths]  # float32[rows, W]
-                cache_prompts(reuse, present, cache)
+                if reservation is not None:
+                    reservation.keep(cache_prompts(reuse, [reservation.slots], cache))
+                elif not self._has_slots:
+                    present = [outputs[f"present.{name}"] for name in self._widths]
+                    cache_prompts(reuse, present, cache)
             num_reused = reuse.trie.num_nodes - num_rows
             return Pass(rewards=_flat(rewards), num_rows=num_rows, num_reused=num_reused)
 
@@ -137,17 +154,22 @@ class TrieLayout:
         return plan_reuse(
             batch,
             cache,
-            list(self._widths.values()),
+            self._no_states,
             separate_last_tokens=self._contract.separate_last_tokens,
         )
 
-    def _inputs(self, reuse: Reuse) -> tuple[Arrays, int]:
+    def _inputs(self, reuse: Reuse, reservation: Reservation | None) -> tuple[Arrays, int]:
         """Return the graph's inputs, and T.
 
         The inputs are those of the arrays of `Packed` that the graph has, and:
 
         past.NAME: float32[P, W], the reused keys or values of a layer.
         rows_to_cache: int64, the rows whose keys and values the graph returns as `present.NAME`.
+
+        If the graph keeps the cached keys and values, instead of `past.NAME` and `present.NAME`:
+
+        past_slots: int64[P], the slots of the past entries.
+        slots_to_cache: int64[rows to cache, 1], the slots of the rows to cache.
         """
         packed = pack(
             reuse.trie,
@@ -156,10 +178,15 @@ class TrieLayout:
             reuse.num_past,
             aligned_keys=self._contract.aligned_keys,
         )
-        names = [f"past.{name}" for name in self._widths]
-        past = dict(zip(names, reuse.states, strict=True))
         rows_to_cache = packed.entries[reuse.nodes_to_cache]
-        arrays: Arrays = {**packed.arrays, **past, "rows_to_cache": rows_to_cache}
+        arrays: Arrays = {**packed.arrays, "rows_to_cache": rows_to_cache}
+        if self._has_slots:
+            (arrays["past_slots"],) = reuse.states
+            slots = reservation.slots if reservation else np.empty(0, np.int64)
+            arrays["slots_to_cache"] = slots[:, None]
+        else:
+            names = [f"past.{name}" for name in self._widths]
+            arrays |= dict(zip(names, reuse.states, strict=True))
         used = {name: array for name, array in arrays.items() if name in self._names}
         return used, packed.num_rows
 

@@ -50,7 +50,8 @@ class Packed:
             `Trie`) of each entry of the key table.
         last_rows [B]: the row of each sequence's last token.
         queries.GROUP [n, S]: rows of each tile. Padding is in front, and repeats the first row.
-        keys.GROUP [n, L]: entries of the key table for each tile; -1, at the end, is padding.
+        keys.GROUP [n, L]: entries of the key table for each tile. Padding, at the end, is negative:
+            it counts from the table's end, and is again the tile's first key.
         lengths.GROUP [n]: the number of keys of each tile that are not padding.
         outputs [T]: the place of each row's result among the groups' outputs laid end to end.
     entries: int64[N], the entry of the key table for each node; a value below T is also the node's
@@ -108,19 +109,16 @@ def pack(
             max_queries = max(max_queries, _MIN_QUERIES)
             max_keys = -(-max_keys // _KEY_STEP) * _KEY_STEP
         queries = np.zeros((max(len(members), 1), max_queries), np.int64)  # [n, S]
-        keys = np.full((len(queries), max_keys), -1)  # int64[n, L]
+        keys = np.zeros((len(queries), max_keys), np.int64)  # [n, L]
         # A group without tiles computes one score, which is not read.
         lengths = tiles.num_keys[members] if len(members) else np.ones(1, np.int64)
-        if not len(members):
-            keys[:] = 0
         for n, tile in enumerate(members):
             begin, stop = tiles.bounds[tile], tiles.bounds[tile + 1]
             queries[n] = np.maximum(np.arange(stop - max_queries, stop), begin)
             ancestors = trie.path(int(nodes[begin]))[:-1]
             keys[n, : len(ancestors)] = entries[ancestors]
-            keys[n, len(ancestors) : tiles.num_keys[tile]] = entries[
-                nodes[begin] : nodes[stop - 1] + 1
-            ]
+            keys[n, len(ancestors) : lengths[n]] = entries[nodes[begin] : nodes[stop - 1] + 1]
+            keys[n, lengths[n] :] = keys[n, 0] - (num_rows + num_past)
             end = offset + (n + 1) * max_queries
             outputs[begin:stop] = np.arange(end - (stop - begin), end)
         offset += queries.size

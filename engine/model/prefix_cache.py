@@ -18,20 +18,23 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import RLock
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from kwise.engine.trie import common_prefix
 
-States = Sequence[NDArray[np.float32]]
-"""float32[n, W] for each layer's keys and each layer's values, in the graph's order."""
+States = Sequence[NDArray[Any]]
+"""float32[n, W] for each layer's keys and each layer's values, in the graph's order.
+
+If they are in slots on a device: one array, the int64[n] numbers of the slots.
+"""
 
 # Shorter prefixes take as long to find and join as to compute.
 MIN_TOKENS = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Segment:
     """The states of a prefix's tokens from `start` on; its ancestors have those before.
 
@@ -95,28 +98,28 @@ class PromptCache:
             self._use(segment)
             return segment, shared
 
-    def put(self, key: bytes, start: int, states: States) -> None:
+    def put(self, key: bytes, start: int, states: States) -> Segment | None:
         """Store the states of the prefix `key` from token `start` on; the tokens before are cached.
 
-        Does nothing if the states exceed the whole cache, or if the tokens before have been dropped
-        meanwhile.
+        Returns:
+            The segment. None, and nothing is stored, if the states exceed the whole cache, or if
+            the tokens before have been dropped meanwhile.
         """
         with self._lock:
             parent, shared = self.longest(key)
             if shared != start or key in self._segments:
-                return
+                return None
             segment = Segment(key=key, start=start, states=states, parent=parent)
             if segment.num_bytes > self.max_bytes:
-                return
+                return None
             self._segments[key] = segment
             self._use(segment)
             insort(self._sorted, key)
             self.num_bytes += segment.num_bytes
             while self.num_bytes > self.max_bytes:
-                oldest, dropped = self._segments.popitem(last=False)
-                self.num_bytes -= dropped.num_bytes
-                del self._sorted[bisect_left(self._sorted, oldest)]
+                self._drop_oldest()
             self.prefixes = tuple(self._sorted)
+            return segment
 
     def has_room_for(self, num_tokens: int, bytes_per_token: int) -> bool:
         """Return whether a prefix of this length is worth caching and fits into an empty cache."""
@@ -128,6 +131,11 @@ class PromptCache:
 
     def __len__(self) -> int:
         return len(self._segments)
+
+    def _drop_oldest(self) -> None:
+        key, dropped = self._segments.popitem(last=False)
+        self.num_bytes -= dropped.num_bytes
+        del self._sorted[bisect_left(self._sorted, key)]
 
     def _use(self, segment: Segment) -> None:
         for used in segment.chain():

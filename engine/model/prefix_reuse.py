@@ -11,11 +11,13 @@ them. But it may compute a prompt that is cached by now; `is_outdated` tells.
 Dimensions: N nodes of the batch's trie, P past entries, W the width of a layer's keys or values.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kwise.engine.model.packing import NOT_PAST
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache, Segment, States
@@ -33,7 +35,8 @@ class Reuse:
     """A batch's trie, the cached states it uses, and the prompts to cache after the pass.
 
     past: int64[N], the index of each node among the past entries, or NOT_PAST.
-    states: float32[P, W] for each layer's keys and values.
+    states: what the cache holds of the P past entries, see `States`.
+    segments: the segments that these are from.
     prompts: the nodes of each prefix to cache, by its sort key.
     nodes_to_cache: int64, ascending: those of them that the cache does not have.
     num_cached: the number of tokens that each sequence, by its sort key, has in the cache.
@@ -47,6 +50,11 @@ class Reuse:
     nodes_to_cache: Int64
     num_cached: dict[bytes, int]
     prefixes: tuple[bytes, ...]
+    segments: Sequence[Segment]
+
+    def without_caching(self) -> "Reuse":
+        """Return the plan, with nothing to cache after the pass."""
+        return replace(self, prompts={}, nodes_to_cache=self.nodes_to_cache[:0])
 
     @property
     def num_past(self) -> int:
@@ -65,14 +73,14 @@ class _Match:
 def plan_reuse(
     batch: Sequence[EncodedSequence],
     cache: PromptCache,
-    widths: Sequence[int],
+    no_states: States,
     *,
     separate_last_tokens: bool = False,
 ) -> Reuse:
     """Build the batch's trie and look its prefixes up in the cache.
 
     Args:
-        widths: the W of each state, in the graph's order.
+        no_states: the states of 0 tokens.
         separate_last_tokens: see `build_trie`.
     """
     trie = build_trie([s.token_ids for s in batch], separate_last_tokens=separate_last_tokens)
@@ -82,6 +90,7 @@ def plan_reuse(
     prompts: dict[bytes, Int64] = {}
     planned: set[bytes] = set()  # the prompts without what is cached after them
     matches: list[_Match] = []
+    bytes_per_token = sum(state.itemsize * math.prod(state.shape[1:]) for state in no_states)
     new: list[Int64] = []
     for sequence, node in zip(batch, trie.last_nodes, strict=True):
         path, key = trie.path(int(node)), sort_key(sequence.token_ids)
@@ -95,11 +104,11 @@ def plan_reuse(
         if num_cached >= length or prompt in planned:
             continue
         length = min(length + _OPENING_TOKENS, max_length)
-        if cache.has_room_for(length, 4 * sum(widths)):
+        if cache.has_room_for(length, bytes_per_token):
             planned.add(prompt)
             prompts[key[: KEY_BYTES * length]] = path[:length]
             new.append(path[num_cached:length])
-    offsets, states = _gather(matches, widths)
+    offsets, states = _gather(matches, no_states)
     for match in matches:
         stop = match.num_tokens
         for part in match.segment.chain():
@@ -121,6 +130,7 @@ def plan_reuse(
         nodes_to_cache=nodes_to_cache,
         num_cached=num_cached_of,
         prefixes=prefixes,
+        segments=[part for match in matches for part in match.segment.chain()],
     )
 
 
@@ -139,22 +149,28 @@ def is_outdated(reuse: Reuse, cache: PromptCache) -> bool:
     return False
 
 
-def cache_prompts(reuse: Reuse, present: States, cache: PromptCache) -> None:
+def cache_prompts(reuse: Reuse, present: States, cache: PromptCache) -> NDArray[np.bool_]:
     """Store the planned prompts.
 
     Args:
-        present: float32[len(reuse.nodes_to_cache), W] for each layer's keys and values, as
-            computed.
+        present: the states of `reuse.nodes_to_cache`, as computed.
+
+    Returns:
+        Which of these nodes are in the cache now, bool[len(reuse.nodes_to_cache)].
     """
+    is_stored = np.zeros(len(reuse.nodes_to_cache), np.bool_)
     for key, nodes in sorted(reuse.prompts.items()):
         _, start = cache.longest(key)
         rows = np.searchsorted(reuse.nodes_to_cache, nodes[start:])
         if start < len(nodes) and np.isin(nodes[start:], reuse.nodes_to_cache).all():
             is_only_prompt = len(rows) == len(reuse.nodes_to_cache)  # then no copy is needed
-            cache.put(key, start, present if is_only_prompt else [state[rows] for state in present])
+            states = present if is_only_prompt else [state[rows] for state in present]
+            if cache.put(key, start, states) is not None:
+                is_stored[rows] = True
+    return is_stored
 
 
-def _gather(matches: Sequence[_Match], widths: Sequence[int]) -> tuple[dict[bytes, int], States]:
+def _gather(matches: Sequence[_Match], no_states: States) -> tuple[dict[bytes, int], States]:
     """Join the matched segments' states, each segment once.
 
     Returns where each segment begins among the past entries, and the states of all entries.
@@ -174,7 +190,6 @@ def _gather(matches: Sequence[_Match], widths: Sequence[int]) -> tuple[dict[byte
     if len(used) == 1:  # passed on without a copy
         return offsets, used[0]
     states = [
-        np.concatenate([np.empty((0, width), np.float32), *rows])
-        for width, *rows in zip(widths, *used, strict=True)
+        np.concatenate([nothing, *rows]) for nothing, *rows in zip(no_states, *used, strict=True)
     ]
     return offsets, states

@@ -19,6 +19,7 @@ from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.prefix_reuse import is_outdated
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import open_graph
+from kwise.engine.model.slot_cache import SlotCache
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ArtifactError
@@ -49,8 +50,9 @@ class GraphSession:
     Args:
         precision: selects the graph.
         runtime, device, threads, device_memory_bytes: see `open_graph`.
-        prompt_cache_bytes: memory for keys and values of recent prompts, see `PromptCache`. The
-            padded layout does not use it.
+        prompt_cache_bytes: memory for keys and values of recent prompts, on the device if the graph
+            keeps them there; None for a quarter of a GPU's free memory. The padded layout does not
+            use it.
 
     Raises:
         ConfigError: the runtime is not installed, or the device is not available.
@@ -67,7 +69,7 @@ class GraphSession:
         threads: int = 0,
         device: str = "cpu",
         device_memory_bytes: int = 0,
-        prompt_cache_bytes: int = 0,
+        prompt_cache_bytes: int | None = 0,
     ) -> None:
         manifest = artifact.manifest
         contract = _contract(artifact, precision, parse_devices(device)[0].kind)
@@ -80,13 +82,17 @@ class GraphSession:
             device=device,
             threads=threads,
             device_memory_bytes=device_memory_bytes,
+            pool_bytes=prompt_cache_bytes,
             bucket=layout.bucket,
         )
         if contract.reward_output not in self._graph.outputs:
             raise ArtifactError(f"{path}: the graph has no output {contract.reward_output!r}")
         self.layout = layout(manifest, contract, self._graph.inputs)
         self.precision = precision
-        self.prompt_cache = PromptCache(prompt_cache_bytes)
+        num_slots = self._graph.num_slots
+        self.prompt_cache = (
+            SlotCache(num_slots) if num_slots else PromptCache(prompt_cache_bytes or 0)
+        )
         self.runtime = self._graph.runtime
         self._preparing = Lock()  # a wrapper of the graph may learn sizes from what it pads
 

@@ -5,8 +5,7 @@ plan, and a CUDA graph is captured for one shape, so shapes must be few. A CPU g
 this and would pay for the padding. docs/gpu.md has the rules for the sizes and what the padding
 costs.
 
-Dimensions: B sequences; T rows; P past entries; n tiles, S queries and L keys each; W the width of
-a layer's keys or values.
+Dimensions: B sequences; T rows; P past entries; n tiles, S queries and L keys each.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kwise.engine.model.packing import NOT_PAST
 from kwise.engine.model.runtime.protocol import Graph, Shape
 
 Array = NDArray[Any]
@@ -47,16 +45,14 @@ def rows_bucket(num_rows: int) -> int:
 
 
 class BucketedGraph:
-    """A trie graph with padded inputs and outputs that are cut back; has the `Graph` interface.
-
-    The graph has one tile group.
-    """
+    """A trie graph for CUDA with padded inputs; has the `Graph` interface."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.runtime = graph.runtime
         self.inputs: Mapping[str, Shape] = graph.inputs
         self.outputs: Collection[str] = graph.outputs
+        self.num_slots = graph.num_slots
         self._sizes: dict[tuple[int, ...], _Sizes] = {}
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -64,17 +60,8 @@ class BucketedGraph:
 
     def prepare(self, arrays: Mapping[str, Array]) -> Callable[[], dict[str, Array]]:
         run = self.graph.prepare(self.pad(arrays))
-        num_rewards, num_states = len(arrays["last_rows"]), len(arrays["rows_to_cache"])
-
-        def run_and_cut() -> dict[str, Array]:
-            return {
-                name: _cut(array, num_states)
-                if name.startswith("present.")
-                else array[:num_rewards]
-                for name, array in run().items()
-            }
-
-        return run_and_cut
+        num_rewards = len(arrays["last_rows"])
+        return lambda: {name: rewards[:num_rewards] for name, rewards in run().items()}
 
     def pad(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Return the inputs of the trie graph (see `TrieLayout`), padded.
@@ -84,7 +71,7 @@ class BucketedGraph:
         """
         num_rows, num_entries = len(arrays["input_ids"]), len(arrays["positions"])
         queries, keys = arrays["queries.0"], arrays["keys.0"]
-        num_keys = (keys != NOT_PAST).sum(1)  # int64[n]
+        num_keys = (keys >= 0).sum(1)  # int64[n]
         rows = rows_bucket(num_rows)
         max_keys = round_up(int(num_keys.max()), _MIN_SIZE, 2)
         past = round_up(num_entries - num_rows, _MIN_SIZE, 1)
@@ -97,31 +84,30 @@ class BucketedGraph:
                 queries=-(-queries.shape[1] // _QUERY_STEP) * _QUERY_STEP,
             ),
         )
-        padded: dict[str, Array] = {
-            name: _pad_rows(state, past)  # float[P, W]
-            for name, state in arrays.items()
-            if name.startswith("past.")
-        }
+        padded: dict[str, Array] = {}
         for name in arrays.keys() & {"positions", "preorder", "subtree_end"}:
             of_rows, of_past = arrays[name][:num_rows], arrays[name][num_rows:]
             padded[name] = np.concatenate([_pad_rows(of_rows, rows), _pad_rows(of_past, past)])
-        # Padding tiles have one key, row 0: a softmax needs at least one.
         padded_queries = np.zeros((sizes.tiles, sizes.queries), np.int64)
         padded_queries[: len(queries)] = queries[:, :1]
         padded_queries[: len(queries), sizes.queries - queries.shape[1] :] = queries
-        padded_keys = np.full((sizes.tiles, max_keys), NOT_PAST)
+        # Padding tiles have one key, row 0: a softmax needs at least one.
+        padded_keys = np.full((sizes.tiles, max_keys), -(rows + past))
         padded_keys[:, 0] = 0
-        used_keys = keys[:, :max_keys]
         # Past entries follow the rows.
-        padded_keys[: len(keys), : used_keys.shape[1]] = np.where(
-            used_keys < num_rows, used_keys, used_keys + rows - num_rows
-        )
+        keys = np.where(keys < num_rows, keys, keys + rows - num_rows)[:, :max_keys]
+        is_key = np.arange(max_keys) < num_keys[:, None]
+        padded_keys[: len(keys)] = keys[:, :1] - (rows + past)
+        padded_keys[: len(keys)][is_key] = keys[is_key[:, : keys.shape[1]]]
         tiles, places = np.divmod(arrays["outputs"], queries.shape[1])
         outputs = (tiles + 1) * sizes.queries - queries.shape[1] + places
         padded |= {
             "input_ids": _pad_rows(arrays["input_ids"], rows),
             "last_rows": _pad_rows(arrays["last_rows"], sizes.sequences),
             "rows_to_cache": _pad_rows(arrays["rows_to_cache"], rows_to_cache),
+            # Slot 0 is for padding.
+            "past_slots": _pad_rows(arrays["past_slots"], past),
+            "slots_to_cache": _pad_rows(arrays["slots_to_cache"], rows_to_cache),
             "queries.0": padded_queries,
             "keys.0": padded_keys,
             "lengths.0": _pad_rows(num_keys, sizes.tiles, 1),
@@ -153,12 +139,3 @@ def _pad_rows(array: Array, size: int, fill: int = 0) -> Array:
     """Lengthen the first dimension to `size`; return the array itself if it has that size."""
     padding = np.full((size - len(array), *array.shape[1:]), fill, array.dtype)
     return np.concatenate([array, padding]) if len(padding) else array
-
-
-def _cut(states: Array, size: int) -> Array:
-    """Return the first `size` rows.
-
-    Returns a copy if rows are cut off: the prompt cache counts the bytes of what it holds, and a
-    view would hold the whole array.
-    """
-    return states if len(states) == size else states[:size].copy()

@@ -1,4 +1,4 @@
-"""Rewrite a trie graph for CUDA: one tile group, and causal attention instead of a mask.
+"""Rewrite a trie graph for CUDA: one tile group, causal attention, the prompt cache on the device.
 
 ONNX Runtime's CUDA kernel for Attention is flash attention only where there is no mask, and on a
 GPU the launches of eight tile groups cost more than the padding that they avoid. With aligned keys
@@ -6,6 +6,8 @@ GPU the launches of eight tile groups cost more than the padding that they avoid
 the last nodes of that path. So each query sees the keys up to its own, which is causal attention
 aligned at the lower right corner. Attention of opset 24 computes it from the number of keys of each
 tile (`nonpad_kv_seqlen`). Layers with a sliding window keep their mask.
+
+See device_cache.py for the prompt cache.
 """
 
 from pathlib import Path
@@ -16,6 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from kwise.engine.artifact import GraphContract, cuda_graph_name
 from kwise.export.graph_file import read_graph
+from kwise.export.graphs.device_cache import keep_cache_on_device
 
 _OPSET = 24
 _MASK, _KEY_LENGTHS = 3, 6  # the places of Attention's inputs
@@ -47,6 +50,7 @@ def write_cuda_graph(directory: Path, contract: GraphContract) -> GraphContract:
             node.replace_input_with(_KEY_LENGTHS, lengths)
             node.attributes.add(ir.AttrInt64("is_causal", 1))
     graph.inputs.append(lengths)
+    keep_cache_on_device(graph)
     RemoveUnusedNodesPass()(model)
     for value in list(graph.inputs):
         if not value.uses():

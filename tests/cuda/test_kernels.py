@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from kwise.engine.model.devices import Device, Kind
+from kwise.engine.model.runtime.cuda import free_bytes
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from tests.cuda.passes import PRECISIONS, batch, inner_session
@@ -99,6 +101,26 @@ def test_attention_to_cached_prompts_is_flash_attention_too(
     stand_in.clear()
     assert session.run(batch()).num_reused >= 256
     assert attention_kernels(stand_in.events()) == {"flash": num_attention_calls(session)}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_keys_and_values_of_cached_prompts_stay_on_the_device(
+    open_session: OpenSession, stand_in: StandIn, precision: Precision
+) -> None:
+    session = open_session(precision, prompt_cache_bytes=1 << 24)
+    events = second_pass(session, stand_in)  # each pass caches its prompt
+    assert len(copies(events, "h2d")) == 1 and copies(events, "d2h") == [4 * 16]
+    scatters = [event for event in events if "ScatterND" in event.name]
+    assert len(scatters) == 2 * 2, "keys and values of two layers, each in one kernel"
+
+
+def test_the_pools_take_a_quarter_of_the_free_memory_by_default(open_session: OpenSession) -> None:
+    slot_bytes = 2 * 2 * 2 * 64 * 2  # two layers, keys and values, two heads of 64 halves
+    session = open_session(Precision.FP16, prompt_cache_bytes=None)
+    num_slots = session._graph.num_slots
+    assert num_slots > 1 << 10
+    free = free_bytes(Device(kind=Kind.CUDA))
+    assert 0.2 < num_slots * slot_bytes / (free + num_slots * slot_bytes) < 0.3
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -1,5 +1,6 @@
 """ONNX Runtime's execution provider for CUDA: its options, and checks that it can run a graph."""
 
+import ctypes
 import os
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -114,3 +115,22 @@ def find_cuda() -> None:
     set_cuda_environment(os.environ)
     # The extra installs the libraries inside Python packages, where the loader does not search.
     ort.preload_dlls()
+
+
+def free_bytes(device: Device) -> int:
+    """Return the free memory of a GPU, in bytes; 0 for a CPU.
+
+    Raises:
+        OSError: CUDA does not answer.
+    """
+    if device.kind is not Kind.CUDA:
+        return 0
+    cuda = ctypes.CDLL("libcudart.so.13")  # ONNX Runtime has loaded it
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    for error in (
+        cuda.cudaSetDevice(device.index),
+        cuda.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)),
+    ):
+        if error:
+            raise OSError(f"CUDA error {error} for the free memory of {device.name}")
+    return free.value

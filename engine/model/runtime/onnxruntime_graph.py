@@ -19,6 +19,7 @@ from kwise.engine.model.runtime.cuda import (
     find_cuda,
     providers,
 )
+from kwise.engine.model.runtime.pools import Pools, is_pool
 from kwise.engine.model.runtime.protocol import Arrays, Shape
 from kwise.errors import ArtifactError, ConfigError
 from kwise.libraries.errors import library_errors
@@ -30,6 +31,7 @@ class OnnxRuntimeGraph:
     Args:
         path, device, threads: see `open_graph`.
         memory_bytes: the GPU's memory for weights and activations; 0 for no limit.
+        pool_bytes: see `open_graph`.
         few_shapes: input shapes repeat, so memory can be planned.
 
     Raises:
@@ -44,6 +46,7 @@ class OnnxRuntimeGraph:
         device: str,
         threads: int,
         memory_bytes: int = 0,
+        pool_bytes: int | None = 0,
         few_shapes: bool = False,
     ) -> None:
         (place,) = parse_devices(device)
@@ -76,12 +79,17 @@ class OnnxRuntimeGraph:
         self._session.disable_fallback()
         if cuda:
             check_placement(place, self._session.get_providers(), assigned_operators(self._session))
-        self._bound = BoundRun(self._session, place) if cuda else None
+        pools = Pools.of(self._session, place, pool_bytes)
+        self.num_slots = pools.num_slots if pools else 0
+        self._bound = BoundRun(self._session, place, pools) if cuda or pools else None
         self.inputs: Mapping[str, Shape] = {
             node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
             for node in self._session.get_inputs()
+            if not is_pool(node.name)
         }
-        self.outputs: Collection[str] = [node.name for node in self._session.get_outputs()]
+        self.outputs: Collection[str] = [
+            node.name for node in self._session.get_outputs() if not is_pool(node.name)
+        ]
         self.runtime = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:

@@ -20,6 +20,7 @@ def open_graph(
     device: str,
     threads: int,
     device_memory_bytes: int = 0,
+    pool_bytes: int | None = 0,
     bucket: Callable[[Graph], Graph] | None = None,
 ) -> Graph:
     """Load an ONNX file, ready to run.
@@ -29,6 +30,8 @@ def open_graph(
         device: "cpu", "cuda" or "cuda:N"; OpenVINO takes "cpu" only.
         threads: the runtime's threads; 0 for one per CPU that this process may use.
         device_memory_bytes: a GPU's memory for weights and activations; 0 for no limit.
+        pool_bytes: memory for the graph's pools of cached keys and values, if it has any; None for
+            a quarter of a GPU's free memory.
         bucket: wraps the graph on a GPU so that its inputs have few shapes, as `BucketedGraph`
             does; None for no wrapper.
 
@@ -54,6 +57,7 @@ def open_graph(
         device=device,
         threads=threads,
         memory_bytes=device_memory_bytes,
+        pool_bytes=pool_bytes,
         few_shapes=bucket is not None,
     )
     return graph if bucket is None or device == "cpu" else bucket(graph)

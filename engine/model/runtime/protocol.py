@@ -19,6 +19,7 @@ class Graph(Protocol):
     runtime: str  # for people: runtime, version, device
     inputs: Mapping[str, Shape]
     outputs: Collection[str]
+    num_slots: int  # of its pools of cached keys and values, see pools.py; 0 if it has none
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
         """Return all outputs by name; the caller may keep the arrays.

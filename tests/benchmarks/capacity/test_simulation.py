@@ -19,7 +19,7 @@ from kwise.benchmarks.capacity.pass_time import (
     fit_pass_time,
     relative_errors,
 )
-from kwise.benchmarks.capacity.replica import Replica, ReplicaConfig
+from kwise.benchmarks.capacity.replica import NO_STATES, Replica, ReplicaConfig
 from kwise.benchmarks.capacity.routers import ROUTERS
 from kwise.benchmarks.options import Cell
 from kwise.engine.model.prefix_cache import PromptCache
@@ -102,7 +102,7 @@ def test_rows_are_those_of_the_trie() -> None:
 def test_distinct_groups_cost_what_random_texts_cost() -> None:
     random_texts = Cell(P=40, R=10, K=3).group(vocab_size=49_152, seed=5)
     for sequences in (random_texts, [r.sequence for r in distinct_group(CELL, 5)]):
-        size = PassSize.of(plan_reuse(sequences, PromptCache(0), [0]))
+        size = PassSize.of(plan_reuse(sequences, PromptCache(0), NO_STATES))
         responses_pairs = CELL.K * (CELL.R * CELL.P + CELL.R * (CELL.R + 1) // 2)
         assert size == PassSize(rows=ROWS, pairs=CELL.P * (CELL.P + 1) // 2 + responses_pairs)
 

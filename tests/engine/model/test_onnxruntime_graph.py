@@ -28,6 +28,7 @@ from kwise.engine.model.runtime.index_buffer import join_arrays
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.onnxruntime_graph import OnnxRuntimeGraph, sums_exactly
 from kwise.engine.model.runtime.open import open_graph
+from kwise.engine.model.runtime.pools import Pools
 from kwise.engine.model.shape_buckets import BucketedGraph
 from kwise.engine.precision import Precision
 from kwise.engine.trie import build_trie
@@ -42,27 +43,23 @@ def artifact(tiny_artifact: Path) -> Artifact:
     return read_artifact(tiny_artifact)
 
 
-def _arrays(
-    graph: OnnxRuntimeGraph, num_tile_groups: int, lengths: tuple[int, ...], num_past: int
-) -> dict[str, NDArray[Any]]:
-    """Return all inputs of a batch with one prompt of 20 tokens, `num_past` of them past entries.
+def _arrays(lengths: tuple[int, ...], num_past: int) -> dict[str, NDArray[Any]]:
+    """Return the inputs of a batch with one prompt of 20 tokens, `num_past` of them past entries.
 
-    If none is past, the prompt is to be cached.
+    If none is past, the prompt is to be cached. Its token number N has slot N + 1.
     """
     trie = build_trie(
         [np.concatenate([np.arange(20), np.full(length, length)]) for length in lengths]
     )
     past = np.full(trie.num_nodes, NOT_PAST)
     past[:num_past] = np.arange(num_past)
-    packed = pack(trie, num_tile_groups, past, num_past)
-    arrays = {name: array for name, array in packed.arrays.items() if name in graph.inputs}
-    random = np.random.default_rng(0)
-    widths = {name: shape[1] for name, shape in graph.inputs.items() if name.startswith("past.")}
-    states = {
-        name: random.standard_normal((num_past, int(width or 0)), np.float32)
-        for name, width in widths.items()
+    packed = pack(trie, 1, past, num_past, aligned_keys=True)
+    to_cache = np.arange(0 if num_past else 20)
+    return packed.arrays | {
+        "rows_to_cache": packed.entries[to_cache],
+        "past_slots": np.arange(1, num_past + 1),
+        "slots_to_cache": to_cache[:, None] + 1,
     }
-    return arrays | states | {"rows_to_cache": packed.entries[: 0 if num_past else 20]}
 
 
 def test_a_gpus_options_name_the_device_and_leave_fp32_exact() -> None:
@@ -118,25 +115,46 @@ def test_the_names_of_heavy_operators_are_those_that_onnx_runtime_reports(
         check_placement(GPU, [CUDA_PROVIDER, CPU_PROVIDER], assigned_operators(session))
 
 
-@pytest.mark.parametrize("num_past", [0, 12])
-def test_io_binding_gives_the_outputs_of_a_plain_run_and_uses_its_buffer_again(
-    artifact: Artifact, num_past: int
+def test_a_bound_run_reads_and_writes_its_pools_in_place_and_uses_its_buffer_again(
+    artifact: Artifact,
 ) -> None:
-    graph = OnnxRuntimeGraph(artifact.graph_path(), device="cpu", threads=1)
-    bound = BoundRun(graph._session, CPU)
-    num_tile_groups = artifact.manifest.graphs[Precision.FP32].num_tile_groups
-    first = _arrays(graph, num_tile_groups, (3, 9, 30), num_past)
-    other = first | {"input_ids": first["input_ids"][::-1]}
-    results = [bound.prepare(arrays)() for arrays in (first, other, first)]
-    for arrays, outputs in zip((first, other, first), results, strict=True):
-        expected = graph.run(arrays)
-        assert outputs.keys() == expected.keys() == set(graph.outputs)
-        for name, actual in outputs.items():
-            assert actual.dtype == expected[name].dtype
-            np.testing.assert_allclose(actual, expected[name], rtol=0, atol=1e-6)
-    assert not np.array_equal(results[0]["rewards"], results[1]["rewards"])
-    bound.prepare(_arrays(graph, num_tile_groups, (40, 41), num_past))()  # other shapes
+    """The reference is a plain run, whose pools are arrays that come back changed."""
+    path = artifact.path / artifact.manifest.cuda_graphs[Precision.FP32].file
+    session = ort.InferenceSession(path, providers=[CPU_PROVIDER])
+    inputs = {node.name: node for node in session.get_inputs()}
+    pools = Pools.of(session, CPU, 100_000)
+    assert pools is not None
+    bound = BoundRun(session, CPU, pools)
+    arrays_of = {
+        name: np.zeros((pools.num_slots, node.shape[1]), np.float32)
+        for name, node in inputs.items()
+        if name.startswith("pool.")
+    }
+    rewards = []
+    for arrays in (_arrays((3, 9, 30), 0), _arrays((4, 10), 12), _arrays((3, 9, 30), 12)):
+        fed = {name: array for name, array in arrays.items() if name in inputs}
+        outputs = [node.name for node in session.get_outputs()]
+        expected = dict(zip(outputs, session.run(None, fed | arrays_of), strict=True))
+        arrays_of = {name: expected[name.replace("pool", "updated")] for name in arrays_of}
+        actual = bound.prepare(fed)()
+        assert actual.keys() == {"rewards"}
+        np.testing.assert_array_equal(actual["rewards"], expected["rewards"])
+        for name, table in pools._tables.items():
+            written = slice(1, 21)  # the rest was never written
+            np.testing.assert_array_equal(
+                table.numpy()[written], arrays_of[f"pool.{name}"][written]
+            )
+        rewards.append(actual["rewards"])
+    np.testing.assert_allclose(rewards[0], rewards[2], rtol=0, atol=1e-5)
     assert len(bound._index_buffers) == 1
+
+
+def test_pools_take_the_bytes_that_they_are_given(artifact: Artifact) -> None:
+    path = artifact.path / artifact.manifest.cuda_graphs[Precision.FP32].file
+    for num_bytes in (0, 511, 512, 100_000):  # a slot takes 2 layers, keys and values, 32 floats
+        graph = OnnxRuntimeGraph(path, device="cpu", threads=1, pool_bytes=num_bytes)
+        assert graph.num_slots == 1 + num_bytes // 512
+    assert OnnxRuntimeGraph(artifact.graph_path(), device="cpu", threads=1).num_slots == 0
 
 
 @settings(max_examples=50)

@@ -134,7 +134,7 @@ def test_rows_are_the_nodes_that_are_not_past_in_preorder(
 
 
 @given(KNOWN, TILE_GROUPS)
-def test_padding_is_the_first_query_again_and_minus_one_for_keys(
+def test_padding_is_the_first_query_again_and_a_negative_first_key(
     known: tuple[Trie, Int64, list[int | None]], num_tile_groups: int
 ) -> None:
     trie, past, entries = known
@@ -158,7 +158,8 @@ def test_padding_is_the_first_query_again_and_minus_one_for_keys(
         assert queries.tolist() == [max(last - i, first) for i in reversed(range(len(queries)))]
         num_keys = int((keys >= 0).sum())
         assert (keys[:num_keys] >= 0).all()
-        assert (keys[num_keys:] == -1).all()
+        num_entries = packed.num_rows + len(entries)
+        assert (keys[num_keys:] + num_entries == keys[0]).all()
         assert len(set(keys[:num_keys].tolist())) == num_keys
 
 

@@ -12,7 +12,7 @@ from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache
 from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, is_outdated, plan_reuse
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
-from tests.token_states import BYTES_PER_TOKEN, WIDTHS, states_of
+from tests.token_states import BYTES_PER_TOKEN, NO_STATES, states_of
 
 TOKEN_BYTES = BYTES_PER_TOKEN + 4
 LARGE = 1 << 20
@@ -65,7 +65,7 @@ def _run(
 
     Asserts what the session relies on. With `separate_last_tokens` last rows have other states.
     """
-    reuse = plan_reuse(batch, cache, WIDTHS, separate_last_tokens=separate_last_tokens)
+    reuse = plan_reuse(batch, cache, NO_STATES, separate_last_tokens=separate_last_tokens)
     _finish(reuse, cache, separate_last_tokens=separate_last_tokens)
     return reuse
 
@@ -120,7 +120,7 @@ def test_plans_that_are_made_before_the_batch_before_them_ends_stay_right(
     cache = PromptCache(max_tokens * TOKEN_BYTES)
     running: Reuse | None = None
     for batch in batches:
-        planned = plan_reuse(batch, cache, WIDTHS, separate_last_tokens=separate_last_tokens)
+        planned = plan_reuse(batch, cache, NO_STATES, separate_last_tokens=separate_last_tokens)
         if running is not None:
             _finish(running, cache, separate_last_tokens=separate_last_tokens)
             _assert_sound(cache)
@@ -137,11 +137,11 @@ def test_a_plan_is_outdated_if_the_batch_before_it_cached_what_it_would_compute(
 ) -> None:
     cache = PromptCache(max_tokens * TOKEN_BYTES)
     for first, second in pairwise([*batches, batches[0]]):
-        planned = plan_reuse(second, cache, WIDTHS)
+        planned = plan_reuse(second, cache, NO_STATES)
         assert not is_outdated(planned, cache)
         _run(first, cache)
         outdated = is_outdated(planned, cache)
-        again = plan_reuse(second, cache, WIDTHS)
+        again = plan_reuse(second, cache, NO_STATES)
         gains = [again.num_cached[key] - num for key, num in planned.num_cached.items()]
         assert outdated == (max(gains) >= MIN_TOKENS)
 
