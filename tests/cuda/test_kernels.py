@@ -9,6 +9,7 @@ from kwise.engine.model.devices import Device, Kind
 from kwise.engine.model.runtime.cuda import free_bytes
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
+from kwise.errors import ConfigError
 from tests.cuda.passes import PRECISIONS, batch, inner_session
 from tests.cuda.standin.events import Event, StandIn, launches
 
@@ -121,6 +122,11 @@ def test_the_pools_take_a_quarter_of_the_free_memory_by_default(open_session: Op
     assert num_slots > 1 << 10
     free = free_bytes(Device(kind=Kind.CUDA))
     assert 0.2 < num_slots * slot_bytes / (free + num_slots * slot_bytes) < 0.3
+
+
+def test_pools_that_do_not_fit_name_the_option(open_session: OpenSession) -> None:
+    with pytest.raises(ConfigError, match="--prompt-cache-bytes: cuda:0 cannot hold the keys"):
+        open_session(Precision.FP16, prompt_cache_bytes=1 << 50)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -18,6 +18,7 @@ _HEAVY = {"Attention", "MatMul", "Gemm", "RotaryEmbedding"}
 # 1.24 has no CUDA kernel for Attention, 1.25 none for fp32 with grouped heads, and 1.27 aligns a
 # causal mask with nonpad_kv_seqlen at the upper left.
 _MIN_CUDA_VERSION = (1, 28)
+_ERROR = 3  # of ONNX Runtime's severities
 # Read by the CUDA libraries when they start. With the small workspace cuBLAS does not divide a
 # matmul's sum among thread blocks (split-K), so the order of summation does not depend on the
 # number of rows. Option 2 of ONNX Runtime keeps partial sums of fp16 matmuls in fp32.
@@ -115,6 +116,8 @@ def find_cuda() -> None:
     set_cuda_environment(os.environ)
     # The extra installs the libraries inside Python packages, where the loader does not search.
     ort.preload_dlls()
+    # Otherwise each ScatterND prints that its indices must differ. Slot 0, for padding, may repeat.
+    ort.set_default_logger_severity(_ERROR)
 
 
 def free_bytes(device: Device) -> int:

@@ -79,7 +79,9 @@ class OnnxRuntimeGraph:
         self._session.disable_fallback()
         if cuda:
             check_placement(place, self._session.get_providers(), assigned_operators(self._session))
-        pools = Pools.of(self._session, place, pool_bytes)
+        problem = f"--prompt-cache-bytes: {place.name} cannot hold the keys and values"
+        with library_errors(problem, raises=ConfigError):
+            pools = Pools.of(self._session, place, pool_bytes)
         self.num_slots = pools.num_slots if pools else 0
         self._bound = BoundRun(self._session, place, pools) if cuda or pools else None
         self.inputs: Mapping[str, Shape] = {
