@@ -22,7 +22,7 @@ from kwise.engine.model.batch_builder import (
     SeparateBatchBuilder,
     TrieBatchBuilder,
 )
-from kwise.engine.model.packing import pack
+from kwise.engine.model.packing import Packed, pack
 from kwise.engine.model.prefix_cache import PromptCache, States
 from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, plan_reuse
 from kwise.engine.model.runtime.protocol import Graph, Shape
@@ -119,7 +119,8 @@ class TrieLayout:
         return TrieBatchBuilder(cached)
 
     def inputs(self, batch: Sequence[EncodedSequence]) -> Arrays:
-        return self._inputs(self._plan(batch, PromptCache(0)), None)[0]
+        reuse = self._plan(batch, PromptCache(0))
+        return self._inputs(reuse, self._pack(reuse), None)
 
     def prepare(
         self, graph: Graph, batch: Sequence[EncodedSequence], cache: PromptCache
@@ -128,15 +129,22 @@ class TrieLayout:
         reservation = None
         if self._has_slots and len(reuse.nodes_to_cache):
             assert isinstance(cache, SlotCache)
-            used = {segment.key for segment in reuse.segments}
+            used = {segment.key for segment, _ in reuse.parts}
             reservation = cache.reserve(len(reuse.nodes_to_cache), used)
             if reservation is None:
                 reuse = reuse.without_caching()
-        inputs, num_rows = self._inputs(reuse, reservation)
-        run_graph = graph.prepare(inputs)
+        packed = self._pack(reuse)
+        # States in host memory are joined when the pass starts: the pass before it may hold as many
+        # as the cache has.
+        run_graph = None
+        if self._has_slots or not reuse.num_past:
+            run_graph = graph.prepare(self._inputs(reuse, packed, reservation))
 
         def run() -> Pass:
-            outputs = run_graph()
+            if run_graph is not None:
+                outputs = run_graph()
+            else:
+                outputs = graph.run(self._inputs(reuse, packed, reservation))
             rewards = outputs[self._contract.reward_output]
             # The states of a sequence that overflows must not be reused.
             if np.isfinite(rewards).all():
@@ -145,8 +153,8 @@ class TrieLayout:
                 elif not self._has_slots:
                     present = [outputs[f"present.{name}"] for name in self._widths]
                     cache_prompts(reuse, present, cache)
-            num_reused = reuse.trie.num_nodes - num_rows
-            return Pass(rewards=_flat(rewards), num_rows=num_rows, num_reused=num_reused)
+            num_reused = reuse.trie.num_nodes - packed.num_rows
+            return Pass(rewards=_flat(rewards), num_rows=packed.num_rows, num_reused=num_reused)
 
         return Prepared(run=run, reuse=reuse)
 
@@ -158,10 +166,19 @@ class TrieLayout:
             separate_last_tokens=self._contract.separate_last_tokens,
         )
 
-    def _inputs(self, reuse: Reuse, reservation: Reservation | None) -> tuple[Arrays, int]:
-        """Return the graph's inputs, and T.
+    def _pack(self, reuse: Reuse) -> Packed:
+        return pack(
+            reuse.trie,
+            self._contract.num_tile_groups,
+            reuse.past,
+            reuse.num_past,
+            aligned_keys=self._contract.aligned_keys,
+        )
 
-        The inputs are those of the arrays of `Packed` that the graph has, and:
+    def _inputs(self, reuse: Reuse, packed: Packed, reservation: Reservation | None) -> Arrays:
+        """Return the graph's inputs.
+
+        They are those of the arrays of `Packed` that the graph has, and:
 
         past.NAME: float32[P, W], the reused keys or values of a layer.
         rows_to_cache: int64, the rows whose keys and values the graph returns as `present.NAME`.
@@ -171,24 +188,16 @@ class TrieLayout:
         past_slots: int64[P], the slots of the past entries.
         slots_to_cache: int64[rows to cache, 1], the slots of the rows to cache.
         """
-        packed = pack(
-            reuse.trie,
-            self._contract.num_tile_groups,
-            reuse.past,
-            reuse.num_past,
-            aligned_keys=self._contract.aligned_keys,
-        )
         rows_to_cache = packed.entries[reuse.nodes_to_cache]
         arrays: Arrays = {**packed.arrays, "rows_to_cache": rows_to_cache}
         if self._has_slots:
-            (arrays["past_slots"],) = reuse.states
+            (arrays["past_slots"],) = reuse.states(self._no_states)
             slots = reservation.slots if reservation else np.empty(0, np.int64)
             arrays["slots_to_cache"] = slots[:, None]
         else:
             names = [f"past.{name}" for name in self._widths]
-            arrays |= dict(zip(names, reuse.states, strict=True))
-        used = {name: array for name, array in arrays.items() if name in self._names}
-        return used, packed.num_rows
+            arrays |= dict(zip(names, reuse.states(self._no_states), strict=True))
+        return {name: array for name, array in arrays.items() if name in self._names}
 
 
 class PaddedLayout:

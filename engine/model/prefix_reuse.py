@@ -5,8 +5,8 @@ which prompts are worth caching. After the pass, `cache_prompts` stores those. T
 every sequence is computed even if its prefix is cached, because the head reads its hidden state.
 
 A batch may be planned while the batch before it runs. Whatever that one then adds to the cache or
-drops from it, the plan stays right, because it holds the states that it reuses and nothing changes
-them. But it may compute a prompt that is cached by now; `is_outdated` tells.
+drops from it, the plan stays right, because it holds the segments that it reuses and nothing
+changes them. But it may compute a prompt that is cached by now; `is_outdated` tells.
 
 Dimensions: N nodes of the batch's trie, P past entries, W the width of a layer's keys or values.
 """
@@ -35,8 +35,7 @@ class Reuse:
     """A batch's trie, the cached states it uses, and the prompts to cache after the pass.
 
     past: int64[N], the index of each node among the past entries, or NOT_PAST.
-    states: what the cache holds of the P past entries, see `States`.
-    segments: the segments that these are from.
+    parts: the segments that the past entries are from, in order, each with its number of entries.
     prompts: the nodes of each prefix to cache, by its sort key.
     nodes_to_cache: int64, ascending: those of them that the cache does not have.
     num_cached: the number of tokens that each sequence, by its sort key, has in the cache.
@@ -45,12 +44,11 @@ class Reuse:
 
     trie: Trie
     past: Int64
-    states: States
+    parts: Sequence[tuple[Segment, int]]
     prompts: dict[bytes, Int64]
     nodes_to_cache: Int64
     num_cached: dict[bytes, int]
     prefixes: tuple[bytes, ...]
-    segments: Sequence[Segment]
 
     def without_caching(self) -> "Reuse":
         """Return the plan, with nothing to cache after the pass."""
@@ -58,7 +56,22 @@ class Reuse:
 
     @property
     def num_past(self) -> int:
-        return len(self.states[0]) if self.states else 0
+        return sum(num_entries for _, num_entries in self.parts)
+
+    def states(self, no_states: States) -> States:
+        """Return what the cache holds of the P past entries.
+
+        It is a copy, unless there is one part. In host memory it may be as large as the whole
+        cache, so a batch that waits for its pass does not have it yet.
+
+        Args:
+            no_states: the states of 0 tokens.
+        """
+        used = [[state[:num] for state in segment.states] for segment, num in self.parts]
+        if len(used) == 1:
+            return used[0]
+        pairs = zip(no_states, *used, strict=True)
+        return [np.concatenate([nothing, *rows]) for nothing, *rows in pairs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +121,9 @@ def plan_reuse(
             planned.add(prompt)
             prompts[key[: KEY_BYTES * length]] = path[:length]
             new.append(path[num_cached:length])
-    offsets, states = _gather(matches, no_states)
+    parts = _join(matches)
+    starts = np.cumsum([0, *(num_entries for _, num_entries in parts)]).tolist()
+    offsets = dict(zip((segment.key for segment, _ in parts), starts, strict=False))
     for match in matches:
         stop = match.num_tokens
         for part in match.segment.chain():
@@ -125,12 +140,11 @@ def plan_reuse(
     return Reuse(
         trie=trie,
         past=past,
-        states=states,
+        parts=parts,
         prompts=prompts,
         nodes_to_cache=nodes_to_cache,
         num_cached=num_cached_of,
         prefixes=prefixes,
-        segments=[part for match in matches for part in match.segment.chain()],
     )
 
 
@@ -170,26 +184,12 @@ def cache_prompts(reuse: Reuse, present: States, cache: PromptCache) -> NDArray[
     return is_stored
 
 
-def _gather(matches: Sequence[_Match], no_states: States) -> tuple[dict[bytes, int], States]:
-    """Join the matched segments' states, each segment once.
-
-    Returns where each segment begins among the past entries, and the states of all entries.
-    """
-    stops: dict[bytes, tuple[Segment, int]] = {}
+def _join(matches: Sequence[_Match]) -> list[tuple[Segment, int]]:
+    """Return each segment that a match uses, once, with the number of its tokens that are used."""
+    parts: dict[bytes, tuple[Segment, int]] = {}
     for match in matches:
         stop = match.num_tokens
         for part in match.segment.chain():
-            stops[part.key] = part, max(stop, stops.get(part.key, (part, 0))[1])
+            parts[part.key] = part, max(stop - part.start, parts.get(part.key, (part, 0))[1])
             stop = part.start
-    lengths = [stop - part.start for part, stop in stops.values()]
-    offsets = dict(zip(stops, np.cumsum([0, *lengths]).tolist(), strict=False))
-    used = [
-        [state[:length] for state in part.states]
-        for (part, _), length in zip(stops.values(), lengths, strict=True)
-    ]
-    if len(used) == 1:  # passed on without a copy
-        return offsets, used[0]
-    states = [
-        np.concatenate([nothing, *rows]) for nothing, *rows in zip(no_states, *used, strict=True)
-    ]
-    return offsets, states
+    return list(parts.values())

@@ -6,8 +6,6 @@ runtime says where it runs.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from threading import Lock
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -94,24 +92,28 @@ class GraphSession:
             SlotCache(num_slots) if num_slots else PromptCache(prompt_cache_bytes or 0)
         )
         self.runtime = self._graph.runtime
-        self._preparing = Lock()  # a wrapper of the graph may learn sizes from what it pads
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         """Score a batch of at least one sequence. Raises what the runtime raises."""
         return self.prepare(batch)()
 
     def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
-        return partial(self._run, batch, self._prepare(batch))
+        prepared: Prepared | None = self._prepare(batch)
+
+        def run() -> Pass:
+            nonlocal prepared
+            assert prepared is not None
+            reuse = prepared.reuse
+            # A pass that ran since may have cached a prompt that this batch would compute again.
+            if reuse is not None and is_outdated(reuse, self.prompt_cache):
+                reuse = prepared = None  # frees the slots that it has reserved
+                prepared = self._prepare(batch)
+            return prepared.run()
+
+        return run
 
     def _prepare(self, batch: Sequence[EncodedSequence]) -> Prepared:
-        with self._preparing:
-            return self.layout.prepare(self._graph, batch, self.prompt_cache)
-
-    def _run(self, batch: Sequence[EncodedSequence], prepared: Prepared) -> Pass:
-        # A pass that ran since may have cached a prompt that this batch would compute again.
-        if prepared.reuse is not None and is_outdated(prepared.reuse, self.prompt_cache):
-            prepared = self._prepare(batch)
-        return prepared.run()
+        return self.layout.prepare(self._graph, batch, self.prompt_cache)
 
     def inputs(self, batch: Sequence[EncodedSequence]) -> dict[str, NDArray[Any]]:
         """Return the graph's inputs for the batch, with nothing reused and nothing to cache."""

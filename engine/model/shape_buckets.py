@@ -10,6 +10,7 @@ Dimensions: B sequences; T rows; P past entries; n tiles, S queries and L keys e
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class BucketedGraph:
         self.outputs: Collection[str] = graph.outputs
         self.num_slots = graph.num_slots
         self._sizes: dict[tuple[int, ...], _Sizes] = {}
+        self._growing = Lock()  # two threads may prepare batches
 
     def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         return self.prepare(arrays)()
@@ -117,13 +119,14 @@ class BucketedGraph:
 
     def _grow(self, bucket: tuple[int, ...], needed: "_Sizes") -> "_Sizes":
         """Return the bucket's sizes, grown if this batch needs more."""
-        old = self._sizes.get(bucket, needed)
-        self._sizes[bucket] = _Sizes(
-            sequences=max(old.sequences, needed.sequences),
-            tiles=max(old.tiles, needed.tiles),
-            queries=max(old.queries, needed.queries),
-        )
-        return self._sizes[bucket]
+        with self._growing:
+            old = self._sizes.get(bucket, needed)
+            self._sizes[bucket] = _Sizes(
+                sequences=max(old.sequences, needed.sequences),
+                tiles=max(old.tiles, needed.tiles),
+                queries=max(old.queries, needed.queries),
+            )
+            return self._sizes[bucket]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

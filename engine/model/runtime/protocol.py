@@ -14,7 +14,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Graph(Protocol):
-    """A graph, ready to run. One thread at a time runs it, and one at a time prepares."""
+    """A graph, ready to run. One thread at a time runs it; several may prepare."""
 
     runtime: str  # for people: runtime, version, device
     inputs: Mapping[str, Shape]
@@ -28,7 +28,4 @@ class Graph(Protocol):
         """
 
     def prepare(self, arrays: Arrays) -> Callable[[], dict[str, NDArray[Any]]]:
-        """Do the host's part of `run`, and return a function that does the rest.
-
-        A thread may prepare a pass while another thread runs one.
-        """
+        """Do the host's part of `run`, and return a function that does the rest."""

@@ -1,5 +1,6 @@
 """The prompt cache changes no reward on any runtime, and a prompt is computed once."""
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,36 @@ def test_responses_one_call_after_another_get_the_rewards_of_one_batch_and_compu
             if index:
                 assert sequence.prompt_tokens > MIN_TOKENS
                 assert alone.num_reused - sequence.prompt_tokens in (3, 4), "assistant, line feed"
+
+
+def test_a_batch_that_was_prepared_during_a_pass_reuses_the_prompt_that_the_pass_cached(
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession
+) -> None:
+    session = _session(artifact, LARGE, Runtime.ONNXRUNTIME)
+    first, second = _encode(encoder, _asked("What is the capital of France?", "Paris.", "Rome."))
+    run_first, run_second = session.prepare([first]), session.prepare([second])
+    assert run_first().num_reused == 0
+    passed = run_second()
+    assert passed.num_reused >= second.prompt_tokens
+    assert passed.rewards == pytest.approx(plain.run([second]).rewards, abs=EXACT)
+
+
+def test_a_batch_that_waits_for_its_pass_has_no_copy_of_cached_states(
+    artifact: Artifact, encoder: ConversationEncoder
+) -> None:
+    """The pass before it may have one as large as the cache."""
+    session = _session(artifact, LARGE, Runtime.ONNXRUNTIME)
+    groups = [_asked(f"{word} " * 200, "Yes.", "No.") for word in ("apples", "pears")]
+    first, second = ([_encode(encoder, group)[n] for group in groups] for n in (0, 1))
+    session.run(first)
+    tracemalloc.start()
+    try:
+        run = session.prepare(second)
+        num_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_bytes < session.prompt_cache.num_bytes / 4
+    assert run().num_reused >= 400
 
 
 def test_without_prompt_cache_every_call_computes_its_prompt(

@@ -35,7 +35,7 @@ class _Device:
 
     def plan(self, batch: Sequence[EncodedSequence]) -> None:
         reuse = plan_reuse(batch, self.cache, _NO_SLOTS)
-        used = {segment.key for segment in reuse.segments}
+        used = {segment.key for segment, _ in reuse.parts}
         reservation = self.cache.reserve(len(reuse.nodes_to_cache), used)
         self.planned.append((reuse if reservation else reuse.without_caching(), reservation))
 
@@ -44,7 +44,7 @@ class _Device:
         reuse, reservation = self.planned.pop(0)
         hashes = _prefix_hashes(reuse)
         past = np.flatnonzero(reuse.past != NOT_PAST)
-        (slots,) = reuse.states
+        (slots,) = reuse.states(_NO_SLOTS)
         read = slots[reuse.past[past]]
         assert (self.pool[read] == hashes[past]).all()
         if reservation is not None:
