@@ -10,34 +10,41 @@ and the rounding itself gain nothing. The contenders run in turns within each re
     stock graph          Optimum's padded export in fp32 on ONNX Runtime, a batch of K
 
 Times are per group, medians over repeats. Ratios are to fp32 on ONNX Runtime, medians of ratios
-within a repeat; below 1 is faster. kwise batches the real groups as if all waited at once; the
-baselines run one group after the other. No prompt is cached from one run to the next. "~" marks an
-extrapolated time: of the longest sequence times K (padded batch too large, or emulated), of a part
-of the real groups (emulated, --max-seconds), or of the warm-up only.
+within a repeat; below 1 is faster. The second ratio is of CPU time: it depends less on what else
+the machine does, but with several threads it contains their waiting in loops. No prompt is cached
+from one run to the next. The workloads are the cells, whose repeats have the same shapes, and:
+
+    real      the real groups as if all waited at once, batched by kwise; the baselines run one
+              after another
+    singly    one real group after another. Each repeat has groups of its own, if there are enough,
+              so that every pass has new shapes.
+    again     the same, but each group is timed in a second run, so that no shape is new
+
+"~" marks an extrapolated time: of the longest sequence times K (padded batch too large, or
+emulated), of a part of the real groups (emulated, --max-seconds), or of the warm-up only.
 
 Fidelity is that of `kwise.export.precision.agreement` on the real groups.
 """
 
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 from kwise.benchmarks import machine
-from kwise.benchmarks.model.baselines import MAX_PADDED_ROWS, TransformersModel, stock_session
+from kwise.benchmarks.model.baselines import TransformersModel, stock_session
+from kwise.benchmarks.model.contender import Contender, Workload, measure_time
 from kwise.benchmarks.options import PrecisionBenchConfig
 from kwise.benchmarks.result_file import write_results
-from kwise.benchmarks.workload import read_trie_artifact, run_queued
+from kwise.benchmarks.workload import read_trie_artifact
 from kwise.engine.artifact import Artifact
-from kwise.engine.config import CPU_PROMPT_CACHE_BYTES, EngineConfig
+from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.devices import Kind
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.open import cpu_has_bf16
-from kwise.engine.model.session import GraphSession, Pass, Session
+from kwise.engine.model.session import GraphSession, Pass
 from kwise.engine.precision import Precision
 from kwise.engine.select import select_backend
 from kwise.engine.sequence import EncodedSequence
@@ -51,56 +58,7 @@ from kwise.export.precision.agreement import (
 )
 from kwise.export.precision.text_groups import encode_groups, read_text_groups
 
-_REFERENCE = "onnxruntime fp32"
 _REAL = "real"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    """A session to measure.
-
-    padded: it runs each group as a batch of its own.
-    emulated: it is too slow for more than one sequence per group or more than one repeat.
-    has_fidelity: measure its fidelity too.
-    """
-
-    session: Session
-    padded: bool = False
-    emulated: bool = False
-    has_fidelity: bool = True
-
-    def seconds_per_group(self, groups: Groups, config: PrecisionBenchConfig) -> tuple[float, bool]:
-        """Run the groups and return (seconds per group, whether it is extrapolated)."""
-        if not self.padded:
-            self.session.prompt_cache = PromptCache(CPU_PROMPT_CACHE_BYTES)
-            seconds, _ = run_queued(self.session, groups, config.max_batch_tokens)
-            return seconds / len(groups), False
-        longest = [max(group, key=lambda sequence: len(sequence.token_ids)) for group in groups]
-        num_rows = [
-            len(group) * len(sequence.token_ids)
-            for group, sequence in zip(groups, longest, strict=True)
-        ]
-        seconds, num_measured_rows, is_extrapolated = 0.0, 0, False
-        ends_at = perf_counter() + config.max_seconds
-        for group, sequence, rows in zip(groups, longest, num_rows, strict=True):
-            is_single = self.emulated or rows > MAX_PADDED_ROWS
-            started = perf_counter()
-            self.session.run([sequence] if is_single else group)
-            seconds += (perf_counter() - started) * (len(group) if is_single else 1)
-            num_measured_rows += rows
-            is_extrapolated = is_extrapolated or is_single
-            if self.emulated and perf_counter() > ends_at:
-                break
-        return seconds * sum(num_rows) / num_measured_rows / len(groups), is_extrapolated
-
-
-@dataclass(slots=True)
-class _Runs:
-    """The runs of one contender: seconds per group of each, and the total time spent."""
-
-    seconds: list[float] = field(default_factory=list)
-    spent_s: float = 0.0
-    is_extrapolated: bool = False
 
 
 def run(config: PrecisionBenchConfig) -> None:
@@ -127,13 +85,13 @@ def run(config: PrecisionBenchConfig) -> None:
         }
         for name, contender in contenders.items()
     }
-    print("seconds per group, and their ratio to the first column's")
-    print(" " * 12 + "".join(f"{name:>21}" for name in rows))
-    for workload, repeats in _workloads(artifact, groups, config).items():
-        figures = measure_time(contenders, repeats, config)
+    print("seconds per group, and the ratios of wall time and CPU time to the first column's")
+    print(" " * 12 + "".join(f"{name:>26}" for name in rows))
+    for label, workload in _workloads(artifact, groups, config).items():
+        figures = measure_time(contenders, workload, config)
         for name, figure in figures.items():
-            rows[name]["seconds"][workload] = figure
-        print(f"{workload:<12}" + "".join(map(_time_cell, figures.values())), flush=True)
+            rows[name]["seconds"][label] = figure
+        print(f"{label:<12}" + "".join(map(_time_cell, figures.values())), flush=True)
     print(
         f"{len(groups)} real groups:        max error      mean   order: all   clear pairs     "
         "tau   batch composition"
@@ -171,16 +129,20 @@ def _real_groups(artifact: Artifact, config: PrecisionBenchConfig) -> Groups:
 
 def _workloads(
     artifact: Artifact, groups: Groups, config: PrecisionBenchConfig
-) -> dict[str, list[Groups]]:
-    """Return by name the groups of each repeat, the warm-up first."""
+) -> dict[str, Workload]:
+    """Return the workloads by name."""
     num_runs = config.repeats + 1
     vocab_size = artifact.manifest.vocab_size
-    workloads: dict[str, list[Groups]] = {
-        str(cell): [[cell.group(vocab_size, seed)] for seed in range(num_runs)]
+    workloads = {
+        str(cell): Workload(repeats=[[cell.group(vocab_size, seed)] for seed in range(num_runs)])
         for cell in config.parsed_cells()
     }
-    workloads[_REAL] = [groups] * num_runs
-    return workloads
+    shares = [groups[number % len(groups) :: num_runs] for number in range(num_runs)]
+    return workloads | {
+        _REAL: Workload(repeats=[groups] * num_runs),
+        "singly": Workload(repeats=shares, singly=True),
+        "again": Workload(repeats=shares, singly=True, again=True),
+    }
 
 
 def contenders_of(
@@ -223,47 +185,6 @@ def contenders_of(
     return contenders, skipped
 
 
-def measure_time(
-    contenders: dict[str, Contender], repeats: Sequence[Groups], config: PrecisionBenchConfig
-) -> dict[str, Any]:
-    """Return the figures by contender.
-
-    The first repeat is the warm-up. It counts only for a contender that has no other run.
-    """
-    runs = {name: _Runs() for name in contenders}
-    for number, groups in enumerate(repeats):
-        for name, contender in contenders.items():
-            own = runs[name]
-            min_runs = 0 if contender.emulated else 1
-            is_late = own.spent_s > config.max_seconds or (contender.emulated and number > 1)
-            if number > min_runs and is_late:
-                continue
-            started = perf_counter()
-            seconds, own.is_extrapolated = contender.seconds_per_group(groups, config)
-            own.spent_s += perf_counter() - started
-            own.seconds.append(seconds)
-    return {
-        name: figure_of(own.seconds, runs[_REFERENCE].seconds)
-        | {"extrapolated": own.is_extrapolated or len(own.seconds) == 1}
-        for name, own in runs.items()
-    }
-
-
-def figure_of(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
-    """Return medians of seconds and of ratios within a repeat.
-
-    Both sequences begin with the warm-up.
-    """
-    first = 1 if min(len(seconds), len(reference)) > 1 else 0
-    timed = seconds[1:] or seconds
-    ratios = [a / b for a, b in zip(seconds[first:], reference[first:], strict=False)]
-    return {
-        "seconds": statistics.median(timed),
-        "ratio": statistics.median(ratios),
-        "runs": len(timed),
-    }
-
-
 class _TransformersSession:
     """transformers in bf16 with the interface of a session."""
 
@@ -288,7 +209,7 @@ class _TransformersSession:
 
 def _time_cell(figure: dict[str, Any]) -> str:
     seconds = f"{'~' if figure['extrapolated'] else ''}{figure['seconds']:.4g}"
-    return f"{seconds:>13} {figure['ratio']:>7.2f}"
+    return f"{seconds:>13} {figure['ratio']:>6.2f} {figure['cpu_ratio']:>5.2f}"
 
 
 def _fidelity_line(name: str, measured: dict[str, Any]) -> str:
