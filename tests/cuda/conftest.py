@@ -6,9 +6,11 @@ rewards mean nothing here. Which device a node runs on, the kernel that each nod
 copies, waits and captured graphs are those of a GPU.
 """
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
+import onnxruntime as ort
 import pytest
 
 from kwise.engine.artifact import Artifact, read_artifact
@@ -35,6 +37,20 @@ def stand_in() -> StandIn:
     stand_in = StandIn()
     stand_in.clear()
     return stand_in
+
+
+@pytest.fixture(autouse=True)
+def zeroed_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill buffers with zeros. No kernel writes rewards here, and what is left there may be NaN."""
+    allocate = ort.OrtValue.ortvalue_from_shape_and_type
+
+    def zeroed(*arguments: Any) -> Any:
+        value = allocate(*arguments)
+        size = min(value.tensor_size_in_bytes(), 1 << 20)  # pools are larger, and not read
+        ctypes.memset(value.data_ptr(), 0, size)
+        return value
+
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", staticmethod(zeroed))
 
 
 @pytest.fixture(scope="session")

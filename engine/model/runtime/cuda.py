@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
+from functools import lru_cache
 
 import onnxruntime as ort
 
@@ -25,18 +26,23 @@ _ERROR = 3  # of ONNX Runtime's severities
 CUDA_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":16:8", "ORT_CUDA_GEMM_OPTIONS": "2"}
 
 
-def providers(device: Device, memory_bytes: int) -> list[str | tuple[str, dict[str, str]]]:
+def providers(
+    device: Device, memory_bytes: int, *, capture: bool = False
+) -> list[str | tuple[str, dict[str, str]]]:
     """Return ONNX Runtime's execution providers for the device, in order of preference.
 
     Args:
         memory_bytes: a GPU's memory for weights and activations; 0 for no limit. CUDA's own context
             and cuBLAS's workspaces take about 500 MB more.
+        capture: passes may be captured as CUDA graphs.
     """
     if device.kind is Kind.CPU:
         return [_CPU]
     # TF32 rounds the factors of an fp32 product to 10 bits: rewards would change by a thousandth,
     # and parity requires 1e-4.
     options = {"device_id": str(device.index), "use_tf32": "0"}
+    if capture:
+        options["enable_cuda_graph"] = "1"
     if memory_bytes:
         # The default strategy doubles the arena at each step, so it would fail at half of the
         # limit.
@@ -120,6 +126,19 @@ def find_cuda() -> None:
     ort.set_default_logger_severity(_ERROR)
 
 
+def select_device(device: Device) -> None:
+    """Make a GPU the calling thread's device. Do nothing for a CPU.
+
+    With CUDA graphs, ONNX Runtime does it only in the first pass of a thread and session. Kernels
+    of a thread that has used another GPU since would be launched on that one.
+
+    Raises:
+        OSError: CUDA does not answer.
+    """
+    if device.kind is Kind.CUDA:
+        _check(_runtime().cudaSetDevice(device.index), f"selecting {device.name}")
+
+
 def free_bytes(device: Device) -> int:
     """Return the free memory of a GPU, in bytes; 0 for a CPU.
 
@@ -128,12 +147,18 @@ def free_bytes(device: Device) -> int:
     """
     if device.kind is not Kind.CUDA:
         return 0
-    cuda = ctypes.CDLL("libcudart.so.13")  # ONNX Runtime has loaded it
+    select_device(device)
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    for error in (
-        cuda.cudaSetDevice(device.index),
-        cuda.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)),
-    ):
-        if error:
-            raise OSError(f"CUDA error {error} for the free memory of {device.name}")
+    error = _runtime().cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total))
+    _check(error, f"the free memory of {device.name}")
     return free.value
+
+
+@lru_cache(maxsize=1)
+def _runtime() -> ctypes.CDLL:
+    return ctypes.CDLL("libcudart.so.13")  # ONNX Runtime has loaded it
+
+
+def _check(error: int, what: str) -> None:
+    if error:
+        raise OSError(f"CUDA error {error} for {what}")

@@ -58,18 +58,27 @@ class IndexBuffers:
         self._buffers: dict[int, ort.OrtValue] = {}
 
     def bind(self, binding: ort.IOBinding, joined: JoinedArrays) -> None:
-        """Copy the arrays to the device and bind the inputs of their names to them."""
-        kind, index = self._device.kind.value, self._device.index
+        """Copy the arrays to the device and bind the inputs of their names to them.
+
+        Arrays of the same shapes are always at the same addresses.
+        """
+        buffer = self.copy(joined)
+        for name, shape in joined.shapes.items():
+            address = buffer.data_ptr() + joined.values.itemsize * joined.offsets[name]
+            binding.bind_input(
+                name, self._device.kind.value, self._device.index, np.int64, shape, address
+            )
+
+    def copy(self, joined: JoinedArrays) -> ort.OrtValue:
+        """Copy the arrays to the device, into the buffer of their size, and return the buffer."""
         size = len(joined.values)
         if size not in self._buffers:
             self._buffers[size] = ort.OrtValue.ortvalue_from_shape_and_type(
-                [size], np.int64, kind, index
+                [size], np.int64, self._device.kind.value, self._device.index
             )
         buffer = self._buffers[size]
         buffer.update_inplace(joined.values)
-        for name, shape in joined.shapes.items():
-            address = buffer.data_ptr() + joined.values.itemsize * joined.offsets[name]
-            binding.bind_input(name, kind, index, np.int64, shape, address)
+        return buffer
 
     def __len__(self) -> int:
         return len(self._buffers)

@@ -3,6 +3,7 @@
 cuda.py has what concerns CUDA's provider, and bound_run.py runs passes there.
 """
 
+import logging
 from collections.abc import Callable, Collection, Container, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from kwise.engine.model.devices import Kind, parse_devices
+from kwise.engine.model.devices import Device, Kind, parse_devices
 from kwise.engine.model.runtime.bound_run import BoundRun
+from kwise.engine.model.runtime.capture_gate import CAPTURE_GATE
 from kwise.engine.model.runtime.cuda import (
     assigned_operators,
     check_placement,
@@ -24,6 +26,8 @@ from kwise.engine.model.runtime.protocol import Arrays, Shape
 from kwise.errors import ArtifactError, ConfigError
 from kwise.libraries.errors import library_errors
 
+_LOG = logging.getLogger(__name__)
+
 
 class OnnxRuntimeGraph:
     """A graph in ONNX Runtime; has the `Graph` interface.
@@ -32,7 +36,8 @@ class OnnxRuntimeGraph:
         path, device, threads: see `open_graph`.
         memory_bytes: the GPU's memory for weights and activations; 0 for no limit.
         pool_bytes: see `open_graph`.
-        few_shapes: input shapes repeat, so memory can be planned.
+        few_shapes: input shapes repeat, so memory can be planned, and passes can be captured as
+            CUDA graphs.
 
     Raises:
         ConfigError: the device is not available, or is a GPU that cannot run the graph.
@@ -70,20 +75,21 @@ class OnnxRuntimeGraph:
             find_cuda()
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         problem = f"--device {place.name} cannot run this model"
-        with library_errors(problem, raises=ConfigError if cuda else ArtifactError):
-            # Without `enable_fallback=0` ONNX Runtime tries the CPU if CUDA fails, and prints a
-            # line.
-            self._session = ort.InferenceSession(
-                path, options, providers=providers(place, memory_bytes), enable_fallback=0
+        raises = ConfigError if cuda else ArtifactError
+        with library_errors(problem, raises=raises), CAPTURE_GATE.loading():
+            self._session, capture = _open_session(
+                path, options, place, memory_bytes, cuda and few_shapes
             )
         self._session.disable_fallback()
         if cuda:
             check_placement(place, self._session.get_providers(), assigned_operators(self._session))
         problem = f"--prompt-cache-bytes: {place.name} cannot hold the keys and values"
-        with library_errors(problem, raises=ConfigError):
+        with library_errors(problem, raises=ConfigError), CAPTURE_GATE.loading():
             pools = Pools.of(self._session, place, pool_bytes)
         self.num_slots = pools.num_slots if pools else 0
-        self._bound = BoundRun(self._session, place, pools) if cuda or pools else None
+        self._bound = (
+            BoundRun(self._session, place, pools, capture=capture) if cuda or pools else None
+        )
         self.inputs: Mapping[str, Shape] = {
             node.name: tuple(size if isinstance(size, int) else None for size in node.shape)
             for node in self._session.get_inputs()
@@ -94,6 +100,14 @@ class OnnxRuntimeGraph:
         ]
         self.runtime = f"onnxruntime {ort.__version__} {self._session.get_providers()[0]}"
 
+    def __del__(self) -> None:
+        # CUDA refuses to free memory while another thread captures a graph. The new model of a
+        # reload may do so when the old one goes.
+        if getattr(self, "_bound", None) is not None:
+            with CAPTURE_GATE.loading():
+                self._bound = None
+                del self._session
+
     def run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
         return self.prepare(arrays)()
 
@@ -102,6 +116,33 @@ class OnnxRuntimeGraph:
 
     def _run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
         return dict(zip(self.outputs, self._session.run(None, arrays), strict=True))
+
+
+def _open_session(
+    path: Path, options: ort.SessionOptions, device: Device, memory_bytes: int, capture: bool
+) -> tuple[ort.InferenceSession, bool]:
+    """Return the session, and whether its passes can be captured as CUDA graphs.
+
+    Args:
+        capture: they should be. ONNX Runtime refuses a graph in which the CPU does more than
+            arithmetic on shapes.
+    """
+    reason = ""
+    for captures in (True, False) if capture else (False,):
+        chosen = providers(device, memory_bytes, capture=captures)
+        try:
+            # Without `enable_fallback=0` ONNX Runtime tries the CPU if CUDA fails, and prints a
+            # line.
+            session = ort.InferenceSession(path, options, providers=chosen, enable_fallback=0)
+        except Exception as error:
+            if not captures:
+                raise
+            reason = str(error).partition("\n")[0]
+        else:
+            if reason:
+                _LOG.warning("%s: no CUDA graphs for this model: %s", device.name, reason)
+            return session, captures
+    raise AssertionError("the last attempt returns or raises")
 
 
 def sums_exactly(cpu_flags: Container[str]) -> bool:
