@@ -94,6 +94,11 @@ class ScoreBatch:
         table = table.append_column("rewards", pa.array(rewards, pa.list_(pa.float64())))
         return table.append_column("errors", pa.array(errors, pa.list_(pa.string())))
 
+    def close(self) -> None:
+        """Release the model and the event loop. Ray ends the worker's process instead."""
+        self._runner.run(self._scorer.close())
+        self._runner.close()
+
     def _group(self, row: Any) -> Group | BadRow:
         if isinstance(row, RowProblem):
             return BadRow.of(row)

@@ -1,5 +1,6 @@
 """What a worker of Ray Data does with a table, without Ray."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ pytest.importorskip("pyarrow.parquet")
 def _scored(artifact: Path, table: Any) -> list[dict[str, Any]]:
     from kwise.cluster.data import ScoreBatch
 
-    score = ScoreBatch(str(artifact), Columns(), EngineConfig(threads=1))
-    rows: list[dict[str, Any]] = score(table).select(["rewards", "errors"]).to_pylist()
+    with closing(ScoreBatch(str(artifact), Columns(), EngineConfig(threads=1))) as score:
+        rows: list[dict[str, Any]] = score(table).select(["rewards", "errors"]).to_pylist()
     return rows
 
 
