@@ -152,11 +152,16 @@ bench-load: .venv/demo  ## measure serving: cost beside the model, cached groups
 	$(BIN)/kwise bench load build/demo/artifact
 
 # An environment of its own, because onnxruntime and onnxruntime-gpu install the same module, and
-# torch must be one with CUDA.
+# torch must be one with CUDA. With GPU_WHEELS, a folder of wheels, nothing is downloaded, and what
+# the folder lacks (torch, transformers, onnx) comes from the Python of the machine: docs/gpu.md.
 GPU_DEVICE ?= cuda:0
 GPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cu130
+GPU_WHEELS ?=
+GPU_SHAPES ?= build/bench/shapes
+GPU_RESULTS ?= benchmarks/results/gpu.json
 
 .venv-gpu/done: pyproject.toml
+ifeq ($(GPU_WHEELS),)
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python $(PIP_INSTALL) --index-url $(GPU_TORCH_INDEX) \
 		'torch>=2.9,<2.14'
@@ -164,16 +169,25 @@ GPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cu130
 	.venv-gpu/bin/python $(PIP_INSTALL) --no-deps $(WEIGHTS)
 	.venv-gpu/bin/python -m pip uninstall --quiet --yes onnxruntime
 	.venv-gpu/bin/python $(PIP_INSTALL) -e '.[engine-gpu]'
+else
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	.venv-gpu/bin/python $(PIP_INSTALL) --no-index --find-links $(GPU_WHEELS) --no-deps \
+		onnxruntime-gpu msgspec
+endif
 	@touch $@
 
-bench-gpu:  ## measure parity, latency and throughput on an NVIDIA GPU
-	@command -v nvidia-smi >/dev/null || { echo "nvidia-smi is not found: no NVIDIA GPU"; exit 1; }
-	@$(MAKE) .venv-gpu/done
+build/bench/gpu-artifact: .venv-gpu/done
 	@test -d build/demo/artifact || .venv-gpu/bin/python examples/demo.py
-	.venv-gpu/bin/kwise export build/demo/checkpoint build/bench/artifact \
-		--dtype fp32,fp16,bf16 --overwrite --min-agreement 0.9
-	.venv-gpu/bin/kwise bench gpu build/bench/artifact --checkpoint build/demo/checkpoint \
-		--device $(GPU_DEVICE) --json benchmarks/results/smollm2-gpu.json
+	.venv-gpu/bin/python -m kwise export build/demo/checkpoint $@ --dtype fp32,fp16,bf16 \
+		--overwrite --min-agreement 0.9
+
+# The artifact of the demo needs the packages and weights of the demo, which GPU_WHEELS is without.
+bench-gpu:  ## measure an NVIDIA GPU in at most 15 minutes
+	@command -v nvidia-smi >/dev/null || { echo "nvidia-smi is not found: no NVIDIA GPU"; exit 1; }
+	@$(MAKE) .venv-gpu/done $(if $(GPU_WHEELS),,build/bench/gpu-artifact)
+	.venv-gpu/bin/python -m kwise bench gpu --shapes $(GPU_SHAPES) --device $(GPU_DEVICE) \
+		$(if $(GPU_WHEELS),,--artifact build/bench/gpu-artifact --checkpoint build/demo/checkpoint) \
+		--json $(GPU_RESULTS)
 
 bench-train: .venv/demo  ## measure training beside TRL's RewardTrainer (half an hour)
 	@$(call require,build/demo/checkpoint)

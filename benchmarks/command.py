@@ -36,10 +36,10 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         "stock padded graph for comparison",
     ),
     "gpu": (
-        "model.gpu",
+        "gpu.run",
         GpuBenchConfig,
-        "a GPU: parity with fp32 on the CPU, latency of a group, throughput, and transformers on "
-        "the same device for comparison",
+        "a GPU in at most fifteen minutes: agreement with fp32 on the CPU, the change of rewards "
+        "with their batch, time per pass, and transformers and vLLM for comparison",
     ),
     "precision": (
         "model.precision",

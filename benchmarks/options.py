@@ -121,29 +121,43 @@ class GraphBenchConfig:
 class GpuBenchConfig:
     """Options of `kwise bench gpu`."""
 
-    artifact: str = option(help="an artifact with the trie layout")
-    checkpoint: str = option("", "its checkpoint, to compare with transformers")
-    device: str = option("cuda:0", "devices, as in kwise serve; latency is measured on the first")
+    artifact: str = option("", "an artifact with the trie layout, best with fp32, fp16 and bf16")
+    checkpoint: str = option("", "its checkpoint, to compare with transformers and vLLM")
+    shapes: str = option(
+        "",
+        "folder of graphs in the shape of SmolLM2-135M and of Llama-3-8B (two layers, times 16), "
+        "which get random weights; they are written there if they are missing",
+    )
+    models: tuple[str, ...] = option(
+        ("smollm2-135m", "llama-3-8b"), "with --shapes: sub-folders of it to measure"
+    )
+    device: str = option(
+        "cuda:0", "devices, as in kwise serve; all but the queue is measured on the first"
+    )
     cells: str = option(
-        "64/64/9,256/128/9,1024/128/9",
+        "256/128/9,1024/128/9",
         "groups P/R/K: tokens of the prompt, tokens of each response, number of responses",
     )
+    rows: tuple[int, ...] = option(
+        (2048, 8192), "rows of a batch (--max-batch-tokens)", minimum=16, maximum=MAX_COUNT
+    )
     repeats: int = option(
-        10, "runs of each cell, after three warm-ups", minimum=1, maximum=MAX_COUNT
+        10, "runs of each measurement, after three warm-ups", minimum=1, maximum=MAX_COUNT
     )
     groups: int = option(
-        64, "groups that wait together, for throughput", minimum=1, maximum=MAX_COUNT
+        64, "groups that wait together, for the queue", minimum=1, maximum=MAX_COUNT
     )
-    max_batch_tokens: int = option(
-        EngineConfig(device="cuda").effective_max_batch_tokens,
-        "batch budget, as in kwise serve",
-        minimum=16,
-        maximum=MAX_COUNT,
+    steps: tuple[str, ...] = option(
+        (),
+        "steps to run instead of all: shapes, weights, agree, change, change-default, passes, "
+        "transformers, engine, vllm",
     )
-    json: str = option("", "file for all figures and the machine")
+    json: str = option("", "file for all figures and the machine, written as they come")
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if not (self.artifact or self.shapes):
+            raise ConfigError("give --artifact, --shapes, or both")
         parse_devices(self.device)
         self.parsed_cells()
 

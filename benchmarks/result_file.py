@@ -8,6 +8,8 @@ from typing import Any
 
 from kwise.benchmarks import machine
 
+_PATHS = ("artifact", "checkpoint", "model", "text", "rankings", "json", "measured", "shapes")
+
 
 def write_results(path: str, benchmark: str, config: Any, results: dict[str, Any]) -> None:
     """Write the results of `kwise bench BENCHMARK` with `config`, a dataclass of options.
@@ -49,5 +51,4 @@ def command_line(benchmark: str, config: Any) -> str:
 
 
 def _without_directory(name: str, value: Any) -> Any:
-    is_path = name in ("artifact", "checkpoint", "model", "text", "rankings", "json", "measured")
-    return Path(value).name if is_path and isinstance(value, str | Path) else value
+    return Path(value).name if name in _PATHS and isinstance(value, str | Path) else value

@@ -37,6 +37,11 @@ def random_group(P: int, R: int, K: int, *, vocab_size: int, seed: int) -> list[
     return [_sequence(prompt, rng.integers(_FIRST_ID, vocab_size, R)) for _ in range(K)]
 
 
+def random_sequence(length: int, vocab_size: int, rng: np.random.Generator) -> EncodedSequence:
+    """Return a sequence of random token ids."""
+    return _sequence(rng.integers(_FIRST_ID, vocab_size, length), np.empty(0, np.int64))
+
+
 def _sequence(prompt: NDArray[np.int64], response: NDArray[np.int64]) -> EncodedSequence:
     ids = np.concatenate([prompt, response])
     return EncodedSequence(

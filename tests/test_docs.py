@@ -25,6 +25,8 @@ COMMANDS += [f"bench {name}" for name in ("graph", "gpu", "precision", "load", "
 COMMANDS += [f"bench {name}" for name in ("queue", "cluster", "capacity")]
 # Options of pytest, pip and perf_analyzer that the pages mention.
 OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps", "--input-data"}
+# Those of pip: docs/gpu.md.
+OTHER_OPTIONS |= {"--dest", "--find-links", "--no-index", "--only-binary", "--python-version"}
 # Those of RL libraries: docs/protocols.md and docs/rl.md.
 OTHER_OPTIONS |= {"--apply-chat-template", "--custom-rm-path", "--group-rm", "--reward", "--train"}
 OTHER_OPTIONS |= {"--rm-type", "--rm-url"}

@@ -34,20 +34,31 @@ def stock_session(checkpoint: str, threads: int) -> GraphSession:
 class TransformersModel:
     """A checkpoint in transformers, which computes a group as a padded batch of K."""
 
-    def __init__(self, checkpoint: str, device: str, dtype: str) -> None:
+    def __init__(
+        self, checkpoint: str, device: str, dtype: str, *, is_random: bool = False
+    ) -> None:
         import torch
-        from transformers import AutoModelForSequenceClassification
+        from transformers import AutoConfig, AutoModelForSequenceClassification
 
         self.name = f"transformers {dtype}, torch {torch.__version__}"
         self._torch, self._device = torch, device
-        model = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, dtype=getattr(torch, dtype)
-        )
+        numbers = getattr(torch, dtype)
+        if is_random:
+            model = AutoModelForSequenceClassification.from_config(
+                AutoConfig.from_pretrained(checkpoint), dtype=numbers
+            )
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=numbers)
         self._model = model.to(device).eval()
 
     @classmethod
-    def load(cls, checkpoint: str, device: str, precision: Precision) -> "TransformersModel | None":
-        """Load a checkpoint in `precision`; return None without one, or if torch has no CUDA."""
+    def load(
+        cls, checkpoint: str, device: str, precision: Precision, *, is_random: bool = False
+    ) -> "TransformersModel | None":
+        """Load a checkpoint in `precision`; return None without one, or if torch has no CUDA.
+
+        is_random: the checkpoint has no weights, and random ones do.
+        """
         if not checkpoint:
             return None
         import torch
@@ -55,7 +66,7 @@ class TransformersModel:
         if device != "cpu" and not torch.cuda.is_available():
             print(f"skipped: transformers: torch {torch.__version__} has no CUDA")
             return None
-        return cls(checkpoint, device, _DTYPES.get(precision, "float32"))
+        return cls(checkpoint, device, _DTYPES.get(precision, "float32"), is_random=is_random)
 
     def run(self, group: Sequence[EncodedSequence]) -> tuple[float, NDArray[np.float32]]:
         """Return (seconds from ids to rewards, both in host memory; rewards float32[K])."""

@@ -42,7 +42,7 @@ def write_cuda_graph(directory: Path, contract: GraphContract) -> GraphContract:
         if node.op_type == "Concat":
             _keep_first_group(node)
     RemoveUnusedNodesPass()(model)
-    lengths = ir.Input("lengths.0", ir.Shape(["num_tiles"]), ir.TensorType(ir.DataType.INT64))
+    lengths = ir.val("lengths.0", ir.DataType.INT64, ["num_tiles"])
     for node in graph:
         if node.op_type == "Attention" and not _has_window(node):
             node.resize_inputs(_KEY_LENGTHS + 1)

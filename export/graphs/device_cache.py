@@ -30,7 +30,7 @@ def keep_cache_on_device(graph: ir.Graph) -> None:
         in_half = len(types) == 1 and len(casts) == len(past.consumers())
         dtype = ir.DataType(types.pop()) if in_half else ir.DataType.FLOAT
         shape = ir.Shape(["num_slots", past.shape[1]])
-        pool = ir.Input(f"{POOL}{name}", shape, ir.TensorType(dtype))
+        pool = ir.val(f"{POOL}{name}", dtype, shape)
         cached = tape.op("Gather", [pool, past_slots])
         for replaced in [node.outputs[0] for node in casts] if in_half else [past]:
             replaced.replace_all_uses_with(cached)
@@ -46,7 +46,7 @@ def keep_cache_on_device(graph: ir.Graph) -> None:
 
 
 def _index_input(name: str, shape: list[str | int]) -> ir.Value:
-    return ir.Input(name, ir.Shape(shape), ir.TensorType(ir.DataType.INT64))
+    return ir.val(name, ir.DataType.INT64, shape)
 
 
 def _as_type(tape: ir.tape.Tape, value: ir.Value, dtype: ir.DataType) -> ir.Value:
