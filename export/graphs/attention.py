@@ -188,7 +188,12 @@ def trie_attention(
     batch = _running.get()
     heads, kv_heads, dim = int(query.shape[1]), int(key.shape[1]), int(query.shape[3])
     scale = float(scaling if scaling is not None else dim**-0.5)
-    q, k, v = (x.transpose(1, 2).flatten(2)[0] for x in (query, key, value))  # [T, heads·D] each
+    # [T, heads·D] each. A constant width: with `flatten(2)[0]` the graph would compute the shape of
+    # each and copy it.
+    q, k, v = (
+        x.transpose(1, 2).reshape(-1, int(x.shape[1]) * int(x.shape[3]))
+        for x in (query, key, value)
+    )
     k, v = batch.key_table(k, v)
     outputs = []
     for group, (queries, keys) in enumerate(zip(batch.queries, batch.keys, strict=True)):
