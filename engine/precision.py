@@ -1,6 +1,7 @@
 """The precisions: the number format in which a graph computes its matrix products.
 
-Everything between the matrix products is fp32 in every precision.
+The residual stream, the insides of norms, softmax, rotary embedding and the head are fp32 in every
+precision. docs/precisions.md says what FP16 and BF16 round of the rest.
 """
 
 from enum import Enum

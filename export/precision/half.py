@@ -1,17 +1,22 @@
 """Turn a graph in fp32 into one in fp16 or bf16.
 
-The products of weights and of attention are computed in the half precision, the rest in fp32: the
-residual stream, norms, softmax, rotary embedding, activations and the head. These are cheap, and
-their rounding would add up over the layers: with all of SmolLM2 in bf16, rewards changed by an
-eighth of their standard deviation with the batch composition.
+The matmuls with weights and attention are computed in the half precision. Between them are in the
+half precision:
 
-Both factors of a product are cast, and its result is cast back. Hardware sums up in fp32 inside,
-in an order of its own; a GPU may round partial sums to the half precision unless it is told not to
+- what only moves numbers, and the keys and values for the prompt cache;
+- the product of a gate and what it gates. In fp16 the gate's SiLU too; in bf16 SiLU is fp32;
+- the sum of a value and its bias;
+- in fp16 the output of an RMSNorm, and its scale.
+
+The residual stream, the norms' insides, softmax, rotary embedding, other activations and the head
+are fp32, because their rounding would add up over the layers. docs/precisions.md says what each
+choice costs and saves.
+
+Where fp32 meets the half precision, numbers are cast. Hardware sums up products in fp32 inside, in
+an order of its own; a GPU may round partial sums to the half precision unless it is told not to
 (docs/gpu.md).
-Nodes that only move numbers between two products (keys that tiles gather, heads that are joined)
-move them in the half precision.
 
-With `emulated` the graph rounds in the same places and multiplies in fp32. It runs everywhere and
+With `emulated` the graph rounds in the same places and computes in fp32. It runs everywhere and
 gives the rewards of hardware that sums up in fp32 and in the same order for every batch, so an
 export can measure what it writes on a machine that cannot run it. With `split_sums` the emulation
 sums up in another order, which shows what a GPU's choice of order changes.
@@ -19,15 +24,15 @@ sums up in another order, which shows what a GPU's choice of order changes.
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from kwise.engine.precision import Precision
 from kwise.export.graph_file import add_weight, read_graph, write_graph
-from kwise.export.parity import ParityError
+from kwise.export.precision.between_matmuls import input_of, moved_inputs
+from kwise.export.precision.half_activations import HalfActivations
+from kwise.export.precision.half_weights import HalfWeights
 from kwise.export.precision.matmuls import (
     ATTENTION,
     NONE_ROUNDED,
@@ -35,17 +40,12 @@ from kwise.export.precision.matmuls import (
     attention_nodes,
     is_matmul,
     is_transposed,
-    is_weight,
     layer_group,
-    weight_key,
 )
 
-_TYPES = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 # The mask of the trie's attention has -1e9 where a query must not look. That is -inf in fp16, and
 # softmax of a row of -inf is NaN.
 _MIN_MASK = -60000.0
-# Nodes that only move numbers, and how many of their inputs, from the first, they move.
-_MOVES = {"Gather": 1, "Reshape": 1, "Transpose": 1, "Unsqueeze": 1, "Squeeze": 1, "Concat": None}
 
 
 def write_half(
@@ -63,7 +63,7 @@ def write_half(
     Args:
         fp32_layers: Layer groups that stay in fp32, see `matmuls.layer_groups`.
         rounded: Weights in the precision. Other weights are rounded to the nearest number.
-        emulated: Write weights and products in fp32, rounded to the precision.
+        emulated: Write weights and results in fp32, rounded to the precision.
         split_sums: Sum up each product with a weight in two halves, as a GPU may: to measure what
             another order of summation changes. Needs `emulated`.
 
@@ -80,37 +80,15 @@ def write_half(
         elif is_matmul(node):
             group = layer_group(node)
         else:
-            caster.redirect_shape(node)
             continue
         if group not in fp32_layers:
             caster.replace(node)
+    caster.finish()
     write_graph(model, destination)
 
 
-def dtype_of(precision: Precision) -> np.dtype[Any]:
-    """Return NumPy's type for fp16 or bf16."""
-    return _TYPES[precision].numpy()
-
-
-def half_of(name: str, weight: NDArray[Any], precision: Precision) -> NDArray[Any]:
-    """Round the weight `name` to the nearest numbers of the precision.
-
-    Raises:
-        ParityError: A number becomes infinite.
-    """
-    dtype = dtype_of(precision)
-    with np.errstate(over="ignore"):
-        rounded = weight.astype(dtype)
-    if not np.isfinite(rounded).all():
-        raise ParityError(
-            f"the weight {name} contains {np.abs(weight).max():.3g}, which is too large for "
-            f"{dtype.name}"
-        )
-    return rounded
-
-
 class _Caster:
-    """Replaces products of one graph, in the order of computation, by half-precision ones."""
+    """Replaces matmuls of one graph, in the order of computation, by half-precision ones."""
 
     def __init__(
         self,
@@ -121,25 +99,17 @@ class _Caster:
         split_sums: bool,
     ) -> None:
         self._graph = graph
-        self._precision = precision
-        self._type = _TYPES[precision]
-        self._rounded = rounded
+        self._weights = HalfWeights(graph, precision, rounded, emulated)
         self._emulated = emulated
         self._split_sums = split_sums
-        self._tape = ir.tape.Tape()  # the nodes that replace the current product
-        self._halves: dict[ir.Value, ir.Value] = {}  # by the fp32 value
+        self._activations = HalfActivations(precision, self._weights, emulated=emulated)
         self._masks: dict[ir.Value, ir.Value] = {}
-        self._weights: dict[tuple[str, bool], ir.Value] = {}
-
-    def redirect_shape(self, node: ir.Node) -> None:
-        """Let a Shape node read the half-precision value, so that no cast back is needed for it."""
-        if node.op_type == "Shape" and (half := self._halves.get(_input(node, 0))) is not None:
-            node.replace_input_with(0, half)
 
     def replace(self, node: ir.Node) -> None:
         """Compute the node's product in half precision and cast its result to fp32."""
-        self._tape = ir.tape.Tape()
+        self._activations.tape = ir.tape.Tape()
         inputs, attributes = list(node.inputs), dict(node.attributes)
+        has_weights = is_matmul(node)
         activations = range(len(inputs))
         if node.op_type == "Attention":
             activations = range(3)
@@ -150,17 +120,48 @@ class _Caster:
                 attributes[precision.name] = precision
         for position in activations:
             value = inputs[position]
-            if value is not None and not (position == 1 and is_weight(value)):
-                inputs[position] = self._half(value)
-        if is_matmul(node):
-            inputs[1] = self._weight(node)
-        if self._split_sums and is_matmul(node):
+            if value is not None and not (position == 1 and has_weights):
+                inputs[position] = self._activations.half(value, computes=has_weights)
+        if has_weights:
+            inputs[1] = self._weights.of_matmul(node)
+        if self._split_sums and has_weights:
             product = self._sum_of_halves(node, inputs)
         else:
             product = self._tape.op(node.op_type, inputs, attributes, domain=node.domain)
-        half = self._cast(product, self._type) if self._emulated else product
-        result = self._cast(half, ir.DataType.FLOAT)
-        self._halves[result] = result if self._emulated else half
+        half = self._activations.rounded(product) if self._emulated else product
+        result = self._activations.widened(half)
+        self._activations.add_result(result, half)
+        self._replace_node(node, result)
+
+    def finish(self) -> None:
+        """Let what reads the shape of a value, or caches it, read its half.
+
+        The fp32 value then need not be computed. Cached keys and values are only read by attention,
+        which rounds them, so that this changes no reward.
+        """
+        for output in tuple(self._graph.outputs):
+            node = output.producer()
+            if node is None or not (output.name or "").startswith("present."):
+                continue
+            moved = moved_inputs(node)
+            if moved and all(self._activations.known_half(input_of(node, i)) for i in moved):
+                self._activations.tape = ir.tape.Tape()
+                self._replace_node(
+                    node, self._activations.widened(self._activations.half(output, computes=False))
+                )
+        for node in self._graph:
+            if node.op_type == "Shape" and (
+                half := self._activations.known_half(input_of(node, 0))
+            ):
+                node.replace_input_with(0, half)
+        self._graph.sort()
+
+    @property
+    def _tape(self) -> ir.tape.Tape:
+        """The nodes that replace the current one."""
+        return self._activations.tape
+
+    def _replace_node(self, node: ir.Node, result: ir.Value) -> None:
         ir.convenience.replace_nodes_and_values(
             self._graph, node, [node], self._tape.nodes, node.outputs, [result]
         )
@@ -186,26 +187,6 @@ class _Caster:
             "Split", [value], {"axis": axis, "num_outputs": 2}, num_outputs=2
         )
 
-    def _half(self, value: ir.Value) -> ir.Value:
-        """Return the value rounded to half precision, computed where the numbers come from."""
-        if value not in self._halves:
-            if is_weight(value):  # a bias
-                self._halves[value] = self._nearest(value)
-            elif (node := value.producer()) is not None and (moved := _moved_inputs(node)):
-                inputs = list(node.inputs)
-                for position in moved:
-                    inputs[position] = self._half(_input(node, position))
-                self._halves[value] = self._tape.op(node.op_type, inputs, node.attributes)
-            else:
-                half = self._cast(value, self._type)
-                self._halves[value] = (
-                    self._cast(half, ir.DataType.FLOAT) if self._emulated else half
-                )
-        return self._halves[value]
-
-    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        return self._tape.op("Cast", [value], {"to": dtype})
-
     def _mask(self, mask: ir.Value | None) -> ir.Value | None:
         """Return attention's mask in half precision; in an emulation softmax gives the same."""
         if mask is None or self._emulated:
@@ -214,47 +195,7 @@ class _Caster:
             minimum = self._graph.initializers.get("half.min_mask")
             if minimum is None:
                 minimum = add_weight(self._graph, "half.min_mask", np.array(_MIN_MASK, np.float32))
-            self._masks[mask] = self._cast(self._tape.op("Max", [mask, minimum]), self._type)
-        return self._masks[mask]
-
-    def _weight(self, matmul: ir.Node) -> ir.Value:
-        name, transposed = key = weight_key(matmul)
-        if key not in self._rounded:
-            return self._half(_input(matmul, 1))
-        if key not in self._weights:
-            columns = self._rounded[key]
-            suffix = ".columns" if transposed else ""
-            self._weights[key] = self._add(name, columns if transposed else columns.T, suffix)
-        return self._weights[key]
-
-    def _nearest(self, value: ir.Value) -> ir.Value:
-        assert value.name is not None and value.const_value is not None
-        return self._add(
-            value.name, half_of(value.name, value.const_value.numpy(), self._precision)
-        )
-
-    def _add(self, name: str, half: NDArray[Any], suffix: str = "") -> ir.Value:
-        """Add a weight, in fp32 if the graph is an emulation."""
-        tensor: NDArray[Any] | ir.TensorProtocol = half
-        if self._emulated:  # one at a time, when they are written: they are twice as large
-            tensor = ir.LazyTensor(
-                lambda: ir.tensor(half.astype(np.float32)),
-                ir.DataType.FLOAT,
-                ir.Shape(half.shape),
+            self._masks[mask] = self._activations.cast(
+                self._tape.op("Max", [mask, minimum]), self._activations.type
             )
-        return add_weight(self._graph, f"{name}.{dtype_of(self._precision).name}{suffix}", tensor)
-
-
-def _moved_inputs(node: ir.Node) -> range:
-    """Return the inputs whose numbers the node only moves: none if it computes or reads a weight.
-
-    A Gather from a weight looks up embeddings.
-    """
-    moved = range(len(node.inputs))[: _MOVES.get(node.op_type, 0)]
-    return range(0) if any(is_weight(node.inputs[position]) for position in moved) else moved
-
-
-def _input(node: ir.Node, position: int) -> ir.Value:
-    value = node.inputs[position]
-    assert value is not None
-    return value
+        return self._masks[mask]

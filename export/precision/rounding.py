@@ -21,7 +21,7 @@ from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.export.parity import ParityError
 from kwise.export.precision.calibration import second_moments
-from kwise.export.precision.half import dtype_of, half_of
+from kwise.export.precision.half_weights import dtype_of, half_of
 from kwise.export.precision.int8 import quantise, scales_of
 from kwise.export.precision.matmuls import RoundedWeights, WeightKey, columns_of, weight_key
 from kwise.export.precision.rotation import Float32, Rotation

@@ -69,18 +69,20 @@ def groups(artifact: Artifact) -> list[list[EncodedSequence]]:
     return encode_groups(new_encoder(artifact, EngineConfig()), read_text_groups(str(EXAMPLES)))[:6]
 
 
-MOVES = {"Gather", "Reshape", "Transpose", "Concat", "Unsqueeze", "Squeeze", "Shape"}
+MOVES = {"Gather", "Reshape", "Transpose", "Concat", "Unsqueeze", "Squeeze", "Split", "Shape"}
+# What is computed in the half precision beside matmuls and attention, in a Llama.
+BETWEEN = {TensorProto.FLOAT16: {"Mul", "Sigmoid"}, TensorProto.BFLOAT16: {"Mul"}}
 
 
 def narrow_names(graph: onnx.GraphProto, kind: int) -> set[str]:
-    """What is in the half precision: cast to it, and what products and movements make of that."""
+    """What is in the half precision: cast to it, and what other nodes make of that."""
     names = {tensor.name for tensor in graph.initializer if tensor.data_type == kind}
     for node in graph.node:
         if node.op_type == "Cast":
             if node.attribute[0].i == kind:
                 names.add(node.output[0])
         elif node.op_type != "Shape" and names & set(node.input):
-            names.add(node.output[0])
+            names.update(node.output)
     return names
 
 
@@ -242,8 +244,10 @@ def test_an_emulated_product_rounds_factors_and_result(
     ("precision", "kind"),
     [(Precision.FP16, TensorProto.FLOAT16), (Precision.BF16, TensorProto.BFLOAT16)],
 )
-def test_products_alone_are_half(artifact: Artifact, precision: Precision, kind: int) -> None:
-    """Attention's factors and all matmul weights but the head's are; inputs and outputs are not."""
+def test_matmuls_and_what_lies_between_them_are_half(
+    artifact: Artifact, precision: Precision, kind: int
+) -> None:
+    """Attention's factors, matmul weights but the head's, gates, and in fp16 the norms' outputs."""
     halves, whole = (
         onnx.load(artifact.graph_path(p), load_external_data=False).graph
         for p in (precision, Precision.FP32)
@@ -254,16 +258,14 @@ def test_products_alone_are_half(artifact: Artifact, precision: Precision, kind:
     assert {weights[name].data_type for name in multiplied if 1 in weights[name].dims} == {
         TensorProto.FLOAT
     }
-    assert {t.data_type for t in halves.initializer if t.name not in multiplied} <= {
-        TensorProto.FLOAT,
-        TensorProto.INT64,
-    }
-    assert {n.op_type for n in halves.node if narrow_names(halves, kind) & set(n.input)} <= {
-        "MatMul",
-        "Attention",
-        "Cast",
-        *MOVES,
-    }
+    others = [t for t in halves.initializer if t.name not in multiplied and t.data_type == kind]
+    num_layers = 2
+    # The norm before the head is fp32.
+    assert len(others) == (2 * num_layers if kind == TensorProto.FLOAT16 else 0)
+    assert all("norm" in tensor.name for tensor in others)
+    in_half = [n for n in halves.node if narrow_names(halves, kind) & set(n.input)]
+    between = {n.op_type for n in in_half} - {"MatMul", "Attention", "Cast", *MOVES}
+    assert between == BETWEEN[kind]
     for node in (n for n in halves.node if n.op_type == "Attention"):
         assert narrow_names(halves, kind) >= set(node.input)
     assert [value.name for value in halves.input] == [value.name for value in whole.input]
@@ -422,6 +424,8 @@ def test_other_architectures_too(family: str, smollm2_tokenizer: Any, tmp_path: 
         "MatMul",
         "Gemm",
         "Attention",
+        "Add",  # of a bias
+        "Mul",  # of a gate
         "Cast",
         *MOVES,
     }
