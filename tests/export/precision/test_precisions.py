@@ -287,11 +287,12 @@ def test_rewards_stay_near_fp32_and_do_not_depend_on_the_batch(
     assert np.abs(everything - apart).max() < 0.01 * found.reward_std
 
 
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8])
 def test_a_reward_does_not_depend_on_what_is_cached_of_its_prompt(
-    artifact: Artifact, groups: list[list[EncodedSequence]]
+    artifact: Artifact, groups: list[list[EncodedSequence]], precision: Precision
 ) -> None:
-    session = GraphSession(artifact, precision=Precision.INT8, prompt_cache_bytes=1 << 24)
-    without = GraphSession(artifact, precision=Precision.INT8)
+    session = GraphSession(artifact, precision=precision, prompt_cache_bytes=1 << 24)
+    without = GraphSession(artifact, precision=precision)
     std = np.concatenate(rewards_of(without, groups)).std()
     for group in groups:
         session.run(group[:1])
