@@ -45,7 +45,7 @@ class EngineConfig:
         "fp32 is the reference; the artifact's manifest has error bounds for fp16, bf16 and int8, "
         "which are checked on a few conversations at start-up. On GPUs take fp16: another order of "
         "summation, which a GPU may choose for another batch, moves SmolLM2's rewards by up to "
-        "0.8 % of their standard deviation in fp16, and by up to 6.3 % in bf16. With several, such "
+        "1.5 % of their standard deviation in fp16, and by up to 7.1 % in bf16. With several, such "
         "as bf16,fp32, the first that the artifact has and this machine can compute is used",
     )
     device: str = option(
