@@ -15,7 +15,6 @@ from onnx import TensorProto, helper
 
 from kwise.engine.model.runtime import captured_graphs
 from kwise.engine.model.runtime.bound_run import BoundRun
-from kwise.engine.model.runtime.capture_gate import CAPTURE_GATE
 from kwise.engine.model.runtime.captured_graphs import MIN_PASSES
 from kwise.engine.model.runtime.index_buffer import join_arrays
 from kwise.engine.model.runtime.onnxruntime_graph import OnnxRuntimeGraph
@@ -136,46 +135,37 @@ def test_a_thread_with_two_devices_uses_the_right_one(
             assert {event.device for event in stand_in.events()} == {index}
 
 
-def test_a_capture_is_not_spoiled_by_what_other_threads_do(
+def test_other_threads_use_cuda_after_a_capture_and_not_during_it(
     open_session: OpenSession, stand_in: StandIn
 ) -> None:
-    sessions = [open_session(Precision.FP16, f"cuda:{index}") for index in range(2)]
+    """CUDA would refuse their copies and what they free, and the capture would fail."""
+    capturing, running, freed = [
+        open_session(Precision.FP16, device) for device in ("cuda:0", "cuda:1", "cuda:1")
+    ]
+    sessions = [freed]
+    del freed
+    threads = [
+        threading.Thread(target=lambda: running.run(batch())),
+        threading.Thread(target=sessions.clear),
+    ]
+
+    def use_cuda() -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(0.2)  # it would end by then, if it did not wait
+            assert thread.is_alive()
+
+    for seed in range(MIN_PASSES):
+        capturing.run(batch(seed))
     stand_in.clear()
-
-    def serve(session: GraphSession) -> None:
-        for prompt in range(64, 2048, 128):
-            for seed in range(MIN_PASSES + 2):
-                session.run(batch(seed, prompt=prompt, num=2))
-
-    threads = [threading.Thread(target=serve, args=[session]) for session in sessions]
+    with stand_in.during_captures(use_cuda):
+        capturing.run(batch())
     for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    events = stand_in.events()
-    assert kinds(events)["illegal"] == 0
-    assert captures(events) > 4
-
-
-def test_a_model_is_freed_after_the_capture_of_another_one(
-    open_session: OpenSession, stand_in: StandIn
-) -> None:
-    """CUDA refuses to free memory during a capture, so the memory would be lost."""
-    sessions = [open_session(Precision.FP16)]
-    stand_in.clear()
-    freeing = threading.Thread(target=sessions.clear)
-    stream = ctypes.c_void_p()
-    runtime = stand_in._library
-    runtime.cudaStreamCreate(ctypes.byref(stream))
-    with CAPTURE_GATE.capturing() as alone:
-        assert alone
-        runtime.cudaStreamBeginCapture(stream, 0)
-        freeing.start()
-        freeing.join(0.2)  # it would end by then, if it did not wait
-        assert freeing.is_alive()
-        assert runtime.cudaStreamEndCapture(stream, ctypes.byref(ctypes.c_void_p())) == 0
-    freeing.join(60)
+        thread.join(60)
+        assert not thread.is_alive()
     assert kinds(stand_in.events())["illegal"] == 0
+    assert captures(stand_in.events()) == 1
 
 
 def test_passes_that_fill_and_use_the_prompt_cache_are_captured_too(

@@ -2,11 +2,13 @@
 
 import ctypes
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 _LIBRARY = "libcudart.so.13"
+_Callback = ctypes.CFUNCTYPE(None)
 
 
 class _Event(ctypes.Structure):
@@ -78,6 +80,16 @@ class StandIn:
     def fail_captures(self, fail: bool) -> None:
         """Let captures of graphs fail from now on, or succeed."""
         self._library.stand_in_fail_captures(fail)
+
+    @contextmanager
+    def during_captures(self, function: Callable[[], None]) -> Iterator[None]:
+        """Call `function` in each capture of a graph, before it ends."""
+        pointer = _Callback(function)
+        self._library.stand_in_during_captures(pointer)
+        try:
+            yield
+        finally:
+            self._library.stand_in_during_captures(None)
 
 
 def launches(events: Sequence[Event]) -> Counter[str]:

@@ -26,6 +26,7 @@ struct Capture {
 std::mutex mutex;
 std::unordered_map<void*, Capture>& captures = *new std::unordered_map<void*, Capture>;
 bool captures_fail = false;
+void (*during_capture)() = nullptr;
 
 cudaError_t create_stream(cudaStream_t* stream) {
     *stream = reinterpret_cast<cudaStream_t>(new char);
@@ -72,6 +73,9 @@ void stand_in_fail_captures(bool fail) {
     std::lock_guard lock(mutex);
     captures_fail = fail;
 }
+
+// Call `function` in each capture before it ends; nullptr for nothing.
+void stand_in_during_captures(void (*function)()) { during_capture = function; }
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return create_stream(stream); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
@@ -123,6 +127,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    if (during_capture) during_capture();
     std::lock_guard lock(mutex);
     auto found = captures.find(stream);
     if (found == captures.end()) return cudaErrorIllegalState;
