@@ -1,7 +1,6 @@
 """What a pass does on a GPU: where its nodes run, its kernels, and what it copies."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
@@ -10,8 +9,16 @@ from kwise.engine.model.runtime.cuda import free_bytes
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
-from tests.cuda.passes import PRECISIONS, batch, inner_session
-from tests.cuda.standin.events import Event, StandIn, launches
+from tests.cuda.passes import (
+    PRECISIONS,
+    attention_kernels,
+    batch,
+    copies,
+    nodes,
+    num_attention_calls,
+    second_pass,
+)
+from tests.cuda.standin.events import StandIn, launches
 
 OpenSession = Callable[..., GraphSession]
 
@@ -19,11 +26,6 @@ OpenSession = Callable[..., GraphSession]
 LAUNCHES = {Precision.FP32: 73, Precision.FP16: 75, Precision.BF16: 81}
 # The kernel of each call of Attention. Flash attention has none for fp32.
 ATTENTION = {Precision.FP32: "unfused", Precision.FP16: "flash", Precision.BF16: "flash"}
-_ATTENTION_KERNELS = {
-    "flash": "flash_fwd",
-    "memory-efficient": "attention_kernel_batched_impl",
-    "unfused": "UnfusedSoftmaxKernel",
-}
 # The kernels of both layers between their matmuls. QuickGelu is exact in fp32 alone.
 _BETWEEN_MATMULS = {
     Precision.FP16: {"cuApplyLayerNorm<float, float, __half": 4, "OP_Sigmoid<__half>": 2},
@@ -31,41 +33,6 @@ _BETWEEN_MATMULS = {
 }
 # Operators of arithmetic on shapes. Its arrays have a few int64, and belong on the CPU.
 _ON_SHAPES = {"Concat", "Equal", "Gather", "Reshape", "Slice", "Unsqueeze", "Where"}
-
-
-def second_pass(session: GraphSession, stand_in: StandIn) -> list[Event]:
-    """Return what a pass does after one of the same shapes, which has planned its memory."""
-    session.run(batch())
-    stand_in.clear()
-    session.run(batch(1))
-    return stand_in.events()
-
-
-def copies(events: Sequence[Event], kind: str) -> list[int]:
-    """Return the bytes of each copy of this kind. Copies of empty arrays move nothing."""
-    return [event.size for event in events if event.kind == kind and event.size]
-
-
-def nodes(session: GraphSession) -> dict[str, Counter[str]]:
-    """Count the operators that each of ONNX Runtime's providers runs."""
-    assigned: dict[str, Counter[str]] = {}
-    for part in inner_session(session).get_provider_graph_assignment_info():
-        assigned.setdefault(part.ep_name, Counter()).update(n.op_type for n in part.get_nodes())
-    return assigned
-
-
-def attention_kernels(events: Sequence[Event]) -> Counter[str]:
-    """Count the kernels of attention by their names in `_ATTENTION_KERNELS`."""
-    return Counter(
-        name
-        for event in events
-        for name, kernel in _ATTENTION_KERNELS.items()
-        if event.kind == "kernel" and kernel in event.name
-    )
-
-
-def num_attention_calls(session: GraphSession) -> int:
-    return nodes(session)["CUDAExecutionProvider"]["Attention"]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
