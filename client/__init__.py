@@ -26,6 +26,7 @@ from kwise.types import (
 
 if TYPE_CHECKING:
     from kwise.client.aio import AsyncRewardClient
+    from kwise.client.credentials import Credentials
     from kwise.client.sync import RewardClient
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ComparedGroup",
     "Comparison",
     "Counters",
+    "Credentials",
     "Group",
     "InvalidRequest",
     "KwiseError",
@@ -49,7 +51,11 @@ __all__ = [
     "Timing",
 ]
 
-_MODULES = {"AsyncRewardClient": "kwise.client.aio", "RewardClient": "kwise.client.sync"}
+_MODULES = {
+    "AsyncRewardClient": "kwise.client.aio",
+    "Credentials": "kwise.client.credentials",
+    "RewardClient": "kwise.client.sync",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from kwise.client.channel import (
     check_timeout,
     client_metadata,
 )
+from kwise.client.credentials import Credentials
 from kwise.client.errors import RewardServiceError
 from kwise.client.flight import Flight
 from kwise.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
@@ -54,6 +55,7 @@ class AsyncRewardClient:
         connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
         model: str = "",
         client: str = "",
+        credentials: Credentials | None = None,
     ) -> None:
         servers = target if isinstance(target, Servers) else None
         if servers is None:
@@ -62,8 +64,9 @@ class AsyncRewardClient:
         self._connect_timeout_s = check_timeout("connect_timeout_s", connect_timeout_s)
         self._reached = self._closed = False
         self._model = model
-        self._metadata = client_metadata(client)
-        self._pool = AsyncPool(servers, model, self._metadata)
+        credentials = credentials or Credentials.from_environment()
+        self._metadata = (*client_metadata(client), *credentials.metadata)
+        self._pool = AsyncPool(servers, model, self._metadata, credentials)
 
     async def __aenter__(self) -> "AsyncRewardClient":
         return self

@@ -22,7 +22,9 @@ _SERVICE_CONFIG = {
     ]
 }
 
-CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
+Options = list[tuple[str, str | int]]
+
+_OPTIONS: Options = [
     ("grpc.service_config", dumps(_SERVICE_CONFIG)),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -91,6 +93,16 @@ def check_timeout(name: str, value: Any) -> float:
     if not 0 < value <= _MAX_TIMEOUT_S:  # false for NaN too
         raise ValueError(f"{name} must be above 0 and at most {_MAX_TIMEOUT_S} s, not {value}")
     return float(value)
+
+
+def channel_options(authority: str) -> Options:
+    """Return the options of a channel.
+
+    Args:
+        authority: HOST:PORT, whose host the server's certificate must name; "" for the address of
+            the channel. An address that was looked up is an IP address, which no certificate has.
+    """
+    return [*_OPTIONS, ("grpc.default_authority", authority)] if authority else _OPTIONS
 
 
 def client_metadata(client: str) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,7 @@ from kwise.client.channel import (
     check_timeout,
     client_metadata,
 )
+from kwise.client.credentials import Credentials
 from kwise.client.errors import RewardServiceError
 from kwise.client.flight import Flight
 from kwise.client.messages import GroupLike, PriorityLike, PromptLike, ResponsesLike
@@ -51,10 +52,13 @@ class RewardClient:
         model: the name of the model that must answer; "" for whichever the server serves.
         client: the name under which a busy server counts the calls, because it shares its time
             evenly among clients; "" for the connection, which all clients of a process share. Set
-            it if many clients come through one proxy, or if one job has many connections.
+            it if many clients come through one proxy, or if one job has many connections. A server
+            that asks for tokens counts the calls for the token's name instead.
+        credentials: the token and the certificates; None for those of the environment variables
+            KWISE_TOKEN, KWISE_TLS_CA, KWISE_TLS_CERT and KWISE_TLS_KEY.
 
     Raises:
-        InvalidRequest: an address in `target` is not valid.
+        InvalidRequest: an address in `target`, or a token or a certificate, is not valid.
         TypeError, ValueError: another argument has a wrong type or value.
     """
 
@@ -66,6 +70,7 @@ class RewardClient:
         connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
         model: str = "",
         client: str = "",
+        credentials: Credentials | None = None,
     ) -> None:
         servers = target if isinstance(target, Servers) else None
         if servers is None:
@@ -74,8 +79,9 @@ class RewardClient:
         self._connect_timeout_s = check_timeout("connect_timeout_s", connect_timeout_s)
         self._reached = self._closed = False
         self._model = model
-        self._metadata = client_metadata(client)
-        self._pool = Pool(servers, model, self._metadata)
+        credentials = credentials or Credentials.from_environment()
+        self._metadata = (*client_metadata(client), *credentials.metadata)
+        self._pool = Pool(servers, model, self._metadata, credentials)
 
     def __enter__(self) -> "RewardClient":
         return self

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from kwise.client import AsyncRewardClient, RewardClient
+from kwise.client import AsyncRewardClient, Credentials, RewardClient
 from kwise.client.channel import (
     DEFAULT_CONNECT_TIMEOUT_S,
     DEFAULT_TIMEOUT_S,
@@ -68,7 +68,7 @@ class Connection:
     Args:
         address: the server, or several, as `target` of `RewardClient`; None for the environment
             variable KWISE_ADDRESS, which is read when the connection is first used.
-        timeout_s, connect_timeout_s, model, client: as in `RewardClient`.
+        timeout_s, connect_timeout_s, model, client, credentials: as in `RewardClient`.
 
     Raises:
         InvalidRequest: `address` is not a valid address.
@@ -83,6 +83,7 @@ class Connection:
         connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
         model: str = "",
         client: str = "",
+        credentials: Credentials | None = None,
     ) -> None:
         client_metadata(client)
         self._targets = None if address is None else check_targets("address", address)
@@ -91,6 +92,7 @@ class Connection:
             "connect_timeout_s": check_timeout("connect_timeout_s", connect_timeout_s),
             "model": model,
             "client": client,
+            "credentials": credentials,
         }
         self._by_process: dict[int, _Clients] = {}
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Literal, TypeAlias
 
-from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
+from kwise.client import AsyncRewardClient, Credentials, RewardClient, RewardServiceError
 from kwise.client.channel import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from kwise.client.messages import PriorityLike, PromptLike, to_priority
 from kwise.client.several.targets import TargetLike
@@ -51,6 +51,8 @@ class Scoring:
         priority: "bulk" waits behind "interactive".
         model: the name of the model that must answer; "" for whichever the server serves.
         client: the name under which a busy server counts the calls; "" for the connection.
+        credentials: the token and the certificates; None for those of the environment, as in
+            `RewardClient`.
 
     Raises:
         InvalidRequest: `address` is not a valid address.
@@ -68,6 +70,7 @@ class Scoring:
         priority: PriorityLike = Priority.INTERACTIVE,
         model: str = "",
         client: str = "",
+        credentials: Credentials | None = None,
     ) -> None:
         if on_error not in ("raise", "none"):
             raise ValueError(f'on_error must be "raise" or "none", not {on_error!r}')
@@ -78,6 +81,7 @@ class Scoring:
             connect_timeout_s=connect_timeout_s,
             model=model,
             client=client,
+            credentials=credentials,
         )
         self._on_error = on_error
         self._allow_model_change = allow_model_change

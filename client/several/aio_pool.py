@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 
 from kwise.client import messages
-from kwise.client.channel import CHANNEL_OPTIONS
+from kwise.client.channel import channel_options
+from kwise.client.credentials import Credentials
 from kwise.client.errors import RewardServiceError
 from kwise.client.several.asking import (
     HEALTH_METHOD,
@@ -30,9 +31,16 @@ from kwise.protos.kwise.v1 import reward_pb2_grpc
 class AsyncLink:
     """A channel to one server. `wait_for_ready` is that of `Link`."""
 
-    def __init__(self, address: str, *, is_alone: bool) -> None:
+    def __init__(
+        self, address: str, *, authority: str, tls: grpc.ChannelCredentials | None, is_alone: bool
+    ) -> None:
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        options = channel_options(authority)
+        self.channel = (
+            grpc.aio.insecure_channel(address, options=options)
+            if tls is None
+            else grpc.aio.secure_channel(address, tls, options=options)
+        )
         self.stub: Any = reward_pb2_grpc.RewardServiceStub(self.channel)
         self.wait_for_ready = None if is_alone else False
 
@@ -44,10 +52,13 @@ class AsyncPool:
         changed: set once a server was asked or a name looked up. A new event takes its place then.
     """
 
-    def __init__(self, servers: Servers, model: str, metadata: Metadata) -> None:
+    def __init__(
+        self, servers: Servers, model: str, metadata: Metadata, credentials: Credentials
+    ) -> None:
         self.servers = servers
         self._model = model
         self._metadata = metadata
+        self._tls = credentials.channel_credentials()
         self._links: dict[str, AsyncLink] = {}
         self._gone: list[AsyncLink] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -59,7 +70,12 @@ class AsyncPool:
     def link(self, address: str) -> AsyncLink:
         if address not in self._links:
             is_alone = self.servers.alone is not None
-            self._links[address] = AsyncLink(address, is_alone=is_alone)
+            self._links[address] = AsyncLink(
+                address,
+                authority=self.servers.authority_of(address),
+                tls=self._tls,
+                is_alone=is_alone,
+            )
         return self._links[address]
 
     async def close(self) -> None:
@@ -88,7 +104,10 @@ class AsyncPool:
     async def _probe(self, link: AsyncLink, waited_s: float) -> None:
         try:
             await link.stub.GetModel(
-                pb.GetModelRequest(), timeout=messages.PROBE_S, wait_for_ready=False
+                pb.GetModelRequest(),
+                timeout=messages.PROBE_S,
+                metadata=self._metadata,
+                wait_for_ready=False,
             )
         except grpc.RpcError as error:
             raise messages.no_server(link.address, waited_s, error) from None

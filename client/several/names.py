@@ -66,6 +66,13 @@ class DnsNames:
             addresses |= dict.fromkeys([target] if name is None else name.addresses or ())
         return list(addresses)
 
+    def authority_of(self, address: str) -> str:
+        """Return HOST:PORT of the name that an address was found for; "" for another address."""
+        for name in self._names.values():
+            if address in (name.addresses or ()):
+                return f"{name.host}:{name.port}"
+        return ""
+
     def to_look_up(self) -> list[tuple[str, str, str]]:
         """Return (target, host, port) of the names to look up now."""
         due = []

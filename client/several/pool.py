@@ -14,7 +14,8 @@ from typing import Any
 import grpc
 
 from kwise.client import messages
-from kwise.client.channel import CHANNEL_OPTIONS
+from kwise.client.channel import channel_options
+from kwise.client.credentials import Credentials
 from kwise.client.errors import RewardServiceError
 from kwise.client.several.asking import (
     HEALTH_METHOD,
@@ -33,14 +34,27 @@ Metadata = tuple[tuple[str, str], ...]
 class Link:
     """A channel to one server.
 
+    Args:
+        address: the server.
+        authority: see `channel_options`.
+        tls: None for a connection without TLS.
+        is_alone: the client has no other server.
+
     Attributes:
         wait_for_ready: None to wait for a server that is away, as the channel's service config
             says; False to fail at once, so that another server is asked.
     """
 
-    def __init__(self, address: str, *, is_alone: bool) -> None:
+    def __init__(
+        self, address: str, *, authority: str, tls: grpc.ChannelCredentials | None, is_alone: bool
+    ) -> None:
         self.address = address
-        self.channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        options = channel_options(authority)
+        self.channel = (
+            grpc.insecure_channel(address, options=options)
+            if tls is None
+            else grpc.secure_channel(address, tls, options=options)
+        )
         self.stub: Any = reward_pb2_grpc.RewardServiceStub(self.channel)
         self.wait_for_ready = None if is_alone else False
 
@@ -51,12 +65,16 @@ class Pool:
     Args:
         servers: what is known of the servers.
         model, metadata: what the client sends with each call.
+        credentials: the certificates; the metadata has the token.
     """
 
-    def __init__(self, servers: Servers, model: str, metadata: Metadata) -> None:
+    def __init__(
+        self, servers: Servers, model: str, metadata: Metadata, credentials: Credentials
+    ) -> None:
         self.servers = servers
         self._model = model
         self._metadata = metadata
+        self._tls = credentials.channel_credentials()
         self._links: dict[str, Link] = {}
         self._gone: list[Link] = []
         self._changed = Condition()
@@ -70,7 +88,12 @@ class Pool:
         with self._changed:
             if address not in self._links:
                 is_alone = self.servers.alone is not None
-                self._links[address] = Link(address, is_alone=is_alone)
+                self._links[address] = Link(
+                    address,
+                    authority=self.servers.authority_of(address),
+                    tls=self._tls,
+                    is_alone=is_alone,
+                )
                 if self._is_closed:
                     self._links[address].channel.close()
             return self._links[address]
@@ -107,7 +130,12 @@ class Pool:
     def _probe(self, link: Link, waited_s: float) -> None:
         """Raise the error of a server that is not ready, with its cause, unless it is ready now."""
         try:
-            link.stub.GetModel(pb.GetModelRequest(), timeout=messages.PROBE_S, wait_for_ready=False)
+            link.stub.GetModel(
+                pb.GetModelRequest(),
+                timeout=messages.PROBE_S,
+                metadata=self._metadata,
+                wait_for_ready=False,
+            )
         except grpc.RpcError as error:
             raise messages.no_server(link.address, waited_s, error) from None
 

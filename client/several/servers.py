@@ -120,6 +120,11 @@ class Servers:
         with self._lock:
             return tuple(address for address, server in self._servers.items() if server.is_up)
 
+    def authority_of(self, address: str) -> str:
+        """Return HOST:PORT of the name that an address was found for; "" for another address."""
+        with self._lock:
+            return self._names.authority_of(address)
+
     def to_look_up(self) -> list[tuple[str, str, str]]:
         """Return (target, host, port) of the names to look up now."""
         with self._lock:
