@@ -5,6 +5,7 @@
     ├── UnknownModel        NOT_FOUND           no model of that name is served here
     ├── Overloaded          RESOURCE_EXHAUSTED  the queue is full; says when to try again
     ├── DeadlineExceeded    DEADLINE_EXCEEDED   the time that the request allows has passed
+    ├── Unauthenticated     UNAUTHENTICATED     the call has no valid token
     ├── Unavailable         UNAVAILABLE         the server drains; try again elsewhere or later
     ├── ModelFailed         INTERNAL            the runtime failed on this response
     ├── ServiceFailed       INTERNAL            the server has a bug
@@ -153,6 +154,20 @@ class DeadlineExceeded(KwiseError):
 
     def __init__(self, field: str, limit: str) -> None:
         super().__init__(f"{field}: the rewards were not there within {limit}; allow more time")
+
+
+class Unauthenticated(KwiseError):
+    """The call has no token that the server knows. The message never quotes what was sent.
+
+    Attributes:
+        is_wrong: True if there is a token and it is not known, or no longer.
+    """
+
+    status = Status.UNAUTHENTICATED
+
+    def __init__(self, problem: str, *, is_wrong: bool = False) -> None:
+        super().__init__(problem)
+        self.is_wrong = is_wrong
 
 
 class Unavailable(KwiseError):

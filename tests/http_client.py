@@ -14,7 +14,7 @@ from tests.servers import PATIENCE_S, Server, wait_until
 
 def http_port(server: Server, said: str = "serving") -> int:
     """Return the port of the server's HTTP port, from its log."""
-    pattern = re.compile(rf"{said} on http://\S+:(\d+)")
+    pattern = re.compile(rf"{said} on https?://\S+:(\d+)")
     wait_until(lambda: pattern.search(server.log.text) is not None)
     found = pattern.search(server.log.text)
     assert found is not None

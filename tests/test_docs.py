@@ -10,7 +10,7 @@ import pytest
 from kwise.cli import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES += [ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # These pages also name what no longer exists.
 HISTORY = {"CHANGELOG.md", "log.md"}
@@ -37,6 +37,7 @@ PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 MODULE = re.compile(r"`(kwise(?:\.[a-z_0-9]+)+)`")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 TARGET = re.compile(r"\bmake ([a-z0-9-]+)(?=[`\s])")
+TEST = re.compile(r"def (test_\w+)\(")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
 
@@ -100,6 +101,14 @@ def test_options_exist(page: Path, known_options: set[str]) -> None:
     # Options with an underscore are those of accelerate and torchrun.
     named = {option for option in OPTION.findall(code_of(page)) if "_" not in option}
     assert named - known_options - OTHER_OPTIONS == set()
+
+
+def test_the_tests_that_security_names_exist() -> None:
+    files = (ROOT / "tests").rglob("test_*.py")
+    tests = {name for file in files for name in TEST.findall(file.read_text(encoding="utf-8"))}
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")))
+    assert len(named) > 10
+    assert named - tests == set()
 
 
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=page_id)

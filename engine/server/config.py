@@ -1,6 +1,7 @@
 """The options of a server: where it listens, how it ends, and how large a request may be."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from kwise.errors import ConfigError
 from kwise.options import MAX_SECONDS, MAX_UINT32, check_bounds, option
@@ -17,7 +18,9 @@ class ServerConfig:
     """
 
     host: str = option(
-        "127.0.0.1", "address to listen on; 0.0.0.0 for all networks of this machine"
+        "127.0.0.1",
+        "address to listen on; one that other machines reach, such as 0.0.0.0 for all networks, "
+        "needs --token-file, --tls-client-ca or --insecure",
     )
     port: int = option(
         50051, "TCP port; 0 takes a free one and prints it", minimum=0, maximum=65535
@@ -48,6 +51,22 @@ class ServerConfig:
         minimum=1,
         maximum=MAX_UINT32,
     )
+    tls_cert: Path | None = option(
+        None, "file with the certificate chain of the server in PEM, for TLS on both ports"
+    )
+    tls_key: Path | None = option(None, "file with the private key of --tls-cert in PEM")
+    tls_client_ca: Path | None = option(
+        None,
+        "file with the certificates of the authorities of clients in PEM: clients need a "
+        "certificate of one of them",
+    )
+    token_file: Path | None = option(
+        None,
+        "file with one NAME:TOKEN a line: calls need the header 'authorization: Bearer TOKEN'",
+    )
+    insecure: bool = option(
+        False, "listen on an address that other machines reach, and answer everybody"
+    )
     grace_s: float = option(
         30.0,
         "seconds that running requests get to finish after SIGTERM",
@@ -61,3 +80,7 @@ class ServerConfig:
             raise ConfigError(
                 f"--http-port: {self.http_port} is --port as well; give two different ports"
             )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("--tls-cert and --tls-key belong together; give both or neither")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ConfigError("--tls-client-ca is for TLS; give --tls-cert and --tls-key too")

@@ -20,6 +20,8 @@ from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.grpc.port import GrpcPort
 from kwise.engine.server.port import Port
 from kwise.engine.server.reload import Reloader
+from kwise.engine.server.security.credentials import Credentials
+from kwise.engine.server.security.exposure import check_exposure, is_loopback
 from kwise.engine.server.service import RewardService
 
 _LOG = logging.getLogger(__name__)
@@ -36,9 +38,11 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
 
     Raises:
         ArtifactError: the artifact is damaged or fails its golden check.
-        ConfigError: a port is taken, or an option does not suit the artifact.
+        ConfigError: a port is taken, or an option does not suit the artifact or the address.
     """
-    ports = _bind_ports(config)
+    check_exposure(config)
+    credentials = Credentials(config)
+    ports = _bind_ports(config, credentials)
     limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
     service = RewardService(Scorer.load(artifact, engine), limits)
     service.scorer.start()
@@ -46,9 +50,11 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
     try:
         reloader = Reloader(service, artifact, engine)
         reloading = asyncio.create_task(reloader.run(), name="kwise reload")
+        watching = asyncio.create_task(credentials.watch(), name="kwise credentials")
         stopping = _handle_signals(reloader)
         for port in ports:
             await port.start(service)
+        _log_credentials(config, credentials)
         for port in ports[1:]:
             _LOG.info("serving on %s", port.address)
         # Programs wait for this line, so it comes last.
@@ -56,13 +62,14 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
         await stopping.wait()
         _LOG.info("draining: running requests get %g s to finish", config.grace_s)
         reloading.cancel()
+        watching.cancel()
         await _drain(ports, service, config.grace_s)
     finally:
         await service.close()
     _LOG.info("stopped")
 
 
-def _bind_ports(config: ServerConfig) -> list[Port]:
+def _bind_ports(config: ServerConfig, credentials: Credentials) -> list[Port]:
     """Return the ports that the options ask for.
 
     Raises:
@@ -73,9 +80,21 @@ def _bind_ports(config: ServerConfig) -> list[Port]:
         # Imported late: a server without the option does not load the packages.
         from kwise.engine.server.http.port import HttpPort
 
-        ports.append(HttpPort(config))
+        ports.append(HttpPort(config, credentials))
         _LOG.info("listening on %s; calls wait until the model is loaded", ports[0].address)
-    return [GrpcPort(config), *ports]
+    return [GrpcPort(config, credentials), *ports]
+
+
+def _log_credentials(config: ServerConfig, credentials: Credentials) -> None:
+    """Say how callers are known, and warn if texts and tokens can be read on their way."""
+    if credentials.needs_token or credentials.tls is not None:
+        _LOG.info("connections: %s", credentials.description)
+    if credentials.tls is None and not is_loopback(config.host, config.port):
+        _LOG.warning(
+            "--host %s without --tls-cert: texts%s cross the network unencrypted",
+            config.host,
+            " and tokens" if credentials.needs_token else "",
+        )
 
 
 async def _drain(ports: Sequence[Port], service: RewardService, grace_s: float) -> None:

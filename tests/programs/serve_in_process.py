@@ -26,13 +26,15 @@ async def main(artifact: Path, order: str) -> None:
     from kwise.engine.scorer import Scorer
     from kwise.engine.server.config import ServerConfig
     from kwise.engine.server.grpc.port import GrpcPort
+    from kwise.engine.server.security.credentials import Credentials
     from kwise.engine.server.service import RewardService
 
     triton, tei_pb2, tei_pb2_grpc = import_clients()
     import grpc
     import numpy as np
 
-    port = GrpcPort(ServerConfig(port=0))
+    config = ServerConfig(port=0)
+    port = GrpcPort(config, Credentials(config))
     service = RewardService(Scorer.load(artifact))
     service.scorer.start()
     await port.start(service)

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from kwise.engine.server.base_service import BaseRewardService
+from kwise.engine.server.grpc.access import TOKEN_NAME
 from kwise.engine.server.grpc.messages import status_code, trailers
 from kwise.errors import KwiseError
 from kwise.types import CLIENT_KEY
@@ -35,7 +36,13 @@ async def running_call(
 
 
 def client_of(context: Context) -> str:
-    """Return the client that the call names (behind a proxy, say), or else its connection."""
+    """Return the client of a call, for fair queueing.
+
+    It is the name of the call's token. If calls need none, it is what the call names (behind a
+    proxy, say), or else its connection.
+    """
+    if name := TOKEN_NAME.get():
+        return name
     metadata: Any = context.invocation_metadata() or ()
     named: Iterator[Any] = (value for key, value in metadata if key == CLIENT_KEY)
     return str(next(named, "")) or context.peer()

@@ -8,8 +8,10 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from kwise.engine.server.config import ServerConfig
+from kwise.engine.server.grpc.access import TokenInterceptor, server_credentials
 from kwise.engine.server.grpc.services import HEALTH, SERVICES, descriptor_pool
 from kwise.engine.server.listen import bound_sockets, cannot_listen
+from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.service import RewardService
 from kwise.errors import ConfigError
 
@@ -21,13 +23,20 @@ class GrpcPort:
         ConfigError: the port cannot be bound.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, credentials: Credentials) -> None:
         self._config = config
-        self._server = grpc.aio.server(options=_options(config))
+        interceptors = [TokenInterceptor(credentials)] if credentials.needs_token else []
+        self._server = grpc.aio.server(interceptors=interceptors, options=_options(config))
         self._health = health.HealthServicer()
         self._stopping: asyncio.Task[None] | None = None
+        tls = server_credentials(credentials)
+        address = f"{config.host}:{config.port}"
         try:
-            port = self._server.add_insecure_port(f"{config.host}:{config.port}")
+            port = (
+                self._server.add_insecure_port(address)
+                if tls is None
+                else self._server.add_secure_port(address, tls)
+            )
         except RuntimeError as error:
             problem = _bind_problem(config) or error
             raise ConfigError(cannot_listen(config.host, "--port", config.port, problem)) from None

@@ -26,12 +26,14 @@ from kwise.engine.server.call import Call
 from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.engine.server.http.errors import (
     KWISE_ERRORS,
-    ErrorForm,
     Problem,
     ProblemRaised,
     invalid_json,
     problem_of,
+    response_of,
 )
+from kwise.engine.server.http.gate import TOKEN_NAME, Gate
+from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.service import RewardService
 from kwise.errors import InvalidRequest, KwiseError, ServiceFailed, Status, Unavailable
 from kwise.types import CLIENT_KEY
@@ -46,7 +48,12 @@ _encode = msgspec.json.Encoder().encode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def new_app(endpoints: Sequence[Endpoint], service: RewardService, max_body_bytes: int) -> ASGIApp:
+def new_app(
+    endpoints: Sequence[Endpoint],
+    service: RewardService,
+    max_body_bytes: int,
+    credentials: Credentials,
+) -> ASGIApp:
     """Return the ASGI application that answers requests of `endpoints` with `service`."""
     by_path: dict[str, list[Endpoint]] = {}
     for endpoint in endpoints:
@@ -54,7 +61,8 @@ def new_app(endpoints: Sequence[Endpoint], service: RewardService, max_body_byte
     routes = [
         Route(path, PathApp(entries, service, max_body_bytes)) for path, entries in by_path.items()
     ]
-    return Router(routes, redirect_slashes=False, default=_not_found)
+    router = Router(routes, redirect_slashes=False, default=_not_found)
+    return Gate(router, endpoints, credentials) if credentials.needs_token else router
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,7 +71,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
         status=Status.NOT_FOUND,
         message=f"the path {scope['path'][:200]!r} is unknown; GET /openapi.json lists the paths",
     )
-    await _response(problem, KWISE_ERRORS)(scope, receive, send)
+    await response_of(problem, KWISE_ERRORS)(scope, receive, send)
 
 
 class PathApp:
@@ -106,7 +114,7 @@ class PathApp:
             message=f"the method is {method}; this path allows {self._allow}",
             headers={"allow": self._allow},
         )
-        return _response(problem, KWISE_ERRORS)
+        return response_of(problem, KWISE_ERRORS)
 
     async def _answer(
         self, dialects: "list[Dialect]", scope: Scope, receive: Receive
@@ -139,7 +147,7 @@ class PathApp:
         if is_logged and (client := dialect.endpoint.logs_for):
             status = problem.http_status.value
             _LOG.warning("a call of %s failed with %d: %s", client, status, problem.message)
-        return _response(problem, dialect.endpoint.errors)
+        return response_of(problem, dialect.endpoint.errors)
 
     async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
         """Return the body of a request; None if the client has gone.
@@ -259,10 +267,14 @@ def _dialect_of(dialects: Sequence[Dialect], body: bytes) -> Dialect:
 
 
 def _client_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str:
-    """Return the client that the request names, or else the address of its connection.
+    """Return the client of a request, for fair queueing.
 
-    The port of the address is left out, because many HTTP clients open a connection per call.
+    It is the name of the request's token. If requests need none, it is what the request names, or
+    else the address of its connection. The port of the address is left out, because many HTTP
+    clients open a connection per call.
     """
+    if name := scope.get(TOKEN_NAME):
+        return str(name)
     if named := headers.get(_CLIENT_HEADER):
         return named.decode("latin-1")
     return str(scope["client"][0]) if scope["client"] else ""
@@ -318,17 +330,4 @@ def _too_large(limit: int) -> ProblemRaised:
             status=Status.RESOURCE_EXHAUSTED,
             message=f"the body is larger than {limit} bytes (--max-message-bytes)",
         )
-    )
-
-
-def _response(problem: Problem, errors: ErrorForm) -> Response:
-    """Return the error reply to a problem, in the form of a family of endpoints."""
-    headers = dict(problem.headers)
-    if problem.retry_after is not None:
-        headers["retry-after"] = problem.retry_after
-    return Response(
-        _encode(errors.make(problem)),
-        status_code=errors.http_statuses.get(problem.http_status, problem.http_status),
-        headers=headers,
-        media_type="application/json",
     )

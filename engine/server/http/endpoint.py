@@ -58,6 +58,7 @@ class Endpoint:
         logs_for: a client that does not show its user why a call failed. The server logs each
             failure in its place. "" logs nothing.
         always: True if the endpoint also answers while the server drains, as a health check does.
+        is_open: True if the endpoint answers callers without a token, as a health check does.
     """
 
     method: Literal["GET", "POST"]
@@ -73,3 +74,4 @@ class Endpoint:
     errors: ErrorForm = KWISE_ERRORS
     logs_for: str = ""
     always: bool = False
+    is_open: bool = False

@@ -12,8 +12,9 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
+from starlette.responses import Response
 
-from kwise.errors import InvalidRequest, KwiseError, Overloaded, Status
+from kwise.errors import InvalidRequest, KwiseError, Overloaded, Status, Unauthenticated
 
 # The HTTP status of each status of kwise, as google/rpc/code.proto maps them. There, CANCELLED is
 # 499, which is not a standard status.
@@ -88,6 +89,10 @@ def problem_of(error: KwiseError) -> Problem:
         retry_after_s = error.retry_after_s
     elif error.status is Status.UNAVAILABLE:
         retry_after_s = _UNAVAILABLE_RETRY_S
+    headers = {}
+    if isinstance(error, Unauthenticated):  # RFC 6750, section 3
+        wrong = ', error="invalid_token"' if error.is_wrong else ""
+        headers["www-authenticate"] = f'Bearer realm="kwise"{wrong}'
     return Problem(
         http_status=HTTP_STATUSES[error.status],
         status=error.status,
@@ -96,6 +101,7 @@ def problem_of(error: KwiseError) -> Problem:
         response=error.response,
         over_limit=error.over_limit,
         retry_after_s=retry_after_s,
+        headers=headers,
     )
 
 
@@ -161,3 +167,16 @@ def _kwise_error(problem: Problem) -> ErrorBody:
 
 
 KWISE_ERRORS = ErrorForm(body=ErrorBody, make=_kwise_error)
+
+
+def response_of(problem: Problem, errors: ErrorForm) -> Response:
+    """Return the error reply to a problem, in the form of a family of endpoints."""
+    headers = dict(problem.headers)
+    if problem.retry_after is not None:
+        headers["retry-after"] = problem.retry_after
+    return Response(
+        msgspec.json.encode(errors.make(problem)),
+        status_code=errors.http_statuses.get(problem.http_status, problem.http_status),
+        headers=headers,
+        media_type="application/json",
+    )

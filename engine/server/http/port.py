@@ -24,6 +24,7 @@ from kwise.engine.server.http.app import new_app
 from kwise.engine.server.http.protocol import LimitedHttpProtocol
 from kwise.engine.server.http.table import ENDPOINTS
 from kwise.engine.server.listen import bound_sockets, cannot_listen
+from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.service import RewardService
 from kwise.errors import ConfigError
 
@@ -44,9 +45,10 @@ class HttpPort:
         ConfigError: the port cannot be bound.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, credentials: Credentials) -> None:
         assert config.http_port is not None
         self._config = config
+        self._credentials = credentials
         self._servers: list[asyncio.Server] = []
         self._state = _State()
         self._stopping: asyncio.Task[None] | None = None
@@ -59,12 +61,14 @@ class HttpPort:
             raise ConfigError(
                 cannot_listen(config.host, "--http-port", config.http_port, error)
             ) from None
-        self.address = f"http://{config.host}:{self._sockets[0].getsockname()[1]}"
+        scheme = "http" if credentials.tls is None else "https"
+        self.address = f"{scheme}://{config.host}:{self._sockets[0].getsockname()[1]}"
 
     async def start(self, service: RewardService) -> None:
         """Answer requests with `service` from now on."""
         _allow_many_connections()
-        app = new_app(ENDPOINTS, service, self._config.max_message_bytes)
+        max_body_bytes = self._config.max_message_bytes
+        app = new_app(ENDPOINTS, service, max_body_bytes, self._credentials)
         config = uvicorn.Config(
             app,
             http=LimitedHttpProtocol,
@@ -85,12 +89,22 @@ class HttpPort:
             )
 
         loop = asyncio.get_running_loop()
+        tls = self._credentials.ssl_context
+        # A client that never ends a handshake, or never closes its side, is given up.
+        times: dict[str, Any] = {}
+        if tls is not None:
+            receive_s = self._config.http_receive_s
+            times = {"ssl_handshake_timeout": receive_s, "ssl_shutdown_timeout": receive_s}
         for listening in self._sockets:
             # asyncio closes its own socket, the duplicate, when it stops accepting. The original
             # keeps listening.
             self._servers.append(
                 await loop.create_server(
-                    connection, sock=listening.dup(), backlog=_ACCEPTED_AT_ONCE
+                    connection,
+                    sock=listening.dup(),
+                    backlog=_ACCEPTED_AT_ONCE,
+                    ssl=tls,
+                    **times,
                 )
             )
             listening.listen(_BACKLOG)

@@ -175,6 +175,7 @@ ENDPOINTS = (
             response=Health,
             error_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,),
             always=True,
+            is_open=True,
         )
         for path in ("/health", "/readyz", "/ping")
     ),
@@ -186,6 +187,7 @@ ENDPOINTS = (
         tag=_TAG,
         response=Health,
         always=True,
+        is_open=True,
     ),
     Endpoint(
         method="GET",

@@ -120,7 +120,8 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
     retried too.
 
     Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
-    `kwise-client` of its calls.
+    `kwise-client` of its calls. If the server asks for tokens (--token-file), it is the name of the
+    token in the metadata `authorization` ("Bearer TOKEN").
 
     Statuses of all unary RPCs:
       INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
@@ -128,6 +129,8 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
                           metadata `kwise-response` has its index. If the conversation has more
                           tokens or characters than the limit, `kwise-over-limit` is 1.
       NOT_FOUND           The server does not serve a model of that name.
+      UNAUTHENTICATED     The server asks for tokens, and the call has none that it knows. The
+                          message of the call is not read.
       RESOURCE_EXHAUSTED  The queue has no room for this client. A message that is larger than the
                           server's --max-message-bytes has this status too, without advice to retry.
       UNAVAILABLE         The server drains, or is not ready yet.
@@ -264,7 +267,8 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
     retried too.
 
     Fairness: clients share the server evenly. A client is a connection, or the value of the metadata
-    `kwise-client` of its calls.
+    `kwise-client` of its calls. If the server asks for tokens (--token-file), it is the name of the
+    token in the metadata `authorization` ("Bearer TOKEN").
 
     Statuses of all unary RPCs:
       INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
@@ -272,6 +276,8 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
                           metadata `kwise-response` has its index. If the conversation has more
                           tokens or characters than the limit, `kwise-over-limit` is 1.
       NOT_FOUND           The server does not serve a model of that name.
+      UNAUTHENTICATED     The server asks for tokens, and the call has none that it knows. The
+                          message of the call is not read.
       RESOURCE_EXHAUSTED  The queue has no room for this client. A message that is larger than the
                           server's --max-message-bytes has this status too, without advice to retry.
       UNAVAILABLE         The server drains, or is not ready yet.
