@@ -43,6 +43,8 @@ def run(config: GpuBenchConfig) -> None:
     """
     if unknown := set(config.steps) - set(STEPS):
         raise ConfigError(f"--steps: {min(unknown)!r} is not one of {', '.join(STEPS)}")
+    # So that `timeout` ends the step and its files too, and not this process alone.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results: dict[str, Any] = {"steps": {}}
     with TemporaryDirectory(prefix="kwise-gpu-") as filled:
         for name in steps_of(config):

@@ -1,6 +1,10 @@
 """The benchmark of GPUs, run on a CPU: its arithmetic, its steps, and what a cut run leaves."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +171,25 @@ def test_figures_are_saved_as_they_come_and_a_cut_step_leaves_the_others(
     (figures,) = results["passes"]["figures"]
     assert figures["cell"] == "20/10/3" and results["passes"]["seconds"] > 0
     assert f"{figures['rows']} rows take" in capfd.readouterr().out
+
+
+def test_a_run_that_is_terminated_ends_its_step_and_leaves_no_files(
+    tiny_artifact: Path, tmp_path: Path
+) -> None:
+    command = ["-m", "kwise", "bench", "gpu", "--artifact", str(tiny_artifact), "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"== agree")
+        assert any(tmp_path.iterdir())
+        process.terminate()
+        process.stdout.read()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_missing_gpu_is_reported_in_one_line(
