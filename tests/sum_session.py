@@ -63,7 +63,9 @@ class SumSession:
         self.entered = threading.Event()
         self.batches: list[list[tuple[int, ...]]] = []
 
-    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+    def prepare(
+        self, batch: Sequence[EncodedSequence], started: Callable[[], None] = lambda: None
+    ) -> Callable[[], Pass]:
         return partial(self.run, batch)
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:

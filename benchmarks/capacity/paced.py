@@ -47,7 +47,9 @@ class PacedSession:
         self.prompt_cache = PromptCache(KEY_BYTES * prompt_cache_tokens)
         self._pass_time = pass_time
 
-    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+    def prepare(
+        self, batch: Sequence[EncodedSequence], started: Callable[[], None] = lambda: None
+    ) -> Callable[[], Pass]:
         """Do nothing in advance: the modelled seconds include the preparation."""
         return partial(self.run, batch)
 

@@ -197,7 +197,9 @@ class _TransformersSession:
         self._model = TransformersModel(checkpoint, "cpu", "bfloat16")
         self.runtime, self.prompt_cache = self._model.name, PromptCache(0)
 
-    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+    def prepare(
+        self, batch: Sequence[EncodedSequence], started: Callable[[], None] = lambda: None
+    ) -> Callable[[], Pass]:
         return partial(self.run, batch)
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:

@@ -23,7 +23,7 @@ from kwise.engine.model.batch_builder import (
     TrieBatchBuilder,
 )
 from kwise.engine.model.packing import Packed, pack
-from kwise.engine.model.prefix_cache import PromptCache, States
+from kwise.engine.model.prefix_cache import PromptCache, Segment, States
 from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, plan_reuse
 from kwise.engine.model.runtime.protocol import Graph, Shape
 from kwise.engine.model.shape_buckets import BucketedGraph
@@ -37,11 +37,13 @@ Arrays = dict[str, NDArray[Any]]
 class Prepared:
     """A batch whose pass can start at once.
 
-    run: runs the graph and caches new prompts. It is called once.
+    run: runs the graph and caches new prompts. It is called once. It calls its argument when the
+        graph is about to run. A batch that is prepared from then on can reuse the prompts that this
+        one caches, if they stay on the device.
     reuse: what the batch takes from the prompt cache; None if the layout does not use it.
     """
 
-    run: "Callable[[], Pass]"
+    run: "Callable[[Callable[[], None]], Pass]"
     reuse: Reuse | None = None
 
 
@@ -140,19 +142,27 @@ class TrieLayout:
         if self._has_slots or not reuse.num_past:
             run_graph = graph.prepare(self._inputs(reuse, packed, reservation))
 
-        def run() -> Pass:
-            if run_graph is not None:
-                outputs = run_graph()
-            else:
-                outputs = graph.run(self._inputs(reuse, packed, reservation))
-            rewards = outputs[self._contract.reward_output]
-            # The states of a sequence that overflows must not be reused.
-            if np.isfinite(rewards).all():
-                if reservation is not None:
-                    reservation.keep(cache_prompts(reuse, [reservation.slots], cache))
-                elif not self._has_slots:
-                    present = [outputs[f"present.{name}"] for name in self._widths]
-                    cache_prompts(reuse, present, cache)
+        def run(started: Callable[[], None]) -> Pass:
+            new: list[Segment] = []
+            if reservation is not None:
+                new, is_stored = cache_prompts(reuse, [reservation.slots], cache)
+                reservation.keep(is_stored)
+            started()
+            is_finite = False  # the states of a sequence that overflows must not be reused
+            try:
+                if run_graph is not None:
+                    outputs = run_graph()
+                else:
+                    outputs = graph.run(self._inputs(reuse, packed, reservation))
+                rewards = outputs[self._contract.reward_output]
+                is_finite = bool(np.isfinite(rewards).all())
+            finally:
+                if new and not is_finite:
+                    assert isinstance(cache, SlotCache)
+                    cache.revoke(new)
+            if is_finite and not self._has_slots:
+                present = [outputs[f"present.{name}"] for name in self._widths]
+                cache_prompts(reuse, present, cache)
             num_reused = reuse.trie.num_nodes - packed.num_rows
             return Pass(rewards=_flat(rewards), num_rows=packed.num_rows, num_reused=num_reused)
 
@@ -246,7 +256,8 @@ class PaddedLayout:
         inputs = self.inputs(batch)
         run_graph = graph.prepare(inputs)
 
-        def run() -> Pass:
+        def run(started: Callable[[], None]) -> Pass:
+            started()
             rewards = run_graph()[self._reward_output]  # float32[B, 1]
             return Pass(rewards=_flat(rewards), num_rows=inputs["input_ids"].size)
 
@@ -272,8 +283,9 @@ class SeparateLayout(PaddedLayout):
         prepare = super().prepare
         prepared = [prepare(graph, [sequence], cache) for sequence in batch]
 
-        def run() -> Pass:
-            passes = [each.run() for each in prepared]
+        def run(started: Callable[[], None]) -> Pass:
+            started()
+            passes = [each.run(_nothing) for each in prepared]
             return Pass(
                 rewards=np.concatenate([each.rewards for each in passes]),
                 num_rows=sum(each.num_rows for each in passes),
@@ -288,6 +300,10 @@ LAYOUTS: Mapping[str, type[Layout]] = {
     "separate": SeparateLayout,
 }
 """The layouts by their name in the manifest."""
+
+
+def _nothing() -> None:
+    pass
 
 
 def _flat(rewards: NDArray[Any]) -> NDArray[np.float32]:

@@ -129,12 +129,18 @@ class PromptCache:
             and num_tokens * (bytes_per_token + 4) <= self.max_bytes
         )
 
+    def is_revoked(self, segment: Segment) -> bool:
+        """Return whether the pass that should compute the segment's states has failed."""
+        return False  # states in host memory are stored after their pass
+
     def __len__(self) -> int:
         return len(self._segments)
 
     def _drop_oldest(self) -> None:
-        key, dropped = self._segments.popitem(last=False)
-        self.num_bytes -= dropped.num_bytes
+        self._drop(next(iter(self._segments)))
+
+    def _drop(self, key: bytes) -> None:
+        self.num_bytes -= self._segments.pop(key).num_bytes
         del self._sorted[bisect_left(self._sorted, key)]
 
     def _use(self, segment: Segment) -> None:

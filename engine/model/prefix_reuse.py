@@ -149,7 +149,13 @@ def plan_reuse(
 
 
 def is_outdated(reuse: Reuse, cache: PromptCache) -> bool:
-    """Return whether a plan made now would reuse at least MIN_TOKENS more tokens of a sequence."""
+    """Return whether the batch should be planned anew.
+
+    That is so if a plan made now would reuse at least MIN_TOKENS more tokens of a sequence, or if
+    the pass that should compute states of this plan has failed.
+    """
+    if any(cache.is_revoked(segment) for segment, _ in reuse.parts):
+        return True
     if cache.prefixes is reuse.prefixes:
         return False
     keys = sorted(reuse.num_cached)
@@ -163,15 +169,18 @@ def is_outdated(reuse: Reuse, cache: PromptCache) -> bool:
     return False
 
 
-def cache_prompts(reuse: Reuse, present: States, cache: PromptCache) -> NDArray[np.bool_]:
+def cache_prompts(
+    reuse: Reuse, present: States, cache: PromptCache
+) -> tuple[list[Segment], NDArray[np.bool_]]:
     """Store the planned prompts.
 
     Args:
         present: the states of `reuse.nodes_to_cache`, as computed.
 
     Returns:
-        Which of these nodes are in the cache now, bool[len(reuse.nodes_to_cache)].
+        The new segments, and which of these nodes they have, bool[len(reuse.nodes_to_cache)].
     """
+    segments: list[Segment] = []
     is_stored = np.zeros(len(reuse.nodes_to_cache), np.bool_)
     for key, nodes in sorted(reuse.prompts.items()):
         _, start = cache.longest(key)
@@ -179,9 +188,11 @@ def cache_prompts(reuse: Reuse, present: States, cache: PromptCache) -> NDArray[
         if start < len(nodes) and np.isin(nodes[start:], reuse.nodes_to_cache).all():
             is_only_prompt = len(rows) == len(reuse.nodes_to_cache)  # then no copy is needed
             states = present if is_only_prompt else [state[rows] for state in present]
-            if cache.put(key, start, states) is not None:
+            segment = cache.put(key, start, states)
+            if segment is not None:
+                segments.append(segment)
                 is_stored[rows] = True
-    return is_stored
+    return segments, is_stored
 
 
 def _join(matches: Sequence[_Match]) -> list[tuple[Segment, int]]:

@@ -25,6 +25,10 @@ from kwise.errors import ArtifactError
 __all__ = ["GraphSession", "Pass", "Session"]
 
 
+def _nothing() -> None:
+    pass
+
+
 class Session(Protocol):
     """The model as the batcher sees it."""
 
@@ -35,10 +39,16 @@ class Session(Protocol):
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:
         """Score a batch of at least one sequence."""
 
-    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+    def prepare(
+        self, batch: Sequence[EncodedSequence], started: Callable[[], None] = _nothing
+    ) -> Callable[[], Pass]:
         """Do what `run` does before the graph runs, and return a function that does the rest.
 
         A thread may prepare a batch while another thread runs one.
+
+        Args:
+            started: called by the function that is returned when its graph is about to run. It is
+                the time to prepare the next batch.
         """
 
 
@@ -97,18 +107,21 @@ class GraphSession:
         """Score a batch of at least one sequence. Raises what the runtime raises."""
         return self.prepare(batch)()
 
-    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+    def prepare(
+        self, batch: Sequence[EncodedSequence], started: Callable[[], None] = _nothing
+    ) -> Callable[[], Pass]:
         prepared: Prepared | None = self._prepare(batch)
 
         def run() -> Pass:
             nonlocal prepared
             assert prepared is not None
             reuse = prepared.reuse
-            # A pass that ran since may have cached a prompt that this batch would compute again.
+            # A pass that ran since may have cached a prompt that this batch would compute again, or
+            # failed to cache one that it would reuse.
             if reuse is not None and is_outdated(reuse, self.prompt_cache):
                 reuse = prepared = None  # frees the slots that it has reserved
                 prepared = self._prepare(batch)
-            return prepared.run()
+            return prepared.run(started)
 
         return run
 

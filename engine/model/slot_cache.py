@@ -1,13 +1,17 @@
 """A prompt cache whose keys and values are in slots of tables on a device.
 
 Python holds the numbers of the slots only: the states of a segment are one int64[n] array of them.
+So the prompts of a batch are put into the cache when its pass starts, not when it ends: the next
+batch, which is prepared meanwhile, can refer to slots that are written by then. If the pass fails,
+its segments are revoked.
+
 A slot belongs to one segment at a time. It becomes free when nothing refers to its segment any
 more: neither the cache nor a batch that was planned with it and may still run.
 """
 
 import weakref
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +45,7 @@ class SlotCache(PromptCache):
         super().__init__(max_bytes=1 << 62)  # the slots are the limit
         self.capacity = num_slots - 1
         self._free: deque[Int64] = deque([np.arange(1, num_slots)])
+        self._revoked: weakref.WeakSet[Segment] = weakref.WeakSet()
 
     def has_room_for(self, num_tokens: int, bytes_per_token: int) -> bool:
         return MIN_TOKENS <= num_tokens <= self.capacity
@@ -70,6 +75,18 @@ class SlotCache(PromptCache):
             (slots,) = states
             weakref.finalize(segment, self._free.append, slots).atexit = False
         return segment
+
+    def revoke(self, segments: Iterable[Segment]) -> None:
+        """Remove the segments of a pass that failed. Batches that were planned with them notice."""
+        with self._lock:
+            for segment in segments:
+                self._revoked.add(segment)
+                if self._segments.get(segment.key) is segment:
+                    self._drop(segment.key)
+            self.prefixes = tuple(self._sorted)
+
+    def is_revoked(self, segment: Segment) -> bool:
+        return segment in self._revoked
 
     def _take(self, size: int) -> Int64 | None:
         """Take free slots; None, and take none, if there are fewer."""

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +24,7 @@ from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.schedule.next_batch import NextBatch
 from kwise.engine.schedule.policy import Policy
+from kwise.engine.sequence import EncodedSequence
 from kwise.errors import KwiseError, ModelFailed, Unavailable
 
 _LOG = logging.getLogger(__name__)
@@ -34,11 +36,15 @@ _TOKENS_PER_S = 1000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Device:
-    """A session, the thread that runs it, and the batch that is prepared for it meanwhile."""
+    """A session, the thread that runs it, and the batch that is prepared for it meanwhile.
+
+    started: see `Session.prepare`. It has the next batches prepared.
+    """
 
     session: Session
     thread: ThreadPoolExecutor
     next_batch: NextBatch
+    started: Callable[[], None]
 
 
 class Batcher:
@@ -107,9 +113,15 @@ class Batcher:
 
     async def _serve(self, session: Session) -> None:
         loop = asyncio.get_running_loop()
-        thread, preparing = (ThreadPoolExecutor(1, SESSION_THREADS) for _ in range(2))
-        next_batch = NextBatch(session, self._policy, preparing)
-        device = _Device(session=session, thread=thread, next_batch=next_batch)
+        thread = ThreadPoolExecutor(1, SESSION_THREADS)
+        preparing = ThreadPoolExecutor(1, f"{SESSION_THREADS}-next")
+
+        def started() -> None:
+            with suppress(RuntimeError):  # the loop may be closed before a pass begins
+                loop.call_soon_threadsafe(self._predict)
+
+        next_batch = NextBatch(session, self._policy, preparing, started)
+        device = _Device(session=session, thread=thread, next_batch=next_batch, started=started)
         free_since_s = loop.time()
         try:
             while True:
@@ -169,10 +181,9 @@ class Batcher:
         try:
             run = await prepared if prepared is not None else None
             running = loop.run_in_executor(
-                device.thread, run or partial(device.session.run, sequences)
+                device.thread, run or partial(_run_unprepared, device, sequences)
             )
             del run  # the inputs of a batch that fails must not stay in memory while it runs again
-            self._predict()
             result = await running
             if len(result.rewards) != len(batch):
                 problem = f"{len(result.rewards)} rewards for {len(batch)} sequences"
@@ -217,6 +228,10 @@ class Batcher:
         busy_s = self._counters.busy_s
         rate = self._counters.unshared_rows / busy_s if busy_s else _TOKENS_PER_S
         return num_tokens / rate / len(self._sessions)
+
+
+def _run_unprepared(device: _Device, batch: Sequence[EncodedSequence]) -> Pass:
+    return device.session.prepare(batch, device.started)()
 
 
 def _fail(rewards: Sequence[RewardInFlight], error: Callable[[], KwiseError]) -> None:

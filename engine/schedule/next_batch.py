@@ -10,14 +10,14 @@ would wait for one more pass.
 
 While nothing arrives, the prediction is right. Once more waits than one batch holds, it is mostly
 right too, because new work queues behind. So one prediction a pass is enough, and another one
-whenever twice as much waits: with a queue that fills, predictions stay few, and the last one is
-made of a full queue. On a CPU, where the model uses all cores, that bounds the time that wrong
-predictions take from it.
+whenever twice as much waits or the prompt cache has changed: with a queue that fills, predictions
+stay few, and the last one is made of a full queue. On a CPU, where the model uses all cores, that
+bounds the time that wrong predictions take from it.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 
@@ -32,35 +32,41 @@ _LOG = logging.getLogger(__name__)
 class NextBatch:
     """The prediction of one session's next batch. Used from one event loop.
 
+    Args:
+        started: see `Session.prepare`.
+
     rewards: the rewards that are predicted; empty if there is no prediction.
     """
 
     def __init__(
-        self, session: Session, policy: Policy[RewardInFlight], thread: ThreadPoolExecutor
+        self,
+        session: Session,
+        policy: Policy[RewardInFlight],
+        thread: ThreadPoolExecutor,
+        started: Callable[[], None],
     ) -> None:
         self.rewards: list[RewardInFlight] = []
         self._session = session
         self._policy = policy
         self._thread = thread
+        self._started = started
         self._prepared: asyncio.Future[Callable[[], Pass]] | None = None
+        # What the last prediction was made from.
         self._num_waiting = 0
+        self._cached: Sequence[bytes] = ()
 
     def predict(self, excluded: AbstractSet[RewardInFlight] = frozenset()) -> None:
         """Predict the batch from what waits now, unless the prediction that exists is good enough.
 
         excluded: the rewards that are predicted for other sessions.
         """
-        num_waiting = len(self._policy)
-        if self._prepared is not None and not self._prepared.done():
+        num_waiting, cached = len(self._policy), self._session.prompt_cache.prefixes
+        is_preparing = self._prepared is not None and not self._prepared.done()
+        if is_preparing or not num_waiting or self._is_good(num_waiting, cached):
             return
-        still_waits = all(reward in self._policy for reward in self.rewards)
-        if not num_waiting or (
-            self.rewards and still_waits and num_waiting < 2 * self._num_waiting
-        ):
-            return
-        self._num_waiting = num_waiting
+        self._num_waiting, self._cached = num_waiting, cached
         try:
-            rewards = self._policy.peek(self._session.prompt_cache.prefixes, excluded)
+            rewards = self._policy.peek(cached, excluded)
         except Exception:  # noqa: BLE001 - `take` meets the same bug, and answers the requests
             _LOG.exception("the policy failed to predict a batch; none is prepared")
             rewards = []
@@ -70,9 +76,19 @@ class NextBatch:
         self._prepared = None
         if sequences := [reward.sequence for reward in rewards if reward.sequence is not None]:
             loop = asyncio.get_running_loop()
-            self._prepared = loop.run_in_executor(self._thread, self._session.prepare, sequences)
+            self._prepared = loop.run_in_executor(
+                self._thread, self._session.prepare, sequences, self._started
+            )
             # asyncio logs an exception that nobody retrieves, and a prediction may be dropped.
             self._prepared.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _is_good(self, num_waiting: int, cached: Sequence[bytes]) -> bool:
+        return (
+            len(self.rewards) > 0
+            and num_waiting < 2 * self._num_waiting
+            and cached is self._cached
+            and all(reward in self._policy for reward in self.rewards)
+        )
 
     async def take(self, batch: list[RewardInFlight]) -> Callable[[], Pass] | None:
         """Return the prepared pass of `batch`, or None if another batch or none was predicted."""

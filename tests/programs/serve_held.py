@@ -27,8 +27,8 @@ def write(**entry: object) -> None:
     os.write(log, (json.dumps(entry) + "\n").encode())
 
 
-def held_prepare(self: GraphSession, batch: Any) -> Any:
-    run = prepare(self, batch)
+def held_prepare(self: GraphSession, batch: Any, started: Any = lambda: None) -> Any:
+    run = prepare(self, batch, started)
 
     def held_run() -> Any:
         # Other threads score the golden conversations, at start-up and in a reload.

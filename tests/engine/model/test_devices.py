@@ -88,8 +88,10 @@ class OnCpu(GraphSession):
         self.barrier: threading.Barrier | None = None
         self.batches: list[int] = []
 
-    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
-        return partial(self._run_prepared, batch, super().prepare(batch))
+    def prepare(
+        self, batch: Sequence[EncodedSequence], started: Callable[[], None] = lambda: None
+    ) -> Callable[[], Pass]:
+        return partial(self._run_prepared, batch, super().prepare(batch, started))
 
     def _run_prepared(self, batch: Sequence[EncodedSequence], prepared: Callable[[], Pass]) -> Pass:
         self.batches.append(len(batch))

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwise.engine.model.packing import NOT_PAST
-from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, plan_reuse
+from kwise.engine.model.prefix_cache import Segment
+from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, is_outdated, plan_reuse
 from kwise.engine.model.slot_cache import Reservation, SlotCache
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import Int64
@@ -26,22 +27,39 @@ def _prefix_hashes(reuse: Reuse) -> Int64:
 
 
 class _Device:
-    """A pool and the batches that are planned for it but have not run."""
+    """A pool, the batch that runs, and the batches that are planned."""
 
     def __init__(self, num_slots: int) -> None:
         self.cache = SlotCache(num_slots)
         self.pool = np.zeros(num_slots, np.int64)
-        self.planned: list[tuple[Reuse, Reservation | None]] = []
+        self.planned: list[tuple[Sequence[EncodedSequence], Reuse, Reservation | None]] = []
+        self.running: tuple[Reuse, Reservation | None, list[Segment]] | None = None
 
     def plan(self, batch: Sequence[EncodedSequence]) -> None:
         reuse = plan_reuse(batch, self.cache, _NO_SLOTS)
         used = {segment.key for segment, _ in reuse.parts}
         reservation = self.cache.reserve(len(reuse.nodes_to_cache), used)
-        self.planned.append((reuse if reservation else reuse.without_caching(), reservation))
+        reuse = reuse if reservation else reuse.without_caching()
+        self.planned.append((batch, reuse, reservation))
 
-    def run(self, *, succeeds: bool) -> None:
-        """Run the batch that was planned first: read its slots, then write the new ones."""
-        reuse, reservation = self.planned.pop(0)
+    def start(self) -> None:
+        """Begin the pass of the batch that was planned first, as a session does."""
+        batch, reuse, reservation = self.planned.pop(0)
+        if is_outdated(reuse, self.cache):
+            self.plan(batch)
+            batch, reuse, reservation = self.planned.pop()
+        new: list[Segment] = []
+        if reservation is not None:
+            new, is_stored = cache_prompts(reuse, [reservation.slots], self.cache)
+            reservation.keep(is_stored)
+        self.running = reuse, reservation, new
+
+    def finish(self, *, succeeds: bool) -> None:
+        """End the pass that runs, if any: it reads its slots and then writes the new ones."""
+        if self.running is None:
+            return
+        reuse, reservation, new = self.running
+        self.running = None
         hashes = _prefix_hashes(reuse)
         past = np.flatnonzero(reuse.past != NOT_PAST)
         (slots,) = reuse.states(_NO_SLOTS)
@@ -49,9 +67,9 @@ class _Device:
         assert (self.pool[read] == hashes[past]).all()
         if reservation is not None:
             assert not set(read.tolist()) & set(reservation.slots.tolist())
-            self.pool[reservation.slots] = hashes[reuse.nodes_to_cache]
-            if succeeds:
-                reservation.keep(cache_prompts(reuse, [reservation.slots], self.cache))
+            self.pool[reservation.slots] = hashes[reuse.nodes_to_cache] if succeeds else -1
+        if not succeeds:
+            self.cache.revoke(new)
 
     def num_free(self) -> int:
         free = [slot for slots in self.cache._free for slot in slots.tolist()]
@@ -64,17 +82,19 @@ _BATCHES = st.lists(
 )
 
 
-@given(
-    st.integers(1, 120),
-    st.lists(st.tuples(_BATCHES, st.booleans(), st.booleans()), min_size=1, max_size=12),
-)
+_STEPS = st.lists(st.tuples(_BATCHES, st.booleans(), st.booleans(), st.booleans()), min_size=1)
+
+
+@given(st.integers(1, 120), _STEPS)
 @settings(max_examples=150)
 def test_every_slot_that_a_batch_reads_holds_its_token_however_batches_overlap(
-    num_slots: int, steps: list[tuple[list[tuple[int, int]], bool, bool]]
+    num_slots: int, steps: list[tuple[list[tuple[int, int]], bool, bool, bool]]
 ) -> None:
-    """Up to two batches are planned before the first runs; some fail; the pool may be too small."""
+    """A batch may be planned during a pass, and be dropped. A pass may fail."""
     device = _Device(num_slots)
-    for prompts, runs_at_once, succeeds in steps:
+    for prompts, during_pass, succeeds, is_dropped in steps:
+        if not during_pass:
+            device.finish(succeeds=succeeds)
         device.plan(
             [
                 EncodedSequence(
@@ -86,14 +106,38 @@ def test_every_slot_that_a_batch_reads_holds_its_token_however_batches_overlap(
                 for prompt, length in prompts
             ]
         )
-        if runs_at_once or len(device.planned) == 2:
-            device.run(succeeds=succeeds)
-    while device.planned:
-        device.run(succeeds=True)
+        if is_dropped:
+            device.planned.clear()
+        else:
+            device.finish(succeeds=succeeds)
+            device.start()
+    device.finish(succeeds=True)
     gc.collect()
     segments = device.cache._segments.values()
     num_used = sum(len(segment.states[0]) for segment in segments)
     assert device.num_free() + num_used == num_slots - 1, "no slot is lost"
+
+
+def test_a_batch_that_is_planned_during_a_pass_reuses_what_the_pass_caches() -> None:
+    device = _Device(100)
+    batches = [
+        [
+            EncodedSequence(
+                token_ids=np.append(_PROMPTS[2], [last]),
+                type_ids=None,
+                num_tokens=41,
+                prompt_tokens=40,
+            )
+        ]
+        for last in (7, 8)
+    ]
+    device.plan(batches[0])
+    device.start()
+    device.plan(batches[1])
+    (_, reuse, _) = device.planned[0]
+    assert reuse.num_past == 40
+    device.finish(succeeds=False)
+    assert is_outdated(reuse, device.cache) and not device.cache.prefixes
 
 
 def test_a_batch_that_is_planned_and_never_runs_frees_its_slots() -> None:

@@ -64,7 +64,9 @@ class FaultySession:
         self.entered = asyncio.Event()
         self.loop = asyncio.get_running_loop()
 
-    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+    def prepare(
+        self, batch: Sequence[EncodedSequence], started: Callable[[], None] = lambda: None
+    ) -> Callable[[], Pass]:
         return partial(self.run, batch)
 
     def run(self, batch: Sequence[EncodedSequence]) -> Pass:

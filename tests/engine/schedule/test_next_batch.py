@@ -49,21 +49,26 @@ class PreparingSession(SumSession):
         self.may_prepare.set()
         self.fails_to_prepare = False
 
-    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
+    def prepare(
+        self, batch: Sequence[EncodedSequence], started: Callable[[], None] = lambda: None
+    ) -> Callable[[], Pass]:
+        if "next" not in threading.current_thread().name:  # in the thread of the pass
+            return partial(self._run_started, batch, started)
         self.prepared.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
         self.loop.call_soon_threadsafe(self.preparing.set)
         assert self.may_prepare.wait(PATIENCE_S)
         if self.fails_to_prepare:
             raise MemoryError("no memory to prepare a batch")
-        return partial(self._run_prepared, batch)
+        return partial(self._run_prepared, batch, started)
 
-    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+    def _run_started(self, batch: Sequence[EncodedSequence], started: Callable[[], None]) -> Pass:
         self.loop.call_soon_threadsafe(self.running.set)
-        return super().run(batch)
-
-    def _run_prepared(self, batch: Sequence[EncodedSequence]) -> Pass:
-        self.used.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
+        started()
         return self.run(batch)
+
+    def _run_prepared(self, batch: Sequence[EncodedSequence], started: Callable[[], None]) -> Pass:
+        self.used.append([tuple(sequence.token_ids.tolist()) for sequence in batch])
+        return self._run_started(batch, started)
 
 
 def _in_flight(tokens: Tokens, flow: Flow, prompt_tokens: int = 0) -> RewardInFlight:
@@ -293,8 +298,10 @@ class SteppedSession(GraphSession):
 
     steps: threading.Semaphore
 
-    def prepare(self, batch: Sequence[EncodedSequence]) -> Callable[[], Pass]:
-        return partial(self._run_stepped, super().prepare(batch))
+    def prepare(
+        self, batch: Sequence[EncodedSequence], started: Callable[[], None] = lambda: None
+    ) -> Callable[[], Pass]:
+        return partial(self._run_stepped, super().prepare(batch, started))
 
     def _run_stepped(self, run: Callable[[], Pass]) -> Pass:
         assert self.steps.acquire(timeout=PATIENCE_S)
