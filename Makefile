@@ -132,7 +132,8 @@ STANDIN := tests/cuda/standin
 	@touch $@
 
 test-cuda: .venv-cuda/stand-in/done  ## test the engine with onnxruntime-gpu, without a GPU
-	PYTHONPATH=.venv-cuda/wheel LD_LIBRARY_PATH=.venv-cuda/stand-in $(BIN)/pytest tests/cuda
+	PYTHONPATH=$(CURDIR)/.venv-cuda/wheel LD_LIBRARY_PATH=$(CURDIR)/.venv-cuda/stand-in \
+		$(BIN)/pytest tests/cuda
 
 grpo: .venv-rl/done  ## train SmolLM2 with TRL's GRPO on the rewards of a server (15 minutes)
 	@$(call require,build/demo/artifact)

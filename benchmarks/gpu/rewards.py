@@ -22,6 +22,8 @@ Rewards = NDArray[np.float32]
 # The prompts and responses that fill the largest batch beside the conversations.
 _CROWD = Cell(P=256, R=128, K=3)
 _NUM_CROWDS = 8
+# Of the same batch, after a first one: three until it is captured as a CUDA graph, and a replay.
+_NUM_UNTIL_REPLAY = 4
 _ALLOWED_CHANGE = 0.01
 
 
@@ -72,10 +74,12 @@ def change(subjects: Iterable[Subject], device: str, tell: Tell, *, keep_environ
                 alone = np.concatenate([session.run([s]).rewards for s in sequences])
                 again = np.concatenate([session.run([s]).rewards for s in sequences])
                 together = session.run(sequences).rewards
+                replayed = [session.run(sequences).rewards for _ in range(_NUM_UNTIL_REPLAY)][-1]
                 crowded = session.run([*sequences, *crowd]).rewards[: len(sequences)]
                 std = float(together.std()) or 1.0
                 figures = {
                     "repeated": float(np.abs(again - alone).max()) / std,
+                    "replayed": float(np.abs(replayed - together).max()) / std,
                     "alone_to_together": float(np.abs(together - alone).max()) / std,
                     "alone_to_crowd": float(np.abs(crowded - alone).max()) / std,
                     "allowed": _allowed(subject, precision, std),
@@ -85,8 +89,8 @@ def change(subjects: Iterable[Subject], device: str, tell: Tell, *, keep_environ
                     f"{subject.name} {precision.value}, {_shown(environment)}: a reward alone "
                     f"changes by {figures['alone_to_together']:.1e} among {len(sequences)} and by "
                     f"{figures['alone_to_crowd']:.1e} among {len(sequences) + len(crowd)} (allowed "
-                    f"{figures['allowed']:.1e}), repeated by {figures['repeated']:.1e} standard "
-                    "deviations at most",
+                    f"{figures['allowed']:.1e}), repeated by {figures['repeated']:.1e} and replayed "
+                    f"as a CUDA graph by {figures['replayed']:.1e} standard deviations at most",
                     subject=subject.name,
                     precision=precision.value,
                     environment=environment,

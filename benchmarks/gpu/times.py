@@ -27,7 +27,7 @@ from kwise.types import Group, Reward
 
 # The first pass of a shape plans its memory, the second uses the plan, and libraries choose their
 # kernels.
-NUM_WARM_UPS = 3
+NUM_WARM_UPS = 4  # the fourth pass of a shape is captured as a CUDA graph
 
 
 def passes(subjects: Iterable[Subject], config: GpuBenchConfig, device: str, tell: Tell) -> None:
