@@ -5,7 +5,7 @@
     model.int8.onnx.data (int8), and so on
 
 `read_artifact` checks the schema version, every field's type, every file's size and SHA-256, and
-the fingerprint. A damaged, half-written or edited artifact is refused with the name of the file,
+the checksum. A damaged, half-written or edited artifact is refused with the name of the file,
 and never served. `kwise.export` writes artifacts through the same `Manifest`.
 """
 
@@ -23,12 +23,28 @@ from kwise.engine.precision import Precision
 from kwise.errors import ArtifactError
 from kwise.types import Message
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"  # the fp32 graph
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 GOLDEN = "golden.jsonl"
+
+# The fields of a manifest that decide what rewards a server gives. The name of the artifact, dates,
+# versions and what the export measured on its machine are left out.
+_IDENTITY = (
+    "layout",
+    "graphs",
+    "cuda_graphs",
+    "max_tokens",
+    "vocab_size",
+    "pad_token_id",
+    "causal",
+    "special_tokens",
+    "files",
+    "reward_mean",
+    "reward_std",
+)
 
 # What msgspec raises for bytes that are not JSON. The second is for bytes that are not UTF-8, the
 # third for deep nesting.
@@ -126,7 +142,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     files: every file of the artifact except the manifest.
     reward_mean, reward_std: the served value is (raw - mean) / std.
     provenance: what the artifact was made from, for people.
-    fingerprint: SHA-256 over all other fields, see `fingerprint_of`.
+    fingerprint: the identity of the model, see `fingerprint_of`.
+    checksum: SHA-256 in hex over all other fields. Through `files` it covers every byte.
     """
 
     name: Name
@@ -145,6 +162,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     provenance: dict[str, Any] = {}
     schema_version: int = SCHEMA_VERSION
     fingerprint: str = ""
+    checksum: str = ""
 
     @property
     def available_precisions(self) -> list[Precision]:
@@ -152,8 +170,12 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return list(self.graphs)
 
     def signed(self) -> "Manifest":
-        """Return the manifest with the fingerprint of its content."""
-        return msgspec.structs.replace(self, fingerprint=fingerprint_of(msgspec.to_builtins(self)))
+        """Return the manifest with its fingerprint and its checksum."""
+        content = msgspec.to_builtins(self)
+        content["fingerprint"] = fingerprint_of(content)
+        return msgspec.structs.replace(
+            self, fingerprint=content["fingerprint"], checksum=_hash_without(content, "checksum")
+        )
 
     def to_json(self) -> str:
         """Return the content of `manifest.json`."""
@@ -261,12 +283,30 @@ def verify_file(path: Path, expected: FileEntry) -> None:
 
 
 def fingerprint_of(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 in hex over all fields of a manifest except `fingerprint`.
+    """Return the SHA-256 in hex over what decides the rewards: two exports of a model agree.
 
-    Through `files` it covers every byte of the artifact. `content` is the parsed JSON of the
-    manifest, of any schema version.
+    Args:
+        content: the manifest's fields as JSON values. Its files count without the golden rewards,
+            whose last digits depend on the machine that exported.
     """
-    covered = {name: value for name, value in content.items() if name != "fingerprint"}
+    identity = {name: content[name] for name in _IDENTITY if name in content}
+    identity["files"] = {name: file for name, file in content["files"].items() if name != GOLDEN}
+    return _hash_without(identity)
+
+
+def is_intact(content: Mapping[str, Any]) -> bool:
+    """Return whether a manifest, of any schema version, is as it was signed.
+
+    Raises:
+        KeyError: it is not signed.
+    """
+    # Up to schema version 4 the fingerprint was the checksum.
+    signature = "checksum" if "checksum" in content else "fingerprint"
+    return bool(content[signature] == _hash_without(content, signature))
+
+
+def _hash_without(content: Mapping[str, Any], *excluded: str) -> str:
+    covered = {name: value for name, value in content.items() if name not in excluded}
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
 
 
@@ -298,9 +338,9 @@ def _read_manifest(path: Path) -> Manifest:
     for name in (*(graph.file for graph in graphs), TOKENIZER, GOLDEN):
         if name not in manifest.files:
             raise ArtifactError(f"{path}: files does not list {name}, which serving needs")
-    if fingerprint_of(content) != manifest.fingerprint:
+    if not is_intact(content) or fingerprint_of(content) != manifest.fingerprint:
         raise ArtifactError(
-            f"{path}: its fingerprint does not match its content; export the checkpoint again"
+            f"{path}: its checksum does not match its content; export the checkpoint again"
         )
     return manifest
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from kwise.engine.artifact import MANIFEST, fingerprint_of
+from kwise.engine.artifact import MANIFEST, is_intact
 from kwise.errors import ConfigError
 from kwise.publish import publish_directory
 
@@ -39,10 +39,10 @@ def _foreign(directory: Path) -> str | None:
     Damaged files of an artifact may be replaced; files that its manifest does not list may not.
     """
     try:
-        # Fingerprints of all schema versions are checked, so an old artifact may be replaced.
+        # An artifact of any schema version may be replaced.
         content = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        if content["fingerprint"] != fingerprint_of(content):
-            return f"the fingerprint in {MANIFEST} does not match its content"
+        if not is_intact(content):
+            return f"the checksum in {MANIFEST} does not match its content"
         known = {MANIFEST, *content["files"]}
     except (OSError, ValueError, TypeError, KeyError):
         return f"it has no readable {MANIFEST}"

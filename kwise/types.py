@@ -118,7 +118,7 @@ class ScoredGroup:
     Attributes:
         rewards: one per response, in order. A response that was not scored has its error here.
         model: the name of the model.
-        fingerprint: the SHA-256 of the artifact.
+        fingerprint: the identity of the model, a SHA-256 in hex.
         precision: the precision of the matrix products ("fp32", "fp16", "bf16" or "int8").
         runtime: the library and the device that computed the rewards.
         timing: where the time went.

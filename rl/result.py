@@ -64,7 +64,7 @@ class Statistics:
         queue_ms: the longest wait for a batch on the server.
         model_ms: the longest batch on the server.
         model: the name of the model; "" if no reply named it.
-        fingerprint: the SHA-256 of the artifact; "" if no reply named it.
+        fingerprint: the identity of the model, a SHA-256 in hex; "" if no reply named it.
     """
 
     num_rewards: int = 0

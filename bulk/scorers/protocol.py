@@ -21,7 +21,7 @@ class ModelIdentity:
 
     Attributes:
         model: the name of the model.
-        fingerprint: the SHA-256 of the artifact.
+        fingerprint: the identity of the model, a SHA-256 in hex.
         precision: the precision of the matrix products.
         runtime: the library and the device.
         server_options: the options of the server that decide what it answers; empty if the model

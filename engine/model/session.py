@@ -140,7 +140,6 @@ def _contract(artifact: Artifact, precision: Precision, kind: Kind) -> GraphCont
         return manifest.graphs[precision]
     if precision not in manifest.cuda_graphs:
         raise ArtifactError(
-            f"{artifact.path}: the artifact has no graph in {precision.value} for CUDA, because an "
-            "older kwise wrote it; export the checkpoint again"
+            f"{artifact.path}: the artifact has no graph in {precision.value} for CUDA"
         )
     return manifest.cuda_graphs[precision]

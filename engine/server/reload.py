@@ -71,7 +71,7 @@ class Reloader:
                 f"{self._artifact}: this artifact is called {manifest.name}, and clients ask for "
                 f"{serving.name} (kwise export --name)"
             )
-        if manifest.fingerprint == serving.fingerprint:
+        if manifest.checksum == serving.checksum:
             _LOG.info("reload: %s has not changed", self._artifact)
             return None
         _LOG.info("reload: loading %s", self._artifact)

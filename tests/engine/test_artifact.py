@@ -1,5 +1,6 @@
 """A damaged, edited or incomplete artifact is refused with the name of the file."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -60,8 +61,12 @@ def _write(path: Path, *, golden: bytes = GOLDEN_LINES, without: str = "", **cha
     listed = {name: describe_file(path / name) for name in files if name != without}
     manifest = msgspec.structs.replace(MANIFEST_FIELDS, files=listed)
     content = {**msgspec.to_builtins(manifest), **changed}
-    # The fingerprint matches, as if an editor who knows the format had written it.
-    content["fingerprint"] = changed.get("fingerprint", fingerprint_of(content))
+    # It is signed, as if an editor who knows the format had written it.
+    if "fingerprint" not in changed and isinstance(content["files"], dict):
+        content["fingerprint"] = fingerprint_of(content)
+    del content["checksum"]
+    covered = json.dumps(content, sort_keys=True).encode()
+    content["checksum"] = hashlib.sha256(covered).hexdigest()
     (path / MANIFEST).write_text(json.dumps(content))
     return path
 
@@ -164,9 +169,9 @@ def test_a_field_of_the_wrong_type_is_named_with_what_is_expected(
 def test_an_artifact_of_another_schema_version_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         ArtifactError,
-        match=rf"{MANIFEST}: schema version 3; .* reads 4: export the checkpoint again$",
+        match=rf"{MANIFEST}: schema version 4; .* reads 5: export the checkpoint again$",
     ):
-        read_artifact(_write(tmp_path, schema_version=3, num_classes=8))
+        read_artifact(_write(tmp_path, schema_version=4, num_classes=8))
 
 
 def test_integers_are_numbers_too_and_do_not_change_the_fingerprint(tmp_path: Path) -> None:
@@ -247,5 +252,44 @@ def test_a_malformed_manifest_is_refused(tmp_path: Path, content: bytes) -> None
 def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path) / MANIFEST
     path.write_text(path.read_text().replace('"max_error": 0.001', '"max_error": 9.0'))
-    with pytest.raises(ArtifactError, match="fingerprint"):
+    with pytest.raises(ArtifactError, match="its checksum does not match its content"):
         read_artifact(tmp_path)
+
+
+def test_a_fingerprint_that_another_model_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="its checksum does not match its content"):
+        read_artifact(_write(tmp_path, fingerprint="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_identity"),
+    [
+        ("name", "other", False),
+        ("provenance", {"exported_at": "2026-11-29"}, False),
+        ("error_bounds", {"fp32": BOUNDS | {"max_error": 0.5}}, False),
+        ("max_tokens", 65, True),
+        ("reward_mean", 0.5, True),
+        ("pad_token_id", 1, True),
+    ],
+)
+def test_the_fingerprint_is_the_identity_of_the_model(
+    tmp_path: Path, field: str, value: object, is_identity: bool
+) -> None:
+    fingerprints = []
+    changes: list[dict[str, Any]] = [{}, {field: value}]
+    for number, changed in enumerate(changes):
+        (tmp_path / str(number)).mkdir()
+        artifact = read_artifact(_write(tmp_path / str(number), **changed))
+        fingerprints.append(artifact.manifest.fingerprint)
+    assert (fingerprints[0] != fingerprints[1]) == is_identity
+
+
+def test_golden_rewards_are_not_part_of_the_fingerprint(tmp_path: Path) -> None:
+    """Their last digits depend on the machine that exported."""
+    other = GOLDEN_LINES.replace(b"0.5", b"0.5000001")
+    fingerprints = set()
+    for number, golden in enumerate((GOLDEN_LINES, other)):
+        (tmp_path / str(number)).mkdir()
+        artifact = read_artifact(_write(tmp_path / str(number), golden=golden))
+        fingerprints.add(artifact.manifest.fingerprint)
+    assert len(fingerprints) == 1

@@ -1,6 +1,7 @@
 """Replacing an artifact loses nothing: only artifacts are replaced, and only by a whole one."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,28 @@ def test_any_other_directory_is_refused_with_the_reason(artifact: Path, tmp_path
     (artifact / "thesis.tex").unlink()
     edited = {**json.loads((artifact / MANIFEST).read_text()), "name": "other"}
     (artifact / MANIFEST).write_text(json.dumps(edited))
-    with pytest.raises(ConfigError, match="the fingerprint in"):
+    with pytest.raises(ConfigError, match="the checksum in"):
         check_destination(artifact, overwrite=True)
+
+
+def test_an_artifact_of_schema_version_4_may_be_replaced(artifact: Path) -> None:
+    """Its fingerprint was a checksum of everything."""
+    old = json.loads((artifact / MANIFEST).read_text()) | {"schema_version": 4}
+    del old["checksum"], old["fingerprint"]
+    old["fingerprint"] = sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+    (artifact / MANIFEST).write_text(json.dumps(old))
+    check_destination(artifact, overwrite=True)
+
+
+def test_two_exports_of_a_checkpoint_have_one_fingerprint(
+    artifact: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    first = read_artifact(artifact).manifest
+    again = read_artifact(
+        export_quietly(tiny_checkpoint, tmp_path / "again", name="again")
+    ).manifest
+    assert again.fingerprint == first.fingerprint
+    assert again.checksum != first.checksum
 
 
 def test_any_user_can_read_a_published_artifact(artifact: Path, tmp_path: Path) -> None:
@@ -70,10 +91,10 @@ def test_any_user_can_read_a_published_artifact(artifact: Path, tmp_path: Path) 
 def test_an_export_whose_parity_fails_leaves_the_old_artifact(
     artifact: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    before = read_artifact(artifact).manifest.fingerprint
+    before = read_artifact(artifact).manifest.checksum
     with pytest.raises(ParityError, match="is allowed"):
         export_quietly(tiny_checkpoint, artifact, overwrite=True, tolerance=1e-12)
-    assert read_artifact(artifact).manifest.fingerprint == before
+    assert read_artifact(artifact).manifest.checksum == before
     assert names(tmp_path) == {"artifact"}
     export_quietly(tiny_checkpoint, artifact, overwrite=True, name="new")
     assert read_artifact(artifact).manifest.name == "new"

@@ -44,7 +44,7 @@ class ScoredSamples:
     Attributes:
         rewards: one per sample, in order.
         model: the name of the model.
-        fingerprint: the SHA-256 of the artifact.
+        fingerprint: the identity of the model, a SHA-256 in hex.
         timing: the longest time of each stage.
     """
 

@@ -91,7 +91,7 @@ def now() -> int:
 def reply(body: Any, scored: ScoredSamples) -> Reply:
     """Return a reply with headers for the values that these protocols have no field for.
 
-    `kwise-fingerprint` is the SHA-256 of the artifact. `kwise-dropped-tokens` is the number of
+    `kwise-fingerprint` is the identity of the model. `kwise-dropped-tokens` is the number of
     tokens that were dropped from overlong conversations, if there are any (--overlong).
     """
     headers = {"kwise-fingerprint": scored.fingerprint}
