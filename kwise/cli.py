@@ -61,6 +61,9 @@ _COMMANDS = {
     "compare": _Command(
         "kwise.bulk.commands.compare", "win probabilities of pairs, from a running server", ""
     ),
+    "info": _Command(
+        "kwise.bulk.commands.info", "describe an artifact, or what a running server serves", ""
+    ),
     "rl-path": _Command(
         "kwise.rl.command", "print the path of the file that an RL library takes", ""
     ),

@@ -1,0 +1,73 @@
+"""`kwise info` describes an artifact and a running server."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kwise.cli import main
+from kwise.client import RewardClient
+from kwise.engine.artifact import MANIFEST, read_artifact
+from tests.client.test_client import nowhere
+from tests.servers import Server
+
+__all__ = ["nowhere"]
+
+
+def facts(text: str) -> dict[str, str]:
+    return dict(line.split("  ", 1) for line in text.splitlines())
+
+
+def test_an_artifact_is_described_and_its_files_are_verified(
+    tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(tiny_artifact)]) == 0
+    manifest = read_artifact(tiny_artifact).manifest
+    described = facts(capsys.readouterr().out)
+    assert described["fingerprint"].strip() == manifest.fingerprint
+    assert described["precisions"].strip().startswith("fp32 (within ")
+    assert described["graphs for CUDA"].strip() == "fp32"
+    assert main(["info", str(tiny_artifact), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checksum"] == manifest.checksum
+
+
+def test_a_damaged_artifact_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / MANIFEST).write_text("{}")
+    assert main(["info", str(tmp_path)]) == 1
+    assert "manifest.json: schema version None" in capsys.readouterr().err
+
+
+def test_a_server_is_described_with_its_work(
+    tiny_server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RewardClient(tiny_server.address) as client:
+        client.score("Why?", ["Because.", "Why not?"])
+    assert main(["info", tiny_server.address]) == 0
+    described = facts(capsys.readouterr().out)
+    assert described["precision"].strip() == "fp32"
+    assert int(described["scored"].split()[0]) >= 2
+    assert main(["info", tiny_server.address, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counters"]["sequences"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("no/such/directory", "there is no such directory"),
+        ("localhost", "must be HOST:PORT"),
+        ("a:b:c", "must be HOST:PORT"),
+    ],
+)
+def test_what_is_neither_is_told_so(
+    target: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", target]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert problem in line
+
+
+def test_a_server_that_does_not_answer_is_named(
+    nowhere: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", nowhere, "--timeout-s", "0.2"]) == 1
+    assert nowhere in capsys.readouterr().err
