@@ -61,6 +61,11 @@ _COMMANDS = {
     "compare": _Command(
         "kwise.bulk.commands.compare", "win probabilities of pairs, from a running server", ""
     ),
+    "calibrate": _Command(
+        "kwise.bulk.commands.calibrate",
+        "set the mean and scale of an artifact's rewards from a reference set",
+        "engine",
+    ),
     "info": _Command(
         "kwise.bulk.commands.info", "describe an artifact, or what a running server serves", ""
     ),

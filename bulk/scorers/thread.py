@@ -53,8 +53,10 @@ class ScorerThread:
 
     def close(self) -> None:
         """Cancel what is in flight, and close the scorer."""
-        asyncio.run_coroutine_threadsafe(_closed(self.scorer), self._loop).result()
-        self._stop()
+        try:
+            asyncio.run_coroutine_threadsafe(_closed(self.scorer), self._loop).result()
+        finally:
+            self._stop()
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

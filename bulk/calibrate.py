@@ -1,0 +1,144 @@
+"""Set an artifact's mean and standard deviation of rewards from a reference set.
+
+InstructGPT shifts its rewards so that the demonstrations of its labellers have a mean of 0 before
+it trains the policy (Ouyang et al., 2022, https://arxiv.org/abs/2203.02155, appendix C.2). A server
+replies with `value`, which is (raw - mean) / std, and with `raw`. The weights do not change.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from kwise.bulk.calibrate_config import CalibrateConfig
+from kwise.bulk.input.files import input_files
+from kwise.bulk.input.groups import Columns
+from kwise.bulk.input.row import InputRow
+from kwise.bulk.input.windows import MAX_WINDOW_ROWS, cut_windows, read_input
+from kwise.bulk.output.run_record import Counts
+from kwise.bulk.pipeline import Pipeline
+from kwise.bulk.scorers.engine import EngineScorer
+from kwise.bulk.scorers.protocol import BulkScorer, GroupResult
+from kwise.bulk.scorers.thread import ScorerThread
+from kwise.bulk.summary import Problems
+from kwise.engine.artifact import MANIFEST, read_artifact
+from kwise.engine.config import EngineConfig
+from kwise.errors import ConfigError
+from kwise.publish import publish_file
+from kwise.types import Reward, ScoredGroup
+
+_WINDOW_TOKENS = 65_536
+_MIN_RESPONSES = 2
+
+
+@dataclass(slots=True)
+class RewardMoments:
+    """The mean and the variance of rewards that are seen once, by Welford's method."""
+
+    count: int = 0
+    mean: float = 0.0
+    _squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        difference = value - self.mean
+        self.mean += difference / self.count
+        self._squares += difference * (value - self.mean)
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of these rewards, as NumPy's `std` computes it."""
+        return math.sqrt(self._squares / self.count)
+
+
+def calibrate(artifact: Path, config: CalibrateConfig) -> int:
+    """Score the reference set, write the manifest, and return the exit code.
+
+    All responses count. If one is not scored, nothing is written.
+
+    Args:
+        artifact: The directory of the artifact. Its manifest is replaced.
+        config: The options.
+
+    Raises:
+        ConfigError: The reference set has too few responses, or all have one reward.
+        ArtifactError: The artifact is damaged.
+        OSError: A file cannot be read or written.
+    """
+    manifest = read_artifact(artifact).manifest
+    precision = config.precision or manifest.available_precisions[0].value
+    moments, problems = RewardMoments(), Problems()
+    columns = Columns(prompt=config.prompt_column, responses=config.responses_column)
+
+    async def open_scorer() -> BulkScorer:
+        return EngineScorer.load(artifact, EngineConfig(precision=precision))
+
+    def add_rewards(row: InputRow, result: GroupResult) -> Iterator[bytes]:
+        if isinstance(result, ScoredGroup):
+            for reward in result.rewards:
+                if isinstance(reward, Reward):
+                    moments.add(reward.raw)
+        return iter(())
+
+    with ScorerThread(open_scorer) as scorer:
+        pipeline = Pipeline(
+            scorer, _NoOutput(), add_rewards, counts=Counts(), on_problem=problems.add
+        )
+        rows = read_input(input_files(config.input), columns.group)
+        pipeline.run(cut_windows(rows, _WINDOW_TOKENS, MAX_WINDOW_ROWS))
+    if pipeline.counts.has_failures:
+        _say("nothing was written, because a part of the reference set was not scored:")
+        for line in problems.lines():
+            _say(line)
+        return 1
+    if moments.count < _MIN_RESPONSES:
+        raise ConfigError(
+            f"INPUT {config.input}: has {moments.count} responses; the reference set needs "
+            f"at least {_MIN_RESPONSES}"
+        )
+    std = manifest.reward_std if config.mean_only else moments.std
+    if not std > 0:
+        raise ConfigError(
+            f"INPUT {config.input}: all {moments.count} responses have the reward "
+            f"{moments.mean:g}, so there is no scale; give --mean-only"
+        )
+    calibration = {
+        "reference": Path(config.input).name,
+        "responses": moments.count,
+        "raw_mean": moments.mean,
+        "raw_std": moments.std,
+        "precision": precision,
+        "calibrated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    calibrated = msgspec.structs.replace(
+        manifest,
+        reward_mean=moments.mean,
+        reward_std=std,
+        provenance=manifest.provenance | {"calibration": calibration},
+    ).signed()
+    work = artifact / f".{MANIFEST}.new"
+    work.write_text(calibrated.to_json(), encoding="utf-8")
+    publish_file(work, artifact / MANIFEST)
+    _say(
+        f"{moments.count:,} responses: value is (raw - {moments.mean:.6g}) / {std:.6g} now, "
+        f"and was (raw - {manifest.reward_mean:.6g}) / {manifest.reward_std:.6g}"
+    )
+    return 0
+
+
+class _NoOutput:
+    """An `Output` that keeps nothing."""
+
+    def write(self, line: bytes) -> None: ...
+    def write_bad(self, line: bytes) -> None: ...
+    def checkpoint(self, counts: Counts) -> None: ...
+    def end(self, counts: Counts) -> None: ...
+    def finish(self) -> None: ...
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
