@@ -10,10 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from msgspec import structs
 
@@ -42,6 +39,7 @@ from kwise.errors import ConfigError
 from kwise.export.checkpoint import Checkpoint, check_padding, longest_conversation, read_checkpoint
 from kwise.export.config import ExportConfig, Layout
 from kwise.export.graphs.cuda_graph import write_cuda_graph
+from kwise.export.manifest import describe, other_template_notes, scale_notes
 from kwise.export.parity import check_cuda_graph, check_parity, encoded
 from kwise.export.parity_cases import ParityCase, check_tokens, reference_cases
 from kwise.export.precision.precisions import add_precisions, contract_of
@@ -50,13 +48,9 @@ from kwise.export.publishing import check_destination, publish_artifact
 from kwise.export.rehearsal import EXPORTS, LayoutName, Rehearsal, possible_layouts, rehearse
 from kwise.libraries.errors import library_errors
 from kwise.publish import check_writable
-from kwise.train.checkpoint.ids import usable_id
 from kwise.train.checkpoint.transformers_versions import writes_type_ids
 from kwise.train.model.architecture.probe import conversation_probe
 from kwise.train.model.threads import use_available_cpus
-from kwise.train.report.training_report import read_report
-from kwise.train.run.unfinished_run import REPORT_NAME
-from kwise.train.template.render import template_variables
 from kwise.types import Message
 
 # A server scores the golden conversations at every start, so they are few and short.
@@ -103,8 +97,8 @@ def export(
     for note in (
         *checkpoint.notes,
         *checkpoint.template.notes,
-        *_other_template(checkpoint),
-        *_scale_notes(config, checkpoint),
+        *other_template_notes(checkpoint),
+        *scale_notes(config, checkpoint),
     ):
         progress(f"note: {note}")
     subject = f"CHECKPOINT {config.checkpoint}: {type(checkpoint.model).__name__}"
@@ -112,7 +106,7 @@ def export(
         rehearsal = _rehearsal(config, checkpoint)
         if rehearsal.layout == "padded":
             check_padding(checkpoint)
-        manifest = _describe(config, checkpoint, rehearsal)
+        manifest = describe(config, checkpoint, rehearsal)
     for reason in rehearsal.reasons:
         limit = f"up to {rehearsal.max_tokens} tokens"
         progress(f"note: the layout is {rehearsal.layout}, {limit}: {reason}")
@@ -176,53 +170,6 @@ def _rehearsal(config: ExportConfig, checkpoint: Checkpoint) -> Rehearsal:
             f"{rehearsal.reasons[-1]}"
         )
     return replace(rehearsal, max_tokens=limit or max_tokens)
-
-
-def _describe(config: ExportConfig, checkpoint: Checkpoint, rehearsal: Rehearsal) -> Manifest:
-    """Return the manifest without what is measured later."""
-    tokenizer, pad_token_id = checkpoint.tokenizer, checkpoint.pad_token_id
-    if rehearsal.layout != "trie" and pad_token_id is None:
-        # The model is an encoder, which masks whatever token this is.
-        pad_token_id = usable_id(tokenizer.pad_token_id, checkpoint.num_rows) or 0
-    return Manifest(
-        name=config.name or Path(config.artifact).resolve().name,
-        layout=rehearsal.layout,
-        graphs={},
-        error_bounds={},
-        max_tokens=rehearsal.max_tokens or 1,
-        vocab_size=checkpoint.num_rows,
-        pad_token_id=pad_token_id,
-        causal=checkpoint.causal,
-        special_tokens=template_variables(tokenizer),
-        files={},
-        reward_mean=_first(config.reward_mean, checkpoint.statements.reward_mean, 0.0),
-        reward_std=_first(config.reward_std, checkpoint.statements.reward_std, 1.0),
-        provenance=_provenance(checkpoint),
-    )
-
-
-def _scale_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
-    """Return a note if the checkpoint says how its rewards are scaled."""
-    stated = checkpoint.statements
-    used = [
-        f"{name} {value:g}"
-        for name, value, given in (
-            ("mean", stated.reward_mean, config.reward_mean),
-            ("std", stated.reward_std, config.reward_std),
-        )
-        if value is not None and given is None
-    ]
-    if not used:
-        return []
-    return [
-        f"served values are (raw - mean) / std with the {' and '.join(used)} of config.json "
-        "(--reward-mean, --reward-std)"
-    ]
-
-
-def _first(*values: float | None) -> float:
-    """Return the first value that is not None."""
-    return next(value for value in values if value is not None)
 
 
 def _write(checkpoint: Checkpoint, layout: LayoutName, work: Path) -> GraphContract:
@@ -326,47 +273,6 @@ def _prove(
 
 def _files(directory: Path) -> dict[str, FileEntry]:
     return {path.name: describe_file(path) for path in sorted(directory.iterdir())}
-
-
-def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "checkpoint": Path(checkpoint.name).name,
-        "chat_template": _template(checkpoint),
-        "model_type": checkpoint.model.config.model_type,
-        "parameters": checkpoint.model.num_parameters(),
-        "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            name: version(name)
-            for name in ("kwise", "torch", "transformers", "optimum-onnx", "onnx", "onnxruntime")
-        },
-    }
-
-
-def _other_template(checkpoint: Checkpoint) -> list[str]:
-    """Return a note if the checkpoint's report says that it was trained with another template."""
-    trained_with = read_report(Path(checkpoint.name) / REPORT_NAME).get("template_sha256")
-    if trained_with in (None, checkpoint.template.sha256):
-        return []
-    return [
-        f"{checkpoint.name} was not trained with {checkpoint.template.origin}, so its rewards are "
-        "not those that training measured"
-    ]
-
-
-def _template(checkpoint: Checkpoint) -> dict[str, str | None]:
-    """Return where the chat template comes from, its hash, and the date that it prints.
-
-    A checkpoint that kwise trained has a report, which knows where its template came from.
-    """
-    template = checkpoint.template
-    report = read_report(Path(checkpoint.name) / REPORT_NAME)
-    as_trained = report.get("template_sha256") == template.sha256
-    return {
-        "origin": template.origin.replace(checkpoint.name, Path(checkpoint.name).name),
-        "origin_in_training": report.get("template") if as_trained else None,
-        "sha256": template.sha256,
-        "date": report.get("template_date") if as_trained else template.date,
-    }
 
 
 def _golden_cases(cases: Sequence[ParityCase]) -> list[ParityCase]:
