@@ -89,8 +89,9 @@ def change(subjects: Iterable[Subject], device: str, tell: Tell, *, keep_environ
                     f"{subject.name} {precision.value}, {_shown(environment)}: a reward alone "
                     f"changes by {figures['alone_to_together']:.1e} among {len(sequences)} and by "
                     f"{figures['alone_to_crowd']:.1e} among {len(sequences) + len(crowd)} (allowed "
-                    f"{figures['allowed']:.1e}), repeated by {figures['repeated']:.1e} and replayed "
-                    f"as a CUDA graph by {figures['replayed']:.1e} standard deviations at most",
+                    f"{figures['allowed']:.1e}), repeated by {figures['repeated']:.1e} and "
+                    f"replayed as a CUDA graph by {figures['replayed']:.1e} standard deviations at "
+                    "most",
                     subject=subject.name,
                     precision=precision.value,
                     environment=environment,
