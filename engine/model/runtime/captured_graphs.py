@@ -1,9 +1,9 @@
 """CUDA graphs: passes whose shapes repeat are captured once and replayed as one launch.
 
-A pass of SmolLM2 launches 1,215 kernels, for which the host needs longer than a large GPU for the
-work. A captured graph is launched as one. It has fixed shapes, and reads and writes fixed addresses
-on the device: inputs are copied into the same buffers before each replay, and the rewards are
-copied back after it.
+A pass of SmolLM2 launches over 900 kernels, for which the host needs longer than a large GPU for
+the work. A captured graph is launched as one. It has fixed shapes, and reads and writes fixed
+addresses on the device: inputs are copied into the same buffers before each replay, and the rewards
+are copied back after it.
 
 ONNX Runtime captures a run that names a new `gpu_graph_id`, after two ordinary runs that allocate
 its memory, and replays it when the id comes again. `-1` stands for no graph. It keeps graphs per
