@@ -1,18 +1,28 @@
 """A slot is written by one batch at a time, and read only while its segment needs it."""
 
 import gc
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
+from numpy.typing import NDArray
 
+from kwise.engine.model.layouts import Prepared, TrieLayout
 from kwise.engine.model.packing import NOT_PAST
 from kwise.engine.model.prefix_cache import Segment
 from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, is_outdated, plan_reuse
+from kwise.engine.model.runtime.protocol import Arrays, Shape
 from kwise.engine.model.slot_cache import Reservation, SlotCache
+from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import Int64
+from tests.sum_session import MANIFEST
 
 _NO_SLOTS = [np.empty(0, np.int64)]
 _PROMPTS = [np.full(length, token) for token in range(3) for length in (16, 20, 40)]
@@ -155,3 +165,62 @@ def test_a_prompt_that_is_longer_than_the_pool_is_not_cached() -> None:
     device = _Device(20)
     assert not device.cache.has_room_for(20, 0)
     assert device.cache.has_room_for(19, 0)
+
+
+class _Graph:
+    """A graph whose passes return `reward`, or raise it. It records the slots that passes read."""
+
+    runtime = "test"
+    outputs: Collection[str] = ("logits",)
+    num_slots = 100
+    inputs: Mapping[str, Shape] = dict.fromkeys(("past_slots", "slots_to_cache", "last_rows"), ())
+
+    def __init__(self) -> None:
+        self.reward: float | Exception = 0.0
+        self.read: list[list[int]] = []
+
+    def run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+        return self.prepare(arrays)()
+
+    def prepare(self, arrays: Arrays) -> Callable[[], dict[str, NDArray[Any]]]:
+        def run() -> dict[str, NDArray[Any]]:
+            self.read.append(arrays["past_slots"].tolist())
+            if isinstance(self.reward, Exception):
+                raise self.reward
+            return {"logits": np.full((len(arrays["last_rows"]), 1), self.reward, np.float32)}
+
+        return run
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), math.nan], ids=["error", "nan"])
+def test_prompts_enter_the_cache_when_a_pass_starts_and_leave_it_if_the_pass_fails(
+    fault: float | Exception,
+) -> None:
+    graph, cache = _Graph(), SlotCache(100)
+    contract = replace(MANIFEST.graphs[Precision.FP32], num_tile_groups=1)
+    layout = TrieLayout(MANIFEST, contract, graph.inputs)
+    first, second = (
+        [
+            EncodedSequence(
+                token_ids=np.append(_PROMPTS[2], last),
+                type_ids=None,
+                num_tokens=41,
+                prompt_tokens=40,
+            )
+        ]
+        for last in (7, 8)
+    )
+    prepared: list[Prepared] = []
+    for reward in (fault, 0.0):
+        graph.reward = reward
+        with suppress(MemoryError):
+            layout.prepare(graph, first, cache).run(
+                lambda: prepared.append(layout.prepare(graph, second, cache))
+            )
+        during_pass = prepared.pop()
+        assert during_pass.reuse is not None and during_pass.reuse.num_past == 40
+        assert is_outdated(during_pass.reuse, cache) == (reward is fault)
+        assert len(cache) == (0 if reward is fault else 1)
+    during_pass.run(lambda: None)
+    (segment,) = cache._segments.values()
+    assert graph.read[-1] == segment.states[0][:40].tolist()
