@@ -11,6 +11,7 @@ whole model is the measured one times a factor, up to embedding and head.
 
 import zlib
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile, copytree
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwise.engine.artifact import Manifest
+from kwise.engine.model.cpu import available_cpus
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
 from kwise.libraries.extras import how_to_install
@@ -160,13 +162,17 @@ def read_sizes(directory: Path) -> Sizes:
 
 
 def fill(directory: Path, target: Path) -> None:
-    """Copy a shape to `target` with random weights beside each graph."""
+    """Copy a shape to `target` with random weights beside each graph.
+
+    `target` appears when it is complete, so that a step that was cut leaves no half of a model.
+    """
     import onnx
 
-    target.mkdir(parents=True)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.mkdir(parents=True)
     places: dict[str, dict[tuple[str, int], Any]] = defaultdict(dict)
     for path in directory.iterdir():
-        copyfile(path, target / path.name)
+        copyfile(path, partial / path.name)
         if path.suffix != ".onnx":
             continue
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:
@@ -174,15 +180,20 @@ def fill(directory: Path, target: Path) -> None:
                 entries = {entry.key: entry.value for entry in tensor.external_data}
                 place = entries["location"], int(entries["offset"])
                 places[_base(tensor.name)][place] = tensor
-    for base, tensors in places.items():
+                (partial / place[0]).touch()
+
+    def write(base: str) -> None:
+        tensors = places[base]
         weight = random_weight(base, tuple(next(iter(tensors.values())).dims))
         for (location, offset), tensor in tensors.items():
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            path = target / location
-            path.touch()
-            with path.open("r+b") as file:
+            with (partial / location).open("r+b") as file:
                 file.seek(offset)
                 file.write(weight.reshape(tuple(tensor.dims)).astype(dtype).tobytes())
+
+    with ThreadPoolExecutor(available_cpus()) as pool:  # NumPy draws without Python's lock
+        list(pool.map(write, places))
+    partial.rename(target)
 
 
 def random_weight(name: str, dims: tuple[int, ...]) -> NDArray[np.float32]:

@@ -103,6 +103,9 @@ def subjects(config: GpuBenchConfig, filled: Path) -> Iterator[Subject]:
         artifact = read_trie_artifact(config.artifact)
         yield Subject(name=artifact.manifest.name, artifact=artifact, checkpoint=config.checkpoint)
     for name in config.models if config.shapes else ():
+        if not (filled / name).is_dir():
+            print(f"{name}: skipped: it did not get its weights", flush=True)
+            continue
         sizes = read_sizes(filled / name)
         yield Subject(
             name=f"{name} (random weights)",

@@ -125,6 +125,7 @@ def test_a_shape_is_measured_and_its_time_is_that_of_the_whole_model(
 ) -> None:
     config = GpuBenchConfig(shapes=str(shapes), models=("tiny",), **SMALL)
     assert ran("shapes", config, tmp_path) == []  # it is there
+    assert ran("agree", config, tmp_path) == []  # it has no weights yet
     ran("weights", config, tmp_path)
     agreed = {told["precision"]: told for told in ran("agree", config, tmp_path)}
     assert (agreed["fp32"]["max_difference"], agreed["fp32"]["rewards"]) == (0.0, 14)
