@@ -32,7 +32,7 @@ from kwise.bulk.scorers.thread import ScorerThread
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import load_tokenizer, new_encoder
-from kwise.engine.model.layouts import LAYOUTS
+from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import GraphSession
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder

@@ -16,7 +16,7 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.batch_builder import NewBatchBuilder
-from kwise.engine.model.layouts import TrieLayout
+from kwise.engine.model.layouts.trie import TrieLayout
 from kwise.engine.model.session import Session
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.policy import FairBatching, Policy

@@ -25,7 +25,7 @@ from kwise.engine.cache.shared_cache import check_redis_installed
 from kwise.engine.caches import new_reward_caches, reward_namespace
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import effective_max_tokens, open_model
-from kwise.engine.model.layouts import LAYOUTS
+from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import Session
 from kwise.engine.reply import scored_group
 from kwise.engine.schedule.batcher import Batcher

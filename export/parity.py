@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kwise.engine.artifact import Artifact, GraphContract
-from kwise.engine.model.layouts import LAYOUTS
+from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import GraphSession, Session
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence

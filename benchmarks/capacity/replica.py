@@ -18,7 +18,7 @@ from kwise.benchmarks.capacity.load import Call, Response
 from kwise.benchmarks.capacity.pass_time import PassSize, PassTime
 from kwise.engine.cache.reward_cache import ENTRY_BYTES, RewardCache, StoredReward
 from kwise.engine.config import EngineConfig
-from kwise.engine.model.layouts import TrieLayout
+from kwise.engine.model.layouts.trie import TrieLayout
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.prefix_reuse import cache_prompts, plan_reuse
 from kwise.engine.schedule.admission import Admission

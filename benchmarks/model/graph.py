@@ -27,7 +27,7 @@ from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.workload import read_trie_artifact, real_groups, run_queued
 from kwise.engine.artifact import Artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.model.layouts import PaddedLayout
+from kwise.engine.model.layouts.padded import PaddedLayout
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError

@@ -34,7 +34,7 @@ from kwise.client import AsyncRewardClient, RewardClient
 from kwise.client.messages import to_group
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.model.layouts import LAYOUTS
+from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import GraphSession
 from kwise.errors import KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb

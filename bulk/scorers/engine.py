@@ -20,7 +20,7 @@ from kwise.bulk.scorers.plan import plan_of
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import OpenModel, open_model
-from kwise.engine.model.layouts import LAYOUTS
+from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import Session
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key

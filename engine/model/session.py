@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from kwise.engine.artifact import Artifact, GraphContract
 from kwise.engine.model.devices import Kind, parse_devices
-from kwise.engine.model.layouts import LAYOUTS, Pass, Prepared
+from kwise.engine.model.layouts.protocol import Pass, Prepared
+from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.prefix_reuse import is_outdated
 from kwise.engine.model.runtime.kind import Runtime

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from kwise.engine.model.layouts import Pass
+from kwise.engine.model.layouts.protocol import Pass
 from kwise.engine.model.session import Session
 from kwise.engine.schedule.admission import Admission
 from kwise.engine.schedule.counters import Counters

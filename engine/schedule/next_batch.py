@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 
-from kwise.engine.model.layouts import Pass
+from kwise.engine.model.layouts.protocol import Pass
 from kwise.engine.model.session import Session
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.schedule.policy import Policy

@@ -39,7 +39,7 @@ def export_trie(
 ) -> GraphContract:
     """Write `model.onnx` and `model.onnx.data`; return the contract of this graph.
 
-    The inputs are those that `kwise.engine.model.layouts.TrieLayout` feeds. The outputs are
+    The inputs are those that `kwise.engine.model.layouts.trie.TrieLayout` feeds. The outputs are
     `rewards`, float32[B], and `present.LAYER.key` and `present.LAYER.value`, float32[rows to cache,
     W]. `with_type_ids` has no effect, because models of this layout take no type ids.
     """
@@ -58,7 +58,8 @@ def export_trie(
 class _TrieRewards(ParametersAsInputs):
     """The backbone on the trie's rows, then the head on each sequence's last row.
 
-    The arguments of `forward` are the graph's inputs, see `kwise.engine.model.layouts.TrieLayout`.
+    The arguments of `forward` are the graph's inputs, see
+    `kwise.engine.model.layouts.trie.TrieLayout`.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

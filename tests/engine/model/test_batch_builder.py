@@ -11,7 +11,7 @@ from kwise.engine.model.batch_builder import (
     SeparateBatchBuilder,
     TrieBatchBuilder,
 )
-from kwise.engine.model.layouts import TrieLayout
+from kwise.engine.model.layouts.trie import TrieLayout
 from kwise.engine.trie import Int64, sort_key
 from tests.batches import BATCHES
 

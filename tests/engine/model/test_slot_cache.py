@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from kwise.engine.model.layouts import Prepared, TrieLayout
+from kwise.engine.model.layouts.protocol import Prepared
+from kwise.engine.model.layouts.trie import TrieLayout
 from kwise.engine.model.packing import NOT_PAST
 from kwise.engine.model.prefix_cache import Segment
 from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, is_outdated, plan_reuse

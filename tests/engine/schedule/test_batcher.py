@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwise.engine.model.layouts import PaddedLayout, TrieLayout
+from kwise.engine.model.layouts.padded import PaddedLayout
+from kwise.engine.model.layouts.trie import TrieLayout
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.session import Pass
 from kwise.engine.precision import Precision

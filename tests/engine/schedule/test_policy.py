@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kwise.engine.model.layouts import LAYOUTS
+from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.trie import KEY_BYTES, sort_key
