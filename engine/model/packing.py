@@ -141,13 +141,16 @@ def _cut_into_tiles(trie: Trie, nodes: Int64, aligned_keys: bool) -> _Tiles:
     """Cut the rows into tiles where the cost model is lowest.
 
     With aligned keys a tile ends where its branch ends. Its keys are then one path, with the key of
-    depth d at place d.
+    depth d at place d. It ends before past nodes too, so that its rows are the last nodes of that
+    path. Such nodes follow rows if a sequence ends inside a cached prompt of another one.
 
     Args:
         nodes: int64[T], the node of each row.
     """
     num_rows = len(nodes)
     begins = np.searchsorted(nodes, trie.branches)
+    if aligned_keys:
+        begins = np.union1d(begins, np.flatnonzero(np.diff(nodes) > 1) + 1)
     cuts = np.unique(
         np.concatenate([np.arange(0, num_rows, _CUT_STEP), begins[begins < num_rows], [num_rows]])
     )

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kwise.engine.model.packing import NOT_PAST
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache, Segment, States
@@ -169,19 +168,16 @@ def is_outdated(reuse: Reuse, cache: PromptCache) -> bool:
     return False
 
 
-def cache_prompts(
-    reuse: Reuse, present: States, cache: PromptCache
-) -> tuple[list[Segment], NDArray[np.bool_]]:
+def cache_prompts(reuse: Reuse, present: States, cache: PromptCache) -> list[Segment]:
     """Store the planned prompts.
 
     Args:
         present: the states of `reuse.nodes_to_cache`, as computed.
 
     Returns:
-        The new segments, and which of these nodes they have, bool[len(reuse.nodes_to_cache)].
+        The new segments.
     """
     segments: list[Segment] = []
-    is_stored = np.zeros(len(reuse.nodes_to_cache), np.bool_)
     for key, nodes in sorted(reuse.prompts.items()):
         _, start = cache.longest(key)
         rows = np.searchsorted(reuse.nodes_to_cache, nodes[start:])
@@ -191,8 +187,7 @@ def cache_prompts(
             segment = cache.put(key, start, states)
             if segment is not None:
                 segments.append(segment)
-                is_stored[rows] = True
-    return segments, is_stored
+    return segments
 
 
 def _join(matches: Sequence[_Match]) -> list[tuple[Segment, int]]:

@@ -5,34 +5,29 @@ So the prompts of a batch are put into the cache when its pass starts, not when 
 batch, which is prepared meanwhile, can refer to slots that are written by then. If the pass fails,
 its segments are revoked.
 
-A slot belongs to one segment at a time. It becomes free when nothing refers to its segment any
-more: neither the cache nor a batch that was planned with it and may still run.
+Several owners may hold a slot: the batch that computes it, and each segment that has it. Two
+prompts of one batch that share fewer than MIN_TOKENS tokens, such as the opening of the template,
+are two segments that both have the slots of these tokens. A slot becomes free when nothing holds it
+any more and nothing refers to its segments: neither the cache nor a batch that was planned with
+them and may still run.
 """
 
 import weakref
 from collections import deque
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache, Segment, States
 from kwise.engine.trie import Int64
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Reservation:
-    """Slots for the new entries of one batch. Those that nobody keeps become free at the end."""
+    """Slots for the new entries of one batch, which holds them as long as this object exists."""
 
-    def __init__(self, slots: Int64, free: "deque[Int64]") -> None:
-        self.slots = slots
-        self._finalizer = weakref.finalize(self, free.append, slots)
-        self._finalizer.atexit = False
-        self._free = free
-
-    def keep(self, is_kept: NDArray[np.bool_]) -> None:
-        """Free the slots that no segment keeps, and leave the others to their segments."""
-        self._finalizer.detach()
-        self._free.append(self.slots[~is_kept])
+    slots: Int64
 
 
 class SlotCache(PromptCache):
@@ -44,7 +39,12 @@ class SlotCache(PromptCache):
     def __init__(self, num_slots: int) -> None:
         super().__init__(max_bytes=1 << 62)  # the slots are the limit
         self.capacity = num_slots - 1
-        self._free: deque[Int64] = deque([np.arange(1, num_slots)])
+        self._free = np.arange(1, num_slots)  # a stack: the first `_num_free` are free
+        self._num_free = num_slots - 1
+        self._num_owners = np.zeros(num_slots, np.int64)
+        # Slots of owners that are gone. Python may delete an owner in any thread, even in one that
+        # has the lock, so the slots are counted later.
+        self._released: deque[Int64] = deque()
         self._revoked: weakref.WeakSet[Segment] = weakref.WeakSet()
 
     def has_room_for(self, num_tokens: int, bytes_per_token: int) -> bool:
@@ -67,14 +67,19 @@ class SlotCache(PromptCache):
                     break
                 self._drop_oldest()
             self.prefixes = tuple(self._sorted)
-        return None if slots is None else Reservation(slots, self._free)
+            if slots is None:
+                return None
+            reservation = Reservation(slots=slots)
+            self._own(reservation, slots)
+            return reservation
 
     def put(self, key: bytes, start: int, states: States) -> Segment | None:
-        segment = super().put(key, start, states)
-        if segment is not None:
-            (slots,) = states
-            weakref.finalize(segment, self._free.append, slots).atexit = False
-        return segment
+        with self._lock:
+            segment = super().put(key, start, states)
+            if segment is not None:
+                (slots,) = states
+                self._own(segment, slots)
+            return segment
 
     def revoke(self, segments: Iterable[Segment]) -> None:
         """Remove the segments of a pass that failed. Batches that were planned with them notice."""
@@ -88,12 +93,20 @@ class SlotCache(PromptCache):
     def is_revoked(self, segment: Segment) -> bool:
         return segment in self._revoked
 
+    def _own(self, owner: Segment | Reservation, slots: Int64) -> None:
+        """Hold distinct slots as long as `owner` exists."""
+        self._num_owners[slots] += 1
+        weakref.finalize(owner, self._released.append, slots).atexit = False
+
     def _take(self, size: int) -> Int64 | None:
         """Take free slots; None, and take none, if there are fewer."""
-        taken, num_taken = [np.empty(0, np.int64)], 0
-        while num_taken < size and self._free:
-            taken.append(self._free.popleft())
-            num_taken += len(taken[-1])
-        slots = np.concatenate(taken)
-        self._free.appendleft(slots[size:] if num_taken >= size else slots)
-        return slots[:size] if num_taken >= size else None
+        while self._released:
+            slots = self._released.popleft()
+            self._num_owners[slots] -= 1
+            free = slots[self._num_owners[slots] == 0]
+            self._free[self._num_free : self._num_free + len(free)] = free
+            self._num_free += len(free)
+        if size > self._num_free:
+            return None
+        self._num_free -= size
+        return self._free[self._num_free : self._num_free + size].copy()

@@ -76,8 +76,7 @@ class TrieLayout:
         def run(started: Callable[[], None]) -> Pass:
             new: list[Segment] = []
             if reservation is not None:
-                new, is_stored = cache_prompts(reuse, [reservation.slots], cache)
-                reservation.keep(is_stored)
+                new = cache_prompts(reuse, [reservation.slots], cache)
             started()
             is_finite = False  # the states of a sequence that overflows must not be reused
             try:

@@ -19,7 +19,8 @@ TILE_GROUPS = st.integers(1, 6)
 def _known(draw: st.DrawFn) -> tuple[Trie, Int64, list[int | None]]:
     """A trie, its past nodes, and for each past entry its node; None if it stands for no node.
 
-    Any prefixes of sequences are past, but no sequence's last node; some entries stand for no node,
+    Any prefixes of sequences are past, but no sequence's last node, and not the first nodes that
+    are computed for a new prompt; some entries stand for no node,
     and some hold the states of a node that another entry stands for.
     """
     batch = draw(BATCHES)
@@ -28,6 +29,9 @@ def _known(draw: st.DrawFn) -> tuple[Trie, Int64, list[int | None]]:
     for last in draw(st.lists(st.sampled_from(trie.last_nodes.tolist()), max_size=4)):
         path = trie.path(last)
         known |= set(path[: draw(st.integers(0, len(path)))].tolist())
+    for last in draw(st.lists(st.sampled_from(trie.last_nodes.tolist()), max_size=2)):
+        path = trie.path(last)
+        known -= set(path[: draw(st.integers(0, len(path)))].tolist())
     entries: list[int | None] = [
         *(known - set(trie.last_nodes.tolist())),
         *draw(st.lists(st.none(), max_size=3)),

@@ -1,22 +1,27 @@
 """The prompt cache changes no reward on any runtime, and a prompt is computed once."""
 
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+from numpy.typing import NDArray
 
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.prefix_cache import MIN_TOKENS
 from kwise.engine.model.runtime.kind import Runtime
-from kwise.engine.model.session import GraphSession
+from kwise.engine.model.runtime.protocol import Arrays, Graph
+from kwise.engine.model.session import GraphSession, Pass
+from kwise.engine.model.shape_buckets import BucketedGraph
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
@@ -237,6 +242,130 @@ def test_any_batches_one_after_another_get_the_rewards_of_a_session_without_cach
         np.testing.assert_allclose(passed.rewards, expected.rewards, rtol=0, atol=EXACT)
         assert passed.num_rows + passed.num_reused == expected.num_rows == _num_nodes(batch)
         assert session.prompt_cache.num_bytes <= session.prompt_cache.max_bytes
+
+
+_SLOT_BYTES = 512  # 2 layers, keys and values, 32 floats
+
+
+def _slot_session(artifact: Artifact, num_slots: int, *, bucketed: bool) -> GraphSession:
+    """Return a session of the graph for CUDA, on a CPU. Slot 0 is not counted."""
+    contract = artifact.manifest.cuda_graphs[Precision.FP32]
+    session = _session(
+        artifact.with_graph(Precision.FP32, contract), num_slots * _SLOT_BYTES, Runtime.ONNXRUNTIME
+    )
+    assert session._graph.num_slots == num_slots + 1
+    if bucketed:
+        session._graph = BucketedGraph(session._graph)
+    return session
+
+
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_a_new_prompt_beside_a_cached_one_is_scored_and_cached_by_the_graph_for_cuda(
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, bucketed: bool
+) -> None:
+    """Its attention is causal. The first rows of the cached prompt are computed again."""
+    session = _slot_session(artifact, 500, bucketed=bucketed)
+    known, new = tuple(range(100, 140)), (*range(100, 110), *range(200, 230))
+    session.run(_encode(encoder, Group(prompt=known, responses=((1,),))))
+    batch = [
+        _encode(encoder, Group(prompt=prompt, responses=((3,),)))[0] for prompt in (known, new)
+    ]
+    for num_reused in (40 - 10, 40 + 30):
+        passed = session.run(batch)
+        assert passed.num_reused == num_reused
+        assert passed.rewards == pytest.approx(plain.run(batch).rewards, abs=EXACT)
+
+
+def test_prompts_that_share_a_few_tokens_keep_their_slots_when_one_of_them_is_dropped(
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession
+) -> None:
+    session = _slot_session(artifact, 130, bucketed=False)
+    first, second, third = (
+        _encode(encoder, Group(prompt=prompt, responses=((3,),)))[0]
+        for prompt in (
+            (*range(10), *range(100, 140)),
+            (*range(10), *range(200, 240)),
+            tuple(range(300, 373)),
+        )
+    )
+    session.run([first, second])  # 10 + 2 * 41 slots
+    session.run([second])
+    session.run([third])  # takes slots of the first prompt
+    assert len(session.prompt_cache) == 2
+    passed = session.run([second])
+    assert passed.num_reused >= 50
+    assert passed.rewards == pytest.approx(plain.run([second]).rewards, abs=EXACT)
+
+
+class _Faults:
+    """A graph whose next pass fails before it or after it, or overflows."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self.runtime, self.num_slots = graph.runtime, graph.num_slots
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.next = ""
+
+    def run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
+        return self.prepare(arrays)()
+
+    def prepare(self, arrays: Arrays) -> Callable[[], dict[str, NDArray[Any]]]:
+        run = self._graph.prepare(arrays)
+
+        def run_or_fail() -> dict[str, NDArray[Any]]:
+            fault, self.next = self.next, ""
+            if fault == "before":
+                raise MemoryError
+            outputs = run()
+            if fault == "after":
+                raise MemoryError
+            return {name: array * np.nan for name, array in outputs.items()} if fault else outputs
+
+        return run_or_fail
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    batches=_batches(),
+    num_slots=st.sampled_from([1, 17, 40, 200, 1000]),
+    bucketed=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_batches_of_the_graph_for_cuda_get_their_rewards_in_whatever_order_they_run(
+    artifact: Artifact,
+    plain: GraphSession,
+    batches: list[list[EncodedSequence]],
+    num_slots: int,
+    bucketed: bool,
+    seed: int,
+) -> None:
+    """A batch is prepared before others or during their passes, fails, is dropped or runs again."""
+    random = np.random.default_rng(seed)
+    session = _slot_session(artifact, num_slots, bucketed=bucketed)
+    session._graph = faults = _Faults(session._graph)
+    prepared: list[tuple[list[EncodedSequence], Callable[[], Pass]]] = []
+    for number, batch in enumerate([*batches, *batches]):
+        during = batches[number // 2]
+
+        def started(during: list[EncodedSequence] = during) -> None:
+            prepared.append((during, session.prepare(during)))
+
+        is_followed = bool(random.integers(2))
+        prepared.append(
+            (batch, session.prepare(batch, started) if is_followed else session.prepare(batch))
+        )
+        while len(prepared) > random.integers(4):
+            sequences, run = prepared.pop(random.integers(len(prepared)))
+            if random.random() < 0.1:
+                continue
+            faults.next = str(
+                random.choice(["", "before", "after", "overflow"], p=[0.7, 0.1, 0.1, 0.1])
+            )
+            with suppress(MemoryError):
+                passed = run()
+                if np.isfinite(passed.rewards).all():
+                    expected = plain.run(sequences).rewards
+                    np.testing.assert_allclose(passed.rewards, expected, rtol=0, atol=EXACT)
 
 
 def test_both_runtimes_name_themselves_and_refuse_what_they_cannot(

@@ -26,7 +26,9 @@ from kwise.engine.trie import Int64
 from tests.sum_session import MANIFEST
 
 _NO_SLOTS = [np.empty(0, np.int64)]
+# The last three share fewer tokens with the others than a cached prefix has.
 _PROMPTS = [np.full(length, token) for token in range(3) for length in (16, 20, 40)]
+_PROMPTS += [np.append([token] * 10, [9] * 20) for token in range(3)]
 
 
 def _prefix_hashes(reuse: Reuse) -> Int64:
@@ -61,8 +63,7 @@ class _Device:
             batch, reuse, reservation = self.planned.pop()
         new: list[Segment] = []
         if reservation is not None:
-            new, is_stored = cache_prompts(reuse, [reservation.slots], self.cache)
-            reservation.keep(is_stored)
+            new = cache_prompts(reuse, [reservation.slots], self.cache)
         self.running = reuse, reservation, new
 
     def finish(self, *, succeeds: bool) -> None:
@@ -83,7 +84,8 @@ class _Device:
             self.cache.revoke(new)
 
     def num_free(self) -> int:
-        free = [slot for slots in self.cache._free for slot in slots.tolist()]
+        self.cache._take(0)
+        free = self.cache._free[: self.cache._num_free].tolist()
         assert len(set(free)) == len(free), "a slot is free twice"
         return len(free)
 
@@ -125,7 +127,7 @@ def test_every_slot_that_a_batch_reads_holds_its_token_however_batches_overlap(
     device.finish(succeeds=True)
     gc.collect()
     segments = device.cache._segments.values()
-    num_used = sum(len(segment.states[0]) for segment in segments)
+    num_used = len({slot for segment in segments for slot in segment.states[0].tolist()})
     assert device.num_free() + num_used == num_slots - 1, "no slot is lost"
 
 
