@@ -120,7 +120,10 @@ def golden_sequences(artifact: Artifact, encoder: ConversationEncoder) -> list[E
     """
     sequences = []
     for number, golden in enumerate(artifact.golden, start=1):
-        (encoded,) = encoder.encode(Group(prompt=golden.prompt, responses=(golden.response,)))
+        try:
+            (encoded,) = encoder.encode(Group(prompt=golden.prompt, responses=(golden.response,)))
+        except InvalidRequest as error:  # it is about the group: the template refuses it
+            encoded = error
         if isinstance(encoded, InvalidRequest):
             raise ArtifactError(f"{artifact.path / GOLDEN}:{number}: {encoded}")
         sequences.append(encoded)

@@ -30,7 +30,7 @@ from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.serving.server_process import running_server
 from kwise.client import AsyncRewardClient, RewardClient
 from kwise.engine.artifact import Artifact, read_artifact
-from kwise.engine.text.chat_template import compile_template
+from kwise.engine.text.chat_template import ChatTemplate
 from kwise.errors import ConfigError
 
 # One call: a prompt and its responses.
@@ -111,7 +111,7 @@ def _in_template(artifact: Artifact, prompt: str, responses: list[str]) -> list[
     """Return the conversation of each response with the artifact's chat template applied."""
     if artifact.chat_template is None:
         raise ConfigError("--http: /get_reward needs an artifact with a chat template")
-    template = compile_template(artifact.chat_template)
+    template = ChatTemplate(artifact.chat_template)
     user = {"role": "user", "content": prompt}
     return [
         template.render(

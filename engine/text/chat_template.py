@@ -1,23 +1,26 @@
-"""Compile chat templates with Jinja's immutable sandbox, as transformers does."""
+"""Compile chat templates with Jinja's immutable sandbox, as transformers does, and with bounds."""
 
+from collections.abc import Mapping, Sequence
 from json import dumps
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
+from jinja2 import TemplateError, TemplateRuntimeError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node, Scope
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from kwise.engine.text.bounded_jinja import BUDGET, BoundedEnvironment, Budget
+from kwise.libraries.errors import cause_of
 
 
-def template_environment() -> ImmutableSandboxedEnvironment:
+def template_environment() -> BoundedEnvironment:
     """Return the Jinja environment of chat templates.
 
     It has the functions and filters that transformers provides
     (transformers.utils.chat_template_utils) except for today's date, because a reward must not
     change overnight.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
@@ -25,13 +28,32 @@ def template_environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def compile_template(source: str) -> Template:
-    """Compile a chat template.
+class ChatTemplate:
+    """A compiled chat template.
 
     Raises:
         jinja2.TemplateSyntaxError: the template is malformed.
     """
-    return template_environment().from_string(source)
+
+    def __init__(self, source: str) -> None:
+        self._template = template_environment().from_string(source)
+
+    def render(self, *, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
+        """Return the text of a conversation.
+
+        Raises:
+            jinja2.TemplateError: the template refuses the conversation, fails on it, takes too many
+                steps, or makes too long a text; see `bounded_jinja.py`.
+        """
+        token = BUDGET.set(Budget.of(messages))
+        try:
+            return self._template.render(messages=messages, **variables)
+        except (TemplateError, MemoryError):
+            raise
+        except Exception as error:  # a template can divide by zero, or index an empty list
+            raise TemplateRuntimeError(cause_of(error)) from error
+        finally:
+            BUDGET.reset(token)
 
 
 class _GenerationBlock(Extension):

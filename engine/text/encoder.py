@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from kwise.engine.sequence import EncodedSequence
-from kwise.engine.text.chat_template import compile_template
+from kwise.engine.text.chat_template import ChatTemplate
 from kwise.engine.text.limits import ControlTokens, EncoderLimits, Overlong
 from kwise.engine.text.outcomes import Outcomes
 from kwise.engine.text.shared_text import SharedTextTokenizer, Tokens, any_of, ids_of
@@ -60,7 +60,7 @@ class ConversationEncoder:
         self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._template = None if template is None else compile_template(template)
+        self._template = None if template is None else ChatTemplate(template)
         self._special_tokens = dict(special_tokens)
         self._limits = limits
         self._texts = SharedTextTokenizer(tokenizer)
@@ -317,7 +317,9 @@ class ConversationEncoder:
             if not is_foreign(error):
                 raise
             return InvalidRequest(
-                "prompt.messages", f"the chat template refuses the conversation: {cause_of(error)}"
+                "prompt.messages",
+                f"the chat template refuses the conversation: {cause_of(error)}",
+                is_quoting=True,
             )
 
     def _shortened(

@@ -19,7 +19,7 @@ from tokenizers import (
 )
 
 from kwise.engine.sequence import EncodedSequence
-from kwise.engine.text.chat_template import compile_template
+from kwise.engine.text.chat_template import ChatTemplate
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.text.limits import ControlTokens, EncoderLimits, Overlong
 from kwise.errors import InvalidRequest
@@ -778,7 +778,7 @@ def test_templates_render_as_in_transformers(real: Any, template: str) -> None:
     special = {
         name: value for name, value in real.special_tokens_map.items() if isinstance(value, str)
     }
-    rendered = compile_template(template).render(
+    rendered = ChatTemplate(template).render(
         messages=messages,
         add_generation_prompt=False,
         tools=None,
