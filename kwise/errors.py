@@ -61,6 +61,11 @@ class KwiseError(Exception):
     response: int | None = None
     over_limit: bool = False
 
+    @property
+    def log_message(self) -> str:
+        """The message for the log, which never quotes a text of the request."""
+        return str(self)
+
     def at(self, response: int) -> "KwiseError":
         """Return the error for the response at index `response`, if it is about one response.
 
@@ -86,9 +91,12 @@ class InvalidRequest(KwiseError):
     Args:
         field: the path of the field in the request ("prompt.messages[0].role"). If `response` is
             given, the path in that response ("text", "token_ids[3]", or "" for all of it).
-        problem: the value and the limit. It never quotes the text of a prompt or response.
+        problem: the value and the limit. It does not quote the text of a prompt or response, unless
+            `is_quoting` says so.
         response: the index of the response that the error is about; None if it is about the group.
         over_limit: see `KwiseError`.
+        is_quoting: True if the message may quote a text of the request, as that of a chat template
+            that refuses it may. Such a message is not logged.
 
     Attributes:
         field: the path of the field in the request ("responses[3].text").
@@ -98,7 +106,13 @@ class InvalidRequest(KwiseError):
     status = Status.INVALID_ARGUMENT
 
     def __init__(
-        self, field: str, problem: str, *, response: int | None = None, over_limit: bool = False
+        self,
+        field: str,
+        problem: str,
+        *,
+        response: int | None = None,
+        over_limit: bool = False,
+        is_quoting: bool = False,
     ) -> None:
         parts = [field] if response is None else [f"responses[{response}]", field]
         self.field = ".".join(filter(None, parts))
@@ -106,6 +120,7 @@ class InvalidRequest(KwiseError):
         self.problem = problem
         self.response = response
         self.over_limit = over_limit
+        self.is_quoting = is_quoting
         self._field_in_response = field
 
     def at(self, response: int) -> "InvalidRequest":
@@ -113,8 +128,19 @@ class InvalidRequest(KwiseError):
         if self.response is None:
             return self
         return InvalidRequest(
-            self._field_in_response, self.problem, response=response, over_limit=self.over_limit
+            self._field_in_response,
+            self.problem,
+            response=response,
+            over_limit=self.over_limit,
+            is_quoting=self.is_quoting,
         )
+
+    @property
+    def log_message(self) -> str:
+        """The message for the log, which never quotes a text of the request."""
+        if not self.is_quoting:
+            return str(self)
+        return f"{self.field}: the reply has the cause, which is not logged: it may quote a text"
 
 
 class UnknownModel(KwiseError):

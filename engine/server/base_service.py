@@ -6,6 +6,7 @@ processes scores there (`kwise/cluster/`). Adapters for protocols call either of
 
 import asyncio
 import logging
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -176,8 +177,22 @@ def bugs_reported() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, KwiseError):
             raise
-        _LOG.exception("a request failed")
+        _LOG.error("a request failed; please report this as a bug of kwise:\n%s", _trace(error))
         raise ServiceFailed from error
+
+
+def _trace(error: BaseException | None) -> str:
+    """Return the traceback of an exception and of its causes, the first one first.
+
+    The messages of exceptions are left out, because they may quote a prompt or a response.
+    """
+    parts: list[str] = []
+    while error is not None:
+        name = f"{type(error).__module__}.{type(error).__qualname__}"
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        parts.append(f"Traceback (most recent call last):\n{frames}{name}")
+        error = error.__cause__ or error.__context__
+    return "\n\n".join(reversed(parts))
 
 
 def _fields_of(scored: ScoredGroup) -> dict[str, Any]:

@@ -137,16 +137,18 @@ class PathApp:
             async with asyncio.timeout(timeout_s):
                 return await self._work(dialect, call, body, scope, receive)
         except KwiseError as error:
-            problem = problem_of(error)
+            problem, log_message = problem_of(error), error.log_message
             # A bug is in the log already, and so is a drain.
             is_logged = not isinstance(error, ServiceFailed | Unavailable)
         except ProblemRaised as raised:
             problem, is_logged = raised.problem, True
+            log_message = problem.message
         except TimeoutError:
             problem, is_logged = _out_of_time(), True
+            log_message = problem.message
         if is_logged and (client := dialect.endpoint.logs_for):
             status = problem.http_status.value
-            _LOG.warning("a call of %s failed with %d: %s", client, status, problem.message)
+            _LOG.warning("a call of %s failed with %d: %s", client, status, log_message)
         return response_of(problem, dialect.endpoint.errors)
 
     async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:

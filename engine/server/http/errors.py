@@ -43,6 +43,9 @@ _UNAVAILABLE_RETRY_S = 1.0
 
 _PATH = re.compile(r"(?P<problem>.*) - at `(?:key in )?\$\.?(?P<path>.*)`\Z", re.DOTALL)
 
+# msgspec's messages that quote no value, and no name that may be a text.
+_PLAIN = re.compile(r"[^`']*(`[\w.$()|<>\[\], ]{1,80}`[^`']*)*")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -112,9 +115,10 @@ def invalid_json(error: Exception) -> InvalidRequest:
         return InvalidRequest("body", "it is not UTF-8")
     if isinstance(error, RecursionError):
         return InvalidRequest("body", "it is nested too deeply")
-    if match := _PATH.match(str(error)):
-        return InvalidRequest(match["path"] or "body", match["problem"])
-    return InvalidRequest("body", str(error))
+    field, problem = "body", str(error)
+    if match := _PATH.match(problem):
+        field, problem = match["path"] or field, match["problem"]
+    return InvalidRequest(field, problem, is_quoting=not _PLAIN.fullmatch(str(error)))
 
 
 class ErrorDetail(msgspec.Struct, omit_defaults=True, kw_only=True):

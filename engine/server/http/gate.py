@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kwise.engine.server.http.endpoint import Endpoint
-from kwise.engine.server.http.errors import KWISE_ERRORS, problem_of, response_of
+from kwise.engine.server.http.errors import KWISE_ERRORS, ErrorForm, problem_of, response_of
 from kwise.engine.server.security.credentials import Credentials
 from kwise.errors import Unauthenticated
 
@@ -48,7 +48,17 @@ class Gate:
             except Unauthenticated as error:
                 peer = scope["client"][0] if scope["client"] else ""
                 self._credentials.log_refusal(peer, error)
-                errors = self._errors.get(path, KWISE_ERRORS)
-                await response_of(problem_of(error), errors)(scope, receive, send)
+                response = response_of(problem_of(error), self._errors_of(path))
+                await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _errors_of(self, path: str) -> ErrorForm:
+        """Return the form of the errors of a path; kwise's own for an unknown path."""
+        if path in self._errors:
+            return self._errors[path]
+        for known, errors in self._errors.items():
+            prefix, brace, _ = known.partition("{")
+            if brace and path.startswith(prefix):  # the rest of the path is a parameter
+                return errors
+        return KWISE_ERRORS

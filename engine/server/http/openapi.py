@@ -36,6 +36,11 @@ _HEADERS = [
         "schema": {"type": "number", "exclusiveMinimum": 0},
     },
 ]
+_TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A token of the server's --token-file.",
+}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -81,7 +86,8 @@ def openapi_document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             "description": "Rewards of responses to a prompt. docs/http.md has examples.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": {"token": _TOKEN}},
+        "security": [{}, {"token": []}],  # a server without --token-file asks for none
     }
 
 
@@ -108,6 +114,8 @@ def _operation(dialects: Sequence[Endpoint], schema_of: dict[Any, Any]) -> dict[
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in parameters
         ]
+    if dialects[0].is_open:
+        operation["security"] = []
     if requests:
         operation["parameters"] = _HEADERS
         operation["requestBody"] = {"required": True, **_content(requests, schema_of)}
@@ -119,6 +127,8 @@ def _errors(dialects: Sequence[Endpoint], schema_of: dict[Any, Any]) -> dict[str
     bodies: dict[HTTPStatus, list[Any]] = {}
     for dialect in dialects:
         statuses = dialect.error_statuses
+        if not dialect.is_open:
+            statuses += (HTTPStatus.UNAUTHORIZED,)
         if dialect.request is not None:
             statuses += _ERRORS_OF_BODIES
         for status in statuses:

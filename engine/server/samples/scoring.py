@@ -251,7 +251,9 @@ def _first_error(samples: Sequence[Sample], errors: dict[int, KwiseError]) -> Kw
         others = f" ({len(errors)} of {len(samples)} items cannot be scored; this is the first)"
     located: KwiseError
     if isinstance(error, InvalidRequest):
-        located = InvalidRequest(_field(error, sample), error.problem + others)
+        located = InvalidRequest(
+            _field(error, sample), error.problem + others, is_quoting=error.is_quoting
+        )
     else:
         located = ModelFailed(field=sample.response_field)
     located.response = index

@@ -120,6 +120,14 @@ def test_no_endpoint_answers_without_a_token(token_server: Secured) -> None:
             assert ALICE not in str(reply)
 
 
+@pytest.mark.parametrize("path", ["/v1/models/any", "/v1/models/an/y"])
+def test_the_errors_of_a_path_have_the_form_of_its_protocol(
+    token_server: Secured, path: str
+) -> None:
+    assert ask(token_server.port, "GET", path).json["error"]["code"] == 401  # OpenAI's
+    assert ask(token_server.port, "GET", "/v1/model").json["error"]["code"] == "UNAUTHENTICATED"
+
+
 def test_a_valid_token_opens_http(token_server: Secured) -> None:
     for value in (f"Bearer {ALICE}", f"bearer  {BOB}", f"BEARER {BOB}\t"):
         reply = ask(token_server.port, "POST", "/v1/rewards", BODY, authorization=value)
