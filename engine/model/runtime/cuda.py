@@ -3,8 +3,9 @@
 import ctypes
 import os
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 
 import onnxruntime as ort
 
@@ -19,6 +20,7 @@ _HEAVY = {"Attention", "MatMul", "Gemm", "RotaryEmbedding"}
 # 1.24 has no CUDA kernel for Attention, 1.25 none for fp32 with grouped heads, and 1.27 aligns a
 # causal mask with nonpad_kv_seqlen at the upper left.
 _MIN_CUDA_VERSION = (1, 28)
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _ERROR = 3  # of ONNX Runtime's severities
 # Read by the CUDA libraries when they start. With the small workspace cuBLAS does not divide a
 # matmul's sum among thread blocks (split-K), so the order of summation does not depend on the
@@ -67,6 +69,33 @@ def check_cuda_version(version: str) -> None:
         )
 
 
+def check_visible(
+    device: Device, num_devices: int, reason: str, environment: Mapping[str, str]
+) -> None:
+    """Check that CUDA sees the GPU.
+
+    Args:
+        num_devices: the number of GPUs that it sees.
+        reason: why it could not count them, if so.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if device.index < num_devices and not reason:
+        return
+    seen = "no GPU"
+    if num_devices and not reason:
+        seen = ", ".join(f"cuda:{index}" for index in range(num_devices)) + " only"
+    # If it names GPUs, they are counted anew, in its order.
+    variable = environment.get("CUDA_VISIBLE_DEVICES")
+    limit = "" if variable is None else f", because CUDA_VISIBLE_DEVICES is {variable!r}"
+    raise ConfigError(
+        f"--device {device.name}: CUDA sees {seen}{limit}"
+        + (f" ({reason})" if reason else "")
+        + "; nvidia-smi lists the GPUs and the driver, which must be of version 580 or newer"
+    )
+
+
 def set_cuda_environment(environment: MutableMapping[str, str]) -> None:
     """Set the variables of `CUDA_ENVIRONMENT` that the user has not set."""
     for name, value in CUDA_ENVIRONMENT.items():
@@ -107,21 +136,27 @@ def assigned_operators(session: ort.InferenceSession) -> dict[str, set[str]]:
     return assigned
 
 
-def find_cuda() -> None:
-    """Load the CUDA libraries.
+def find_cuda(device: Device) -> None:
+    """Load the CUDA libraries, and check that CUDA sees the GPU.
 
     Raises:
-        ConfigError: onnxruntime-gpu is not installed, or is too old.
+        ConfigError: onnxruntime-gpu is not installed or is too old, or the GPU is not there.
     """
     if _CUDA not in ort.get_available_providers():
-        raise ConfigError(
-            "--device cuda needs onnxruntime-gpu: in an environment of its own, "
-            f"{how_to_install('engine-gpu')}"
-        )
+        raise ConfigError(_without_cuda(list(filter(_is_installed, _PACKAGES))))
     check_cuda_version(ort.__version__)
     set_cuda_environment(os.environ)
     # The extra installs the libraries inside Python packages, where the loader does not search.
     ort.preload_dlls()
+    try:
+        runtime = _runtime()
+    except OSError:  # `check_placement` says what is missing
+        return
+    num_devices = ctypes.c_int()
+    error = runtime.cudaGetDeviceCount(ctypes.byref(num_devices))
+    runtime.cudaGetErrorString.restype = ctypes.c_char_p
+    reason = runtime.cudaGetErrorString(error).decode() if error else ""
+    check_visible(device, num_devices.value, reason, os.environ)
     # Otherwise each ScatterND prints that its indices must differ. Slot 0, for padding, may repeat.
     ort.set_default_logger_severity(_ERROR)
 
@@ -156,7 +191,37 @@ def free_bytes(device: Device) -> int:
 
 @lru_cache(maxsize=1)
 def _runtime() -> ctypes.CDLL:
-    return ctypes.CDLL("libcudart.so.13")  # ONNX Runtime has loaded it
+    """Return the CUDA runtime that ONNX Runtime has loaded.
+
+    Raises:
+        OSError: it has not.
+    """
+    major = (ort.cuda_version or "13").partition(".")[0]
+    return ctypes.CDLL(f"libcudart.so.{major}")
+
+
+def _without_cuda(installed: Collection[str]) -> str:
+    """Return the message for an ONNX Runtime without CUDA.
+
+    Args:
+        installed: those of `_PACKAGES` that pip has installed.
+    """
+    install = how_to_install("engine-gpu")
+    if len(installed) < len(_PACKAGES):
+        return f"--device cuda needs onnxruntime-gpu: in an environment of its own, {install}"
+    names = " and ".join(_PACKAGES)
+    return (
+        f"--device cuda: {names} are both installed; they share a folder, and its files are now "
+        f"those of {_PACKAGES[0]}: pip uninstall {' '.join(_PACKAGES)}, then {install}"
+    )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _check(error: int, what: str) -> None:

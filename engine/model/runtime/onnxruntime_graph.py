@@ -72,7 +72,7 @@ class OnnxRuntimeGraph:
         # A memory plan is never freed, so it pays only for shapes that repeat.
         options.enable_mem_pattern = cuda and few_shapes
         if cuda:
-            find_cuda()
+            find_cuda(place)
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         problem = f"--device {place.name} cannot run this model"
         raises = ConfigError if cuda else ArtifactError

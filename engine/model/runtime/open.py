@@ -1,6 +1,7 @@
 """Open a model's graph with a runtime. Only the selected runtime is imported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from kwise.engine.model.cpu import available_cpus
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.runtime.protocol import Graph
 from kwise.engine.precision import Precision
-from kwise.errors import ConfigError
+from kwise.errors import ArtifactError, ConfigError
 from kwise.libraries.extras import how_to_install
 
 
@@ -38,28 +39,28 @@ def open_graph(
     Raises:
         ConfigError: the runtime is not installed, does not have the device, or cannot run the
         graph.
+        ArtifactError: the weights are behind a link that the runtime does not follow.
     """
     threads = threads or available_cpus()
-    use_openvino = runtime is Runtime.OPENVINO
-    package, extra = ("openvino", "openvino") if use_openvino else ("onnxruntime", "engine")
-    if find_spec(package) is None:
-        raise ConfigError(
-            f"--runtime {runtime.value} needs the package {package}: {how_to_install(extra)}"
-        )
-    if use_openvino:
+    option = f"--runtime {runtime.value}"
+    if runtime is Runtime.OPENVINO:
+        _check_installed("openvino", "openvino", option)
         from kwise.engine.model.runtime.openvino_graph import OpenVinoGraph
 
-        return OpenVinoGraph(path, precision=precision, device=device, threads=threads)
+        with _explained_links(path, path.parent):
+            return OpenVinoGraph(path, precision=precision, device=device, threads=threads)
+    _check_installed("onnxruntime", "engine-gpu" if device != "cpu" else "engine", option)
     from kwise.engine.model.runtime.onnxruntime_graph import OnnxRuntimeGraph
 
-    graph = OnnxRuntimeGraph(
-        path,
-        device=device,
-        threads=threads,
-        memory_bytes=device_memory_bytes,
-        pool_bytes=pool_bytes,
-        few_shapes=bucket is not None,
-    )
+    with _explained_links(path, path.parent, path.resolve().parent):
+        graph = OnnxRuntimeGraph(
+            path,
+            device=device,
+            threads=threads,
+            memory_bytes=device_memory_bytes,
+            pool_bytes=pool_bytes,
+            few_shapes=bucket is not None,
+        )
     return graph if bucket is None or device == "cpu" else bucket(graph)
 
 
@@ -71,8 +72,58 @@ def cpu_has_bf16() -> bool:
     Raises:
         ConfigError: OpenVINO is not installed.
     """
-    if find_spec("openvino") is None:
-        raise ConfigError(f"on a CPU it needs the package openvino: {how_to_install('openvino')}")
+    _check_installed("openvino", "openvino", "on a CPU it")
     from kwise.engine.model.runtime.openvino_graph import has_bf16
 
     return has_bf16()
+
+
+@contextmanager
+def _explained_links(graph: Path, *allowed: Path) -> Iterator[None]:
+    """Say so if a runtime cannot open a graph because its weights are in another directory.
+
+    Runtimes refuse such weights, so that a graph cannot read any file of the machine.
+
+    Args:
+        allowed: the directories that the runtime reads weights from. A download of Hugging Face
+            Hub has links to the graph and to its weights, which are in one directory.
+
+    Raises:
+        ArtifactError: a file of weights is a link to another directory.
+    """
+    try:
+        yield
+    except (ArtifactError, ConfigError) as error:
+        directories = [directory.resolve() for directory in allowed]
+        for weights in sorted(graph.parent.glob("*.data")):
+            target = weights.resolve()
+            if not any(map(target.is_relative_to, directories)):
+                raise ArtifactError(
+                    f"{weights}: it is a link to {target}, and this runtime reads weights only "
+                    f"from the artifact itself: copy it with cp -rL {graph.parent} COPY"
+                ) from error
+        raise
+
+
+def _check_installed(package: str, extra: str, subject: str) -> None:
+    """Check that a package of a runtime can be imported.
+
+    Args:
+        extra: the extra of kwise that installs it.
+        subject: what needs the package, for the message.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    spec = find_spec(package)
+    if spec is None:
+        raise ConfigError(f"{subject} needs the package {package}: {how_to_install(extra)}")
+    # `import` accepts a folder without __init__.py, and finds nothing in it. That is what is left
+    # if two packages share a folder, as onnxruntime and onnxruntime-gpu do, and one is uninstalled.
+    if spec.origin is None:
+        (folder, *_) = spec.submodule_search_locations or [""]
+        raise ConfigError(
+            f"{subject} needs the package {package}, of which an uninstall left only parts in "
+            f"{folder}: delete that folder, pip uninstall each variant of {package} that pip list "
+            f"shows, then {how_to_install(extra)}"
+        )

@@ -13,9 +13,11 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.model.devices import Device, Kind
 from kwise.engine.model.runtime.cuda import (
     CUDA_ENVIRONMENT,
+    _without_cuda,
     assigned_operators,
     check_cuda_version,
     check_placement,
+    check_visible,
     providers,
 )
 from kwise.engine.model.runtime.kind import Runtime
@@ -113,6 +115,7 @@ class OnGpu(ort.InferenceSession):
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> type[OnGpu]:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA_PROVIDER, CPU_PROVIDER])
+    monkeypatch.setattr(ort, "cuda_version", "0.0")  # there is no such library to count GPUs with
     monkeypatch.setattr(ort, "InferenceSession", OnGpu)
     monkeypatch.setattr(OnGpu, "made", [])
     return OnGpu
@@ -181,6 +184,32 @@ def test_an_older_onnxruntime_gpu_is_refused_with_what_to_do(version: str) -> No
     assert f"onnxruntime-gpu is {version}; it must be at least 1.28" in message
     assert "pip install --upgrade 'onnxruntime-gpu[cuda,cudnn]>=1.28'" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "reason", "environment", "problem"),
+    [
+        (1, "", {}, "sees cuda:0 only; nvidia-smi"),
+        (1, "", {"CUDA_VISIBLE_DEVICES": "3"}, "sees cuda:0 only, because CUDA_VISIBLE_DEVICES is"),
+        (0, "none", {"CUDA_VISIBLE_DEVICES": ""}, "because CUDA_VISIBLE_DEVICES is '' (none); "),
+        (0, "the driver is old", {}, "sees no GPU (the driver is old); nvidia-smi"),
+        (0, "", {}, "sees no GPU; nvidia-smi"),
+    ],
+)
+def test_a_gpu_that_cuda_does_not_see_is_refused_with_what_it_sees(
+    num_devices: int, reason: str, environment: dict[str, str], problem: str
+) -> None:
+    with pytest.raises(ConfigError, match="--device cuda:1: CUDA sees ") as refused:
+        check_visible(GPU, num_devices, reason, environment)
+    assert problem in str(refused.value)
+    check_visible(GPU, 2, "", environment)
+
+
+def test_two_packages_of_onnx_runtime_beside_one_another_are_named() -> None:
+    message = _without_cuda(["onnxruntime", "onnxruntime-gpu"])
+    assert "are both installed" in message
+    assert "pip uninstall onnxruntime onnxruntime-gpu, then pip install" in message
+    assert "needs onnxruntime-gpu" in _without_cuda(["onnxruntime"])
 
 
 _LOAD_ON_A_GPU = """
