@@ -224,7 +224,7 @@ SNIPPETS = [
     for number, text in enumerate(
         re.findall(r"```python\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL)
     )
-    if "Client(" in text
+    if "Client(" in text and "tls_ca" not in text  # which needs a certificate
 ]
 
 

@@ -110,7 +110,8 @@ def problem_of(error: KwiseError) -> Problem:
 
 def invalid_json(error: Exception) -> InvalidRequest:
     """Return the error of a body that msgspec refuses. The message names the field by its path."""
-    if isinstance(error, UnicodeDecodeError):
+    # msgspec 0.22 raises UnicodeDecodeError, 0.23 an error of its own.
+    if isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error):
         # The position counts from the start of a string in the body, so it does not help a client.
         return InvalidRequest("body", "it is not UTF-8")
     if isinstance(error, RecursionError):
