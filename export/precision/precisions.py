@@ -7,6 +7,7 @@ manifest names them. The text that decides how weights are rounded is not used t
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import inf, isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
@@ -268,6 +269,8 @@ def _by_sensitivity(
     for group, size in sizes.items():
         session = open_session([other for other in sizes if other != group])
         errors = np.concatenate(rewards_of(session, groups)) - np.concatenate(expected)
-        sensitivity[group] = float(np.mean(errors**2)) / size
+        error = float(np.mean(errors**2))
+        # A layer group that overflows gives NaN, which would spoil the order.
+        sensitivity[group] = error / size if isfinite(error) else inf
         del session
     return sorted(sensitivity, key=lambda group: sensitivity[group], reverse=True)

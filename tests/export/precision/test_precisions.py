@@ -1,7 +1,7 @@
 """A lower precision rounds row by row, and is written only if it ranks as fp32 does."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.runtime.onnxruntime_graph import OnnxRuntimeGraph
-from kwise.engine.model.session import GraphSession
+from kwise.engine.model.session import GraphSession, Pass
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ConfigError
@@ -33,7 +33,7 @@ from kwise.export.precision.agreement import (
 from kwise.export.precision.half import write_half
 from kwise.export.precision.int8 import write_int8
 from kwise.export.precision.matmuls import layer_groups
-from kwise.export.precision.precisions import _min_fp32_layers
+from kwise.export.precision.precisions import _by_sensitivity, _min_fp32_layers
 from kwise.export.precision.rotation import Rotation
 from kwise.export.precision.rounding import round_weights
 from kwise.export.precision.text_groups import encode_groups, read_text_groups
@@ -608,6 +608,31 @@ def test_as_few_layer_groups_stay_in_fp32_as_are_enough(
             order, lambda kept: (found, "" if len(kept) >= least else "not enough")
         )
         assert kept == order[:least]
+
+
+class OneLayerGroup:
+    """A session with one layer group in the precision, whose error is that of all rewards."""
+
+    def __init__(self, error: float) -> None:
+        self.error = error
+
+    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+        return Pass(rewards=np.full(len(batch), self.error, np.float32), num_rows=len(batch))
+
+
+@given(st.permutations([0.0, 0.1, 1.0, float("inf"), float("nan"), float("nan")]))
+def test_layer_groups_that_overflow_are_the_first_to_stay_in_fp32(errors: list[float]) -> None:
+    """NaN compares as false with everything, so sorting by it gives no order."""
+    sizes = dict.fromkeys(map(str, range(len(errors))), 1)
+    sequence = EncodedSequence(token_ids=np.arange(6, 9), type_ids=None, num_tokens=3)
+
+    def open_session(fp32_layers: Sequence[str], *, split_sums: bool = False) -> Any:
+        (group,) = sizes.keys() - set(fp32_layers)
+        return OneLayerGroup(errors[int(group)])
+
+    order = _by_sensitivity(open_session, sizes, [[sequence]], [np.zeros(1)])
+    finite = [errors[int(group)] for group in order[3:]]
+    assert finite == [1.0, 0.1, 0.0]
 
 
 def with_large_weight(artifact: Artifact, size: float, path: Path) -> Artifact:
