@@ -25,7 +25,7 @@ from kwise.bulk.scorers.engine import EngineScorer
 from kwise.bulk.scorers.protocol import BulkScorer, GroupResult
 from kwise.bulk.scorers.thread import ScorerThread
 from kwise.bulk.summary import Problems
-from kwise.engine.artifact import MANIFEST, read_artifact
+from kwise.engine.artifact import MANIFEST, read_artifact, read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.errors import ConfigError
 from kwise.publish import publish_file
@@ -65,7 +65,8 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
         config: The options.
 
     Raises:
-        ConfigError: The reference set has too few responses, or all have one reward.
+        ConfigError: The reference set has too few responses, or all have one reward; or the
+            artifact was replaced during the run.
         ArtifactError: The artifact is damaged.
         OSError: A file cannot be read or written.
     """
@@ -114,6 +115,11 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
         "precision": precision,
         "calibrated_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if read_manifest(artifact).checksum != manifest.checksum:
+        raise ConfigError(
+            f"ARTIFACT {artifact}: another one was put in its place meanwhile, so nothing was "
+            "written; run the command again"
+        )
     calibrated = msgspec.structs.replace(
         manifest,
         reward_mean=moments.mean,

@@ -1,10 +1,13 @@
 """`kwise calibrate` puts the mean and scale of a reference set into the manifest."""
 
 import json
+import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -104,6 +107,29 @@ def test_a_reference_set_without_a_scale_is_refused(
 ) -> None:
     assert main(["calibrate", str(artifact), reference(tmp_path, *rows)]) == 2
     assert problem in capsys.readouterr().err
+
+
+def test_an_artifact_that_is_replaced_during_the_run_keeps_its_manifest(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The manifest that was read at the start belongs to other files."""
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    new = msgspec.structs.replace(read_artifact(artifact).manifest, reward_mean=3.0).signed()
+
+    def replace_and_write() -> None:
+        with pipe.open("w") as file:  # opens once the command reads the rows
+            work = tmp_path / "new"
+            work.write_text(new.to_json(), encoding="utf-8")
+            work.replace(artifact / MANIFEST)
+            file.write(json.dumps(ROWS[0]) + "\n")
+
+    writer = threading.Thread(target=replace_and_write, daemon=True)
+    writer.start()
+    assert main(["calibrate", str(artifact), str(pipe)]) == 2
+    writer.join()
+    assert "another one was put in its place meanwhile" in capsys.readouterr().err
+    assert read_artifact(artifact).manifest == new
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
