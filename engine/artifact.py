@@ -326,7 +326,7 @@ def _read_manifest(path: Path) -> Manifest:
     if version != SCHEMA_VERSION:
         is_newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise ArtifactError(
-            f"{path}: schema version {version}; this version of kwise reads {SCHEMA_VERSION}: "
+            f"{path}: schema version {version!r}; this version of kwise reads {SCHEMA_VERSION}: "
             + ("install a newer kwise" if is_newer else "export the checkpoint again")
         )
     manifest = _convert(content, Manifest, str(path))

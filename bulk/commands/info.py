@@ -67,7 +67,7 @@ def _of_artifact(path: Path) -> tuple[Facts, dict[str, Any]]:
     manifest = artifact.manifest
     bounds = manifest.error_bounds
     provenance = manifest.provenance
-    versions = provenance.get("versions", {})
+    versions = provenance.get("versions")  # nothing checks what is there for people
     facts = {
         "model": manifest.name,
         "fingerprint": manifest.fingerprint,
@@ -84,7 +84,11 @@ def _of_artifact(path: Path) -> tuple[Facts, dict[str, Any]]:
         "checkpoint": f"{provenance.get('checkpoint', 'not known')}, "
         f"{provenance.get('model_type', 'not known')}",
         "exported": f"{provenance.get('exported_at', 'not known')} with "
-        + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        + (
+            ", ".join(f"{name} {version}" for name, version in versions.items())
+            if isinstance(versions, dict)
+            else "versions that are not known"
+        ),
     }
     return facts, msgspec.to_builtins(manifest)
 

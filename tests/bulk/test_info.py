@@ -1,8 +1,11 @@
 """`kwise info` describes an artifact and a running server."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from kwise.cli import main
@@ -31,10 +34,29 @@ def test_an_artifact_is_described_and_its_files_are_verified(
     assert json.loads(capsys.readouterr().out)["checksum"] == manifest.checksum
 
 
-def test_a_damaged_artifact_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / MANIFEST).write_text("{}")
+@pytest.mark.parametrize("provenance", [{}, {"versions": ["torch", "2.13"]}])
+def test_an_artifact_of_unknown_origin_is_described(
+    tiny_artifact: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    provenance: dict[str, Any],
+) -> None:
+    path = tmp_path / "artifact"
+    shutil.copytree(tiny_artifact, path)
+    manifest = msgspec.structs.replace(read_artifact(path).manifest, provenance=provenance)
+    (path / MANIFEST).write_text(manifest.signed().to_json(), encoding="utf-8")
+    assert main(["info", str(path)]) == 0
+    exported = facts(capsys.readouterr().out)["exported"].strip()
+    assert exported == "not known with versions that are not known"
+
+
+@pytest.mark.parametrize(("version", "shown"), [(None, "None"), ("5", "'5'")])
+def test_a_manifest_of_another_schema_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], version: object, shown: str
+) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": version}))
     assert main(["info", str(tmp_path)]) == 1
-    assert "manifest.json: schema version None" in capsys.readouterr().err
+    assert f"manifest.json: schema version {shown}; this" in capsys.readouterr().err
 
 
 def test_a_server_is_described_with_its_work(
