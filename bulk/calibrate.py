@@ -29,7 +29,7 @@ from kwise.engine.artifact import MANIFEST, read_artifact, read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.errors import ConfigError
 from kwise.publish import publish_file
-from kwise.types import Reward, ScoredGroup
+from kwise.types import Reward, ScoredGroup, value_formula
 
 _WINDOW_TOKENS = 65_536
 _MIN_RESPONSES = 2
@@ -130,8 +130,8 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
     work.write_text(calibrated.to_json(), encoding="utf-8")
     publish_file(work, artifact / MANIFEST)
     _say(
-        f"{moments.count:,} responses: value is (raw - {moments.mean:.6g}) / {std:.6g} now, "
-        f"and was (raw - {manifest.reward_mean:.6g}) / {manifest.reward_std:.6g}"
+        f"{moments.count:,} responses: value is {value_formula(moments.mean, std)} now, and was "
+        f"{value_formula(manifest.reward_mean, manifest.reward_std)}"
     )
     return 0
 

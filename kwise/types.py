@@ -96,6 +96,11 @@ class Reward:
     cached: bool = False
 
 
+def value_formula(mean: float, std: float) -> str:
+    """Return how the value is computed from the raw reward, for a reader: "(raw - 0.5) / 2"."""
+    return f"(raw {'+' if mean < 0 else '-'} {abs(mean):.6g}) / {std:.6g}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """The time of each stage of a group, in milliseconds. All are 0 if every reward was cached.

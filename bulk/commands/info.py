@@ -10,6 +10,7 @@ from typing import Any
 from kwise.client.channel import DEFAULT_CONNECT_TIMEOUT_S, check_timeout
 from kwise.client.several.targets import check_targets
 from kwise.errors import ConfigError, InvalidRequest
+from kwise.types import value_formula
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +79,7 @@ def _of_artifact(path: Path) -> tuple[Facts, dict[str, Any]]:
             for precision in manifest.graphs
         ),
         "graphs for CUDA": ", ".join(p.value for p in manifest.cuda_graphs) or "none of their own",
-        "value": f"(raw - {manifest.reward_mean:g}) / {manifest.reward_std:g}",
+        "value": value_formula(manifest.reward_mean, manifest.reward_std),
         "files": f"{len(manifest.files)}, {_megabytes(manifest.files.values())}, all verified",
         "golden rewards": str(len(artifact.golden)),
         "checkpoint": f"{provenance.get('checkpoint', 'not known')}, "
@@ -121,7 +122,7 @@ def _of_server(target: str, timeout_s: float) -> tuple[Facts, dict[str, Any]]:
         "control tokens": info.control_tokens,
         "largest batch": f"{info.max_batch_tokens} token rows",
         "largest request": f"{info.max_responses} responses, {info.max_pairs} pairs",
-        "value": f"(raw - {info.reward_mean:g}) / {info.reward_std:g}",
+        "value": value_formula(info.reward_mean, info.reward_std),
         "scored": f"{counters.sequences} sequences in {counters.model_passes} passes",
         "cached": f"{counters.cache_hits} rewards from the cache",
         "token rows": f"{counters.rows} computed instead of {counters.unshared_rows}: {saved:.0%} "

@@ -58,7 +58,7 @@ async def test_values_of_the_reference_set_have_mean_0_and_std_1(
 ) -> None:
     before = read_artifact(artifact).manifest
     assert main(["calibrate", str(artifact), reference(tmp_path, *ROWS)]) == 0
-    assert "4 responses: value is (raw - " in capsys.readouterr().err
+    assert "4 responses: value is (raw + 0.315" in capsys.readouterr().err
     after = read_artifact(artifact).manifest
     rewards = await _scored(artifact)
     raw = np.array([reward.raw for reward in rewards])

@@ -11,6 +11,7 @@ import pytest
 from kwise.cli import main
 from kwise.client import RewardClient
 from kwise.engine.artifact import MANIFEST, read_artifact
+from kwise.types import value_formula
 from tests.client.test_client import nowhere
 from tests.servers import Server
 
@@ -70,6 +71,19 @@ def test_a_server_is_described_with_its_work(
     assert int(described["scored"].split()[0]) >= 2
     assert main(["info", tiny_server.address, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counters"]["sequences"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "formula"),
+    [
+        (0.0, 1.0, "(raw - 0) / 1"),
+        (0.25, 0.5, "(raw - 0.25) / 0.5"),
+        (-0.25, 0.5, "(raw + 0.25) / 0.5"),
+        (-0.0, 1.0, "(raw - 0) / 1"),
+    ],
+)
+def test_the_formula_of_the_value_has_one_sign(mean: float, std: float, formula: str) -> None:
+    assert value_formula(mean, std) == formula
 
 
 @pytest.mark.parametrize(
