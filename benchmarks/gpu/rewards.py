@@ -12,6 +12,7 @@ from kwise.benchmarks.gpu.subjects import Subject
 from kwise.benchmarks.options import Cell
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import golden_sequences, new_encoder
+from kwise.engine.model.devices import Kind, parse_devices
 from kwise.engine.model.runtime.cuda import CUDA_ENVIRONMENT
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.session import GraphSession
@@ -65,6 +66,9 @@ def change(subjects: Iterable[Subject], device: str, tell: Tell, *, keep_environ
         for name in CUDA_ENVIRONMENT:
             os.environ.pop(name, None)
         CUDA_ENVIRONMENT.clear()
+    # A CPU captures nothing. Its passes are repeated as often, so that the figures are the same.
+    cpu = parse_devices(device)[0].kind is Kind.CPU
+    replayed_as = "four passes later" if cpu else "replayed as a CUDA graph"
     for subject in subjects:
         sequences = subject.unlike()
         crowd = [s for n in range(_NUM_CROWDS) for s in _CROWD.group(subject.vocab_size, n)]
@@ -90,8 +94,7 @@ def change(subjects: Iterable[Subject], device: str, tell: Tell, *, keep_environ
                     f"changes by {figures['alone_to_together']:.1e} among {len(sequences)} and by "
                     f"{figures['alone_to_crowd']:.1e} among {len(sequences) + len(crowd)} (allowed "
                     f"{figures['allowed']:.1e}), repeated by {figures['repeated']:.1e} and "
-                    f"replayed as a CUDA graph by {figures['replayed']:.1e} standard deviations at "
-                    "most",
+                    f"{replayed_as} by {figures['replayed']:.1e} standard deviations at most",
                     subject=subject.name,
                     precision=precision.value,
                     environment=environment,

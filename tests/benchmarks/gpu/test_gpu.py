@@ -148,6 +148,7 @@ def test_an_artifact_is_measured_on_real_conversations(
     assert agreed["the golden rewards"]["max_difference"] < 1e-4
     (told,) = ran("change", config, tmp_path)
     assert 0 <= told["alone_to_crowd"] < told["allowed"]
+    assert "CUDA graph" not in told["line"], "a CPU replays none"
     assert environment
     assert len(ran("change-default", config, tmp_path)) == 1
     assert not environment, "kwise must not set the variables"
