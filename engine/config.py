@@ -143,6 +143,11 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.device_memory_bytes and parse_devices(self.device)[0].kind is Kind.CPU:
+            raise ConfigError(
+                f"--device-memory-bytes is {self.device_memory_bytes}, but limits GPUs only; give "
+                "--device cuda too, or leave it out"
+            )
         if self.shared_cache:
             parse_redis_url(self.shared_cache, "--shared-cache")
             return

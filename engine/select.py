@@ -76,7 +76,10 @@ def select_backend(
             )
         elif not runtimes:
             option = "" if runtime is Runtime.AUTO else f" with --runtime {runtime.value}"
-            refusals[precision.value] = f"not computed on --device {kind.value}{option}"
+            refusals[precision.value] = (
+                f"not computed on --device {kind.value}{option}"
+                f"{_alternatives(runtime, kind, available_precisions)}"
+            )
         elif (
             precision is Precision.BF16
             and kind is Kind.CPU
@@ -89,6 +92,17 @@ def select_backend(
     raise ConfigError(
         f"--precision {reasons[0]}" if len(reasons) == 1 else f"--precision: {'; '.join(reasons)}"
     )
+
+
+def _alternatives(runtime: Runtime, kind: Kind, available_precisions: Collection[Precision]) -> str:
+    """Return which precisions of the artifact the runtime computes on the device, in brackets."""
+    names = [
+        precision.value
+        for precision in Precision
+        if precision in available_precisions
+        and any(runtime in (Runtime.AUTO, r) for r in _RUNTIMES.get((precision, kind), ()))
+    ]
+    return f" (of the artifact's precisions, these are: {', '.join(names)})" if names else ""
 
 
 def _bf16_problem(cpu_has_bf16: Callable[[], bool]) -> str:

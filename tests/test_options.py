@@ -159,7 +159,10 @@ def test_every_option_has_a_description_in_the_help(
 
 
 # Options that are refused without another one, by the beginning of their names.
-NEEDED = {"shared_cache_": {"shared_cache": "redis://localhost"}}
+NEEDED = {
+    "shared_cache_": {"shared_cache": "redis://localhost"},
+    "device_memory_bytes": {"device": "cuda"},
+}
 
 
 @pytest.mark.parametrize(("config", "field"), OPTIONS)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kwise.engine.config import EngineConfig
 from kwise.engine.model.devices import Kind
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.precision import Precision, parse_precisions
@@ -50,14 +51,21 @@ def test_the_first_precision_that_can_be_served_is_selected(
             r"int8: the artifact holds fp32 \(name one of those, or kwise",
         ),
         ([BF16], Runtime.AUTO, Kind.CPU, ALL, "this CPU has neither AVX512-BF16 nor AMX"),
-        ([FP16], Runtime.AUTO, Kind.CPU, ALL, "fp16: not computed on --device cpu"),
+        (
+            [FP16],
+            Runtime.AUTO,
+            Kind.CPU,
+            [FP32, FP16, BF16],
+            r"fp16: not computed on --device cpu \(of the artifact's .*: fp32, bf16\)$",
+        ),
+        ([FP16], Runtime.AUTO, Kind.CPU, [FP16], "fp16: not computed on --device cpu$"),
         ([INT8], Runtime.AUTO, Kind.CUDA, ALL, "int8: not computed on --device cuda"),
         (
             [INT8],
             Runtime.OPENVINO,
             Kind.CPU,
             ALL,
-            "int8: not computed on --device cpu with --runtime openvino",
+            r"int8: not computed on --device cpu with --runtime openvino \(.*: fp32, bf16\)$",
         ),
         (
             [FP16, BF16],
@@ -109,3 +117,9 @@ def test_precisions_are_read_in_their_order() -> None:
     for text in ("", "fp8", "fp32,", "FP32", "int8,int8"):
         with pytest.raises(ConfigError, match=f"--precision is {text!r}"):
             parse_precisions(text, "--precision")
+
+
+def test_the_memory_of_a_gpu_is_refused_without_one() -> None:
+    with pytest.raises(ConfigError, match=r"^--device-memory-bytes is 1024, but limits GPUs only"):
+        EngineConfig(device_memory_bytes=1024)
+    EngineConfig(device_memory_bytes=1024, device="cuda:1")
