@@ -133,10 +133,14 @@ class RequestStream(Generic[_Request, _Reply]):
             error = await self._read()
             # Replies come before an error too: gRPC accepts no status while a write is in progress,
             # and the client would wait without end.
-            answered: asyncio.Future[Any] = asyncio.gather(*self._groups)
+            # Exceptions are returned: if this call is cancelled while it waits, nothing retrieves
+            # the one that a cancelled group would leave, and asyncio would log it.
+            answered: asyncio.Future[Any] = asyncio.gather(*self._groups, return_exceptions=True)
             await asyncio.wait({answered, failed}, return_when=asyncio.FIRST_COMPLETED)
             if answered.done():
-                await answered
+                for problem in answered.result():
+                    if problem is not None:
+                        raise problem
         finally:
             await self._reader.close()
             await _cancel(failed, *self._groups)
