@@ -122,13 +122,13 @@ class EngineConfig:
         minimum=0,
         maximum=600_000,
     )
-    prompt_cache_bytes: int = option(
-        -1,
-        "memory per device for keys and values of recent prompts; 0 for no cache, -1 for 256 MiB "
-        "on a CPU and a quarter of the free memory of a GPU. A CPU takes up to twice as much while "
-        "a batch runs. SmolLM2 takes 46 KB per token, and half of it in fp16 and bf16 on GPUs. A "
+    prompt_cache_bytes: int | None = option(
+        None,
+        "memory per device for keys and values of recent prompts; 0 for no cache (default: 256 MiB "
+        "on a CPU, a quarter of the free memory of a GPU). A CPU takes up to twice as much while a "
+        "batch runs. SmolLM2 takes 46 KB per token, and half of it in fp16 and bf16 on GPUs. A "
         "prompt that does not fit is not cached",
-        minimum=-1,
+        minimum=0,
         maximum=MAX_BYTES,
     )
     overlong: Overlong = option(
@@ -173,9 +173,9 @@ class EngineConfig:
         Raises:
             ConfigError: `device` is not a list of devices.
         """
-        if self.prompt_cache_bytes >= 0:
-            return self.prompt_cache_bytes
-        return CPU_PROMPT_CACHE_BYTES if parse_devices(self.device)[0].kind is Kind.CPU else None
+        if self.prompt_cache_bytes is None and parse_devices(self.device)[0].kind is Kind.CPU:
+            return CPU_PROMPT_CACHE_BYTES
+        return self.prompt_cache_bytes
 
     @property
     def effective_max_batch_tokens(self) -> int:
