@@ -127,22 +127,22 @@ def _open_session(
         capture: they should be. ONNX Runtime refuses a graph in which the CPU does more than
             arithmetic on shapes.
     """
-    reason = ""
-    for captures in (True, False) if capture else (False,):
+
+    def open_with(*, captures: bool) -> ort.InferenceSession:
         chosen = providers(device, memory_bytes, capture=captures)
-        try:
-            # Without `enable_fallback=0` ONNX Runtime tries the CPU if CUDA fails, and prints a
-            # line.
-            session = ort.InferenceSession(path, options, providers=chosen, enable_fallback=0)
-        except Exception as error:
-            if not captures:
-                raise
-            reason = str(error).partition("\n")[0]
-        else:
-            if reason:
-                _LOG.warning("%s: no CUDA graphs for this model: %s", device.name, reason)
-            return session, captures
-    raise AssertionError("the last attempt returns or raises")
+        # Without `enable_fallback=0` ONNX Runtime tries the CPU if CUDA fails, and prints a line.
+        return ort.InferenceSession(path, options, providers=chosen, enable_fallback=0)
+
+    if not capture:
+        return open_with(captures=False), False
+    try:
+        return open_with(captures=True), True
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime may raise anything
+        reason = str(error).partition("\n")[0]
+    # If CUDA graphs are not to blame, this raises too.
+    session = open_with(captures=False)
+    _LOG.warning("%s: no CUDA graphs for this model: %s", device.name, reason)
+    return session, False
 
 
 def sums_exactly(cpu_flags: Container[str]) -> bool:
