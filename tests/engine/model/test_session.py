@@ -158,11 +158,10 @@ def test_a_prefix_cached_for_one_prompt_serves_another_that_shares_only_its_firs
     assert passed.rewards == pytest.approx(plain.run([second]).rewards, abs=EXACT)
 
 
-def test_a_new_prompt_beside_a_cached_one_is_scored_and_cached(
-    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
+def _assert_new_prompt_is_cached(
+    session: GraphSession, encoder: ConversationEncoder, plain: GraphSession
 ) -> None:
-    """The two prompts share only their first few tokens, and the pass failed."""
-    session = _session(artifact, LARGE, runtime)
+    """Assert it of a prompt beside a cached one. The two share only their first few tokens."""
     known, new = tuple(range(100, 140)), (*range(100, 110), *range(200, 230))
     session.run(_encode(encoder, Group(prompt=known, responses=((1,),))))
     batch = [
@@ -172,6 +171,14 @@ def test_a_new_prompt_beside_a_cached_one_is_scored_and_cached(
         passed = session.run(batch)
         assert passed.num_reused == num_reused
         assert passed.rewards == pytest.approx(plain.run(batch).rewards, abs=EXACT)
+
+
+def test_a_new_prompt_beside_a_cached_one_is_scored_and_cached(
+    artifact: Artifact, encoder: ConversationEncoder, plain: GraphSession, runtime: Runtime
+) -> None:
+    """The two prompts share only their first few tokens, and the pass failed."""
+    session = _session(artifact, LARGE, runtime)
+    _assert_new_prompt_is_cached(session, encoder, plain)
 
 
 def test_a_reused_prompt_that_is_a_whole_sequence_gets_its_reward(
@@ -265,15 +272,7 @@ def test_a_new_prompt_beside_a_cached_one_is_scored_and_cached_by_the_graph_for_
 ) -> None:
     """Its attention is causal. The first rows of the cached prompt are computed again."""
     session = _slot_session(artifact, 500, bucketed=bucketed)
-    known, new = tuple(range(100, 140)), (*range(100, 110), *range(200, 230))
-    session.run(_encode(encoder, Group(prompt=known, responses=((1,),))))
-    batch = [
-        _encode(encoder, Group(prompt=prompt, responses=((3,),)))[0] for prompt in (known, new)
-    ]
-    for num_reused in (40 - 10, 40 + 30):
-        passed = session.run(batch)
-        assert passed.num_reused == num_reused
-        assert passed.rewards == pytest.approx(plain.run(batch).rewards, abs=EXACT)
+    _assert_new_prompt_is_cached(session, encoder, plain)
 
 
 def test_prompts_that_share_a_few_tokens_keep_their_slots_when_one_of_them_is_dropped(

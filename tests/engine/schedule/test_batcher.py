@@ -27,6 +27,7 @@ from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
 from kwise.errors import ModelFailed, Overloaded, Unavailable
 from kwise.types import Priority
+from tests.rewards_in_flight import leave, reward_in_flight
 from tests.servers import PATIENCE_S
 
 POISON = 999
@@ -41,13 +42,6 @@ def _sequence(*tokens: int) -> EncodedSequence:
 def _reward(sequence: EncodedSequence) -> float:
     """Depends on every token and its place; small integers, exact in float32."""
     return float(sum((place + 1) * int(token) for place, token in enumerate(sequence.token_ids)))
-
-
-def _in_flight(sequence: EncodedSequence, flow: Flow) -> RewardInFlight:
-    reward = RewardInFlight(key=b"", client=flow.client, cost=0)
-    reward.waiters[flow] += 1
-    reward.set_sequence(sequence)
-    return reward
 
 
 class FaultySession:
@@ -104,16 +98,10 @@ class Running:
     ) -> list[RewardInFlight]:
         """Admit and submit a group, as the scorer does."""
         self.batcher.admission.check(sum(map(len, sequences)), client)
-        rewards = [_in_flight(_sequence(*tokens), Flow(priority, client)) for tokens in sequences]
+        flow = Flow(priority, client)
+        rewards = [reward_in_flight(_sequence(*tokens), flow) for tokens in sequences]
         self.batcher.submit(rewards)
         return rewards
-
-    def leave(self, reward: RewardInFlight) -> None:
-        """The last request that waits for the reward leaves, as in the scorer."""
-        for flow in reward.waiters:
-            self.batcher.leave(reward, flow)
-        self.batcher.admission.release(reward)
-        reward.future.cancel()
 
     async def hold(self) -> RewardInFlight:
         """Keep the session busy with a sequence of one token, so that what comes next waits."""
@@ -209,7 +197,8 @@ async def test_a_failed_batch_is_not_run_again_for_those_who_left() -> None:
         loop = asyncio.get_running_loop()
 
         def leave_during_the_pass(batch: Sequence[EncodedSequence]) -> Pass:
-            loop.call_soon_threadsafe(running.leave, gone)  # handled before the pass's own end
+            # Handled before the pass's own end.
+            loop.call_soon_threadsafe(leave, running.batcher, gone)
             return FaultySession.run(running.session, batch)
 
         running.session.run = leave_during_the_pass  # type: ignore[method-assign]
@@ -314,7 +303,7 @@ async def test_retry_time_grows_with_the_queue() -> None:
         assert (
             raised.value.retry_after_s == 10
         )  # 100 s at 1,000 tokens a second, until a pass was timed
-        running.leave(waiting[0])
+        leave(running.batcher, waiting[0])
         running.session.gate.set()
         await running.settle(held)
 
@@ -323,7 +312,7 @@ async def test_cancelled_sequences_never_reach_the_session() -> None:
     async with _running() as running:
         held = await running.hold()
         gone, kept = running.submit((1,), (2,))
-        running.leave(gone)
+        leave(running.batcher, gone)
         running.session.gate.set()
         assert await running.settle(held, gone, kept) == [5, "cancelled", 2]
         assert running.session.batches == [[(5,)], [(2,)]]
@@ -333,7 +322,7 @@ async def test_cancelled_sequences_never_reach_the_session() -> None:
 async def test_cancelling_what_runs_harms_nobody() -> None:
     async with _running() as running:
         held = await running.hold()
-        running.leave(held)
+        leave(running.batcher, held)
         (after,) = running.submit((3,))
         running.session.gate.set()
         assert await running.settle(held, after) == ["cancelled", 3]
@@ -468,7 +457,7 @@ async def test_two_sessions_share_the_queue() -> None:
     batcher.start()
     try:
         flow = Flow(Priority.INTERACTIVE, "")
-        rewards = [_in_flight(_sequence(token), flow) for token in (1, 2)]
+        rewards = [reward_in_flight(_sequence(token), flow) for token in (1, 2)]
         batcher.submit(rewards)
         async with asyncio.timeout(PATIENCE_S):
             await first.entered.wait()
@@ -511,7 +500,7 @@ async def test_what_the_session_knows_costs_no_rows_and_is_counted() -> None:
     try:
         flow = Flow(Priority.INTERACTIVE, "")
         sequences = [_sequence(*session.PROMPT, n, 60, 61, 62) for n in range(30, 36)]
-        rewards = [_in_flight(sequence, flow) for sequence in sequences]
+        rewards = [reward_in_flight(sequence, flow) for sequence in sequences]
         batcher.submit(rewards)
         await asyncio.wait_for(asyncio.gather(*(r.future for r in rewards)), PATIENCE_S)
     finally:

@@ -24,6 +24,7 @@ from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ModelFailed, Unavailable
 from kwise.types import Priority
+from tests.rewards_in_flight import leave, reward_in_flight
 from tests.servers import PATIENCE_S
 from tests.sum_session import SumSession
 
@@ -72,17 +73,13 @@ class PreparingSession(SumSession):
 
 
 def _in_flight(tokens: Tokens, flow: Flow, prompt_tokens: int = 0) -> RewardInFlight:
-    reward = RewardInFlight(key=b"", client=flow.client, cost=0)
-    reward.waiters[flow] += 1
-    reward.set_sequence(
-        EncodedSequence(
-            token_ids=np.array(tokens, np.int64),
-            type_ids=None,
-            num_tokens=len(tokens),
-            prompt_tokens=prompt_tokens,
-        )
+    sequence = EncodedSequence(
+        token_ids=np.array(tokens, np.int64),
+        type_ids=None,
+        num_tokens=len(tokens),
+        prompt_tokens=prompt_tokens,
     )
-    return reward
+    return reward_in_flight(sequence, flow)
 
 
 class Running:
@@ -104,13 +101,6 @@ class Running:
         rewards = [_in_flight(tokens, flow, prompt_tokens) for tokens in sequences]
         self.batcher.submit(rewards)
         return rewards
-
-    def leave(self, reward: RewardInFlight) -> None:
-        """The last request that waits for the reward leaves, as in the scorer."""
-        for flow in reward.waiters:
-            self.batcher.leave(reward, flow)
-        self.batcher.admission.release(reward)
-        reward.future.cancel()
 
 
 async def _outcomes(*rewards: RewardInFlight) -> list[Any]:
@@ -185,7 +175,7 @@ async def test_a_reward_that_nobody_waits_for_does_not_run_though_it_is_prepared
         gone, stays = running.submit((1, 1), (2, 2))
         await _happens(session.preparing)
         assert session.prepared == [[(1, 1), (2, 2)]]
-        running.leave(gone)
+        leave(running.batcher, gone)
         session.gate.set()
         assert await _outcomes(*held, gone, stays) == [20, "cancelled", 4]
         assert session.batches[1:] == [[(2, 2)]] and session.used == []
@@ -376,7 +366,7 @@ def test_rewards_are_those_of_each_conversation_alone_whatever_arrives_and_leave
                     )
                 elif kind == "leave" and value < len(rewards):
                     if not rewards[value].future.done():
-                        running.leave(rewards[value])
+                        leave(running.batcher, rewards[value])
                 elif kind == "step":
                     session.steps.release(value)
                 else:
