@@ -105,7 +105,7 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
     if not std > 0:
         raise ConfigError(
             f"INPUT {config.input}: all {moments.count} responses have the reward "
-            f"{moments.mean:g}, so there is no scale; give --mean-only"
+            f"{moments.mean:g}, so their standard deviation is 0; give --mean-only"
         )
     calibration = {
         "reference": Path(config.input).name,

@@ -105,7 +105,7 @@ def _of_server(target: str, timeout_s: float) -> tuple[Facts, dict[str, Any]]:
         check_targets("ARTIFACT|SERVER", target)
         check_timeout("--timeout-s", timeout_s)
     except InvalidRequest as error:
-        raise ConfigError(f"{error}, and there is no directory of this name") from None
+        raise ConfigError(f"{error}; a directory of this name does not exist either") from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
     with RewardClient(target, timeout_s=timeout_s, connect_timeout_s=timeout_s) as client:

@@ -35,7 +35,7 @@ class NextBatch:
     Args:
         started: see `Session.prepare`.
 
-    rewards: the rewards that are predicted; empty if there is no prediction.
+    rewards: the rewards of the predicted batch; empty without a prediction.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class NextBatch:
             self._prepared = loop.run_in_executor(
                 self._thread, self._session.prepare, sequences, self._started
             )
-            # asyncio logs an exception that nobody retrieves, and a prediction may be dropped.
+            # asyncio logs exceptions that are never retrieved. Here they do no harm: `run` prepares
+            # the batch again, and its error counts.
             self._prepared.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _is_good(self, num_waiting: int, cached: Sequence[bytes]) -> bool:

@@ -1,7 +1,7 @@
 """Rewrite a trie graph for CUDA: one tile group, causal attention, the prompt cache on the device.
 
-ONNX Runtime's CUDA kernel for Attention is flash attention only where there is no mask, and on a
-GPU the launches of eight tile groups cost more than the padding that they avoid. With aligned keys
+On CUDA, ONNX Runtime computes Attention with flash attention only if the node has no mask, and the
+launches of eight tile groups cost more than the padding that they avoid. With aligned keys
 (see `kwise.engine.model.packing.pack`) a tile's keys are one path of the trie and its queries are
 the last nodes of that path. So each query sees the keys up to its own, which is causal attention
 aligned at the lower right corner. Attention of opset 24 computes it from the number of keys of each

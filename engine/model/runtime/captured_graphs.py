@@ -75,7 +75,10 @@ class CapturedGraph:
 
 @dataclass(slots=True, kw_only=True)
 class _Shape:
-    """What is known of one combination of input shapes. outputs: those of its first pass."""
+    """The passes and the captured graph of one combination of input shapes.
+
+    outputs: the outputs of its first pass.
+    """
 
     outputs: Mapping[str, Array]
     num_passes: int = 0

@@ -1,1 +1,1 @@
-"""Who may call the server, and how connections are encrypted. SECURITY.md has the threat model."""
+"""Check callers and encrypt connections. SECURITY.md has the threat model."""

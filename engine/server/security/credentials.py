@@ -21,7 +21,7 @@ _REFUSAL_LOG_S = 10.0
 
 
 class Credentials:
-    """What the ports need to know of callers and of TLS. All ports of a server share one object.
+    """The tokens and the TLS context of a server. All of its ports share one object.
 
     Raises:
         ConfigError: a file cannot be read or is not valid. Names the option and the file.
@@ -59,7 +59,7 @@ class Credentials:
 
     @property
     def description(self) -> str:
-        """How callers are known and connections are encrypted, for the log."""
+        """A summary for the log: TLS or not, client certificates, and the number of tokens."""
         parts = ["TLS" if self._tls else "no TLS"]
         if self.tls is not None and self.tls.client_ca is not None:
             parts.append("client certificates needed")
