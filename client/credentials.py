@@ -50,7 +50,7 @@ class Credentials:
     tls_key: str = ""
 
     def __post_init__(self) -> None:
-        _check(self, {})
+        _check({name: getattr(self, name) for name in _VARIABLES}, {})
 
     @classmethod
     def from_environment(cls) -> "Credentials":
@@ -59,11 +59,9 @@ class Credentials:
         Raises:
             InvalidRequest: as the class; names the variable.
         """
-        credentials = object.__new__(cls)
-        for name, variable in _VARIABLES.items():
-            object.__setattr__(credentials, name, os.environ.get(variable, ""))
-        _check(credentials, _VARIABLES)
-        return credentials
+        values = {name: os.environ.get(variable, "") for name, variable in _VARIABLES.items()}
+        _check(values, _VARIABLES)
+        return cls(**values)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -111,28 +109,27 @@ _VARIABLES = {
 }
 
 
-def _check(credentials: Credentials, names: Mapping[str, str]) -> None:
-    """Check the attributes. `names` are what errors call them, where it is not their own name."""
+def _check(values: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Check the attributes. Errors call an attribute by its name in `names`, or else by its own."""
 
     def name_of(attribute: str) -> str:
         return names.get(attribute, attribute)
 
-    for attribute in _VARIABLES:
-        value: Any = getattr(credentials, attribute)
+    for attribute, value in values.items():
         if not isinstance(value, str):
             raise TypeError(f"{attribute} must be a str, not {type(value).__name__}")
-    if credentials.token and _TOKEN.fullmatch(credentials.token) is None:
+    if values["token"] and _TOKEN.fullmatch(values["token"]) is None:
         raise InvalidRequest(
             name_of("token"),
             "must have letters, digits and any of -._~+/ only, with = at the end only, and no "
             "spaces or newlines",
         )
-    if bool(credentials.tls_cert) != bool(credentials.tls_key):
+    if bool(values["tls_cert"]) != bool(values["tls_key"]):
         given, missing = "tls_cert", "tls_key"
-        if credentials.tls_key:
+        if values["tls_key"]:
             given, missing = missing, given
         raise InvalidRequest(name_of(given), f"needs {name_of(missing)} too")
-    if credentials.tls_cert and not credentials.tls_ca:
+    if values["tls_cert"] and not values["tls_ca"]:
         raise InvalidRequest(
             name_of("tls_cert"),
             f"is for TLS; give {name_of('tls_ca')} too (a file, or {PUBLIC_CA!r})",
