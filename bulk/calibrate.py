@@ -28,7 +28,7 @@ from kwise.bulk.summary import Problems
 from kwise.engine.artifact import MANIFEST, read_artifact, read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.errors import ConfigError
-from kwise.publish import publish_file
+from kwise.publish import publish_text
 from kwise.types import Reward, ScoredGroup, value_formula
 
 _WINDOW_TOKENS = 65_536
@@ -126,9 +126,7 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
         reward_std=std,
         provenance=manifest.provenance | {"calibration": calibration},
     ).signed()
-    work = artifact / f".{MANIFEST}.new"
-    work.write_text(calibrated.to_json(), encoding="utf-8")
-    publish_file(work, artifact / MANIFEST)
+    publish_text(calibrated.to_json(), artifact / MANIFEST)
     _say(
         f"{moments.count:,} responses: value is {value_formula(moments.mean, std)} now, and was "
         f"{value_formula(manifest.reward_mean, manifest.reward_std)}"

@@ -92,6 +92,21 @@ def publish_file(work: Path, target: Path) -> None:
     _sync(target.parent)
 
 
+def publish_text(text: str, target: Path) -> None:
+    """Make a text the content of the file `target`, by way of a temporary file beside it.
+
+    Raises:
+        OSError: It cannot be written, and `target` is as it was.
+    """
+    work = target.with_name(f".{target.name}.tmp")
+    try:
+        work.write_text(text, encoding="utf-8")
+        publish_file(work, target)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+
+
 def _replace(work: Path, target: Path) -> Path:
     """Put `work` in the place of a directory with files in it. Return where the old one is."""
     try:

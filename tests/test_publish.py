@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kwise import publish
-from kwise.publish import publish_directory, publish_file
+from kwise.publish import publish_directory, publish_file, publish_text
 
 NUM_VERSIONS = 150
 # Publishes versions of a pair of files, as many as it is told, and writes a line after each.
@@ -214,4 +214,20 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
         (tmp_path / "work").write_text(content)
         publish_file(tmp_path / "work", tmp_path / "target")
         assert (tmp_path / "target").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_text_that_cannot_be_published_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    publish_text("old", target)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        publish_text("new", target)
+    assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]

@@ -13,7 +13,7 @@ from typing import Any
 from kwise.bulk.scorers.protocol import ModelIdentity
 from kwise.errors import ConfigError
 from kwise.options import flag_of
-from kwise.publish import publish_file
+from kwise.publish import publish_text
 
 _SCHEMA = 1
 
@@ -82,13 +82,7 @@ class RunRecord:
             OSError: it cannot be written, and the old one is in its place.
         """
         content = json.dumps({"schema": _SCHEMA, **asdict(self)}, indent=1) + "\n"
-        work = path.with_name(f".{path.name}.tmp")
-        try:
-            work.write_text(content, encoding="utf-8")
-            publish_file(work, path)
-        except BaseException:
-            work.unlink(missing_ok=True)
-            raise
+        publish_text(content, path)
 
     @classmethod
     def read(cls, path: Path) -> "RunRecord | None":

@@ -6,7 +6,7 @@ range of rows, and its keys are the ancestors of its first node and all nodes fr
 one. (Any other ancestor of a later row lies inside the tile.) Dynamic programming over a cost model
 cuts the rows into tiles and divides the tiles by number of keys into groups, each one call of
 ONNX's Attention, so that little work is padding. See docs/architecture.md. Packing 2,048 rows takes
-about 1 ms, and 8,192 rows 4 ms; SmolLM2's pass of 2,048 rows takes 2 s on two cores.
+less than 1 ms, and 8,192 rows 2 to 4 ms; SmolLM2's pass of 2,048 rows takes 2 s on two cores.
 
 Dimensions: N nodes; T rows; P past entries; B sequences; n tiles of a group, S queries and L keys
 each.
