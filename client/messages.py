@@ -281,9 +281,13 @@ def from_compare_response(response: pb.CompareResponse) -> ComparedGroup:
 def from_model_response(response: pb.GetModelResponse) -> ModelInfo:
     """Return the description of the model of a reply."""
     counters = {field.name: getattr(response.counters, field.name) for field in fields(Counters)}
-    others = [field.name for field in fields(ModelInfo) if field.name != "counters"]
+    special = ("counters", "member_means", "member_stds")
+    others = [field.name for field in fields(ModelInfo) if field.name not in special]
     return ModelInfo(
-        **{name: getattr(response, name) for name in others}, counters=Counters(**counters)
+        **{name: getattr(response, name) for name in others},
+        member_means=tuple(response.member_means),
+        member_stds=tuple(response.member_stds),
+        counters=Counters(**counters),
     )
 
 
@@ -317,6 +321,9 @@ def _from_reward(reward: pb.Reward) -> Reward | KwiseError:
         dropped_tokens=reward.dropped_tokens,
         control_tokens=reward.control_tokens,
         cached=reward.cached,
+        std=reward.std if reward.HasField("std") else None,
+        min=reward.min if reward.HasField("min") else None,
+        members=tuple(reward.members),
     )
 
 

@@ -12,15 +12,23 @@ from kwise.types import Comparison, Reward
 def ranks(rewards: Sequence[Reward | KwiseError]) -> list[int | None]:
     """Return the rank of each response, in the order of `rewards`.
 
-    The largest raw reward has rank 1. Equal rewards share a rank, and the next rank counts all of
-    them (1, 2, 2, 4). A response without a reward, or with the reward NaN, has no rank: None.
+    The largest raw reward has rank 1. If the model has members, the largest value has rank 1,
+    because the members' raw rewards may have different scales. Equal rewards share a rank, and the
+    next rank counts all of them (1, 2, 2, 4). A response without a reward, or with the reward NaN,
+    has no rank: None.
     """
-    raw = [r.raw if isinstance(r, Reward) and not isnan(r.raw) else None for r in rewards]
-    ascending = sorted(value for value in raw if value is not None)
+    numbers = [_sort_value(r) if isinstance(r, Reward) else None for r in rewards]
+    ascending = sorted(number for number in numbers if number is not None)
     return [
-        None if value is None else 1 + len(ascending) - bisect_right(ascending, value)
-        for value in raw
+        None if number is None else 1 + len(ascending) - bisect_right(ascending, number)
+        for number in numbers
     ]
+
+
+def _sort_value(reward: Reward) -> float | None:
+    """Return the number by which a reward is ordered; None if it is NaN."""
+    number = reward.value if reward.members else reward.raw
+    return None if isnan(number) else number
 
 
 def win_probability(margin: float) -> float:

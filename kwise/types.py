@@ -79,13 +79,20 @@ class Group:
 class Reward:
     """The reward of one response.
 
+    A model with members (several heads, or several models) scores a response once per member. Each
+    member's raw reward is normalised by its own mean and std; see `kwise.ensemble`.
+
     Attributes:
-        value: (raw - mean) / std, with the artifact's normalisation.
-        raw: the output of the model's head.
+        value: (raw - mean) / std, with the artifact's normalisation; the mean of `members`, if the
+            model has members.
+        raw: the output of the model's head; the mean of the members' outputs.
         tokens: the length of the scored conversation, after truncation.
         dropped_tokens: the number of tokens that truncation took from the prompt.
         control_tokens: the number of special tokens that the response's own text spells out.
         cached: True if the reward cost no pass of the model in this call.
+        std: the population standard deviation of `members`; None for a model without members.
+        min: the smallest of `members`; None for a model without members.
+        members: the value of each member, in order; empty for a model without members.
     """
 
     value: float
@@ -94,6 +101,9 @@ class Reward:
     dropped_tokens: int = 0
     control_tokens: int = 0
     cached: bool = False
+    std: float | None = None
+    min: float | None = None
+    members: tuple[float, ...] = ()
 
 
 def value_formula(mean: float, std: float) -> str:
@@ -229,3 +239,6 @@ class ModelInfo:
     counters: Counters
     max_responses: int
     max_pairs: int
+    num_members: int = 1
+    member_means: tuple[float, ...] = ()
+    member_stds: tuple[float, ...] = ()

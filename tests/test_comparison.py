@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.comparison import compare, ranks, win_probability
+from kwise.ensemble import ensemble_reward
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed
 from kwise.types import Reward
 
@@ -24,6 +25,14 @@ def test_equal_rewards_share_a_rank() -> None:
 def test_nan_has_no_rank_and_does_not_change_the_others() -> None:
     rewards = [Reward(value=0, raw=raw, tokens=1) for raw in (2.0, nan, 5.0, nan, -inf)]
     assert ranks(rewards) == [2, None, 1, None, 3]
+
+
+def test_members_with_different_scales_are_ranked_by_their_values() -> None:
+    """The second member's scale is a thousand times that of the first, and decides `raw`."""
+    members = [((1.0, 0.5), (1.0, 500.0)), ((0.0, 1.0), (0.0, 1000.0))]
+    rewards = [ensemble_reward(values=values, raw=raw, tokens=1) for values, raw in members]
+    assert rewards[1].raw > rewards[0].raw
+    assert ranks(rewards) == [1, 2]
 
 
 @given(OUTCOMES)

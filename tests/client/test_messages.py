@@ -171,6 +171,17 @@ class TestResults:
         assert (group.model, group.fingerprint) == ("m", "f")
         assert group.timing == Timing(tokenizer_ms=1, queue_ms=2, model_ms=3)
 
+    @given(members=st.lists(finite, min_size=1, max_size=5), std=finite, min_value=finite)
+    def test_members_arrive_as_they_are(
+        self, members: list[float], std: float, min_value: float
+    ) -> None:
+        reward = pb.Reward(value=1, members=members, std=std, min=min_value)
+        reply = through_the_wire(pb.ScoredGroup(rewards=[reward, pb.Reward(value=1)]))
+        first, plain = messages.from_scored_group(reply).rewards
+        assert isinstance(first, Reward) and isinstance(plain, Reward)
+        assert (first.members, first.std, first.min) == (tuple(members), std, min_value)
+        assert (plain.members, plain.std, plain.min) == ((), None, None)
+
     def test_an_absent_rank_is_none(self) -> None:
         failed = pb.Reward(error=pb.Error(code="INTERNAL", message="x"))
         reply = pb.RankResponse(

@@ -147,6 +147,9 @@ def _from_reward(reward: Reward | KwiseError) -> pb.Reward:
         dropped_tokens=reward.dropped_tokens,
         control_tokens=reward.control_tokens,
         cached=reward.cached,
+        std=reward.std,
+        min=reward.min,
+        members=reward.members,
     )
 
 

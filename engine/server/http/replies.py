@@ -14,7 +14,10 @@ from kwise.types import ComparedGroup, Comparison, RankedGroup, Reward, ScoredGr
 
 
 class RewardBody(msgspec.Struct, kw_only=True):
-    """kwise.v1.Reward. With `error`, the response was not scored: value and raw are null."""
+    """kwise.v1.Reward. With `error`, the response was not scored: value and raw are null.
+
+    `std`, `min` and `members` are absent unless the model has members.
+    """
 
     value: float | None = None
     raw: float | None = None
@@ -23,6 +26,9 @@ class RewardBody(msgspec.Struct, kw_only=True):
     control_tokens: int = 0
     cached: bool = False
     error: ErrorDetail | UnsetType = UNSET
+    std: float | UnsetType = UNSET
+    min: float | UnsetType = UNSET
+    members: tuple[float, ...] | UnsetType = UNSET
 
 
 class TimingBody(msgspec.Struct, kw_only=True):
@@ -128,6 +134,9 @@ def _from_reward(reward: Reward | KwiseError) -> RewardBody:
         dropped_tokens=reward.dropped_tokens,
         control_tokens=reward.control_tokens,
         cached=reward.cached,
+        std=UNSET if reward.std is None else reward.std,
+        min=UNSET if reward.min is None else reward.min,
+        members=reward.members or UNSET,
     )
 
 

@@ -63,6 +63,9 @@ class ModelBody(msgspec.Struct, kw_only=True):
     counters: CountersBody
     max_responses: int
     max_pairs: int
+    num_members: int
+    member_means: tuple[float, ...]
+    member_stds: tuple[float, ...]
 
 
 class ModelCard(msgspec.Struct, kw_only=True):

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kwise/v1/reward.proto\x12\x08kwise.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x0c\x43onversation\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.kwise.v1.Message\"\x8f\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\x08messages\x18\x02 \x01(\x0b\x32\x16.kwise.v1.ConversationH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.kwise.v1.TokenIdsH\x00\x12\x18\n\x0etemplated_text\x18\x04 \x01(\tH\x00\x42\x06\n\x04kind\"K\n\x08Response\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.kwise.v1.TokenIdsH\x00\x42\x06\n\x04kind\"\x85\x01\n\x05Group\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06prompt\x18\x02 \x01(\x0b\x32\x10.kwise.v1.Prompt\x12%\n\tresponses\x18\x03 \x03(\x0b\x32\x12.kwise.v1.Response\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.kwise.v1.Priority\"\x9a\x01\n\x0bScoredGroup\x12!\n\x07rewards\x18\x01 \x03(\x0b\x32\x10.kwise.v1.Reward\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12 \n\x06timing\x18\x06 \x01(\x0b\x32\x10.kwise.v1.Timing\"\x9a\x01\n\x06Reward\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03raw\x18\x02 \x01(\x01\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontrol_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x1e\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x0f.kwise.v1.ErrorJ\x04\x08\x08\x10\t\"\x8e\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08response\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x12\n\nover_limit\x18\x05 \x01(\x08\x42\x11\n\x0f_retry_after_msB\x0b\n\t_response\"B\n\x06Timing\x12\x14\n\x0ctokenizer_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x10\n\x08model_ms\x18\x03 \x01(\x01\".\n\x0cScoreRequest\x12\x1e\n\x05group\x18\x01 \x01(\x0b\x32\x0f.kwise.v1.Group\"6\n\rScoreResponse\x12%\n\x06scored\x18\x01 \x01(\x0b\x32\x15.kwise.v1.ScoredGroup\"-\n\x0bRankRequest\x12\x1e\n\x05group\x18\x01 \x01(\x0b\x32\x0f.kwise.v1.Group\"T\n\x0cRankResponse\x12%\n\x06scored\x18\x01 \x01(\x0b\x32\x15.kwise.v1.ScoredGroup\x12\x1d\n\x05ranks\x18\x02 \x03(\x0b\x32\x0e.kwise.v1.Rank\"\"\n\x04Rank\x12\x11\n\x04rank\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_rank\"%\n\x04Pair\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0e\n\x06second\x18\x02 \x01(\r\"O\n\x0e\x43ompareRequest\x12\x1e\n\x05group\x18\x01 \x01(\x0b\x32\x0f.kwise.v1.Group\x12\x1d\n\x05pairs\x18\x02 \x03(\x0b\x32\x0e.kwise.v1.Pair\"c\n\x0f\x43ompareResponse\x12%\n\x06scored\x18\x01 \x01(\x0b\x32\x15.kwise.v1.ScoredGroup\x12)\n\x0b\x63omparisons\x18\x02 \x03(\x0b\x32\x14.kwise.v1.Comparison\"s\n\nComparison\x12\x1c\n\x04pair\x18\x01 \x01(\x0b\x32\x0e.kwise.v1.Pair\x12\x0e\n\x06margin\x18\x02 \x01(\x01\x12\x17\n\x0fwin_probability\x18\x03 \x01(\x01\x12\x1e\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0f.kwise.v1.Error\"@\n\x12ScoreStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1e\n\x05group\x18\x02 \x01(\x0b\x32\x0f.kwise.v1.Group\"v\n\x13ScoreStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x06scored\x18\x02 \x01(\x0b\x32\x15.kwise.v1.ScoredGroupH\x00\x12 \n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.kwise.v1.ErrorH\x00\x42\x08\n\x06result\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xbb\x02\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06layout\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x07 \x01(\r\x12\x10\n\x08overlong\x18\x08 \x01(\t\x12\x16\n\x0e\x63ontrol_tokens\x18\t \x01(\t\x12\x13\n\x0breward_mean\x18\n \x01(\x01\x12\x12\n\nreward_std\x18\x0b \x01(\x01\x12$\n\x08\x63ounters\x18\x0c \x01(\x0b\x32\x12.kwise.v1.Counters\x12\x15\n\rmax_responses\x18\r \x01(\r\x12\x11\n\tmax_pairs\x18\x0e \x01(\r\"\xbc\x03\n\x08\x43ounters\x12\x14\n\x0cmodel_passes\x18\x01 \x01(\x04\x12\x11\n\tsequences\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x15\n\runshared_rows\x18\x04 \x01(\x04\x12\x12\n\ncache_hits\x18\x05 \x01(\x04\x12\x0e\n\x06joined\x18\x06 \x01(\x04\x12\x17\n\x0frejected_groups\x18\x07 \x01(\x04\x12\x11\n\tabandoned\x18\x08 \x01(\x04\x12\x13\n\x0breused_rows\x18\t \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\n \x01(\x01\x12\x18\n\x10idle_with_work_s\x18\x0b \x01(\x01\x12\x13\n\x0bshared_hits\x18\x0c \x01(\x04\x12\x15\n\rshared_misses\x18\r \x01(\x04\x12\x19\n\x11shared_unanswered\x18\x0e \x01(\x04\x12\x15\n\rshared_joined\x18\x0f \x01(\x04\x12\x17\n\x0fshared_timeouts\x18\x10 \x01(\x04\x12\x15\n\rshared_errors\x18\x11 \x01(\x04\x12\x16\n\x0eshared_rubbish\x18\x12 \x01(\x04\x12\x15\n\rshared_stored\x18\x13 \x01(\x04\x12\x16\n\x0eshared_dropped\x18\x14 \x01(\x04*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xd3\x02\n\rRewardService\x12\x38\n\x05Score\x12\x16.kwise.v1.ScoreRequest\x1a\x17.kwise.v1.ScoreResponse\x12\x35\n\x04Rank\x12\x15.kwise.v1.RankRequest\x1a\x16.kwise.v1.RankResponse\x12>\n\x07\x43ompare\x12\x18.kwise.v1.CompareRequest\x1a\x19.kwise.v1.CompareResponse\x12N\n\x0bScoreStream\x12\x1c.kwise.v1.ScoreStreamRequest\x1a\x1d.kwise.v1.ScoreStreamResponse(\x01\x30\x01\x12\x41\n\x08GetModel\x12\x19.kwise.v1.GetModelRequest\x1a\x1a.kwise.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kwise/v1/reward.proto\x12\x08kwise.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"3\n\x0c\x43onversation\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.kwise.v1.Message\"\x8f\x01\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\x08messages\x18\x02 \x01(\x0b\x32\x16.kwise.v1.ConversationH\x00\x12\'\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x12.kwise.v1.TokenIdsH\x00\x12\x18\n\x0etemplated_text\x18\x04 \x01(\tH\x00\x42\x06\n\x04kind\"K\n\x08Response\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x12.kwise.v1.TokenIdsH\x00\x42\x06\n\x04kind\"\x85\x01\n\x05Group\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x06prompt\x18\x02 \x01(\x0b\x32\x10.kwise.v1.Prompt\x12%\n\tresponses\x18\x03 \x03(\x0b\x32\x12.kwise.v1.Response\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.kwise.v1.Priority\"\x9a\x01\n\x0bScoredGroup\x12!\n\x07rewards\x18\x01 \x03(\x0b\x32\x10.kwise.v1.Reward\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12 \n\x06timing\x18\x06 \x01(\x0b\x32\x10.kwise.v1.Timing\"\xd9\x01\n\x06Reward\x12\r\n\x05value\x18\x01 \x01(\x01\x12\x0b\n\x03raw\x18\x02 \x01(\x01\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontrol_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\x1e\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x0f.kwise.v1.Error\x12\x10\n\x03std\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03min\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x0f\n\x07members\x18\n \x03(\x01\x42\x06\n\x04_stdB\x06\n\x04_min\"\x8e\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08response\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x12\n\nover_limit\x18\x05 \x01(\x08\x42\x11\n\x0f_retry_after_msB\x0b\n\t_response\"B\n\x06Timing\x12\x14\n\x0ctokenizer_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x10\n\x08model_ms\x18\x03 \x01(\x01\".\n\x0cScoreRequest\x12\x1e\n\x05group\x18\x01 \x01(\x0b\x32\x0f.kwise.v1.Group\"6\n\rScoreResponse\x12%\n\x06scored\x18\x01 \x01(\x0b\x32\x15.kwise.v1.ScoredGroup\"-\n\x0bRankRequest\x12\x1e\n\x05group\x18\x01 \x01(\x0b\x32\x0f.kwise.v1.Group\"T\n\x0cRankResponse\x12%\n\x06scored\x18\x01 \x01(\x0b\x32\x15.kwise.v1.ScoredGroup\x12\x1d\n\x05ranks\x18\x02 \x03(\x0b\x32\x0e.kwise.v1.Rank\"\"\n\x04Rank\x12\x11\n\x04rank\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x07\n\x05_rank\"%\n\x04Pair\x12\r\n\x05\x66irst\x18\x01 \x01(\r\x12\x0e\n\x06second\x18\x02 \x01(\r\"O\n\x0e\x43ompareRequest\x12\x1e\n\x05group\x18\x01 \x01(\x0b\x32\x0f.kwise.v1.Group\x12\x1d\n\x05pairs\x18\x02 \x03(\x0b\x32\x0e.kwise.v1.Pair\"c\n\x0f\x43ompareResponse\x12%\n\x06scored\x18\x01 \x01(\x0b\x32\x15.kwise.v1.ScoredGroup\x12)\n\x0b\x63omparisons\x18\x02 \x03(\x0b\x32\x14.kwise.v1.Comparison\"s\n\nComparison\x12\x1c\n\x04pair\x18\x01 \x01(\x0b\x32\x0e.kwise.v1.Pair\x12\x0e\n\x06margin\x18\x02 \x01(\x01\x12\x17\n\x0fwin_probability\x18\x03 \x01(\x01\x12\x1e\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0f.kwise.v1.Error\"@\n\x12ScoreStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1e\n\x05group\x18\x02 \x01(\x0b\x32\x0f.kwise.v1.Group\"v\n\x13ScoreStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x06scored\x18\x02 \x01(\x0b\x32\x15.kwise.v1.ScoredGroupH\x00\x12 \n\x05\x65rror\x18\x03 \x01(\x0b\x32\x0f.kwise.v1.ErrorH\x00\x42\x08\n\x06result\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xfb\x02\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0e\n\x06layout\x18\x03 \x01(\t\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x18\n\x10max_batch_tokens\x18\x07 \x01(\r\x12\x10\n\x08overlong\x18\x08 \x01(\t\x12\x16\n\x0e\x63ontrol_tokens\x18\t \x01(\t\x12\x13\n\x0breward_mean\x18\n \x01(\x01\x12\x12\n\nreward_std\x18\x0b \x01(\x01\x12$\n\x08\x63ounters\x18\x0c \x01(\x0b\x32\x12.kwise.v1.Counters\x12\x15\n\rmax_responses\x18\r \x01(\r\x12\x11\n\tmax_pairs\x18\x0e \x01(\r\x12\x13\n\x0bnum_members\x18\x0f \x01(\r\x12\x14\n\x0cmember_means\x18\x10 \x03(\x01\x12\x13\n\x0bmember_stds\x18\x11 \x03(\x01\"\xbc\x03\n\x08\x43ounters\x12\x14\n\x0cmodel_passes\x18\x01 \x01(\x04\x12\x11\n\tsequences\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x15\n\runshared_rows\x18\x04 \x01(\x04\x12\x12\n\ncache_hits\x18\x05 \x01(\x04\x12\x0e\n\x06joined\x18\x06 \x01(\x04\x12\x17\n\x0frejected_groups\x18\x07 \x01(\x04\x12\x11\n\tabandoned\x18\x08 \x01(\x04\x12\x13\n\x0breused_rows\x18\t \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\n \x01(\x01\x12\x18\n\x10idle_with_work_s\x18\x0b \x01(\x01\x12\x13\n\x0bshared_hits\x18\x0c \x01(\x04\x12\x15\n\rshared_misses\x18\r \x01(\x04\x12\x19\n\x11shared_unanswered\x18\x0e \x01(\x04\x12\x15\n\rshared_joined\x18\x0f \x01(\x04\x12\x17\n\x0fshared_timeouts\x18\x10 \x01(\x04\x12\x15\n\rshared_errors\x18\x11 \x01(\x04\x12\x16\n\x0eshared_rubbish\x18\x12 \x01(\x04\x12\x15\n\rshared_stored\x18\x13 \x01(\x04\x12\x16\n\x0eshared_dropped\x18\x14 \x01(\x04*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xd3\x02\n\rRewardService\x12\x38\n\x05Score\x12\x16.kwise.v1.ScoreRequest\x1a\x17.kwise.v1.ScoreResponse\x12\x35\n\x04Rank\x12\x15.kwise.v1.RankRequest\x1a\x16.kwise.v1.RankResponse\x12>\n\x07\x43ompare\x12\x18.kwise.v1.CompareRequest\x1a\x19.kwise.v1.CompareResponse\x12N\n\x0bScoreStream\x12\x1c.kwise.v1.ScoreStreamRequest\x1a\x1d.kwise.v1.ScoreStreamResponse(\x01\x30\x01\x12\x41\n\x08GetModel\x12\x19.kwise.v1.GetModelRequest\x1a\x1a.kwise.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kwise.v1.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=2637
-  _globals['_PRIORITY']._serialized_end=2718
+  _globals['_PRIORITY']._serialized_start=2764
+  _globals['_PRIORITY']._serialized_end=2845
   _globals['_TOKENIDS']._serialized_start=35
   _globals['_TOKENIDS']._serialized_end=58
   _globals['_MESSAGE']._serialized_start=60
@@ -48,39 +48,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREDGROUP']._serialized_start=515
   _globals['_SCOREDGROUP']._serialized_end=669
   _globals['_REWARD']._serialized_start=672
-  _globals['_REWARD']._serialized_end=826
-  _globals['_ERROR']._serialized_start=829
-  _globals['_ERROR']._serialized_end=971
-  _globals['_TIMING']._serialized_start=973
-  _globals['_TIMING']._serialized_end=1039
-  _globals['_SCOREREQUEST']._serialized_start=1041
-  _globals['_SCOREREQUEST']._serialized_end=1087
-  _globals['_SCORERESPONSE']._serialized_start=1089
-  _globals['_SCORERESPONSE']._serialized_end=1143
-  _globals['_RANKREQUEST']._serialized_start=1145
-  _globals['_RANKREQUEST']._serialized_end=1190
-  _globals['_RANKRESPONSE']._serialized_start=1192
-  _globals['_RANKRESPONSE']._serialized_end=1276
-  _globals['_RANK']._serialized_start=1278
-  _globals['_RANK']._serialized_end=1312
-  _globals['_PAIR']._serialized_start=1314
-  _globals['_PAIR']._serialized_end=1351
-  _globals['_COMPAREREQUEST']._serialized_start=1353
-  _globals['_COMPAREREQUEST']._serialized_end=1432
-  _globals['_COMPARERESPONSE']._serialized_start=1434
-  _globals['_COMPARERESPONSE']._serialized_end=1533
-  _globals['_COMPARISON']._serialized_start=1535
-  _globals['_COMPARISON']._serialized_end=1650
-  _globals['_SCORESTREAMREQUEST']._serialized_start=1652
-  _globals['_SCORESTREAMREQUEST']._serialized_end=1716
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=1718
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=1836
-  _globals['_GETMODELREQUEST']._serialized_start=1838
-  _globals['_GETMODELREQUEST']._serialized_end=1870
-  _globals['_GETMODELRESPONSE']._serialized_start=1873
-  _globals['_GETMODELRESPONSE']._serialized_end=2188
-  _globals['_COUNTERS']._serialized_start=2191
-  _globals['_COUNTERS']._serialized_end=2635
-  _globals['_REWARDSERVICE']._serialized_start=2721
-  _globals['_REWARDSERVICE']._serialized_end=3060
+  _globals['_REWARD']._serialized_end=889
+  _globals['_ERROR']._serialized_start=892
+  _globals['_ERROR']._serialized_end=1034
+  _globals['_TIMING']._serialized_start=1036
+  _globals['_TIMING']._serialized_end=1102
+  _globals['_SCOREREQUEST']._serialized_start=1104
+  _globals['_SCOREREQUEST']._serialized_end=1150
+  _globals['_SCORERESPONSE']._serialized_start=1152
+  _globals['_SCORERESPONSE']._serialized_end=1206
+  _globals['_RANKREQUEST']._serialized_start=1208
+  _globals['_RANKREQUEST']._serialized_end=1253
+  _globals['_RANKRESPONSE']._serialized_start=1255
+  _globals['_RANKRESPONSE']._serialized_end=1339
+  _globals['_RANK']._serialized_start=1341
+  _globals['_RANK']._serialized_end=1375
+  _globals['_PAIR']._serialized_start=1377
+  _globals['_PAIR']._serialized_end=1414
+  _globals['_COMPAREREQUEST']._serialized_start=1416
+  _globals['_COMPAREREQUEST']._serialized_end=1495
+  _globals['_COMPARERESPONSE']._serialized_start=1497
+  _globals['_COMPARERESPONSE']._serialized_end=1596
+  _globals['_COMPARISON']._serialized_start=1598
+  _globals['_COMPARISON']._serialized_end=1713
+  _globals['_SCORESTREAMREQUEST']._serialized_start=1715
+  _globals['_SCORESTREAMREQUEST']._serialized_end=1779
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=1781
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=1899
+  _globals['_GETMODELREQUEST']._serialized_start=1901
+  _globals['_GETMODELREQUEST']._serialized_end=1933
+  _globals['_GETMODELRESPONSE']._serialized_start=1936
+  _globals['_GETMODELRESPONSE']._serialized_end=2315
+  _globals['_COUNTERS']._serialized_start=2318
+  _globals['_COUNTERS']._serialized_end=2762
+  _globals['_REWARDSERVICE']._serialized_start=2848
+  _globals['_REWARDSERVICE']._serialized_end=3187
 # @@protoc_insertion_point(module_scope)

@@ -85,7 +85,7 @@ class ScoredGroup(_message.Message):
     def __init__(self, rewards: _Optional[_Iterable[_Union[Reward, _Mapping]]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class Reward(_message.Message):
-    __slots__ = ("value", "raw", "tokens", "dropped_tokens", "control_tokens", "cached", "error")
+    __slots__ = ("value", "raw", "tokens", "dropped_tokens", "control_tokens", "cached", "error", "std", "min", "members")
     VALUE_FIELD_NUMBER: _ClassVar[int]
     RAW_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,9 @@ class Reward(_message.Message):
     CONTROL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
     value: float
     raw: float
     tokens: int
@@ -100,7 +103,10 @@ class Reward(_message.Message):
     control_tokens: int
     cached: bool
     error: Error
-    def __init__(self, value: _Optional[float] = ..., raw: _Optional[float] = ..., tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., control_tokens: _Optional[int] = ..., cached: bool = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    std: float
+    min: float
+    members: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, value: _Optional[float] = ..., raw: _Optional[float] = ..., tokens: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., control_tokens: _Optional[int] = ..., cached: bool = ..., error: _Optional[_Union[Error, _Mapping]] = ..., std: _Optional[float] = ..., min: _Optional[float] = ..., members: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("code", "message", "retry_after_ms", "response", "over_limit")
@@ -219,7 +225,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "fingerprint", "layout", "precision", "runtime", "max_tokens", "max_batch_tokens", "overlong", "control_tokens", "reward_mean", "reward_std", "counters", "max_responses", "max_pairs")
+    __slots__ = ("model", "fingerprint", "layout", "precision", "runtime", "max_tokens", "max_batch_tokens", "overlong", "control_tokens", "reward_mean", "reward_std", "counters", "max_responses", "max_pairs", "num_members", "member_means", "member_stds")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +240,9 @@ class GetModelResponse(_message.Message):
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_RESPONSES_FIELD_NUMBER: _ClassVar[int]
     MAX_PAIRS_FIELD_NUMBER: _ClassVar[int]
+    NUM_MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_MEANS_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_STDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     fingerprint: str
     layout: str
@@ -248,7 +257,10 @@ class GetModelResponse(_message.Message):
     counters: Counters
     max_responses: int
     max_pairs: int
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., max_responses: _Optional[int] = ..., max_pairs: _Optional[int] = ...) -> None: ...
+    num_members: int
+    member_means: _containers.RepeatedScalarFieldContainer[float]
+    member_stds: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., max_responses: _Optional[int] = ..., max_pairs: _Optional[int] = ..., num_members: _Optional[int] = ..., member_means: _Optional[_Iterable[float]] = ..., member_stds: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Counters(_message.Message):
     __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows", "busy_s", "idle_with_work_s", "shared_hits", "shared_misses", "shared_unanswered", "shared_joined", "shared_timeouts", "shared_errors", "shared_rubbish", "shared_stored", "shared_dropped")

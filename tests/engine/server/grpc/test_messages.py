@@ -1,13 +1,18 @@
 """Errors cross the wire as data: a client need not read text for status, response and advice."""
 
+import json
 from types import SimpleNamespace
 
+import msgspec
 import pytest
+from google.protobuf import json_format
 
 from kwise.client import messages as client_messages
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.grpc import messages
+from kwise.engine.server.http.replies import from_scored_group
+from kwise.ensemble import ensemble_reward
 from kwise.errors import (
     ConfigError,
     InvalidRequest,
@@ -18,6 +23,7 @@ from kwise.errors import (
 )
 from kwise.options import MAX_UINT32
 from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.types import Reward, ScoredGroup
 
 ERRORS: list[KwiseError] = [
     InvalidRequest("prompt", "it is empty"),
@@ -34,6 +40,31 @@ def test_an_error_of_a_group_or_response_keeps_what_it_is_about(error: KwiseErro
     assert (received.status, received.response) == (error.status, error.response)
     assert received.retry_after_s == getattr(error, "retry_after_s", None)
     assert received.message == str(error)
+
+
+async def test_rewards_keep_their_members_over_grpc_and_http() -> None:
+    member_values = [(0.5, -1.0, 3.25), (0.25,)]
+    rewards = [
+        ensemble_reward(values=values, raw=values, tokens=7, cached=True)
+        for values in member_values
+    ]
+    plain = Reward(value=1.0, raw=2.0, tokens=3)
+    scored = ScoredGroup(
+        rewards=(*rewards, plain, ModelFailed()),
+        model="m",
+        fingerprint="f",
+        precision="fp32",
+        runtime="r",
+    )
+    message = await messages.from_scored_group(scored)
+    received = client_messages.from_scored_group(
+        pb.ScoredGroup.FromString(message.SerializeToString())
+    )
+    assert received.rewards[:-1] == (*rewards, plain)
+    body = msgspec.json.encode(await from_scored_group(scored))
+    assert json_format.Parse(body, pb.ScoredGroup()).rewards[:2] == message.rewards[:2]
+    for reply in json.loads(body)["rewards"][2:]:
+        assert not {"std", "min", "members"} & reply.keys()
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
