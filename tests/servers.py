@@ -38,11 +38,16 @@ def raw_rewards(scored: object) -> list[float]:
 
 @contextmanager
 def running_server(
-    artifact: Path, *options: str, entry_point: Sequence[str] = (sys.executable, "-m", "kwise")
+    artifact: Path,
+    *options: str,
+    entry_point: Sequence[str] = (sys.executable, "-m", "kwise"),
+    pass_fds: Sequence[int] = (),
 ) -> Iterator["Server"]:
     """Run `kwise serve` in a process of its own on a free port, and stop it at the end."""
     command = [*entry_point, "serve", str(artifact), "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=artifact)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=artifact, pass_fds=pass_fds
+    )
     log, ports = Log(), queue.SimpleQueue[int | None]()
     reader = threading.Thread(target=log.read, args=(process, ports.put))
     reader.start()

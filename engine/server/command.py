@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from kwise.engine.config import EngineConfig
-from kwise.engine.server.config import RECEIVE_S, ServerConfig
+from kwise.engine.server.config import ServerConfig
 from kwise.errors import ConfigError
 from kwise.options import add_options, from_options
 
@@ -27,8 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
     `kwise.cli` has made the process ignore SIGHUP, until there is an artifact to reload.
     """
     engine, server = from_options(EngineConfig, arguments), from_options(ServerConfig, arguments)
-    if server.http_port is None and server.http_receive_s != RECEIVE_S:
-        raise ConfigError("--http-receive-s is for HTTP; give --http-port too, or leave it out")
     if not arguments.artifact.is_dir():
         is_there = arguments.artifact.exists()
         problem = "is not a directory" if is_there else "there is no such directory"

@@ -22,6 +22,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.service import RewardService
+from kwise.engine.server.systemd import notify_ready, notify_reloading
 from kwise.errors import ArtifactError, ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Reloader:
         while True:
             await self._asked.wait()
             self._asked.clear()
+            notify_reloading()
             serving = self._service.scorer.description
             try:
                 if (new := await self._load()) is not None:
@@ -61,6 +63,7 @@ class Reloader:
                 _LOG.error("reload refused, %s goes on serving: %s", serving, error)
             except Exception:  # noqa: BLE001 - the next SIGHUP must still be obeyed
                 _LOG.exception("reload failed, %s goes on serving", serving)
+            notify_ready(f"serving {self._service.scorer.description}")
 
     async def _load(self) -> Scorer | None:
         """Load and start the artifact at the path. Return None if it has not changed."""

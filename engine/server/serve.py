@@ -8,6 +8,7 @@ answered.
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,14 +16,16 @@ from pathlib import Path
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.base_service import RequestLimits
-from kwise.engine.server.config import ServerConfig
+from kwise.engine.server.config import RECEIVE_S, ServerConfig
 from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.grpc.port import GrpcPort
 from kwise.engine.server.port import Port
 from kwise.engine.server.reload import Reloader
 from kwise.engine.server.security.credentials import Credentials
-from kwise.engine.server.security.exposure import check_exposure, is_loopback
+from kwise.engine.server.security.exposure import check_exposure, exposed_address
 from kwise.engine.server.service import RewardService
+from kwise.engine.server.systemd import http_sockets, notify_ready, notify_stopping
+from kwise.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,9 +43,10 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
         ArtifactError: the artifact is damaged or fails its golden check.
         ConfigError: a port is taken, or an option does not suit the artifact or the address.
     """
-    check_exposure(config)
+    inherited = http_sockets(config)
+    check_exposure(config, inherited)
     credentials = Credentials(config)
-    ports = _bind_ports(config, credentials)
+    ports = _bind_ports(config, credentials, inherited)
     limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
     service = RewardService(Scorer.load(artifact, engine), limits)
     service.scorer.start()
@@ -54,12 +58,14 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
         stopping = _handle_signals(reloader)
         for port in ports:
             await port.start(service)
-        _log_credentials(config, credentials)
+        _log_credentials(config, credentials, inherited)
         for port in ports[1:]:
             _LOG.info("serving on %s", port.address)
         # Programs wait for this line, so it comes last.
         _LOG.info("serving %s on %s", service.scorer.description, ports[0].address)
+        notify_ready(f"serving {service.scorer.description}")
         await stopping.wait()
+        notify_stopping()
         _LOG.info("draining: running requests get %g s to finish", config.grace_s)
         reloading.cancel()
         watching.cancel()
@@ -69,30 +75,38 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
     _LOG.info("stopped")
 
 
-def _bind_ports(config: ServerConfig, credentials: Credentials) -> list[Port]:
-    """Return the ports that the options ask for.
+def _bind_ports(
+    config: ServerConfig, credentials: Credentials, inherited: Sequence[socket.socket]
+) -> list[Port]:
+    """Return the ports that the options ask for, and the HTTP port of inherited sockets.
 
     Raises:
-        ConfigError: a port is taken.
+        ConfigError: a port is taken, or an option is for HTTP and there is no HTTP port.
     """
     ports: list[Port] = []
-    if config.http_port is not None:
+    if config.http_port is None and not inherited:
+        if config.http_receive_s != RECEIVE_S:
+            raise ConfigError("--http-receive-s is for HTTP; give --http-port too, or leave it out")
+    else:
         # Imported late: a server without the option does not load the packages.
         from kwise.engine.server.http.port import HttpPort
 
-        ports.append(HttpPort(config, credentials))
+        ports.append(HttpPort(config, credentials, inherited))
         _LOG.info("listening on %s; calls wait until the model is loaded", ports[0].address)
     return [GrpcPort(config, credentials), *ports]
 
 
-def _log_credentials(config: ServerConfig, credentials: Credentials) -> None:
+def _log_credentials(
+    config: ServerConfig, credentials: Credentials, inherited: Sequence[socket.socket]
+) -> None:
     """Say how callers are known, and warn if texts and tokens can be read on their way."""
     if credentials.needs_token or credentials.tls is not None:
         _LOG.info("connections: %s", credentials.description)
-    if credentials.tls is None and not is_loopback(config.host, config.port):
+    address = exposed_address(config, inherited)
+    if credentials.tls is None and address is not None:
         _LOG.warning(
-            "--host %s without --tls-cert: texts%s cross the network unencrypted",
-            config.host,
+            "%s without --tls-cert: texts%s cross the network unencrypted",
+            address,
             " and tokens" if credentials.needs_token else "",
         )
 

@@ -12,6 +12,7 @@ import asyncio
 import resource
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from email.utils import formatdate
 from typing import Any
@@ -41,28 +42,30 @@ _KEEP_ALIVE_S = 75
 class HttpPort:
     """A `Port` that speaks HTTP.
 
+    Args:
+        inherited: the listening sockets that systemd passes, instead of --http-port.
+
     Raises:
         ConfigError: the port cannot be bound.
     """
 
-    def __init__(self, config: ServerConfig, credentials: Credentials) -> None:
-        assert config.http_port is not None
+    def __init__(
+        self,
+        config: ServerConfig,
+        credentials: Credentials,
+        inherited: Sequence[socket.socket] = (),
+    ) -> None:
         self._config = config
         self._credentials = credentials
         self._servers: list[asyncio.Server] = []
         self._state = _State()
         self._stopping: asyncio.Task[None] | None = None
-        try:
-            self._sockets = bound_sockets(config.host, config.http_port)
-            for listening in self._sockets:
-                _notice_lost_machines(listening)
-                listening.listen(_BACKLOG)
-        except OSError as error:
-            raise ConfigError(
-                cannot_listen(config.host, "--http-port", config.http_port, error)
-            ) from None
+        self._sockets = list(inherited) or _bound(config)
+        for listening in self._sockets:
+            _notice_lost_machines(listening)
         scheme = "http" if credentials.tls is None else "https"
-        self.address = f"{scheme}://{config.host}:{self._sockets[0].getsockname()[1]}"
+        host, port = self._sockets[0].getsockname()[:2]
+        self.address = f"{scheme}://{host if inherited else config.host}:{port}"
 
     async def start(self, service: RewardService) -> None:
         """Answer requests with `service` from now on."""
@@ -162,6 +165,24 @@ class _State(ServerState):
     @default_headers.setter
     def default_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
         """Ignore the empty list that uvicorn sets first."""
+
+
+def _bound(config: ServerConfig) -> list[socket.socket]:
+    """Return sockets that listen on --http-port.
+
+    Raises:
+        ConfigError: the port cannot be bound.
+    """
+    assert config.http_port is not None
+    try:
+        sockets = bound_sockets(config.host, config.http_port)
+        for listening in sockets:
+            listening.listen(_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            cannot_listen(config.host, "--http-port", config.http_port, error)
+        ) from None
+    return sockets
 
 
 def _notice_lost_machines(listening: socket.socket) -> None:
