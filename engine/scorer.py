@@ -36,6 +36,7 @@ from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.group_times import GroupTimes
 from kwise.engine.schedule.in_flight import RewardInFlight, TokenizerJob
 from kwise.engine.schedule.policy import FairBatching
+from kwise.engine.schedule.state import EngineState
 from kwise.engine.schedule.tokenizer_pool import TokenizerPool
 from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS, in_slices
 from kwise.engine.text.encoder import ConversationEncoder
@@ -68,6 +69,7 @@ class Scorer:
         self.precision = sessions[0].precision
         self.max_tokens = effective_max_tokens(artifact, config)
         self._encoder = encoder
+        self._sessions = sessions
         self._namespace = reward_namespace(
             artifact.manifest.fingerprint,
             config,
@@ -143,6 +145,18 @@ class Scorer:
     def num_tokens_in_flight(self) -> int:
         """The tokens that wait or are being computed; an estimate for text that waits."""
         return sum(reward.cost for reward in self._in_flight.values())
+
+    @property
+    def state(self) -> EngineState:
+        """What waits and what is cached at this moment."""
+        return EngineState(
+            queue_tokens=self._admission.num_tokens,
+            queue_sequences=self._batcher.num_waiting,
+            max_queue_tokens=self.config.max_queue_tokens,
+            rewards_in_flight=len(self._in_flight),
+            reward_cache=self._caches.usage,
+            prompt_caches=tuple(session.prompt_cache.usage for session in self._sessions),
+        )
 
     def start(self) -> None:
         """Begin to serve, in the running event loop."""
@@ -245,6 +259,7 @@ class Scorer:
         if self._is_stopped and missing:
             raise Unavailable.draining()
         job = self._admit(group, new) if new else None
+        self.counters.cache_misses += len(missing)
         self.counters.joined += len(missing) - len(new)
         in_flight = {key: self._in_flight[key] for key in missing}
         for reward in in_flight.values():
@@ -269,10 +284,23 @@ class Scorer:
 
     def _compute(self, job: TokenizerJob) -> None:
         """Compute the rewards of a job, and tell the other servers."""
-        if self._caches.shared:
-            for reward in job.rewards:
+        for reward in job.rewards:
+            reward.future.add_done_callback(partial(self._count, reward))
+            if self._caches.shared:
                 reward.future.add_done_callback(partial(self._share, reward))
         self._tokenizers.add(job)
+
+    def _count(self, reward: RewardInFlight, _: object) -> None:
+        """Count a reward that was computed here in the statistics."""
+        if not reward.is_computed or (sequence := reward.sequence) is None:
+            return
+        manifest, counters = self.artifact.manifest, self.counters
+        value = (reward.future.result() - manifest.reward_mean) / manifest.reward_std
+        length = sequence.num_tokens - sequence.prompt_tokens
+        counters.rewards.observe(value, length, reward.queue_s)
+        counters.truncated_sequences += bool(sequence.dropped_tokens)
+        counters.dropped_tokens += sequence.dropped_tokens
+        counters.control_tokens += sequence.control_tokens
 
     def _share(self, reward: RewardInFlight, _: object) -> None:
         """Put a reward that was computed here into the shared cache, or give up its claim."""

@@ -219,6 +219,14 @@ class Counters:
     shared_rubbish: int
     shared_stored: int
     shared_dropped: int
+    answered_groups: int
+    cached_groups: int
+    failed_groups: int
+    cache_misses: int
+    truncated_sequences: int
+    dropped_tokens: int
+    control_tokens: int
+    failed_sequences: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,3 +250,7 @@ class ModelInfo:
     num_members: int = 1
     member_means: tuple[float, ...] = ()
     member_stds: tuple[float, ...] = ()
+    queue_tokens: int
+    queue_sequences: int
+    max_queue_tokens: int
+    num_devices: int

@@ -8,6 +8,7 @@ from kwise.types import Counters, ModelInfo
 
 # A request may go to any server, so it has to keep to the limits of all.
 _LIMITS = ("max_tokens", "max_batch_tokens", "max_responses", "max_pairs")
+_SUMS = ("queue_tokens", "queue_sequences", "max_queue_tokens", "num_devices")
 _TEXTS = ("precision", "runtime", "overlong", "control_tokens")
 # The settings on which the reward or the error of a conversation depends.
 _DECIDING = ("precision", "max_tokens", "overlong", "control_tokens")
@@ -16,8 +17,8 @@ _DECIDING = ("precision", "max_tokens", "overlong", "control_tokens")
 def merge_models(models: Sequence[ModelInfo]) -> ModelInfo:
     """Return the description of several servers of one model as if they were one server.
 
-    Limits are the lowest, and counters are sums. Settings that differ between the servers are named
-    all, with commas between them.
+    Limits are the lowest; counters and what waits are sums. Settings that differ between the
+    servers are named all, with commas between them.
     """
     first = models[0]
     if len(models) == 1:
@@ -29,6 +30,8 @@ def merge_models(models: Sequence[ModelInfo]) -> ModelInfo:
     settings: dict[str, Any] = {
         name: min(getattr(model, name) for model in models) for name in _LIMITS
     }
+    for name in _SUMS:
+        settings[name] = sum(getattr(model, name) for model in models)
     for name in _TEXTS:
         settings[name] = ", ".join(dict.fromkeys(getattr(model, name) for model in models))
     return replace(first, counters=Counters(**counters), **settings)

@@ -78,6 +78,10 @@ class RemoteService(BaseRewardService):
         return replace(
             infos[0],
             counters=total,
+            queue_tokens=sum(info.queue_tokens for info in infos),
+            queue_sequences=sum(info.queue_sequences for info in infos),
+            max_queue_tokens=sum(info.max_queue_tokens for info in infos),
+            num_devices=sum(info.num_devices for info in infos),
             max_responses=self.limits.max_responses,
             max_pairs=self.limits.max_pairs,
         )

@@ -8,6 +8,7 @@ class CacheCounters:
     """Totals that only grow. See `Counters` in reward.proto for the meaning of the numbers."""
 
     cache_hits: int = 0
+    cache_misses: int = 0
     shared_hits: int = 0
     shared_misses: int = 0
     shared_unanswered: int = 0

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from kwise.engine.cache_usage import CacheUsage
 from kwise.types import Group, Message, TemplatedText, TokenIds
 
 # The 32-byte key, the entry, and the table's share of both, measured with tracemalloc.
@@ -55,9 +56,14 @@ class RewardCache:
         return len(self._entries)
 
     @property
-    def num_bytes(self) -> int:
-        """The memory that the entries take."""
-        return len(self._entries) * ENTRY_BYTES
+    def usage(self) -> CacheUsage:
+        """The rewards that are cached, and the memory that they take."""
+        num_entries = len(self._entries)
+        return CacheUsage(
+            entries=num_entries,
+            num_bytes=num_entries * ENTRY_BYTES,
+            max_bytes=self._max_entries * ENTRY_BYTES,
+        )
 
 
 def reward_keys(namespace: bytes, group: Group) -> list[bytes]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from kwise.engine.cache.counters import CacheCounters
 from kwise.engine.cache.reward_cache import RewardCache, StoredReward
 from kwise.engine.cache.shared_cache import SharedCache
+from kwise.engine.cache_usage import CacheUsage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,11 @@ class RewardCaches:
         # Other requests may have been answered meanwhile.
         cached |= self._look_up_here([key for key in keys if key not in cached])
         return KnownRewards(cached=cached, elsewhere=looked_up.elsewhere)
+
+    @property
+    def usage(self) -> CacheUsage:
+        """The rewards that are cached in this process."""
+        return self._local.usage
 
     def put(self, key: bytes, reward: StoredReward) -> None:
         """Store a reward in this process. `SharedCache.put` does it for all of them."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from kwise.engine.cache_usage import CacheUsage
 from kwise.engine.trie import common_prefix
 
 States = Sequence[NDArray[Any]]
@@ -135,6 +136,11 @@ class PromptCache:
 
     def __len__(self) -> int:
         return len(self._segments)
+
+    @property
+    def usage(self) -> CacheUsage:
+        """The prefixes that are cached, and the memory that their keys and values take."""
+        return CacheUsage(entries=len(self), num_bytes=self.num_bytes, max_bytes=self.max_bytes)
 
     def _drop_oldest(self) -> None:
         self._drop(next(iter(self._segments)))

@@ -98,9 +98,10 @@ class GraphSession:
             raise ArtifactError(f"{path}: the graph has no output {contract.reward_output!r}")
         self.layout = layout(manifest, contract, self._graph.inputs)
         self.precision = precision
-        num_slots = self._graph.num_slots
         self.prompt_cache = (
-            SlotCache(num_slots) if num_slots else PromptCache(prompt_cache_bytes or 0)
+            SlotCache(self._graph.num_slots, self._graph.slot_bytes)
+            if self._graph.num_slots
+            else PromptCache(prompt_cache_bytes or 0)
         )
         self.runtime = self._graph.runtime
 

@@ -53,7 +53,7 @@ class BucketedGraph:
         self.runtime = graph.runtime
         self.inputs: Mapping[str, Shape] = graph.inputs
         self.outputs: Collection[str] = graph.outputs
-        self.num_slots = graph.num_slots
+        self.num_slots, self.slot_bytes = graph.num_slots, graph.slot_bytes
         self._sizes: dict[tuple[int, ...], _Sizes] = {}
         self._growing = Lock()  # two threads may prepare batches
 

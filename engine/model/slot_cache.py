@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kwise.engine.cache_usage import CacheUsage
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache, Segment, States
 from kwise.engine.trie import Int64
 
@@ -33,11 +34,12 @@ class Reservation:
 class SlotCache(PromptCache):
     """A prompt cache of the slots 1 to `num_slots` - 1; the least recently used are freed first.
 
-    Slot 0 is for padding.
+    Slot 0 is for padding. A slot takes `slot_bytes` of the device's memory, in all layers together.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, slot_bytes: int = 0) -> None:
         super().__init__(max_bytes=1 << 62)  # the slots are the limit
+        self._slot_bytes = slot_bytes
         self.capacity = num_slots - 1
         self._free = np.arange(1, num_slots)  # a stack: the first `_num_free` are free
         self._num_free = num_slots - 1
@@ -93,6 +95,17 @@ class SlotCache(PromptCache):
     def is_revoked(self, segment: Segment) -> bool:
         return segment in self._revoked
 
+    @property
+    def usage(self) -> CacheUsage:
+        with self._lock:
+            self._free_released()
+            num_used = self.capacity - self._num_free
+        return CacheUsage(
+            entries=len(self),
+            num_bytes=num_used * self._slot_bytes,
+            max_bytes=self.capacity * self._slot_bytes,
+        )
+
     def _own(self, owner: Segment | Reservation, slots: Int64) -> None:
         """Hold distinct slots as long as `owner` exists."""
         self._num_owners[slots] += 1
@@ -100,13 +113,16 @@ class SlotCache(PromptCache):
 
     def _take(self, size: int) -> Int64 | None:
         """Take free slots; None, and take none, if there are fewer."""
+        self._free_released()
+        if size > self._num_free:
+            return None
+        self._num_free -= size
+        return self._free[self._num_free : self._num_free + size].copy()
+
+    def _free_released(self) -> None:
         while self._released:
             slots = self._released.popleft()
             self._num_owners[slots] -= 1
             free = slots[self._num_owners[slots] == 0]
             self._free[self._num_free : self._num_free + len(free)] = free
             self._num_free += len(free)
-        if size > self._num_free:
-            return None
-        self._num_free -= size
-        return self._free[self._num_free : self._num_free + size].copy()

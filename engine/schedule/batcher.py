@@ -84,6 +84,11 @@ class Batcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         _fail(self._policy.clear(), Unavailable.draining)
 
+    @property
+    def num_waiting(self) -> int:
+        """The number of sequences that wait for a batch."""
+        return len(self._policy)
+
     def submit(self, rewards: Iterable[RewardInFlight]) -> None:
         """Queue admitted rewards, whose `sequence` is set, for the model.
 
@@ -201,6 +206,10 @@ class Batcher:
         self._counters.rows += result.num_rows
         self._counters.reused_rows += result.num_reused
         self._counters.unshared_rows += sum(reward.cost for reward in batch)
+        passes = self._counters.passes
+        passes.rows.observe(result.num_rows)
+        passes.sequences.observe(len(batch))
+        passes.seconds.observe(model_s)
         for reward, raw in zip(batch, result.rewards, strict=True):
             if reward.future.done():
                 continue
@@ -209,6 +218,7 @@ class Batcher:
                 reward.future.set_result(float(raw))
             else:
                 _LOG.error("the model returned %s for a sequence of %d tokens", raw, reward.cost)
+                self._counters.failed_sequences += 1
                 reward.fail(ModelFailed())
 
     async def _run_in_halves(
@@ -216,6 +226,7 @@ class Batcher:
     ) -> None:
         if len(batch) == 1:
             _LOG.error("the model failed on a sequence of %d tokens", batch[0].cost, exc_info=error)
+            self._counters.failed_sequences += 1
             _fail(batch, ModelFailed)
             return
         _LOG.warning("a batch of %d sequences failed; running it in halves: %s", len(batch), error)

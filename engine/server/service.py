@@ -51,6 +51,7 @@ class RewardService(BaseRewardService):
         self.admit(model)
         scorer = self.scorer
         manifest, config, counters = scorer.artifact.manifest, scorer.config, scorer.counters
+        state = scorer.state
         return ModelInfo(
             model=manifest.name,
             fingerprint=manifest.fingerprint,
@@ -66,6 +67,10 @@ class RewardService(BaseRewardService):
             counters=Counters(**{f.name: getattr(counters, f.name) for f in fields(Counters)}),
             max_responses=self.limits.max_responses,
             max_pairs=self.limits.max_pairs,
+            queue_tokens=state.queue_tokens,
+            queue_sequences=state.queue_sequences,
+            max_queue_tokens=state.max_queue_tokens,
+            num_devices=len(state.prompt_caches),
         )
 
     def admit(self, model: str) -> None:

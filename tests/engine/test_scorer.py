@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 
 from kwise.engine.artifact import Artifact
 from kwise.engine.model.session import GraphSession, Pass
@@ -429,3 +430,51 @@ async def test_a_reward_is_freed_at_once_when_the_last_request_leaves() -> None:
             assert rewards_in_memory() <= num_of_other_tests
         finally:
             gc.enable()
+
+
+# Counters
+
+
+async def test_each_group_and_reward_is_counted_once() -> None:
+    session = SumSession()
+    async with sum_scorer(session) as scorer:
+        counters = scorer.counters
+        session.gate.clear()
+        asking = [asyncio.create_task(scorer.score(ids(1, 2, 3))) for _ in range(2)]
+        await entered(session)
+        assert scorer.state.rewards_in_flight == 2
+        session.gate.set()
+        await asyncio.gather(*asking)
+        assert (counters.cache_misses, counters.joined, counters.cache_hits) == (4, 2, 0)
+        assert counters.rewards.values.count == counters.rewards.queue_s.count == 2
+        before = dict(counters.rewards.values.cumulative())
+        await scorer.score(ids(1, 2, 3))
+        assert dict(counters.rewards.values.cumulative()) == before
+        assert (counters.cache_misses, counters.cache_hits) == (4, 2)
+        with pytest.raises(InvalidRequest):
+            await scorer.score(Group(prompt=(VOCAB,), responses=((2,),)))
+        assert (counters.answered_groups, counters.cached_groups) == (3, 1)
+        assert counters.failed_groups == 1
+        state = scorer.state
+        assert (state.queue_tokens, state.queue_sequences, state.rewards_in_flight) == (0, 0, 0)
+        assert state.reward_cache.entries == 2
+
+
+async def test_values_are_counted_as_replies_have_them() -> None:
+    """The manifest's mean and std are those of `kwise calibrate`."""
+    manifest = replace(MANIFEST, reward_mean=4.0, reward_std=2.0)
+    async with sum_scorer(manifest=manifest) as scorer:
+        scored = await scorer.score(Group(prompt=(1,), responses=((2,), (3, 4))))
+        assert scored.values == (-0.5, 2.0)
+        statistics = scorer.counters.rewards
+        assert statistics.mean_value == pytest.approx(0.75, abs=1e-3)
+        assert [count for _, count in statistics.values.cumulative()].count(1) == 5
+        assert statistics.correlation == pytest.approx(1)
+
+
+async def test_a_sequence_on_which_the_model_fails_is_counted() -> None:
+    async with sum_scorer() as scorer:
+        await scorer.score(ids(1, 2, POISON))
+        assert scorer.counters.failed_sequences == 1
+        assert scorer.counters.rewards.values.count == 1
+        assert scorer.counters.passes.sequences.count == scorer.counters.model_passes

@@ -87,6 +87,7 @@ class OnnxRuntimeGraph:
         with library_errors(problem, raises=ConfigError), CAPTURE_GATE.loading():
             pools = Pools.of(self._session, place, pool_bytes)
         self.num_slots = pools.num_slots if pools else 0
+        self.slot_bytes = pools.slot_bytes if pools else 0
         self._bound = (
             BoundRun(self._session, place, pools, capture=capture) if cuda or pools else None
         )

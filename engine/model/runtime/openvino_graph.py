@@ -48,7 +48,7 @@ class OpenVinoGraph:
         # A tensor that several nodes pass on unchanged has all of their names.
         self._names: list[set[str]] = [node.names for node in compiled.outputs]
         self.outputs: Collection[str] = set().union(*self._names)
-        self.num_slots = 0
+        self.num_slots = self.slot_bytes = 0
         self.runtime = f"openvino {openvino.__version__.split('-')[0]} CPU"
 
     def prepare(self, arrays: Arrays) -> Callable[[], dict[str, NDArray[Any]]]:

@@ -33,6 +33,7 @@ class Pools:
     """The pools of one session.
 
     num_slots: the number of slots of each pool. Slot 0 is for padding and holds nothing.
+    slot_bytes: the bytes that a slot takes in all pools together.
     """
 
     def __init__(self, nodes: Sequence[ort.NodeArg], device: Device, num_bytes: int | None) -> None:
@@ -40,10 +41,10 @@ class Pools:
 
         They are not initialised, because no slot is read before it is written.
         """
-        slot_bytes = sum(node.shape[1] * _TYPES[node.type][1] for node in nodes)
+        self.slot_bytes = sum(node.shape[1] * _TYPES[node.type][1] for node in nodes)
         if num_bytes is None:
             num_bytes = int(_SHARE_OF_FREE_MEMORY * free_bytes(device))
-        self.num_slots = 1 + num_bytes // slot_bytes
+        self.num_slots = 1 + num_bytes // self.slot_bytes
         self._tables = {
             node.name.removeprefix(_POOL): ort.OrtValue.ortvalue_from_shape_and_type(
                 [self.num_slots, node.shape[1]],

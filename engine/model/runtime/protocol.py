@@ -20,6 +20,7 @@ class Graph(Protocol):
     inputs: Mapping[str, Shape]
     outputs: Collection[str]
     num_slots: int  # of its pools of cached keys and values, see pools.py; 0 if it has none
+    slot_bytes: int  # that a slot takes in all pools together
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[Any]]:
         """Return all outputs by name; the caller may keep the arrays.

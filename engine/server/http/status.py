@@ -44,6 +44,14 @@ class CountersBody(msgspec.Struct, kw_only=True):
     shared_rubbish: int
     shared_stored: int
     shared_dropped: int
+    answered_groups: int
+    cached_groups: int
+    failed_groups: int
+    cache_misses: int
+    truncated_sequences: int
+    dropped_tokens: int
+    control_tokens: int
+    failed_sequences: int
 
 
 class ModelBody(msgspec.Struct, kw_only=True):
@@ -66,6 +74,10 @@ class ModelBody(msgspec.Struct, kw_only=True):
     num_members: int
     member_means: tuple[float, ...]
     member_stds: tuple[float, ...]
+    queue_tokens: int
+    queue_sequences: int
+    max_queue_tokens: int
+    num_devices: int
 
 
 class ModelCard(msgspec.Struct, kw_only=True):

@@ -225,7 +225,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "fingerprint", "layout", "precision", "runtime", "max_tokens", "max_batch_tokens", "overlong", "control_tokens", "reward_mean", "reward_std", "counters", "max_responses", "max_pairs", "num_members", "member_means", "member_stds")
+    __slots__ = ("model", "fingerprint", "layout", "precision", "runtime", "max_tokens", "max_batch_tokens", "overlong", "control_tokens", "reward_mean", "reward_std", "counters", "max_responses", "max_pairs", "num_members", "member_means", "member_stds", "queue_tokens", "queue_sequences", "max_queue_tokens", "num_devices")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +243,10 @@ class GetModelResponse(_message.Message):
     NUM_MEMBERS_FIELD_NUMBER: _ClassVar[int]
     MEMBER_MEANS_FIELD_NUMBER: _ClassVar[int]
     MEMBER_STDS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DEVICES_FIELD_NUMBER: _ClassVar[int]
     model: str
     fingerprint: str
     layout: str
@@ -260,10 +264,14 @@ class GetModelResponse(_message.Message):
     num_members: int
     member_means: _containers.RepeatedScalarFieldContainer[float]
     member_stds: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., max_responses: _Optional[int] = ..., max_pairs: _Optional[int] = ..., num_members: _Optional[int] = ..., member_means: _Optional[_Iterable[float]] = ..., member_stds: _Optional[_Iterable[float]] = ...) -> None: ...
+    queue_tokens: int
+    queue_sequences: int
+    max_queue_tokens: int
+    num_devices: int
+    def __init__(self, model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layout: _Optional[str] = ..., precision: _Optional[str] = ..., runtime: _Optional[str] = ..., max_tokens: _Optional[int] = ..., max_batch_tokens: _Optional[int] = ..., overlong: _Optional[str] = ..., control_tokens: _Optional[str] = ..., reward_mean: _Optional[float] = ..., reward_std: _Optional[float] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., max_responses: _Optional[int] = ..., max_pairs: _Optional[int] = ..., num_members: _Optional[int] = ..., member_means: _Optional[_Iterable[float]] = ..., member_stds: _Optional[_Iterable[float]] = ..., queue_tokens: _Optional[int] = ..., queue_sequences: _Optional[int] = ..., max_queue_tokens: _Optional[int] = ..., num_devices: _Optional[int] = ...) -> None: ...
 
 class Counters(_message.Message):
-    __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows", "busy_s", "idle_with_work_s", "shared_hits", "shared_misses", "shared_unanswered", "shared_joined", "shared_timeouts", "shared_errors", "shared_rubbish", "shared_stored", "shared_dropped")
+    __slots__ = ("model_passes", "sequences", "rows", "unshared_rows", "cache_hits", "joined", "rejected_groups", "abandoned", "reused_rows", "busy_s", "idle_with_work_s", "shared_hits", "shared_misses", "shared_unanswered", "shared_joined", "shared_timeouts", "shared_errors", "shared_rubbish", "shared_stored", "shared_dropped", "answered_groups", "cached_groups", "failed_groups", "cache_misses", "truncated_sequences", "dropped_tokens", "control_tokens", "failed_sequences")
     MODEL_PASSES_FIELD_NUMBER: _ClassVar[int]
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -284,6 +292,14 @@ class Counters(_message.Message):
     SHARED_RUBBISH_FIELD_NUMBER: _ClassVar[int]
     SHARED_STORED_FIELD_NUMBER: _ClassVar[int]
     SHARED_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_MISSES_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     model_passes: int
     sequences: int
     rows: int
@@ -304,4 +320,12 @@ class Counters(_message.Message):
     shared_rubbish: int
     shared_stored: int
     shared_dropped: int
-    def __init__(self, model_passes: _Optional[int] = ..., sequences: _Optional[int] = ..., rows: _Optional[int] = ..., unshared_rows: _Optional[int] = ..., cache_hits: _Optional[int] = ..., joined: _Optional[int] = ..., rejected_groups: _Optional[int] = ..., abandoned: _Optional[int] = ..., reused_rows: _Optional[int] = ..., busy_s: _Optional[float] = ..., idle_with_work_s: _Optional[float] = ..., shared_hits: _Optional[int] = ..., shared_misses: _Optional[int] = ..., shared_unanswered: _Optional[int] = ..., shared_joined: _Optional[int] = ..., shared_timeouts: _Optional[int] = ..., shared_errors: _Optional[int] = ..., shared_rubbish: _Optional[int] = ..., shared_stored: _Optional[int] = ..., shared_dropped: _Optional[int] = ...) -> None: ...
+    answered_groups: int
+    cached_groups: int
+    failed_groups: int
+    cache_misses: int
+    truncated_sequences: int
+    dropped_tokens: int
+    control_tokens: int
+    failed_sequences: int
+    def __init__(self, model_passes: _Optional[int] = ..., sequences: _Optional[int] = ..., rows: _Optional[int] = ..., unshared_rows: _Optional[int] = ..., cache_hits: _Optional[int] = ..., joined: _Optional[int] = ..., rejected_groups: _Optional[int] = ..., abandoned: _Optional[int] = ..., reused_rows: _Optional[int] = ..., busy_s: _Optional[float] = ..., idle_with_work_s: _Optional[float] = ..., shared_hits: _Optional[int] = ..., shared_misses: _Optional[int] = ..., shared_unanswered: _Optional[int] = ..., shared_joined: _Optional[int] = ..., shared_timeouts: _Optional[int] = ..., shared_errors: _Optional[int] = ..., shared_rubbish: _Optional[int] = ..., shared_stored: _Optional[int] = ..., shared_dropped: _Optional[int] = ..., answered_groups: _Optional[int] = ..., cached_groups: _Optional[int] = ..., failed_groups: _Optional[int] = ..., cache_misses: _Optional[int] = ..., truncated_sequences: _Optional[int] = ..., dropped_tokens: _Optional[int] = ..., control_tokens: _Optional[int] = ..., failed_sequences: _Optional[int] = ...) -> None: ...

@@ -42,7 +42,7 @@ class CacheIsLeastRecentlyUsed(RuleBasedStateMachine):
     @invariant()
     def sizes_agree_and_stay_within_the_bound(self) -> None:
         assert len(self.cache) == len(self.naive)
-        assert self.cache.num_bytes == len(self.naive) * ENTRY_BYTES <= self.max_bytes
+        assert self.cache.usage.num_bytes == len(self.naive) * ENTRY_BYTES <= self.max_bytes
 
 
 TestCacheIsLeastRecentlyUsed = CacheIsLeastRecentlyUsed.TestCase
@@ -56,7 +56,7 @@ def test_no_bytes_keep_no_rewards(
     for key, reward in entries:
         cache.put(key, reward)
         assert cache.get(key) is None
-    assert len(cache) == cache.num_bytes == 0
+    assert len(cache) == cache.usage.num_bytes == 0
 
 
 # Words that the keys' own encoding uses, so that boundaries are what tells groups apart.

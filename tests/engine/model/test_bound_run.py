@@ -89,6 +89,7 @@ def test_pools_take_the_bytes_that_they_are_given(artifact: Artifact) -> None:
     for num_bytes in (0, 511, 512, 100_000):  # a slot takes 2 layers, keys and values, 32 floats
         graph = OnnxRuntimeGraph(path, device="cpu", threads=1, pool_bytes=num_bytes)
         assert graph.num_slots == 1 + num_bytes // 512
+        assert graph.slot_bytes == 512
     assert OnnxRuntimeGraph(artifact.graph_path(), device="cpu", threads=1).num_slots == 0
 
 

@@ -291,6 +291,10 @@ def test_prompts_that_share_a_few_tokens_keep_their_slots_when_one_of_them_is_dr
     session.run([second])
     session.run([third])  # takes slots of the first prompt
     assert len(session.prompt_cache) == 2
+    usage = session.prompt_cache.usage
+    assert usage.max_bytes == session._graph.slot_bytes * (session._graph.num_slots - 1)
+    assert usage.entries == 2 and usage.num_bytes % session._graph.slot_bytes == 0
+    assert 41 * session._graph.slot_bytes < usage.num_bytes <= usage.max_bytes
     passed = session.run([second])
     assert passed.num_reused >= 50
     assert passed.rewards == pytest.approx(plain.run([second]).rewards, abs=EXACT)
@@ -302,6 +306,7 @@ class _Faults:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.runtime, self.num_slots = graph.runtime, graph.num_slots
+        self.slot_bytes = graph.slot_bytes
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self.next = ""
 

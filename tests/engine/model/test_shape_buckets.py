@@ -30,7 +30,7 @@ class RecordingGraph:
     runtime = "test"
     inputs: Mapping[str, Shape] = {}
     outputs: Collection[str] = ("rewards",)
-    num_slots = 0
+    num_slots = slot_bytes = 0
 
     def __init__(self) -> None:
         self.shapes: list[tuple[tuple[int, ...], ...]] = []

@@ -175,7 +175,7 @@ class _Graph:
 
     runtime = "test"
     outputs: Collection[str] = ("logits",)
-    num_slots = 100
+    num_slots, slot_bytes = 100, 8
     inputs: Mapping[str, Shape] = dict.fromkeys(("past_slots", "slots_to_cache", "last_rows"), ())
 
     def __init__(self) -> None:
