@@ -9,13 +9,14 @@ import logging
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import combinations
 from math import comb
 from typing import Any
 
 from kwise.comparison import check_pair, compare_pair, ranks
+from kwise.engine.server.calls.running_call import CallObserver, current_call
 from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest, KwiseError, ServiceFailed
 from kwise.types import ComparedGroup, Comparison, Group, ModelInfo, RankedGroup, ScoredGroup
@@ -54,12 +55,14 @@ class BaseRewardService(ABC):
         limits: the largest request that is accepted.
         draining: set once the service refuses new requests.
         num_calls: the number of calls that have arrived.
+        observers: what is told of each call when it has ended.
     """
 
     def __init__(self, limits: RequestLimits | None = None) -> None:
         self.limits = limits or RequestLimits()
         self.draining = asyncio.Event()
         self.num_calls = 0
+        self.observers: list[CallObserver] = []
         self._num_running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -156,6 +159,17 @@ class BaseRewardService(ABC):
             self._num_running -= 1
             if not self._num_running:
                 self._idle.set()
+
+    @contextmanager
+    def streamed_request(self) -> Iterator[None]:
+        """Observe one request of a stream, and report bugs in it. Wrap each of them in this.
+
+        Raises:
+            ServiceFailed: in place of an exception that is not a `KwiseError`.
+        """
+        stream = current_call()
+        with nullcontext() if stream is None else stream.streamed(), bugs_reported():
+            yield
 
     def drain(self) -> None:
         """Refuse new requests from now on. Running ones finish."""

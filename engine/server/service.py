@@ -13,6 +13,7 @@ from dataclasses import fields
 
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.base_service import BaseRewardService, RequestLimits
+from kwise.engine.server.calls.running_call import note_group
 from kwise.errors import Unavailable, UnknownModel
 from kwise.types import Counters, Group, ModelInfo, ScoredGroup
 
@@ -36,6 +37,7 @@ class RewardService(BaseRewardService):
     async def score(self, group: Group, model: str = "") -> ScoredGroup:
         self.admit(model)
         self.limits.check(len(group.responses))
+        note_group(self.scorer.artifact.manifest.name, group)
         return await self.scorer.score(group)
 
     async def describe(self, model: str = "") -> ModelInfo:

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from kwise.engine.server.base_service import BaseRewardService
+from kwise.engine.server.calls.running_call import current_call
 from kwise.engine.server.grpc.access import TOKEN_NAME
 from kwise.engine.server.grpc.messages import status_code, trailers
 from kwise.errors import KwiseError
@@ -41,6 +42,8 @@ def client_of(context: Context) -> str:
     It is the name of the call's token. If calls need none, it is what the call names (behind a
     proxy, say), or else its connection.
     """
+    if (call := current_call()) is not None:
+        return call.client
     if name := TOKEN_NAME.get():
         return name
     metadata: Any = context.invocation_metadata() or ()

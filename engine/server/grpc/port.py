@@ -9,6 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.grpc.access import TokenInterceptor, server_credentials
+from kwise.engine.server.grpc.observed import observed
 from kwise.engine.server.grpc.services import HEALTH, SERVICES, descriptor_pool
 from kwise.engine.server.listen import bound_sockets, cannot_listen
 from kwise.engine.server.security.credentials import Credentials
@@ -45,7 +46,8 @@ class GrpcPort:
     async def start(self, service: RewardService) -> None:
         """Answer calls with `service` from now on."""
         for entry in SERVICES:
-            entry.add(entry.servicer(service, self._config), self._server)
+            servicer = entry.servicer(service, self._config)
+            entry.add(observed(servicer, entry.descriptor, service), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         served = [entry.descriptor.full_name for entry in SERVICES]
         reflection.enable_server_reflection(

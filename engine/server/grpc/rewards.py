@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-from kwise.engine.server.base_service import BaseRewardService, bugs_reported
+from kwise.engine.server.base_service import BaseRewardService
 from kwise.engine.server.grpc import messages
 from kwise.engine.server.grpc.calls import Context, client_of, running_call
 from kwise.engine.server.grpc.stream import RequestStream
@@ -50,7 +50,7 @@ class GrpcRewardService(reward_pb2_grpc.RewardServiceServicer):
 
         async def answer(request: pb.ScoreStreamRequest) -> pb.ScoreStreamResponse:
             try:
-                with bugs_reported():
+                with self._service.streamed_request():
                     scored = await self._score(request.group, client)
                     message = await messages.from_scored_group(scored)
                     return pb.ScoreStreamResponse(id=request.id, scored=message)

@@ -23,6 +23,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kwise.engine.server.call import Call
+from kwise.engine.server.calls.running_call import Protocol, RunningCall
 from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.engine.server.http.errors import (
     KWISE_ERRORS,
@@ -94,13 +95,18 @@ class PathApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         dialects = self._by_method.get(scope["method"])
-        response = (
-            await self._answer(dialects, scope, receive)
-            if dialects
-            else self._other_method(scope["method"])
-        )
-        if response is None:
-            return  # the client has gone
+        if dialects:
+            headers = dict(scope["headers"])
+            method = dialects[0].endpoint.name
+            client = _client_of(scope, headers)
+            with RunningCall(
+                self._service.observers, method, Protocol.HTTP, client=client
+            ) as running:
+                response = await self._answer(running, dialects, headers, scope, receive)
+            if response is None:
+                return  # the client has gone
+        else:
+            response = self._other_method(scope["method"])
         if self._service.draining.is_set():
             response.raw_headers.append((b"connection", b"close"))
         await response(scope, receive, send)
@@ -117,25 +123,33 @@ class PathApp:
         return response_of(problem, KWISE_ERRORS)
 
     async def _answer(
-        self, dialects: "list[Dialect]", scope: Scope, receive: Receive
+        self,
+        running: RunningCall,
+        dialects: "list[Dialect]",
+        headers: Mapping[bytes, bytes],
+        scope: Scope,
+        receive: Receive,
     ) -> Response | None:
-        """Return the reply to a request; None if the client has gone."""
+        """Return the reply to a request, and note its status; None if the client has gone."""
         dialect = _usual_of(dialects)
         try:
             if self._service.draining.is_set() and not dialect.endpoint.always:
                 raise Unavailable.draining()
-            headers = dict(scope["headers"])
             timeout_s = _timeout_s(headers)
             body = None
             if dialect.endpoint.request is not None:
                 body = await self._read_body(headers, receive)
                 if body is None:
+                    running.status = Status.CANCELLED
                     return None
                 if len(dialects) > 1:
                     dialect = _dialect_of(dialects, body)
-            call = Call(service=self._service, client=_client_of(scope, headers))
+            call = Call(service=self._service, client=running.client)
             async with asyncio.timeout(timeout_s):
-                return await self._work(dialect, call, body, scope, receive)
+                response = await self._work(dialect, call, body, scope, receive)
+            if response is None:
+                running.status = Status.CANCELLED
+            return response
         except KwiseError as error:
             problem, log_message = problem_of(error), error.log_message
             # A bug is in the log already, and so is a drain.
@@ -146,6 +160,7 @@ class PathApp:
         except TimeoutError:
             problem, is_logged = _out_of_time(), True
             log_message = problem.message
+        running.status = problem.status
         if is_logged and (client := dialect.endpoint.logs_for):
             status = problem.http_status.value
             _LOG.warning("a call of %s failed with %d: %s", client, status, log_message)

@@ -75,3 +75,8 @@ class Endpoint:
     logs_for: str = ""
     always: bool = False
     is_open: bool = False
+
+    @property
+    def name(self) -> str:
+        """The method and the path, "POST /v1/rewards"."""
+        return f"{self.method} {self.path}"

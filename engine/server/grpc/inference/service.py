@@ -7,7 +7,6 @@ from typing import NoReturn
 import grpc
 
 from kwise import __version__
-from kwise.engine.server.base_service import bugs_reported
 from kwise.engine.server.grpc.calls import Context, client_of, running_call
 from kwise.engine.server.grpc.inference import description
 from kwise.engine.server.grpc.inference.parameters import NO_SHARED_MEMORY, Parameters
@@ -109,7 +108,7 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
-                with bugs_reported():
+                with self._service.streamed_request():
                     reply = await self._infer(request, client)
             except KwiseError as error:  # the stream goes on
                 reply = pb.ModelInferResponse(id=request.id)

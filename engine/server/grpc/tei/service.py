@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 import grpc
 
-from kwise.engine.server.base_service import bugs_reported
 from kwise.engine.server.call import Call
 from kwise.engine.server.grpc.calls import Context, client_of, running_call
 from kwise.engine.server.grpc.stream import RequestReader, RequestStream
@@ -78,7 +77,7 @@ class TeiPredict(tei_pb2_grpc.PredictServicer):
         client = client_of(context)
 
         async def answer(request: pb.PredictRequest) -> pb.PredictResponse:
-            with bugs_reported():
+            with self._service.streamed_request():
                 return await self._predict([request.inputs], request, client)
 
         await self._answer_stream(context, pb.PredictRequest, answer)
@@ -89,7 +88,7 @@ class TeiPredict(tei_pb2_grpc.PredictServicer):
         client = client_of(context)
 
         async def answer(request: pb.PredictPairRequest) -> pb.PredictResponse:
-            with bugs_reported():
+            with self._service.streamed_request():
                 return await self._predict(request.inputs, request, client)
 
         await self._answer_stream(context, pb.PredictPairRequest, answer)

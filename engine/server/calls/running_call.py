@@ -1,0 +1,154 @@
+"""One call, from its arrival to its end, for metrics, the log and traces.
+
+An adapter of a protocol enters a `RunningCall` for each call, and the service and the adapter note
+on it what they learn: the model, the number of responses, the status of an error. When the call
+ends, each observer of the service is called with it.
+
+Code that answers the call finds it in the context (`current_call`), as OpenTelemetry does. An
+argument would pass through each function of each protocol.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from enum import Enum
+from time import monotonic
+from types import TracebackType
+
+from kwise.errors import KwiseError, Status
+from kwise.types import Group
+
+_LOG = logging.getLogger(__name__)
+
+
+class Protocol(Enum):
+    """The protocol that a call comes in."""
+
+    GRPC = "grpc"
+    HTTP = "http"
+
+
+class CallKind(Enum):
+    """The part of the traffic that a `RunningCall` stands for.
+
+    UNARY: a call with one reply.
+    STREAM: a call that streams requests and replies, as a whole.
+    STREAMED: one request of such a stream.
+    """
+
+    UNARY = "unary"
+    STREAM = "stream"
+    STREAMED = "streamed"
+
+
+class RunningCall:
+    """One call. Use it as a context manager, in a task of its own.
+
+    Attributes:
+        method: "kwise.v1.RewardService/Score" for a gRPC call, "POST /v1/rewards" for HTTP.
+        protocol: the protocol that it came in.
+        kind: the part of the traffic that it stands for.
+        client: the name of the call's token; or else what the call names, or its peer's address.
+        request_id: the id that the caller has given the call; "" without one.
+        model: the name of the model that answers; "" if the call needs none, or names an unknown
+            one.
+        num_responses: the responses that the caller wants scored.
+        started_s: the time of its arrival, on the clock of `time.monotonic`.
+        duration_s: the time until its end, when there is a reply or an error to send. 0 before.
+        status: the status of its end; None before.
+    """
+
+    __slots__ = (
+        "_observers",
+        "client",
+        "duration_s",
+        "kind",
+        "method",
+        "model",
+        "num_responses",
+        "protocol",
+        "request_id",
+        "started_s",
+        "status",
+    )
+
+    def __init__(
+        self,
+        observers: "Sequence[CallObserver]",
+        method: str,
+        protocol: Protocol,
+        kind: CallKind = CallKind.UNARY,
+        *,
+        client: str = "",
+        request_id: str = "",
+    ) -> None:
+        self._observers = observers
+        self.method = method
+        self.protocol = protocol
+        self.kind = kind
+        self.client = client
+        self.request_id = request_id
+        self.model = ""
+        self.num_responses = 0
+        self.started_s = 0.0
+        self.duration_s = 0.0
+        self.status: Status | None = None
+
+    def streamed(self) -> "RunningCall":
+        """Return the call that stands for one request of this stream."""
+        return RunningCall(
+            self._observers,
+            self.method,
+            self.protocol,
+            CallKind.STREAMED,
+            client=self.client,
+            request_id=self.request_id,
+        )
+
+    def __enter__(self) -> "RunningCall":
+        """Begin the call, and make it the current one of this task."""
+        self.started_s = monotonic()
+        _CURRENT.set(self)
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the call, and tell the observers. A status that was noted stays."""
+        self.duration_s = monotonic() - self.started_s
+        if self.status is None:
+            self.status = Status.OK if error is None else _status_of(error)
+        for observer in self._observers:
+            try:
+                observer(self)
+            except Exception:  # noqa: BLE001 - the call has its reply, whatever happens here
+                _LOG.exception("an observer of calls failed")
+
+
+# What is told of each call when it has ended. It must take about a microsecond: a cached call of
+# nine responses takes 300.
+CallObserver = Callable[[RunningCall], None]
+
+_CURRENT: ContextVar[RunningCall | None] = ContextVar("kwise_call", default=None)
+
+
+def current_call() -> RunningCall | None:
+    """Return the call that this task answers; None outside of calls, and if nobody observes."""
+    return _CURRENT.get()
+
+
+def note_group(model: str, group: Group) -> None:
+    """Note on the current call that `model` scores a group for it."""
+    if (call := _CURRENT.get()) is not None:
+        call.model = model
+        call.num_responses += len(group.responses)
+
+
+def _status_of(error: BaseException) -> Status:
+    if isinstance(error, KwiseError):
+        return error.status
+    return Status.CANCELLED if isinstance(error, asyncio.CancelledError) else Status.INTERNAL

@@ -1,0 +1,150 @@
+"""Observers are told of each call once, with what it was and how it ended."""
+
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+
+from kwise.engine.server.calls.running_call import CallKind, Protocol, RunningCall
+from kwise.engine.server.grpc.services import SERVICES
+from kwise.errors import Status
+from kwise.protos.inference import inference_pb2, inference_pb2_grpc
+from kwise.protos.kwise.v1 import reward_pb2 as pb
+from kwise.protos.kwise.v1 import reward_pb2_grpc
+from kwise.protos.tei.v1 import tei_pb2, tei_pb2_grpc
+from tests.engine.server.calls.conftest import Observed, body_of, group_of
+from tests.sum_session import POISON, entered
+
+SCORE = "kwise.v1.RewardService/Score"
+
+
+def facts(call: RunningCall) -> tuple[str, Protocol, CallKind, str, Status | None, int]:
+    return call.method, call.protocol, call.kind, call.model, call.status, call.num_responses
+
+
+async def test_a_call_over_grpc_is_observed_with_its_client(observed: Observed) -> None:
+    stub = reward_pb2_grpc.RewardServiceStub(observed.channel)
+    await stub.Score(pb.ScoreRequest(group=group_of(1, 2)), metadata=[("kwise-client", "me")])
+    (call,) = observed.calls
+    assert facts(call) == (SCORE, Protocol.GRPC, CallKind.UNARY, "sum", Status.OK, 2)
+    assert call.client == "me"
+    assert call.duration_s > 0
+
+
+async def test_a_call_over_http_is_observed_with_its_client(observed: Observed) -> None:
+    reply = await observed.ask("POST", "/v1/rewards", body_of(1, 2, 3), kwise_client="me")
+    assert reply.status == 200, reply
+    (call,) = observed.calls
+    method = "POST /v1/rewards"
+    assert facts(call) == (method, Protocol.HTTP, CallKind.UNARY, "sum", Status.OK, 3)
+    assert call.client == "me"
+    assert call.duration_s > 0
+
+
+async def test_each_request_of_a_stream_is_observed_and_the_stream_at_its_end(
+    observed: Observed,
+) -> None:
+    stub = reward_pb2_grpc.RewardServiceStub(observed.channel)
+    groups = [group_of(1, 2), pb.Group(), group_of(POISON)]
+    requests = [pb.ScoreStreamRequest(id=str(i), group=group) for i, group in enumerate(groups)]
+    assert len([reply async for reply in stub.ScoreStream(iter(requests))]) == 3
+    method = "kwise.v1.RewardService/ScoreStream"
+    assert {facts(call) for call in observed.calls} == {
+        (method, Protocol.GRPC, CallKind.STREAMED, "sum", Status.OK, 2),
+        (method, Protocol.GRPC, CallKind.STREAMED, "", Status.INVALID_ARGUMENT, 0),
+        (method, Protocol.GRPC, CallKind.STREAMED, "sum", Status.INTERNAL, 1),
+        (method, Protocol.GRPC, CallKind.STREAM, "", Status.OK, 0),
+    }
+    assert observed.calls[-1].kind is CallKind.STREAM
+
+
+@pytest.mark.parametrize("path", ["ModelStreamInfer", "PredictStream"])
+async def test_a_failed_request_of_another_protocols_stream_is_observed(
+    observed: Observed, path: str
+) -> None:
+    if path == "PredictStream":
+        predict = tei_pb2_grpc.PredictStub(observed.channel).PredictStream
+        with pytest.raises(grpc.aio.AioRpcError):
+            [reply async for reply in predict(iter([tei_pb2.PredictRequest()]))]
+        stream_status = Status.INVALID_ARGUMENT  # the first request that fails ends the stream
+    else:
+        infer = inference_pb2_grpc.GRPCInferenceServiceStub(observed.channel).ModelStreamInfer
+        request = inference_pb2.ModelInferRequest(model_name="sum")
+        [reply async for reply in infer(iter([request]))]
+        stream_status = Status.OK
+    streamed, stream = observed.calls
+    assert (streamed.kind, streamed.status) == (CallKind.STREAMED, Status.INVALID_ARGUMENT)
+    assert (stream.kind, stream.status) == (CallKind.STREAM, stream_status)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "http_status", "status"),
+    [
+        ("/v1/rewards", b"{", 400, Status.INVALID_ARGUMENT),
+        ("/v1/rewards", {"prompt": [1], "responses": [[POISON]]}, 500, Status.INTERNAL),
+        ("/v1/rewards", {**body_of(1), "model": "other"}, 404, Status.NOT_FOUND),
+    ],
+)
+async def test_an_error_over_http_is_observed(
+    observed: Observed, path: str, body: object, http_status: int, status: Status
+) -> None:
+    assert (await observed.ask("POST", path, body)).status == http_status
+    assert [call.status for call in observed.calls] == [status]
+
+
+async def test_a_call_that_its_client_cancels_is_observed_as_cancelled(observed: Observed) -> None:
+    stub = reward_pb2_grpc.RewardServiceStub(observed.channel)
+    observed.session.gate.clear()
+    call = stub.Score(pb.ScoreRequest(group=group_of(1)))
+    await entered(observed.session)
+    call.cancel()
+    await observed.until(lambda: len(observed.calls) == 1)
+    assert observed.calls[0].status is Status.CANCELLED
+
+
+async def test_a_call_whose_deadline_passes_is_observed_as_that(observed: Observed) -> None:
+    stub = reward_pb2_grpc.RewardServiceStub(observed.channel)
+    observed.session.gate.clear()
+    while not observed.calls:  # the deadline may pass before the call has arrived
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.Score(pb.ScoreRequest(group=group_of(1)), timeout=0.05)
+    assert observed.calls[0].status is Status.DEADLINE_EXCEEDED
+
+
+async def test_the_time_out_of_an_http_request_is_observed(observed: Observed) -> None:
+    observed.session.gate.clear()
+    reply = await observed.ask("POST", "/v1/rewards", body_of(1), kwise_timeout_s="0.05")
+    assert reply.status == 504
+    assert [call.status for call in observed.calls] == [Status.DEADLINE_EXCEEDED]
+
+
+async def test_each_rpc_is_observed_under_its_own_name(observed: Observed) -> None:
+    for service in SERVICES:
+        for method in service.descriptor.methods:
+            name = f"{service.descriptor.full_name}/{method.name}"
+            observed.calls.clear()
+            channel: Any = observed.channel
+            if method.client_streaming:
+                call = channel.stream_stream(f"/{name}")(iter([b""]))
+            else:
+                call = channel.unary_stream(f"/{name}")(b"")
+            with suppress(grpc.aio.AioRpcError):
+                async for _ in call:
+                    pass
+            code = await call.code()
+            assert {call.method for call in observed.calls} == {name}
+            assert observed.calls[-1].status is Status[code.name], name
+
+
+async def test_a_broken_observer_costs_no_call(
+    observed: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(call: RunningCall) -> None:
+        raise ZeroDivisionError
+
+    observed.service.observers.insert(0, broken)
+    reply = await observed.ask("POST", "/v1/rewards", body_of(1))
+    assert reply.status == 200
+    assert len(observed.calls) == 1
+    assert "an observer of calls failed" in caplog.text
