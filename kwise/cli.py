@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TextIO
 from kwise import __version__
 from kwise.command_errors import exit_code_of, report
 from kwise.libraries.output import silence_libraries
+from kwise.libraries.telemetry import disable_telemetry
 from kwise.options import sentence
 
 
@@ -105,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     if chosen == "serve":
         # SIGHUP, which reloads the model of a running server, would end one that is starting.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    disable_telemetry()
     if not debug:
         silence_libraries()
     try:
