@@ -14,6 +14,7 @@ def scored_group(
     cached: Mapping[bytes, StoredReward],
     computed: Mapping[bytes, RewardInFlight],
     *,
+    model: str,
     manifest: Manifest,
     precision: str,
     runtime: str,
@@ -41,7 +42,7 @@ def scored_group(
     _raise_for_group(rewards)
     return ScoredGroup(
         rewards=tuple(rewards),
-        model=manifest.name,
+        model=model,
         fingerprint=manifest.fingerprint,
         precision=precision,
         runtime=runtime,

@@ -13,12 +13,13 @@ of its state.
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from kwise.engine.artifact import Artifact
+from kwise import types
+from kwise.engine.artifact import CHAT_TEMPLATE, Artifact
 from kwise.engine.cache.reward_cache import reward_keys
 from kwise.engine.cache.reward_caches import KnownRewards
 from kwise.engine.cache.shared_cache import check_redis_installed
@@ -31,6 +32,7 @@ from kwise.engine.reply import scored_group
 from kwise.engine.schedule.batcher import Batcher
 from kwise.engine.schedule.costs import estimated_tokens
 from kwise.engine.schedule.counters import Counters
+from kwise.engine.schedule.device_turns import Devices
 from kwise.engine.schedule.elsewhere import ClaimedElsewhere
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.group_times import GroupTimes
@@ -40,11 +42,8 @@ from kwise.engine.schedule.state import EngineState
 from kwise.engine.schedule.tokenizer_pool import TokenizerPool
 from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS, in_slices
 from kwise.engine.text.encoder import ConversationEncoder
-from kwise.errors import (
-    Overloaded,
-    Unavailable,
-)
-from kwise.types import Group, ScoredGroup
+from kwise.errors import Overloaded, Unavailable
+from kwise.types import Group, ModelInfo, ScoredGroup
 
 
 class Scorer:
@@ -61,7 +60,10 @@ class Scorer:
         encoder: ConversationEncoder,
         sessions: Sequence[Session],
         counters: Counters | None = None,
+        name: str = "",
+        devices: Devices | None = None,
     ) -> None:
+        self.name = name or artifact.manifest.name
         self.artifact = artifact
         self.config = config
         self.counters = counters or Counters()
@@ -90,6 +92,7 @@ class Scorer:
             ),
             max_queue_tokens=config.max_queue_tokens,
             counters=self.counters,
+            turns=devices.turns(config.device) if devices else (),
         )
         self._admission = self._batcher.admission
         self._tokenizers = TokenizerPool(
@@ -107,7 +110,12 @@ class Scorer:
 
     @classmethod
     def load(
-        cls, path: Path, config: EngineConfig | None = None, counters: Counters | None = None
+        cls,
+        path: Path,
+        config: EngineConfig | None = None,
+        counters: Counters | None = None,
+        name: str = "",
+        devices: Devices | None = None,
     ) -> "Scorer":
         """Load an artifact on each device and check its golden rewards there.
 
@@ -115,6 +123,8 @@ class Scorer:
             path: the artifact's directory.
             config: the engine's options; None for the defaults.
             counters: those of a scorer that this one takes over from, which go on counting.
+            name: the model's name in replies; "" for the artifact's own.
+            devices: the turns of the devices, if other models use them as well.
 
         Raises:
             ArtifactError: the artifact is damaged, or a golden reward comes out wrong on this
@@ -125,7 +135,7 @@ class Scorer:
         if config.shared_cache:
             check_redis_installed("--shared-cache")
         model = open_model(path, config)
-        return cls(model.artifact, config, model.encoder, model.sessions, counters)
+        return cls(model.artifact, config, model.encoder, model.sessions, counters, name, devices)
 
     async def __aenter__(self) -> "Scorer":
         self.start()
@@ -139,7 +149,12 @@ class Scorer:
         """The name, fingerprint, layout, precision and runtime of the model, for the log."""
         manifest = self.artifact.manifest
         how = f"{manifest.layout} layout, {self.precision.value}, {self.runtime}"
-        return f"{manifest.name} {manifest.fingerprint[:12]} ({how})"
+        return f"{self.name} {manifest.fingerprint[:12]} ({how})"
+
+    @property
+    def has_chat_template(self) -> bool:
+        """False if the model reads a prompt and a response as a pair of texts."""
+        return CHAT_TEMPLATE in self.artifact.manifest.files
 
     @property
     def num_tokens_in_flight(self) -> int:
@@ -156,6 +171,33 @@ class Scorer:
             rewards_in_flight=len(self._in_flight),
             reward_cache=self._caches.usage,
             prompt_caches=tuple(session.prompt_cache.usage for session in self._sessions),
+        )
+
+    def info(self, *, max_responses: int, max_pairs: int) -> ModelInfo:
+        """Describe the model and the work that it has done; the limits are the server's."""
+        manifest, config, counters = self.artifact.manifest, self.config, self.counters
+        state = self.state
+        return ModelInfo(
+            model=self.name,
+            fingerprint=manifest.fingerprint,
+            layout=manifest.layout,
+            precision=self.precision.value,
+            runtime=self.runtime,
+            max_tokens=self.max_tokens,
+            max_batch_tokens=config.effective_max_batch_tokens,
+            overlong=config.overlong.value,
+            control_tokens=config.control_tokens.value,
+            reward_mean=manifest.reward_mean,
+            reward_std=manifest.reward_std,
+            counters=types.Counters(
+                **{f.name: getattr(counters, f.name) for f in fields(types.Counters)}
+            ),
+            max_responses=max_responses,
+            max_pairs=max_pairs,
+            queue_tokens=state.queue_tokens,
+            queue_sequences=state.queue_sequences,
+            max_queue_tokens=state.max_queue_tokens,
+            num_devices=len(state.prompt_caches),
         )
 
     def start(self) -> None:
@@ -217,6 +259,7 @@ class Scorer:
                 keys,
                 known.cached,
                 in_flight,
+                model=self.name,
                 manifest=self.artifact.manifest,
                 precision=self.precision.value,
                 runtime=self.runtime,

@@ -15,6 +15,7 @@
 the names of the statuses and imports no protocol; each protocol maps them in one place.
 """
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -143,14 +144,20 @@ class InvalidRequest(KwiseError):
         return f"{self.field}: the reply has the cause, which is not logged: it may quote a text"
 
 
+_MAX_NAMES = 20  # names of models that a message has
+
+
 class UnknownModel(KwiseError):
-    """No model called `name` is served here; the message names the one that is."""
+    """No model called `name` is served here; the message names the ones that are."""
 
     status = Status.NOT_FOUND
 
-    def __init__(self, name: str, served: str) -> None:
+    def __init__(self, name: str, served: Sequence[str]) -> None:
         # A longer message would not fit into gRPC's trailers, and the client would not get it.
-        super().__init__(f"model: {name[:100]!r} is not served here; this server has {served!r}")
+        shown = ", ".join(repr(other[:100]) for other in served[:_MAX_NAMES])
+        more = len(served) - _MAX_NAMES
+        has = f"{shown} and {more} more" if more > 0 else shown or "none at present"
+        super().__init__(f"model: {name[:100]!r} is not served here; this server has {has}")
 
 
 class Overloaded(KwiseError):

@@ -48,6 +48,9 @@ TokenIds = tuple[int, ...]
 # The key of the metadata that names the client of a call. See `client` in `Group`.
 CLIENT_KEY = "kwise-client"
 
+# The key of the metadata that names the model, in protocols whose messages cannot name it.
+MODEL_KEY = "kwise-model"
+
 
 class Priority(Enum):
     """The importance of a group. Bulk groups wait behind interactive ones, except a few."""

@@ -38,15 +38,21 @@ def raw_rewards(scored: object) -> list[float]:
 
 @contextmanager
 def running_server(
-    artifact: Path,
+    artifact: Path | Sequence[str],
     *options: str,
     entry_point: Sequence[str] = (sys.executable, "-m", "kwise"),
     pass_fds: Sequence[int] = (),
 ) -> Iterator["Server"]:
-    """Run `kwise serve` in a process of its own on a free port, and stop it at the end."""
-    command = [*entry_point, "serve", str(artifact), "--port", "0", *options]
+    """Run `kwise serve` in a process of its own on a free port, and stop it at the end.
+
+    Args:
+        artifact: the artifact to serve, or several arguments of the form NAME=DIRECTORY.
+    """
+    served = [str(artifact)] if isinstance(artifact, Path) else artifact
+    directory = artifact if isinstance(artifact, Path) else None
+    command = [*entry_point, "serve", *served, "--port", "0", *options]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=artifact, pass_fds=pass_fds
+        command, stderr=subprocess.PIPE, text=True, cwd=directory, pass_fds=pass_fds
     )
     log, ports = Log(), queue.SimpleQueue[int | None]()
     reader = threading.Thread(target=log.read, args=(process, ports.put))

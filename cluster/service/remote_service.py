@@ -43,7 +43,7 @@ class RemoteService(BaseRewardService):
         if self.draining.is_set():
             raise Unavailable.draining()
         if model and model not in self._models:
-            raise UnknownModel(model, ", ".join(self._models))
+            raise UnknownModel(model, self._models)
 
     async def score(self, group: Group, model: str = "") -> ScoredGroup:
         self.admit(model)

@@ -9,7 +9,7 @@ from ray import serve  # pyright: ignore[reportMissingImports]
 from kwise.cluster.service.autoscaling import QUEUED_TOKENS
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
-from kwise.engine.server.reload import in_daemon_thread
+from kwise.engine.server.loader import in_daemon_thread
 from kwise.engine.server.service import RewardService
 from kwise.errors import KwiseError
 from kwise.types import Group, ModelInfo, ScoredGroup
@@ -20,8 +20,9 @@ _LOG = logging.getLogger("ray.serve")
 class LoadedModel:
     """A model that Ray's multiplexing holds, and closes by calling `__del__` on the instance."""
 
-    def __init__(self, service: RewardService, closed: Callable[[], None]) -> None:
-        self.service = service
+    def __init__(self, scorer: Scorer, closed: Callable[[], None]) -> None:
+        self.scorer = scorer
+        self.service = RewardService([scorer])
         self._closed = closed
         # An attribute of the instance: Python's garbage collector does not call it.
         self.__del__ = self.close
@@ -29,7 +30,7 @@ class LoadedModel:
     async def close(self) -> None:
         """Release the model once its running requests are answered."""
         await self.service.idle()
-        await self.service.close()
+        await self.service.stop()
         self._closed()
 
 
@@ -76,8 +77,8 @@ class RewardReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what `QueuedTokensPolicy` counts. Ray calls this."""
-        scorers = (model.service.scorer for model in self._loaded.values())
-        return {QUEUED_TOKENS: float(sum(scorer.num_tokens_in_flight for scorer in scorers))}
+        tokens = (model.scorer.num_tokens_in_flight for model in self._loaded.values())
+        return {QUEUED_TOKENS: float(sum(tokens))}
 
     async def _load(self, name: str) -> LoadedModel:
         path = Path(self._artifacts[name])
@@ -89,5 +90,5 @@ class RewardReplica:
             self._loaded.pop(name, None)
             _LOG.info("closed %s", scorer.description)
 
-        self._loaded[name] = LoadedModel(RewardService(scorer), closed)
+        self._loaded[name] = LoadedModel(scorer, closed)
         return self._loaded[name]

@@ -1,10 +1,10 @@
 """Move sequences from the policy through the sessions. The policy decides; this only moves data.
 
-One task per session takes a batch whenever its session is free and something waits. It never waits
-on purpose to fill a batch. The session runs in a thread of its own, where the runtime releases the
-GIL, and another thread prepares the batch that probably comes next. A batch that fails, because
-memory ran out or because of one sequence, is run again in halves, and those in halves, so that only
-a sequence that fails alone gets the error.
+One task per session takes a batch whenever something waits and the device has no other pass to run.
+It never waits on purpose to fill a batch. The session runs in a thread of its own, where the
+runtime releases the GIL, and another thread prepares the batch that probably comes next. A batch
+that fails, because memory ran out or because of one sequence, is run again in halves, and those in
+halves, so that only a sequence that fails alone gets the error.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from kwise.engine.model.layouts.protocol import Pass
 from kwise.engine.model.session import Session
 from kwise.engine.schedule.admission import Admission
 from kwise.engine.schedule.counters import Counters
+from kwise.engine.schedule.device_turns import DeviceTurns, Share
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.schedule.next_batch import NextBatch
@@ -48,7 +49,11 @@ class _Device:
 
 
 class Batcher:
-    """Runs submitted rewards through `sessions`. Used from one event loop, after `start`."""
+    """Runs submitted rewards through `sessions`. Used from one event loop, after `start`.
+
+    Args:
+        turns: the turns of each session's device, if other models use it as well.
+    """
 
     def __init__(
         self,
@@ -57,9 +62,11 @@ class Batcher:
         *,
         max_queue_tokens: int,
         counters: Counters,
+        turns: Sequence[DeviceTurns] = (),
     ) -> None:
         self.admission = Admission(max_queue_tokens, self._seconds_for)
         self._sessions = sessions
+        self._turns = turns or [DeviceTurns() for _ in sessions]
         self._policy = policy
         self._counters = counters
         self._work_arrived = asyncio.Event()
@@ -70,8 +77,8 @@ class Batcher:
     def start(self) -> None:
         """Start one task per session in the running event loop."""
         self._tasks = [
-            asyncio.create_task(self._serve(session), name="kwise batcher")
-            for session in self._sessions
+            asyncio.create_task(self._serve(session, turns), name="kwise batcher")
+            for session, turns in zip(self._sessions, self._turns, strict=True)
         ]
 
     async def stop(self) -> None:
@@ -116,7 +123,7 @@ class Batcher:
         if self._policy.remove(reward, flow):
             self._counters.abandoned += 1
 
-    async def _serve(self, session: Session) -> None:
+    async def _serve(self, session: Session, turns: DeviceTurns) -> None:
         loop = asyncio.get_running_loop()
         thread = ThreadPoolExecutor(1, SESSION_THREADS)
         preparing = ThreadPoolExecutor(1, f"{SESSION_THREADS}-next")
@@ -127,18 +134,23 @@ class Batcher:
 
         next_batch = NextBatch(session, self._policy, preparing, started)
         device = _Device(session=session, thread=thread, next_batch=next_batch, started=started)
+        share = Share()
         free_since_s = loop.time()
         try:
             while True:
-                batch = self._take(session)
-                if batch:
-                    self._counters.idle_with_work_s += loop.time() - free_since_s
-                    await self._answer(device, batch)
-                    free_since_s = loop.time()
-                else:
+                if not len(self._policy):
                     self._work_arrived.clear()
                     await self._work_arrived.wait()
                     free_since_s = self._arrival_s
+                async with turns.turn(share) as has_waited:
+                    if has_waited:  # the device was not free
+                        free_since_s = loop.time()
+                    # As late as possible, so that what arrived meanwhile is part of it.
+                    if batch := self._take(session):
+                        self._counters.idle_with_work_s += loop.time() - free_since_s
+                        await self._answer(device, batch)
+                        free_since_s = loop.time()
+                    del batch  # its rewards must not stay in memory until the next one
         finally:
             thread.shutdown(wait=False)  # waiting would block the event loop until the pass ends
             preparing.shutdown(wait=False)

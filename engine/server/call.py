@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from kwise.engine.served_model import ServedModel
 from kwise.engine.server.service import RewardService
+from kwise.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +15,34 @@ class Call:
         service: the service that answers it.
         client: the client that asks, for `Group.client`: the name in the request, or else the
             address of the connection.
+        model: the model that the address of the request names; "" if it names none.
     """
 
     service: RewardService
     client: str
+    model: str = ""
+
+    def model_named(self, name: str | None = None) -> str:
+        """Return the name of the model that must answer; "" for the first that was loaded.
+
+        Args:
+            name: what the body of the request says; None or "" if it says nothing.
+
+        Raises:
+            InvalidRequest: body and address name two models.
+        """
+        if name and self.model and name != self.model:
+            raise InvalidRequest(
+                "model", f"it is {name[:100]!r}, and the address names {self.model[:100]!r}"
+            )
+        return name or self.model
+
+    def served(self, name: str | None = None) -> ServedModel:
+        """Return the model that must answer. `name` is as in `model_named`.
+
+        Raises:
+            InvalidRequest: body and address name two models.
+            UnknownModel: the model is not served here.
+            Unavailable: the service drains.
+        """
+        return self.service.model(self.model_named(name))

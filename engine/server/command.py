@@ -10,13 +10,19 @@ from pathlib import Path
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.config import ServerConfig
+from kwise.engine.server.source import Source, name_problem
 from kwise.errors import ConfigError
 from kwise.options import add_options, from_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
-    parser.add_argument("artifact", type=Path, help="directory written by `kwise export`")
+    parser.add_argument(
+        "artifact",
+        nargs="+",
+        help="directory written by `kwise export`, or NAME=DIRECTORY to serve it under that name; "
+        "requests that name no model get the first",
+    )
     add_options(parser, ServerConfig)
     add_options(parser, EngineConfig)
 
@@ -27,12 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     `kwise.cli` has made the process ignore SIGHUP, until there is an artifact to reload.
     """
     engine, server = from_options(EngineConfig, arguments), from_options(ServerConfig, arguments)
-    if not arguments.artifact.is_dir():
-        is_there = arguments.artifact.exists()
-        problem = "is not a directory" if is_there else "there is no such directory"
-        raise ConfigError(
-            f"ARTIFACT {arguments.artifact}: {problem}; give one that kwise export has written"
-        )
+    sources = [_source(argument) for argument in arguments.artifact]
     # Imported late: --help and a wrong option need none of the engine's packages.
     from kwise.engine.server.serve import serve
 
@@ -42,9 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     log_format = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=log_format, force=True)
-    # Absolute, so that messages name the directory of `kwise serve .`. A link stays a link, whose
-    # target may be replaced before a reload.
-    asyncio.run(serve(arguments.artifact.absolute(), engine, server))
+    asyncio.run(serve(sources, engine, server))
     if _is_computing():
         # A pass of the model or a load still runs, and nobody waits for it. Python's own exit would
         # wait for it, or tear the runtime down under it.
@@ -53,9 +52,31 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _source(argument: str) -> Source:
+    """Return the artifact that an argument names: DIRECTORY or NAME=DIRECTORY.
+
+    Raises:
+        ConfigError: the directory does not exist, or the name is not valid.
+    """
+    name, equals, directory = argument.partition("=")
+    if not equals or Path(argument).is_dir():
+        name, directory = "", argument
+    elif problem := name_problem(name):
+        raise ConfigError(f"ARTIFACT {argument}: {problem}")
+    path = Path(directory)
+    if not path.is_dir():
+        problem = "is not a directory" if path.exists() else "there is no such directory"
+        raise ConfigError(
+            f"ARTIFACT {directory}: {problem}; give one that kwise export has written"
+        )
+    # Absolute, so that messages name the directory of `kwise serve .`. A link stays a link, whose
+    # target may be replaced before a reload.
+    return Source(path=path.absolute(), name=name)
+
+
 def _is_computing() -> bool:
     from kwise.engine.schedule.batcher import SESSION_THREADS
-    from kwise.engine.server.reload import LOADER_THREAD
+    from kwise.engine.server.loader import LOADER_THREAD
 
     names = (SESSION_THREADS, LOADER_THREAD)
     return any(thread.name.startswith(names) for thread in threading.enumerate())

@@ -11,20 +11,24 @@ import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from kwise.engine.config import EngineConfig
-from kwise.engine.scorer import Scorer
 from kwise.engine.server.base_service import RequestLimits
 from kwise.engine.server.config import RECEIVE_S, ServerConfig
 from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.grpc.port import GrpcPort
+from kwise.engine.server.loader import Loader
 from kwise.engine.server.port import Port
-from kwise.engine.server.reload import Reloader
 from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.security.exposure import check_exposure, exposed_address
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.systemd import http_sockets, notify_ready, notify_stopping
+from kwise.engine.server.source import Source
+from kwise.engine.server.systemd import (
+    http_sockets,
+    notify_ready,
+    notify_reloading,
+    notify_stopping,
+)
 from kwise.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -33,37 +37,40 @@ _LOG = logging.getLogger(__name__)
 _LAST_REPLIES_S = 1.0
 
 
-async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> None:
-    """Serve until SIGTERM or SIGINT, and reload the artifact at SIGHUP.
+async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT, and reload the artifacts that have changed at SIGHUP.
 
     At the end, new requests are refused, and running ones get `grace_s` seconds to finish. Requests
     that still wait then get UNAVAILABLE.
 
     Raises:
-        ArtifactError: the artifact is damaged or fails its golden check.
-        ConfigError: a port is taken, or an option does not suit the artifact or the address.
+        ArtifactError: an artifact is damaged or fails its golden check.
+        ConfigError: a port is taken, or an option does not suit an artifact or the address.
     """
     inherited = http_sockets(config)
     check_exposure(config, inherited)
     credentials = Credentials(config)
     ports = _bind_ports(config, credentials, inherited)
     limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
-    service = RewardService(Scorer.load(artifact, engine), limits)
-    service.scorer.start()
+    loader = Loader(engine)
+    models = loader.load(sources)
+    for model in models:
+        model.start()
+    service = RewardService(models, limits)
     freeze_heap()
     try:
-        reloader = Reloader(service, artifact, engine)
-        reloading = asyncio.create_task(reloader.run(), name="kwise reload")
+        asked = asyncio.Event()
+        reloading = asyncio.create_task(_reload(loader, service, asked), name="kwise reload")
         watching = asyncio.create_task(credentials.watch(), name="kwise credentials")
-        stopping = _handle_signals(reloader)
+        stopping = _handle_signals(asked)
         for port in ports:
             await port.start(service)
         _log_credentials(config, credentials, inherited)
         for port in ports[1:]:
             _LOG.info("serving on %s", port.address)
         # Programs wait for this line, so it comes last.
-        _LOG.info("serving %s on %s", service.scorer.description, ports[0].address)
-        notify_ready(f"serving {service.scorer.description}")
+        _LOG.info("serving %s on %s", service.description, ports[0].address)
+        notify_ready(f"serving {service.description}")
         await stopping.wait()
         notify_stopping()
         _LOG.info("draining: running requests get %g s to finish", config.grace_s)
@@ -71,7 +78,7 @@ async def serve(artifact: Path, engine: EngineConfig, config: ServerConfig) -> N
         watching.cancel()
         await _drain(ports, service, config.grace_s)
     finally:
-        await service.close()
+        await service.stop()
     _LOG.info("stopped")
 
 
@@ -147,11 +154,21 @@ async def _until_quiet(service: RewardService) -> None:
             return
 
 
-def _handle_signals(reloader: Reloader) -> asyncio.Event:
-    """Reload at SIGHUP. Return an event that SIGTERM and SIGINT set."""
+async def _reload(loader: Loader, service: RewardService, asked: asyncio.Event) -> None:
+    """Reload each time that `asked` is set, for ever."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        notify_reloading()
+        await loader.reload(service)
+        notify_ready(f"serving {service.description}")
+
+
+def _handle_signals(asked: asyncio.Event) -> asyncio.Event:
+    """Set `asked` at SIGHUP. Return an event that SIGTERM and SIGINT set."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, reloader.ask)
+    loop.add_signal_handler(signal.SIGHUP, asked.set)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     return stopping

@@ -1,7 +1,7 @@
 """The reward service without a protocol: dataclasses in, dataclasses or `KwiseError` out.
 
-It holds the scorer that is served, admits requests, and knows when it is idle. gRPC is an adapter
-on top of it (`grpc/rewards.py`); each protocol has one. An adapter converts messages, wraps
+It holds the models that are served, by name, admits requests, and knows when it is idle. gRPC is an
+adapter on top of it (`grpc/rewards.py`); each protocol has one. An adapter converts messages, wraps
 each call in `call()`, and maps the status of an error to its own protocol.
 
 All methods run on one event loop. Work that grows with the pairs of a request is done in slices,
@@ -9,93 +9,117 @@ between which the loop serves other requests.
 """
 
 import asyncio
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from kwise.engine.scorer import Scorer
+from kwise.engine.served_model import ServedModel
 from kwise.engine.server.base_service import BaseRewardService, RequestLimits
 from kwise.engine.server.calls.running_call import note_group
 from kwise.errors import Unavailable, UnknownModel
-from kwise.types import Counters, Group, ModelInfo, ScoredGroup
+from kwise.types import Group, ModelInfo, ScoredGroup
 
 
 class RewardService(BaseRewardService):
-    """Scores, ranks and compares groups with the scorer that is served at present.
+    """Scores, ranks and compares groups with the models that are served at present.
 
-    `swap` replaces the scorer. A request is answered by the scorer that was served when it arrived.
+    A request is answered by the model that was served under its name when it arrived.
 
-    Attributes:
-        scorer: the scorer that answers new requests.
+    Args:
+        models: at least one model that is started. The first one answers requests that name none.
     """
 
-    def __init__(self, scorer: Scorer, limits: RequestLimits | None = None) -> None:
+    def __init__(self, models: Sequence[ServedModel], limits: RequestLimits | None = None) -> None:
         super().__init__(limits)
-        self.scorer = scorer
-        self._replaced: set[Scorer] = set()  # scorers that still answer earlier requests
+        self._models = {model.name: model for model in models}
+        self._default = models[0].name
+        self._replaced: set[ServedModel] = set()  # models that still answer earlier requests
+        self._listeners: list[Callable[[], None]] = []
 
     # Requests
 
-    async def score(self, group: Group, model: str = "") -> ScoredGroup:
-        self.admit(model)
-        self.limits.check(len(group.responses))
-        note_group(self.scorer.artifact.manifest.name, group)
-        return await self.scorer.score(group)
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """The models that are served, by name, in the order in which they were added."""
+        return MappingProxyType(self._models)
 
-    async def describe(self, model: str = "") -> ModelInfo:
-        return self.model_info(model)
+    @property
+    def description(self) -> str:
+        """The name, fingerprint, layout, precision and runtime of each model, for the log."""
+        return ", ".join(model.description for model in self._models.values())
 
-    def model_info(self, model: str = "") -> ModelInfo:
-        """Describe the model that is served.
+    def model(self, name: str = "") -> ServedModel:
+        """Return the model that answers requests for `name`; "" is the first that was loaded.
 
         Raises:
             UnknownModel: no model of that name is served.
             Unavailable: the service drains.
         """
-        self.admit(model)
-        scorer = self.scorer
-        manifest, config, counters = scorer.artifact.manifest, scorer.config, scorer.counters
-        state = scorer.state
-        return ModelInfo(
-            model=manifest.name,
-            fingerprint=manifest.fingerprint,
-            layout=manifest.layout,
-            precision=scorer.precision.value,
-            runtime=scorer.runtime,
-            max_tokens=scorer.max_tokens,
-            max_batch_tokens=config.effective_max_batch_tokens,
-            overlong=config.overlong.value,
-            control_tokens=config.control_tokens.value,
-            reward_mean=manifest.reward_mean,
-            reward_std=manifest.reward_std,
-            counters=Counters(**{f.name: getattr(counters, f.name) for f in fields(Counters)}),
-            max_responses=self.limits.max_responses,
-            max_pairs=self.limits.max_pairs,
-            queue_tokens=state.queue_tokens,
-            queue_sequences=state.queue_sequences,
-            max_queue_tokens=state.max_queue_tokens,
-            num_devices=len(state.prompt_caches),
+        if self.draining.is_set():
+            raise Unavailable.draining()
+        model = self._models.get(name or self._default)
+        if model is None:
+            raise UnknownModel(name or self._default, list(self._models))
+        return model
+
+    async def score(self, group: Group, model: str = "") -> ScoredGroup:
+        served = self.model(model)
+        self.limits.check(len(group.responses))
+        note_group(served.name, group)
+        return await served.score(group)
+
+    async def describe(self, model: str = "") -> ModelInfo:
+        return self.model_info(model)
+
+    def model_info(self, model: str = "") -> ModelInfo:
+        """Describe a model that is served. Raises the same errors as `model`."""
+        limits = self.limits
+        return self.model(model).info(
+            max_responses=limits.max_responses, max_pairs=limits.max_pairs
         )
 
     def admit(self, model: str) -> None:
-        if self.draining.is_set():
-            raise Unavailable.draining()
-        served = self.scorer.artifact.manifest.name
-        if model and model != served:
-            raise UnknownModel(model, served)
+        self.model(model)
 
     # The life of the service
 
-    async def swap(self, scorer: Scorer) -> None:
-        """Serve `scorer`, which is started. Return once the old one has answered its requests."""
-        old, self.scorer = self.scorer, scorer
-        self._replaced.add(old)
-        await old.idle()
-        await old.close()
-        self._replaced.discard(old)
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called whenever a model is added or removed."""
+        self._listeners.append(listener)
+
+    async def add(self, model: ServedModel) -> None:
+        """Serve `model`, which is started, in place of the one of its name if there is one.
+
+        This returns once the one that was replaced has answered its requests.
+        """
+        old = self._models.get(model.name)
+        self._models[model.name] = model
+        self._notify()
+        if old is not None:
+            await self._retire(old)
+
+    async def remove(self, name: str) -> None:
+        """Serve the model called `name` no longer. Return once it has answered its requests.
+
+        Raises:
+            UnknownModel: no model of that name is served.
+        """
+        if name not in self._models:
+            raise UnknownModel(name, list(self._models))
+        old = self._models.pop(name)
+        self._notify()
+        await self._retire(old)
 
     async def stop(self) -> None:
-        """Answer every waiting request with `Unavailable`."""
-        await asyncio.gather(*(scorer.stop() for scorer in (self.scorer, *self._replaced)))
+        """Answer every waiting request with `Unavailable`, and release the models."""
+        models = (*self._models.values(), *self._replaced)
+        await asyncio.gather(*(model.stop() for model in models))
 
-    async def close(self) -> None:
-        """Stop, and release the models."""
-        await asyncio.gather(*(scorer.close() for scorer in (self.scorer, *self._replaced)))
+    async def _retire(self, model: ServedModel) -> None:
+        self._replaced.add(model)
+        await model.idle()
+        await model.stop()
+        self._replaced.discard(model)
+
+    def _notify(self) -> None:
+        for listener in self._listeners:
+            listener()

@@ -279,11 +279,11 @@ async def test_a_request_that_looks_up_while_the_model_is_replaced_is_answered(
         sharing(proxy.url) as old,
         sharing(redis.url, manifest=changed) as new,
     ):
-        service = RewardService(old)
+        service = RewardService([old])
         proxy.swallow = True
         call = asyncio.create_task(service.score(ids(1, 2)))
         await until(lambda: bool(proxy._held))
-        swap = asyncio.create_task(service.swap(new))
+        swap = asyncio.create_task(service.add(new))
         await asyncio.sleep(0)
         fresh = await service.score(ids(1, 2))
         assert (fresh.fingerprint, are_cached(fresh)) == (changed.fingerprint, [False])

@@ -35,8 +35,8 @@ async def main(artifact: Path, order: str) -> None:
 
     config = ServerConfig(port=0)
     port = GrpcPort(config, Credentials(config))
-    service = RewardService(Scorer.load(artifact))
-    service.scorer.start()
+    service = RewardService([Scorer.load(artifact)])
+    service.model().start()
     await port.start(service)
     async with triton.InferenceServerClient(port.address) as client:
         inputs = []
@@ -50,7 +50,7 @@ async def main(artifact: Path, order: str) -> None:
         ranked = await tei_pb2_grpc.RerankStub(channel).Rerank(request)
     print(result.as_numpy("rewards").shape, len(ranked.ranks))  # noqa: T201
     await port.close(0)
-    await service.close()
+    await service.stop()
 
 
 asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))

@@ -7,11 +7,13 @@ from typing import Any
 import grpc
 
 from kwise.engine.server.base_service import BaseRewardService
+from kwise.engine.server.call import Call
 from kwise.engine.server.calls.running_call import current_call
 from kwise.engine.server.grpc.access import TOKEN_NAME
 from kwise.engine.server.grpc.messages import status_code, trailers
+from kwise.engine.server.service import RewardService
 from kwise.errors import KwiseError
-from kwise.types import CLIENT_KEY
+from kwise.types import CLIENT_KEY, MODEL_KEY
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -34,6 +36,13 @@ async def running_call(
             yield
     except KwiseError as error:
         await context.abort(code_of(error), str(error), trailers(error))
+
+
+def call_of(service: RewardService, context: Context) -> Call:
+    """Return the context of a call whose messages cannot name a model: its metadata may."""
+    metadata: Any = context.invocation_metadata() or ()
+    named: Iterator[Any] = (value for key, value in metadata if key == MODEL_KEY)
+    return Call(service=service, client=client_of(context), model=str(next(named, "")))
 
 
 def client_of(context: Context) -> str:

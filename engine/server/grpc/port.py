@@ -9,6 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.grpc.access import TokenInterceptor, server_credentials
+from kwise.engine.server.grpc.model_health import ModelHealth
 from kwise.engine.server.grpc.observed import observed
 from kwise.engine.server.grpc.services import HEALTH, SERVICES, descriptor_pool
 from kwise.engine.server.listen import bound_sockets, cannot_listen
@@ -55,6 +56,7 @@ class GrpcPort:
         )
         for name in ("", *served):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await ModelHealth(self._health, service, reserved=served).start()
         await self._server.start()
 
     async def announce_drain(self) -> None:

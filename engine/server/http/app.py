@@ -34,6 +34,7 @@ from kwise.engine.server.http.errors import (
     response_of,
 )
 from kwise.engine.server.http.gate import TOKEN_NAME, Gate
+from kwise.engine.server.http.model_path import MODEL_NAME, ModelPath
 from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.service import RewardService
 from kwise.errors import InvalidRequest, KwiseError, ServiceFailed, Status, Unavailable
@@ -63,7 +64,7 @@ def new_app(
         Route(path, PathApp(entries, service, max_body_bytes)) for path, entries in by_path.items()
     ]
     router = Router(routes, redirect_slashes=False, default=_not_found)
-    return Gate(router, endpoints, credentials) if credentials.needs_token else router
+    return ModelPath(Gate(router, endpoints, credentials) if credentials.needs_token else router)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,7 +145,11 @@ class PathApp:
                     return None
                 if len(dialects) > 1:
                     dialect = _dialect_of(dialects, body)
-            call = Call(service=self._service, client=running.client)
+            call = Call(
+                service=self._service,
+                client=running.client,
+                model=scope.get(MODEL_NAME, ""),
+            )
             async with asyncio.timeout(timeout_s):
                 response = await self._work(dialect, call, body, scope, receive)
             if response is None:

@@ -37,8 +37,8 @@ def _group(call: Call, request: ScoreRequest, num_pairs: int = 0) -> tuple[Group
     """Return the group of a request, and the model that must answer."""
     body = request.group_body()
     call.service.limits.check(len(body.responses), num_pairs)
-    max_tokens = call.service.scorer.max_tokens
-    return to_group(body, call.client, max_tokens), body.model or ""
+    model = call.served(body.model)
+    return to_group(body, call.client, model.max_tokens), model.name
 
 
 _STATUSES = (

@@ -7,11 +7,11 @@ from http import HTTPStatus
 
 import msgspec
 
+from kwise.engine.served_model import ServedModel
 from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
 from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.engine.server.samples.scores import LABEL, TEI_DTYPES
-from kwise.errors import UnknownModel
 from kwise.version import __version__
 
 
@@ -91,7 +91,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
 
 
 class ModelList(msgspec.Struct, kw_only=True):
-    """OpenAI's list of models. Its only entry is the served model."""
+    """OpenAI's list of models: those that are served."""
 
     object: str = "list"
     data: list[ModelCard]
@@ -130,27 +130,24 @@ class Info(msgspec.Struct, kw_only=True):
 
 
 async def _model(call: Call, _: object) -> ModelBody:
-    return msgspec.convert(asdict(call.service.model_info()), ModelBody)
+    return msgspec.convert(asdict(call.service.model_info(call.model)), ModelBody)
 
 
 async def _models(call: Call, _: object) -> ModelList:
-    return ModelList(data=[_card(call)])
+    call.service.admit("")
+    return ModelList(data=[_card(model) for model in call.service.models.values()])
 
 
 async def _named_model(call: Call, parameters: Mapping[str, str]) -> ModelCard:
-    card, name = _card(call), parameters["model"]
-    if name != card.id:
-        raise UnknownModel(name, card.id)
-    return card
+    return _card(call.service.model(parameters["model"]))
 
 
-def _card(call: Call) -> ModelCard:
-    info = call.service.model_info()
-    return ModelCard(id=info.model, created=_STARTED_S, max_model_len=info.max_tokens)
+def _card(model: ServedModel) -> ModelCard:
+    return ModelCard(id=model.name, created=_STARTED_S, max_model_len=model.max_tokens)
 
 
 async def _info(call: Call, _: object) -> Info:
-    info, config = call.service.model_info(), call.service.scorer.config
+    info, config = call.service.model_info(call.model), call.served().config
     return Info(
         model_id=info.model,
         model_sha=info.fingerprint,
@@ -208,7 +205,7 @@ ENDPOINTS = (
         method="GET",
         path="/v1/model",
         handler=_model,
-        summary="Describe the model that is served, its limits, and the work done so far",
+        summary="Describe the first model, its limits, and the work done so far",
         description="JSON of kwise.v1.RewardService.GetModel.",
         tag="kwise",
         response=ModelBody,
@@ -218,7 +215,7 @@ ENDPOINTS = (
         method="GET",
         path="/v1/models",
         handler=_models,
-        summary="List the model that is served",
+        summary="List the models that are served",
         tag="OpenAI",
         response=ModelList,
         error_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,),

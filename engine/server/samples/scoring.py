@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from kwise.engine.artifact import CHAT_TEMPLATE
+from kwise.engine.served_model import ServedModel
 from kwise.engine.server.call import Call
 from kwise.engine.server.samples.sample import Sample
 from kwise.engine.slices import PAUSE_S, in_slices
@@ -59,11 +59,6 @@ class ScoredSamples:
         return sum(reward.tokens for reward in self.rewards)
 
 
-def has_chat_template(call: Call) -> bool:
-    """Return False if the model that is served reads a prompt and a response as a pair of texts."""
-    return CHAT_TEMPLATE in call.service.scorer.artifact.manifest.files
-
-
 def check_size(call: Call, field: str, number: int) -> None:
     """Check the number of items in a field. Handlers call this before they convert a body.
 
@@ -87,7 +82,7 @@ async def score_samples(
     Args:
         call: the service and the client of the request.
         samples: at least one.
-        model: the name of the model that must answer; None or "" for whichever is served.
+        model: the name of the model in the request's body; None or "" if it names none.
         hold_s: the longest wait for room in the queue before the call is refused, in seconds.
 
     Raises:
@@ -95,7 +90,8 @@ async def score_samples(
         ModelFailed: the model failed on a sample.
         KwiseError: as `RewardService.score`.
     """
-    _check_token_ids(call, samples)
+    name = call.model_named(model)
+    _check_token_ids(call.service.model(name), samples)
     indices_by_group = await _indices_by_prompt(samples)
     groups = [
         Group(
@@ -105,7 +101,7 @@ async def score_samples(
         )
         for indices in indices_by_group
     ]
-    queue = _Groups(call, groups, model or "", hold_s)
+    queue = _Groups(call, groups, name, hold_s)
     outcomes = await queue.score()
     while len({o.fingerprint for o in outcomes if isinstance(o, ScoredGroup)}) > 1:
         # The model was replaced in the meantime. The new one has some of the rewards already.
@@ -113,9 +109,9 @@ async def score_samples(
     return _merged(samples, indices_by_group, outcomes)
 
 
-def _check_token_ids(call: Call, samples: Sequence[Sample]) -> None:
+def _check_token_ids(model: ServedModel, samples: Sequence[Sample]) -> None:
     first = samples[0]
-    if first.is_split or isinstance(first.response, str) or has_chat_template(call):
+    if first.is_split or isinstance(first.response, str) or model.has_chat_template:
         return
     raise InvalidRequest(
         first.prompt_field,

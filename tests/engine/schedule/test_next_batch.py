@@ -63,8 +63,9 @@ class PreparingSession(SumSession):
         return partial(self._run_prepared, batch, started)
 
     def _run_started(self, batch: Sequence[EncodedSequence], started: Callable[[], None]) -> Pass:
-        self.loop.call_soon_threadsafe(self.running.set)
         started()
+        # After `started`, so that a test goes on only once the prediction at the start was made.
+        self.loop.call_soon_threadsafe(self.running.set)
         return self.run(batch)
 
     def _run_prepared(self, batch: Sequence[EncodedSequence], started: Callable[[], None]) -> Pass:

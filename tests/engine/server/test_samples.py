@@ -53,9 +53,9 @@ async def narrow(tiny_artifact: Path) -> AsyncIterator[RewardService]:
     """A service whose queue has room for the tokens of a few short groups."""
     scorer = Scorer.load(tiny_artifact, EngineConfig(max_queue_tokens=16))
     scorer.start()
-    service = RewardService(scorer)
+    service = RewardService([scorer])
     yield service
-    await service.close()
+    await service.stop()
 
 
 async def test_the_groups_of_a_body_wait_for_each_other_in_a_full_queue(
@@ -63,7 +63,7 @@ async def test_the_groups_of_a_body_wait_for_each_other_in_a_full_queue(
 ) -> None:
     samples = pairs(40)
     scored = await score_samples(call_of(narrow), samples)
-    assert narrow.scorer.counters.rejected_groups > 0
+    assert narrow.model().counters.rejected_groups > 0
     for sample, reward in zip(samples, scored.rewards, strict=True):
         alone = await score_samples(call_of(narrow), [sample])
         assert alone.rewards[0].raw == reward.raw
@@ -80,7 +80,7 @@ async def test_one_bad_sample_fails_the_call_by_its_field_and_the_others_are_sco
         await score_samples(call_of(narrow), samples)
     assert (raised.value.field, raised.value.response) == ("b[1]", 1)
     assert str(raised.value).endswith("(2 of 5 items cannot be scored; this is the first)")
-    assert narrow.scorer.counters.sequences == 3
+    assert narrow.model().counters.sequences == 3
 
 
 async def test_all_rewards_of_a_body_come_from_one_model(
@@ -101,19 +101,19 @@ async def test_all_rewards_of_a_body_come_from_one_model(
             if self.num_groups == 2:
                 new = Scorer.load(other)
                 new.start()
-                await self.swap(new)
+                await self.add(new)
             return await super().score(group, model)
 
     scorer = Scorer.load(tiny_artifact)
     scorer.start()
-    service = Swapping(scorer)
+    service = Swapping([scorer])
     try:
         scored = await score_samples(call_of(service), pairs(2))
         assert scored.fingerprint == changed.fingerprint
         assert service.num_groups == 4
         assert all(r.value == pytest.approx(r.raw - 7.0) for r in scored.rewards)
     finally:
-        await service.close()
+        await service.stop()
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ class Unread(list[int]):
 async def test_the_number_of_token_ids_is_checked_before_they_are_read(
     narrow: RewardService,
 ) -> None:
-    call, limit = call_of(narrow), narrow.scorer.max_tokens
+    call, limit = call_of(narrow), narrow.model().max_tokens
     long = Unread([1] * (limit + 1))
     problem = f"the conversation has {limit + 1} tokens and the limit is {limit}"
     for body, field in (([Unread([1]), long], "input[1]"), (long, "input")):
         with pytest.raises(InvalidRequest, match=re.escape(f"{field}: {problem}")):
-            await of_input(call, cast(Any, body))
+            await of_input(call.served(), cast(Any, body))
     with pytest.raises(InvalidRequest, match=re.escape("prompt: " + problem)):
         to_group(GroupBody(prompt=cast(Any, long), responses=[(1,)]), "test", limit)
     for query, items, field in (([1], [[2], long], "items[1]"), (long, [[2]], "query")):
@@ -232,9 +232,9 @@ async def pair_model(smollm2_tokenizer: Any, tmp_path: Path) -> AsyncIterator[Ca
     checkpoint = tiny_model(*PADDED["bert"], tokenizer, tmp_path / "checkpoint")
     scorer = Scorer.load(export_quietly(checkpoint, tmp_path / "artifact"))
     scorer.start()
-    service = RewardService(scorer)
+    service = RewardService([scorer])
     yield call_of(service)
-    await service.close()
+    await service.stop()
 
 
 async def test_a_model_that_reads_pairs_takes_pairs_and_refuses_whole_conversations(

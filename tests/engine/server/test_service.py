@@ -16,13 +16,16 @@ import msgspec
 import pytest
 
 from kwise.comparison import ranks
+from kwise.engine.artifact import read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.base_service import RequestLimits
-from kwise.engine.server.reload import Reloader, in_daemon_thread
+from kwise.engine.server.loader import Loader, in_daemon_thread
 from kwise.engine.server.service import RewardService
+from kwise.engine.server.source import Source
 from kwise.engine.slices import SLICE_ITEMS, in_slices
 from kwise.errors import (
+    ArtifactError,
     InvalidRequest,
     KwiseError,
     ServiceFailed,
@@ -31,7 +34,6 @@ from kwise.errors import (
     UnknownModel,
 )
 from kwise.types import Group, Message
-from tests.servers import PATIENCE_S
 from tests.sum_session import sum_scorer
 
 
@@ -48,9 +50,9 @@ async def service(tiny_artifact: Path) -> AsyncIterator[RewardService]:
     """A service whose limits are 64 responses and 2,100 pairs: all pairs of 64 are 2,016."""
     scorer = Scorer.load(tiny_artifact)
     scorer.start()
-    service = RewardService(scorer, RequestLimits(max_responses=64, max_pairs=2100))
+    service = RewardService([scorer], RequestLimits(max_responses=64, max_pairs=2100))
     yield service
-    await service.close()
+    await service.stop()
 
 
 async def test_ranks_and_comparisons_follow_from_the_rewards(service: RewardService) -> None:
@@ -75,7 +77,7 @@ async def test_a_request_over_a_limit_is_refused_before_any_work(service: Reward
     service.limits = RequestLimits(max_responses=64, max_pairs=2015)
     with pytest.raises(InvalidRequest, match=r"all pairs of 64 .* are 2016; .* give the pairs"):
         await service.compare(numbered(64))
-    assert service.scorer.counters.sequences == 0
+    assert service.model().counters.sequences == 0
     assert len((await service.compare(numbered(64), [(0, 63)])).comparisons) == 1
     assert len((await service.compare(numbered(63))).comparisons) == 1953
 
@@ -93,7 +95,7 @@ async def test_a_pair_that_cannot_be_compared_is_named(
 
 
 async def test_other_models_and_a_draining_service_are_refused(service: RewardService) -> None:
-    name = service.scorer.artifact.manifest.name
+    name = service.model().name
     assert service.model_info(name).model == (await service.score(group("a"), name)).model == name
     for call in (service.score, service.rank):
         with pytest.raises(UnknownModel):
@@ -114,7 +116,7 @@ async def test_other_models_and_a_draining_service_are_refused(service: RewardSe
     ],
 )
 def test_get_model_reports_the_rows_of_a_batch(options: dict[str, Any], rows: int) -> None:
-    assert RewardService(sum_scorer(**options)).model_info().max_batch_tokens == rows
+    assert RewardService([sum_scorer(**options)]).model_info().max_batch_tokens == rows
 
 
 async def test_the_loop_turns_between_slices_of_comparisons(service: RewardService) -> None:
@@ -199,25 +201,18 @@ async def test_an_artifact_that_is_the_same_or_of_another_name_is_not_loaded(
     """Only the manifest is there, so that reading any other file would be an error."""
     caplog.set_level("INFO")
     (tmp_path / "manifest.json").write_bytes((tiny_artifact / "manifest.json").read_bytes())
-    reloader = Reloader(service, tmp_path, EngineConfig())
-    running = asyncio.create_task(reloader.run())
-    scorer = service.scorer
-
-    async def reload() -> str:
-        """Ask for a reload, and return the message that it logs."""
-        caplog.clear()
-        reloader.ask()
-        while not caplog.records:
-            await asyncio.sleep(0)
-        return caplog.text
-
-    assert "has not changed" in await reload()
-    renamed = msgspec.structs.replace(service.scorer.artifact.manifest, name="other").signed()
+    loader, scorer = Loader(EngineConfig()), service.model()
+    assert not await loader.replace(service, "tiny", Source(path=tmp_path))
+    assert "has not changed" in caplog.text
+    renamed = msgspec.structs.replace(read_manifest(tmp_path), name="other").signed()
     (tmp_path / "manifest.json").write_text(renamed.to_json())
-    assert "this artifact is called other, and clients ask for tiny" in await reload()
+    problem = "this artifact is called other, and clients ask for tiny"
+    with pytest.raises(ArtifactError, match=problem):
+        await loader.replace(service, "tiny", Source(path=tmp_path))
+    # Its own name does not matter if the server was given another one.
+    assert not await loader.replace(service, "tiny", Source(path=tiny_artifact, name="tiny"))
     assert loads == []
-    assert service.scorer is scorer
-    running.cancel()
+    assert service.model() is scorer
 
 
 async def test_a_thread_that_loads_returns_or_raises_where_it_is_awaited() -> None:
@@ -254,23 +249,17 @@ async def test_the_old_model_is_garbage_before_the_heap_is_frozen(
     scorer = Scorer.load(artifact)
     scorer.start()
     old = weakref.ref(scorer._batcher._sessions[0])
-    service = RewardService(scorer)
+    service = RewardService([scorer])
     changed = msgspec.structs.replace(scorer.artifact.manifest, reward_mean=1.0).signed()
     (artifact / "manifest.json").write_text(changed.to_json())
     del scorer
-    is_freed, frozen = [], asyncio.Event()
+    is_freed = []
 
     def freeze() -> None:
         gc.collect()
         is_freed.append(old() is None)
-        frozen.set()
 
-    monkeypatch.setattr("kwise.engine.server.reload.freeze_heap", freeze)
-    reloader = Reloader(service, artifact, EngineConfig())
-    running = asyncio.create_task(reloader.run())
-    reloader.ask()
-    async with asyncio.timeout(PATIENCE_S):
-        await frozen.wait()
+    monkeypatch.setattr("kwise.engine.server.loader.freeze_heap", freeze)
+    assert await Loader(EngineConfig()).replace(service, "tiny", Source(path=artifact))
     assert is_freed == [True]
-    running.cancel()
-    await service.close()
+    await service.stop()

@@ -6,7 +6,7 @@ and configuration, an integer as version, and equal counts for all computing sta
 
 from kwise.engine.model.devices import Kind, parse_devices
 from kwise.engine.schedule.group_times import Duration
-from kwise.engine.scorer import Scorer
+from kwise.engine.served_model import ServedModel
 from kwise.engine.server.grpc.inference.parameters import DEFAULT_PRIORITY, PRIORITIES
 from kwise.engine.server.grpc.inference.tensors import INPUTS, MODEL_VERSION, OUTPUTS, Tensor
 from kwise.protos.inference import inference_pb2 as pb
@@ -43,7 +43,7 @@ def _tensor_metadata(tensor: Tensor) -> pb.ModelMetadataResponse.TensorMetadata:
     )
 
 
-def config(info: ModelInfo, scorer: Scorer) -> pb.ModelConfig:
+def config(info: ModelInfo, model: ServedModel) -> pb.ModelConfig:
     """Return the configuration. Every input is optional, because the prompt has several forms."""
     fields = ("fingerprint", "layout", "precision", "runtime", "max_tokens", "max_responses")
     return pb.ModelConfig(
@@ -68,7 +68,7 @@ def config(info: ModelInfo, scorer: Scorer) -> pb.ModelConfig:
                 kind=_KINDS[device.kind],
                 gpus=[device.index] if device.kind is Kind.CUDA else [],
             )
-            for device in parse_devices(scorer.config.device)
+            for device in parse_devices(model.config.device)
         ),
         dynamic_batching=pb.ModelDynamicBatching(
             priority_levels=len(PRIORITIES),
@@ -79,13 +79,13 @@ def config(info: ModelInfo, scorer: Scorer) -> pb.ModelConfig:
             name: pb.ModelParameter(string_value=str(getattr(info, name))) for name in fields
         },
         model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
-        response_cache=pb.ModelResponseCache(enable=scorer.config.cache_bytes > 0),
+        response_cache=pb.ModelResponseCache(enable=model.config.cache_bytes > 0),
     )
 
 
-def statistics(info: ModelInfo, scorer: Scorer) -> pb.ModelStatistics:
+def statistics(info: ModelInfo, model: ServedModel) -> pb.ModelStatistics:
     """Return the counters of the engine. inference.proto describes each."""
-    groups = scorer.counters.groups
+    groups = model.counters.groups
     return pb.ModelStatistics(
         name=info.model,
         version=MODEL_VERSION,

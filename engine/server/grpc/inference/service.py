@@ -71,14 +71,16 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
     ) -> pb.ModelConfigResponse:
         async with running_call(self._service, context):
             info = self._model(request.name, request.version)
-            return pb.ModelConfigResponse(config=description.config(info, self._service.scorer))
+            return pb.ModelConfigResponse(
+                config=description.config(info, self._service.model(info.model))
+            )
 
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
         async with running_call(self._service, context):
             info = self._model(request.name, request.version)
-            model = description.statistics(info, self._service.scorer)
+            model = description.statistics(info, self._service.model(info.model))
             return pb.ModelStatisticsResponse(model_stats=[model])
 
     async def RepositoryIndex(
@@ -87,10 +89,14 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         async with running_call(self._service, context):
             if request.repository_name:
                 raise InvalidRequest("repository_name", "leave it empty; there is one repository")
-            model = pb.RepositoryIndexResponse.ModelIndex(
-                name=self._model("", "").model, version=MODEL_VERSION, state="READY"
+            self._service.admit("")
+            models = (
+                pb.RepositoryIndexResponse.ModelIndex(
+                    name=name, version=MODEL_VERSION, state="READY"
+                )
+                for name in self._service.models
             )
-            return pb.RepositoryIndexResponse(models=[model])
+            return pb.RepositoryIndexResponse(models=models)
 
     # Inference
 
@@ -148,7 +154,7 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         info = self._service.model_info(name)
         if version not in ("", MODEL_VERSION):
             raise UnknownModel(
-                f"{name}, version {version}", f"{info.model}, version {MODEL_VERSION}"
+                f"{name}, version {version}", [f"{info.model}, version {MODEL_VERSION}"]
             )
         return info
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import grpc
 
 from kwise.engine.server.call import Call
-from kwise.engine.server.grpc.calls import Context, client_of, running_call
+from kwise.engine.server.grpc.calls import Context, call_of, running_call
 from kwise.engine.server.grpc.stream import RequestReader, RequestStream
 from kwise.engine.server.grpc.tei.messages import code_of, metadata, ranks
 from kwise.engine.server.samples.sample import of_candidates, of_pair, of_templated
@@ -39,7 +39,8 @@ class TeiInfo(tei_pb2_grpc.InfoServicer):
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.InfoResponse:
         async with running_call(self._service, context, code_of):
-            info, config = self._service.model_info(), self._service.scorer.config
+            model = self._service.model(call_of(self._service, context).model)
+            info, config = self._service.model_info(model.name), model.config
             return pb.InfoResponse(
                 version=__version__,
                 model_id=info.model,
@@ -63,33 +64,33 @@ class TeiPredict(tei_pb2_grpc.PredictServicer):
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         async with running_call(self._service, context, code_of):
-            return await self._predict([request.inputs], request, client_of(context))
+            return await self._predict([request.inputs], request, call_of(self._service, context))
 
     async def PredictPair(
         self, request: pb.PredictPairRequest, context: Context
     ) -> pb.PredictResponse:
         async with running_call(self._service, context, code_of):
-            return await self._predict(request.inputs, request, client_of(context))
+            return await self._predict(request.inputs, request, call_of(self._service, context))
 
     async def PredictStream(  # type: ignore[override]  # the stub knows only iterators
         self, request_iterator: AsyncIterator[pb.PredictRequest], context: Context
     ) -> None:
-        client = client_of(context)
+        call = call_of(self._service, context)
 
         async def answer(request: pb.PredictRequest) -> pb.PredictResponse:
             with self._service.streamed_request():
-                return await self._predict([request.inputs], request, client)
+                return await self._predict([request.inputs], request, call)
 
         await self._answer_stream(context, pb.PredictRequest, answer)
 
     async def PredictPairStream(  # type: ignore[override]  # the stub knows only iterators
         self, request_iterator: AsyncIterator[pb.PredictPairRequest], context: Context
     ) -> None:
-        client = client_of(context)
+        call = call_of(self._service, context)
 
         async def answer(request: pb.PredictPairRequest) -> pb.PredictResponse:
             with self._service.streamed_request():
-                return await self._predict(request.inputs, request, client)
+                return await self._predict(request.inputs, request, call)
 
         await self._answer_stream(context, pb.PredictPairRequest, answer)
 
@@ -109,7 +110,7 @@ class TeiPredict(tei_pb2_grpc.PredictServicer):
         self,
         inputs: Sequence[str],
         request: pb.PredictRequest | pb.PredictPairRequest,
-        client: str,
+        call: Call,
     ) -> pb.PredictResponse:
         started_ns = perf_counter_ns()
         match inputs:
@@ -121,7 +122,7 @@ class TeiPredict(tei_pb2_grpc.PredictServicer):
                 raise InvalidRequest("inputs", f"there are {len(inputs)} texts; give one or two")
         if not any(inputs):
             raise InvalidRequest("inputs", "the text is empty")
-        scored = await score_samples(Call(service=self._service, client=client), samples)
+        scored = await score_samples(call, samples)
         value = score_of(scored.rewards[0], not request.raw_scores)
         return pb.PredictResponse(
             predictions=[pb.Prediction(score=value, label=LABEL)],
@@ -145,7 +146,7 @@ class TeiRerank(tei_pb2_grpc.RerankServicer):
     async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:
         async with running_call(self._service, context, code_of):
             started_ns = perf_counter_ns()
-            call = Call(service=self._service, client=client_of(context))
+            call = call_of(self._service, context)
             if not request.texts:
                 raise InvalidRequest("texts", "there are none; give at least one")
             check_size(call, "texts", len(request.texts))
@@ -163,7 +164,7 @@ class TeiRerank(tei_pb2_grpc.RerankServicer):
         """Score the texts of all queries, and rank all of them together."""
         async with running_call(self._service, context, code_of):
             started_ns = perf_counter_ns()
-            call = Call(service=self._service, client=client_of(context))
+            call = call_of(self._service, context)
             requests = await self._read(context, call)
             if not requests:
                 raise InvalidRequest("requests", "there are none; send at least one")

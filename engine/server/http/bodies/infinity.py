@@ -56,7 +56,8 @@ async def classify(call: Call, body: ClassifyTexts) -> Reply:
     """Score conversations."""
     check_size(call, "input", len(body.input))
     model = None if body.model == _DEFAULT_MODEL else body.model
-    scored = await score_samples(call, await of_input(call, [*body.input]), model=model)
+    samples = await of_input(call.served(model), [*body.input])
+    scored = await score_samples(call, samples, model=model)
     answer = ClassifyTextsReply(
         id=new_id("infinity"),
         created=now(),

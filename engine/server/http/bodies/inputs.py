@@ -5,7 +5,7 @@ from typing import Literal, cast
 
 import msgspec
 
-from kwise.engine.server.call import Call
+from kwise.engine.served_model import ServedModel
 from kwise.engine.server.conversation import to_conversation
 from kwise.engine.server.samples.sample import (
     Sample,
@@ -84,14 +84,14 @@ def of_messages(messages: Sequence[ChatMessage], field: str = "messages") -> Sam
     )
 
 
-async def of_input(call: Call, conversations: Input, field: str = "input") -> list[Sample]:
+async def of_input(model: ServedModel, conversations: Input, field: str = "input") -> list[Sample]:
     """Return the samples of a field that holds texts or token ids of whole conversations.
 
     Raises:
         InvalidRequest: the list is empty, its items are of different types, or a list of token ids
             is too long.
     """
-    max_tokens = call.service.scorer.max_tokens
+    max_tokens = model.max_tokens
     if isinstance(conversations, str):
         return of_templated([conversations], [field])
     if not conversations:

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from kwise.engine.served_model import ServedModel
 from kwise.engine.server.call import Call
 from kwise.engine.server.conversation import plain
 from kwise.engine.server.http.bodies.fields import (
@@ -30,7 +31,7 @@ from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
 from kwise.engine.server.http.bodies.vllm import num_items, vector
 from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.engine.server.samples.sample import Sample, check_num_ids
-from kwise.engine.server.samples.scoring import HOLD_S, check_size, has_chat_template, score_samples
+from kwise.engine.server.samples.scoring import HOLD_S, check_size, score_samples
 from kwise.engine.slices import in_slices_of_ids
 from kwise.errors import InvalidRequest
 from kwise.types import TemplatedText
@@ -141,8 +142,9 @@ async def embed(call: Call, body: EmbeddingsRequest) -> Reply:
     """Score conversations, and report each as a vector."""
     refuse_set(body, _REFUSED_OF_EMBEDDINGS)
     check_size(call, "input", num_items(body.input))
-    samples = await of_input(call, body.input)
-    scored = await score_samples(call, samples, model=_model(body.model), hold_s=HOLD_S)
+    model = _model(body.model)
+    samples = await of_input(call.served(model), body.input)
+    scored = await score_samples(call, samples, model=model, hold_s=HOLD_S)
     answer = EmbeddingsReply(
         data=[
             Embedding(embedding=vector(reward.value, body.encoding_format), index=index)
@@ -158,8 +160,9 @@ async def classify(call: Call, body: ClassifyTextRequest) -> Reply:
     """Score conversations. A single text gets a single object, a list gets a list."""
     conversations: Input = body.text if isinstance(body.text, str) else [*body.text]
     check_size(call, "text", num_items(conversations))
-    samples = await of_input(call, conversations, "text")
-    scored = await score_samples(call, samples, model=_model(body.model))
+    model = _model(body.model)
+    samples = await of_input(call.served(model), conversations, "text")
+    scored = await score_samples(call, samples, model=model)
     answers = [
         TextReward(embedding=[reward.value], meta_info=MetaInfo(prompt_tokens=reward.tokens))
         for reward in scored.rewards
@@ -189,6 +192,7 @@ async def _items(call: Call, body: ScoringRequest) -> list[Sample]:
     if not items:
         raise InvalidRequest("items", "the list is empty; give at least one")
     check_size(call, "items", len(items))
+    model = call.served(_model(body.model))
     is_text = isinstance(body.query, str)
     for index, item in enumerate(items):
         if isinstance(item, str) is not is_text:
@@ -198,20 +202,19 @@ async def _items(call: Call, body: ScoringRequest) -> list[Sample]:
         ["items"] if isinstance(body.items, str) else [f"items[{i}]" for i in range(len(items))]
     )
     if isinstance(body.query, str):
-        return _texts(body.query, cast(list[str], items), fields, body.item_first, call)
+        return _texts(body.query, cast(list[str], items), fields, body.item_first, model)
     rows = cast(list[list[int]], items)
-    max_tokens = call.service.scorer.max_tokens
     for row, field in zip(rows, fields, strict=True):
         # The longer one, because which of the two is too long does not matter here.
         longer = field if len(row) > len(body.query) else "query"
-        check_num_ids(longer, len(row) + len(body.query), max_tokens)
+        check_num_ids(longer, len(row) + len(body.query), model.max_tokens)
     return await _token_ids(tuple(body.query), rows, fields, body.item_first)
 
 
 def _texts(
-    query: str, items: list[str], fields: list[str], item_first: bool, call: Call
+    query: str, items: list[str], fields: list[str], item_first: bool, model: ServedModel
 ) -> list[Sample]:
-    to_prompt = (lambda text: TemplatedText(text=text)) if has_chat_template(call) else plain
+    to_prompt = (lambda text: TemplatedText(text=text)) if model.has_chat_template else plain
     shared = to_prompt(query)
     return [
         Sample(

@@ -205,7 +205,7 @@ async def _score(call: Call, body: ClassifyInput | ClassifyMessages) -> ScoredSa
         samples = [of_messages(body.messages)]
     else:
         check_size(call, "input", num_items(body.input))
-        samples = await of_input(call, body.input)
+        samples = await of_input(call.served(body.model), body.input)
     scored = await score_samples(call, samples, model=body.model, hold_s=HOLD_S)
     check_not_cut("truncate_prompt_tokens", body.truncate_prompt_tokens, samples, scored)
     return scored

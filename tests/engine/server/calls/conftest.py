@@ -48,8 +48,8 @@ async def observed_service(config: ServerConfig | None = None, **engine: Any) ->
     config = config or ServerConfig(port=0, http_port=0)
     credentials, session = Credentials(config), SumSession()
     ports = GrpcPort(config, credentials), HttpPort(config, credentials)
-    service = RewardService(sum_scorer(session, **engine), RequestLimits(max_responses=16))
-    service.scorer.start()
+    service = RewardService([sum_scorer(session, **engine)], RequestLimits(max_responses=16))
+    service.model().start()
     for port in ports:
         await port.start(service)
     http_port = int(ports[1].address.rpartition(":")[2])
@@ -65,7 +65,7 @@ async def observed_service(config: ServerConfig | None = None, **engine: Any) ->
             for port in ports:
                 port.stop_accepting(0)
                 await port.close(0)
-            await service.close()
+            await service.stop()
 
 
 @pytest.fixture

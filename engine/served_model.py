@@ -1,0 +1,46 @@
+"""The interface of a model that a server serves by name."""
+
+from typing import Protocol
+
+from kwise.engine.config import EngineConfig
+from kwise.engine.schedule.counters import Counters
+from kwise.types import Group, ModelInfo, ScoredGroup
+
+
+class ServedModel(Protocol):
+    """A model that scores groups: one artifact, or an ensemble of several.
+
+    Attributes:
+        name: the name by which requests ask for it.
+        config: the options of its engine.
+        counters: the work that it has done.
+        max_tokens: the limit of a conversation, in tokens.
+    """
+
+    name: str
+    config: EngineConfig
+    counters: Counters
+    max_tokens: int
+
+    @property
+    def description(self) -> str:
+        """The name, fingerprint, layout, precision and runtime of the model, for the log."""
+
+    @property
+    def has_chat_template(self) -> bool:
+        """False if the model reads a prompt and a response as a pair of texts."""
+
+    def info(self, *, max_responses: int, max_pairs: int) -> ModelInfo:
+        """Describe the model and the work that it has done; the limits are the server's."""
+
+    async def score(self, group: Group) -> ScoredGroup:
+        """Return one reward or error per response, in order. See `Scorer.score`."""
+
+    def start(self) -> None:
+        """Begin to serve, in the running event loop."""
+
+    async def idle(self) -> None:
+        """Wait until no group is being scored."""
+
+    async def stop(self) -> None:
+        """Answer everything that waits or runs, and all later requests, with Unavailable."""

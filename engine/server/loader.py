@@ -1,0 +1,165 @@
+"""Load artifacts for a service: at its start, at SIGHUP, and when an administrator asks.
+
+The manifest is compared first, so that an artifact that has not changed is not loaded again. A new
+model is loaded and checked while the old one serves; both are in memory for that time. Then new
+requests go to the new model, and the old one is closed when it has answered its requests. If an
+artifact is refused, what was served before continues to serve.
+
+An artifact must be replaced by renaming, as `kwise export --overwrite` does. The runtime maps the
+weights of the running model, so overwritten files would change its rewards.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+from kwise.engine.artifact import read_manifest
+from kwise.engine.config import EngineConfig
+from kwise.engine.schedule.counters import Counters
+from kwise.engine.schedule.device_turns import Devices
+from kwise.engine.scorer import Scorer
+from kwise.engine.server.garbage import freeze_heap
+from kwise.engine.server.service import RewardService
+from kwise.engine.server.source import Source
+from kwise.errors import ArtifactError, ConfigError
+
+_LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+LOADER_THREAD = "kwise-load"
+
+
+class Loader:
+    """Loads artifacts, one at a time, and knows from where each model was loaded.
+
+    Args:
+        engine: the options of each model's engine.
+    """
+
+    def __init__(self, engine: EngineConfig) -> None:
+        self._engine = engine
+        self._devices = Devices()
+        self._sources: dict[str, Source] = {}
+        self._loading = asyncio.Lock()
+
+    def load(self, sources: Sequence[Source]) -> list[Scorer]:
+        """Load the models that a server starts with.
+
+        Raises:
+            ArtifactError: an artifact is damaged or fails its golden check.
+            ConfigError: an option does not suit an artifact, or two models have one name.
+        """
+        _check_names(sources)
+        models = [self._load(source.name, source, None) for source in sources]
+        self._sources = {model.name: source for model, source in zip(models, sources, strict=True)}
+        return models
+
+    async def reload(self, service: RewardService) -> None:
+        """Load the artifacts that have changed since their models were loaded.
+
+        Errors are logged.
+        """
+        for name in list(self._sources):
+            serving = service.models[name].description
+            try:
+                await self.replace(service, name, self._sources[name])
+            except (ArtifactError, ConfigError) as error:
+                _LOG.error("reload refused, %s goes on serving: %s", serving, error)
+            except Exception:  # noqa: BLE001 - the next SIGHUP must still be obeyed
+                _LOG.exception("reload failed, %s goes on serving", serving)
+
+    async def replace(self, service: RewardService, name: str, source: Source) -> bool:
+        """Serve the artifact at `source` as the model called `name`, whether or not there is one.
+
+        Returns:
+            False if that artifact is served as this model already.
+
+        Raises:
+            ArtifactError: the artifact is damaged, fails its golden check or has another name.
+            ConfigError: an option does not suit the artifact.
+        """
+        async with self._loading:
+            serving = service.models.get(name)
+            manifest = read_manifest(source.path)
+            if not source.name and manifest.name != name:
+                raise ArtifactError(
+                    f"{source.path}: this artifact is called {manifest.name}, and clients ask for "
+                    f"{name} (kwise export --name)"
+                )
+            counters = None
+            if isinstance(serving, Scorer):
+                if manifest.checksum == serving.artifact.manifest.checksum:
+                    _LOG.info("reload: %s has not changed", source.path)
+                    self._sources[name] = source
+                    return False
+                counters = serving.counters
+            _LOG.info("reload: loading %s", source.path)
+            new = await in_daemon_thread(lambda: self._load(name, source, counters))
+            new.start()
+            instead = f" instead of {serving.description}" if serving else ""
+            _LOG.info("serving %s%s", new.description, instead)
+            self._sources[name] = source
+            del serving
+            await service.add(new)
+            # The step of the event loop in which the old tasks end refers to them, and they to the
+            # old model. It would be frozen with them.
+            await asyncio.sleep(0)
+            freeze_heap()
+        return True
+
+    async def unload(self, service: RewardService, name: str) -> None:
+        """Serve the model called `name` no longer. Return once it has answered its requests.
+
+        Raises:
+            UnknownModel: no model of that name is served.
+        """
+        async with self._loading:
+            await service.remove(name)
+            self._sources.pop(name, None)
+            _LOG.info("unloaded %s", name)
+            await asyncio.sleep(0)
+            freeze_heap()
+
+    def _load(self, name: str, source: Source, counters: Counters | None) -> Scorer:
+        return Scorer.load(source.path, self._engine, counters, name, self._devices)
+
+
+def _check_names(sources: Sequence[Source]) -> None:
+    """Check that no two models have one name, before the first of them is loaded.
+
+    Raises:
+        ArtifactError: a manifest is damaged.
+        ConfigError: two models have one name.
+    """
+    paths: dict[str, Path] = {}
+    for source in sources if len(sources) > 1 else ():
+        name = source.name or read_manifest(source.path).name
+        if name in paths:
+            raise ConfigError(
+                f"ARTIFACT {source.path}: its model is called {name}, as that of {paths[name]} "
+                f"is; give one of them another name: NAME={source.path}"
+            )
+        paths[name] = source.path
+
+
+async def in_daemon_thread(work: Callable[[], _T]) -> _T:
+    """Return `work()`, run in a thread that does not delay the end of the process.
+
+    `asyncio.to_thread` would: the event loop and the interpreter wait for its thread at exit, and
+    loading a large model takes minutes.
+    """
+    future: Future[_T] = Future()
+    future.set_running_or_notify_cancel()  # so that a cancelled load leaves it to the thread
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=LOADER_THREAD, daemon=True).start()
+    return await asyncio.wrap_future(future)
