@@ -4,6 +4,7 @@ from typing import Protocol
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.schedule.counters import Counters
+from kwise.engine.schedule.state import EngineState
 from kwise.types import Group, ModelInfo, ScoredGroup
 
 
@@ -29,6 +30,10 @@ class ServedModel(Protocol):
     @property
     def has_chat_template(self) -> bool:
         """False if the model reads a prompt and a response as a pair of texts."""
+
+    @property
+    def state(self) -> EngineState:
+        """What waits and what is cached at this moment."""
 
     def info(self, *, max_responses: int, max_pairs: int) -> ModelInfo:
         """Describe the model and the work that it has done; the limits are the server's."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from kwise.engine.schedule.histogram import SECONDS, Histogram
 from kwise.types import Timing
 
 
@@ -28,6 +29,8 @@ class GroupDurations:
 
     Attributes:
         success: groups that were answered, from arrival to reply.
+        computed: a histogram of the answered groups that cost a pass of the model, from arrival to
+            reply. Those from the cache are in `cache_hit` only, because they have no time to spare.
         failure: groups that were refused, failed or cancelled, from arrival to that moment.
         queue: the wait for a batch; all answered groups, 0 s for those from the cache.
         tokenizer: the wait for a tokenizer thread and its work; groups that were computed.
@@ -39,6 +42,7 @@ class GroupDurations:
     """
 
     success: Duration = field(default_factory=Duration)
+    computed: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     failure: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
     tokenizer: Duration = field(default_factory=Duration)
@@ -86,7 +90,9 @@ class GroupTimes:
         totals.cache_miss.add(look_up_s)
         totals.tokenizer.add(timing.tokenizer_ms / 1000)
         totals.model.add(timing.model_ms / 1000)
-        totals.reply.add(self._now_s() - self._computed_s)
+        now_s = self._now_s()
+        totals.reply.add(now_s - self._computed_s)
+        totals.computed.observe(now_s - self._started_s)
 
     @staticmethod
     def _now_s() -> float:

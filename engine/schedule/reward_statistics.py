@@ -28,8 +28,8 @@ class RewardStatistics:
     Attributes:
         values: a histogram of the values.
         queue_s: a histogram of the seconds that each reward waited for its batch.
-        mean_value: the mean of recent values.
-        mean_length: the mean of recent lengths of responses, in tokens.
+        mean_value: the mean of recent values; 0 before the first.
+        mean_length: the mean of recent lengths of responses, in tokens; 0 before the first.
     """
 
     __slots__ = (
@@ -67,6 +67,11 @@ class RewardStatistics:
         self._value_squares = _DECAY * self._value_squares + from_value * (value - self.mean_value)
         self._length_squares = _DECAY * self._length_squares + from_length * to_length
         self._products = _DECAY * self._products + from_value * to_length
+
+    @property
+    def is_empty(self) -> bool:
+        """True before the first reward."""
+        return not self._weight
 
     @property
     def std_value(self) -> float:

@@ -1,6 +1,6 @@
 """The table of all HTTP endpoints."""
 
-from kwise.engine.server.http import rewards, status
+from kwise.engine.server.http import rewards, scrape, status
 from kwise.engine.server.http.bodies import table as bodies
 from kwise.engine.server.http.endpoint import Endpoint
 from kwise.engine.server.http.openapi import documentation
@@ -11,4 +11,8 @@ _DESCRIBED: tuple[Endpoint, ...] = (
     *bodies.ENDPOINTS,
     *status.ENDPOINTS,
 )
-ENDPOINTS: tuple[Endpoint, ...] = (*_DESCRIBED, *documentation(_DESCRIBED))
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *_DESCRIBED,
+    *scrape.ENDPOINTS,  # a text, which the OpenAPI document of JSON endpoints does not describe
+    *documentation(_DESCRIBED),
+)

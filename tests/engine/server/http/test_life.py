@@ -84,6 +84,7 @@ def test_a_drain_refuses_new_calls_finishes_running_ones_and_listens_to_the_end(
             connected(port) as idle,
             connected(port) as probe,
             connected(port) as silent,
+            connected(port) as scraper,
         ):
             assert idle.ask("GET", "/health").json == {"status": "SERVING"}
             running.send("POST", "/v1/rewards", GROUP)
@@ -92,6 +93,9 @@ def test_a_drain_refuses_new_calls_finishes_running_ones_and_listens_to_the_end(
             wait_until(lambda: is_draining(port, probe))
             refused = idle.ask("POST", "/v1/rewards", GROUP)
             assert refused.status == 503
+            scraped = scraper.ask("GET", "/metrics").body.decode()
+            assert "\nkwise_draining 1.0\n" in scraped
+            assert '\nkwise_rewards_in_flight{model="tiny"} 2.0\n' in scraped
             assert refused.json["error"]["code"] == "UNAVAILABLE"
             assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
             assert idle.is_closed()

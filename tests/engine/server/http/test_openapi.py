@@ -19,7 +19,7 @@ def test_the_document_has_each_endpoint_and_no_open_reference(http: HttpServer) 
         for method in operations
     }
     served = {(endpoint.method, endpoint.path.replace(":path}", "}")) for endpoint in ENDPOINTS}
-    assert served - described == {("GET", "/openapi.json"), ("GET", "/docs")}
+    assert served - described == {("GET", path) for path in ("/openapi.json", "/docs", "/metrics")}
     assert described <= served
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', reply.body.decode()))
     assert references <= set(document["components"]["schemas"])

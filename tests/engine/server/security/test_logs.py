@@ -1,4 +1,4 @@
-"""Prompts and responses are in no log, whatever a call meets."""
+"""Prompts and responses are in no log and no metric, whatever a call meets."""
 
 import json
 import shutil
@@ -48,6 +48,7 @@ def quoting_server(
     (artifact / "manifest.json").write_text(signed.to_json())
     with running_server(artifact, "--http-port", "0", "--max-message-bytes", "200000") as server:
         yield server
+        assert MARK not in ask(http_port(server), "GET", "/metrics").body.decode()
     assert MARK not in server.log.text
 
 

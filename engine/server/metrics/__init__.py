@@ -1,0 +1,1 @@
+"""Prometheus metrics, which are read from the engine's counters when they are scraped."""
