@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from kwise.engine.served_model import ServedModel
 from kwise.engine.server.base_service import BaseRewardService, RequestLimits
+from kwise.engine.server.calls.counts import CallCounts
 from kwise.engine.server.calls.running_call import note_group
 from kwise.errors import Unavailable, UnknownModel
 from kwise.types import Group, ModelInfo, ScoredGroup
@@ -26,10 +27,15 @@ class RewardService(BaseRewardService):
 
     Args:
         models: at least one model that is started. The first one answers requests that name none.
+
+    Attributes:
+        call_counts: the calls that have ended, for metrics.
     """
 
     def __init__(self, models: Sequence[ServedModel], limits: RequestLimits | None = None) -> None:
         super().__init__(limits)
+        self.call_counts = CallCounts()
+        self.observers.append(self.call_counts)
         self._models = {model.name: model for model in models}
         self._default = models[0].name
         self._replaced: set[ServedModel] = set()  # models that still answer earlier requests

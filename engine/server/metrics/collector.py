@@ -69,8 +69,26 @@ class ServiceCollector(Collector):
             "1 while the server shuts down and refuses new requests, else 0.",
             value=float(self._service.draining.is_set()),
         )
+        yield from self._requests()
         for metric in METRICS:
             yield _family(metric, models)
+
+    def _requests(self) -> Iterator[Family]:
+        requests = CounterMetricFamily(
+            "kwise_requests_total",
+            "Calls with one reply and requests of streams, by how they ended.",
+            labels=("protocol", "method", "model", "status"),
+        )
+        streams = CounterMetricFamily(
+            "kwise_streams_total",
+            "Streams that have ended, by how.",
+            labels=("protocol", "method", "status"),
+        )
+        for labels, count in self._service.call_counts.requests.items():
+            requests.add_metric(labels, count)
+        for (protocol, method, _, status), count in self._service.call_counts.streams.items():
+            streams.add_metric((protocol, method, status), count)
+        yield from (requests, streams)
 
 
 def _model_info(models: Iterable[ObservedModel]) -> Family:

@@ -13,10 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kwise.client import RewardClient
 from kwise.engine.server.metrics.table import METRICS
+from kwise.protos.kwise.v1 import reward_pb2 as pb
 from tests.engine.server.http.conftest import HttpServer, http
+from tests.requests import score_request
 
 __all__ = ["http"]
 
+GROUP = {"prompt": pb.Prompt(text="Why?"), "responses": [pb.Response(text="So.")]}
 PAGE = Path(__file__).parents[4] / "docs" / "monitoring.md"
 
 # The counters of GetModel that a scrape has under another name, with labels, or as a sum.
@@ -61,6 +64,15 @@ def samples(text: str) -> Mapping[str, float]:
             labels = ",".join(f'{name}="{value}"' for name, value in sorted(others.items()))
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return found
+
+
+def send_everything(server: HttpServer) -> None:
+    """Send a call, a stream and a call that fails, so that every metric has a sample."""
+    group = {"prompt": "Which?", "responses": ["A.", "The second."]}
+    assert server.post("/v1/rewards", group).status == 200
+    assert server.post("/v1/rewards", {"model": "unknown", **group}).status == 404
+    request = pb.ScoreStreamRequest(id="1", group=score_request(**GROUP).group)
+    assert [reply.id for reply in server.stub.ScoreStream(iter([request]))] == ["1"]
 
 
 def test_a_scrape_has_the_numbers_of_get_model(http: HttpServer) -> None:
@@ -125,8 +137,22 @@ def row(family: Family) -> str:
 
 
 def test_the_page_describes_every_metric(http: HttpServer) -> None:
-    group = {"prompt": "Which?", "responses": ["A.", "The second."]}
-    assert http.post("/v1/rewards", group).status == 200
+    send_everything(http)
     scraped = [row(f) for f in families(scrape(http)) if f.name.startswith("kwise_")]
     page = PAGE.read_text(encoding="utf-8")
     assert re.findall(r"^\| `kwise_\w+`.*\|$", page, re.MULTILINE) == scraped
+
+
+def test_calls_are_counted_by_method_model_and_status(http: HttpServer) -> None:
+    score, scored = "kwise.v1.RewardService/ScoreStream", 'protocol="http",status='
+    names = [
+        f'kwise_requests_total{{method="{score}",protocol="grpc",status="OK"}}',
+        f'kwise_streams_total{{method="{score}",protocol="grpc",status="OK"}}',
+        f'kwise_requests_total{{method="POST /v1/rewards",{scored}"OK"}}',
+        f'kwise_requests_total{{method="POST /v1/rewards",{scored}"NOT_FOUND"}}',
+    ]
+    before = samples(scrape(http))
+    send_everything(http)
+    after = samples(scrape(http))
+    assert [after[name] - before.get(name, 0) for name in names] == [1, 1, 1, 1]
+    assert 'model="unknown"' not in scrape(http)
