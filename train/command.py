@@ -25,11 +25,11 @@ responses. Each response has a rank (1 is the best, equal ranks are ties), or ea
 
 Other formats, and CSV, Parquet and JSON arrays, are converted on the way as by kwise data convert.
 
-DIR becomes a plain Hugging Face checkpoint (AutoModelForSequenceClassification with one label) with
-tokenizer, chat template, training_report.json and README.md, a model card. With --lora-rank the
-adapters are merged; DIR/adapter has them as well. DIR is written when training has finished, in one
-step. Until then DIR.unfinished holds the run. To continue a run that was killed, give the same
-command and --resume.
+DIR becomes a plain Hugging Face checkpoint (AutoModelForSequenceClassification with one label, or
+with one for each of --heads) with tokenizer, chat template, training_report.json and README.md, a
+model card. With --lora-rank the adapters are merged; DIR/adapter has them as well. DIR is written
+when training has finished, in one step. Until then DIR.unfinished holds the run. To continue a run
+that was killed, give the same command and --resume.
 
 Several devices: torchrun --nproc_per_node N -m kwise train DATA ... computes the same in N
 processes.

@@ -8,6 +8,7 @@ import pytest
 
 from kwise.train.options.config import TrainConfig
 from kwise.train.run.training import train
+from tests.edited_checkpoints import copy_checkpoint
 from tests.training_runs import options
 
 
@@ -29,3 +30,13 @@ def trained(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPath
     """The report and the output directory of a run of 52 steps."""
     output = tmp_path_factory.mktemp("trained") / "checkpoint"
     return train(TrainConfig(**options(data, tiny_checkpoint, output))), output
+
+
+@pytest.fixture(scope="session")
+def headless(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint without its head, so that training starts with new ones."""
+    return copy_checkpoint(
+        tiny_checkpoint,
+        tmp_path_factory.mktemp("headless") / "checkpoint",
+        change=lambda tensors: {k: v for k, v in tensors.items() if not k.startswith("score.")},
+    )

@@ -13,6 +13,12 @@ import transformers
 from transformers import PretrainedConfig
 
 from kwise.errors import ConfigError
+from kwise.train.checkpoint.members import (
+    MEANS_KEY,
+    MEMBERS_KEY,
+    member_means,
+    num_members,
+)
 from kwise.train.checkpoint.transformers_versions import REMOVED, ROTARY_KEYS
 
 # Classes whose weights are a start for a reward model, by the end of their names.
@@ -59,12 +65,17 @@ class Statements:
 
     Attributes:
         num_labels: Outputs of the head; None if nothing is stated.
+        num_members: Members of an ensemble that the head's outputs are, see members.py; 1 for an
+            ordinary reward model.
+        member_means: The mean of each member, zeros if not stated; () for an ordinary reward model.
         reward_mean: The mean of the rewards, as OpenRLHF writes it; None if it is not stated.
         reward_std: Their standard deviation likewise.
         notes: Sentences about what is not used.
     """
 
     num_labels: int | None
+    num_members: int
+    member_means: tuple[float, ...]
     reward_mean: float | None
     reward_std: float | None
     notes: tuple[str, ...]
@@ -84,8 +95,9 @@ def account_for_statements(
 
     Raises:
         ConfigError: The checkpoint is of a class with another head, or computes rewards by code of
-            its own, or its weights are quantised in a way that kwise does not read; or `mean` or
-            `std` is not a number that rewards can be scaled with.
+            its own, or its weights are quantised in a way that kwise does not read; `mean` or `std`
+            is not a number that rewards can be scaled with; or what is stated about members cannot
+            be read.
     """
     _check_quantisation(place, stated.get("quantization_config"))
     notes = _check_class(place, stated, config, loads, to_train=to_train)
@@ -103,12 +115,17 @@ def account_for_statements(
         for key, value in stated.items()
         if value not in (None, REMOVED.get(key))
         and not key.startswith("_")
-        and key not in {*known, *_BOOKKEEPING, "mean", "std"}
+        and key not in {*known, *_BOOKKEEPING, "mean", "std", MEMBERS_KEY, MEANS_KEY}
     )
     if unread:
         notes.append(f"config.json: {type(config).__name__} does not know {', '.join(unread)}")
     return Statements(
-        num_labels=_num_labels(stated), reward_mean=mean, reward_std=std, notes=tuple(notes)
+        num_labels=_num_labels(stated),
+        num_members=num_members(place, stated),
+        member_means=member_means(place, stated),
+        reward_mean=mean,
+        reward_std=std,
+        notes=tuple(notes),
     )
 
 

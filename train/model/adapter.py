@@ -27,7 +27,7 @@ library_name: peft
 
 This is the adapter and the head of the reward model in the parent directory, whose weights have
 them merged in. `PeftModel.from_pretrained` adds them to `{model}`, loaded with
-`AutoModelForSequenceClassification`, one label and {base}, as in training.
+`AutoModelForSequenceClassification`, {labels} and {base}, as in training.
 """
 
 
@@ -72,7 +72,7 @@ def add_adapter(reward_model: RewardModel, config: AdapterConfig) -> Any:
     return adapted
 
 
-def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
+def save_adapter(adapted: Any, base_model: str, num_heads: int, directory: Path) -> None:
     """Write adapter and head in the format of `PeftModel.from_pretrained`.
 
     Their config names `base_model` as the model that they belong to.
@@ -84,7 +84,8 @@ def save_adapter(adapted: Any, base_model: str, directory: Path) -> None:
         if _is_in_four_bits(adapted)
         else "unquantised weights"
     )
-    text = _README.format(model=base_model, base=base)
+    labels = "one label" if num_heads == 1 else f"{num_heads} labels (`num_labels={num_heads}`)"
+    text = _README.format(model=base_model, base=base, labels=labels)
     if (source := find_adapter("--model", base_model)) is not None:
         text += f"\n`{base_model}` is an adapter itself: merge it into `{source.base}` first.\n"
     (directory / "README.md").write_text(text, encoding="utf-8")  # PEFT's is a blank form

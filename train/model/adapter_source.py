@@ -18,6 +18,7 @@ from transformers.utils import find_adapter_config_file
 from kwise.errors import ConfigError
 from kwise.libraries.errors import library_errors
 from kwise.libraries.extras import how_to_install
+from kwise.train.checkpoint.members import members_of
 from kwise.train.checkpoint.stored import separate_heads, weights_in
 from kwise.train.checkpoint.tensors import is_harmless
 from kwise.train.model.head import HEAD_NAMES
@@ -138,7 +139,7 @@ def merge_into(model: PreTrainedModel, adapter: AdapterSource, option: str) -> s
         config = peft.PeftConfig.from_pretrained(str(adapter.folder))
         tensors = peft.utils.load_peft_weights(str(adapter.folder), device="cpu")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        _check_head(subject, shapes)
+        _check_head(subject, shapes, members_of(model.config))
         _check_start(subject, getattr(config, "init_lora_weights", None))
         if getattr(config, "layer_replication", None):
             raise ConfigError(
@@ -201,11 +202,10 @@ def _check_start(subject: str, start: object) -> None:
         )
 
 
-def _check_head(subject: str, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise ConfigError if the adapter brings a head with several outputs."""
+def _check_head(subject: str, shapes: dict[str, tuple[int, ...]], num_heads: int) -> None:
+    """Raise ConfigError if the adapter brings a head with another number of outputs."""
     for head in HEAD_NAMES:
         shape = shapes.get(f"{_PREFIX}{head}.weight")
-        if shape is not None and shape[0] != 1:
-            raise ConfigError(
-                f"{subject} with {shape[0]} outputs in its head {head}; a reward model has 1"
-            )
+        if shape is not None and shape[0] != num_heads:
+            expected = "a reward model has 1" if num_heads == 1 else f"--heads is {num_heads}"
+            raise ConfigError(f"{subject} with {shape[0]} outputs in its head {head}; {expected}")

@@ -17,6 +17,7 @@ from transformers import (
 
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config, usable_id
+from kwise.train.checkpoint.members import MEMBERS_KEY, num_members, state_members
 from kwise.train.checkpoint.statements import Statements, account_for_statements
 from kwise.train.checkpoint.stored import (
     StoredTensors,
@@ -56,7 +57,7 @@ _ATTENTION = (None, "eager", "sdpa")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedCheckpoint:
-    """A sequence-classification model with one label, and what its checkpoint says.
+    """A sequence-classification model whose labels are rewards, and what its checkpoint says.
 
     Attributes:
         model: In float32. Its padding token is None if the config's is not the id of a token.
@@ -72,7 +73,12 @@ class LoadedCheckpoint:
 
 
 def load_checkpoint(
-    option: str, name: str, *, to_train: bool, quantised: Mapping[str, Any] | None = None
+    option: str,
+    name: str,
+    *,
+    to_train: bool,
+    num_heads: int | None = None,
+    quantised: Mapping[str, Any] | None = None,
 ) -> LoadedCheckpoint:
     """Load a checkpoint in float32. An adapter is merged into its base model.
 
@@ -81,24 +87,36 @@ def load_checkpoint(
         name: A Hugging Face directory, a hub name, or a `.gguf` file, whose weights are
             dequantised.
         to_train: Training starts from the checkpoint, so the head may be missing.
+        num_heads: The outputs that the head must have, as --heads says; None for those that
+            config.json states.
         quantised: The arguments that load the weights in four bits, see `four_bit_options`.
             Without them, weights that are stored in four bits are dequantised.
 
     Raises:
         ConfigError: The checkpoint cannot be read, or is refused by `account_for_statements` or
-            `account_for_tensors`, or its head is in a file of its own; or it is an adapter that
+            `account_for_tensors`, its head has another number of outputs, or is in a file of its
+            own; or it is an adapter that
             cannot be merged, see `find_adapter` and `merge_into`.
     """
     adapter = find_adapter(option, name)
     if adapter is None:
-        loaded = _load_whole(option, name, to_train=to_train, quantised=quantised)
+        loaded = _load_whole(
+            option, name, to_train=to_train, num_heads=num_heads, quantised=quantised
+        )
     else:
-        loaded = _load_merged(option, adapter, to_train=to_train, quantised=quantised)
+        loaded = _load_merged(
+            option, adapter, to_train=to_train, num_heads=num_heads, quantised=quantised
+        )
     return replace(loaded, notes=(*loaded.notes, *new_layers_notes(loaded.new_layers)))
 
 
 def _load_merged(
-    option: str, adapter: AdapterSource, *, to_train: bool, quantised: Mapping[str, Any] | None
+    option: str,
+    adapter: AdapterSource,
+    *,
+    to_train: bool,
+    num_heads: int | None,
+    quantised: Mapping[str, Any] | None,
 ) -> LoadedCheckpoint:
     """Load the base model of an adapter, which may lack the head, and merge the adapter into it."""
     if quantised:
@@ -109,9 +127,9 @@ def _load_merged(
     place = f"{adapter.subject(option)}; its base model"
     base = find_adapter(place, adapter.base)
     loaded = (
-        _load_whole(place, adapter.base, to_train=True, quantised=None)
+        _load_whole(place, adapter.base, to_train=True, num_heads=num_heads, quantised=None)
         if base is None
-        else _load_merged(place, base, to_train=True, quantised=None)
+        else _load_merged(place, base, to_train=True, num_heads=num_heads, quantised=None)
     )
     brought = merge_into(loaded.model, adapter, option)
     # Matrices of LoRA for a layer do not bring the layer.
@@ -126,14 +144,26 @@ def _load_merged(
 
 
 def _load_whole(
-    option: str, name: str, *, to_train: bool, quantised: Mapping[str, Any] | None
+    option: str,
+    name: str,
+    *,
+    to_train: bool,
+    num_heads: int | None,
+    quantised: Mapping[str, Any] | None,
 ) -> LoadedCheckpoint:
     """Load a checkpoint that is not an adapter. Its notes do not mention new layers."""
     place = f"{option} {name}"
     with reading(option, name):
         stated, _ = PretrainedConfig.get_config_dict(**source_of(name))
         check_types(place, stated)
-        config = read_config(**source_of(name), num_labels=1)
+        stated_members = num_members(place, stated)
+        members = stated_members if num_heads is None else num_heads
+        config = read_config(**source_of(name), num_labels=members)
+    if stated_members not in (1, members):
+        raise ConfigError(
+            f"{place} has {stated_members} heads ({MEMBERS_KEY} in config.json), and --heads is "
+            f"{members}: give --heads {stated_members}"
+        )
     statements = account_for_statements(
         place, stated, config, _class_of(place, config), to_train=to_train
     )
@@ -153,6 +183,7 @@ def _load_whole(
     with reading(option, name):
         stored, unread = StoredTensors(name), unread_weights(name)
     check_names(place, stored)
+    state_members(config, members, statements.member_means)
     if unread:
         notes.append(f"other weights in the directory are not read: {', '.join(unread[:3])}")
     with reading(option, name):
@@ -171,9 +202,13 @@ def _load_whole(
     # Only now, because the positions of RoBERTa and its relatives are counted from this id.
     if usable_id(text_config(model.config).pad_token_id, None) is None:
         set_pad_token_id(model.config, None)
-    account = account_for_tensors(
-        place, model, loading, stored, head_name(model), head_may_be_new=to_train
-    )
+    head = head_name(model)
+    if members > stated_members and f"{head}.weight" in stored.shapes:
+        raise ConfigError(
+            f"{place} is a reward model with one head, and --heads is {members}: several heads "
+            "start at random, so start from a language model, or give --heads 1"
+        )
+    account = account_for_tensors(place, model, loading, stored, head, head_may_be_new=to_train)
     if not quantised:
         if any(has_four_bits(layer) for layer in model.modules()):
             dequantise(model)
@@ -183,7 +218,8 @@ def _load_whole(
         elif hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
     check_finite(place, model)
-    if statements.num_labels not in (None, 1) and not account.new_layers:
+    # The number of members is stated, so that of labels says nothing more.
+    if members == 1 and statements.num_labels not in (None, 1) and not account.new_layers:
         notes.append(
             f"config.json states {statements.num_labels} labels, and the head has one output"
         )

@@ -1,4 +1,6 @@
-"""The reward head: the linear layer with one output that turns a hidden state into a reward.
+"""The reward head: the linear layer that turns a hidden state into a reward.
+
+It has one output, or M for the M members of an ensemble (checkpoint/members.py).
 
 transformers gives it one of a few names, by architecture. A search for any linear layer with one
 output is not an alternative: the shared experts of Qwen2-MoE have gates of that shape.
@@ -11,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kwise.errors import ConfigError
+from kwise.train.checkpoint.members import MEMBERS_KEY, members_of
 
 HEAD_NAMES = {
     "score": "decoders: Llama, Qwen, Mistral, Gemma, GPT-2, GPT-NeoX, OPT, …",
@@ -31,8 +34,8 @@ def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     """Return the name and the layer of the reward head.
 
     Raises:
-        ConfigError: the model has no linear layer by one of `HEAD_NAMES`, or that layer has several
-            outputs.
+        ConfigError: the model has no linear layer by one of `HEAD_NAMES`, or that layer does not
+            have one output for each member that the config states.
     """
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
@@ -45,10 +48,12 @@ def reward_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
             f"{type(model).__name__} has no reward head: a linear layer is expected by the name "
             f"{', '.join(HEAD_NAMES)}; the linear layers behind its backbone are: {found}"
         )
-    if layers[name].out_features != 1:
+    expected = members_of(model.config)
+    if layers[name].out_features != expected:
+        stated = "" if expected == 1 else f", because config.json has {MEMBERS_KEY} {expected}"
         raise ConfigError(
             f"{type(model).__name__} is not a reward model: its head {name} has "
-            f"{layers[name].out_features} outputs; it must have 1"
+            f"{layers[name].out_features} outputs; it must have {expected}{stated}"
         )
     return name, layers[name]
 
@@ -78,6 +83,8 @@ def backbone(model: PreTrainedModel) -> nn.Module:
 @torch.no_grad()
 def init_head(head: nn.Linear, seed: int) -> None:
     """Draw the head's weights from N(0, 1/(d+1)) for d inputs; set its bias to 0.
+
+    Each of several members gets weights of its own.
 
     Stiennon et al. 2020, "Learning to summarize from human feedback", as reproduced by
     vwxyzjn/summarize_from_feedback_details (reward.py).

@@ -1,6 +1,7 @@
-"""A reward model: a language model with a linear layer of one output in place of its LM head.
+"""A reward model: a language model with a linear layer in place of its LM head.
 
-It stays a plain `AutoModelForSequenceClassification(num_labels=1)`. Everything that could be done
+The layer has one output, or one for each member of an ensemble (checkpoint/members.py). The model
+stays a plain `AutoModelForSequenceClassification`. Everything that could be done
 in several ways is a named function: how the head starts (head.py), which weights may be missing,
 that dropout is off, which layout it uses.
 """
@@ -19,11 +20,12 @@ from transformers import (
 
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config
+from kwise.train.checkpoint.members import MEANS_KEY, means_of, members_of
 from kwise.train.checkpoint.statements import Statements
 from kwise.train.model.architecture.layout_choice import choose_layout
 from kwise.train.model.architecture.probe import conversation_probe
 from kwise.train.model.architecture.small_copy import disable_dropout
-from kwise.train.model.batch.layout import Layout, rewards_of
+from kwise.train.model.batch.layout import Layout, rewards_and_text_of
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.four_bit import four_bit_options
 from kwise.train.model.head import init_head, reward_head
@@ -57,9 +59,25 @@ class RewardModel:
         limits = (model_max_tokens(self.model, self.tokenizer), self.layout.max_tokens)
         return min((limit for limit in limits if limit is not None), default=None)
 
-    @torch.no_grad()
+    @property
+    def num_heads(self) -> int:
+        """The number of heads: the members of an ensemble, or 1."""
+        return members_of(self.model.config)
+
     def rewards(self, conversations: Sequence[Conversation]) -> list[float]:
-        """Return the rewards of `conversations`, from one pass in the precision of the weights.
+        """Return the reward of each conversation: the mean over the heads.
+
+        Raises:
+            ConfigError: see `rewards_of_heads`.
+        """
+        return self.rewards_of_heads(conversations).mean(1).tolist()
+
+    @torch.no_grad()
+    def rewards_of_heads(self, conversations: Sequence[Conversation]) -> Tensor:
+        """Return the rewards of `conversations` by each head, float32[conversations, heads].
+
+        They come from one pass in the precision of the weights. The mean that the config states
+        of each member is subtracted.
 
         Raises:
             ConfigError: one is longer than `layout.max_tokens`.
@@ -73,7 +91,9 @@ class RewardModel:
         tensors = self.layout.lay_out(sequences)
         self.model.eval()
         on_device = {name: tensor.to(self.model.device) for name, tensor in tensors.items()}
-        return rewards_of(self.model, on_device).tolist()
+        rewards = rewards_and_text_of(self.model, on_device)[0].cpu()
+        means = means_of(self.model.config)
+        return rewards - torch.tensor(means) if any(means) else rewards
 
     def save(self, directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write model, tokenizer and chat template in the format of `from_pretrained`.
@@ -94,6 +114,7 @@ def load_reward_model(
     *,
     chat_template: Path | None = None,
     template_date: str = "",
+    num_heads: int = 1,
     seed: int = 0,
     load_in_4bit: bool = False,
     max_tokens: int | None = None,
@@ -107,7 +128,8 @@ def load_reward_model(
         chat_template: a Jinja file to use in place of the model's own template, or the name of one
             of its templates.
         template_date: the date that the template prints, "YYYY-MM-DD"; "" for today.
-        seed: seed of the head's first weights, if the checkpoint has no head.
+        num_heads: the heads that the model must have, or gets if the checkpoint has none.
+        seed: seed of the heads' first weights, if the checkpoint has no head.
         max_tokens: the longest conversation that the model will get; None for its own limit.
         load_in_4bit: see four_bit.py; the model must then get an adapter, and is dequantised when
             that is merged.
@@ -125,7 +147,9 @@ def load_reward_model(
     tokenizer, template = load_tokenizer(model, chat_template, template_date)
     torch.manual_seed(seed)  # some architectures have more new layers than the head
     quantised = four_bit_options(model) if load_in_4bit else {}
-    checkpoint = load_checkpoint("--model", model, to_train=True, quantised=quantised)
+    checkpoint = load_checkpoint(
+        "--model", model, to_train=True, num_heads=num_heads, quantised=quantised
+    )
     loaded = checkpoint.model
     name, head = reward_head(loaded)
     if name in checkpoint.new_layers:
@@ -165,7 +189,11 @@ def _drop_stale_statements(config: PretrainedConfig, statements: Statements) -> 
         del config.auto_map
     stale = [
         name
-        for name, value in (("mean", statements.reward_mean), ("std", statements.reward_std))
+        for name, value in (
+            ("mean", statements.reward_mean),
+            ("std", statements.reward_std),
+            (MEANS_KEY, getattr(config, MEANS_KEY, None)),
+        )
         if value is not None
     ]
     for name in stale:

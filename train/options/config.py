@@ -11,6 +11,7 @@ from pathlib import Path
 from kwise.errors import ConfigError
 from kwise.options import MAX_COUNT, check_bounds, check_date, option
 from kwise.train.options.adapter_config import AdapterConfig, check_adapter
+from kwise.train.options.heads import HeadsConfig, check_heads
 from kwise.train.options.objectives import ObjectiveConfig, check_objective
 
 
@@ -51,7 +52,7 @@ class Overlong(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig(ObjectiveConfig, AdapterConfig):
+class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
     """The options of one training run.
 
     `recipe` is only a record here: the command line has read the options from it.
@@ -134,7 +135,8 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
     )
     seed: int = option(
         0,
-        "seed of the split, of the head's first weights and of the order of rankings",
+        "seed of the split, of the heads' first weights, of the prompts that each head learns from "
+        "and of the order of rankings",
         minimum=0,
         maximum=2**32 - 1,
     )
@@ -202,6 +204,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig):
         check_date("--template-date", self.template_date)
         check_objective(self)
         check_adapter(self)
+        check_heads(self)
         if self.eval_every and not self.validation_fraction:
             raise ConfigError("--eval-every needs a validation split; --validation-fraction is 0")
         if self.load_in_4bit and self.text_regulariser:

@@ -64,6 +64,7 @@ class Objective:
         needs_scores: whether the responses must have scores; ranks are not enough.
         learns_from_ties: whether a ranking whose responses are all tied has a loss. Otherwise such
             rankings are refused.
+        fixes_zero: whether the loss depends on the rewards themselves, not on differences alone.
         options: fields of `ObjectiveConfig` that only some objectives use, and this one does.
     """
 
@@ -73,6 +74,7 @@ class Objective:
     meaning: str
     needs_scores: bool = False
     learns_from_ties: bool = False
+    fixes_zero: bool = False
     options: tuple[str, ...] = ()
 
 
@@ -113,6 +115,7 @@ OBJECTIVES: dict[ObjectiveName, Objective] = {
         meaning="The reward estimates the score that people would give.",
         needs_scores=True,
         learns_from_ties=True,
+        fixes_zero=True,
     ),
 }
 

@@ -3,7 +3,7 @@
 The rewards may come from anything that maps conversations to numbers: a checkpoint in memory, a
 served artifact, a heuristic.
 
-Dimensions: K responses of a ranking.
+Dimensions: K responses of a ranking; M members of an ensemble.
 """
 
 from collections import Counter, defaultdict
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from kwise.train.rankings.schema import Ranking
+from kwise.train.report.members import MembersEvaluation, evaluate_members, margins_of
 from kwise.train.step.losses import kwise_loss
 from kwise.types import Conversation
 
-RewardFunction = Callable[[Sequence[Conversation]], Sequence[float]]
-"""Conversations → their rewards, in the same order."""
+RewardFunction = Callable[[Sequence[Conversation]], Sequence[float] | Tensor]
+"""Conversations → their rewards, in the same order; or those of each member, a tensor [K, M]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class Evaluation:
         loss: the mean of `kwise_loss` over the rankings that have a pair; log 2 = 0.693 if all
             rewards are equal.
         slices: the accuracy on parts of the pairs, by name.
+        members: what the members of an ensemble add, whose mean is the reward; None for an ordinary
+            reward model.
     """
 
     num_rankings: int
@@ -48,6 +51,7 @@ class Evaluation:
     accuracy: float
     loss: float
     slices: tuple[Slice, ...] = ()
+    members: MembersEvaluation | None = None
 
 
 def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation:
@@ -63,9 +67,12 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
     num_right: defaultdict[str, float] = defaultdict(float)
     num_pairs: Counter[str] = Counter()
     losses = []
+    margins = []
     for ranking in rankings:
         # float64, so that evaluation adds no rounding of its own.
-        rewards_K = torch.tensor(rewards(ranking.conversations()), dtype=torch.float64)
+        rewards_KM = torch.as_tensor(rewards(ranking.conversations()), dtype=torch.float64)
+        rewards_KM = rewards_KM[:, None] if rewards_KM.ndim == 1 else rewards_KM
+        rewards_K = rewards_KM.mean(1)
         ranks_K = torch.tensor(ranking.ranks)
         if rewards_K.shape != ranks_K.shape:
             raise ValueError(f"{rewards_K.numel()} rewards for {len(ranks_K)} conversations")
@@ -77,6 +84,8 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
             num_right[name] += float(right_KK[is_pair_KK].sum())
             num_pairs[name] += int(is_pair_KK.sum())
         losses.append(kwise_loss(rewards_K, ranks_K).item())
+        if rewards_KM.shape[1] > 1:
+            margins.append(margins_of(rewards_KM, ranks_K))
     if not losses:
         raise ValueError(f"none of {len(rankings)} rankings has a pair to evaluate on")
     accuracies = {name: num_right[name] / count for name, count in num_pairs.items() if count}
@@ -89,6 +98,7 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
             Slice(name=name, num_pairs=num_pairs[name], accuracy=accuracy)
             for name, accuracy in sorted(accuracies.items())
         ),
+        members=evaluate_members(margins) if margins else None,
     )
 
 

@@ -4,12 +4,14 @@ The card names the data by hash and never quotes it, because the card travels wi
 the texts may not. It states no licence, because only the user can choose one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kwise.train.options.objectives import objective_from_plain, objective_of, reward_meaning
+from kwise.train.report.evaluation import Evaluation
+from kwise.train.report.members import MembersEvaluation
 from kwise.train.report.training_report import TrainingReport
 
 CARD_NAME = "README.md"
@@ -30,9 +32,8 @@ def model_card(report: TrainingReport) -> ModelCard:
     )
     sections = [
         "# Reward model",
-        f"`{model}` with a linear layer of one output in place of its LM head. It gives one "
-        "number, the reward, to a conversation. kwise trained it on rankings of K responses to a "
-        f"prompt. {reward_meaning(objective)}",
+        f"`{model}` with a linear layer of {_outputs(report)} kwise trained it on rankings of K "
+        f"responses to a prompt. {reward_meaning(objective)}",
         "`AutoModelForSequenceClassification.from_pretrained` loads it.",
         "No licence is stated here: it depends on the licences of the base model and of the data, "
         "and on your choice.",
@@ -61,6 +62,21 @@ def model_card(report: TrainingReport) -> ModelCard:
         f"---\n{metadata.to_yaml()}\n---\n\n"
         + "\n\n".join(section for section in sections if section)
         + "\n"
+    )
+
+
+def _outputs(report: TrainingReport) -> str:
+    """Return the number of outputs, and what they are."""
+    heads = int(report.config["heads"])
+    if heads == 1:
+        return (
+            "one output in place of its LM head. It gives one number, the reward, to a "
+            "conversation."
+        )
+    return (
+        f"{heads} outputs in place of its LM head. They are the members of an ensemble: output i "
+        "minus the i-th of `kwise_member_means` in config.json is the reward of member i. The "
+        "reward is their mean; their standard deviation says how far they disagree."
     )
 
 
@@ -138,6 +154,7 @@ def _validation(report: TrainingReport) -> str:
         )
         for part in report.after.slices
     ]
+    rows += _member_rows(report.before, report.after)
     text = _table(("", "pairs", "before", "after"), rows)
     if report.evaluations:
         during = [
@@ -152,6 +169,29 @@ def _validation(report: TrainingReport) -> str:
             "which have the lowest validation loss."
         )
     return text
+
+
+def _member_rows(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str, str]]:
+    """Return the rows about the members of an ensemble."""
+    if before.members is None or after.members is None:
+        return []
+
+    def row(name: str, show: Callable[[MembersEvaluation], str]) -> tuple[str, str, str, str]:
+        assert before.members is not None and after.members is not None
+        return name, str(after.num_pairs), show(before.members), show(after.members)
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    return [
+        row(
+            "pairwise accuracy of each head",
+            lambda members: ", ".join(f"{share:.1%}" for share in members.accuracies),
+        ),
+        row("AUROC of wrong pairs by the heads' std", lambda m: number(m.auroc_of_std)),
+        row("AUROC of wrong pairs by a small margin", lambda m: number(m.auroc_of_margin)),
+        row("AUROC of wrong pairs by a small margin / std", lambda m: number(m.auroc_of_ratio)),
+    ]
 
 
 def _eval_results(report: TrainingReport) -> list[EvalResult] | None:

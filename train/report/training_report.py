@@ -120,6 +120,8 @@ class TrainingReport:
                     for name, e in self._evaluations()
                 ),
             ]
+            if self.after.members is not None:
+                lines.append(str(self.after.members))
         return "\n".join(lines)
 
     def _evaluations(self) -> list[tuple[str, Evaluation]]:

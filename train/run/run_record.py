@@ -121,7 +121,7 @@ def check_same_run(run: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
     for name, value in run["config"].items():
         if name in _FREE_TO_CHANGE or _HASHED.get(name) in recorded:
             continue
-        if value != recorded["config"].get(name):
+        if value != recorded["config"].get(name, value):
             flag = "--" + name.replace("_", "-")
             raise ConfigError(
                 f"--resume: {flag} was {recorded['config'].get(name)} when the run began and is "

@@ -4,7 +4,8 @@ A dataset item is one ranking, so that shuffling, accumulation and data parallel
 a ranking's pairs. An optimizer step has `rankings_per_step` rankings. Each process computes
 `rankings_per_pass` of them at a time and accumulates gradients.
 
-Dimensions: B rankings of a batch; S sequences of a batch, those of its rankings one after another.
+Dimensions: B rankings of a batch; S sequences of a batch, those of its rankings one after another;
+H heads.
 """
 
 from collections.abc import Callable, Sequence
@@ -84,9 +85,15 @@ class RankingTrainer(Trainer):
             NotFinite: a loss is infinite or NaN; its gradient would make all weights NaN.
         """
         with self.in_precision():
-            rewards_S, log_probs_M = rewards_and_text_of(model, inputs)
+            rewards_SH, log_probs_M = rewards_and_text_of(model, inputs)
         labels_S = Labels(inputs["ranks"], inputs["scores"])
-        losses_B = batch_losses(rewards_S, labels_S, inputs["group_sizes"].tolist(), self.loss)
+        losses_B = batch_losses(
+            rewards_SH,
+            labels_S,
+            inputs["group_sizes"].tolist(),
+            inputs["learning_heads"],
+            self.loss,
+        )
         if log_probs_M is not None:
             texts_B = text_losses(log_probs_M, inputs["text_sizes"].tolist())
             losses_B = (1 - self.text_weight) * losses_B + self.text_weight * texts_B

@@ -29,6 +29,7 @@ from kwise.train.report.training_report import (
 )
 from kwise.train.run.before_training import BeforeTraining
 from kwise.train.run.exportable import check_exportable
+from kwise.train.run.member_means import state_member_means
 from kwise.train.run.processes import Processes
 from kwise.train.run.run_record import describe_run
 from kwise.train.run.trackers import check_tracker
@@ -87,6 +88,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             config.model,
             chat_template=config.chat_template,
             template_date=config.template_date,
+            num_heads=config.heads,
             seed=config.seed,
             load_in_4bit=config.load_in_4bit,
             max_tokens=config.max_tokens,
@@ -164,11 +166,12 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     final = directory.make_final() if processes.is_main else None
     if config.lora_rank:
         if final is not None:
-            save_adapter(model, config.model, final / ADAPTER_NAME)
+            save_adapter(model, config.model, config.heads, final / ADAPTER_NAME)
             # Its template may not be that of the base model.
             reward_model.tokenizer.save_pretrained(final / ADAPTER_NAME)
         merge_adapter(model)
     after = validation.report("after training")
+    state_member_means(reward_model, data, config, config.seed, processes)
     # In all processes, because each may have a part of the weights.
     weights = trainer.accelerator.get_state_dict(reward_model.model)
     if final is not None:

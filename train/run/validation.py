@@ -7,6 +7,7 @@ from kwise.train.model.reward_model import RewardModel
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.schema import Ranking
 from kwise.train.report.evaluation import Evaluation, Slice, evaluate
+from kwise.train.report.members import MembersEvaluation
 from kwise.train.run.processes import Processes
 
 
@@ -40,7 +41,7 @@ class Validation:
         model = self._reward_model
         rewards = iter(
             self._processes.map(
-                lambda ranking: model.rewards(ranking.conversations()), self.rankings
+                lambda ranking: model.rewards_of_heads(ranking.conversations()), self.rankings
             )
         )
         return evaluate(lambda _: next(rewards), self.rankings)
@@ -54,13 +55,22 @@ class Validation:
             f"validation {when}: loss {evaluation.loss:.4f}, pairwise accuracy "
             f"{evaluation.accuracy:.1%}"
         )
+        if evaluation.members is not None:
+            self._progress(f"validation {when}: {evaluation.members}")
         return evaluation
 
 
 def evaluation_from(plain: dict[str, Any] | None) -> Evaluation | None:
     """Return the evaluation whose `asdict` was written as JSON."""
-    return (
-        Evaluation(**{**plain, "slices": tuple(Slice(**part) for part in plain["slices"])})
-        if plain
-        else None
+    if not plain:
+        return None
+    members = plain.get("members")  # a record of an earlier version of kwise lacks it
+    return Evaluation(
+        **{
+            **plain,
+            "slices": tuple(Slice(**part) for part in plain["slices"]),
+            "members": MembersEvaluation(**members | {"accuracies": tuple(members["accuracies"])})
+            if members
+            else None,
+        }
     )

@@ -2,7 +2,7 @@
 
 The unit is the ranking: a batch has all K responses of a prompt or none.
 
-Dimensions: B rankings; K responses of a ranking; S = ΣK sequences.
+Dimensions: B rankings; K responses of a ranking; S = ΣK sequences; H heads.
 """
 
 import math
@@ -19,6 +19,7 @@ from kwise.train.model.batch.layout import Layout
 from kwise.train.model.tokenizer import text_token_ids
 from kwise.train.rankings.problems import Problems
 from kwise.train.rankings.schema import Ranking
+from kwise.train.step.head_masks import ONE_HEAD, HeadMask
 from kwise.train.step.text_regulariser import prompt_length, text_tensors
 from kwise.train.template.changes import TemplateChanges
 from kwise.train.template.render import TemplateRefusal, render
@@ -34,18 +35,21 @@ class TokenizedRanking:
             epoch must run the same number of passes.
         prompt_length: the number of tokens before the best response; None without the text
             regulariser.
+        learning_heads: the heads that learn from the ranking.
     """
 
     ranking: Ranking
     input_ids: tuple[TokenIds, ...]
     counts: bool = True
     prompt_length: int | None = None
+    learning_heads: HeadMask = ONE_HEAD
 
 
 Batch = dict[str, Tensor]
 """The tensors of a step: those of `Layout.lay_out`; ranks, int64[S]; scores, float32[S], NaN for
 rankings without scores; group_sizes, int64[B], the K of each ranking; weights, float32[B], 0 for a
-filler and else 1; with the text regulariser also those of `text_tensors`.
+filler and else 1; learning_heads, float32[B, H], 1 or 0; with the text regulariser also those of
+`text_tensors`.
 """
 
 
@@ -194,6 +198,7 @@ def collate(rankings: Sequence[TokenizedRanking], layout: Layout) -> Batch:
         "scores": torch.tensor(scores, dtype=torch.float32),
         "group_sizes": torch.tensor(sizes),
         "weights": torch.tensor([float(tokenized.counts) for tokenized in rankings]),
+        "learning_heads": torch.tensor([item.learning_heads for item in rankings]).float(),
     }
     lengths = [item.prompt_length for item in rankings if item.prompt_length is not None]
     if lengths:

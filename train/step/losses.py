@@ -4,7 +4,7 @@ Every function sees the rewards of one ranking: one reward per response, however
 form. Write Δ = r_i − r_j for two responses of which i is ranked better. `regression_loss` and
 centring depend on the rewards themselves, all else on Δ alone.
 
-Dimensions: K responses of a ranking; B rankings of a batch; S = ΣK responses of a batch.
+Dimensions: K responses of a ranking; B rankings of a batch; S = ΣK responses of a batch; H heads.
 """
 
 import math
@@ -53,19 +53,30 @@ def ranking_loss(config: ObjectiveConfig) -> RankingLoss:
 
 
 def batch_losses(
-    rewards_S: Tensor, labels_S: Labels, group_sizes: list[int], loss: RankingLoss
+    rewards_SH: Tensor,
+    labels_S: Labels,
+    group_sizes: list[int],
+    learning_BH: Tensor,
+    loss: RankingLoss,
 ) -> Tensor:
-    """Return the loss of each ranking of a batch, float[B].
+    """Return the loss of each ranking of a batch, float[B]: the mean over its learning heads.
 
     Args:
-        rewards_S: the rewards of the B rankings, one ranking after another.
+        rewards_SH: the rewards of the B rankings by each head, one ranking after another.
         labels_S: their labels, in the same order.
         group_sizes: the K of each ranking; their sum is S.
-        loss: applied to each ranking.
+        learning_BH: 1 for the heads that learn from a ranking, else 0; at least one is 1.
+        loss: applied to each ranking and head.
     """
-    parts = (part.split(group_sizes) for part in (rewards_S, *labels_S))
+    parts = (part.split(group_sizes) for part in (rewards_SH, *labels_S))
     groups = zip(*parts, strict=True)
-    return torch.stack([loss(rewards_K, Labels(*labels)) for rewards_K, *labels in groups])
+    losses_BH = torch.stack(
+        [
+            torch.stack([loss(rewards_K, Labels(*labels)) for rewards_K in rewards_KH.unbind(1)])
+            for rewards_KH, *labels in groups
+        ]
+    )
+    return (losses_BH * learning_BH).sum(1) / learning_BH.sum(1)
 
 
 def kwise_loss(

@@ -1,7 +1,7 @@
 """The data of a run: read, checked against the options, tokenised and split."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ from kwise.train.rankings.problems import Problems
 from kwise.train.rankings.schema import Ranking
 from kwise.train.rankings.split import split_by_prompt
 from kwise.train.step.batch import TokenizedRanking, tokenize_rankings
+from kwise.train.step.head_masks import head_mask
 from kwise.train.template.changes import TemplateChanges
 from kwise.types import Conversation
 
@@ -77,7 +78,7 @@ def token_limit(reward_model: RewardModel, config: TrainConfig) -> int | None:
 def prepare(
     rankings: Sequence[Ranking], reward_model: RewardModel, config: TrainConfig
 ) -> TrainingData:
-    """Tokenise the rankings and split them by prompt.
+    """Tokenise the rankings, split them by prompt, and draw the heads that learn from each.
 
     Raises:
         RankingsError: a conversation is over the token limit, or no ranking is left; see
@@ -113,7 +114,16 @@ def prepare(
     return TrainingData(
         num_read=len(rankings),
         max_tokens=max_tokens,
-        training=tuple(item for item in tokenized if item.ranking in training_set),
+        training=tuple(
+            replace(
+                item,
+                learning_heads=head_mask(
+                    item.ranking.prompt, config.heads, config.head_share, config.seed
+                ),
+            )
+            for item in tokenized
+            if item.ranking in training_set
+        ),
         validation=tuple(validation),
         notes=tuple(changes.notes()),
     )

@@ -31,6 +31,7 @@ CHANGED = {
     "log_every": 1,
     "eval_every": 4,
     "save_every": 2,
+    "heads": 3,
 }
 FSDP = [
     "-m",
@@ -54,19 +55,20 @@ def launched(name: str, settings: dict[str, Any], killed_at: str = "") -> list[s
 
 
 @pytest.fixture(scope="module")
-def one(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(report, weights) of one process."""
+def one(data: Path, headless: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(report, weights, means of the three heads) of one process."""
     output = tmp_path_factory.mktemp("one") / "checkpoint"
-    report = train(TrainConfig(**options(data, tiny_checkpoint, output, **CHANGED)))
-    return report, load_file(output / "model.safetensors")
+    report = train(TrainConfig(**options(data, headless, output, **CHANGED)))
+    config = json.loads((output / "config.json").read_text())
+    return report, load_file(output / "model.safetensors"), config["kwise_member_means"]
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
-    launch: str, one: Any, data: Path, tiny_checkpoint: Path, tmp_path: Path
+    launch: str, one: Any, data: Path, headless: Path, tmp_path: Path
 ) -> None:
-    report, expected = one
-    two = options(data, tiny_checkpoint, tmp_path / "two", **CHANGED)
+    report, expected, means = one
+    two = options(data, headless, tmp_path / "two", **CHANGED)
     # A step is saved at 2; the process that prints is killed at 4, and the other with it.
     killed = subprocess.run(launched(launch, two, "step 4/"), capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -93,6 +95,8 @@ def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)
     config = json.loads((tmp_path / "two" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["kwise_members"] == 3
+    assert config["kwise_member_means"] == pytest.approx(means, abs=1e-4)
     assert not UnfinishedRun(tmp_path / "two").path.exists()
 
 

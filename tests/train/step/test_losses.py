@@ -82,7 +82,11 @@ def test_each_ranking_of_a_batch_has_the_loss_that_it_has_alone() -> None:
     expected = torch.stack([kwise_loss(rewards[:2], ranks[:2]), kwise_loss(rewards[2:], ranks[2:])])
     labels = Labels(ranks, torch.full((5,), torch.nan))
     losses = batch_losses(
-        rewards, labels, [2, 3], lambda rewards_K, labels_K: kwise_loss(rewards_K, labels_K.ranks_K)
+        rewards[:, None],
+        labels,
+        [2, 3],
+        torch.ones(2, 1),
+        lambda rewards_K, labels_K: kwise_loss(rewards_K, labels_K.ranks_K),
     )
     torch.testing.assert_close(losses, expected)
 

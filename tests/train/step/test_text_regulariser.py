@@ -75,12 +75,12 @@ def test_value_and_gradient_are_those_of_the_language_model_on_whole_conversatio
     )
     batch = collate(tokenized, TrieLayout())
     ours.model.zero_grad()
-    rewards_S, log_probs_M = rewards_and_text_of(ours.model, batch)
+    rewards_SH, log_probs_M = rewards_and_text_of(ours.model, batch)
     assert log_probs_M is not None
     texts_B = text_losses(log_probs_M, batch["text_sizes"].tolist())
     losses = [
-        kwise_loss(rewards_S[:3], torch.tensor([3, 1, 2])),
-        kwise_loss(rewards_S[3:], torch.tensor([1, 2])),
+        kwise_loss(rewards_SH[:3, 0], torch.tensor([3, 1, 2])),
+        kwise_loss(rewards_SH[3:, 0], torch.tensor([1, 2])),
     ]
     (0.3 * texts_B + 0.7 * torch.stack(losses)).sum().backward()
 
@@ -128,10 +128,12 @@ def test_a_run_with_the_regulariser_keeps_the_text_of_the_best_responses_likelie
     for weight in (0.0, 0.5):
         output = tmp_path / str(weight)
         report = train(
-            TrainConfig(**options(data, source, output, epochs=1.0, text_regulariser=weight))
+            TrainConfig(
+                **options(data, source, output, epochs=1.0, heads=2, text_regulariser=weight)
+            )
         )
         assert report.after is not None and report.after.accuracy > 0.9
-        trained = load_reward_model(str(output))
+        trained = load_reward_model(str(output), num_heads=2)
         embeddings = trained.model.get_input_embeddings().weight
         install_text_head(trained.model, partial(F.linear, weight=embeddings))
         rankings = tokenize_rankings(

@@ -62,7 +62,7 @@ def rewards_alone(model: PreTrainedModel, sequences: list[TokenList]) -> list[fl
             logits = model(**inputs).logits
         except Exception as error:
             raise CannotScore(_line(error)) from error
-        rewards.append(float(logits[0, 0]))
+        rewards.append(float(logits[0].mean()))  # over the heads
     if not torch.tensor(rewards).isfinite().all():
         raise CannotScore("its rewards are not finite")
     return rewards

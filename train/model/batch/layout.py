@@ -267,8 +267,8 @@ def alone(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Tensor]:
 
 
 def rewards_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the reward of each sequence, float32[S]; see `rewards_and_text_of`."""
-    return rewards_and_text_of(model, tensors)[0]
+    """Return the reward of each sequence, float32[S], the mean over the heads."""
+    return rewards_and_text_of(model, tensors)[0].mean(1)
 
 
 def rewards_and_text_of(
@@ -276,8 +276,8 @@ def rewards_and_text_of(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the rewards of a batch, and the log-probabilities of its text.
 
-    The rewards are float32[S]. The log-probabilities are float32[M]; None if the batch has no
-    `text_targets`.
+    The rewards are float32[S, heads]. The log-probabilities are float32[M]; None if the batch has
+    no `text_targets`.
 
     This is the one place where training and evaluation run the model.
 
@@ -287,7 +287,7 @@ def rewards_and_text_of(
     """
     arguments = {name: tensor for name, tensor in tensors.items() if name in _FORWARD_ARGUMENTS}
     output = model(**arguments)
-    return output.logits[:, 0].float(), getattr(output, "text_log_probs", None)
+    return output.logits.float(), getattr(output, "text_log_probs", None)
 
 
 def trie_states(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Tensor:
