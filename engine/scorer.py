@@ -13,13 +13,12 @@ of its state.
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from kwise import types
-from kwise.engine.artifact import CHAT_TEMPLATE, Artifact
+from kwise.engine.artifact import CHAT_TEMPLATE, TOKENIZER, Artifact
 from kwise.engine.cache.reward_cache import reward_keys
 from kwise.engine.cache.reward_caches import KnownRewards
 from kwise.engine.cache.shared_cache import check_redis_installed
@@ -31,7 +30,7 @@ from kwise.engine.model.session import Session
 from kwise.engine.reply import scored_group
 from kwise.engine.schedule.batcher import Batcher
 from kwise.engine.schedule.costs import estimated_tokens
-from kwise.engine.schedule.counters import Counters
+from kwise.engine.schedule.counters import Counters, counters_of
 from kwise.engine.schedule.device_turns import Devices
 from kwise.engine.schedule.elsewhere import ClaimedElsewhere
 from kwise.engine.schedule.fair_queue import Flow
@@ -173,9 +172,23 @@ class Scorer:
             prompt_caches=tuple(session.prompt_cache.usage for session in self._sessions),
         )
 
+    @property
+    def tokenizer_id(self) -> str:
+        """The hash of the tokenizer."""
+        return self.artifact.manifest.files[TOKENIZER].sha256
+
+    @property
+    def template_id(self) -> str:
+        """The hash of the chat template and of the special tokens that it uses; "" without one."""
+        manifest = self.artifact.manifest
+        if not self.has_chat_template:
+            return ""
+        tokens = sorted(manifest.special_tokens.items())
+        return f"{manifest.files[CHAT_TEMPLATE].sha256} {tokens}"
+
     def info(self, *, max_responses: int, max_pairs: int) -> ModelInfo:
         """Describe the model and the work that it has done; the limits are the server's."""
-        manifest, config, counters = self.artifact.manifest, self.config, self.counters
+        manifest, config = self.artifact.manifest, self.config
         state = self.state
         return ModelInfo(
             model=self.name,
@@ -189,9 +202,7 @@ class Scorer:
             control_tokens=config.control_tokens.value,
             reward_mean=manifest.reward_mean,
             reward_std=manifest.reward_std,
-            counters=types.Counters(
-                **{f.name: getattr(counters, f.name) for f in fields(types.Counters)}
-            ),
+            counters=counters_of(self.counters),
             max_responses=max_responses,
             max_pairs=max_pairs,
             queue_tokens=state.queue_tokens,

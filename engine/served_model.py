@@ -19,9 +19,13 @@ class ServedModel(Protocol):
     """
 
     name: str
-    config: EngineConfig
     counters: Counters
-    max_tokens: int
+
+    @property
+    def config(self) -> EngineConfig: ...
+
+    @property
+    def max_tokens(self) -> int: ...
 
     @property
     def description(self) -> str:
@@ -30,6 +34,14 @@ class ServedModel(Protocol):
     @property
     def has_chat_template(self) -> bool:
         """False if the model reads a prompt and a response as a pair of texts."""
+
+    @property
+    def tokenizer_id(self) -> str:
+        """Two models with the same one have the same tokenizer."""
+
+    @property
+    def template_id(self) -> str:
+        """Two models with the same one apply the same chat template."""
 
     @property
     def state(self) -> EngineState:

@@ -67,6 +67,9 @@ _COMMANDS = {
         "set the mean and scale of an artifact's rewards from a reference set",
         "engine",
     ),
+    "models": _Command(
+        "kwise.bulk.commands.models", "list, load and unload the models of a running server", ""
+    ),
     "info": _Command(
         "kwise.bulk.commands.info", "describe an artifact, or what a running server serves", ""
     ),

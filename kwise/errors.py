@@ -3,6 +3,7 @@
     KwiseError
     ├── InvalidRequest      INVALID_ARGUMENT    a field of the request breaks a limit
     ├── UnknownModel        NOT_FOUND           no model of that name is served here
+    ├── ArtifactRefused     FAILED_PRECONDITION an artifact that an administrator names is damaged
     ├── Overloaded          RESOURCE_EXHAUSTED  the queue is full; says when to try again
     ├── DeadlineExceeded    DEADLINE_EXCEEDED   the time that the request allows has passed
     ├── Unauthenticated     UNAUTHENTICATED     the call has no valid token
@@ -142,6 +143,12 @@ class InvalidRequest(KwiseError):
         if not self.is_quoting:
             return str(self)
         return f"{self.field}: the reply has the cause, which is not logged: it may quote a text"
+
+
+class ArtifactRefused(KwiseError):
+    """An artifact that an administrator has the server load is damaged, or does not suit it."""
+
+    status = Status.FAILED_PRECONDITION
 
 
 _MAX_NAMES = 20  # names of models that a message has

@@ -1,7 +1,8 @@
 """Totals of an engine since it started."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+from kwise import types
 from kwise.engine.cache.counters import CacheCounters
 from kwise.engine.schedule.group_times import GroupDurations
 from kwise.engine.schedule.histogram import SECONDS, Histogram, powers_of_two
@@ -59,3 +60,8 @@ class Counters(CacheCounters):
     def failed_groups(self) -> int:
         """Groups that were refused, failed or cancelled."""
         return self.groups.failure.count
+
+
+def counters_of(counters: Counters) -> types.Counters:
+    """Return what a description of the model says about the totals."""
+    return types.Counters(**{f.name: getattr(counters, f.name) for f in fields(types.Counters)})

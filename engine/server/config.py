@@ -51,6 +51,11 @@ class ServerConfig:
         minimum=1,
         maximum=MAX_UINT32,
     )
+    ensemble: tuple[str, ...] = option(
+        (),
+        "NAME=MODEL,MODEL...: a model whose reward is the mean of those of other models of this "
+        "server; replies say how far they disagree",
+    )
     tls_cert: Path | None = option(
         None, "file with the certificate chain of the server in PEM, for TLS on both ports"
     )
@@ -63,6 +68,11 @@ class ServerConfig:
     token_file: Path | None = option(
         None,
         "file with one NAME:TOKEN a line: calls need the header 'authorization: Bearer TOKEN'",
+    )
+    admin_token_file: Path | None = option(
+        None,
+        "file with one NAME:TOKEN a line for those who may load and unload models (kwise models); "
+        "nobody may without it",
     )
     insecure: bool = option(
         False, "listen on an address that other machines reach, and answer everybody"

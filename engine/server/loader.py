@@ -19,13 +19,14 @@ from typing import TypeVar
 
 from kwise.engine.artifact import read_manifest
 from kwise.engine.config import EngineConfig
+from kwise.engine.ensemble import Ensemble
 from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.device_turns import Devices
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import Source
-from kwise.errors import ArtifactError, ConfigError
+from kwise.engine.server.source import EnsembleSource, Source
+from kwise.errors import ArtifactError, ConfigError, InvalidRequest
 
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -47,7 +48,7 @@ class Loader:
         self._loading = asyncio.Lock()
 
     def load(self, sources: Sequence[Source]) -> list[Scorer]:
-        """Load the models that a server starts with.
+        """Load and start the models that a server starts with.
 
         Raises:
             ArtifactError: an artifact is damaged or fails its golden check.
@@ -56,7 +57,36 @@ class Loader:
         _check_names(sources)
         models = [self._load(source.name, source, None) for source in sources]
         self._sources = {model.name: source for model, source in zip(models, sources, strict=True)}
+        for model in models:
+            model.start()
         return models
+
+    async def combine(self, service: RewardService, source: EnsembleSource) -> Ensemble:
+        """Serve an ensemble of models of the service.
+
+        Raises:
+            InvalidRequest: a member is not served, is an ensemble itself, or reads pairs of texts
+                while others read conversations; or a model of another kind has the name.
+        """
+        models = service.models
+        for name in source.member_names:
+            if name not in models:
+                raise InvalidRequest("members", f"{name!r} is not served here")
+            if isinstance(models[name], Ensemble):
+                raise InvalidRequest("members", f"{name!r} is an ensemble; name its members")
+        if not isinstance(models.get(source.name), Ensemble | None):
+            raise InvalidRequest("model", f"{source.name!r} is the name of an artifact's model")
+        ensemble = Ensemble(source.name, source.member_names, models.__getitem__)
+        if len({member.has_chat_template for member in ensemble.members}) > 1:
+            problem = "some of them read a conversation, and others a pair of texts"
+            raise InvalidRequest("members", problem)
+        _LOG.info("serving %s", ensemble.description)
+        await service.add(ensemble)
+        return ensemble
+
+    def source(self, name: str) -> Source | None:
+        """Return the artifact that a model was loaded from; None for an ensemble."""
+        return self._sources.get(name)
 
     async def reload(self, service: RewardService) -> None:
         """Load the artifacts that have changed since their models were loaded.
@@ -81,9 +111,12 @@ class Loader:
         Raises:
             ArtifactError: the artifact is damaged, fails its golden check or has another name.
             ConfigError: an option does not suit the artifact.
+            InvalidRequest: the name is that of an ensemble.
         """
         async with self._loading:
             serving = service.models.get(name)
+            if isinstance(serving, Ensemble):
+                raise InvalidRequest("model", f"{name!r} is an ensemble; unload that first")
             manifest = read_manifest(source.path)
             if not source.name and manifest.name != name:
                 raise ArtifactError(
@@ -116,8 +149,15 @@ class Loader:
 
         Raises:
             UnknownModel: no model of that name is served.
+            InvalidRequest: the model is a member of an ensemble.
         """
         async with self._loading:
+            for other in service.models.values():
+                if isinstance(other, Ensemble) and name in other.member_names:
+                    problem = (
+                        f"{name!r} is a member of the ensemble {other.name!r}; unload that first"
+                    )
+                    raise InvalidRequest("model", problem)
             await service.remove(name)
             self._sources.pop(name, None)
             _LOG.info("unloaded %s", name)

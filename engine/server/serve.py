@@ -22,14 +22,14 @@ from kwise.engine.server.port import Port
 from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.security.exposure import check_exposure, exposed_address
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import Source
+from kwise.engine.server.source import EnsembleSource, Source, parse_ensembles
 from kwise.engine.server.systemd import (
     http_sockets,
     notify_ready,
     notify_reloading,
     notify_stopping,
 )
-from kwise.errors import ConfigError
+from kwise.errors import ConfigError, InvalidRequest
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,18 +47,18 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
         ArtifactError: an artifact is damaged or fails its golden check.
         ConfigError: a port is taken, or an option does not suit an artifact or the address.
     """
+    ensembles = parse_ensembles(config.ensemble)
     inherited = http_sockets(config)
     check_exposure(config, inherited)
     credentials = Credentials(config)
-    ports = _bind_ports(config, credentials, inherited)
-    limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
     loader = Loader(engine)
-    models = loader.load(sources)
-    for model in models:
-        model.start()
-    service = RewardService(models, limits)
+    ports = _bind_ports(config, credentials, loader, inherited)
+    limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
+    service = RewardService(loader.load(sources), limits)
     freeze_heap()
     try:
+        for ensemble in ensembles:
+            await _add(loader, service, ensemble)
         asked = asyncio.Event()
         reloading = asyncio.create_task(_reload(loader, service, asked), name="kwise reload")
         watching = asyncio.create_task(credentials.watch(), name="kwise credentials")
@@ -82,8 +82,23 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
     _LOG.info("stopped")
 
 
+async def _add(loader: Loader, service: RewardService, ensemble: EnsembleSource) -> None:
+    """Add an ensemble that an option asks for.
+
+    Raises:
+        ConfigError: its members are not served, or cannot be combined.
+    """
+    try:
+        await loader.combine(service, ensemble)
+    except InvalidRequest as error:
+        raise ConfigError(f"--ensemble {ensemble.name}: {error}") from None
+
+
 def _bind_ports(
-    config: ServerConfig, credentials: Credentials, inherited: Sequence[socket.socket]
+    config: ServerConfig,
+    credentials: Credentials,
+    loader: Loader,
+    inherited: Sequence[socket.socket],
 ) -> list[Port]:
     """Return the ports that the options ask for, and the HTTP port of inherited sockets.
 
@@ -100,21 +115,21 @@ def _bind_ports(
 
         ports.append(HttpPort(config, credentials, inherited))
         _LOG.info("listening on %s; calls wait until the model is loaded", ports[0].address)
-    return [GrpcPort(config, credentials), *ports]
+    return [GrpcPort(config, credentials, loader), *ports]
 
 
 def _log_credentials(
     config: ServerConfig, credentials: Credentials, inherited: Sequence[socket.socket]
 ) -> None:
     """Say how callers are known, and warn if texts and tokens can be read on their way."""
-    if credentials.needs_token or credentials.tls is not None:
+    if credentials.needs_token or credentials.has_admins or credentials.tls is not None:
         _LOG.info("connections: %s", credentials.description)
     address = exposed_address(config, inherited)
     if credentials.tls is None and address is not None:
         _LOG.warning(
             "%s without --tls-cert: texts%s cross the network unencrypted",
             address,
-            " and tokens" if credentials.needs_token else "",
+            " and tokens" if credentials.needs_token or credentials.has_admins else "",
         )
 
 

@@ -1,8 +1,11 @@
 """Where a model that is served comes from. Imports the standard library only."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from kwise.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -19,6 +22,48 @@ class Source:
 
     path: Path
     name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsembleSource:
+    """An ensemble to serve.
+
+    Attributes:
+        name: the name by which requests ask for it.
+        member_names: the names of at least two models.
+    """
+
+    name: str
+    member_names: tuple[str, ...]
+
+
+def parse_ensembles(arguments: Sequence[str]) -> list[EnsembleSource]:
+    """Return the ensembles of the option's values: NAME=MODEL,MODEL...
+
+    Raises:
+        ConfigError: a value has another form, or a name is given twice.
+    """
+    ensembles = [_parse_ensemble(argument) for argument in arguments]
+    names = [ensemble.name for ensemble in ensembles]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ConfigError(f"--ensemble {twice}: the name is given twice")
+    return ensembles
+
+
+def _parse_ensemble(argument: str) -> EnsembleSource:
+    name, equals, members = argument.partition("=")
+    names = tuple(members.split(","))
+    problem = ""
+    if not equals:
+        problem = "it must have the form NAME=MODEL,MODEL"
+    elif not (problem := name_problem(name)):
+        if len(names) < 2:
+            problem = "an ensemble needs at least two models"
+        elif len(set(names)) < len(names):
+            problem = "a model is named twice"
+    if problem:
+        raise ConfigError(f"--ensemble {argument}: {problem}")
+    return EnsembleSource(name=name, member_names=names)
 
 
 def name_problem(name: str) -> str:

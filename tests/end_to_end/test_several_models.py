@@ -113,6 +113,50 @@ def test_all_models_are_listed(served: Served) -> None:
         assert statistics.model_stats[0].name == "second"
 
 
+def test_an_ensemble_answers_in_each_protocol(tiny_artifact: Path, second: Path) -> None:
+    models = [f"first={tiny_artifact}", f"second={second}"]
+    options = ["--http-port", "0", "--ensemble", "both=first,second"]
+    with running_server(models, *options) as server:
+        with RewardClient(server.address, model="both", timeout_s=PATIENCE_S) as client:
+            over_grpc = client.score("p", ["a", "bc"])
+        body = {"prompt": "p", "responses": ["a", "bc"], "model": "both"}
+        over_http = ask(http_port(server), "POST", "/v1/rewards", body).json["scored"]
+        for reward, fields in zip(over_grpc.rewards, over_http["rewards"], strict=True):
+            assert isinstance(reward, Reward)
+            assert reward.std == pytest.approx(MEAN / 2)
+            assert reward.min == reward.members[1] == pytest.approx(reward.value - MEAN / 2)
+            expected = {"value": reward.value, "std": reward.std, "min": reward.min}
+            assert {name: fields[name] for name in expected} == expected
+            assert fields["members"] == list(reward.members)
+        rerank = {"query": "p", "texts": ["a"], "raw_scores": True}
+        reply = ask(http_port(server), "POST", "/models/both/rerank", rerank).json
+        assert reply[0]["score"] == over_http["rewards"][0]["value"]
+
+
+@pytest.mark.parametrize(
+    ("models", "ensemble", "problem"),
+    [
+        ("a b", "both=a", "needs at least two models"),
+        ("a b", "both", "must have the form NAME=MODEL,MODEL"),
+        ("a b", "both=a,a", "a model is named twice"),
+        ("a b", "both=a,c", "'c' is not served here"),
+        ("a b", "a=a,b", "'a' is the name of an artifact's model"),
+        ("a b", "x/y=a,b", "the name is 'x/y'"),
+        ("a a", "both=a,b", "its model is called a, as that of"),
+        ("a/b c", "both=a,b", "the name is 'a/b'"),
+    ],
+)
+def test_wrong_names_are_one_sentence(
+    tiny_artifact: Path, models: str, ensemble: str, problem: str
+) -> None:
+    arguments = [f"{name}={tiny_artifact}" for name in models.split()]
+    with (
+        pytest.raises(AssertionError, match=f"kwise serve: [^\n]*{problem}"),
+        running_server(arguments, "--ensemble", ensemble),
+    ):
+        pass
+
+
 def test_each_model_has_its_health(served: Served) -> None:
     with grpc.insecure_channel(served.server.address) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs know no methods

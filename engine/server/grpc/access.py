@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.security.tls import Tls
 from kwise.errors import Unauthenticated
+from kwise.protos.kwise.v1 import admin_pb2
 
 # The name of the token of the present call; "" if calls need none. gRPC runs interceptors and the
 # handler of a call in one task, which has a context of its own.
@@ -24,8 +25,14 @@ TOKEN_NAME: ContextVar[str] = ContextVar("kwise_token_name", default="")
 _OPEN = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/"
 
 
+_ADMIN = f"/{admin_pb2.DESCRIPTOR.services_by_name['AdminService'].full_name}/"
+
+
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls without a valid token, except health checks."""
+    """Refuses calls without a valid token, except health checks.
+
+    Calls of the admin service need a token of an administrator.
+    """
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -44,7 +51,9 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
                 if key == "authorization"
             ]
             try:
-                TOKEN_NAME.set(self._credentials.name_of(headers))
+                is_admin = details.method.startswith(_ADMIN)
+                name_of = self._credentials.admin_name_of if is_admin else self._credentials.name_of
+                TOKEN_NAME.set(name_of(headers))
             except Unauthenticated as error:
                 return self._refuse(error)
         return await continuation(handler_call_details)

@@ -17,8 +17,8 @@ from kwise.engine.server.calls.running_call import CallKind, Protocol, RunningCa
 from kwise.engine.server.grpc.calls import Context, client_of
 from kwise.errors import Status
 
-# gRPC cancels a call both if its deadline passes and if its client cancels it. The client's deadline
-# passes before the server's, by the time that the request took to arrive.
+# gRPC cancels a call both if its deadline passes and if its client cancels it. The client's
+# deadline passes before the server's, by the time that the request took to arrive.
 _DEADLINE_SLACK_S = 0.1
 
 Handler = Callable[[Any, Context], Awaitable[Any]]

@@ -9,25 +9,35 @@ from grpc_reflection.v1alpha import reflection
 
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.grpc.access import TokenInterceptor, server_credentials
+from kwise.engine.server.grpc.admin import GrpcAdminService
 from kwise.engine.server.grpc.model_health import ModelHealth
 from kwise.engine.server.grpc.observed import observed
-from kwise.engine.server.grpc.services import HEALTH, SERVICES, descriptor_pool
+from kwise.engine.server.grpc.services import ADMIN, HEALTH, SERVICES, descriptor_pool
 from kwise.engine.server.listen import bound_sockets, cannot_listen
+from kwise.engine.server.loader import Loader
 from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.service import RewardService
 from kwise.errors import ConfigError
+from kwise.protos.kwise.v1 import admin_pb2_grpc
 
 
 class GrpcPort:
     """A `Port` that speaks gRPC. Calls that arrive before `start` wait in the handshake.
 
+    Args:
+        loader: loads models when an administrator asks; None for a server that nobody may change.
+
     Raises:
         ConfigError: the port cannot be bound.
     """
 
-    def __init__(self, config: ServerConfig, credentials: Credentials) -> None:
+    def __init__(
+        self, config: ServerConfig, credentials: Credentials, loader: Loader | None = None
+    ) -> None:
         self._config = config
-        interceptors = [TokenInterceptor(credentials)] if credentials.needs_token else []
+        self._loader = loader if credentials.has_admins else None
+        needs_check = credentials.needs_token or credentials.has_admins
+        interceptors = [TokenInterceptor(credentials)] if needs_check else []
         self._server = grpc.aio.server(interceptors=interceptors, options=_options(config))
         self._health = health.HealthServicer()
         self._stopping: asyncio.Task[None] | None = None
@@ -51,6 +61,10 @@ class GrpcPort:
             entry.add(observed(servicer, entry.descriptor, service), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         served = [entry.descriptor.full_name for entry in SERVICES]
+        if self._loader is not None:
+            admin = observed(GrpcAdminService(service, self._loader), ADMIN, service)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)
+            served.append(ADMIN.full_name)
         reflection.enable_server_reflection(
             (*served, HEALTH.full_name, reflection.SERVICE_NAME), self._server, descriptor_pool()
         )

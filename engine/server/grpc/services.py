@@ -18,7 +18,7 @@ from kwise.engine.server.grpc.rewards import GrpcRewardService
 from kwise.engine.server.grpc.tei.service import TeiInfo, TeiPredict, TeiRerank, TeiTokenize
 from kwise.engine.server.service import RewardService
 from kwise.protos.inference import inference_pb2, inference_pb2_grpc
-from kwise.protos.kwise.v1 import reward_pb2, reward_pb2_grpc
+from kwise.protos.kwise.v1 import admin_pb2, reward_pb2, reward_pb2_grpc
 from kwise.protos.tei.v1 import tei_pb2, tei_pb2_grpc
 
 
@@ -40,6 +40,7 @@ class Service:
 _REWARD = reward_pb2.DESCRIPTOR.services_by_name
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name
 _TEI = tei_pb2.DESCRIPTOR.services_by_name
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 SERVICES = (
@@ -79,7 +80,8 @@ SERVICES = (
 def descriptor_pool() -> DescriptorPool:
     """Return a pool with the definition of every service, for clients such as grpcurl."""
     pool = DescriptorPool()
-    files = [entry.descriptor.file for entry in SERVICES] + [health_pb2.DESCRIPTOR]
+    files: list[Any] = [entry.descriptor.file for entry in SERVICES]
+    files += [ADMIN.file, health_pb2.DESCRIPTOR]
     for file in {file.name: file for file in files}.values():
         pool.AddSerializedFile(file.serialized_pb)
     return pool

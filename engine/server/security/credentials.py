@@ -10,7 +10,7 @@ from typing import Any
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.security.files import WatchedFiles
 from kwise.engine.server.security.tls import Tls, newest_context, read_tls
-from kwise.engine.server.security.tokens import Tokens, read_tokens
+from kwise.engine.server.security.tokens import ADMIN_TOKEN_OPTION, Tokens, read_tokens
 from kwise.errors import Unauthenticated
 
 _LOG = logging.getLogger(__name__)
@@ -29,12 +29,17 @@ class Credentials:
 
     def __init__(self, config: ServerConfig, now: Callable[[], float] = monotonic) -> None:
         self._tokens: WatchedFiles[Tokens] | None = None
+        self._admin_tokens: WatchedFiles[Tokens] | None = None
         self._tls: WatchedFiles[Tls] | None = None
         self._now = now
         self._num_refused = 0
         self._log_refusals_at = now()
         if (token_file := config.token_file) is not None:
             self._tokens = WatchedFiles([token_file], lambda: read_tokens(token_file), "tokens")
+        if (admin_file := config.admin_token_file) is not None:
+            self._admin_tokens = WatchedFiles(
+                [admin_file], lambda: read_tokens(admin_file, ADMIN_TOKEN_OPTION), "admin tokens"
+            )
         cert, key, client_ca = config.tls_cert, config.tls_key, config.tls_client_ca
         if cert is not None and key is not None:
             paths = [cert, key, *([client_ca] if client_ca else [])]
@@ -44,6 +49,11 @@ class Credentials:
     def needs_token(self) -> bool:
         """True if calls need a token."""
         return self._tokens is not None
+
+    @property
+    def has_admins(self) -> bool:
+        """True if somebody may change the models."""
+        return self._admin_tokens is not None
 
     @property
     def tls(self) -> Tls | None:
@@ -65,6 +75,8 @@ class Credentials:
             parts.append("client certificates needed")
         if self._tokens is not None:
             parts.append(f"{len(self._tokens.value)} tokens")
+        if self._admin_tokens is not None:
+            parts.append(f"{len(self._admin_tokens.value)} admin tokens")
         return ", ".join(parts)
 
     def name_of(self, headers: Sequence[str]) -> str:
@@ -77,6 +89,16 @@ class Credentials:
             Unauthenticated: the call has no valid token.
         """
         return "" if self._tokens is None else self._tokens.value.name_of(headers)
+
+    def admin_name_of(self, headers: Sequence[str]) -> str:
+        """Return the name of a caller who may change the models. `headers` is as in `name_of`.
+
+        Raises:
+            Unauthenticated: the call has no valid token of an administrator.
+        """
+        if self._admin_tokens is None:
+            raise Unauthenticated("this server has no administrators (--admin-token-file)")
+        return self._admin_tokens.value.name_of(headers)
 
     def log_refusal(self, peer: Any, error: Unauthenticated) -> None:
         """Log that calls were refused: one line in 10 seconds at most."""
@@ -96,6 +118,6 @@ class Credentials:
         """Read files that have changed, once a second, for ever."""
         while True:
             await asyncio.sleep(_REREAD_S)
-            for files in (self._tokens, self._tls):
+            for files in (self._tokens, self._admin_tokens, self._tls):
                 if files is not None:
                     files.reread()

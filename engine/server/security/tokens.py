@@ -15,6 +15,7 @@ from kwise.engine.server.security.files import read_file
 from kwise.errors import ConfigError, Unauthenticated
 
 TOKEN_OPTION = "--token-file"
+ADMIN_TOKEN_OPTION = "--admin-token-file"
 MIN_TOKEN_CHARACTERS, MAX_TOKEN_CHARACTERS = 16, 512
 # Each call is compared with every token: 0.1 ms for 1,000.
 MAX_TOKENS = 1000
@@ -69,8 +70,8 @@ class Tokens:
         return name
 
 
-def read_tokens(path: Path) -> Tokens:
-    """Read a token file.
+def read_tokens(path: Path, option: str = TOKEN_OPTION) -> Tokens:
+    """Read a token file, which `option` names.
 
     Several tokens may have one name, so that a client can change its token while both are valid.
 
@@ -78,9 +79,9 @@ def read_tokens(path: Path) -> Tokens:
         ConfigError: the file cannot be read, has no token, or a line is not valid. The message
             names the line by its number and does not quote it.
     """
-    place = f"{TOKEN_OPTION} {path}"
+    place = f"{option} {path}"
     try:
-        text = read_file(TOKEN_OPTION, path).decode("utf-8-sig")
+        text = read_file(option, path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"{place}: it is not UTF-8") from None
     lines: dict[bytes, int] = {}
