@@ -41,7 +41,7 @@ _DEFAULT_MODEL = "default"
 _TEXT_ONLY = "the model reads texts and token ids only"
 _REFUSED_OF_EMBEDDINGS: Reasons = {
     "dimensions": "a reward has one dimension",
-    "lora_path": "the server has one model and no adapters",
+    "lora_path": "the server has no adapters",
     "embed_override_token_id": _TEXT_ONLY,
     "embed_overrides": _TEXT_ONLY,
 }
