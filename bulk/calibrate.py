@@ -2,15 +2,17 @@
 
 InstructGPT shifts its rewards so that the demonstrations of its labellers have a mean of 0 before
 it trains the policy (Ouyang et al., 2022, https://arxiv.org/abs/2203.02155, appendix C.2). A server
-replies with `value`, which is (raw - mean) / std, and with `raw`. The weights do not change.
+replies with `value`, which is (raw - mean) / std, and with `raw`. The weights do not change. Each
+member of a model gets a mean and a standard deviation of its own.
 """
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,7 +27,7 @@ from kwise.bulk.scorers.engine import EngineScorer
 from kwise.bulk.scorers.protocol import BulkScorer, GroupResult
 from kwise.bulk.scorers.thread import ScorerThread
 from kwise.bulk.summary import Problems
-from kwise.engine.artifact import MANIFEST, read_artifact, read_manifest
+from kwise.engine.artifact import MANIFEST, Member, read_artifact, read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.errors import ConfigError
 from kwise.publish import publish_text
@@ -72,7 +74,8 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
     """
     manifest = read_artifact(artifact).manifest
     precision = config.precision or manifest.available_precisions[0].value
-    moments, problems = RewardMoments(), Problems()
+    scales = manifest.members or (Member(mean=manifest.reward_mean, std=manifest.reward_std),)
+    moments, problems = [RewardMoments() for _ in scales], Problems()
     columns = Columns(prompt=config.prompt_column, responses=config.responses_column)
 
     async def open_scorer() -> BulkScorer:
@@ -82,7 +85,8 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
         if isinstance(result, ScoredGroup):
             for reward in result.rewards:
                 if isinstance(reward, Reward):
-                    moments.add(reward.raw)
+                    for of_member, raw in zip(moments, _raw(reward, scales), strict=True):
+                        of_member.add(raw)
         return iter(())
 
     with ScorerThread(open_scorer) as scorer:
@@ -96,22 +100,27 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
         for line in problems.lines():
             _say(line)
         return 1
-    if moments.count < _MIN_RESPONSES:
+    count = moments[0].count
+    if count < _MIN_RESPONSES:
         raise ConfigError(
-            f"INPUT {config.input}: has {moments.count} responses; the reference set needs "
+            f"INPUT {config.input}: has {count} responses; the reference set needs "
             f"at least {_MIN_RESPONSES}"
         )
-    std = manifest.reward_std if config.mean_only else moments.std
-    if not std > 0:
-        raise ConfigError(
-            f"INPUT {config.input}: all {moments.count} responses have the reward "
-            f"{moments.mean:g}, so their standard deviation is 0; give --mean-only"
-        )
+    new_scales = []
+    for of_member, scale in zip(moments, scales, strict=True):
+        std = scale.std if config.mean_only else of_member.std
+        if not std > 0:
+            raise ConfigError(
+                f"INPUT {config.input}: all {count} responses have the reward "
+                f"{of_member.mean:g}, so their standard deviation is 0; give --mean-only"
+            )
+        new_scales.append(Member(mean=of_member.mean, std=std))
+    raw_means, raw_stds = [m.mean for m in moments], [m.std for m in moments]
     calibration = {
         "reference": Path(config.input).name,
-        "responses": moments.count,
-        "raw_mean": moments.mean,
-        "raw_std": moments.std,
+        "responses": count,
+        "raw_mean": raw_means if manifest.members else raw_means[0],
+        "raw_std": raw_stds if manifest.members else raw_stds[0],
         "precision": precision,
         "calibrated_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -120,18 +129,31 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
             f"ARTIFACT {artifact}: another one was put in its place meanwhile, so nothing was "
             "written; run the command again"
         )
+    fields: dict[str, Any] = (
+        {"members": tuple(new_scales)}
+        if manifest.members
+        else {"reward_mean": new_scales[0].mean, "reward_std": new_scales[0].std}
+    )
     calibrated = msgspec.structs.replace(
-        manifest,
-        reward_mean=moments.mean,
-        reward_std=std,
-        provenance=manifest.provenance | {"calibration": calibration},
+        manifest, **fields, provenance=manifest.provenance | {"calibration": calibration}
     ).signed()
     publish_text(calibrated.to_json(), artifact / MANIFEST)
-    _say(
-        f"{moments.count:,} responses: value is {value_formula(moments.mean, std)} now, and was "
-        f"{value_formula(manifest.reward_mean, manifest.reward_std)}"
-    )
+    for number, (old, new) in enumerate(zip(scales, new_scales, strict=True), start=1):
+        member = f"member {number}: " if manifest.members else ""
+        _say(
+            f"{count:,} responses: {member}value is {value_formula(new.mean, new.std)} now, and "
+            f"was {value_formula(old.mean, old.std)}"
+        )
     return 0
+
+
+def _raw(reward: Reward, scales: Sequence[Member]) -> Sequence[float]:
+    """Return the raw reward of each member; a reward has their values only."""
+    if not reward.members:
+        return (reward.raw,)
+    return [
+        scale.mean + scale.std * value for scale, value in zip(scales, reward.members, strict=True)
+    ]
 
 
 class _NoOutput:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from kwise.engine.precision import Precision
+from kwise.ensemble import ensemble_reward
 from kwise.errors import ArtifactError
-from kwise.types import Message
+from kwise.types import Message, RawReward, Reward
 
 SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
@@ -44,6 +45,7 @@ _IDENTITY = (
     "files",
     "reward_mean",
     "reward_std",
+    "members",
 )
 
 # What msgspec raises for bytes that are not JSON. The second is for bytes that are not UTF-8, the
@@ -82,7 +84,8 @@ class GraphContract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The properties of a graph that a session needs to run it. The exporter writes them.
 
     file: the ONNX file.
-    reward_output: the output that holds the rewards, float32[B] or [B, 1].
+    reward_output: the output that holds the rewards, float32[B] or [B, 1]; with M members,
+        float32[B, M].
     num_tile_groups: calls of Attention per layer in the trie layout; 0 in the padded layout.
     separate_last_tokens: the graph computes each sequence's last row differently from other rows,
         so that row must not be an inner row of another sequence.
@@ -124,6 +127,16 @@ class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bytes: Count
 
 
+class Member(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A member of a model: a head that gives a reward of its own. See `kwise.ensemble`.
+
+    mean, std: the member's value is (raw - mean) / std.
+    """
+
+    mean: float = 0.0
+    std: Annotated[float, Meta(gt=0)] = 1.0
+
+
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The properties of a model that the engine needs.
 
@@ -140,7 +153,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     causal: later tokens do not change earlier hidden states.
     special_tokens: names that chat templates use, such as `bos_token`, and their text.
     files: every file of the artifact except the manifest.
-    reward_mean, reward_std: the served value is (raw - mean) / std.
+    reward_mean, reward_std: the served value is (raw - mean) / std. They are 0 and 1 with members.
+    members: the members of the model, in the order of the graph's outputs; absent if it has none.
     provenance: what the artifact was made from, for people.
     fingerprint: the identity of the model, see `fingerprint_of`.
     checksum: SHA-256 in hex over all other fields. Through `files` it covers every byte.
@@ -159,10 +173,50 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     files: dict[FileName, FileEntry]
     reward_mean: float = 0.0
     reward_std: Annotated[float, Meta(gt=0)] = 1.0
+    members: Annotated[tuple[Member, ...], Meta(min_length=2)] | UnsetType = UNSET
     provenance: dict[str, Any] = {}
     schema_version: int = SCHEMA_VERSION
     fingerprint: str = ""
     checksum: str = ""
+
+    @property
+    def num_members(self) -> int:
+        """The number of rewards that the graph gives per conversation; 1 without members."""
+        return len(self.members or (0,))
+
+    def value(self, raw: RawReward) -> float:
+        """Return the value of a raw reward; with members, the mean of their values."""
+        if isinstance(raw, tuple):
+            return self.reward(raw, tokens=0, dropped_tokens=0, control_tokens=0).value
+        return (raw - self.reward_mean) / self.reward_std
+
+    def reward(
+        self,
+        raw: RawReward,
+        *,
+        tokens: int,
+        dropped_tokens: int,
+        control_tokens: int,
+        cached: bool = False,
+    ) -> Reward:
+        """Return the reward of a response, normalised, from what the graph computed of it."""
+        if isinstance(raw, tuple):
+            return ensemble_reward(
+                values=[(r - m.mean) / m.std for r, m in zip(raw, self.members or (), strict=True)],
+                raw=raw,
+                tokens=tokens,
+                dropped_tokens=dropped_tokens,
+                control_tokens=control_tokens,
+                cached=cached,
+            )
+        return Reward(
+            value=(raw - self.reward_mean) / self.reward_std,
+            raw=raw,
+            tokens=tokens,
+            dropped_tokens=dropped_tokens,
+            control_tokens=control_tokens,
+            cached=cached,
+        )
 
     @property
     def available_precisions(self) -> list[Precision]:
@@ -189,7 +243,7 @@ class Golden:
 
     prompt: tuple[Message, ...]
     response: str
-    reward: float
+    reward: RawReward
 
 
 class _GoldenMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,7 +256,7 @@ class _GoldenLine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     prompt: Annotated[tuple[_GoldenMessage, ...], Meta(min_length=1)]
     response: str
-    reward: float
+    reward: float | tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +305,7 @@ def read_artifact(path: Path) -> Artifact:
         data = data_name(graph.file)
         if data not in manifest.files and (path / data).exists():
             raise ArtifactError(f"{path / data}: the manifest does not list this file of weights")
-    return Artifact(path=path, manifest=manifest, golden=read_golden(path))
+    return Artifact(path=path, manifest=manifest, golden=read_golden(path, manifest.num_members))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -332,6 +386,11 @@ def _read_manifest(path: Path) -> Manifest:
     manifest = _convert(content, Manifest, str(path))
     if manifest.error_bounds.keys() != manifest.graphs.keys():
         raise ArtifactError(f"{path}: error_bounds must have the same precisions as graphs")
+    if manifest.members is not UNSET and (manifest.reward_mean, manifest.reward_std) != (0, 1):
+        raise ArtifactError(
+            f"{path}: reward_mean and reward_std must be 0 and 1, because each of members has a "
+            "mean and a std of its own"
+        )
     if not manifest.cuda_graphs.keys() <= manifest.graphs.keys():
         raise ArtifactError(f"{path}: cuda_graphs must have no precision that graphs does not have")
     graphs = (*manifest.graphs.values(), *manifest.cuda_graphs.values())
@@ -345,11 +404,12 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def read_golden(path: Path) -> tuple[Golden, ...]:
+def read_golden(path: Path, num_members: int) -> tuple[Golden, ...]:
     """Read the golden conversations of the artifact in the directory `path`.
 
     Raises:
-        ArtifactError: the file has no golden rewards, or a line is malformed.
+        ArtifactError: the file has no golden rewards, or a line is malformed, or does not have one
+            reward per member.
     """
     path = path / GOLDEN
     golden = []
@@ -360,6 +420,11 @@ def read_golden(path: Path) -> tuple[Golden, ...]:
         except _NOT_JSON as error:
             raise ArtifactError(f"{place}: {error}") from None
         entry = _convert(content, _GoldenLine, place)
+        num_rewards = len(entry.reward) if isinstance(entry.reward, tuple) else 1
+        if num_rewards != num_members:
+            raise ArtifactError(
+                f"{place}: reward has {num_rewards} numbers, and the model {num_members} members"
+            )
         prompt = tuple(
             Message(role=message.role, content=message.content) for message in entry.prompt
         )

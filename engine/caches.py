@@ -39,7 +39,7 @@ def reward_namespace(
 
 
 def new_reward_caches(
-    config: EngineConfig, namespace: bytes, counters: CacheCounters
+    config: EngineConfig, namespace: bytes, counters: CacheCounters, num_members: int
 ) -> RewardCaches:
     """Return the reward cache of this process, with the shared one if the options ask for it."""
     shared = None
@@ -54,4 +54,4 @@ def new_reward_caches(
             namespace=namespace,
             counters=counters,
         )
-    return RewardCaches(config.cache_bytes, shared, counters)
+    return RewardCaches(config.cache_bytes, shared, counters, num_members)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import ArrayLike
 from tokenizers import Tokenizer
 
 from kwise.engine.artifact import CHAT_TEMPLATE, GOLDEN, Artifact, read_artifact
@@ -153,25 +155,35 @@ def check_golden(
     sequences = golden_sequences(artifact, encoder)
     bounds = artifact.manifest.error_bounds[session.precision]
     max_change = bounds.max_batch_change + (bounds.max_order_change if order_varies else 0.0)
-    batched = session.run(sequences).rewards
+    batched = session.run(sequences).rewards  # [B], or [B, M] with members; errors are the largest
     for number, (golden, sequence, in_batch) in enumerate(
         zip(artifact.golden, sequences, batched, strict=True), start=1
     ):
         (alone,) = session.run([sequence]).rewards
         problem = ""
         # The comparisons are negated so that NaN fails them.
-        if not abs(float(alone) - golden.reward) <= bounds.max_error:
+        if not _largest_difference(alone, golden.reward) <= bounds.max_error:
             problem = (
-                f"instead of the checkpoint's {golden.reward:.6f}; the largest difference allowed "
-                f"is {bounds.max_error:.2g}"
+                f"instead of the checkpoint's {_digits(golden.reward)}; the largest difference "
+                f"allowed is {bounds.max_error:.2g}"
             )
-        elif not abs(float(alone) - float(in_batch)) <= max_change:
+        elif not _largest_difference(alone, in_batch) <= max_change:
             problem = (
-                f"alone and {in_batch:.6f} in a batch; the largest change allowed is "
+                f"alone and {_digits(in_batch)} in a batch; the largest change allowed is "
                 f"{max_change:.2g}"
             )
         if problem:
             raise ArtifactError(
                 f"{artifact.path / GOLDEN}:{number}: {session.runtime} in "
-                f"{session.precision.value} gives {alone:.6f} {problem}"
+                f"{session.precision.value} gives {_digits(alone)} {problem}"
             )
+
+
+def _largest_difference(first: ArrayLike, second: ArrayLike) -> float:
+    """Return the largest difference of two rewards, over all members."""
+    return float(np.abs(np.subtract(first, second, dtype=np.float64)).max())
+
+
+def _digits(reward: ArrayLike) -> str:
+    """Return a reward with six digits, or those of all members, for a message."""
+    return ", ".join(f"{number:.6f}" for number in np.ravel(reward))

@@ -51,9 +51,8 @@ def scored_group(
 
 
 def _reward(stored: StoredReward, manifest: Manifest, *, is_cached: bool) -> Reward:
-    return Reward(
-        value=(stored.raw - manifest.reward_mean) / manifest.reward_std,
-        raw=stored.raw,
+    return manifest.reward(
+        stored.raw,
         tokens=stored.tokens,
         dropped_tokens=stored.dropped_tokens,
         control_tokens=stored.control_tokens,

@@ -78,7 +78,9 @@ class Scorer:
             runtime=self.runtime,
             max_tokens=self.max_tokens,
         )
-        self._caches = new_reward_caches(config, self._namespace, self.counters)
+        self._caches = new_reward_caches(
+            config, self._namespace, self.counters, artifact.manifest.num_members
+        )
         self._in_flight: dict[bytes, RewardInFlight] = {}
         self._num_running = 0
         self._is_idle = asyncio.Event()
@@ -209,6 +211,9 @@ class Scorer:
             queue_sequences=state.queue_sequences,
             max_queue_tokens=state.max_queue_tokens,
             num_devices=len(state.prompt_caches),
+            num_members=manifest.num_members,
+            member_means=tuple(member.mean for member in manifest.members or ()),
+            member_stds=tuple(member.std for member in manifest.members or ()),
         )
 
     def start(self) -> None:
@@ -348,8 +353,8 @@ class Scorer:
         """Count a reward that was computed here in the statistics."""
         if not reward.is_computed or (sequence := reward.sequence) is None:
             return
-        manifest, counters = self.artifact.manifest, self.counters
-        value = (reward.future.result() - manifest.reward_mean) / manifest.reward_std
+        counters = self.counters
+        value = self.artifact.manifest.value(reward.future.result())
         length = sequence.num_tokens - sequence.prompt_tokens
         counters.rewards.observe(value, length, reward.queue_s)
         counters.truncated_sequences += bool(sequence.dropped_tokens)

@@ -48,6 +48,11 @@ class Checkpoint:
     notes: tuple[str, ...]
 
     @property
+    def num_members(self) -> int:
+        """The number of rewards that the model gives per conversation; 1 without members."""
+        return self.statements.num_members
+
+    @property
     def num_rows(self) -> int:
         """The number of rows of the embeddings: token ids are below it."""
         return num_rows(self.model)

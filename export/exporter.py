@@ -267,7 +267,7 @@ def _prove(
     (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     # As a server reads them. It would also hash the files, whose hashes were just taken.
     read_manifest(work)
-    read_golden(work)
+    read_golden(work, manifest.num_members)
     return manifest
 
 

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kwise.engine.artifact import Manifest
+from kwise.engine.artifact import Manifest, Member
 from kwise.export.checkpoint import Checkpoint
 from kwise.export.config import ExportConfig
 from kwise.export.rehearsal import Rehearsal
@@ -32,22 +32,38 @@ def describe(config: ExportConfig, checkpoint: Checkpoint, rehearsal: Rehearsal)
         causal=checkpoint.causal,
         special_tokens=template_variables(tokenizer),
         files={},
-        reward_mean=_first(config.reward_mean, checkpoint.statements.reward_mean, 0.0),
-        reward_std=_first(config.reward_std, checkpoint.statements.reward_std, 1.0),
+        **_scale(config, checkpoint),
         provenance=_provenance(checkpoint),
     )
+
+
+def _scale(config: ExportConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the fields of the manifest that scale rewards, for each member if there are any."""
+    stated, num_members = checkpoint.statements, checkpoint.num_members
+    means, stds = (
+        (given,) * num_members if given is not None else stated_numbers or default
+        for given, stated_numbers, default in (
+            (config.reward_mean, stated.reward_mean, stated.member_means or (0.0,)),
+            (config.reward_std, stated.reward_std, (1.0,) * num_members),
+        )
+    )
+    if num_members == 1:
+        return {"reward_mean": means[0], "reward_std": stds[0]}
+    members = (Member(mean=mean, std=std) for mean, std in zip(means, stds, strict=True))
+    return {"members": tuple(members)}
 
 
 def scale_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     """Return a note if the checkpoint says how its rewards are scaled."""
     stated = checkpoint.statements
+    member_means = stated.member_means if any(stated.member_means) else None
     used = [
-        f"{name} {value:g}"
-        for name, value, given in (
-            ("mean", stated.reward_mean, config.reward_mean),
+        f"{name} {', '.join(f'{number:g}' for number in numbers)}"
+        for name, numbers, given in (
+            ("mean", stated.reward_mean or member_means, config.reward_mean),
             ("std", stated.reward_std, config.reward_std),
         )
-        if value is not None and given is None
+        if numbers and given is None
     ]
     if not used:
         return []
@@ -96,8 +112,3 @@ def _template(checkpoint: Checkpoint) -> dict[str, str | None]:
         "sha256": template.sha256,
         "date": report.get("template_date") if as_trained else template.date,
     }
-
-
-def _first(*values: float | None) -> float:
-    """Return the first value that is not None."""
-    return next(value for value in values if value is not None)

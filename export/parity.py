@@ -30,14 +30,14 @@ _AGAIN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """Differences between checkpoint and artifact, in units of the raw reward.
+    """Differences between checkpoint and artifact, in units of the raw reward, over all members.
 
     Attributes:
         shortest_tokens: Length of the shortest conversation, in tokens; longest_tokens likewise.
         max_error: Largest difference, each conversation scored alone; mean_error likewise.
         max_batch_change: Largest change of a reward if conversations share a batch, or come after
             others.
-        reward_std: Standard deviation of the checkpoint's rewards.
+        reward_std: Standard deviation of the checkpoint's rewards; with members, the smallest.
         tolerance: Largest difference that was allowed, see `allowed_difference`.
     """
 
@@ -55,14 +55,22 @@ class ParityError(Exception):
     """The artifact does not give the checkpoint's rewards, so nothing is written."""
 
 
-def allowed_difference(tolerance: float, rewards: Sequence[float]) -> float:
+def allowed_difference(tolerance: float, rewards: Sequence[float] | NDArray[np.float64]) -> float:
     """Return the largest difference from the checkpoint's reward, in units of the raw reward.
 
     It is `tolerance`, times the standard deviation of `rewards` if that is above 1, because
     rounding errors grow with the rewards, and because their spread decides how responses rank. The
     export, the golden check at the start of a server, and the tests all use this rule.
+
+    Args:
+        tolerance: The largest difference of rewards with a standard deviation of up to 1.
+        rewards: [N], or [N, M] of M members, of which the smallest deviation counts.
     """
-    return tolerance * max(1.0, float(np.std(rewards)))
+    return tolerance * max(1.0, _reward_std(rewards))
+
+
+def _reward_std(rewards: Sequence[float] | NDArray[np.float64]) -> float:
+    return float(np.std(rewards, axis=0).min())
 
 
 def check_parity(
@@ -81,13 +89,13 @@ def check_parity(
     """
     sequences = [encoded(encoder, case) for case in cases]
     expected = np.array([case.reward for case in cases])
-    single = np.array([float(session.run([sequence]).rewards[0]) for sequence in sequences])
+    single = np.array([session.run([sequence]).rewards[0] for sequence in sequences], np.float64)
     together = np.concatenate(
         [session.run(part).rewards for part in _batches(sequences, layout)]
     ).astype(np.float64)
     # Again, after the others: nothing may be left of them in the session.
     again = [int(index) for index in np.argsort([len(s.token_ids) for s in sequences])[:_AGAIN]]
-    afterwards = np.array([float(session.run([sequences[i]]).rewards[0]) for i in again])
+    afterwards = np.array([session.run([sequences[i]]).rewards[0] for i in again], np.float64)
     differences = np.abs(single - expected)
     report = ParityReport(
         num_sequences=len(sequences),
@@ -98,12 +106,13 @@ def check_parity(
         max_batch_change=float(
             max(np.abs(together - single).max(), np.abs(afterwards - single[again]).max())
         ),
-        reward_std=float(expected.std()),
-        tolerance=allowed_difference(tolerance, expected.tolist()),
+        reward_std=_reward_std(expected),
+        tolerance=allowed_difference(tolerance, expected),
     )
     # Negated, so that NaN fails too.
     if not max(report.max_error, report.max_batch_change) <= report.tolerance:
-        num_tokens = len(sequences[int(differences.argmax())].token_ids)
+        worst = int(differences.reshape(len(sequences), -1).max(axis=1).argmax())
+        num_tokens = len(sequences[worst].token_ids)
         raise ParityError(
             f"rewards differ from the checkpoint's by up to {report.max_error:.2e} (at "
             f"{num_tokens} tokens) and change with the batch composition by up to "

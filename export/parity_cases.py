@@ -21,7 +21,7 @@ from kwise.train.checkpoint.ids import id_without_row, num_rows
 from kwise.train.checkpoint.transformers_versions import writes_type_ids
 from kwise.train.model.batch.layout import alone
 from kwise.train.template.render import TemplateRefusal, render
-from kwise.types import Conversation, Message, TokenIds
+from kwise.types import Conversation, Message, RawReward, TokenIds
 
 _T = TypeVar("_T")
 
@@ -40,14 +40,14 @@ class ParityCase:
         response: A string, or token ids like the prompt.
         token_ids: int64[T], the whole conversation as transformers encodes it.
         type_ids: int64[T], for models of text pairs.
-        reward: Raw.
+        reward: Raw, of each member if the model has members.
     """
 
     prompt: Conversation | TokenIds
     response: str | TokenIds
     token_ids: Int64
     type_ids: Int64 | None
-    reward: float
+    reward: RawReward
 
 
 def reference_cases(
@@ -238,10 +238,13 @@ def _check_rows(
         )
 
 
-def _plain_reward(model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | None = None) -> float:
+def _plain_reward(
+    model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | None = None
+) -> RawReward:
     """Return the reward that transformers computes for one unpadded conversation."""
     inputs = alone(model, torch.from_numpy(token_ids)[None])
     if type_ids is not None and getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.from_numpy(type_ids)[None]
     with torch.inference_mode():
-        return float(model(**inputs).logits[0, 0])
+        members = model(**inputs).logits[0].tolist()
+    return tuple(members) if len(members) > 1 else float(members[0])

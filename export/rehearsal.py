@@ -19,9 +19,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime
+from msgspec import UNSET
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kwise.engine.artifact import Artifact, GraphContract, Manifest
+from kwise.engine.artifact import Artifact, GraphContract, Manifest, Member
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
@@ -30,6 +31,7 @@ from kwise.export.checkpoint import rope_limit, supports_trie
 from kwise.export.graphs.padded_graph import export_padded
 from kwise.export.graphs.trie_graph import export_trie
 from kwise.export.parity import allowed_difference
+from kwise.train.checkpoint.members import members_of
 from kwise.train.model.architecture.invariance import (
     CannotScore,
     Invariance,
@@ -225,6 +227,7 @@ def _session(model: PreTrainedModel, layout: LayoutName, directory: Path) -> Gra
             causal=False,
             special_tokens={},
             files={},
+            members=(Member(),) * members if (members := members_of(model.config)) > 1 else UNSET,
         )
         artifact = Artifact(path=directory, manifest=manifest, golden=())
         return GraphSession(artifact, threads=1, prompt_cache_bytes=_PROMPT_CACHE_BYTES)
@@ -237,7 +240,10 @@ def _session(model: PreTrainedModel, layout: LayoutName, directory: Path) -> Gra
 def _obstacle(
     measured: Invariance, session: GraphSession, layout: LayoutName, length: int
 ) -> str | None:
-    """Return why the session does not give these conversations transformers' rewards."""
+    """Return why the session does not give these conversations transformers' rewards.
+
+    Of a model with members, their mean is compared.
+    """
     expected = measured.expected(length)
     sequences = [
         EncodedSequence(
@@ -249,9 +255,9 @@ def _obstacle(
         for sequence in measured.sequences(length)
     ]
     try:
-        alone = [float(session.run([sequence]).rewards[0]) for sequence in sequences]
-        together = session.run(sequences).rewards.tolist()
-        afterwards = [float(session.run([sequence]).rewards[0]) for sequence in sequences]
+        alone = [_rewards(session, [sequence])[0] for sequence in sequences]
+        together = _rewards(session, sequences)
+        afterwards = [_rewards(session, [sequence])[0] for sequence in sequences]
     except Exception as error:  # noqa: BLE001 - any error of the runtime, in this batch
         node = re.search(r"while running (\w+) node", str(error))
         if node is None:
@@ -267,6 +273,12 @@ def _obstacle(
         if not largest <= tolerance:  # negated, so that NaN fails too
             return f"the rewards of its {layout} graph differ by {largest:.2g} {where}"
     return None
+
+
+def _rewards(session: GraphSession, batch: Sequence[EncodedSequence]) -> list[float]:
+    """Return the reward of each sequence; with members, their mean."""
+    rewards: list[float] = session.run(batch).rewards.reshape(len(batch), -1).mean(1).tolist()
+    return rewards
 
 
 @contextmanager

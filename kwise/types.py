@@ -109,6 +109,10 @@ class Reward:
     members: tuple[float, ...] = ()
 
 
+RawReward = float | tuple[float, ...]
+"""The output of a model's head; one number per member, if the model has members."""
+
+
 def value_formula(mean: float, std: float) -> str:
     """Return how the value is computed from the raw reward, for a reader: "(raw - 0.5) / 2"."""
     return f"(raw {'+' if mean < 0 else '-'} {abs(mean):.6g}) / {std:.6g}"

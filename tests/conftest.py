@@ -64,6 +64,24 @@ def tiny_artifact(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def members_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with three heads that are members of an ensemble, which reads bytes."""
+    from tests.tiny_models import TRIE, byte_tokenizer, tiny_model
+
+    family, options = TRIE["llama"]
+    heads = {"num_labels": 3, "kwise_members": 3}
+    path = tmp_path_factory.mktemp("members") / "checkpoint"
+    return tiny_model(family, {**options, **heads}, byte_tokenizer(), path, 5)
+
+
+@pytest.fixture(scope="session")
+def members_artifact(members_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`members_checkpoint` in all precisions. Its random weights leave small margins."""
+    path = tmp_path_factory.mktemp("members-artifact") / "members"
+    return export_quietly(members_checkpoint, path, dtype="fp32,fp16,bf16,int8", min_agreement=0.5)
+
+
+@pytest.fixture(scope="session")
 def tiny_server(tiny_artifact: Path) -> Iterator[Server]:
     """A server of `tiny_artifact` that tests share: they may score with it, but not stop it."""
     with running_server(tiny_artifact) as server:

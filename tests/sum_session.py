@@ -78,6 +78,15 @@ class SumSession:
         return Pass(rewards=rewards, num_rows=len(batch))
 
 
+class MemberSession(SumSession):
+    """A session with three members, whose rewards are the sum, twice the sum, and minus the sum."""
+
+    def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+        plain = super().run(batch)
+        rewards = np.stack([plain.rewards, 2 * plain.rewards, -plain.rewards], axis=1)
+        return Pass(rewards=rewards, num_rows=plain.num_rows)
+
+
 class HeldEncoder(ConversationEncoder):
     """Tokenises while `gate` is open, and calls `before` each time."""
 

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,12 @@ def _of_artifact(path: Path) -> tuple[Facts, dict[str, Any]]:
             for precision in manifest.graphs
         ),
         "graphs for CUDA": ", ".join(p.value for p in manifest.cuda_graphs) or "none of their own",
-        "value": value_formula(manifest.reward_mean, manifest.reward_std),
+        **_values(
+            manifest.num_members,
+            manifest.reward_mean,
+            manifest.reward_std,
+            [(member.mean, member.std) for member in manifest.members or ()],
+        ),
         "files": f"{len(manifest.files)}, {_megabytes(manifest.files.values())}, all verified",
         "golden rewards": str(len(artifact.golden)),
         "checkpoint": f"{provenance.get('checkpoint', 'not known')}, "
@@ -92,6 +97,19 @@ def _of_artifact(path: Path) -> tuple[Facts, dict[str, Any]]:
         ),
     }
     return facts, msgspec.to_builtins(manifest)
+
+
+def _values(
+    num_members: int, mean: float, std: float, members: Sequence[tuple[float, float]]
+) -> dict[str, str]:
+    """Return how the value is computed, or how that of each member is."""
+    if num_members <= 1:
+        return {"value": value_formula(mean, std)}
+    numbered = enumerate(members, start=1)
+    return {
+        "value": f"the mean of {num_members} members",
+        **{f"member {number}": value_formula(*scale) for number, scale in numbered},
+    }
 
 
 def _megabytes(files: Any) -> str:
@@ -122,7 +140,12 @@ def _of_server(target: str, timeout_s: float) -> tuple[Facts, dict[str, Any]]:
         "control tokens": info.control_tokens,
         "largest batch": f"{info.max_batch_tokens} token rows",
         "largest request": f"{info.max_responses} responses, {info.max_pairs} pairs",
-        "value": value_formula(info.reward_mean, info.reward_std),
+        **_values(
+            info.num_members,
+            info.reward_mean,
+            info.reward_std,
+            list(zip(info.member_means, info.member_stds, strict=True)),
+        ),
         "scored": f"{counters.sequences} sequences in {counters.model_passes} passes",
         "cached": f"{counters.cache_hits} rewards from the cache",
         "token rows": f"{counters.rows} computed instead of {counters.unshared_rows}: {saved:.0%} "

@@ -249,7 +249,13 @@ def reward_fields(outcome: Reward | KwiseError) -> dict[str, Any]:
     if isinstance(outcome, KwiseError):
         return {"error": error_fields(outcome)}
     numbers = {"value": float32_digits(outcome.value), "raw": float32_digits(outcome.raw)}
-    return {**asdict(outcome), **numbers}
+    fields = {**asdict(outcome), **numbers}
+    for name in ("std", "min", "members"):
+        del fields[name]
+    if outcome.std is not None and outcome.min is not None:
+        fields["std"], fields["min"] = float32_digits(outcome.std), float32_digits(outcome.min)
+        fields["members"] = [float32_digits(member) for member in outcome.members]
+    return fields
 
 
 def error_fields(error: KwiseError) -> dict[str, str]:

@@ -20,12 +20,13 @@ from kwise.bulk.scorers.plan import plan_of
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import OpenModel, open_model
+from kwise.engine.model.layouts.protocol import is_finite, raw_rewards_of
 from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import Session
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import sort_key
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed
-from kwise.types import Group, Reward, ScoredGroup
+from kwise.types import Group, RawReward, Reward, ScoredGroup
 
 _LOG = logging.getLogger(__name__)
 # Groups that one call of a tokenizer thread encodes.
@@ -47,7 +48,7 @@ class EngineScorer:
             precision=model.sessions[0].precision.value,
             runtime=model.sessions[0].runtime,
         )
-        self._mean, self._std = manifest.reward_mean, manifest.reward_std
+        self._new_reward = manifest.reward
         self._encode = model.encoder.encode
         new_batch = LAYOUTS[manifest.layout].new_batch
         self._plan = plan_of(manifest.layout, new_batch, config.effective_max_batch_tokens)
@@ -93,7 +94,7 @@ class EngineScorer:
             loop.run_in_executor(self._runners, self._run, [sequences[index] for index in batch])
             for batch in batches
         ]
-        raw = [math.nan] * len(sequences)
+        raw: list[RawReward] = [math.nan] * len(sequences)
         for batch, rewards in zip(batches, await asyncio.gather(*runs), strict=True):
             for index, reward in zip(batch, rewards, strict=True):
                 raw[index] = reward
@@ -131,19 +132,20 @@ class EngineScorer:
     ) -> list[list[int]]:
         return self._plan(groups, [sort_key(sequence.token_ids) for sequence in sequences])
 
-    def _run(self, batch: Sequence[EncodedSequence]) -> list[float]:
+    def _run(self, batch: Sequence[EncodedSequence]) -> list[RawReward]:
         session = self._free_sessions.get()
         try:
             return _run(session, batch)
         finally:
             self._free_sessions.put(session)
 
-    def _reward(self, number: int, sequence: EncodedSequence, raw: float) -> Reward | KwiseError:
-        if not math.isfinite(raw):
+    def _reward(
+        self, number: int, sequence: EncodedSequence, raw: RawReward
+    ) -> Reward | KwiseError:
+        if not is_finite(raw):
             return ModelFailed(number)
-        return Reward(
-            value=(raw - self._mean) / self._std,
-            raw=raw,
+        return self._new_reward(
+            raw,
             tokens=sequence.num_tokens,
             dropped_tokens=sequence.dropped_tokens,
             control_tokens=sequence.control_tokens,
@@ -164,17 +166,17 @@ def _responses(outcomes: Sequence[Outcome] | InvalidRequest) -> Sequence[Outcome
     return () if isinstance(outcomes, InvalidRequest) else outcomes
 
 
-def _run(session: Session, batch: Sequence[EncodedSequence]) -> list[float]:
+def _run(session: Session, batch: Sequence[EncodedSequence]) -> list[RawReward]:
     """Return the raw rewards of a batch; NaN for a sequence on which the model fails by itself.
 
     A batch that fails, because memory ran out or because of one sequence, runs again in halves.
     """
     try:
-        rewards = [float(reward) for reward in session.run(batch).rewards]
+        rewards = raw_rewards_of(session.run(batch))
         if len(rewards) != len(batch):
             raise RuntimeError(f"{len(rewards)} rewards for {len(batch)} sequences")
         # One sequence may have spoiled the others: halves tell.
-        if len(batch) == 1 or all(map(math.isfinite, rewards)):
+        if len(batch) == 1 or all(map(is_finite, rewards)):
             return rewards
         problem: object = "a reward is not finite"
     except Exception as error:  # noqa: BLE001 - a runtime may raise anything for a bad sequence

@@ -1,8 +1,10 @@
 """The bytes under which the shared cache stores a reward, or a server's claim to compute it.
 
-A record of a reward has 38 bytes, a claim 18:
+A record of a reward has 38 bytes, a claim 18. The reward of a model with members has 8 bytes more
+for each member after the first:
 
     reward   b"R", version, raw: float64, tokens, dropped_tokens, control_tokens: uint32, check
+    members  b"M", version, raw: float64 for each member, and the rest as in a reward
     claim    b"C", version, 16 random bytes that name the server
 
 The check is a BLAKE2b digest of the namespace, the key and all bytes before it. So a record that
@@ -15,7 +17,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from enum import Enum
-from struct import Struct
+from struct import Struct, pack, unpack
 from typing import Final, Literal
 
 from kwise.engine.cache.reward_cache import StoredReward
@@ -25,9 +27,9 @@ VERSION = 1
 KEY_PREFIX = f"kwise:{VERSION}:".encode()
 SERVER_ID_BYTES = 16
 
-_REWARD = Struct("<2sdIII")
-_REWARD_KIND, _CLAIM_KIND = b"R" + bytes([VERSION]), b"C" + bytes([VERSION])
-_CHECK_BYTES = 16
+_KIND_BYTES, _RAW_BYTES, _CHECK_BYTES = 2, 8, 16
+_COUNTS = Struct("<III")
+_REWARD_KIND, _MEMBERS_KIND, _CLAIM_KIND = (kind + bytes([VERSION]) for kind in (b"R", b"M", b"C"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,15 @@ class RecordFormat:
 
     def reward_record(self, key: bytes, reward: StoredReward) -> bytes:
         """Return the record of a reward."""
-        body = _REWARD.pack(
-            _REWARD_KIND,
-            reward.raw,
-            reward.tokens,
-            reward.dropped_tokens,
-            reward.control_tokens,
+        kind, numbers = (
+            (_MEMBERS_KIND, reward.raw)
+            if isinstance(reward.raw, tuple)
+            else (_REWARD_KIND, (reward.raw,))
+        )
+        body = (
+            kind
+            + pack(f"<{len(numbers)}d", *numbers)
+            + _COUNTS.pack(reward.tokens, reward.dropped_tokens, reward.control_tokens)
         )
         return body + self._check_of(key, body)
 
@@ -74,14 +79,22 @@ class RecordFormat:
             return RUBBISH
         if len(value) == len(_CLAIM_KIND) + SERVER_ID_BYTES and value.startswith(_CLAIM_KIND):
             return Claim(value[len(_CLAIM_KIND) :])
-        body, check = value[: _REWARD.size], value[_REWARD.size :]
-        if len(body) < _REWARD.size or check != self._check_of(key, body):
+        body, check = value[:-_CHECK_BYTES], value[-_CHECK_BYTES:]
+        kind = body[:_KIND_BYTES]
+        raw_bytes, counts = body[_KIND_BYTES : -_COUNTS.size], body[-_COUNTS.size :]
+        num_raw, rest = divmod(len(raw_bytes), _RAW_BYTES)
+        is_plain = kind == _REWARD_KIND and num_raw == 1
+        if rest or not (is_plain or (kind == _MEMBERS_KIND and num_raw > 1)):
             return RUBBISH
-        kind, raw, tokens, dropped_tokens, control_tokens = _REWARD.unpack(body)
-        if kind != _REWARD_KIND or not math.isfinite(raw):
+        numbers = unpack(f"<{num_raw}d", raw_bytes)
+        if check != self._check_of(key, body) or not all(map(math.isfinite, numbers)):
             return RUBBISH
+        tokens, dropped_tokens, control_tokens = _COUNTS.unpack(counts)
         return StoredReward(
-            raw=raw, tokens=tokens, dropped_tokens=dropped_tokens, control_tokens=control_tokens
+            raw=numbers[0] if is_plain else numbers,
+            tokens=tokens,
+            dropped_tokens=dropped_tokens,
+            control_tokens=control_tokens,
         )
 
     def _check_of(self, key: bytes, body: bytes) -> bytes:

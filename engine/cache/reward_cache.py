@@ -15,27 +15,42 @@ from dataclasses import dataclass
 from typing import cast
 
 from kwise.engine.cache_usage import CacheUsage
-from kwise.types import Group, Message, TemplatedText, TokenIds
+from kwise.types import Group, Message, RawReward, TemplatedText, TokenIds
 
 # The 32-byte key, the entry, and the table's share of both, measured with tracemalloc.
 ENTRY_BYTES = 400
+# What the raw rewards of a model with members take instead of a number: a tuple, and each member.
+_TUPLE_BYTES, _MEMBER_BYTES = 16, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredReward:
-    """The fields of `Reward` that do not depend on the request or on normalisation."""
+    """The fields of `Reward` that do not depend on the request or on normalisation.
 
-    raw: float
+    raw: of each member, if the model has members.
+    """
+
+    raw: RawReward
     tokens: int
     dropped_tokens: int
     control_tokens: int
 
 
-class RewardCache:
-    """Holds rewards of at most `max_bytes`; 0 turns the cache off."""
+def entry_bytes(num_members: int) -> int:
+    """Return the memory that a cached reward takes."""
+    return ENTRY_BYTES + (_TUPLE_BYTES + _MEMBER_BYTES * num_members if num_members > 1 else 0)
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_entries = max_bytes // ENTRY_BYTES
+
+class RewardCache:
+    """Holds rewards of at most `max_bytes`; 0 turns the cache off.
+
+    Args:
+        num_members: the members of the model, see `StoredReward.raw`; 1 if it has none.
+    """
+
+    def __init__(self, max_bytes: int, num_members: int = 1) -> None:
+        self._entry_bytes = entry_bytes(num_members)
+        self._max_entries = max_bytes // self._entry_bytes
         self._entries: OrderedDict[bytes, StoredReward] = OrderedDict()
 
     def get(self, key: bytes) -> StoredReward | None:
@@ -61,8 +76,8 @@ class RewardCache:
         num_entries = len(self._entries)
         return CacheUsage(
             entries=num_entries,
-            num_bytes=num_entries * ENTRY_BYTES,
-            max_bytes=self._max_entries * ENTRY_BYTES,
+            num_bytes=num_entries * self._entry_bytes,
+            max_bytes=self._max_entries * self._entry_bytes,
         )
 
 

@@ -25,13 +25,22 @@ class KnownRewards:
 class RewardCaches:
     """Looks rewards up in this process first, then in the shared cache if there is one.
 
+    Args:
+        max_bytes, num_members: see `RewardCache`.
+
     Attributes:
         shared: the shared cache; None without one.
     """
 
-    def __init__(self, max_bytes: int, shared: SharedCache | None, counters: CacheCounters) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        shared: SharedCache | None,
+        counters: CacheCounters,
+        num_members: int = 1,
+    ) -> None:
         self.shared = shared
-        self._local = RewardCache(max_bytes)
+        self._local = RewardCache(max_bytes, num_members)
         self._counters = counters
 
     async def look_up(self, keys: Sequence[bytes], in_flight: Container[bytes]) -> KnownRewards:

@@ -9,14 +9,13 @@ halves, so that only a sequence that fails alone gets the error.
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from kwise.engine.model.layouts.protocol import Pass
+from kwise.engine.model.layouts.protocol import Pass, is_finite, raw_rewards_of
 from kwise.engine.model.session import Session
 from kwise.engine.schedule.admission import Admission
 from kwise.engine.schedule.counters import Counters
@@ -205,7 +204,8 @@ class Batcher:
             if len(result.rewards) != len(batch):
                 problem = f"{len(result.rewards)} rewards for {len(batch)} sequences"
                 raise RuntimeError(f"the session returned {problem}")
-            if len(batch) > 1 and not all(map(math.isfinite, result.rewards)):
+            raw_rewards = raw_rewards_of(result)
+            if len(batch) > 1 and not all(map(is_finite, raw_rewards)):
                 # One sequence may have spoiled the others. Running halves shows which.
                 raise RuntimeError("the session returned rewards that are not finite")
         except Exception as error:  # noqa: BLE001 - a runtime may raise anything for a bad sequence
@@ -222,12 +222,12 @@ class Batcher:
         passes.rows.observe(result.num_rows)
         passes.sequences.observe(len(batch))
         passes.seconds.observe(model_s)
-        for reward, raw in zip(batch, result.rewards, strict=True):
+        for reward, raw in zip(batch, raw_rewards, strict=True):
             if reward.future.done():
                 continue
             reward.queue_s, reward.model_s = started_s - reward.queued_at_s, model_s
-            if math.isfinite(raw):
-                reward.future.set_result(float(raw))
+            if is_finite(raw):
+                reward.future.set_result(raw)
             else:
                 _LOG.error("the model returned %s for a sequence of %d tokens", raw, reward.cost)
                 self._counters.failed_sequences += 1

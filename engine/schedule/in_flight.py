@@ -10,7 +10,7 @@ from kwise.engine.cache.reward_cache import StoredReward
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import KEY_BYTES, sort_key
-from kwise.types import Group
+from kwise.types import Group, RawReward
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -20,8 +20,8 @@ class RewardInFlight:
     Attributes:
         key: the key of the reward in the reward cache.
         client: the client whose request started it, and whose share of the queue it takes.
-        future: the raw reward. It raises InvalidRequest, ModelFailed or Unavailable. It is
-            cancelled when the last waiting request leaves.
+        future: the raw reward, of each member if the model has members. It raises InvalidRequest,
+            ModelFailed or Unavailable. It is cancelled when the last waiting request leaves.
         waiters: the number of requests that wait, by flow.
         job: the tokenizer job that the reward is part of; None once nobody waits for the reward.
         cost: tokens of the conversation: an estimate until `sequence` is set.
@@ -39,7 +39,7 @@ class RewardInFlight:
     client: str
     cost: int
     queued_tokens: int = 0
-    future: "asyncio.Future[float]" = field(
+    future: "asyncio.Future[RawReward]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     waiters: Counter[Flow] = field(default_factory=Counter)

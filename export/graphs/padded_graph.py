@@ -21,7 +21,8 @@ def export_padded(
 ) -> GraphContract:
     """Write `model.onnx` and `model.onnx.data`; return the contract of this graph.
 
-    The inputs are int64[B, length]. The output `logits`, float32[B, 1], holds the rewards.
+    The inputs are int64[B, length]. The output `logits`, float32[B, 1], or float32[B, M] with M
+    members, holds the rewards.
 
     Args:
         model: the model.

@@ -23,6 +23,7 @@ from kwise.export.graphs.attention import PLACEHOLDER_DOMAIN, TrieBatch, on_trie
 from kwise.export.graphs.optimum_exporter import NormalizedTextConfig, OnnxConfig, export
 from kwise.export.graphs.rotary import patching_specs, short_longrope
 from kwise.export.graphs.tracing import ParametersAsInputs, attach_weights, without_tracer_warnings
+from kwise.train.checkpoint.members import members_of
 
 # Calls of Attention per layer. More calls fit the tiles' key lengths more closely, but each call
 # has to start several kernels.
@@ -40,8 +41,9 @@ def export_trie(
     """Write `model.onnx` and `model.onnx.data`; return the contract of this graph.
 
     The inputs are those that `kwise.engine.model.layouts.trie.TrieLayout` feeds. The outputs are
-    `rewards`, float32[B], and `present.LAYER.key` and `present.LAYER.value`, float32[rows to cache,
-    W]. `with_type_ids` has no effect, because models of this layout take no type ids.
+    `rewards`, float32[B], or float32[B, M] with M members, and `present.LAYER.key` and
+    `present.LAYER.value`, float32[rows to cache, W]. `with_type_ids` has no effect, because
+    models of this layout take no type ids.
     """
     traced = _TrieRewards(model)
     with without_tracer_warnings(), short_longrope(model):
@@ -65,6 +67,7 @@ class _TrieRewards(ParametersAsInputs):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.config = model.config
+        self._has_members = members_of(model.config) > 1
 
     def forward(
         self,
@@ -96,7 +99,8 @@ class _TrieRewards(ParametersAsInputs):
                 position_ids=positions[: input_ids.shape[0]][None],
                 use_cache=False,
             ).last_hidden_state[0]
-            rewards = {_REWARDS: model.score(states[last_rows])[:, 0]}
+            outputs_of_head = model.score(states[last_rows])
+        rewards = {_REWARDS: outputs_of_head if self._has_members else outputs_of_head[:, 0]}
         return rewards | {f"present.{layer}.{name}": t for layer, name, t in _named(batch.present)}
 
 

@@ -4,6 +4,11 @@ It is measured on groups of real text. Errors are in units of the standard devia
 rewards over all responses. Agreement counts pairs of responses to one prompt, because these are
 compared. If two fp32 rewards are closer than a twentieth of that deviation, which of them is higher
 says little, so the other pairs, those with a clear margin, are also counted apart.
+
+Of a model with members, pairs are ordered by the mean of the members' raw rewards, and errors are
+those of each member.
+
+Dimensions: K responses in a group, M members.
 """
 
 from collections.abc import Sequence
@@ -37,9 +42,10 @@ class Agreement:
 
     Attributes:
         measured_with: The runtime that computed the rewards.
-        reward_std: Standard deviation of the fp32 rewards, in raw units.
+        reward_std: Standard deviation of the fp32 rewards, in raw units; of the members' mean, if
+            the model has members.
         max_error: Largest difference from fp32, each response scored in its group, in units of
-            reward_std; mean_error likewise.
+            reward_std, over all members; mean_error likewise.
         max_batch_change: Largest difference between a response scored alone and in its group, in
             units of reward_std.
         agreement: Share of pairs that are ordered as in fp32.
@@ -76,7 +82,7 @@ def split(groups: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
 
 
 def rewards_of(session: Session, groups: Groups) -> list[Rewards]:
-    """Return the raw rewards of each group, scored in a batch of its own."""
+    """Return the raw rewards of each group, scored in a batch of its own: [K], or [K, M]."""
     return [session.run(group).rewards.astype(np.float64) for group in groups]
 
 
@@ -85,17 +91,18 @@ def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Ag
     from scipy.stats import kendalltau  # imports for 0.7 s
 
     measured = rewards_of(session, groups)
-    std = float(np.concatenate(expected).std()) or 1.0  # if all are equal, no pair is clear
+    means = [_member_mean(rewards) for rewards in expected]
+    std = float(np.concatenate(means).std()) or 1.0  # if all are equal, no pair is clear
     errors = np.abs(np.concatenate(measured) - np.concatenate(expected)) / std
     changes = [
-        abs(float(session.run([group[end]]).rewards[0]) - rewards[end])
+        np.abs(session.run([group[end]]).rewards[0].astype(np.float64) - rewards[end]).max()
         for group, rewards in zip(groups, measured, strict=True)
         for end in (0, -1)
     ]
     same_order: list[bool] = []
     clear: list[bool] = []
     taus: list[float] = []
-    for fp32, rewards in zip(expected, measured, strict=True):
+    for fp32, rewards in zip(means, map(_member_mean, measured), strict=True):
         i, j = np.triu_indices(len(fp32), 1)
         margins = fp32[i] - fp32[j]
         signs = np.sign(margins) * np.sign(rewards[i] - rewards[j])
@@ -116,6 +123,11 @@ def measure(session: Session, groups: Groups, expected: Sequence[Rewards]) -> Ag
         clear_pairs=len(clear),
         kendall_tau=float(np.mean(taus)) if taus else 0.0,
     )
+
+
+def _member_mean(rewards: Rewards) -> Rewards:
+    """[K] → [K]; the rewards of members, [K, M] → their mean, [K]."""
+    return rewards if rewards.ndim == 1 else rewards.mean(axis=1)
 
 
 def shortcomings(precision: Precision, agreement: Agreement, min_agreement: float) -> str:

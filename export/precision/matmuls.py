@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from kwise.export.graph_file import read_graph
+from kwise.train.model.head import HEAD_NAMES
 
 ATTENTION = "attention"
 """The layer group of attention: queries by keys, and softmax by values."""
@@ -28,8 +29,8 @@ _BESIDE_SOFTMAX = {"Mul", "Div", "Add", "Where", "Cast", "IsNaN"}
 def is_matmul(node: ir.Node) -> bool:
     """Return whether the node multiplies rows of activations by a matrix of weights.
 
-    Matrices of one column are left out, because a lower precision would save no time there: the
-    reward head, and the gates of shared experts.
+    The reward head is left out, because its rounding would change every reward and a lower
+    precision would save no time there; so are matrices of one column, the gates of shared experts.
     """
     if node.op_type not in ("MatMul", "Gemm") or node.domain:
         return False
@@ -40,7 +41,13 @@ def is_matmul(node: ir.Node) -> bool:
     if scaled or ("transA" in attributes and attributes["transA"].as_int()):
         return False
     shape = weight_of(node).shape
-    return len(shape) == 2 and min(shape.numpy()) > 1
+    return len(shape) == 2 and min(shape.numpy()) > 1 and not _is_head(node)
+
+
+def _is_head(matmul: ir.Node) -> bool:
+    """Return whether the matmul is the reward head of a model with members."""
+    name = layer_group(matmul).strip("/").replace("/", ".")
+    return name.removesuffix(".MatMul").removesuffix(".Gemm") in HEAD_NAMES
 
 
 def is_weight(value: ir.Value | None) -> bool:

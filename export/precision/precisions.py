@@ -38,6 +38,7 @@ from kwise.export.precision.int8 import write_int8
 from kwise.export.precision.matmuls import ATTENTION, RoundedWeights, layer_groups
 from kwise.export.precision.rounding import round_weights
 from kwise.export.precision.text_groups import TextGroup, encode_groups
+from kwise.types import RawReward
 
 # Groups of text to measure the sensitivity of layer groups on: only their order matters.
 _NUM_SENSITIVITY_GROUPS = 5
@@ -127,7 +128,7 @@ def _add(
     rounded: RoundedWeights,
     groups: Groups,
     expected: Sequence[Rewards],
-    golden_rewards: Sequence[tuple[EncodedSequence, float]],
+    golden_rewards: Sequence[tuple[EncodedSequence, RawReward]],
     min_agreement: float,
 ) -> ErrorBounds:
     """Write one precision's graph and return its error bounds; raise as `add_precisions`."""

@@ -67,6 +67,25 @@ async def test_values_of_the_reference_set_have_mean_0_and_std_1(
     assert after.files == before.files
 
 
+async def test_each_member_gets_a_mean_and_a_std_of_its_own(
+    members_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run starts from values that are normalised already, and changes nothing."""
+    artifact = Path(shutil.copytree(members_artifact, tmp_path / "artifact"))
+    raw = np.array([reward.members for reward in await _scored(artifact)])
+    for _ in range(2):
+        assert main(["calibrate", str(artifact), reference(tmp_path, *ROWS)]) == 0
+        assert "4 responses: member 3: value is (raw" in capsys.readouterr().err
+        manifest = read_artifact(artifact).manifest
+        members = manifest.members or ()
+        np.testing.assert_allclose([member.mean for member in members], raw.mean(0), atol=1e-5)
+        np.testing.assert_allclose([member.std for member in members], raw.std(0), atol=1e-5)
+        assert len(manifest.provenance["calibration"]["raw_mean"]) == 3
+    values = np.array([reward.members for reward in await _scored(artifact)])
+    np.testing.assert_allclose(values.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(values.std(0), 1, atol=1e-5)
+
+
 def test_the_scale_may_stay(artifact: Path, tmp_path: Path) -> None:
     arguments = [reference(tmp_path, *ROWS), "--mean-only"]
     assert main(["calibrate", str(artifact), *arguments]) == 0

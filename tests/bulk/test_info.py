@@ -13,7 +13,7 @@ from kwise.client import RewardClient
 from kwise.engine.artifact import MANIFEST, read_artifact
 from kwise.types import value_formula
 from tests.client.test_client import nowhere
-from tests.servers import Server
+from tests.servers import Server, running_server
 
 __all__ = ["nowhere"]
 
@@ -33,6 +33,20 @@ def test_an_artifact_is_described_and_its_files_are_verified(
     assert described["graphs for CUDA"].strip() == "fp32"
     assert main(["info", str(tiny_artifact), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["checksum"] == manifest.checksum
+
+
+def test_the_scale_of_each_member_is_described(
+    members_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(members_artifact)]) == 0
+    described = facts(capsys.readouterr().out)
+    assert described["value"].strip() == "the mean of 3 members"
+    assert described["member 3"].strip() == "(raw - 0) / 1"
+    with running_server(members_artifact) as server:
+        assert main(["info", server.address]) == 0
+        described = facts(capsys.readouterr().out)
+        assert described["value"].strip() == "the mean of 3 members"
+        assert described["member 1"].strip() == "(raw - 0) / 1"
 
 
 @pytest.mark.parametrize("provenance", [{}, {"versions": ["torch", "2.13"]}])

@@ -21,6 +21,7 @@ from kwise.engine.artifact import (
     describe_file,
     fingerprint_of,
     read_artifact,
+    read_manifest,
 )
 from kwise.engine.precision import Precision
 from kwise.errors import ArtifactError
@@ -293,3 +294,41 @@ def test_golden_rewards_are_not_part_of_the_fingerprint(tmp_path: Path) -> None:
         artifact = read_artifact(_write(tmp_path / str(number), golden=golden))
         fingerprints.add(artifact.manifest.fingerprint)
     assert len(fingerprints) == 1
+
+
+MEMBERS = [{"mean": 0.5, "std": 1.0}, {"mean": 0.0, "std": 2.0}]
+MEMBER_LINES = GOLDEN_LINES.replace(b"0.5", b"[0.5, 1.5]")
+
+
+def test_members_are_part_of_the_fingerprint_and_absent_from_other_manifests(
+    tmp_path: Path,
+) -> None:
+    fingerprints = set()
+    for number, std in enumerate((2.0, 3.0)):
+        (tmp_path / str(number)).mkdir()
+        members = [MEMBERS[0], {"mean": 0.0, "std": std}]
+        path = _write(tmp_path / str(number), golden=MEMBER_LINES, members=members)
+        artifact = read_artifact(path)
+        assert artifact.manifest.num_members == 2
+        assert artifact.golden[0].reward == (0.5, 1.5)
+        assert read_manifest(path).signed() == artifact.manifest
+        fingerprints.add(artifact.manifest.fingerprint)
+    assert len(fingerprints) == 2
+    assert b"members" not in MANIFEST_FIELDS.to_json().encode()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"members": MEMBERS[:1]}, "members: Expected `array` of length >= 2"),
+        ({"members": [*MEMBERS, {"std": 0}]}, "std"),
+        ({"members": MEMBERS, "reward_mean": 1.0}, "reward_mean and reward_std must be 0 and 1"),
+        ({"members": MEMBERS, "golden": GOLDEN_LINES}, "reward has 1 numbers, and the model 2"),
+        ({"golden": MEMBER_LINES}, "reward has 2 numbers, and the model 1 members"),
+    ],
+)
+def test_members_without_a_scale_or_a_golden_reward_each_are_refused(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        read_artifact(_write(tmp_path, **{"golden": MEMBER_LINES, **changed}))

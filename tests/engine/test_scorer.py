@@ -1,6 +1,7 @@
 """A request gets its own rewards and errors, whatever the requests beside it do."""
 
 import asyncio
+import dataclasses
 import gc
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact import Artifact, Member
 from kwise.engine.model.session import GraphSession, Pass
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.sequence import EncodedSequence
@@ -23,6 +24,7 @@ from tests.sum_session import (
     MANIFEST,
     POISON,
     VOCAB,
+    MemberSession,
     SumSession,
     entered,
     ids,
@@ -78,6 +80,48 @@ async def test_equal_responses_are_computed_once(responses: tuple[tuple[int, ...
             1.0 + sum(r) for r in responses
         ]
         assert scorer.counters.sequences == len(set(responses))
+
+
+MEMBERS = (Member(), Member(mean=1.0, std=2.0), Member(mean=-4.0))
+
+
+async def test_members_are_normalised_one_by_one_and_combined() -> None:
+    manifest = replace(MANIFEST, members=MEMBERS)
+    async with sum_scorer(MemberSession(), manifest=manifest) as scorer:
+        (computed,) = (await scorer.score(ids(1, 2))).rewards
+        (cached,) = (await scorer.score(ids(1, 2))).rewards
+    assert isinstance(computed, Reward) and isinstance(cached, Reward)
+    values = [(3 - 0) / 1, (6 - 1) / 2, (-3 + 4) / 1]
+    assert computed.members == tuple(values)
+    assert (computed.value, computed.raw) == pytest.approx((np.mean(values), np.mean([3, 6, -3])))
+    assert (computed.std, computed.min) == pytest.approx((np.std(values), 1.0))
+    assert cached == dataclasses.replace(computed, cached=True)
+    assert scorer.counters.model_passes == 1
+
+
+async def test_a_response_that_fails_leaves_the_members_of_its_siblings() -> None:
+    manifest = replace(MANIFEST, members=MEMBERS)
+    async with sum_scorer(MemberSession(), manifest=manifest) as scorer:
+        first, failed, last = (await scorer.score(ids(1, 2, POISON, 3))).rewards
+        again = (await scorer.score(ids(1, 2, POISON, 3))).rewards
+    assert isinstance(first, Reward) and isinstance(last, Reward)
+    assert isinstance(failed, ModelFailed)
+    assert first.members == (3.0, 2.5, 1.0) and last.members == (4.0, 3.5, 0.0)
+    assert isinstance(again[1], ModelFailed)
+    assert [again[0], again[2]] == [dataclasses.replace(r, cached=True) for r in (first, last)]
+
+
+async def test_a_member_that_is_not_finite_fails_its_response_alone() -> None:
+    class Infinite(MemberSession):
+        def run(self, batch: Sequence[EncodedSequence]) -> Pass:
+            result = super().run(batch)
+            result.rewards[result.rewards[:, 0] == 4, 1] = np.inf
+            return result
+
+    manifest = replace(MANIFEST, members=MEMBERS)
+    async with sum_scorer(Infinite(), manifest=manifest) as scorer:
+        first, failed = (await scorer.score(ids(1, 2, 3))).rewards
+    assert isinstance(first, Reward) and isinstance(failed, ModelFailed)
 
 
 # What fails

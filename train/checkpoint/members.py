@@ -54,12 +54,13 @@ def member_means(place: str, stated: Mapping[str, Any]) -> tuple[float, ...]:
         return (0.0,) * members if members > 1 else ()
     if members == 1:
         raise ConfigError(f"{place}: config.json has {MEANS_KEY} and no {MEMBERS_KEY}")
-    if not isinstance(value, list) or len(value) != members or not all(map(_is_finite, value)):
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != members or not all(map(is_finite_number, numbers)):
         raise ConfigError(
             f"{place}: config.json has {MEANS_KEY} {value!r}; it must be a list of {members} "
             f"finite numbers, as {MEMBERS_KEY} says"
         )
-    return tuple(map(float, value))
+    return tuple(map(float, numbers))
 
 
 def members_of(config: PretrainedConfig) -> int:
@@ -81,5 +82,6 @@ def state_members(config: PretrainedConfig, members: int, means: Sequence[float]
             delattr(config, key)
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
+    """Return whether a value of a config.json is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,7 +4,6 @@ Each statement that could change a reward is used, told, or a reason to refuse t
 """
 
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from kwise.errors import ConfigError
 from kwise.train.checkpoint.members import (
     MEANS_KEY,
     MEMBERS_KEY,
+    is_finite_number,
     member_means,
     num_members,
 )
@@ -68,7 +68,8 @@ class Statements:
         num_members: Members of an ensemble that the head's outputs are, see members.py; 1 for an
             ordinary reward model.
         member_means: The mean of each member, zeros if not stated; () for an ordinary reward model.
-        reward_mean: The mean of the rewards, as OpenRLHF writes it; None if it is not stated.
+        reward_mean: The mean of the rewards, as OpenRLHF writes it, for each member; None if it is
+            not stated.
         reward_std: Their standard deviation likewise.
         notes: Sentences about what is not used.
     """
@@ -76,8 +77,8 @@ class Statements:
     num_labels: int | None
     num_members: int
     member_means: tuple[float, ...]
-    reward_mean: float | None
-    reward_std: float | None
+    reward_mean: tuple[float, ...] | None
+    reward_std: tuple[float, ...] | None
     notes: tuple[str, ...]
 
 
@@ -102,9 +103,12 @@ def account_for_statements(
     _check_quantisation(place, stated.get("quantization_config"))
     notes = _check_class(place, stated, config, loads, to_train=to_train)
     known = _known_keys(config)
-    mean, std = (None if key in known else _number(place, stated, key) for key in ("mean", "std"))
-    if std is not None and not std > 0:
-        raise ConfigError(f"{place}: config.json has std {std}; it must be greater than 0")
+    members = num_members(place, stated)
+    mean, std = (
+        None if key in known else _numbers(place, stated, key, members) for key in ("mean", "std")
+    )
+    if std is not None and not min(std) > 0:
+        raise ConfigError(f"{place}: config.json has std {min(std)}; it must be greater than 0")
     if activation := _activation(stated):
         notes.append(
             f"config.json: sentence_transformers applies {activation} to the model's output; a "
@@ -121,7 +125,7 @@ def account_for_statements(
         notes.append(f"config.json: {type(config).__name__} does not know {', '.join(unread)}")
     return Statements(
         num_labels=_num_labels(stated),
-        num_members=num_members(place, stated),
+        num_members=members,
         member_means=member_means(place, stated),
         reward_mean=mean,
         reward_std=std,
@@ -201,13 +205,20 @@ def _num_labels(stated: Mapping[str, Any]) -> int | None:
     return number if isinstance(number, int) else None
 
 
-def _number(place: str, stated: Mapping[str, Any], key: str) -> float | None:
+def _numbers(
+    place: str, stated: Mapping[str, Any], key: str, num_members: int
+) -> tuple[float, ...] | None:
+    """Return a number for each member; None if there are none. One number stands for all."""
     value = stated.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{place}: config.json has {key} {value!r}; it must be a finite number")
-    return float(value)
+    numbers = value if isinstance(value, list) and num_members > 1 else [value] * num_members
+    if len(numbers) != num_members or not all(map(is_finite_number, numbers)):
+        several = f", or a list of {num_members}, one for each member" if num_members > 1 else ""
+        raise ConfigError(
+            f"{place}: config.json has {key} {value!r}; it must be a finite number{several}"
+        )
+    return tuple(map(float, numbers))
 
 
 def _activation(stated: Mapping[str, Any]) -> str | None:

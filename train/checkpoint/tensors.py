@@ -185,9 +185,14 @@ def _check_shapes(
     name = min(mismatched, key=lambda key: (not key.startswith(f"{head}."), key))
     expected = list(model.state_dict()[name].shape)
     if name.startswith(f"{head}."):
+        advice = (
+            "; if its outputs are members of an ensemble, set kwise_members in config.json"
+            if expected[0] == 1
+            else ""
+        )
         raise ConfigError(
             f"{place} is not a reward model: its head is {stored.described(name)}, and that of a "
-            f"reward model is {expected}"
+            f"reward model is {expected}{advice}"
         )
     raise ConfigError(
         f"{place}: config.json does not describe {_count(mismatched)} of the checkpoint: "

@@ -15,7 +15,7 @@ from kwise.engine.model.batch_builder import (
     PaddedBatchBuilder,
     SeparateBatchBuilder,
 )
-from kwise.engine.model.layouts.protocol import Arrays, Pass, Prepared, flat
+from kwise.engine.model.layouts.protocol import Arrays, Pass, Prepared, rewards_of
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.runtime.protocol import Graph, Shape
 from kwise.engine.sequence import EncodedSequence
@@ -35,6 +35,7 @@ class PaddedLayout:
         self, manifest: Manifest, contract: GraphContract, inputs: Mapping[str, Shape]
     ) -> None:
         self._reward_output = contract.reward_output
+        self._num_members = manifest.num_members
         self._pad_token_id = manifest.pad_token_id or 0
         self._names = inputs.keys()
 
@@ -69,8 +70,8 @@ class PaddedLayout:
 
         def run(started: Callable[[], None]) -> Pass:
             started()
-            rewards = run_graph()[self._reward_output]  # float32[B, 1]
-            return Pass(rewards=flat(rewards), num_rows=inputs["input_ids"].size)
+            rewards = rewards_of(run_graph()[self._reward_output], self._num_members)
+            return Pass(rewards=rewards, num_rows=inputs["input_ids"].size)
 
         return Prepared(run=run)
 

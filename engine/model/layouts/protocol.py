@@ -1,5 +1,6 @@
 """The interface of a layout: how a batch of token sequences becomes a pass of the graph."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -15,6 +16,7 @@ from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.prefix_reuse import Reuse
 from kwise.engine.model.runtime.protocol import Graph, Shape
 from kwise.engine.sequence import EncodedSequence
+from kwise.types import RawReward
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -37,7 +39,7 @@ class Prepared:
 class Pass:
     """The result of one batch.
 
-    rewards: raw, float32[B], in the batch's order.
+    rewards: raw, float32[B], in the batch's order; float32[B, M] if the model has M members.
     num_rows: token rows that were computed, padding included.
     num_reused: token rows whose keys and values came from the prompt cache.
     """
@@ -78,6 +80,24 @@ class Layout(Protocol):
         """Do all of a pass but the graph's work: plan what is reused, and lay out the inputs."""
 
 
-def flat(rewards: NDArray[Any]) -> NDArray[np.float32]:
-    """[B] or [B, 1] → float32[B]."""
-    return np.asarray(rewards, np.float32).reshape(-1)
+def rewards_of(output: NDArray[Any], num_members: int) -> NDArray[np.float32]:
+    """Return the rewards in a graph's output.
+
+    [B] or [B, 1] → float32[B]. With M members, [B, M] → float32[B, M].
+
+    Raises:
+        ValueError: the graph gives another number of rewards per sequence than it has members.
+    """
+    rewards = np.asarray(output, np.float32)
+    return rewards.reshape(-1) if num_members == 1 else rewards.reshape(len(rewards), num_members)
+
+
+def raw_rewards_of(result: Pass) -> list[RawReward]:
+    """Return the raw reward of each sequence of a pass: a number, or a tuple of one per member."""
+    rewards: list[Any] = result.rewards.tolist()
+    return rewards if result.rewards.ndim == 1 else [tuple(members) for members in rewards]
+
+
+def is_finite(raw: RawReward) -> bool:
+    """Return whether a raw reward, or that of each member, is a finite number."""
+    return all(map(math.isfinite, raw)) if isinstance(raw, tuple) else math.isfinite(raw)

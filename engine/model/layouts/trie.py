@@ -13,7 +13,7 @@ from kwise.engine.model.batch_builder import (
     BatchBuilder,
     TrieBatchBuilder,
 )
-from kwise.engine.model.layouts.protocol import Arrays, Pass, Prepared, flat
+from kwise.engine.model.layouts.protocol import Arrays, Pass, Prepared, rewards_of
 from kwise.engine.model.packing import Packed, pack
 from kwise.engine.model.prefix_cache import PromptCache, Segment, States
 from kwise.engine.model.prefix_reuse import Reuse, cache_prompts, plan_reuse
@@ -33,6 +33,7 @@ class TrieLayout:
         self, manifest: Manifest, contract: GraphContract, inputs: Mapping[str, Shape]
     ) -> None:
         self._contract = contract
+        self._num_members = manifest.num_members
         self._names = inputs.keys()
         self._has_slots = "past_slots" in inputs
         # W of each layer's keys and values. The input `past.NAME` has the output `present.NAME`.
@@ -84,7 +85,7 @@ class TrieLayout:
                     outputs = run_graph()
                 else:
                     outputs = graph.run(self._inputs(reuse, packed, reservation))
-                rewards = outputs[self._contract.reward_output]
+                rewards = rewards_of(outputs[self._contract.reward_output], self._num_members)
                 is_finite = bool(np.isfinite(rewards).all())
             finally:
                 if new and not is_finite:
@@ -94,7 +95,7 @@ class TrieLayout:
                 present = [outputs[f"present.{name}"] for name in self._widths]
                 cache_prompts(reuse, present, cache)
             num_reused = reuse.trie.num_nodes - packed.num_rows
-            return Pass(rewards=flat(rewards), num_rows=packed.num_rows, num_reused=num_reused)
+            return Pass(rewards=rewards, num_rows=packed.num_rows, num_reused=num_reused)
 
         return Prepared(run=run, reuse=reuse)
 

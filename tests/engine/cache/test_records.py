@@ -1,6 +1,7 @@
 """A record gives back its reward under its own key and namespace, and is rubbish otherwise."""
 
 import math
+import struct
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +17,10 @@ from kwise.engine.cache.reward_cache import StoredReward
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 COUNTS = st.integers(0, (1 << 32) - 1)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
 REWARDS = st.builds(
     StoredReward,
-    raw=st.floats(allow_nan=False, allow_infinity=False),
+    raw=FINITE | st.lists(FINITE, min_size=2, max_size=5).map(tuple),
     tokens=COUNTS,
     dropped_tokens=COUNTS,
     control_tokens=COUNTS,
@@ -56,9 +58,16 @@ def test_what_is_not_a_record_is_rubbish(value: object) -> None:
 
 
 def test_a_reward_that_is_not_finite_is_rubbish() -> None:
-    for raw in (math.nan, math.inf):
+    for raw in (math.nan, math.inf, (1.0, math.nan), (math.inf, 0.0, 1.0)):
         reward = StoredReward(raw=raw, tokens=1, dropped_tokens=0, control_tokens=0)
         assert FORMAT.parse(KEY, FORMAT.reward_record(KEY, reward)) is RUBBISH
+
+
+def test_a_reward_without_members_has_the_bytes_that_earlier_versions_wrote() -> None:
+    reward = StoredReward(raw=0.5, tokens=7, dropped_tokens=2, control_tokens=1)
+    body = b"R\x01" + struct.pack("<dIII", 0.5, 7, 2, 1)
+    record = FORMAT.reward_record(KEY, reward)
+    assert record[:-16] == body and len(record) == 38
 
 
 @given(st.binary(min_size=SERVER_ID_BYTES, max_size=SERVER_ID_BYTES))

@@ -123,7 +123,7 @@ def test_a_head_of_one_output_needs_no_labels_in_the_config(llama: Path, tmp_pat
 def test_mean_and_std_of_rewards_are_read(llama: Path, tmp_path: Path) -> None:
     path = copy_checkpoint(llama, tmp_path / "copy", mean=1.5, std=2)
     statements = load_checkpoint("CHECKPOINT", str(path), to_train=False).statements
-    assert (statements.reward_mean, statements.reward_std) == (1.5, 2.0)
+    assert (statements.reward_mean, statements.reward_std) == ((1.5,), (2.0,))
 
 
 def test_training_leaves_out_what_is_not_true_of_the_trained_model(
