@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from kwise.engine.config import EngineConfig
+from kwise.engine.server.source import Source, parse_source
 from kwise.errors import ConfigError
 from kwise.options import (
     MAX_COUNT,
@@ -122,12 +123,12 @@ class ClusterOptions:
     """All options of one application on Ray.
 
     Attributes:
-        artifacts: paths of artifacts. The first answers requests that name no model.
+        artifacts: the artifacts. The first answers requests that name no model.
         cluster: replicas, routing and limits.
         engine: the options of each replica's engine.
     """
 
-    artifacts: tuple[str, ...]
+    artifacts: tuple[Source, ...]
     cluster: ClusterConfig
     engine: EngineConfig
 
@@ -146,11 +147,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, EngineConfig)
 
 
-def from_arguments(artifacts: tuple[str, ...], arguments: argparse.Namespace) -> ClusterOptions:
+def from_arguments(artifacts: Sequence[str], arguments: argparse.Namespace) -> ClusterOptions:
     """Return the options that the parsed arguments describe.
 
+    Args:
+        artifacts: DIRECTORY or NAME=DIRECTORY each.
+
     Raises:
-        ConfigError: a value is out of range, or two options exclude each other.
+        ConfigError: a value is out of range, a name is not valid, or two options exclude each
+            other.
     """
     cluster = from_options(ClusterConfig, arguments)
     engine = from_options(EngineConfig, arguments)
@@ -162,16 +167,17 @@ def from_arguments(artifacts: tuple[str, ...], arguments: argparse.Namespace) ->
             f"--device is {engine.device} and --gpus-per-replica is 0: Ray hides the GPUs from a "
             "replica that reserves none; give --gpus-per-replica 1"
         )
-    return ClusterOptions(artifacts=artifacts, cluster=cluster, engine=engine)
+    sources = tuple(parse_source(argument) for argument in artifacts)
+    return ClusterOptions(artifacts=sources, cluster=cluster, engine=engine)
 
 
 def from_application_args(args: Mapping[str, Any]) -> ClusterOptions:
     """Return the options of an application's arguments, as Ray Serve gives them.
 
     Args:
-        args: `artifact`, the path of an artifact or several with commas between them, and options
-            by their name without dashes (`max_replicas`). A value is a string or has the type of
-            the option.
+        args: `artifact`, DIRECTORY or NAME=DIRECTORY or several with commas between them, and
+            options by their name without dashes (`max_replicas`). A value is a string or has the
+            type of the option.
 
     Raises:
         ConfigError: an argument is missing, unknown or out of range.

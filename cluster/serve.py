@@ -15,10 +15,11 @@ from ray.serve.config import (  # pyright: ignore[reportMissingImports]
 
 from kwise.cluster.config import ClusterConfig, ClusterOptions, from_application_args
 from kwise.cluster.service.autoscaling import QueuedTokensPolicy
-from kwise.cluster.service.ingress import Ingress, names_of
+from kwise.cluster.service.ingress import Ingress
 from kwise.cluster.service.prompt_router import PromptRouter
 from kwise.cluster.service.replica import RewardReplica
 from kwise.engine.server.base_service import RequestLimits
+from kwise.engine.server.loader import by_name
 
 SERVICER_FUNCTIONS = ["kwise.cluster.proxy.add_RewardServiceServicer_to_server"]
 
@@ -48,7 +49,7 @@ def build(options: ClusterOptions) -> Any:
         ConfigError: two artifacts have one name.
     """
     cluster = options.cluster
-    paths = names_of(options.artifacts)
+    sources = by_name(options.artifacts)
     common = {
         "max_ongoing_requests": _MAX_ONGOING_REQUESTS,
         "graceful_shutdown_timeout_s": cluster.grace_s,
@@ -63,7 +64,7 @@ def build(options: ClusterOptions) -> Any:
         **_number_of_replicas(options),
         **_routing(cluster),
         **common,
-    ).bind(paths, options.engine, cluster.max_models_per_replica)
+    ).bind(sources, options.engine, cluster.max_models_per_replica)
     limits = RequestLimits(max_responses=cluster.max_responses, max_pairs=cluster.max_pairs)
     return serve.deployment(
         Ingress,
@@ -71,7 +72,7 @@ def build(options: ClusterOptions) -> Any:
         num_replicas=cluster.ingress_replicas,
         ray_actor_options={"num_cpus": 0},
         **common,
-    ).bind(replicas, list(paths), limits)
+    ).bind(replicas, list(sources), limits)
 
 
 def _number_of_replicas(options: ClusterOptions) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import argparse
 import signal
 import threading
-from pathlib import Path
 from typing import Any
 
 from kwise.cluster import config
@@ -17,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact",
         nargs="+",
-        help="directories written by kwise export, at the same path on each machine; requests "
-        "that name no model get the first",
+        help="directory written by kwise export, at the same path on each machine, or "
+        "NAME=DIRECTORY to serve it under that name; requests that name no model get the first",
     )
     parser.add_argument(
         "--port",
@@ -38,8 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if not 0 < arguments.port < 1 << 16:
         raise ConfigError(f"--port is {arguments.port}; it must be between 1 and {(1 << 16) - 1}")
-    paths = tuple(str(Path(path).absolute()) for path in arguments.artifact)
-    options = config.from_arguments(paths, arguments)
+    options = config.from_arguments(arguments.artifact, arguments)
     # Imported late: --help and a wrong option need none of Ray's packages.
     import ray  # pyright: ignore[reportMissingImports]
     from ray import serve  # pyright: ignore[reportMissingImports]
@@ -59,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             # Only now: Ray has set handlers of its own.
             signal.signal(number, lambda *_: ended.set())
         port = "the gRPC port of the Serve that was running" if was_running else arguments.port
-        print(f"serving {', '.join(paths)} on Ray, port: {port}", flush=True)
+        print(f"serving {', '.join(arguments.artifact)} on Ray, port: {port}", flush=True)
         ended.wait()
     finally:
         serve.delete(APPLICATION)

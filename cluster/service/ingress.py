@@ -9,7 +9,6 @@ stream to one replica, and would answer INTERNAL if that one died.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,10 +18,8 @@ from ray import serve  # pyright: ignore[reportMissingImports]
 
 from kwise.cluster.service.grpc_context import Aborted, ProxiedContext
 from kwise.cluster.service.remote_service import RemoteService
-from kwise.engine.artifact import read_manifest
 from kwise.engine.server.base_service import RequestLimits
 from kwise.engine.server.grpc.rewards import GrpcRewardService
-from kwise.errors import ConfigError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 
 _REQUESTS: dict[str, type[Message]] = {
@@ -31,25 +28,6 @@ _REQUESTS: dict[str, type[Message]] = {
     "Compare": pb.CompareRequest,
     "GetModel": pb.GetModelRequest,
 }
-
-
-def names_of(artifacts: Sequence[str]) -> dict[str, str]:
-    """Return the paths of artifacts by the names of their models.
-
-    Raises:
-        ArtifactError: a path has no artifact.
-        ConfigError: two artifacts have one name.
-    """
-    paths: dict[str, str] = {}
-    for path in artifacts:
-        name = read_manifest(Path(path)).name
-        if name in paths:
-            raise ConfigError(
-                f"{path}: {paths[name]} is called {name} as well; clients choose a model by its "
-                "name (kwise export --name)"
-            )
-        paths[name] = path
-    return paths
 
 
 class Ingress:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 
 from ray import serve  # pyright: ignore[reportMissingImports]
 
@@ -11,6 +10,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.loader import in_daemon_thread
 from kwise.engine.server.service import RewardService
+from kwise.engine.server.source import Source
 from kwise.errors import KwiseError
 from kwise.types import Group, ModelInfo, ScoredGroup
 
@@ -38,13 +38,13 @@ class RewardReplica:
     """One replica. The first model is loaded, and checked, before Ray calls it ready.
 
     Args:
-        artifacts: the paths of the artifacts by the names of their models.
+        artifacts: the artifacts by the names of their models.
         engine: the options of the engine.
         max_models: the number of models to hold at once.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, artifacts: Mapping[str, str], engine: EngineConfig, max_models: int
+        self, artifacts: Mapping[str, Source], engine: EngineConfig, max_models: int
     ) -> None:
         self._artifacts = artifacts
         self._engine = engine
@@ -81,8 +81,8 @@ class RewardReplica:
         return {QUEUED_TOKENS: float(sum(tokens))}
 
     async def _load(self, name: str) -> LoadedModel:
-        path = Path(self._artifacts[name])
-        scorer = await in_daemon_thread(lambda: Scorer.load(path, self._engine))
+        path = self._artifacts[name].path
+        scorer = await in_daemon_thread(lambda: Scorer.load(path, self._engine, name=name))
         scorer.start()
         _LOG.info("serving %s", scorer.description)
 

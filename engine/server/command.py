@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.config import ServerConfig
-from kwise.engine.server.source import Source, name_problem
+from kwise.engine.server.source import parse_source
 from kwise.errors import ConfigError
 from kwise.options import add_options, from_options
 
@@ -33,7 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     `kwise.cli` has made the process ignore SIGHUP, until there is an artifact to reload.
     """
     engine, server = from_options(EngineConfig, arguments), from_options(ServerConfig, arguments)
-    sources = [_source(argument) for argument in arguments.artifact]
+    sources = [parse_source(argument) for argument in arguments.artifact]
+    for argument, source in zip(arguments.artifact, sources, strict=True):
+        _check_directory(argument, source.path)
     # Imported late: --help and a wrong option need none of the engine's packages.
     from kwise.engine.server.serve import serve
 
@@ -52,26 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _source(argument: str) -> Source:
-    """Return the artifact that an argument names: DIRECTORY or NAME=DIRECTORY.
+def _check_directory(argument: str, path: Path) -> None:
+    """Check that the path of an argument may have an artifact.
 
     Raises:
-        ConfigError: the directory does not exist, or the name is not valid.
+        ConfigError: it is not a directory.
     """
-    name, equals, directory = argument.partition("=")
-    if not equals or Path(argument).is_dir():
-        name, directory = "", argument
-    elif problem := name_problem(name):
-        raise ConfigError(f"ARTIFACT {argument}: {problem}")
-    path = Path(directory)
     if not path.is_dir():
         problem = "is not a directory" if path.exists() else "there is no such directory"
-        raise ConfigError(
-            f"ARTIFACT {directory}: {problem}; give one that kwise export has written"
-        )
-    # Absolute, so that messages name the directory of `kwise serve .`. A link stays a link, whose
-    # target may be replaced before a reload.
-    return Source(path=path.absolute(), name=name)
+        raise ConfigError(f"ARTIFACT {argument}: {problem}; give one that kwise export has written")
 
 
 def _is_computing() -> bool:

@@ -14,7 +14,6 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TypeVar
 
 from kwise.engine.artifact import read_manifest
@@ -54,7 +53,8 @@ class Loader:
             ArtifactError: an artifact is damaged or fails its golden check.
             ConfigError: an option does not suit an artifact, or two models have one name.
         """
-        _check_names(sources)
+        if len(sources) > 1:
+            by_name(sources)  # before the first of them is loaded
         models = [self._load(source.name, source, None) for source in sources]
         self._sources = {model.name: source for model, source in zip(models, sources, strict=True)}
         for model in models:
@@ -168,22 +168,23 @@ class Loader:
         return Scorer.load(source.path, self._engine, counters, name, self._devices)
 
 
-def _check_names(sources: Sequence[Source]) -> None:
-    """Check that no two models have one name, before the first of them is loaded.
+def by_name(sources: Sequence[Source]) -> dict[str, Source]:
+    """Return the artifacts by the names of their models.
 
     Raises:
         ArtifactError: a manifest is damaged.
         ConfigError: two models have one name.
     """
-    paths: dict[str, Path] = {}
-    for source in sources if len(sources) > 1 else ():
+    named: dict[str, Source] = {}
+    for source in sources:
         name = source.name or read_manifest(source.path).name
-        if name in paths:
+        if name in named:
             raise ConfigError(
-                f"ARTIFACT {source.path}: its model is called {name}, as that of {paths[name]} "
-                f"is; give one of them another name: NAME={source.path}"
+                f"ARTIFACT {source.path}: its model is called {name}, as that of "
+                f"{named[name].path} is; give one of them another name: NAME={source.path}"
             )
-        paths[name] = source.path
+        named[name] = source
+    return named
 
 
 async def in_daemon_thread(work: Callable[[], _T]) -> _T:

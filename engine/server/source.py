@@ -24,6 +24,24 @@ class Source:
     name: str = ""
 
 
+def parse_source(argument: str) -> Source:
+    """Return the artifact that an argument names: DIRECTORY or NAME=DIRECTORY.
+
+    A directory whose own name has a = may be given as it is.
+
+    Raises:
+        ConfigError: the name is not valid.
+    """
+    name, equals, directory = argument.partition("=")
+    if not equals or Path(argument).is_dir():
+        name, directory = "", argument
+    elif problem := name_problem(name):
+        raise ConfigError(f"ARTIFACT {argument}: {problem}")
+    # Absolute, so that messages name the directory of `kwise serve .`. A link stays a link, whose
+    # target may be replaced before a reload.
+    return Source(path=Path(directory).absolute(), name=name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnsembleSource:
     """An ensemble to serve.

@@ -1,24 +1,26 @@
 """The options of an application on Ray."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kwise.cluster import config
 from kwise.cluster.config import ClusterConfig, from_application_args
+from kwise.engine.server.source import Source
 from kwise.errors import ConfigError
 
 
 def test_arguments_are_texts_from_a_command_line_or_values_from_a_file() -> None:
     texts = from_application_args(
-        {"artifact": "/a,/b", "max_replicas": "8", "prompt_routing": "false", "grace_s": "5"}
+        {"artifact": "/a,b=/c", "max_replicas": "8", "prompt_routing": "false", "grace_s": "5"}
     )
     values = from_application_args(
-        {"artifact": "/a,/b", "max_replicas": 8, "prompt_routing": False, "grace_s": 5}
+        {"artifact": "/a,b=/c", "max_replicas": 8, "prompt_routing": False, "grace_s": 5}
     )
     assert texts == values
-    assert values.artifacts == ("/a", "/b")
+    assert values.artifacts == (Source(path=Path("/a")), Source(path=Path("/c"), name="b"))
     assert values.cluster == ClusterConfig(max_replicas=8, prompt_routing=False, grace_s=5.0)
 
 

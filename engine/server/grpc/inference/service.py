@@ -20,7 +20,7 @@ from kwise.protos.inference import inference_pb2 as pb
 from kwise.protos.inference import inference_pb2_grpc
 from kwise.types import ModelInfo
 
-_NO_REPOSITORY = "kwise serves one model; replace its artifact and send SIGHUP to the server"
+_NO_REPOSITORY = "kwise.v1.AdminService loads and unloads models (--admin-token-file)"
 _NO_SETTINGS = "this server does not have these settings"
 
 
