@@ -13,7 +13,7 @@ from kwise.bulk.input.windows import MAX_WINDOW_ROWS
 from kwise.bulk.job import Job, run_job
 from kwise.bulk.output.files import RunPaths
 from kwise.bulk.output.finish import check_kind
-from kwise.bulk.output.forms import FORMS, FormOptions, Scored
+from kwise.bulk.output.forms import FORMS, FormOptions, Scored, check_kept
 from kwise.bulk.output.json_line import json_line
 from kwise.bulk.pipeline import LinesOf
 from kwise.bulk.scorers.protocol import BulkScorer, GroupResult
@@ -141,6 +141,7 @@ def lines_of(config: RerankConfig, kept: KeptColumns) -> LinesOf:
         copied = kept.of(row.fields)
         for fields in form.rows(Scored.of(row, result), options):
             number = {"row": row.number} if form.has_number else {}
+            check_kept(copied, fields)
             yield json_line({**number, **copied, **fields})
 
     return lines

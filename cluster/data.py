@@ -20,7 +20,7 @@ from kwise.engine.config import EngineConfig
 from kwise.errors import KwiseError
 from kwise.train.data.files.arrow_rows import batch_rows
 from kwise.train.data.rows.items import RowProblem
-from kwise.types import Group, ScoredGroup
+from kwise.types import Group, Reward, ScoredGroup
 
 # Groups that are batched together. Sorted by prefix, they share what they have in common.
 _BATCH_GROUPS = 64
@@ -40,7 +40,8 @@ def score_dataset(
     """Return the data set with the columns `rewards` and `errors`.
 
     `rewards` has one number per response, None for one that was not scored. `errors` has the
-    reasons in the same places, or one reason for the row if it describes no group.
+    reasons in the same places, or one reason for the row if it describes no group. If the model
+    has members, there are the columns `std`, `min` and `members` too, with one entry per response.
 
     Args:
         dataset: a `ray.data.Dataset` with a column of prompts and one of lists of responses.
@@ -91,7 +92,12 @@ class ScoreBatch:
         outcomes = [next(results) if isinstance(row, Group) else row for row in rows]
         rewards = [_rewards(outcome) for outcome in outcomes]
         errors = [_errors(outcome) for outcome in outcomes]
-        table = table.append_column("rewards", pa.array(rewards, pa.list_(pa.float64())))
+        numbers = pa.list_(pa.float64())
+        table = table.append_column("rewards", pa.array(rewards, numbers))
+        if self._scorer.num_members > 1:
+            for name, kind in (("std", numbers), ("min", numbers), ("members", pa.list_(numbers))):
+                column = [_of_rewards(outcome, name) for outcome in outcomes]
+                table = table.append_column(name, pa.array(column, kind))
         return table.append_column("errors", pa.array(errors, pa.list_(pa.string())))
 
     def close(self) -> None:
@@ -110,6 +116,13 @@ class ScoreBatch:
 
 def _rewards(outcome: ScoredGroup | KwiseError) -> list[float | None]:
     return list(outcome.values) if isinstance(outcome, ScoredGroup) else []
+
+
+def _of_rewards(outcome: ScoredGroup | KwiseError, name: str) -> list[Any]:
+    """Return a field of each reward, None for a response that was not scored."""
+    if not isinstance(outcome, ScoredGroup):
+        return []
+    return [getattr(r, name) if isinstance(r, Reward) else None for r in outcome.rewards]
 
 
 def _errors(outcome: ScoredGroup | KwiseError) -> list[str | None]:

@@ -1,7 +1,7 @@
 """The rewards and statistics of one call, and the errors that it can end with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kwise.errors import KwiseError, Status
 
@@ -65,6 +65,8 @@ class Statistics:
         model_ms: the longest batch on the server.
         model: the name of the model; "" if no reply named it.
         fingerprint: the identity of the model, a SHA-256 in hex; "" if no reply named it.
+        mean_std: the mean of the rewards' standard deviations over the members of the model; None
+            if it has no members.
     """
 
     num_rewards: int = 0
@@ -78,17 +80,23 @@ class Statistics:
     model_ms: float = 0.0
     model: str = ""
     fingerprint: str = ""
+    mean_std: float | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The numbers for the metrics of a library, always under the same keys."""
+        """The numbers for the metrics of a library, under the same keys for one model.
+
+        `kwise/mean_std` is among them if the model has members.
+        """
         num_rewards = max(self.num_rewards, 1)
+        of_members = {} if self.mean_std is None else {"kwise/mean_std": self.mean_std}
         return {
             "kwise/latency_s": self.latency_s,
             "kwise/cached_share": self.num_cached / num_rewards,
             "kwise/truncated_share": self.num_truncated / num_rewards,
             "kwise/mean_tokens": self.tokens / num_rewards,
             "kwise/num_errors": float(self.num_errors),
+            **of_members,
         }
 
 
@@ -100,11 +108,15 @@ class ScoredResponses:
         rewards: one per response, in order; None for a response that could not be scored.
         errors: the reason of each None, by the index of the response.
         statistics: the statistics of the call.
+        stds: the standard deviation of each reward over the members of the model, in the same
+            order: how unsure the model is. None for a response that could not be scored, and for
+            all if the model has no members.
     """
 
     rewards: list[float | None]
     errors: dict[int, KwiseError]
     statistics: Statistics
+    stds: list[float | None] = field(default_factory=list)
 
     @property
     def values(self) -> list[float]:

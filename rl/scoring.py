@@ -11,6 +11,7 @@ The requests of a call go over one stream. A single request is a unary call, whi
 
 import os
 from collections.abc import Sequence
+from statistics import fmean
 from time import monotonic
 from typing import Any, Literal, TypeAlias
 
@@ -229,6 +230,7 @@ class Scoring:
         )
         if errors and (self._on_error == "raise" or is_refused):
             raise NotScored(errors, len(ordered))
+        stds = [reward.std for reward in rewards if reward.std is not None]
         statistics = Statistics(
             num_rewards=len(rewards),
             num_errors=len(errors),
@@ -241,9 +243,15 @@ class Scoring:
             model_ms=max((group.timing.model_ms for group in scored), default=0.0),
             model=scored[-1].model if scored else "",
             fingerprint=scored[-1].fingerprint if scored else "",
+            mean_std=fmean(stds) if stds else None,
         )
         values = [outcome.value if isinstance(outcome, Reward) else None for outcome in ordered]
-        return ScoredResponses(rewards=values, errors=errors, statistics=statistics)
+        return ScoredResponses(
+            rewards=values,
+            errors=errors,
+            statistics=statistics,
+            stds=[outcome.std if isinstance(outcome, Reward) else None for outcome in ordered],
+        )
 
     def _check_model(self, fingerprint: str) -> None:
         """Raise `ModelChanged` if the fingerprint is not the first one of this process."""

@@ -13,7 +13,8 @@ class ScoredResponse:
 
     Attributes:
         reward: the reward.
-        metrics: the numbers for the metrics of the library, always under the same keys.
+        metrics: the numbers for the metrics of the library, under the same keys for one model. If
+            the model has members, `kwise/mean_std` is the standard deviation of this reward.
     """
 
     reward: float

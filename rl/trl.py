@@ -37,6 +37,7 @@ class _Base:
         self.__name__ = name  # TRL uses it in the names of its metrics
         self._plain_prompts = plain_prompts
         self._may_miss_rewards = options.get("on_error") == "none"
+        self._has_members = False  # of the model, as far as is known
         self._scoring = Scoring(address, **options)
 
     def _pairs(
@@ -123,6 +124,10 @@ class _Base:
         if log_extra is not None and self._may_miss_rewards:
             errors = [str(scored.errors.get(index, "")) for index in range(len(scored.rewards))]
             log_extra(f"{self.__name__}_error", errors)
+        if any(std is not None for std in scored.stds):
+            self._has_members = True
+        if log_extra is not None and self._has_members:
+            log_extra(f"{self.__name__}_std", list(scored.stds))
         return scored.rewards
 
 

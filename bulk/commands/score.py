@@ -33,7 +33,8 @@ def rows(row: InputRow, scored: ScoredGroup) -> list[tuple[str, ...]]:
 def _row(rank: int | None, outcome: Reward | KwiseError, response: Any) -> tuple[str, str, str]:
     if isinstance(outcome, KwiseError):
         return ("-", "-", str(outcome))
-    return (str(rank), f"{outcome.value:.4f}", str(response))
+    std = "" if outcome.std is None else f" ± {outcome.std:.4f}"
+    return (str(rank), f"{outcome.value:.4f}{std}", str(response))
 
 
 def _fields(row: InputRow, scored: ScoredGroup) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kwise.bulk.commands.table import table, terminal_columns
 from kwise.bulk.input.row import BadRow, InputRow
-from kwise.bulk.output.digits import float32_digits
+from kwise.bulk.output.digits import float32_digits, member_digits
 from kwise.bulk.output.json_line import json_line
 from kwise.client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, check_timeout
 from kwise.client.errors import RewardServiceError
@@ -252,10 +252,7 @@ def reward_fields(outcome: Reward | KwiseError) -> dict[str, Any]:
     fields = {**asdict(outcome), **numbers}
     for name in ("std", "min", "members"):
         del fields[name]
-    if outcome.std is not None and outcome.min is not None:
-        fields["std"], fields["min"] = float32_digits(outcome.std), float32_digits(outcome.min)
-        fields["members"] = [float32_digits(member) for member in outcome.members]
-    return fields
+    return fields | member_digits(outcome)
 
 
 def error_fields(error: KwiseError) -> dict[str, str]:

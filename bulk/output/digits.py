@@ -1,6 +1,9 @@
 """Numbers with the digits of float32."""
 
 import struct
+from typing import Any
+
+from kwise.types import Reward
 
 _FLOAT32 = struct.Struct("<f")
 # Seven digits tell most values apart that a model returns; nine tell all of float32 apart.
@@ -23,3 +26,14 @@ def float32_digits(value: float) -> float:
         if _FLOAT32.unpack(_FLOAT32.pack(shortest))[0] == rounded:
             return shortest
     return float(f"{rounded:.{_MOST}g}")
+
+
+def member_digits(reward: Reward) -> dict[str, Any]:
+    """Return `std`, `min` and `members` of a reward; nothing if the model has no members."""
+    if reward.std is None or reward.min is None:
+        return {}
+    return {
+        "std": float32_digits(reward.std),
+        "min": float32_digits(reward.min),
+        "members": [float32_digits(member) for member in reward.members],
+    }

@@ -1,14 +1,15 @@
 """The forms of the output: what is written of a group. One entry of the table holds one form."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from kwise.bulk.input.row import InputRow
-from kwise.bulk.output.digits import float32_digits
+from kwise.bulk.output.digits import float32_digits, member_digits
 from kwise.bulk.output.names import FormName, PairChoice
 from kwise.bulk.output.pairs import chosen_pairs
+from kwise.bulk.output.parquet import is_optional
 from kwise.comparison import ranks, win_probability
 from kwise.errors import ConfigError
 from kwise.types import Group, Message, Reward, ScoredGroup
@@ -47,6 +48,8 @@ class Scored:
         ranks: the rank of each response; None if it was not scored.
         order: the indices of the responses that were scored, the best first. Equal rewards stay
             in the order of the input.
+        members: "std", "min" and "members" of each reward, None if it was not scored; empty if the
+            model has no members.
     """
 
     row: InputRow
@@ -55,6 +58,7 @@ class Scored:
     rewards: tuple[float | None, ...]
     ranks: tuple[int | None, ...]
     order: tuple[int, ...]
+    members: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: InputRow, scored: ScoredGroup) -> "Scored":
@@ -70,6 +74,7 @@ class Scored:
             rewards=tuple(None if v is None else float32_digits(v) for v in scored.values),
             ranks=tuple(ranked),
             order=tuple(index for _, index in sorted(order)),
+            members=_members(scored),
         )
 
     def prompt(self) -> Any:
@@ -82,13 +87,21 @@ class Scored:
         return response if isinstance(response, str) else list(response)
 
 
+def _members(scored: ScoredGroup) -> dict[str, Sequence[Any]]:
+    """Return the columns of a model with members; none for another model."""
+    fields = [member_digits(r) if isinstance(r, Reward) else {} for r in scored.rewards]
+    names = next((each.keys() for each in fields if each), ())
+    return {name: [each.get(name) for each in fields] for name in names}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
     """What is written of a group.
 
     Attributes:
         rows: yields the rows of the output of a group.
-        types: the columns after `row`, with their types; see `kwise.bulk.output.parquet`.
+        types: the columns after `row`, with their types; see `kwise.bulk.output.parquet`. Those
+            that end with "?" are in the output of models with members only.
         types_with_texts: the same if texts are written.
         texts: whether texts are written unless the user chooses.
         has_number: whether a row of the output begins with the number of the row of the input.
@@ -114,20 +127,29 @@ class Form:
         """
         number: ColumnTypes = {"row": "long"} if self.has_number else {}
         own = self.types_with_texts if texts else self.types
-        if both := next((name for name in kept if name in number or name in own), None):
-            raise ConfigError(
-                f"--keep names {both!r}, but the output has a column of that name; rename the "
-                "column of the input, or leave it out of --keep"
-            )
+        check_kept(kept, {*number, *(name for name, text in own.items() if not is_optional(text))})
         return {**number, **dict.fromkeys(kept), **own}
 
 
+def check_kept(kept: Iterable[str], own: Container[str]) -> None:
+    """Check that no column that is copied has the name of one of the output's own.
+
+    Raises:
+        ConfigError: one has; names it.
+    """
+    if both := next((name for name in kept if name in own), None):
+        raise ConfigError(
+            f"--keep names {both!r}, but the output has a column of that name; rename the "
+            "column of the input, or leave it out of --keep"
+        )
+
+
 def _rewards(scored: Scored, options: FormOptions) -> Iterator[Fields]:
-    yield _with_texts(scored, options, {"rewards": scored.rewards})
+    yield _with_texts(scored, options, {"rewards": scored.rewards, **scored.members})
 
 
 def _ranks(scored: Scored, options: FormOptions) -> Iterator[Fields]:
-    fields = {"ranks": scored.ranks, "rewards": scored.rewards}
+    fields = {"ranks": scored.ranks, "rewards": scored.rewards, **scored.members}
     yield _with_texts(scored, options, fields)
 
 
@@ -135,6 +157,7 @@ def _best(scored: Scored, options: FormOptions) -> Iterator[Fields]:
     if scored.order:
         best = scored.order[0]
         fields: Fields = {"best": best, "reward": scored.rewards[best]}
+        fields |= {name: column[best] for name, column in scored.members.items()}
         if options.texts:
             fields |= {"prompt": scored.prompt(), "response": scored.response(best)}
         yield fields
@@ -142,7 +165,9 @@ def _best(scored: Scored, options: FormOptions) -> Iterator[Fields]:
 
 def _top_k(scored: Scored, options: FormOptions) -> Iterator[Fields]:
     if top := scored.order[: options.top_k]:
-        fields: Fields = {"top": top, "rewards": [scored.rewards[index] for index in top]}
+        fields: Fields = {"top": top}
+        for name, column in {"rewards": scored.rewards, **scored.members}.items():
+            fields[name] = [column[index] for index in top]
         if options.texts:
             responses = [scored.response(index) for index in top]
             fields |= {"prompt": scored.prompt(), "responses": responses}
@@ -202,9 +227,20 @@ def _reply(response: Any) -> Any:
     return response
 
 
-_REWARDS: ColumnTypes = {"rewards": "list<float>"}
+_REWARDS: ColumnTypes = {
+    "rewards": "list<float>",
+    "std": "list<float>?",
+    "min": "list<float>?",
+    "members": "list<list<float>>?",
+}
 _RANKS: ColumnTypes = {"ranks": "list<int>", **_REWARDS}
-_BEST: ColumnTypes = {"best": "int", "reward": "float"}
+_BEST: ColumnTypes = {
+    "best": "int",
+    "reward": "float",
+    "std": "float?",
+    "min": "float?",
+    "members": "list<float>?",
+}
 _TOP: ColumnTypes = {"top": "list<int>", **_REWARDS}
 _MATRIX: ColumnTypes = {"win_probabilities": "list<list<float>>"}
 _GROUP_TEXTS: ColumnTypes = {"prompt": None, "responses": None}

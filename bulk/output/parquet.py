@@ -37,14 +37,21 @@ def write_parquet(lines: Path, target: Path, types: dict[str, str | None]) -> No
     Args:
         types: the columns that the file has even without a row, in order, each with its type:
             "float" for float32, "int" for int32, "long" for int64, lists of them, or None for the
-            type of the values.
+            type of the values. A column whose type ends with "?" is in the file only if it is in
+            the lines.
 
     Raises:
         ConfigError: a column has values that do not fit into one type; names it.
     """
     arrow = import_pyarrow(str(target))
     fixed = {name: _type(arrow, text) for name, text in types.items() if text}
-    schema = arrow.schema([(name, fixed.get(name, arrow.null())) for name in types])
+    schema = arrow.schema(
+        [
+            (name, fixed.get(name, arrow.null()))
+            for name, text in types.items()
+            if not is_optional(text)
+        ]
+    )
     for rows in _row_groups(lines):
         table = _table(arrow, rows, None, fixed)
         try:
@@ -57,6 +64,11 @@ def write_parquet(lines: Path, target: Path, types: dict[str, str | None]) -> No
                 writer.write_table(_table(arrow, rows, schema, fixed))
     except arrow.ArrowNotImplementedError as error:  # such as {}, a struct without a field
         raise ConfigError(f"a column: {_no_one_type(error)}") from None
+
+
+def is_optional(text: str | None) -> bool:
+    """Return whether a column of this type is in the file only if it is in the lines."""
+    return text is not None and text.endswith("?")
 
 
 def _row_groups(lines: Path) -> Iterator[list[dict[str, Any]]]:
@@ -93,6 +105,7 @@ def _no_one_type(error: Exception) -> str:
 
 
 def _type(arrow: Any, text: str) -> Any:
+    text = text.removesuffix("?")
     if text.startswith("list<"):
         return arrow.list_(_type(arrow, text[5:-1]))
     return {"int": arrow.int32(), "long": arrow.int64(), "float": arrow.float32()}[text]

@@ -36,7 +36,11 @@ Outcome = EncodedSequence | InvalidRequest
 
 
 class EngineScorer:
-    """Scores windows with the sessions of one artifact."""
+    """Scores windows with the sessions of one artifact.
+
+    Attributes:
+        num_members: the members of the model; 1 if it has none.
+    """
 
     max_windows = 2
 
@@ -48,6 +52,7 @@ class EngineScorer:
             precision=model.sessions[0].precision.value,
             runtime=model.sessions[0].runtime,
         )
+        self.num_members = manifest.num_members
         self._new_reward = manifest.reward
         self._encode = model.encoder.encode
         new_batch = LAYOUTS[manifest.layout].new_batch

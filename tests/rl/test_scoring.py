@@ -23,7 +23,7 @@ from kwise.errors import Status
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.rl.result import ModelChanged, NotScored, ScoredResponses
 from kwise.rl.scoring import Scoring
-from kwise.types import TemplatedText
+from kwise.types import Reward, TemplatedText
 from tests.held_model import HeldModel, running_held_server
 from tests.length_server import Service, serving
 from tests.servers import PATIENCE_S, Server, running_server, wait_until
@@ -437,3 +437,27 @@ def test_a_changed_model_raises_unless_it_is_allowed(
         assert after.values != before[1].values
         # Another process starts with the model that is served now.
         assert pickle.loads(pickle.dumps(strict)).score(["p"], ["r"]).values == after.values
+
+
+@CALLS
+def test_a_model_with_members_says_how_unsure_each_reward_is(
+    members_artifact: Path, call: Callable[..., ScoredResponses]
+) -> None:
+    with running_server(members_artifact) as server:
+        with RewardClient(server.address) as client:
+            alone = [client.score(p, ["7"]).rewards[0] for p in ("p", "q")]
+        scored = call(
+            Scoring(server.address, on_error="none"),
+            ["p", "p", "q"],
+            ["7", "word " * 400, "7"],
+        )
+    stds = [reward.std for reward in alone if isinstance(reward, Reward)]
+    assert scored.stds == [pytest.approx(stds[0]), None, pytest.approx(stds[1])]
+    mean = scored.statistics.metrics["kwise/mean_std"]
+    assert mean == pytest.approx(sum(std or 0 for std in stds) / 2)
+
+
+def test_a_model_without_members_has_no_deviations(tiny_server: Server) -> None:
+    scored = Scoring(tiny_server.address).score(["p"], ["7"])
+    assert scored.stds == [None]
+    assert "kwise/mean_std" not in scored.statistics.metrics

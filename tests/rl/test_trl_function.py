@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from kwise.rl import areal, slime, verifiers
 from kwise.rl.result import NotScored
 from kwise.rl.trl import RewardFunction, reward, reward_or_none
 from kwise.types import TemplatedText
-from tests.servers import Server
+from tests.servers import Server, running_server
 
 USER = {"role": "user", "content": "Name a fruit."}
 CALL = {"role": "assistant", "content": "Let me look."}
@@ -117,6 +118,18 @@ def test_errors_and_metrics_go_to_the_trainers_log(
     # TRL keeps the column of an earlier call beside the completions of a later one.
     called(reward_or_none, ["p"], ["fine"], log_extra=extra.__setitem__)
     assert extra["kwise_error"] == [""]
+
+
+def test_the_deviations_of_members_go_to_the_trainers_log(members_artifact: Path) -> None:
+    extra: dict[str, list[Any]] = {}
+    with running_server(members_artifact) as server:
+        function = RewardFunction(server.address, on_error="none")
+        arguments: Any = (["p", "p"], ["fine", "word " * 400])
+        called(function, *arguments, log_extra=extra.__setitem__)
+        assert extra["kwise_std"][0] > 0 and extra["kwise_std"][1] is None
+        # TRL keeps the column of an earlier call beside the completions of a later one.
+        called(function, ["p"], ["word " * 400], log_extra=extra.__setitem__)
+        assert extra["kwise_std"] == [None]
 
 
 def in_child(pickled: bytes) -> Any:

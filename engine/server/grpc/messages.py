@@ -140,17 +140,18 @@ async def from_compared_group(compared: ComparedGroup) -> pb.CompareResponse:
 def _from_reward(reward: Reward | KwiseError) -> pb.Reward:
     if isinstance(reward, KwiseError):
         return pb.Reward(error=from_error(reward))
-    return pb.Reward(
+    message = pb.Reward(
         value=reward.value,
         raw=reward.raw,
         tokens=reward.tokens,
         dropped_tokens=reward.dropped_tokens,
         control_tokens=reward.control_tokens,
         cached=reward.cached,
-        std=reward.std,
-        min=reward.min,
-        members=reward.members,
     )
+    if reward.std is not None and reward.min is not None:
+        message.std, message.min = reward.std, reward.min
+        message.members.extend(reward.members)
+    return message
 
 
 def _from_comparison(comparison: Comparison) -> pb.Comparison:

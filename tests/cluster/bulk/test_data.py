@@ -36,3 +36,21 @@ def test_times_beyond_python_and_texts_that_are_not_utf8_harm_no_other_row(
     assert bad == {"rewards": [], "errors": ["prompt: not UTF-8"]}
     assert good["errors"] == [None, None]
     assert all(isinstance(reward, float) for reward in good["rewards"])
+
+
+def test_a_model_with_members_adds_columns_with_one_entry_per_response(
+    members_artifact: Path,
+) -> None:
+    from kwise.cluster.data import ScoreBatch
+
+    table = pa.table(
+        {"prompt": ["p", "q"], "responses": [["a", "word " * 400, "b"], ["c"]]},
+        pa.schema([("prompt", pa.string()), ("responses", pa.list_(pa.string()))]),
+    )
+    with closing(ScoreBatch(str(members_artifact), Columns(), EngineConfig(threads=1))) as score:
+        first, second = score(table).to_pylist()
+    assert [value is None for value in first["std"]] == [False, True, False]
+    assert [value is None for value in first["members"]] == [False, True, False]
+    assert len(second["members"][0]) == 3
+    assert second["min"][0] == min(second["members"][0])
+    assert second["rewards"][0] == pytest.approx(sum(second["members"][0]) / 3)

@@ -8,7 +8,7 @@ from kwise.engine.model.devices import Kind, parse_devices
 from kwise.engine.schedule.group_times import Duration
 from kwise.engine.served_model import ServedModel
 from kwise.engine.server.grpc.inference.parameters import DEFAULT_PRIORITY, PRIORITIES
-from kwise.engine.server.grpc.inference.tensors import INPUTS, MODEL_VERSION, OUTPUTS, Tensor
+from kwise.engine.server.grpc.inference.tensors import INPUTS, MODEL_VERSION, Tensor, outputs_of
 from kwise.protos.inference import inference_pb2 as pb
 from kwise.types import ModelInfo
 
@@ -33,7 +33,7 @@ def metadata(info: ModelInfo) -> pb.ModelMetadataResponse:
         versions=[MODEL_VERSION],
         platform=PLATFORM,
         inputs=map(_tensor_metadata, INPUTS.values()),
-        outputs=map(_tensor_metadata, OUTPUTS.values()),
+        outputs=map(_tensor_metadata, outputs_of(info.num_members).values()),
     )
 
 
@@ -59,7 +59,7 @@ def config(info: ModelInfo, model: ServedModel) -> pb.ModelConfig:
         ),
         output=(
             pb.ModelOutput(name=t.name, data_type=_DATA_TYPES[t.datatype], dims=t.shape)
-            for t in OUTPUTS.values()
+            for t in outputs_of(info.num_members).values()
         ),
         instance_group=(
             pb.ModelInstanceGroup(

@@ -2,17 +2,21 @@
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
 from kwise.engine.server.grpc.inference.parameters import check_output_parameters
 from kwise.engine.server.grpc.inference.tensors import (
     ERRORS,
+    MEMBERS,
+    MIN,
     MODEL_VERSION,
-    OUTPUTS,
     REWARDS,
+    STD,
     Tensor,
+    outputs_of,
     quoted,
 )
 from kwise.errors import InvalidRequest, KwiseError
@@ -22,19 +26,24 @@ from kwise.types import Reward, ScoredGroup
 _Rewards = Sequence[Reward | KwiseError]
 
 
-def requested_outputs(request: pb.ModelInferRequest) -> list[Tensor]:
+def requested_outputs(request: pb.ModelInferRequest, num_members: int) -> list[Tensor]:
     """Return the outputs that a request names, in its order; the rewards if it names none.
+
+    Args:
+        num_members: the members of the model, 1 if it has none.
 
     Raises:
         InvalidRequest: an output is unknown, named twice, or has a parameter.
     """
     outputs: list[Tensor] = []
+    known = outputs_of(num_members)
     for requested in request.outputs:
-        if (tensor := OUTPUTS.get(requested.name)) is None:
-            names = " and ".join(OUTPUTS)
+        if (tensor := known.get(requested.name)) is None:
+            *names, last = known
             raise InvalidRequest(
                 "outputs",
-                f"the output {quoted(requested.name)} is unknown; the outputs are {names}",
+                f"the output {quoted(requested.name)} is unknown; the outputs are "
+                f"{', '.join(names)} and {last}",
             )
         if tensor in outputs:
             raise InvalidRequest(f"outputs.{tensor.name}", "it is named twice")
@@ -64,24 +73,48 @@ def from_scored_group(
     for name in ("fingerprint", "precision", "runtime"):
         reply.parameters[name].string_param = getattr(scored, name)
     for tensor in outputs:
-        reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=[len(scored.rewards)])
-        reply.raw_output_contents.append(_RAW[tensor.name](scored.rewards))
+        shape = tensor.shape_of(len(scored.rewards))
+        reply.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=shape)
+        reply.raw_output_contents.append(_RAW[tensor.name](scored.rewards, tensor))
     return reply
 
 
-def _raw_rewards(rewards: _Rewards) -> bytes:
+def _raw_rewards(rewards: _Rewards, _: Tensor) -> bytes:
     """Return float32[K]: the values, NaN for a response that was not scored."""
-    values = [reward.value if isinstance(reward, Reward) else math.nan for reward in rewards]
-    return np.array(values, "<f4").tobytes()
+    return _raw_floats(reward.value if isinstance(reward, Reward) else None for reward in rewards)
 
 
-def _raw_errors(rewards: _Rewards) -> bytes:
+def _raw_std(rewards: _Rewards, _: Tensor) -> bytes:
+    """Return float32[K]: the standard deviations of the members, NaN where there is no reward."""
+    return _raw_floats(reward.std if isinstance(reward, Reward) else None for reward in rewards)
+
+
+def _raw_min(rewards: _Rewards, _: Tensor) -> bytes:
+    """Return float32[K]: the smallest value of a member, NaN where there is no reward."""
+    return _raw_floats(reward.min if isinstance(reward, Reward) else None for reward in rewards)
+
+
+def _raw_members(rewards: _Rewards, tensor: Tensor) -> bytes:
+    """Return float32[K, M]: the values of the members, NaN where there is no reward."""
+    no_reward = (math.nan,) * (tensor.width or 0)
+    members = (reward.members if isinstance(reward, Reward) else no_reward for reward in rewards)
+    return _raw_floats(chain.from_iterable(members))
+
+
+def _raw_floats(numbers: Iterable[float | None]) -> bytes:
+    return np.array([math.nan if n is None else n for n in numbers], "<f4").tobytes()
+
+
+def _raw_errors(rewards: _Rewards, _: Tensor) -> bytes:
     """Return bytes[K]: the errors, empty for a response that was scored."""
     errors = [b"" if isinstance(reward, Reward) else str(reward).encode() for reward in rewards]
     return b"".join(struct.pack("<I", len(error)) + error for error in errors)
 
 
-_RAW: dict[str, Callable[[_Rewards], bytes]] = {
+_RAW: dict[str, Callable[[_Rewards, Tensor], bytes]] = {
     REWARDS.name: _raw_rewards,
     ERRORS.name: _raw_errors,
+    STD.name: _raw_std,
+    MIN.name: _raw_min,
+    MEMBERS: _raw_members,
 }

@@ -130,9 +130,9 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
             ).run()
 
     async def _infer(self, request: pb.ModelInferRequest, client: str) -> pb.ModelInferResponse:
-        self._model(request.model_name, request.model_version)
+        info = self._model(request.model_name, request.model_version)
         parameters = Parameters.of(request)
-        outputs = requested_outputs(request)
+        outputs = requested_outputs(request, info.num_members)
         timeout_us = parameters.timeout_us
         try:
             async with asyncio.timeout(None if timeout_us is None else timeout_us / 1e6):

@@ -1,9 +1,9 @@
 """The inputs and outputs of the model, and the elements of the inputs of a request.
 
-A tensor is one-dimensional. Its elements come in `raw_input_contents` or typed in `contents`, as
-the protocol allows; a request uses one of the two.
+A tensor is one-dimensional, but for the output `members`. The elements of an input come in
+`raw_input_contents` or typed in `contents`, as the protocol allows; a request uses one of the two.
 
-Dimensions: K responses, P ids of the prompt, R ids of all responses together.
+Dimensions: K responses, P ids of the prompt, R ids of all responses together, M members.
 """
 
 import struct
@@ -28,17 +28,23 @@ class Tensor:
     Attributes:
         name: its name in a request.
         datatype: "BYTES", "INT64" or "FP32".
-        length: the number of its elements; None for any number.
+        length: the size of its first dimension; None for any.
+        width: the size of its second dimension; None if it has one dimension.
     """
 
     name: str
     datatype: str
     length: int | None = None
+    width: int | None = None
 
     @property
     def shape(self) -> list[int]:
         """The shape as the protocol writes it, with -1 for a dimension of any size."""
-        return [-1 if self.length is None else self.length]
+        return self.shape_of(-1 if self.length is None else self.length)
+
+    def shape_of(self, length: int) -> list[int]:
+        """Return the shape of a tensor of this length."""
+        return [length] if self.width is None else [length, self.width]
 
 
 PROMPT = Tensor(name="prompt", datatype="BYTES", length=1)
@@ -64,8 +70,20 @@ INPUTS = {
 
 REWARDS = Tensor(name="rewards", datatype="FP32")  # float32[K]
 ERRORS = Tensor(name="errors", datatype="BYTES")  # bytes[K]
+STD = Tensor(name="std", datatype="FP32")  # float32[K]
+MIN = Tensor(name="min", datatype="FP32")  # float32[K]
 
-OUTPUTS = {tensor.name: tensor for tensor in (REWARDS, ERRORS)}
+
+def outputs_of(num_members: int) -> dict[str, Tensor]:
+    """Return the outputs of a model, by name. Those of members exist only if there are some."""
+    outputs = [REWARDS, ERRORS]
+    if num_members > 1:
+        members = Tensor(name=MEMBERS, datatype="FP32", width=num_members)  # float32[K, M]
+        outputs += [STD, MIN, members]
+    return {tensor.name: tensor for tensor in outputs}
+
+
+MEMBERS = "members"
 
 # The fields of typed contents that hold the elements of each datatype.
 _CONTENTS = {"BYTES": "bytes_contents", "INT64": "int64_contents"}
