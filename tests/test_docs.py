@@ -31,8 +31,14 @@ OTHER_OPTIONS |= {"--dest", "--find-links", "--no-index", "--only-binary", "--py
 # Those of RL libraries: docs/protocols.md and docs/rl.md.
 OTHER_OPTIONS |= {"--apply-chat-template", "--custom-rm-path", "--group-rm", "--reward", "--train"}
 OTHER_OPTIONS |= {"--rm-type", "--rm-url"}
+# Those of docker, kubectl and systemctl: docs/deploy.md.
+OTHER_OPTIONS |= {"--build-arg", "--cap-drop", "--cert", "--cpus", "--from-file", "--gpus", "--key"}
+OTHER_OPTIONS |= {"--no-healthcheck", "--now", "--read-only", "--security-opt", "--signal"}
+OTHER_OPTIONS |= {"--stop-timeout", "--target", "--tmpfs"}
 
-FOLDERS = "benchmarks|bulk|client|cluster|docs|engine|examples|export|kwise|protos|rl|tests|train"
+FOLDERS = (
+    "benchmarks|bulk|client|cluster|deploy|docs|engine|examples|export|kwise|protos|rl|tests|train"
+)
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 MODULE = re.compile(r"`(kwise(?:\.[a-z_0-9]+)+)`")

@@ -65,7 +65,11 @@ class HttpPort:
             _notice_lost_machines(listening)
         scheme = "http" if credentials.tls is None else "https"
         host, port = self._sockets[0].getsockname()[:2]
-        self.address = f"{scheme}://{host if inherited else config.host}:{port}"
+        if not inherited:
+            host = config.host
+        elif ":" in host:
+            host = f"[{host}]"
+        self.address = f"{scheme}://{host}:{port}"
 
     async def start(self, service: RewardService) -> None:
         """Answer requests with `service` from now on."""
