@@ -73,6 +73,7 @@ _COMMANDS = {
     "info": _Command(
         "kwise.bulk.commands.info", "describe an artifact, or what a running server serves", ""
     ),
+    "top": _Command("kwise.bulk.commands.top", "show what a running server does, live", ""),
     "rl-path": _Command(
         "kwise.rl.command", "print the path of the file that an RL library takes", ""
     ),

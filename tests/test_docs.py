@@ -17,7 +17,7 @@ HISTORY = {"CHANGELOG.md", "log.md"}
 CURRENT_PAGES = [page for page in PAGES if page.name not in HISTORY]
 
 COMMANDS = ["recipes", "train", "export", "rerank", "serve", "score", "rank", "compare"]
-COMMANDS += ["models", "info", "calibrate"]
+COMMANDS += ["models", "info", "calibrate", "top"]
 COMMANDS += ["serve --ray", "rerank --ray"]
 COMMANDS += [
     f"data {name}" for name in ("convert", "validate", "stats", "split", "dedupe", "merge")
