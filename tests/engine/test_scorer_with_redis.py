@@ -4,6 +4,7 @@ The scorers run in one event loop; `tests/end_to_end/test_shared_cache.py` has t
 """
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from kwise.engine.artifact import Member
 from kwise.engine.cache.records import KEY_PREFIX, claim_record
 from kwise.engine.config import EngineConfig
 from kwise.engine.precision import Precision
@@ -22,7 +24,16 @@ from kwise.errors import ConfigError, ModelFailed, Overloaded, Unavailable
 from kwise.types import Reward, ScoredGroup
 from tests.redis_server import RedisServer, needs_redis, running_proxy, running_redis, until
 from tests.servers import PATIENCE_S
-from tests.sum_session import MANIFEST, POISON, SumSession, entered, ids, raw, sum_scorer
+from tests.sum_session import (
+    MANIFEST,
+    POISON,
+    MemberSession,
+    SumSession,
+    entered,
+    ids,
+    raw,
+    sum_scorer,
+)
 
 pytestmark = needs_redis
 
@@ -77,6 +88,23 @@ async def test_what_one_server_computed_another_one_has(redis: RedisServer) -> N
         assert not other_session.batches
         counters = other.counters
         assert (counters.shared_hits, counters.shared_misses, counters.cache_hits) == (2, 0, 3)
+
+
+async def test_the_members_of_a_reward_are_shared(redis: RedisServer) -> None:
+    members = (Member(), Member(mean=1.0), Member(std=2.0))
+    manifest = msgspec.structs.replace(MANIFEST, members=members).signed()
+    other_session = MemberSession()
+    async with (
+        sharing(redis.url, MemberSession(), manifest=manifest) as first,
+        sharing(redis.url, other_session, manifest=manifest) as other,
+    ):
+        computed = await first.score(ids(1, 2, 3))
+        await stored(first, 2)
+        shared = await other.score(ids(1, 2, 3))
+    assert not other_session.batches and all(are_cached(shared))
+    for ours, theirs in zip(computed.rewards, shared.rewards, strict=True):
+        assert isinstance(ours, Reward)
+        assert len(ours.members) == 3 and dataclasses.replace(ours, cached=True) == theirs
 
 
 async def test_requests_at_the_same_time_are_computed_by_one_of_two_servers(

@@ -1,6 +1,7 @@
 """A checkpoint whose heads are members of an ensemble exports with a reward for each member."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import check_golden, new_encoder
+from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.session import GraphSession
+from kwise.engine.model.shape_buckets import BucketedGraph
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence
 from kwise.errors import ArtifactError, ConfigError
@@ -72,9 +75,18 @@ def test_each_member_has_the_reward_of_transformers_over_a_trie(
     artifact = read_artifact(members_artifact)
     assert (artifact.manifest.layout, artifact.manifest.num_members) == ("trie", NUM_MEMBERS)
     _assert_parity(members_checkpoint, artifact, GraphSession(artifact, prompt_cache_bytes=1 << 20))
+    _assert_parity(members_checkpoint, artifact, GraphSession(artifact, runtime=Runtime.OPENVINO))
+
+
+def test_the_graph_for_cuda_gives_a_column_per_member_in_padded_shapes(
+    members_checkpoint: Path, members_artifact: Path
+) -> None:
+    """On a GPU, batches are padded to few shapes, and the rewards of the padding are cut off."""
+    artifact = read_artifact(members_artifact)
     cuda = artifact.manifest.cuda_graphs[Precision.FP32]
-    on_cpu = GraphSession(artifact.with_graph(Precision.FP32, cuda), prompt_cache_bytes=1 << 20)
-    _assert_parity(members_checkpoint, artifact, on_cpu)
+    session = GraphSession(artifact.with_graph(Precision.FP32, cuda), prompt_cache_bytes=1 << 20)
+    session._graph = BucketedGraph(session._graph)
+    _assert_parity(members_checkpoint, artifact, session)
 
 
 @pytest.mark.parametrize("layout", ["padded", "separate"])
@@ -116,8 +128,6 @@ def test_a_lower_precision_leaves_the_heads_in_fp32(
 def test_a_golden_reward_of_one_member_that_comes_out_wrong_is_refused(
     members_artifact: Path,
 ) -> None:
-    from dataclasses import replace
-
     artifact = read_artifact(members_artifact)
     first, *others = artifact.golden
     assert isinstance(first.reward, tuple) and len(first.reward) == NUM_MEMBERS

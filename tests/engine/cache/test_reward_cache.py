@@ -1,10 +1,18 @@
 """The cache is an LRU with a limit in bytes. Two different (prompt, response) share no key."""
 
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kwise.engine.cache.reward_cache import ENTRY_BYTES, RewardCache, StoredReward, reward_keys
+from kwise.engine.cache.reward_cache import (
+    ENTRY_BYTES,
+    RewardCache,
+    StoredReward,
+    entry_bytes,
+    reward_keys,
+)
 from kwise.types import Group, Message, Priority
 
 KEYS = st.sampled_from([bytes([n]) * 32 for n in range(8)])
@@ -125,3 +133,17 @@ def test_token_ids_and_texts_that_look_like_them_have_different_keys() -> None:
 def test_priority_and_company_change_no_key(group: Group) -> None:
     bulk = Group(prompt=group.prompt, responses=group.responses[::-1], priority=Priority.BULK)
     assert reward_keys(b"n", bulk)[::-1] == reward_keys(b"n", group)
+
+
+def test_rewards_of_members_take_more_of_the_limit() -> None:
+    """A tuple of numbers takes the place of a number."""
+    raw = (0.5,) * 64
+    reward = StoredReward(raw=raw, tokens=1, dropped_tokens=0, control_tokens=0)
+    cache = RewardCache(10 * entry_bytes(64) + 1, 64)
+    for number in range(20):
+        cache.put(bytes([number]), reward)
+    assert len(cache) == 10
+    assert cache.usage.num_bytes == cache.usage.max_bytes == 10 * entry_bytes(64)
+    assert entry_bytes(1) == ENTRY_BYTES
+    in_place = sys.getsizeof(raw) + 63 * sys.getsizeof(0.5)
+    assert entry_bytes(64) - ENTRY_BYTES >= in_place
