@@ -23,7 +23,7 @@ from tests.servers import PATIENCE_S, Server, running_server
 
 KUBERNETES = DEPLOY / "kubernetes"
 # Overlay and components. `sleep` of preStop came with 1.30.
-VARIANTS = [("cpu",), ("gpu",), ("cpu", "plaintext", "podmonitor")]
+VARIANTS = [("cpu",), ("gpu", "podmonitor"), ("cpu", "podmonitor", "plaintext")]
 VERSIONS = ("1.30", "1.37")
 LINT_RULES = (
     "{extends: default, rules: {line-length: {max: 100}, "
@@ -101,6 +101,19 @@ def test_options_ports_and_files_fit_each_other(objects: dict[str, dict[str, Any
     assert {port["port"] for rule in rules for port in rule["ports"]} == set(ports)
 
 
+def test_all_that_asks_the_http_port_does_so_with_tls_if_the_server_has_it(
+    objects: dict[str, dict[str, Any]],
+) -> None:
+    (container,) = pod_of(objects)["spec"]["containers"]
+    probes = [container[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+    gets = [spec["httpGet"] for spec in probes if "httpGet" in spec]
+    if monitor := objects.get("PodMonitor/kwise"):
+        gets += monitor["spec"]["podMetricsEndpoints"]
+    scheme = "http" if parsed(arguments_of(objects)).tls_cert is None else "https"
+    assert len(gets) >= 2
+    assert {(get["port"], get["scheme"].lower()) for get in gets} == {("http", scheme)}
+
+
 def test_every_selector_selects_the_pods(objects: dict[str, dict[str, Any]]) -> None:
     """kustomize can add a label to the selector of a network policy's clients as well."""
     labels = pod_of(objects)["metadata"]["labels"]
@@ -111,8 +124,8 @@ def test_every_selector_selects_the_pods(objects: dict[str, dict[str, Any]]) -> 
         objects["PodDisruptionBudget/kwise"]["spec"]["selector"]["matchLabels"],
         objects["NetworkPolicy/kwise"]["spec"]["podSelector"]["matchLabels"],
     ]
-    if "PodMonitor/kwise" in objects:
-        selectors.append(objects["PodMonitor/kwise"]["spec"]["selector"]["matchLabels"])
+    if monitor := objects.get("PodMonitor/kwise"):
+        selectors.append(monitor["spec"]["selector"]["matchLabels"])
     assert all(selector and selector.items() <= labels.items() for selector in selectors)
     target = objects["HorizontalPodAutoscaler/kwise"]["spec"]["scaleTargetRef"]
     assert f"{target['kind']}/{target['name']}" in objects
