@@ -14,22 +14,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from kwise.engine.golden import GOLDEN, Golden, read_golden
 from kwise.engine.precision import Precision
+from kwise.engine.typed_json import NOT_JSON, convert
 from kwise.ensemble import ensemble_reward
 from kwise.errors import ArtifactError
-from kwise.types import Message, RawReward, Reward
+from kwise.types import RawReward, Reward
 
 SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"  # the fp32 graph
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-GOLDEN = "golden.jsonl"
 
 # The fields of a manifest that decide what rewards a server gives. The name of the artifact, dates,
 # versions and what the export measured on its machine are left out.
@@ -48,11 +49,6 @@ _IDENTITY = (
     "members",
 )
 
-# What msgspec raises for bytes that are not JSON. The second is for bytes that are not UTF-8, the
-# third for deep nesting.
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-T = TypeVar("T")
 Name = Annotated[str, Meta(min_length=1)]
 # A file in the artifact's own directory. A path that leads elsewhere would have another file
 # served.
@@ -238,28 +234,6 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Golden:
-    """A conversation and the raw fp32 reward that the checkpoint gives it in PyTorch."""
-
-    prompt: tuple[Message, ...]
-    response: str
-    reward: RawReward
-
-
-class _GoldenMessage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    role: str
-    content: str
-
-
-class _GoldenLine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line of `golden.jsonl`."""
-
-    prompt: Annotated[tuple[_GoldenMessage, ...], Meta(min_length=1)]
-    response: str
-    reward: float | tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
     """A verified artifact on disk."""
 
@@ -374,7 +348,7 @@ def _read_manifest(path: Path) -> Manifest:
             else "is this directory an artifact made by `kwise export`?"
         )
         raise ArtifactError(f"{path}: no such file; {advice}") from None
-    except (OSError, *_NOT_JSON) as error:
+    except (OSError, *NOT_JSON) as error:
         raise ArtifactError(f"{path}: cannot be read: {error}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
@@ -383,7 +357,7 @@ def _read_manifest(path: Path) -> Manifest:
             f"{path}: schema version {version!r}; this version of kwise reads {SCHEMA_VERSION}: "
             + ("install a newer kwise" if is_newer else "export the checkpoint again")
         )
-    manifest = _convert(content, Manifest, str(path))
+    manifest = convert(content, Manifest, str(path))
     if manifest.error_bounds.keys() != manifest.graphs.keys():
         raise ArtifactError(f"{path}: error_bounds must have the same precisions as graphs")
     if manifest.members is not UNSET and (manifest.reward_mean, manifest.reward_std) != (0, 1):
@@ -402,48 +376,3 @@ def _read_manifest(path: Path) -> Manifest:
             f"{path}: its checksum does not match its content; export the checkpoint again"
         )
     return manifest
-
-
-def read_golden(path: Path, num_members: int) -> tuple[Golden, ...]:
-    """Read the golden conversations of the artifact in the directory `path`.
-
-    Raises:
-        ArtifactError: the file has no golden rewards, or a line is malformed, or does not have one
-            reward per member.
-    """
-    path = path / GOLDEN
-    golden = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        place = f"{path}:{number}"
-        try:
-            content = msgspec.json.decode(line)
-        except _NOT_JSON as error:
-            raise ArtifactError(f"{place}: {error}") from None
-        entry = _convert(content, _GoldenLine, place)
-        num_rewards = len(entry.reward) if isinstance(entry.reward, tuple) else 1
-        if num_rewards != num_members:
-            raise ArtifactError(
-                f"{place}: reward has {num_rewards} numbers, and the model {num_members} members"
-            )
-        prompt = tuple(
-            Message(role=message.role, content=message.content) for message in entry.prompt
-        )
-        golden.append(Golden(prompt=prompt, response=entry.response, reward=entry.reward))
-    if not golden:
-        raise ArtifactError(f"{path}: the file is empty; a wrong model would go unnoticed")
-    return tuple(golden)
-
-
-def _convert(content: Any, kind: type[T], place: str) -> T:
-    """Return parsed JSON as a `kind`.
-
-    Raises:
-        ArtifactError: a field is missing, unknown or of the wrong type. The message names the field
-            and what is expected, as "manifest.json: max_tokens: Expected `int`, got `str`".
-    """
-    try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
-        problem, _, field = str(error).partition(" - at ")
-        field = field.replace("`", "").replace("$.", "")
-        raise ArtifactError(f"{place}: {f'{field}: ' if field else ''}{problem}") from None

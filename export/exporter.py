@@ -16,7 +16,6 @@ from msgspec import structs
 
 from kwise.engine.artifact import (
     CHAT_TEMPLATE,
-    GOLDEN,
     MANIFEST,
     TOKENIZER,
     Artifact,
@@ -26,10 +25,10 @@ from kwise.engine.artifact import (
     Manifest,
     data_name,
     describe_file,
-    read_golden,
     read_manifest,
 )
 from kwise.engine.config import EngineConfig
+from kwise.engine.golden import GOLDEN, read_golden
 from kwise.engine.load import new_encoder
 from kwise.engine.model.devices import Kind
 from kwise.engine.model.session import GraphSession

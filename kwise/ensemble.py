@@ -7,27 +7,9 @@ member with a larger scale does not outweigh the others.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import fsum, sqrt
 
 from kwise.types import Reward
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Normalisation:
-    """The mean and the standard deviation by which a raw reward becomes a value.
-
-    Attributes:
-        mean: subtracted from the raw reward.
-        std: divides the difference; above 0.
-    """
-
-    mean: float = 0.0
-    std: float = 1.0
-
-    def value(self, raw: float) -> float:
-        """Return (raw - mean) / std."""
-        return (raw - self.mean) / self.std
 
 
 def ensemble_reward(
@@ -46,7 +28,7 @@ def ensemble_reward(
     not change them.
 
     Args:
-        values: the normalised reward of each member. See `Normalisation.value`.
+        values: the reward of each member, (raw - mean) / std with its own mean and std.
         raw: the raw reward of each member, in the same order.
         tokens, dropped_tokens, control_tokens, cached: see `Reward`.
 

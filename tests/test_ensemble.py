@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.ensemble import Normalisation, ensemble_reward
+from kwise.ensemble import ensemble_reward
 from kwise.types import Reward
 
 FINITE = st.floats(-1e6, 1e6)
@@ -14,7 +14,7 @@ MEMBERS = st.lists(st.tuples(FINITE, FINITE, st.floats(1e-3, 1e3)), min_size=1, 
 
 def _reward(members: list[tuple[float, float, float]]) -> Reward:
     return ensemble_reward(
-        values=[Normalisation(mean=mean, std=std).value(raw) for raw, mean, std in members],
+        values=[(raw - mean) / std for raw, mean, std in members],
         raw=[raw for raw, _, _ in members],
         tokens=1,
     )

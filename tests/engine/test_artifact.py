@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from kwise.engine.artifact import (
-    GOLDEN,
     MANIFEST,
     MODEL,
     TOKENIZER,
@@ -23,6 +22,7 @@ from kwise.engine.artifact import (
     read_artifact,
     read_manifest,
 )
+from kwise.engine.golden import GOLDEN
 from kwise.engine.precision import Precision
 from kwise.errors import ArtifactError
 
