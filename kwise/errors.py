@@ -99,6 +99,7 @@ class InvalidRequest(KwiseError):
         over_limit: see `KwiseError`.
         is_quoting: True if the message may quote a text of the request, as that of a chat template
             that refuses it may. Such a message is not logged.
+        logged_field: the field for the log, if `field` has a name that the caller chose.
 
     Attributes:
         field: the path of the field in the request ("responses[3].text").
@@ -115,6 +116,7 @@ class InvalidRequest(KwiseError):
         response: int | None = None,
         over_limit: bool = False,
         is_quoting: bool = False,
+        logged_field: str = "",
     ) -> None:
         parts = [field] if response is None else [f"responses[{response}]", field]
         self.field = ".".join(filter(None, parts))
@@ -123,6 +125,7 @@ class InvalidRequest(KwiseError):
         self.response = response
         self.over_limit = over_limit
         self.is_quoting = is_quoting
+        self._logged_field = logged_field or self.field
         self._field_in_response = field
 
     def at(self, response: int) -> "InvalidRequest":
@@ -142,7 +145,8 @@ class InvalidRequest(KwiseError):
         """The message for the log, which never quotes a text of the request."""
         if not self.is_quoting:
             return str(self)
-        return f"{self.field}: the reply has the cause, which is not logged: it may quote a text"
+        cause = "the reply has the cause, which is not logged: it may quote a text"
+        return f"{self._logged_field}: {cause}"
 
 
 class ArtifactRefused(KwiseError):
@@ -165,6 +169,12 @@ class UnknownModel(KwiseError):
         more = len(served) - _MAX_NAMES
         has = f"{shown} and {more} more" if more > 0 else shown or "none at present"
         super().__init__(f"model: {name[:100]!r} is not served here; this server has {has}")
+        self._served = has
+
+    @property
+    def log_message(self) -> str:
+        """The message for the log, without the name: a caller may have sent a text in its place."""
+        return f"model: this server has {self._served}; the reply names the model that it lacks"
 
 
 class Overloaded(KwiseError):

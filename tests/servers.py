@@ -88,7 +88,7 @@ class Log:
         with process.stderr as lines:
             for line in lines:
                 self.text += line
-                if match := re.search(r"serving .* on \S+:(\d+)$", line.strip()):
+                if match := re.search(r'serving .* on [^\s"]+:(\d+)("}|$)', line.strip()):
                     report_port(int(match.group(1)))
         report_port(None)
 

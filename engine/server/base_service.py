@@ -9,7 +9,7 @@ import logging
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import combinations
 from math import comb
@@ -55,6 +55,8 @@ class BaseRewardService(ABC):
         limits: the largest request that is accepted.
         draining: set once the service refuses new requests.
         num_calls: the number of calls that have arrived.
+        num_running: the number of calls that are being answered.
+        idling: set while there are none.
         observers: what is told of each call when it has ended.
     """
 
@@ -63,9 +65,9 @@ class BaseRewardService(ABC):
         self.draining = asyncio.Event()
         self.num_calls = 0
         self.observers: list[CallObserver] = []
-        self._num_running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.num_running = 0
+        self.idling = asyncio.Event()
+        self.idling.set()
 
     # Requests
 
@@ -142,23 +144,13 @@ class BaseRewardService(ABC):
 
     # The life of the service
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self) -> AbstractContextManager[None]:
         """Count a call as running, and report bugs in it. Adapters wrap each call in this.
 
         Raises:
             ServiceFailed: in place of an exception that is not a `KwiseError`.
         """
-        self.num_calls += 1
-        self._num_running += 1
-        self._idle.clear()
-        try:
-            with bugs_reported():
-                yield
-        finally:
-            self._num_running -= 1
-            if not self._num_running:
-                self._idle.set()
+        return _Counted(self)
 
     @contextmanager
     def streamed_request(self) -> Iterator[None]:
@@ -177,20 +169,45 @@ class BaseRewardService(ABC):
 
     async def idle(self) -> None:
         """Return once no call is running."""
-        await self._idle.wait()
+        await self.idling.wait()
+
+
+class _Counted(AbstractContextManager[None]):
+    """Counts a call as running. A class, because it costs half of a generator."""
+
+    __slots__ = ("_service",)
+
+    def __init__(self, service: BaseRewardService) -> None:
+        self._service = service
+
+    def __enter__(self) -> None:
+        service = self._service
+        service.num_calls += 1
+        service.num_running += 1
+        service.idling.clear()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        service = self._service
+        service.num_running -= 1
+        if not service.num_running:
+            service.idling.set()
+        if error is not None:
+            _report_bug(error)
 
 
 @contextmanager
 def bugs_reported() -> Iterator[None]:
-    """Log an exception that is not a `KwiseError`, and raise `ServiceFailed` in its place.
-
-    Its details belong in the log and not in a reply.
-    """
+    """Log an exception that is not a `KwiseError`, and raise `ServiceFailed` in its place."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, KwiseError):
-            raise
+        _report_bug(error)
+        raise
+
+
+def _report_bug(error: BaseException) -> None:
+    """Raise `ServiceFailed` in place of a bug. Its details belong in the log and not in a reply."""
+    if isinstance(error, Exception) and not isinstance(error, KwiseError):
         _LOG.error("a request failed; please report this as a bug of kwise:\n%s", _trace(error))
         raise ServiceFailed from error
 

@@ -33,7 +33,9 @@ class Call:
         """
         if name and self.model and name != self.model:
             raise InvalidRequest(
-                "model", f"it is {name[:100]!r}, and the address names {self.model[:100]!r}"
+                "model",
+                f"it is {name[:100]!r}, and the address names {self.model[:100]!r}",
+                is_quoting=True,
             )
         return name or self.model
 

@@ -37,14 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
     for argument, source in zip(arguments.artifact, sources, strict=True):
         _check_directory(argument, source.path)
     # Imported late: --help and a wrong option need none of the engine's packages.
+    from kwise.engine.server.logs.form import configure_log
     from kwise.engine.server.serve import serve
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Ctrl-C ends a server that still loads its model, as SIGTERM does. asyncio would wait for
         # the end of the load. `serve` handles both signals once it serves.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    log_format = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=logging.INFO, format=log_format, force=True)
+    configure_log(server.log_level, server.log_format)
     asyncio.run(serve(sources, engine, server))
     if _is_computing():
         # A pass of the model or a load still runs, and nobody waits for it. Python's own exit would

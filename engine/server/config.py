@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from kwise.engine.server.logs.options import LogFormat, LogLevel
 from kwise.errors import ConfigError
 from kwise.options import MAX_SECONDS, MAX_UINT32, check_bounds, option
 
@@ -76,6 +77,19 @@ class ServerConfig:
     )
     insecure: bool = option(
         False, "listen on an address that other machines reach, and answer everybody"
+    )
+    log_level: LogLevel = option(
+        LogLevel.INFO, "least important lines to log; debug has a line for each call"
+    )
+    log_format: LogFormat = option(
+        LogFormat.TEXT, "form of the log: text, or one JSON object a line"
+    )
+    # Half of 60 s, after which many clients and proxies give up.
+    slow_call_s: float = option(
+        30.0,
+        "seconds from which on a call is slow, which the log says in summary; 0 for never",
+        minimum=0,
+        maximum=MAX_SECONDS,
     )
     grace_s: float = option(
         30.0,

@@ -18,6 +18,7 @@ from kwise.engine.server.config import RECEIVE_S, ServerConfig
 from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.grpc.port import GrpcPort
 from kwise.engine.server.loader import Loader
+from kwise.engine.server.logs.call_log import CallLog
 from kwise.engine.server.port import Port
 from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.security.exposure import check_exposure, exposed_address
@@ -55,6 +56,8 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
     ports = _bind_ports(config, credentials, loader, inherited)
     limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
     service = RewardService(loader.load(sources), limits)
+    call_log = CallLog(config.slow_call_s)
+    service.observers.append(call_log)
     freeze_heap()
     try:
         for ensemble in ensembles:
@@ -79,6 +82,7 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
         await _drain(ports, service, config.grace_s)
     finally:
         await service.stop()
+        call_log.close()
     _LOG.info("stopped")
 
 

@@ -70,8 +70,11 @@ class RewardService(BaseRewardService):
     async def score(self, group: Group, model: str = "") -> ScoredGroup:
         served = self.model(model)
         self.limits.check(len(group.responses))
-        note_group(served.name, group)
-        return await served.score(group)
+        call = note_group(served.name, group)
+        scored = await served.score(group)
+        if call is not None:
+            call.note_timing(scored.timing)
+        return scored
 
     async def describe(self, model: str = "") -> ModelInfo:
         return self.model_info(model)

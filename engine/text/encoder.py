@@ -356,7 +356,9 @@ def _check_roles(prompt: Conversation) -> None:
     for index, message in enumerate(prompt):
         if (standard := standard_role(message.role)) != message.role:
             raise InvalidRequest(
-                f"prompt.messages[{index}].role", f"is {message.role[:40]!a}; write {standard!r}"
+                f"prompt.messages[{index}].role",
+                f"is {message.role[:40]!a}; write {standard!r}",
+                is_quoting=True,
             )
 
 

@@ -16,8 +16,9 @@ from enum import Enum
 from time import monotonic
 from types import TracebackType
 
+from kwise.engine.server.calls.request_id import new_request_id
 from kwise.errors import KwiseError, Status
-from kwise.types import Group
+from kwise.types import Group, Timing
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,27 +51,33 @@ class RunningCall:
         protocol: the protocol that it came in.
         kind: the part of the traffic that it stands for.
         client: the name of the call's token; or else what the call names, or its peer's address.
-        request_id: the id that the caller has given the call; "" without one.
         model: the name of the model that answers; "" if the call needs none, or names an unknown
             one.
         num_responses: the responses that the caller wants scored.
         started_s: the time of its arrival, on the clock of `time.monotonic`.
         duration_s: the time until its end, when there is a reply or an error to send. 0 before.
         status: the status of its end; None before.
+        problem: why the call failed, for the log: a sentence that quotes no text; "" if it did not.
+        is_logged: True if the log has a line about its failure.
+        timing: the longest time of its groups in each stage; None if no group was scored.
     """
 
     __slots__ = (
         "_observers",
+        "_request_id",
+        "_stream",
         "client",
         "duration_s",
+        "is_logged",
         "kind",
         "method",
         "model",
         "num_responses",
+        "problem",
         "protocol",
-        "request_id",
         "started_s",
         "status",
+        "timing",
     )
 
     def __init__(
@@ -82,18 +89,40 @@ class RunningCall:
         *,
         client: str = "",
         request_id: str = "",
+        stream: "RunningCall | None" = None,
     ) -> None:
         self._observers = observers
         self.method = method
         self.protocol = protocol
         self.kind = kind
         self.client = client
-        self.request_id = request_id
+        self._request_id = request_id
+        self._stream = stream
         self.model = ""
         self.num_responses = 0
         self.started_s = 0.0
         self.duration_s = 0.0
         self.status: Status | None = None
+        self.problem = ""
+        self.is_logged = False
+        self.timing: Timing | None = None
+
+    @property
+    def has_request_id(self) -> bool:
+        """True if the caller has given the call an id, or somebody has asked for it."""
+        return bool(self._request_id)
+
+    @property
+    def request_id(self) -> str:
+        """The id of the call. It is made when somebody asks for it, because most calls need none.
+
+        The requests of a stream have that of the stream.
+        """
+        if self._stream is not None:
+            return self._stream.request_id
+        if not self._request_id:
+            self._request_id = new_request_id()
+        return self._request_id
 
     def streamed(self) -> "RunningCall":
         """Return the call that stands for one request of this stream."""
@@ -103,7 +132,24 @@ class RunningCall:
             self.protocol,
             CallKind.STREAMED,
             client=self.client,
-            request_id=self.request_id,
+            stream=self,
+        )
+
+    def failed(self, status: Status, problem: str) -> None:
+        """Note how the call fails, and why."""
+        self.status, self.problem = status, problem
+
+    def note_timing(self, timing: Timing) -> None:
+        """Note the time of one of its groups in each stage."""
+        old = self.timing
+        self.timing = (
+            timing
+            if old is None
+            else Timing(
+                tokenizer_ms=max(old.tokenizer_ms, timing.tokenizer_ms),
+                queue_ms=max(old.queue_ms, timing.queue_ms),
+                model_ms=max(old.model_ms, timing.model_ms),
+            )
         )
 
     def __enter__(self) -> "RunningCall":
@@ -121,7 +167,13 @@ class RunningCall:
         """End the call, and tell the observers. A status that was noted stays."""
         self.duration_s = monotonic() - self.started_s
         if self.status is None:
-            self.status = Status.OK if error is None else _status_of(error)
+            if error is None:
+                self.status = Status.OK
+            elif isinstance(error, KwiseError):
+                self.failed(error.status, error.log_message)
+            else:
+                is_cancelled = isinstance(error, asyncio.CancelledError)
+                self.status = Status.CANCELLED if is_cancelled else Status.INTERNAL
         for observer in self._observers:
             try:
                 observer(self)
@@ -141,14 +193,9 @@ def current_call() -> RunningCall | None:
     return _CURRENT.get()
 
 
-def note_group(model: str, group: Group) -> None:
-    """Note on the current call that `model` scores a group for it."""
+def note_group(model: str, group: Group) -> RunningCall | None:
+    """Note on the current call that `model` scores a group for it. Return the call."""
     if (call := _CURRENT.get()) is not None:
         call.model = model
         call.num_responses += len(group.responses)
-
-
-def _status_of(error: BaseException) -> Status:
-    if isinstance(error, KwiseError):
-        return error.status
-    return Status.CANCELLED if isinstance(error, asyncio.CancelledError) else Status.INTERNAL
+    return call

@@ -1,29 +1,25 @@
 """Shared code of the RPCs of all services: the status of an error, and the client of a call."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import grpc
 
 from kwise.engine.server.base_service import BaseRewardService
 from kwise.engine.server.call import Call
+from kwise.engine.server.calls.request_id import REQUEST_ID_KEY, accepted_request_id
 from kwise.engine.server.calls.running_call import current_call
 from kwise.engine.server.grpc.access import TOKEN_NAME
 from kwise.engine.server.grpc.messages import status_code, trailers
 from kwise.engine.server.service import RewardService
-from kwise.errors import KwiseError
+from kwise.errors import KwiseError, ServiceFailed
 from kwise.types import CLIENT_KEY, MODEL_KEY
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-@asynccontextmanager
-async def running_call(
-    service: BaseRewardService,
-    context: Context,
-    code_of: Callable[[KwiseError], grpc.StatusCode] = status_code,
-) -> AsyncIterator[None]:
+class running_call(AbstractAsyncContextManager[None]):  # noqa: N801 - used as a function
     """Count the call as running, and end it with the status of an error raised inside.
 
     Args:
@@ -31,17 +27,38 @@ async def running_call(
         context: the gRPC call.
         code_of: returns the status of an error in the protocol of the call.
     """
-    try:
-        with service.call():
-            yield
-    except KwiseError as error:
-        await context.abort(code_of(error), str(error), trailers(error))
+
+    __slots__ = ("_code_of", "_context", "_counted")
+
+    def __init__(
+        self,
+        service: BaseRewardService,
+        context: Context,
+        code_of: Callable[[KwiseError], grpc.StatusCode] = status_code,
+    ) -> None:
+        self._context = context
+        self._code_of = code_of
+        self._counted = service.call()
+
+    async def __aenter__(self) -> None:
+        self._counted.__enter__()
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            self._counted.__exit__(kind, error, traceback)
+        except ServiceFailed as failed:
+            error = failed
+        if isinstance(error, KwiseError):
+            metadata = trailers(error)
+            if (call := current_call()) is not None:
+                call.failed(error.status, error.log_message)
+                metadata += ((REQUEST_ID_KEY, call.request_id),)
+            await self._context.abort(self._code_of(error), str(error), metadata)
 
 
 def call_of(service: RewardService, context: Context) -> Call:
     """Return the context of a call whose messages cannot name a model: its metadata may."""
-    metadata: Any = context.invocation_metadata() or ()
-    named: Iterator[Any] = (value for key, value in metadata if key == MODEL_KEY)
+    named: Iterator[Any] = (value for key, value in _metadata(context) if key == MODEL_KEY)
     return Call(service=service, client=client_of(context), model=str(next(named, "")))
 
 
@@ -55,6 +72,17 @@ def client_of(context: Context) -> str:
         return call.client
     if name := TOKEN_NAME.get():
         return name
-    metadata: Any = context.invocation_metadata() or ()
-    named: Iterator[Any] = (value for key, value in metadata if key == CLIENT_KEY)
+    named: Iterator[Any] = (value for key, value in _metadata(context) if key == CLIENT_KEY)
     return str(next(named, "")) or context.peer()
+
+
+def request_id_of(context: Context) -> str:
+    """Return the id that a caller has given a call; "" without one."""
+    for key, value in _metadata(context):
+        if key == REQUEST_ID_KEY:
+            return accepted_request_id(str(value))
+    return ""
+
+
+def _metadata(context: Context) -> Any:
+    return context.invocation_metadata() or ()

@@ -13,8 +13,9 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from kwise.engine.server.base_service import BaseRewardService
+from kwise.engine.server.calls.request_id import REQUEST_ID_KEY
 from kwise.engine.server.calls.running_call import CallKind, Protocol, RunningCall
-from kwise.engine.server.grpc.calls import Context, client_of
+from kwise.engine.server.grpc.calls import Context, client_of, request_id_of
 from kwise.errors import Status
 
 # gRPC cancels a call both if its deadline passes and if its client cancels it. The client's
@@ -46,18 +47,25 @@ def _observed(handler: Handler, method: MethodDescriptor, service: BaseRewardSer
     observers = service.observers
 
     async def rpc(request: Any, context: Any) -> Any:
-        client = client_of(context)
-        with RunningCall(observers, name, Protocol.GRPC, kind, client=client) as call:
+        client, request_id = client_of(context), request_id_of(context)
+        with RunningCall(
+            observers, name, Protocol.GRPC, kind, client=client, request_id=request_id
+        ) as call:
             try:
-                return await handler(request, context)
+                reply = await handler(request, context)
             except grpc.aio.AbortError:
-                call.status = Status[_code_of(context).name]
+                if call.status is None:  # a servicer aborts the RPCs that it does not implement
+                    call.failed(Status[_code_of(context).name], "")
                 raise
             except asyncio.CancelledError:
                 left_s: float | None = context.time_remaining()  # None without a deadline
                 if left_s is not None and left_s < _DEADLINE_SLACK_S:
                     call.status = Status.DEADLINE_EXCEEDED
                 raise
+        # The observers may have asked for the id.
+        if call.has_request_id:
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+        return reply
 
     return rpc
 

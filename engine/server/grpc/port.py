@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.grpc.access import TokenInterceptor, server_credentials
 from kwise.engine.server.grpc.admin import GrpcAdminService
+from kwise.engine.server.grpc.departed_clients import keep_quiet_about_departed_clients
 from kwise.engine.server.grpc.model_health import ModelHealth
 from kwise.engine.server.grpc.observed import observed
 from kwise.engine.server.grpc.services import ADMIN, HEALTH, SERVICES, descriptor_pool
@@ -56,6 +57,7 @@ class GrpcPort:
 
     async def start(self, service: RewardService) -> None:
         """Answer calls with `service` from now on."""
+        keep_quiet_about_departed_clients()
         for entry in SERVICES:
             servicer = entry.servicer(service, self._config)
             entry.add(observed(servicer, entry.descriptor, service), self._server)

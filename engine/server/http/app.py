@@ -23,6 +23,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kwise.engine.server.call import Call
+from kwise.engine.server.calls.request_id import REQUEST_ID_KEY, accepted_request_id
 from kwise.engine.server.calls.running_call import Protocol, RunningCall
 from kwise.engine.server.http.endpoint import Endpoint, Reply
 from kwise.engine.server.http.errors import (
@@ -40,12 +41,13 @@ from kwise.engine.server.service import RewardService
 from kwise.errors import InvalidRequest, KwiseError, ServiceFailed, Status, Unavailable
 from kwise.types import CLIENT_KEY
 
-_LOG = logging.getLogger(__name__)
-
 # The client's time-out for its request, in seconds. A request that exceeds it leaves the queue.
 TIMEOUT_HEADER = "kwise-timeout-s"
 
+_LOG = logging.getLogger(__name__)
+
 _CLIENT_HEADER = CLIENT_KEY.encode()
+_REQUEST_ID_HEADER = REQUEST_ID_KEY.encode()
 _encode = msgspec.json.Encoder().encode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -100,12 +102,16 @@ class PathApp:
             headers = dict(scope["headers"])
             method = dialects[0].endpoint.name
             client = _client_of(scope, headers)
+            given = accepted_request_id(headers.get(_REQUEST_ID_HEADER, b"").decode("latin-1"))
             with RunningCall(
-                self._service.observers, method, Protocol.HTTP, client=client
+                self._service.observers, method, Protocol.HTTP, client=client, request_id=given
             ) as running:
                 response = await self._answer(running, dialects, headers, scope, receive)
             if response is None:
                 return  # the client has gone
+            # The observers may have asked for the id.
+            if running.has_request_id or running.status is not Status.OK:
+                response.raw_headers.append((_REQUEST_ID_HEADER, running.request_id.encode()))
         else:
             response = self._other_method(scope["method"])
         if self._service.draining.is_set():
@@ -158,15 +164,15 @@ class PathApp:
         except KwiseError as error:
             problem, log_message = problem_of(error), error.log_message
             # A bug is in the log already, and so is a drain.
-            is_logged = not isinstance(error, ServiceFailed | Unavailable)
+            running.is_logged = isinstance(error, ServiceFailed | Unavailable)
         except ProblemRaised as raised:
-            problem, is_logged = raised.problem, True
-            log_message = problem.message
+            problem, log_message = raised.problem, raised.log_message
         except TimeoutError:
-            problem, is_logged = _out_of_time(), True
+            problem = _out_of_time()
             log_message = problem.message
-        running.status = problem.status
-        if is_logged and (client := dialect.endpoint.logs_for):
+        running.failed(problem.status, log_message)
+        if not running.is_logged and (client := dialect.endpoint.logs_for):
+            running.is_logged = True
             status = problem.http_status.value
             _LOG.warning("a call of %s failed with %d: %s", client, status, log_message)
         return response_of(problem, dialect.endpoint.errors)
@@ -313,6 +319,7 @@ def _timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
     raise InvalidRequest(
         f"header {TIMEOUT_HEADER}",
         f"it is {value[:50].decode('latin-1')!r}; it must be a number of seconds over 0",
+        is_quoting=True,
     )
 
 
@@ -333,7 +340,8 @@ def _check_type(headers: Mapping[bytes, bytes]) -> None:
             http_status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             status=Status.INVALID_ARGUMENT,
             message=problem,
-        )
+        ),
+        "the content type or encoding is not that of plain JSON in UTF-8",
     )
 
 

@@ -78,11 +78,17 @@ class Problem:
 
 
 class ProblemRaised(Exception):
-    """A problem of HTTP that no `KwiseError` stands for, such as a body that is too large."""
+    """A problem of HTTP that no `KwiseError` stands for, such as a body that is too large.
 
-    def __init__(self, problem: Problem) -> None:
+    Args:
+        problem: the problem.
+        log_message: its message for the log, if that of the reply quotes the request.
+    """
+
+    def __init__(self, problem: Problem, log_message: str = "") -> None:
         super().__init__(problem.message)
         self.problem = problem
+        self.log_message = log_message or problem.message
 
 
 def problem_of(error: KwiseError) -> Problem:

@@ -153,7 +153,9 @@ def to_group(body: GroupBody, client: str, max_tokens: int) -> Group:
     """
     if body.priority not in _PRIORITIES:
         raise InvalidRequest(
-            "priority", f"{str(body.priority)[:50]!r} is not a Priority; give interactive or bulk"
+            "priority",
+            f"{str(body.priority)[:50]!r} is not a Priority; give interactive or bulk",
+            is_quoting=True,
         )
     _check_num_ids(body.prompt, max_tokens)
     prompt = _to_prompt(body.prompt)

@@ -88,6 +88,7 @@ def check_input_parameters(tensor: pb.ModelInferRequest.InferInputTensor) -> Non
             raise InvalidRequest(
                 f"{field}.content_type",
                 f"{quoted(value)}; texts are UTF-8: give 'str', or leave it out",
+                is_quoting=True,
             )
 
 
@@ -110,7 +111,7 @@ def _refuse_others(
         if problem is None:
             allowed = f"allowed are {', '.join(known)}" if known else "an output takes none"
             problem = f"this parameter is unknown; {allowed}"
-        raise InvalidRequest(f"{field}.{name[:100]}", problem)
+        raise InvalidRequest(f"{field}.{name[:100]}", problem, is_quoting=True, logged_field=field)
 
 
 def _integer(parameters: Mapping[str, pb.InferParameter], name: str, field: str) -> int:

@@ -44,6 +44,7 @@ def requested_outputs(request: pb.ModelInferRequest, num_members: int) -> list[T
                 "outputs",
                 f"the output {quoted(requested.name)} is unknown; the outputs are "
                 f"{', '.join(names)} and {last}",
+                is_quoting=True,
             )
         if tensor in outputs:
             raise InvalidRequest(f"outputs.{tensor.name}", "it is named twice")

@@ -123,6 +123,7 @@ class Inputs:
                 raise InvalidRequest(
                     "inputs",
                     f"the input {quoted(received.name)} is unknown; the inputs are {names}",
+                    is_quoting=True,
                 )
             if tensor.name in contents:
                 raise InvalidRequest(f"inputs.{tensor.name}", "it is given twice")
@@ -180,7 +181,9 @@ def _length(tensor: Tensor, received: pb.ModelInferRequest.InferInputTensor) -> 
     field = f"inputs.{tensor.name}"
     if received.datatype != tensor.datatype:
         raise InvalidRequest(
-            f"{field}.datatype", f"{quoted(received.datatype)}; this input is {tensor.datatype}"
+            f"{field}.datatype",
+            f"{quoted(received.datatype)}; this input is {tensor.datatype}",
+            is_quoting=True,
         )
     expected = "K" if tensor.length is None else str(tensor.length)
     shape = list(received.shape)

@@ -75,6 +75,7 @@ def of_messages(messages: Sequence[ChatMessage], field: str = "messages") -> Sam
             f"{field}[{len(prompt)}].role",
             f"it is {last.role[:50]!r}, at {len(messages)} messages; the conversation must end "
             "with the assistant's message that is to be scored, after at least one other",
+            is_quoting=True,
         )
     return Sample(
         prompt=tuple(prompt),

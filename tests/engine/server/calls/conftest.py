@@ -63,7 +63,6 @@ async def observed_service(config: ServerConfig | None = None, **engine: Any) ->
             service.drain()
             await service.stop()
             for port in ports:
-                port.stop_accepting(0)
                 await port.close(0)
             await service.stop()
 

@@ -46,7 +46,8 @@ def quoting_server(
     files = {**manifest.files, CHAT_TEMPLATE: describe_file(template)}
     signed = msgspec.structs.replace(manifest, files=files).signed()
     (artifact / "manifest.json").write_text(signed.to_json())
-    with running_server(artifact, "--http-port", "0", "--max-message-bytes", "200000") as server:
+    options = ("--http-port", "0", "--max-message-bytes", "200000", "--log-level", "debug")
+    with running_server(artifact, *options) as server:  # debug: a line for each call
         yield server
         assert MARK not in ask(http_port(server), "GET", "/metrics").body.decode()
     assert MARK not in server.log.text
@@ -130,6 +131,8 @@ def test_no_rpc_writes_a_text_to_the_log(quoting_server: Server) -> None:
                 )
                 tensor.contents.bytes_contents.append(text.encode())
                 request = inference_pb2.ModelInferRequest(model_name="tiny", inputs=[tensor])
+                statuses.add(status_of(infer, request))
+                request.parameters[text[:50]].bool_param = True
                 statuses.add(status_of(infer, request))
         assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= statuses
         for entry in SERVICES:

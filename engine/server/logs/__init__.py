@@ -1,0 +1,1 @@
+"""The log: its form, a line per call if asked for, and summaries of refused and slow calls."""
