@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kwise.engine.artifact import read_artifact
 from kwise.errors import ConfigError
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
@@ -19,6 +20,7 @@ from kwise.train.run.training import train
 from kwise.train.step.losses import Labels, batch_losses, ranking_loss
 from kwise.types import Message
 from tests.edited_checkpoints import copy_checkpoint
+from tests.exports import export_quietly
 from tests.training_runs import IGNORED_WARNINGS, interrupted_at, options
 
 pytestmark = IGNORED_WARNINGS
@@ -201,3 +203,12 @@ def test_regression_keeps_the_zero_of_its_rewards(headless: Path, tmp_path: Path
 def test_a_share_without_several_heads_is_refused(data: Path, headless: Path) -> None:
     with pytest.raises(ConfigError, match="--head-share has no effect with --heads 1"):
         TrainConfig(**options(data, headless, Path("out"), head_share=0.7))
+
+
+def test_the_checkpoint_exports_with_a_reward_for_each_head(run: Any, tmp_path: Path) -> None:
+    _, output = run
+    artifact = read_artifact(export_quietly(output, tmp_path / "artifact"))
+    stated = json.loads((output / "config.json").read_text())["kwise_member_means"]
+    members = artifact.manifest.members or ()
+    assert [member.mean for member in members] == stated and len(stated) == 4
+    assert {member.std for member in members} == {1.0}
