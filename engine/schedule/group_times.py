@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from kwise.engine.schedule.histogram import SECONDS, Histogram
@@ -53,6 +54,31 @@ class GroupDurations:
     last_at_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStages:
+    """The moments of an answered group, on the event loop's clock, for traces.
+
+    Attributes:
+        started_s: its arrival.
+        looked_up_s: the end of the look-up in the reward cache.
+        computed_s: all of its rewards are there.
+        replied_s: its reply is assembled.
+        timing: the longest time of a response in each stage.
+        is_cached: True if no reward was computed.
+    """
+
+    started_s: float
+    looked_up_s: float
+    computed_s: float
+    replied_s: float
+    timing: Timing
+    is_cached: bool
+
+
+# Where the stages of groups are noted that a traced call asks for. A call may ask for several.
+STAGES: ContextVar[list[GroupStages] | None] = ContextVar("kwise_stages", default=None)
+
+
 class GroupTimes:
     """The times of one group. They are added to the totals once the group is answered."""
 
@@ -82,6 +108,8 @@ class GroupTimes:
 
     def replied(self, timing: Timing, *, is_cached: bool) -> None:
         """Add the times of an answered group. If it is cached, no reward of it was computed."""
+        if (stages := STAGES.get()) is not None:
+            stages.append(self._stages(timing, is_cached=is_cached))
         totals, look_up_s = self._totals, self._looked_up_s - self._started_s
         totals.queue.add(timing.queue_ms / 1000)
         if is_cached:
@@ -93,6 +121,16 @@ class GroupTimes:
         now_s = self._now_s()
         totals.reply.add(now_s - self._computed_s)
         totals.computed.observe(now_s - self._started_s)
+
+    def _stages(self, timing: Timing, *, is_cached: bool) -> GroupStages:
+        return GroupStages(
+            started_s=self._started_s,
+            looked_up_s=self._looked_up_s,
+            computed_s=self._computed_s,
+            replied_s=self._now_s(),
+            timing=timing,
+            is_cached=is_cached,
+        )
 
     @staticmethod
     def _now_s() -> float:

@@ -16,7 +16,7 @@ from math import comb
 from typing import Any
 
 from kwise.comparison import check_pair, compare_pair, ranks
-from kwise.engine.server.calls.running_call import CallObserver, current_call
+from kwise.engine.server.calls.running_call import CallObservers, current_call
 from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest, KwiseError, ServiceFailed
 from kwise.types import ComparedGroup, Comparison, Group, ModelInfo, RankedGroup, ScoredGroup
@@ -64,7 +64,7 @@ class BaseRewardService(ABC):
         self.limits = limits or RequestLimits()
         self.draining = asyncio.Event()
         self.num_calls = 0
-        self.observers: list[CallObserver] = []
+        self.observers = CallObservers()
         self.num_running = 0
         self.idling = asyncio.Event()
         self.idling.set()

@@ -91,6 +91,11 @@ class ServerConfig:
         minimum=0,
         maximum=MAX_SECONDS,
     )
+    otlp_endpoint: str = option(
+        "",
+        "URL of an OpenTelemetry collector that takes traces over OTLP/gRPC, such as "
+        "http://localhost:4317; the variables OTEL_* hold as well",
+    )
     grace_s: float = option(
         30.0,
         "seconds that running requests get to finish after SIGTERM",

@@ -30,6 +30,7 @@ from kwise.engine.server.systemd import (
     notify_reloading,
     notify_stopping,
 )
+from kwise.engine.server.tracing.exporter import Tracing
 from kwise.errors import ConfigError, InvalidRequest
 
 _LOG = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
     service = RewardService(loader.load(sources), limits)
     call_log = CallLog(config.slow_call_s)
     service.observers.append(call_log)
+    tracing = Tracing(config.otlp_endpoint, service.observers)
     freeze_heap()
     try:
         for ensemble in ensembles:
@@ -83,6 +85,7 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
     finally:
         await service.stop()
         call_log.close()
+        await tracing.close()
     _LOG.info("stopped")
 
 

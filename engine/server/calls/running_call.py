@@ -10,12 +10,14 @@ argument would pass through each function of each protocol.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from enum import Enum
 from time import monotonic
 from types import TracebackType
+from typing import Any
 
+from kwise.engine.schedule.group_times import STAGES, GroupStages
 from kwise.engine.server.calls.request_id import new_request_id
 from kwise.errors import KwiseError, Status
 from kwise.types import Group, Timing
@@ -58,6 +60,9 @@ class RunningCall:
         duration_s: the time until its end, when there is a reply or an error to send. 0 before.
         status: the status of its end; None before.
         problem: why the call failed, for the log: a sentence that quotes no text; "" if it did not.
+        headers: its headers, a dict, or its metadata, a sequence of pairs.
+        http_status: the HTTP status of its reply; 0 for gRPC, and for a client that has left.
+        stages: the moments of its groups; None if no observer wants them.
         is_logged: True if the log has a line about its failure.
         timing: the longest time of its groups in each stage; None if no group was scored.
     """
@@ -68,6 +73,8 @@ class RunningCall:
         "_stream",
         "client",
         "duration_s",
+        "headers",
+        "http_status",
         "is_logged",
         "kind",
         "method",
@@ -75,6 +82,7 @@ class RunningCall:
         "num_responses",
         "problem",
         "protocol",
+        "stages",
         "started_s",
         "status",
         "timing",
@@ -82,13 +90,14 @@ class RunningCall:
 
     def __init__(
         self,
-        observers: "Sequence[CallObserver]",
+        observers: "CallObservers",
         method: str,
         protocol: Protocol,
         kind: CallKind = CallKind.UNARY,
         *,
         client: str = "",
         request_id: str = "",
+        headers: Any = (),
         stream: "RunningCall | None" = None,
     ) -> None:
         self._observers = observers
@@ -98,6 +107,9 @@ class RunningCall:
         self.client = client
         self._request_id = request_id
         self._stream = stream
+        self.headers = headers
+        self.http_status = 0
+        self.stages: list[GroupStages] | None = None
         self.model = ""
         self.num_responses = 0
         self.started_s = 0.0
@@ -132,6 +144,7 @@ class RunningCall:
             self.protocol,
             CallKind.STREAMED,
             client=self.client,
+            headers=self.headers,
             stream=self,
         )
 
@@ -156,6 +169,9 @@ class RunningCall:
         """Begin the call, and make it the current one of this task."""
         self.started_s = monotonic()
         _CURRENT.set(self)
+        if self._observers.wants_stages:
+            self.stages = []
+            STAGES.set(self.stages)
         return self
 
     def __exit__(
@@ -184,6 +200,17 @@ class RunningCall:
 # What is told of each call when it has ended. It must take about a microsecond: a cached call of
 # nine responses takes 300.
 CallObserver = Callable[[RunningCall], None]
+
+
+class CallObservers(list[CallObserver]):
+    """The observers of a service's calls.
+
+    Attributes:
+        wants_stages: True if one of them reads `RunningCall.stages`.
+    """
+
+    wants_stages = False
+
 
 _CURRENT: ContextVar[RunningCall | None] = ContextVar("kwise_call", default=None)
 

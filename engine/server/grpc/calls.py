@@ -1,6 +1,6 @@
 """Shared code of the RPCs of all services: the status of an error, and the client of a call."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -17,6 +17,7 @@ from kwise.errors import KwiseError, ServiceFailed
 from kwise.types import CLIENT_KEY, MODEL_KEY
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class running_call(AbstractAsyncContextManager[None]):  # noqa: N801 - used as a function
@@ -58,31 +59,38 @@ class running_call(AbstractAsyncContextManager[None]):  # noqa: N801 - used as a
 
 def call_of(service: RewardService, context: Context) -> Call:
     """Return the context of a call whose messages cannot name a model: its metadata may."""
-    named: Iterator[Any] = (value for key, value in _metadata(context) if key == MODEL_KEY)
-    return Call(service=service, client=client_of(context), model=str(next(named, "")))
+    model = value_of(MODEL_KEY, metadata_of(context))
+    return Call(service=service, client=client_of(context), model=model)
 
 
-def client_of(context: Context) -> str:
+def client_of(context: Context, metadata: Metadata | None = None) -> str:
     """Return the client of a call, for fair queueing.
 
     It is the name of the call's token. If calls need none, it is what the call names (behind a
     proxy, say), or else its connection.
     """
-    if (call := current_call()) is not None:
-        return call.client
+    if metadata is None:
+        if (call := current_call()) is not None:
+            return call.client
+        metadata = metadata_of(context)
     if name := TOKEN_NAME.get():
         return name
-    named: Iterator[Any] = (value for key, value in _metadata(context) if key == CLIENT_KEY)
-    return str(next(named, "")) or context.peer()
+    return value_of(CLIENT_KEY, metadata) or context.peer()
 
 
-def request_id_of(context: Context) -> str:
+def request_id_of(metadata: Metadata) -> str:
     """Return the id that a caller has given a call; "" without one."""
-    for key, value in _metadata(context):
-        if key == REQUEST_ID_KEY:
-            return accepted_request_id(str(value))
+    return accepted_request_id(value_of(REQUEST_ID_KEY, metadata))
+
+
+def value_of(key: str, metadata: Metadata) -> str:
+    """Return the first value of a key of the metadata; "" without one."""
+    for name, value in metadata:
+        if name == key:
+            return str(value)
     return ""
 
 
-def _metadata(context: Context) -> Any:
+def metadata_of(context: Any) -> Metadata:
+    """Return the metadata that a call came with."""
     return context.invocation_metadata() or ()

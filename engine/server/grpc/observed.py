@@ -15,7 +15,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from kwise.engine.server.base_service import BaseRewardService
 from kwise.engine.server.calls.request_id import REQUEST_ID_KEY
 from kwise.engine.server.calls.running_call import CallKind, Protocol, RunningCall
-from kwise.engine.server.grpc.calls import Context, client_of, request_id_of
+from kwise.engine.server.grpc.calls import Context, client_of, metadata_of, request_id_of
 from kwise.errors import Status
 
 # gRPC cancels a call both if its deadline passes and if its client cancels it. The client's
@@ -47,9 +47,16 @@ def _observed(handler: Handler, method: MethodDescriptor, service: BaseRewardSer
     observers = service.observers
 
     async def rpc(request: Any, context: Any) -> Any:
-        client, request_id = client_of(context), request_id_of(context)
+        metadata = metadata_of(context)
+        client, request_id = client_of(context, metadata), request_id_of(metadata)
         with RunningCall(
-            observers, name, Protocol.GRPC, kind, client=client, request_id=request_id
+            observers,
+            name,
+            Protocol.GRPC,
+            kind,
+            client=client,
+            request_id=request_id,
+            headers=metadata,
         ) as call:
             try:
                 reply = await handler(request, context)

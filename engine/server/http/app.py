@@ -104,9 +104,16 @@ class PathApp:
             client = _client_of(scope, headers)
             given = accepted_request_id(headers.get(_REQUEST_ID_HEADER, b"").decode("latin-1"))
             with RunningCall(
-                self._service.observers, method, Protocol.HTTP, client=client, request_id=given
+                self._service.observers,
+                method,
+                Protocol.HTTP,
+                client=client,
+                request_id=given,
+                headers=headers,
             ) as running:
                 response = await self._answer(running, dialects, headers, scope, receive)
+                if response is not None:
+                    running.http_status = response.status_code
             if response is None:
                 return  # the client has gone
             # The observers may have asked for the id.

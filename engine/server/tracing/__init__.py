@@ -1,0 +1,1 @@
+"""OpenTelemetry traces of calls. The packages are imported only if somebody wants traces."""

@@ -1,0 +1,71 @@
+"""Send spans to a collector over OTLP, in a thread of OpenTelemetry's own."""
+
+import asyncio
+import threading
+from contextlib import suppress
+
+from kwise.engine.server.calls.running_call import CallObserver, CallObservers
+from kwise.engine.server.tracing.options import wants_traces
+from kwise.errors import ConfigError
+from kwise.version import __version__
+
+# A collector that cannot be reached must not hold the end of the server.
+_LAST_SPANS_S = 2.0
+
+
+class Tracing:
+    """Traces of the calls of a service.
+
+    Args:
+        endpoint: the URL of a collector that speaks OTLP over gRPC, such as http://localhost:4317;
+            "" for that of OpenTelemetry's variables.
+        observers: the observers of the service's calls.
+
+    Raises:
+        ConfigError: traces are wanted and the packages are missing.
+    """
+
+    def __init__(self, endpoint: str, observers: CallObservers) -> None:
+        self._provider = None
+        if not wants_traces(endpoint):
+            return
+        try:
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        except ImportError as error:
+            raise ConfigError(
+                f"--otlp-endpoint needs OpenTelemetry ({error.name} is missing): install "
+                "kwise[tracing], or unset OTEL_EXPORTER_OTLP_ENDPOINT"
+            ) from None
+        from kwise.engine.server.tracing.spans import CallSpans
+
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence. The provider reads
+        # OTEL_TRACES_SAMPLER.
+        resource = Resource.create({"service.version": __version__})
+        if str(resource.attributes["service.name"]).startswith("unknown_service"):
+            resource = resource.merge(Resource({"service.name": "kwise"}))
+        self._provider = TracerProvider(resource=resource)
+        exporter = OTLPSpanExporter(endpoint=endpoint or None)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        tracer = self._provider.get_tracer("kwise", __version__)
+        observers.wants_stages = True
+        observer: CallObserver = CallSpans(tracer)
+        observers.append(observer)
+
+    async def close(self) -> None:
+        """Send the spans that are left, within two seconds."""
+        if self._provider is None:
+            return
+        ended = asyncio.Event()
+        loop, provider = asyncio.get_running_loop(), self._provider
+
+        def shut_down() -> None:
+            provider.shutdown()
+            with suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(ended.set)
+
+        threading.Thread(target=shut_down, name="kwise last spans", daemon=True).start()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), _LAST_SPANS_S)
