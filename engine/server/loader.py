@@ -22,7 +22,7 @@ from kwise.engine.ensemble import Ensemble
 from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.device_turns import Devices
 from kwise.engine.scorer import Scorer
-from kwise.engine.server.garbage import freeze_heap
+from kwise.engine.server.garbage import freeze_heap, return_memory
 from kwise.engine.server.service import RewardService
 from kwise.engine.server.source import EnsembleSource, Source
 from kwise.errors import ArtifactError, ConfigError, InvalidRequest
@@ -138,10 +138,7 @@ class Loader:
             self._sources[name] = source
             del serving
             await service.add(new)
-            # The step of the event loop in which the old tasks end refers to them, and they to the
-            # old model. It would be frozen with them.
-            await asyncio.sleep(0)
-            freeze_heap()
+            await _free_memory()
         return True
 
     async def unload(self, service: RewardService, name: str) -> None:
@@ -152,20 +149,31 @@ class Loader:
             InvalidRequest: the model is a member of an ensemble.
         """
         async with self._loading:
-            for other in service.models.values():
-                if isinstance(other, Ensemble) and name in other.member_names:
-                    problem = (
-                        f"{name!r} is a member of the ensemble {other.name!r}; unload that first"
-                    )
-                    raise InvalidRequest("model", problem)
+            _check_no_member(service, name)
             await service.remove(name)
             self._sources.pop(name, None)
             _LOG.info("unloaded %s", name)
-            await asyncio.sleep(0)
-            freeze_heap()
+            await _free_memory()
 
     def _load(self, name: str, source: Source, counters: Counters | None) -> Scorer:
         return Scorer.load(source.path, self._engine, counters, name, self._devices)
+
+
+def _check_no_member(service: RewardService, name: str) -> None:
+    """Raise InvalidRequest if a model is a member of an ensemble."""
+    for other in service.models.values():
+        if isinstance(other, Ensemble) and name in other.member_names:
+            problem = f"it is a member of the ensemble {other.name!r}; unload that first"
+            raise InvalidRequest("model", problem)
+
+
+async def _free_memory() -> None:
+    """Free the memory of a model that is served no more."""
+    # The step of the event loop in which the old tasks end refers to them, and they to the old
+    # model. It would be frozen with them.
+    await asyncio.sleep(0)
+    freeze_heap()
+    await in_daemon_thread(return_memory)
 
 
 def by_name(sources: Sequence[Source]) -> dict[str, Source]:
