@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextvars import Context
 from typing import TypeVar
 
 from kwise.engine.artifact import read_manifest
@@ -132,7 +133,8 @@ class Loader:
                 counters = serving.counters
             _LOG.info("reload: loading %s", source.path)
             new = await in_daemon_thread(lambda: self._load(name, source, counters))
-            new.start()
+            # In an empty context: the tasks of the model outlive the call that has it loaded.
+            Context().run(new.start)
             instead = f" instead of {serving.description}" if serving else ""
             _LOG.info("serving %s%s", new.description, instead)
             self._sources[name] = source
