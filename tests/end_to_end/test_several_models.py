@@ -131,6 +131,11 @@ def test_an_ensemble_answers_in_each_protocol(tiny_artifact: Path, second: Path)
         rerank = {"query": "p", "texts": ["a"], "raw_scores": True}
         reply = ask(http_port(server), "POST", "/models/both/rerank", rerank).json
         assert reply[0]["score"] == over_http["rewards"][0]["value"]
+        metrics = ask(http_port(server), "GET", "/metrics").body.decode().splitlines()
+        for model in ("first", "second", "both"):
+            assert f'kwise_groups_total{{model="{model}",result="computed"}} 1.0' in metrics
+            assert f'kwise_groups_total{{model="{model}",result="cached"}} 2.0' in metrics
+        assert 'kwise_cache_misses_total{model="second"} 2.0' in metrics
 
 
 @pytest.mark.parametrize(
