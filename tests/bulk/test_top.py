@@ -22,6 +22,12 @@ from tests.servers import Server
 
 __all__ = ["nowhere"]
 
+PROGRAM = """
+import signal, sys
+from kwise.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+sys.exit(main())
+"""
 NOTHING = Counters(**dict.fromkeys(Counters.__dataclass_fields__, 0))
 INFO = ModelInfo(
     model="m",
@@ -117,8 +123,8 @@ def test_one_sample_as_text_and_as_json(
 
 def test_a_terminal_gets_a_live_view_and_its_screen_back(tiny_server: Server) -> None:
     controller, terminal = pty.openpty()
-    command = [sys.executable, "-m", "kwise", "top", tiny_server.address, "--interval-s", "0.1"]
-    with subprocess.Popen(command, stdout=terminal, stderr=terminal, stdin=terminal) as process:
+    command = [sys.executable, "-c", PROGRAM, "top", tiny_server.address, "--interval-s", "0.1"]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal) as process:
         os.close(terminal)
         shown = b""
         while shown.count(b"groups") < 3:
