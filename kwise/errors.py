@@ -5,6 +5,7 @@
     ├── UnknownModel        NOT_FOUND           no model of that name is served here
     ├── ArtifactRefused     FAILED_PRECONDITION an artifact that an administrator names is damaged
     ├── Overloaded          RESOURCE_EXHAUSTED  the queue is full; says when to try again
+    │   └── TooManyCalls    RESOURCE_EXHAUSTED  the client has too many calls in flight
     ├── DeadlineExceeded    DEADLINE_EXCEEDED   the time that the request allows has passed
     ├── Unauthenticated     UNAUTHENTICATED     the call has no valid token
     ├── Unavailable         UNAVAILABLE         the server drains; try again elsewhere or later
@@ -195,6 +196,18 @@ class Overloaded(KwiseError):
             f"as are left free: try again in {retry_after_s:.2f} s"
         )
         self.retry_after_s = retry_after_s
+
+
+class TooManyCalls(Overloaded):
+    """The client has as many calls in flight as one client may have."""
+
+    def __init__(self, max_calls: int) -> None:
+        KwiseError.__init__(
+            self,
+            f"this client has {max_calls} calls in flight, the limit of one client "
+            "(--max-calls-per-client); wait for one of them to end",
+        )
+        self.retry_after_s = 1.0  # nobody knows when one of its calls ends
 
 
 class DeadlineExceeded(KwiseError):

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import traceback
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from typing import Any
 from kwise.comparison import check_pair, compare_pair, ranks
 from kwise.engine.server.calls.running_call import CallObservers, current_call
 from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices
-from kwise.errors import InvalidRequest, KwiseError, ServiceFailed
+from kwise.errors import InvalidRequest, KwiseError, ServiceFailed, TooManyCalls
 from kwise.types import ComparedGroup, Comparison, Group, ModelInfo, RankedGroup, ScoredGroup
 
 _LOG = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class RequestLimits:
 
     max_responses: int = 2048
     max_pairs: int = 50_000
+    max_calls_per_client: int | None = None
 
     def check(self, num_responses: int, num_pairs: int = 0) -> None:
         """Check the size of a request. Adapters call this before they convert a message.
@@ -56,6 +58,7 @@ class BaseRewardService(ABC):
         draining: set once the service refuses new requests.
         num_calls: the number of calls that have arrived.
         num_running: the number of calls that are being answered.
+        calls_of: the number of them by client, if it is limited.
         idling: set while there are none.
         observers: what is told of each call when it has ended.
     """
@@ -66,6 +69,7 @@ class BaseRewardService(ABC):
         self.num_calls = 0
         self.observers = CallObservers()
         self.num_running = 0
+        self.calls_of: Counter[str] = Counter()
         self.idling = asyncio.Event()
         self.idling.set()
 
@@ -144,13 +148,17 @@ class BaseRewardService(ABC):
 
     # The life of the service
 
-    def call(self) -> AbstractContextManager[None]:
+    def call(self, *, is_limited: bool = True) -> AbstractContextManager[None]:
         """Count a call as running, and report bugs in it. Adapters wrap each call in this.
 
+        Args:
+            is_limited: False for a call that the limit on calls of one client does not count.
+
         Raises:
+            TooManyCalls: its client has too many calls in flight.
             ServiceFailed: in place of an exception that is not a `KwiseError`.
         """
-        return _Counted(self)
+        return _Counted(self, self.limits.max_calls_per_client if is_limited else None)
 
     @contextmanager
     def streamed_request(self) -> Iterator[None]:
@@ -175,19 +183,30 @@ class BaseRewardService(ABC):
 class _Counted(AbstractContextManager[None]):
     """Counts a call as running. A class, because it costs half of a generator."""
 
-    __slots__ = ("_service",)
+    __slots__ = ("_client", "_max_calls", "_service")
 
-    def __init__(self, service: BaseRewardService) -> None:
+    def __init__(self, service: BaseRewardService, max_calls: int | None) -> None:
         self._service = service
+        self._max_calls = max_calls
+        self._client: str | None = None  # the client among whose calls it is counted
 
     def __enter__(self) -> None:
         service = self._service
         service.num_calls += 1
+        if self._max_calls is not None and (call := current_call()) is not None:
+            if service.calls_of[call.host_or_name] >= self._max_calls:
+                raise TooManyCalls(self._max_calls)
+            self._client = call.host_or_name
+            service.calls_of[self._client] += 1
         service.num_running += 1
         service.idling.clear()
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         service = self._service
+        if self._client is not None:
+            service.calls_of[self._client] -= 1
+            if not service.calls_of[self._client]:
+                del service.calls_of[self._client]
         service.num_running -= 1
         if not service.num_running:
             service.idling.set()

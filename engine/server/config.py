@@ -57,6 +57,20 @@ class ServerConfig:
         "NAME=MODEL,MODEL...: a model whose reward is the mean of those of other models of this "
         "server; replies say how far they disagree",
     )
+    # Off by default: the queue limits what a client's calls cost, and a step of an RL library may
+    # send thousands of calls at once.
+    max_calls_per_client: int | None = option(
+        None,
+        "calls of one client in flight; more are refused. Off unless it is given",
+        minimum=1,
+        maximum=MAX_UINT32,
+    )
+    max_http_connections: int = option(
+        16_384,
+        "HTTP connections that are open at once; more are closed",
+        minimum=1,
+        maximum=MAX_UINT32,
+    )
     tls_cert: Path | None = option(
         None, "file with the certificate chain of the server in PEM, for TLS on both ports"
     )

@@ -55,7 +55,11 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
     credentials = Credentials(config)
     loader = Loader(engine)
     ports = _bind_ports(config, credentials, loader, inherited)
-    limits = RequestLimits(max_responses=config.max_responses, max_pairs=config.max_pairs)
+    limits = RequestLimits(
+        max_responses=config.max_responses,
+        max_pairs=config.max_pairs,
+        max_calls_per_client=config.max_calls_per_client,
+    )
     service = RewardService(loader.load(sources), limits)
     call_log = CallLog(config.slow_call_s)
     service.observers.append(call_log)

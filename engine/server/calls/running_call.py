@@ -136,6 +136,12 @@ class RunningCall:
             self._request_id = new_request_id()
         return self._request_id
 
+    @property
+    def host_or_name(self) -> str:
+        """The client; without the port, if it is the address of a gRPC connection."""
+        is_address = self.client.startswith(("ipv4:", "ipv6:"))
+        return self.client.rpartition(":")[0] if is_address else self.client
+
     def streamed(self) -> "RunningCall":
         """Return the call that stands for one request of this stream."""
         return RunningCall(

@@ -42,7 +42,10 @@ class running_call(AbstractAsyncContextManager[None]):  # noqa: N801 - used as a
         self._counted = service.call()
 
     async def __aenter__(self) -> None:
-        self._counted.__enter__()
+        try:
+            self._counted.__enter__()
+        except KwiseError as error:
+            await self._abort(error)
 
     async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
@@ -50,11 +53,14 @@ class running_call(AbstractAsyncContextManager[None]):  # noqa: N801 - used as a
         except ServiceFailed as failed:
             error = failed
         if isinstance(error, KwiseError):
-            metadata = trailers(error)
-            if (call := current_call()) is not None:
-                call.failed(error.status, error.log_message)
-                metadata += ((REQUEST_ID_KEY, call.request_id),)
-            await self._context.abort(self._code_of(error), str(error), metadata)
+            await self._abort(error)
+
+    async def _abort(self, error: KwiseError) -> None:
+        metadata = trailers(error)
+        if (call := current_call()) is not None:
+            call.failed(error.status, error.log_message)
+            metadata += ((REQUEST_ID_KEY, call.request_id),)
+        await self._context.abort(self._code_of(error), str(error), metadata)
 
 
 def call_of(service: RewardService, context: Context) -> Call:

@@ -4,7 +4,6 @@ import asyncio
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from kwise.engine.server.config import ServerConfig
@@ -14,6 +13,7 @@ from kwise.engine.server.grpc.departed_clients import keep_quiet_about_departed_
 from kwise.engine.server.grpc.model_health import ModelHealth
 from kwise.engine.server.grpc.observed import observed
 from kwise.engine.server.grpc.services import ADMIN, HEALTH, SERVICES, descriptor_pool
+from kwise.engine.server.grpc.watches import LimitedHealthServicer
 from kwise.engine.server.listen import bound_sockets, cannot_listen
 from kwise.engine.server.loader import Loader
 from kwise.engine.server.security.credentials import Credentials
@@ -40,7 +40,7 @@ class GrpcPort:
         needs_check = credentials.needs_token or credentials.has_admins
         interceptors = [TokenInterceptor(credentials)] if needs_check else []
         self._server = grpc.aio.server(interceptors=interceptors, options=_options(config))
-        self._health = health.HealthServicer()
+        self._health = LimitedHealthServicer()
         self._stopping: asyncio.Task[None] | None = None
         tls = server_credentials(credentials)
         address = f"{config.host}:{config.port}"

@@ -229,7 +229,7 @@ class PathApp:
 
         watching = asyncio.create_task(watch())
         try:
-            with self._service.call():
+            with self._service.call(is_limited=not dialect.endpoint.always):
                 argument = scope["path_params"] if body is None else dialect.decode(body)
                 return dialect.response(await dialect.endpoint.handler(call, argument))
         except asyncio.CancelledError:

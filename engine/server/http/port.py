@@ -92,7 +92,11 @@ class HttpPort:
 
         def connection() -> LimitedHttpProtocol:
             return LimitedHttpProtocol(
-                config, self._state, {}, receive_s=self._config.http_receive_s
+                config,
+                self._state,
+                {},
+                receive_s=self._config.http_receive_s,
+                max_connections=self._config.max_http_connections,
             )
 
         loop = asyncio.get_running_loop()

@@ -9,6 +9,8 @@ memory of the server without limit.
 - Request line and headers have at most 64 KiB. Otherwise the connection gets 431 and is closed.
 - A reply must be read within `receive_s` seconds, except for its last 64 KiB, which the connection
   buffers. Otherwise the connection is closed.
+- At most `max_connections` connections are open. Further ones are closed at once, without a reply,
+  because a TLS handshake may lie before it.
 - A new connection on which nothing arrives is closed after `receive_s` seconds.
 
 An offer to upgrade the connection, which Java's HttpClient makes with each first request, is
@@ -34,6 +36,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kwise.engine.server.http.errors import KWISE_ERRORS, Problem
+from kwise.engine.server.logs.summaries import Summaries
 from kwise.errors import Status
 
 MAX_HEADER_BYTES = 64 << 10
@@ -43,6 +46,19 @@ _UPGRADE = re.compile(rb"(?<=\r\n)upgrade(?=[ \t]*:)", re.IGNORECASE)
 _UPGRADE_BYTES = len(b"\r\nupgrade")
 
 _LOG = logging.getLogger(__name__)
+
+
+def _log_refused(limit: int, count: int, _: str, seconds: float) -> None:
+    _LOG.warning(
+        "%d HTTP connections were closed at once%s: %d are open, the limit of "
+        "--max-http-connections",
+        count,
+        f" in {seconds:g} s" if seconds else "",
+        limit,
+    )
+
+
+_LOG_CONNECTIONS: Summaries[int, str] = Summaries(_log_refused, lambda new, old: False, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +109,11 @@ class _Receiving(Enum):
 class LimitedHttpProtocol(HttpToolsProtocol):
     """One HTTP connection."""
 
-    def __init__(self, *arguments: Any, receive_s: float, **keywords: Any) -> None:
+    def __init__(
+        self, *arguments: Any, receive_s: float, max_connections: int, **keywords: Any
+    ) -> None:
         super().__init__(*arguments, **keywords)
+        self._max_connections = max_connections
         self._receive_s = receive_s
         self._receiving = _Receiving.NOTHING
         # Two counts of the present head. Neither alone sees every endless head: headers that are
@@ -111,6 +130,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self._max_connections:
+            _LOG_CONNECTIONS.add(self._max_connections, "")
+            transport.abort()
+            return
         self._start_receive_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -47,20 +47,15 @@ class CallLog:
             _LOG.debug("%s", _line(call), extra=with_fields(fields_of(call)))
         status = call.status
         if status is not Status.OK and status is not None and not call.is_logged:
-            self._failed.add(_Key(_without_port(call.client), status), call)
+            self._failed.add(_Key(call.host_or_name, status), call)
         if call.duration_s >= self._slow_s and call.kind is not CallKind.STREAM:
             call.request_id  # noqa: B018 - made now, because a later line may show it
-            self._slow.add(_Key(_without_port(call.client)), call)
+            self._slow.add(_Key(call.host_or_name), call)
 
     def close(self) -> None:
         """Write the summaries that are due."""
         self._failed.flush()
         self._slow.flush()
-
-
-def _without_port(client: str) -> str:
-    """Return a client's name; the host alone if it is the address of a gRPC connection."""
-    return client.rpartition(":")[0] if client.startswith(("ipv4:", "ipv6:")) else client
 
 
 def _line(call: RunningCall) -> str:
