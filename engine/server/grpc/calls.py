@@ -86,7 +86,8 @@ def client_of(context: Context, metadata: Metadata | None = None) -> str:
 
 def request_id_of(metadata: Metadata) -> str:
     """Return the id that a caller has given a call; "" without one."""
-    return accepted_request_id(value_of(REQUEST_ID_KEY, metadata))
+    given = value_of(REQUEST_ID_KEY, metadata)
+    return given and accepted_request_id(given)
 
 
 def value_of(key: str, metadata: Metadata) -> str:
