@@ -15,6 +15,7 @@ from kwise.benchmarks.options import (
     BulkBenchConfig,
     GpuBenchConfig,
     GraphBenchConfig,
+    HeadsBenchConfig,
     JoinedBenchConfig,
     LoadBenchConfig,
     PrecisionBenchConfig,
@@ -89,6 +90,12 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         "training.beside_trl",
         TrainBenchConfig,
         "training on rankings, and TRL's RewardTrainer on their pairs for comparison",
+    ),
+    "heads": (
+        "training.heads",
+        HeadsBenchConfig,
+        "whether the standard deviation of several heads tells wrong pairs from right ones better "
+        "than the size of the margin, on a frozen backbone",
     ),
     "soak": (
         "serving.soak",

@@ -8,7 +8,17 @@ from typing import Any
 
 from kwise.benchmarks import machine
 
-_PATHS = ("artifact", "checkpoint", "model", "text", "rankings", "json", "measured", "shapes")
+_PATHS = (
+    "artifact",
+    "checkpoint",
+    "model",
+    "text",
+    "rankings",
+    "json",
+    "measured",
+    "shapes",
+    "states",
+)
 
 
 def write_results(path: str, benchmark: str, config: Any, results: dict[str, Any]) -> None:
