@@ -24,7 +24,7 @@ from tests.exports import export_quietly
 from tests.training_runs import IGNORED_WARNINGS, interrupted_at, options
 
 pytestmark = IGNORED_WARNINGS
-FOUR = {"heads": 4, "epochs": 2.0, "learning_rate": 2e-3, "log_every": 1}
+FOUR = {"heads": 4, "head_share": 0.5, "epochs": 3.0, "learning_rate": 2e-3, "log_every": 1}
 CONVERSATIONS = [
     (Message(role="user", content="Question 1?"), Message(role="assistant", content=text))
     for text in ("yes no", "no no yes", "yes")
@@ -122,8 +122,8 @@ def test_heads_learn_differ_and_are_compared_by_their_means(run: Any, data: Path
     assert config["kwise_members"] == 4 and len(config["kwise_member_means"]) == 4
     head = load_file(output / "model.safetensors")["score.weight"]
     assert head.shape == (4, 64) and len({tuple(row.tolist()) for row in head}) == 4
-    assert report.after.accuracy > 0.9 and len(report.after.members.accuracies) == 4
-    assert min(report.after.members.accuracies) > 0.8 and report.after.members.std > 0
+    assert report.after.accuracy > 0.8 and len(report.after.members.accuracies) == 4
+    assert min(report.after.members.accuracies) > 0.6 and report.after.members.std > 0
     # The means are those of responses to 26 prompts; the four that are held out are like them.
     lines = [json.loads(line) for line in data.read_text().splitlines()]
     conversations = [
