@@ -10,14 +10,14 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from itertools import combinations
 from math import comb
 from typing import Any
 
 from kwise.comparison import check_pair, compare_pair, ranks
-from kwise.engine.server.calls.running_call import CallObservers, current_call
+from kwise.engine.server.calls.running_call import CallObservers, RunningCall, current_call
 from kwise.engine.slices import CHEAP_SLICE_ITEMS, in_slices
 from kwise.errors import InvalidRequest, KwiseError, ServiceFailed, TooManyCalls
 from kwise.types import ComparedGroup, Comparison, Group, ModelInfo, RankedGroup, ScoredGroup
@@ -160,16 +160,14 @@ class BaseRewardService(ABC):
         """
         return _Counted(self, self.limits.max_calls_per_client if is_limited else None)
 
-    @contextmanager
-    def streamed_request(self) -> Iterator[None]:
+    def streamed_request(self) -> AbstractContextManager[None]:
         """Observe one request of a stream, and report bugs in it. Wrap each of them in this.
 
         Raises:
             ServiceFailed: in place of an exception that is not a `KwiseError`.
         """
         stream = current_call()
-        with nullcontext() if stream is None else stream.streamed(), bugs_reported():
-            yield
+        return bugs_reported() if stream is None else _Streamed(stream)
 
     def drain(self) -> None:
         """Refuse new requests from now on. Running ones finish."""
@@ -212,6 +210,28 @@ class _Counted(AbstractContextManager[None]):
             service.idling.set()
         if error is not None:
             _report_bug(error)
+
+
+class _Streamed(AbstractContextManager[None]):
+    """Observes one request of a stream, and reports bugs in it."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, stream: RunningCall) -> None:
+        self._call = stream.streamed()
+
+    def __enter__(self) -> None:
+        self._call.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        try:
+            if error is not None:
+                _report_bug(error)
+        except ServiceFailed as failed:
+            kind, error = ServiceFailed, failed
+            raise
+        finally:
+            self._call.__exit__(kind, error, traceback)
 
 
 @contextmanager

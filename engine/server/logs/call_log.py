@@ -67,12 +67,25 @@ def _line(call: RunningCall) -> str:
     return f"{' '.join(parts)} (request {call.request_id} of {shown_client(call.client)}){why}"
 
 
+def _calls(count: int, kind: str = "") -> str:
+    return f"{count} {kind}call{'' if count == 1 else 's'}"
+
+
+def _place(client: str) -> str:
+    if client == _OTHERS:
+        return client
+    # gRPC no longer knows the address of a client that has left.
+    return f"client {shown_client(client)}" if client else "an unknown client"
+
+
 def _write_failed(key: _Key, count: int, call: RunningCall, seconds: float) -> None:
     assert call.status is not None
     level = logging.INFO if call.status in _NORMAL else logging.WARNING
-    place = f"client {shown_client(key.client)}" if key.client != _OTHERS else _OTHERS
+    place = _place(key.client)
     if seconds:
-        said = f"{count} calls of {place} failed in {seconds:g} s with {call.status.name}; the last"
+        said = (
+            f"{_calls(count)} of {place} failed in {seconds:g} s with {call.status.name}; the last"
+        )
     else:
         said = f"a call of {place} failed with {call.status.name}"
     why = f": {call.problem}" if call.problem else ""
@@ -82,11 +95,11 @@ def _write_failed(key: _Key, count: int, call: RunningCall, seconds: float) -> N
 
 
 def _write_slow(key: _Key, count: int, call: RunningCall, seconds: float) -> None:
-    place = f"client {shown_client(key.client)}" if key.client != _OTHERS else _OTHERS
+    place = _place(key.client)
     if seconds:
-        said = f"{count} calls of {place} were slow in {seconds:g} s (--slow-call-s); the slowest"
+        said = f"{_calls(count, 'slow ')} of {place} in {seconds:g} s (--slow-call-s); the slowest"
     else:
-        said = f"a call of {place} was slow (--slow-call-s)"
+        said = f"a slow call of {place} (--slow-call-s)"
     fields = {**fields_of(call), "count": count, "num_responses": call.num_responses}
     took = f"{call.duration_s:.1f} s"
     if (timing := call.timing) is not None:

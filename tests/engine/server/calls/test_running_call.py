@@ -137,6 +137,21 @@ async def test_each_rpc_is_observed_under_its_own_name(observed: Observed) -> No
             assert observed.calls[-1].status is Status[code.name], name
 
 
+async def test_a_bug_in_a_request_of_a_stream_is_observed_as_internal(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(observed.service, "score", broken)
+    stub = reward_pb2_grpc.RewardServiceStub(observed.channel)
+    requests = iter([pb.ScoreStreamRequest(group=group_of(1))])
+    (reply,) = [reply async for reply in stub.ScoreStream(requests)]
+    assert reply.error.code == "INTERNAL", reply
+    assert [call.status for call in observed.calls] == [Status.INTERNAL, Status.OK]
+    assert "please report this as a bug" in caplog.text
+
+
 async def test_a_broken_observer_costs_no_call(
     observed: Observed, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -99,7 +99,7 @@ async def test_slow_calls_are_one_line_with_the_slowest_and_its_stages(
         slowest = max(observed.calls[1:], key=lambda call: call.duration_s)
     assert len(lines(caplog)) == 2
     assert re.fullmatch(
-        r"4 calls of client mine were slow in 10 s \(--slow-call-s\); the slowest: request "
+        r"4 slow calls of client mine in 10 s \(--slow-call-s\); the slowest: request "
         rf"{slowest.request_id}, POST /v1/rewards, 2 responses, took \d\.\d s "
         r"\(tokenizer \d\.\d s, queue \d\.\d s, model \d\.\d s\)",
         lines(caplog)[1],
