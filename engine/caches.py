@@ -1,13 +1,16 @@
 """Build the caches of an engine's rewards."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 
 from kwise.engine.cache.counters import CacheCounters
 from kwise.engine.cache.redis_address import parse_redis_url
+from kwise.engine.cache.reward_cache import StoredReward
 from kwise.engine.cache.reward_caches import RewardCaches
 from kwise.engine.cache.shared_cache import SharedCache, SharedCacheLimits
 from kwise.engine.config import EngineConfig
 from kwise.engine.precision import Precision
+from kwise.types import Reward
 from kwise.version import __version__
 
 
@@ -39,7 +42,11 @@ def reward_namespace(
 
 
 def new_reward_caches(
-    config: EngineConfig, namespace: bytes, counters: CacheCounters, num_members: int
+    config: EngineConfig,
+    namespace: bytes,
+    counters: CacheCounters,
+    to_reply: Callable[[StoredReward], Reward],
+    num_members: int,
 ) -> RewardCaches:
     """Return the reward cache of this process, with the shared one if the options ask for it."""
     shared = None
@@ -54,4 +61,4 @@ def new_reward_caches(
             namespace=namespace,
             counters=counters,
         )
-    return RewardCaches(config.cache_bytes, shared, counters, num_members)
+    return RewardCaches(config.cache_bytes, shared, counters, to_reply, num_members)

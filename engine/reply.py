@@ -11,7 +11,7 @@ from kwise.types import Reward, ScoredGroup, Timing
 
 def scored_group(
     keys: Sequence[bytes],
-    cached: Mapping[bytes, StoredReward],
+    cached: Mapping[bytes, Reward],
     computed: Mapping[bytes, RewardInFlight],
     *,
     model: str,
@@ -29,15 +29,15 @@ def scored_group(
     rewards: list[Reward | KwiseError] = []
     seen: set[bytes] = set()
     for index, key in enumerate(keys):
-        if key in cached:
-            rewards.append(_reward(cached[key], manifest, is_cached=True))
+        if (reward := cached.get(key)) is not None:
+            rewards.append(reward)
         elif isinstance(outcome := _outcome(computed[key]), KwiseError):
             # It may have been started by a request in which the response had another index.
             rewards.append(outcome.at(index))
         else:
             # A response that stands twice in the request is computed once.
             is_cached = key in seen or computed[key].received is not None
-            rewards.append(_reward(outcome, manifest, is_cached=is_cached))
+            rewards.append(reward_of(outcome, manifest, is_cached=is_cached))
             seen.add(key)
     _raise_for_group(rewards)
     return ScoredGroup(
@@ -50,7 +50,8 @@ def scored_group(
     )
 
 
-def _reward(stored: StoredReward, manifest: Manifest, *, is_cached: bool) -> Reward:
+def reward_of(stored: StoredReward, manifest: Manifest, *, is_cached: bool) -> Reward:
+    """Return a reward as a reply has it: normalised as the manifest says."""
     return manifest.reward(
         stored.raw,
         tokens=stored.tokens,

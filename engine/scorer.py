@@ -27,7 +27,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.load import effective_max_tokens, open_model
 from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import Session
-from kwise.engine.reply import scored_group
+from kwise.engine.reply import reward_of, scored_group
 from kwise.engine.schedule.batcher import Batcher
 from kwise.engine.schedule.costs import estimated_tokens
 from kwise.engine.schedule.counters import Counters, counters_of
@@ -79,7 +79,11 @@ class Scorer:
             max_tokens=self.max_tokens,
         )
         self._caches = new_reward_caches(
-            config, self._namespace, self.counters, artifact.manifest.num_members
+            config,
+            self._namespace,
+            self.counters,
+            partial(reward_of, manifest=artifact.manifest, is_cached=True),
+            artifact.manifest.num_members,
         )
         self._in_flight: dict[bytes, RewardInFlight] = {}
         self._num_running = 0

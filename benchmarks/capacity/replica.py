@@ -16,7 +16,7 @@ import simpy
 
 from kwise.benchmarks.capacity.load import Call, Response
 from kwise.benchmarks.capacity.pass_time import PassSize, PassTime
-from kwise.engine.cache.reward_cache import ENTRY_BYTES, RewardCache, StoredReward
+from kwise.engine.cache.reward_cache import ENTRY_BYTES, RewardCache
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.layouts.trie import TrieLayout
 from kwise.engine.model.prefix_cache import PromptCache
@@ -26,10 +26,10 @@ from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.trie import KEY_BYTES
 from kwise.errors import Overloaded
-from kwise.types import Priority
+from kwise.types import Priority, Reward
 
 _FLOW = Flow(Priority.INTERACTIVE, "")
-_REWARD = StoredReward(raw=0.0, tokens=0, dropped_tokens=0, control_tokens=0)
+_REWARD = Reward(value=0.0, raw=0.0, tokens=0)
 
 
 NO_STATES = [np.empty((0, 0), np.float32)]

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from kwise.engine.cache_usage import CacheUsage
-from kwise.types import Group, Message, RawReward, TemplatedText, TokenIds
+from kwise.types import Group, Message, RawReward, Reward, TemplatedText, TokenIds
 
 # The 32-byte key, the entry, and the table's share of both, measured with tracemalloc.
 ENTRY_BYTES = 400
-# What the raw rewards of a model with members take instead of a number: a tuple, and each member.
-_TUPLE_BYTES, _MEMBER_BYTES = 16, 32
+# What the reward of a model with members takes besides: std, min and a tuple, and each member.
+_MEMBERS_BYTES, _MEMBER_BYTES = 96, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,29 +38,29 @@ class StoredReward:
 
 def entry_bytes(num_members: int) -> int:
     """Return the memory that a cached reward takes."""
-    return ENTRY_BYTES + (_TUPLE_BYTES + _MEMBER_BYTES * num_members if num_members > 1 else 0)
+    return ENTRY_BYTES + (_MEMBERS_BYTES + _MEMBER_BYTES * num_members if num_members > 1 else 0)
 
 
 class RewardCache:
     """Holds rewards of at most `max_bytes`; 0 turns the cache off.
 
     Args:
-        num_members: the members of the model, see `StoredReward.raw`; 1 if it has none.
+        num_members: the members of each reward; 1 if it has none.
     """
 
     def __init__(self, max_bytes: int, num_members: int = 1) -> None:
         self._entry_bytes = entry_bytes(num_members)
         self._max_entries = max_bytes // self._entry_bytes
-        self._entries: OrderedDict[bytes, StoredReward] = OrderedDict()
+        self._entries: OrderedDict[bytes, Reward] = OrderedDict()
 
-    def get(self, key: bytes) -> StoredReward | None:
+    def get(self, key: bytes) -> Reward | None:
         """Return the reward of `key`, or None. It becomes the most recently used."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
         return entry
 
-    def put(self, key: bytes, reward: StoredReward) -> None:
+    def put(self, key: bytes, reward: Reward) -> None:
         """Store a reward, and evict the least recently used ones beyond the limit."""
         self._entries[key] = reward
         self._entries.move_to_end(key)

@@ -9,15 +9,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kwise.engine.cache.reward_cache import (
     ENTRY_BYTES,
     RewardCache,
-    StoredReward,
     entry_bytes,
     reward_keys,
 )
-from kwise.types import Group, Message, Priority
+from kwise.ensemble import ensemble_reward
+from kwise.types import Group, Message, Priority, Reward
 
 KEYS = st.sampled_from([bytes([n]) * 32 for n in range(8)])
 REWARDS = st.builds(
-    StoredReward,
+    Reward,
+    value=st.floats(-10, 10),
     raw=st.floats(-10, 10),
     tokens=st.integers(1, 9),
     dropped_tokens=st.integers(0, 9),
@@ -32,10 +33,10 @@ class CacheIsLeastRecentlyUsed(RuleBasedStateMachine):
     def start(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.cache = RewardCache(max_bytes)
-        self.naive: list[tuple[bytes, StoredReward]] = []
+        self.naive: list[tuple[bytes, Reward]] = []
 
     @rule(key=KEYS, reward=REWARDS)
-    def put(self, key: bytes, reward: StoredReward) -> None:
+    def put(self, key: bytes, reward: Reward) -> None:
         self.cache.put(key, reward)
         self.naive = [entry for entry in self.naive if entry[0] != key] + [(key, reward)]
         while len(self.naive) * ENTRY_BYTES > self.max_bytes:
@@ -57,9 +58,7 @@ TestCacheIsLeastRecentlyUsed = CacheIsLeastRecentlyUsed.TestCase
 
 
 @given(st.lists(st.tuples(KEYS, REWARDS)), st.integers(0, ENTRY_BYTES - 1))
-def test_no_bytes_keep_no_rewards(
-    entries: list[tuple[bytes, StoredReward]], max_bytes: int
-) -> None:
+def test_no_bytes_keep_no_rewards(entries: list[tuple[bytes, Reward]], max_bytes: int) -> None:
     cache = RewardCache(max_bytes)
     for key, reward in entries:
         cache.put(key, reward)
@@ -136,14 +135,14 @@ def test_priority_and_company_change_no_key(group: Group) -> None:
 
 
 def test_rewards_of_members_take_more_of_the_limit() -> None:
-    """A tuple of numbers takes the place of a number."""
-    raw = (0.5,) * 64
-    reward = StoredReward(raw=raw, tokens=1, dropped_tokens=0, control_tokens=0)
+    """Those of a model with members have three numbers and a tuple more."""
+    values = [number / 7 for number in range(64)]
+    reward = ensemble_reward(values=values, raw=values, tokens=1)
     cache = RewardCache(10 * entry_bytes(64) + 1, 64)
     for number in range(20):
         cache.put(bytes([number]), reward)
     assert len(cache) == 10
     assert cache.usage.num_bytes == cache.usage.max_bytes == 10 * entry_bytes(64)
     assert entry_bytes(1) == ENTRY_BYTES
-    in_place = sys.getsizeof(raw) + 63 * sys.getsizeof(0.5)
+    in_place = sys.getsizeof(reward.members) + 66 * sys.getsizeof(0.5)
     assert entry_bytes(64) - ENTRY_BYTES >= in_place
