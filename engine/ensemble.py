@@ -10,10 +10,10 @@ from hashlib import sha256
 
 from kwise.engine.cache_usage import CacheUsage
 from kwise.engine.config import EngineConfig
-from kwise.engine.schedule.counters import Counters, counters_of
-from kwise.engine.schedule.group_times import GroupTimes
-from kwise.engine.schedule.state import EngineState
 from kwise.engine.served_model import ServedModel
+from kwise.engine.statistics.counters import Counters, counters_of
+from kwise.engine.statistics.group_times import GroupTimes
+from kwise.engine.statistics.state import EngineState
 from kwise.ensemble import ensemble_reward
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.types import Group, ModelInfo, Reward, ScoredGroup, TemplatedText, Timing

@@ -30,16 +30,16 @@ from kwise.engine.model.session import Session
 from kwise.engine.reply import reward_of, scored_group
 from kwise.engine.schedule.batcher import Batcher
 from kwise.engine.schedule.costs import estimated_tokens
-from kwise.engine.schedule.counters import Counters, counters_of
 from kwise.engine.schedule.device_turns import Devices
 from kwise.engine.schedule.elsewhere import ClaimedElsewhere
 from kwise.engine.schedule.fair_queue import Flow
-from kwise.engine.schedule.group_times import GroupTimes
 from kwise.engine.schedule.in_flight import RewardInFlight, TokenizerJob
 from kwise.engine.schedule.policy import FairBatching
-from kwise.engine.schedule.state import EngineState
 from kwise.engine.schedule.tokenizer_pool import TokenizerPool
 from kwise.engine.slices import TOKEN_IDS_SLICE_ITEMS, in_slices
+from kwise.engine.statistics.counters import Counters, counters_of
+from kwise.engine.statistics.group_times import GroupTimes
+from kwise.engine.statistics.state import EngineState
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.errors import Overloaded, Unavailable
 from kwise.types import Group, ModelInfo, ScoredGroup

@@ -3,8 +3,8 @@
 from typing import Protocol
 
 from kwise.engine.config import EngineConfig
-from kwise.engine.schedule.counters import Counters
-from kwise.engine.schedule.state import EngineState
+from kwise.engine.statistics.counters import Counters
+from kwise.engine.statistics.state import EngineState
 from kwise.types import Group, ModelInfo, ScoredGroup
 
 

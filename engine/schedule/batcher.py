@@ -18,13 +18,13 @@ from functools import partial
 from kwise.engine.model.layouts.protocol import Pass, is_finite, raw_rewards_of
 from kwise.engine.model.session import Session
 from kwise.engine.schedule.admission import Admission
-from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.device_turns import DeviceTurns, Share
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.schedule.next_batch import NextBatch
 from kwise.engine.schedule.policy import Policy
 from kwise.engine.sequence import EncodedSequence
+from kwise.engine.statistics.counters import Counters
 from kwise.errors import KwiseError, ModelFailed, Unavailable
 
 _LOG = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import asyncio
 from collections.abc import Callable
 
 from kwise.engine.cache.shared_cache import SharedCache
-from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.in_flight import RewardInFlight, TokenizerJob
+from kwise.engine.statistics.counters import Counters
 
 # One MGET serves all rewards that wait, so a shorter time would cost little and gain little.
 POLL_S = 0.02

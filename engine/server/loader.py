@@ -20,12 +20,12 @@ from typing import TypeVar
 from kwise.engine.artifact import read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.ensemble import Ensemble
-from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.device_turns import Devices
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.garbage import freeze_heap, return_memory
 from kwise.engine.server.service import RewardService
 from kwise.engine.server.source import EnsembleSource, Source
+from kwise.engine.statistics.counters import Counters
 from kwise.errors import ArtifactError, ConfigError, InvalidRequest
 
 _LOG = logging.getLogger(__name__)

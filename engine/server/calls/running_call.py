@@ -17,8 +17,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-from kwise.engine.schedule.group_times import STAGES, GroupStages
 from kwise.engine.server.calls.request_id import new_request_id
+from kwise.engine.statistics.group_times import STAGES, GroupStages
 from kwise.errors import KwiseError, Status
 from kwise.types import Group, Timing
 

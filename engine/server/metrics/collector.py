@@ -19,11 +19,11 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from kwise.engine.schedule.histogram import Histogram
 from kwise.engine.server.metrics.metric import Kind, Metric, Sum, Value
 from kwise.engine.server.metrics.observed import ObservedModel, observed_models
 from kwise.engine.server.metrics.table import METRICS
 from kwise.engine.server.service import RewardService
+from kwise.engine.statistics.histogram import Histogram
 from kwise.version import __version__
 
 # The text format that every version of Prometheus reads, and no other content type.

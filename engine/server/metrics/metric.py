@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from kwise.engine.schedule.histogram import Histogram
 from kwise.engine.server.metrics.observed import ObservedModel
+from kwise.engine.statistics.histogram import Histogram
 
 
 class Kind(Enum):

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kwise.engine.schedule.counters import Counters
-from kwise.engine.schedule.state import EngineState
 from kwise.engine.server.service import RewardService
+from kwise.engine.statistics.counters import Counters
+from kwise.engine.statistics.state import EngineState
 from kwise.types import ModelInfo
 
 

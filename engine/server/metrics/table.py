@@ -5,8 +5,6 @@ is counted as a hit and nothing else.
 """
 
 from kwise.engine.cache_usage import CacheUsage
-from kwise.engine.schedule.group_times import Duration
-from kwise.engine.schedule.reward_statistics import RewardStatistics
 from kwise.engine.server.metrics.metric import (
     Kind,
     Metric,
@@ -17,6 +15,8 @@ from kwise.engine.server.metrics.metric import (
     histogram,
 )
 from kwise.engine.server.metrics.observed import ObservedModel
+from kwise.engine.statistics.group_times import Duration
+from kwise.engine.statistics.reward_statistics import RewardStatistics
 
 
 def _sum(duration: Duration) -> Sum:

@@ -21,9 +21,9 @@ from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, set_span_in_context
 
-from kwise.engine.schedule.group_times import GroupStages
 from kwise.engine.server.calls.running_call import CallKind, Protocol, RunningCall
 from kwise.engine.server.logs.form import shown_client
+from kwise.engine.statistics.group_times import GroupStages
 from kwise.errors import Status
 
 # The other statuses are faults of the caller.

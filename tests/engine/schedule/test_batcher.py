@@ -19,11 +19,11 @@ from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.session import Pass
 from kwise.engine.precision import Precision
 from kwise.engine.schedule.batcher import Batcher
-from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.sequence import EncodedSequence
+from kwise.engine.statistics.counters import Counters
 from kwise.engine.trie import sort_key
 from kwise.errors import ModelFailed, Overloaded, Unavailable
 from kwise.types import Priority

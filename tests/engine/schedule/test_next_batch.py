@@ -17,11 +17,11 @@ from kwise.engine.artifact import Artifact, read_artifact
 from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import GraphSession, Pass, Session
 from kwise.engine.schedule.batcher import Batcher
-from kwise.engine.schedule.counters import Counters
 from kwise.engine.schedule.fair_queue import Flow
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.schedule.policy import FairBatching
 from kwise.engine.sequence import EncodedSequence
+from kwise.engine.statistics.counters import Counters
 from kwise.errors import ModelFailed, Unavailable
 from kwise.types import Priority
 from tests.rewards_in_flight import leave, reward_in_flight

@@ -5,10 +5,10 @@ and configuration, an integer as version, and equal counts for all computing sta
 """
 
 from kwise.engine.model.devices import Kind, parse_devices
-from kwise.engine.schedule.group_times import Duration
 from kwise.engine.served_model import ServedModel
 from kwise.engine.server.grpc.inference.parameters import DEFAULT_PRIORITY, PRIORITIES
 from kwise.engine.server.grpc.inference.tensors import INPUTS, MODEL_VERSION, Tensor, outputs_of
+from kwise.engine.statistics.group_times import Duration
 from kwise.protos.inference import inference_pb2 as pb
 from kwise.types import ModelInfo
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.engine.schedule.histogram import SECONDS, Histogram, powers_of_two
-from kwise.engine.schedule.reward_statistics import HALF_LIFE, VALUES, RewardStatistics
+from kwise.engine.statistics.histogram import SECONDS, Histogram, powers_of_two
+from kwise.engine.statistics.reward_statistics import HALF_LIFE, VALUES, RewardStatistics
 
 BOUNDS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20, unique=True).map(sorted)
 VALUE_LISTS = st.lists(st.floats(-1e6, 1e6), max_size=50)

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field, fields
 
 from kwise import types
 from kwise.engine.cache.counters import CacheCounters
-from kwise.engine.schedule.group_times import GroupDurations
-from kwise.engine.schedule.histogram import SECONDS, Histogram, powers_of_two
-from kwise.engine.schedule.reward_statistics import RewardStatistics
+from kwise.engine.statistics.group_times import GroupDurations
+from kwise.engine.statistics.histogram import SECONDS, Histogram, powers_of_two
+from kwise.engine.statistics.reward_statistics import RewardStatistics
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,7 +11,7 @@ difference of sums of squares would.
 
 import math
 
-from kwise.engine.schedule.histogram import SECONDS, Histogram
+from kwise.engine.statistics.histogram import SECONDS, Histogram
 
 # Some RL steps. The weights sum up to 1443 rewards, and a correlation of 0 is measured within 0.02
 # (one standard deviation).

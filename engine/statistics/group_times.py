@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from kwise.engine.schedule.histogram import SECONDS, Histogram
+from kwise.engine.statistics.histogram import SECONDS, Histogram
 from kwise.types import Timing
 
 

@@ -1,0 +1,1 @@
+"""What an engine counts, and how it is described: totals, times and histograms."""
