@@ -35,7 +35,7 @@ class Observed:
     async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> HttpReply:
         return await asyncio.to_thread(ask, self.http_port, method, path, body, **headers)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         """Wait for a state of the service."""
         async with asyncio.timeout(PATIENCE_S):
             while not condition():

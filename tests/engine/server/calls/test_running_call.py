@@ -23,6 +23,10 @@ def facts(call: RunningCall) -> tuple[str, Protocol, CallKind, str, Status | Non
     return call.method, call.protocol, call.kind, call.model, call.status, call.num_responses
 
 
+def is_whole(call: RunningCall) -> bool:
+    return call.kind is not CallKind.STREAMED
+
+
 async def test_a_call_over_grpc_is_observed_with_its_client(observed: Observed) -> None:
     stub = reward_pb2_grpc.RewardServiceStub(observed.channel)
     await stub.Score(pb.ScoreRequest(group=group_of(1, 2)), metadata=[("kwise-client", "me")])
@@ -73,6 +77,7 @@ async def test_a_failed_request_of_another_protocols_stream_is_observed(
         request = inference_pb2.ModelInferRequest(model_name="sum")
         [reply async for reply in infer(iter([request]))]
         stream_status = Status.OK
+    await observed.until(lambda: len(observed.calls) == 2)  # an error is sent before
     streamed, stream = observed.calls
     assert (streamed.kind, streamed.status) == (CallKind.STREAMED, Status.INVALID_ARGUMENT)
     assert (stream.kind, stream.status) == (CallKind.STREAM, stream_status)
@@ -133,6 +138,8 @@ async def test_each_rpc_is_observed_under_its_own_name(observed: Observed) -> No
                 async for _ in call:
                     pass
             code = await call.code()
+            # An error is sent before the handler ends, and before the call is observed.
+            await observed.until(lambda: observed.calls[-1:] and is_whole(observed.calls[-1]))
             assert {call.method for call in observed.calls} == {name}
             assert observed.calls[-1].status is Status[code.name], name
 

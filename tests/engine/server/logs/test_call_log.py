@@ -28,8 +28,11 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def refused(observed: Observed, client: str, group: pb.Group | None = None) -> dict[str, str]:
     """Make a call that fails, and return its trailing metadata."""
     stub: Any = reward_pb2_grpc.RewardServiceStub(observed.channel)
+    num_calls = len(observed.calls)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Score(pb.ScoreRequest(group=group), metadata=[("kwise-client", client)])
+    # An error is sent before the handler ends, and before the call is observed.
+    await observed.until(lambda: len(observed.calls) > num_calls)
     return dict(raised.value.trailing_metadata())
 
 
