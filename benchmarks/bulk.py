@@ -29,7 +29,7 @@ from kwise.bulk.config import RerankConfig
 from kwise.bulk.job import run_with
 from kwise.bulk.rerank import job_of
 from kwise.bulk.scorers.thread import ScorerThread
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import load_tokenizer, new_encoder
 from kwise.engine.model.layouts.table import LAYOUTS

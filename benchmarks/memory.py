@@ -17,7 +17,8 @@ from typing import Any
 from kwise.benchmarks.options import Cell
 from kwise.benchmarks.serving.server_process import memory_bytes, running_server
 from kwise.client import RewardClient
-from kwise.engine.artifact import MODEL, Artifact
+from kwise.engine.artifact.names import MODEL
+from kwise.engine.artifact.read import Artifact
 
 _MAX_BATCH_TOKENS = 4096
 # Each fills a batch: many short sequences, a few long ones, one group that is nearly all prompt.

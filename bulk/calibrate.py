@@ -27,7 +27,9 @@ from kwise.bulk.scorers.engine import EngineScorer
 from kwise.bulk.scorers.protocol import BulkScorer, GroupResult
 from kwise.bulk.scorers.thread import ScorerThread
 from kwise.bulk.summary import Problems
-from kwise.engine.artifact import MANIFEST, Member, read_artifact, read_manifest
+from kwise.engine.artifact.manifest import Member, read_manifest
+from kwise.engine.artifact.names import MANIFEST
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.errors import ConfigError
 from kwise.publish import publish_text

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tokenizers import Tokenizer
 
-from kwise.engine.artifact import CHAT_TEMPLATE, Artifact, read_artifact
+from kwise.engine.artifact.names import CHAT_TEMPLATE, GOLDEN
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.golden import GOLDEN
 from kwise.engine.model.devices import Kind, parse_devices
 from kwise.engine.model.session import GraphSession, Session
 from kwise.engine.select import backend_for

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from kwise.engine.artifact import Manifest
+from kwise.engine.artifact.manifest import Manifest
 from kwise.engine.cache.reward_cache import StoredReward
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from kwise.engine.artifact import CHAT_TEMPLATE, TOKENIZER, Artifact
+from kwise.engine.artifact.names import CHAT_TEMPLATE, TOKENIZER
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.cache.reward_cache import reward_keys
 from kwise.engine.cache.reward_caches import KnownRewards
 from kwise.engine.cache.shared_cache import check_redis_installed

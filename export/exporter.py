@@ -14,21 +14,12 @@ from pathlib import Path
 
 from msgspec import structs
 
-from kwise.engine.artifact import (
-    CHAT_TEMPLATE,
-    MANIFEST,
-    TOKENIZER,
-    Artifact,
-    ErrorBounds,
-    FileEntry,
-    GraphContract,
-    Manifest,
-    data_name,
-    describe_file,
-    read_manifest,
-)
+from kwise.engine.artifact.files import FileEntry, describe_file
+from kwise.engine.artifact.golden import read_golden
+from kwise.engine.artifact.manifest import ErrorBounds, GraphContract, Manifest, read_manifest
+from kwise.engine.artifact.names import CHAT_TEMPLATE, GOLDEN, MANIFEST, TOKENIZER, data_name
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.config import EngineConfig
-from kwise.engine.golden import GOLDEN, read_golden
 from kwise.engine.load import new_encoder
 from kwise.engine.model.devices import Kind
 from kwise.engine.model.session import GraphSession

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kwise.engine.artifact import Manifest, Member
+from kwise.engine.artifact.manifest import Manifest, Member
 from kwise.export.checkpoint import Checkpoint
 from kwise.export.config import ExportConfig
 from kwise.export.rehearsal import Rehearsal

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import Artifact, GraphContract
+from kwise.engine.artifact.manifest import GraphContract
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import GraphSession, Session
 from kwise.engine.precision import Precision

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from kwise.engine.artifact import MANIFEST, is_intact
+from kwise.engine.artifact.manifest import is_intact
+from kwise.engine.artifact.names import MANIFEST
 from kwise.errors import ConfigError
 from kwise.publish import publish_directory
 

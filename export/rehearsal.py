@@ -22,7 +22,8 @@ import onnxruntime
 from msgspec import UNSET
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kwise.engine.artifact import Artifact, GraphContract, Manifest, Member
+from kwise.engine.artifact.manifest import GraphContract, Manifest, Member
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models
 
-from kwise.engine.artifact import Artifact, ErrorBounds, GraphContract, Manifest
+from kwise.engine.artifact.manifest import ErrorBounds, GraphContract, Manifest
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.prefix_cache import PromptCache
 from kwise.engine.model.session import Pass

@@ -22,8 +22,8 @@ from tests.real_data import ROOT
 FOLDERS: dict[str, list[str]] = {
     "bulk": ["engine", "openvino", "data"],
     "client": [],
-    "cluster": ["ray", "openvino", "redis"],
-    "engine": ["engine", "openvino", "redis"],
+    "cluster": ["ray", "openvino", "redis", "tracing"],
+    "engine": ["engine", "openvino", "redis", "tracing"],
     "export": ["export", "openvino", "qlora", "data", "redis"],
     "train": ["train", "qlora", "data"],
     "benchmarks": ["bench", "openvino", "qlora", "data", "redis"],

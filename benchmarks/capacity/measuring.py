@@ -23,7 +23,7 @@ from kwise.benchmarks.capacity.replica import ReplicaConfig
 from kwise.benchmarks.options import Cell
 from kwise.benchmarks.serving.server_process import running_server
 from kwise.client import AsyncRewardClient, RewardClient
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.config import CPU_PROMPT_CACHE_BYTES, EngineConfig
 from kwise.engine.precision import Precision
 from kwise.engine.trie import KEY_BYTES

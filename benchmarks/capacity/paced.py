@@ -24,7 +24,7 @@ from kwise.benchmarks.capacity.pass_time import (
 )
 from kwise.benchmarks.capacity.replica import NO_STATES, ReplicaConfig
 from kwise.benchmarks.options import Cell
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.config import CPU_PROMPT_CACHE_BYTES, EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.prefix_cache import PromptCache

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import Manifest
+from kwise.engine.artifact.manifest import Manifest
 from kwise.engine.model.cpu import available_cpus
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError

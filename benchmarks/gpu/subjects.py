@@ -9,7 +9,7 @@ import numpy as np
 from kwise.benchmarks.gpu.shapes import read_sizes
 from kwise.benchmarks.options import Cell, GpuBenchConfig
 from kwise.benchmarks.workload import random_sequence, read_trie_artifact
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.devices import parse_devices

@@ -25,7 +25,7 @@ from kwise.benchmarks.model.flops import PeakRate, cost_of_graph
 from kwise.benchmarks.options import Cell, GraphBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.workload import read_trie_artifact, real_groups, run_queued
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.layouts.padded import PaddedLayout
 from kwise.engine.model.session import GraphSession

@@ -37,7 +37,7 @@ from kwise.benchmarks.model.contender import Contender, Workload, measure_time
 from kwise.benchmarks.options import PrecisionBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.workload import read_trie_artifact
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.devices import Kind

@@ -16,7 +16,7 @@ from typing import Any
 from kwise.benchmarks.options import Cell
 from kwise.benchmarks.serving.server_process import running_server
 from kwise.client import AsyncRewardClient
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.model.session import GraphSession
 from kwise.engine.sequence import EncodedSequence
 

@@ -29,7 +29,7 @@ from kwise.benchmarks.options import JoinedBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.serving.server_process import running_server
 from kwise.client import AsyncRewardClient, RewardClient
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.text.chat_template import ChatTemplate
 from kwise.errors import ConfigError
 

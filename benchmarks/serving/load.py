@@ -32,7 +32,7 @@ from kwise.benchmarks.serving.server_process import running_server
 from kwise.benchmarks.workload import run_queued
 from kwise.client import AsyncRewardClient, RewardClient
 from kwise.client.messages import to_group
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import GraphSession

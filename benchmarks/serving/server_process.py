@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kwise.engine.artifact import Artifact
+from kwise.engine.artifact.read import Artifact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from kwise.benchmarks.options import SharedCacheBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.serving.server_process import cpu_s, running_server
 from kwise.client import RewardClient
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from kwise.errors import ConfigError
 
 _RESPONSES = [f"Number {n} is prime, because nothing else divides it." for n in range(9)]

@@ -19,7 +19,7 @@ from kwise.benchmarks.options import SoakConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.serving.server_process import memory_bytes, running_server
 from kwise.client import AsyncRewardClient, RewardServiceError
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from kwise.types import Reward, ScoredGroup
 
 _SMALL_CACHES = ("--cache-bytes", str(1 << 20), "--prompt-cache-bytes", str(8 << 20))

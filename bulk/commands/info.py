@@ -62,7 +62,7 @@ def _of_artifact(path: Path) -> tuple[Facts, dict[str, Any]]:
         )
     import msgspec  # a client alone does not have the engine's packages
 
-    from kwise.engine.artifact import read_artifact
+    from kwise.engine.artifact.read import read_artifact
 
     artifact = read_artifact(path)
     manifest = artifact.manifest

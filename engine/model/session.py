@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import Artifact, GraphContract
+from kwise.engine.artifact.manifest import GraphContract
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.model.devices import Kind, parse_devices
 from kwise.engine.model.layouts.protocol import Pass, Prepared
 from kwise.engine.model.layouts.table import LAYOUTS

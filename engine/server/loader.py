@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextvars import Context
 from typing import TypeVar
 
-from kwise.engine.artifact import read_manifest
+from kwise.engine.artifact.manifest import read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.ensemble import Ensemble
 from kwise.engine.schedule.device_turns import Devices

@@ -16,7 +16,8 @@ import onnx_ir as ir
 from msgspec import structs
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from kwise.engine.artifact import GraphContract, cuda_graph_name
+from kwise.engine.artifact.manifest import GraphContract
+from kwise.engine.artifact.names import cuda_graph_name
 from kwise.export.graph_file import read_graph
 from kwise.export.graphs.device_cache import keep_cache_on_device
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from kwise.engine.artifact import MODEL, GraphContract
+from kwise.engine.artifact.manifest import GraphContract
+from kwise.engine.artifact.names import MODEL
 from kwise.errors import ConfigError
 from kwise.export.graph_file import read_graph, write_graph
 from kwise.export.graphs.optimum_exporter import OnnxConfig, export, stock_config

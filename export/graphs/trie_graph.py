@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kwise.engine.artifact import MODEL, GraphContract
+from kwise.engine.artifact.manifest import GraphContract
+from kwise.engine.artifact.names import MODEL
 from kwise.engine.model.packing import NOT_PAST, pack
 from kwise.engine.trie import build_trie
 from kwise.export.graph_file import read_graph, write_graph

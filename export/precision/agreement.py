@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import ErrorBounds
+from kwise.engine.artifact.manifest import ErrorBounds
 from kwise.engine.model.session import Session
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence

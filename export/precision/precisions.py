@@ -16,7 +16,9 @@ import numpy as np
 import onnx
 from msgspec import structs
 
-from kwise.engine.artifact import Artifact, ErrorBounds, GraphContract, graph_name
+from kwise.engine.artifact.manifest import ErrorBounds, GraphContract
+from kwise.engine.artifact.names import graph_name
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from kwise.bulk.calibrate import RewardMoments
 from kwise.cli import main
-from kwise.engine.artifact import MANIFEST, read_artifact
+from kwise.engine.artifact.names import MANIFEST
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.types import Group, Message, Reward

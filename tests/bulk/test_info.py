@@ -10,7 +10,8 @@ import pytest
 
 from kwise.cli import main
 from kwise.client import RewardClient
-from kwise.engine.artifact import MANIFEST, read_artifact
+from kwise.engine.artifact.names import MANIFEST
+from kwise.engine.artifact.read import read_artifact
 from kwise.types import value_formula
 from tests.client.test_client import nowhere
 from tests.servers import Server, running_server

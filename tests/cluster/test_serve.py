@@ -10,7 +10,7 @@ import pytest
 
 from kwise import RewardClient
 from kwise.client.errors import RewardServiceError
-from kwise.engine.artifact import read_manifest
+from kwise.engine.artifact.manifest import read_manifest
 from kwise.errors import KwiseError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc

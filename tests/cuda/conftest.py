@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime as ort
 import pytest
 
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from tests.cuda.passes import PRECISIONS

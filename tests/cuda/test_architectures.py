@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.model.runtime.captured_graphs import MIN_PASSES
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision

@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kwise.cli import main
 from kwise.client import Credentials, RewardClient, RewardServiceError
 from kwise.client.admin import AdminClient
-from kwise.engine.artifact import MANIFEST, read_manifest
+from kwise.engine.artifact.manifest import read_manifest
+from kwise.engine.artifact.names import MANIFEST
 from kwise.errors import Status
 from kwise.types import Reward
 from tests.servers import PATIENCE_S, Server, running_server

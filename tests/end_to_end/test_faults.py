@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kwise.benchmarks.serving.server_process import memory_bytes
 from kwise.client import AsyncRewardClient, RewardClient, RewardServiceError
 from kwise.client.flight import WINDOW_GROUPS
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from tests.exports import export_quietly
 from tests.held_model import HeldModel, running_held_server

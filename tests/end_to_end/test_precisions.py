@@ -9,7 +9,9 @@ import pytest
 from msgspec import structs
 
 from kwise.client import RewardClient
-from kwise.engine.artifact import MANIFEST, Manifest, read_artifact
+from kwise.engine.artifact.manifest import Manifest
+from kwise.engine.artifact.names import MANIFEST
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.runtime.open import cpu_has_bf16
 from kwise.engine.precision import Precision

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from kwise.client import RewardClient
-from kwise.engine.artifact import MANIFEST, read_manifest
+from kwise.engine.artifact.manifest import read_manifest
+from kwise.engine.artifact.names import MANIFEST
 from tests.servers import PATIENCE_S, raw_rewards, running_server, wait_until
 
 # `kwise`, except that the second artifact takes for ever to load.

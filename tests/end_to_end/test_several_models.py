@@ -13,7 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kwise.client import RewardClient, RewardServiceError
-from kwise.engine.artifact import MANIFEST, read_manifest
+from kwise.engine.artifact.manifest import read_manifest
+from kwise.engine.artifact.names import MANIFEST
 from kwise.errors import Status
 from kwise.protos.inference import inference_pb2, inference_pb2_grpc
 from kwise.protos.tei.v1 import tei_pb2, tei_pb2_grpc

@@ -10,19 +10,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from kwise.engine.artifact import (
-    MANIFEST,
-    MODEL,
-    TOKENIZER,
+from kwise.engine.artifact.files import describe_file
+from kwise.engine.artifact.manifest import (
     ErrorBounds,
     GraphContract,
     Manifest,
-    describe_file,
     fingerprint_of,
-    read_artifact,
     read_manifest,
 )
-from kwise.engine.golden import GOLDEN
+from kwise.engine.artifact.names import GOLDEN, MANIFEST, MODEL, TOKENIZER
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.precision import Precision
 from kwise.errors import ArtifactError
 

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from kwise.engine.artifact import FileEntry
+from kwise.engine.artifact.files import FileEntry
 from kwise.engine.ensemble import Ensemble
 from kwise.engine.scorer import Scorer
 from kwise.errors import InvalidRequest, KwiseError, Overloaded, Unavailable

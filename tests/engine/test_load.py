@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from kwise.engine.artifact import ErrorBounds, read_artifact
+from kwise.engine.artifact.manifest import ErrorBounds
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import check_golden, new_encoder
 from kwise.engine.model.session import Pass

@@ -12,7 +12,8 @@ import onnx
 import pytest
 from msgspec.structs import replace
 
-from kwise.engine.artifact import Artifact, Member
+from kwise.engine.artifact.manifest import Member
+from kwise.engine.artifact.read import Artifact
 from kwise.engine.model.session import GraphSession, Pass
 from kwise.engine.schedule.in_flight import RewardInFlight
 from kwise.engine.sequence import EncodedSequence

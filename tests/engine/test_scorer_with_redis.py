@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kwise.engine.artifact import Member
+from kwise.engine.artifact.manifest import Member
 from kwise.engine.cache.records import KEY_PREFIX, claim_record
 from kwise.engine.config import EngineConfig
 from kwise.engine.precision import Precision

@@ -10,7 +10,7 @@ import torch
 import transformers
 from tokenizers import processors
 
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.session import GraphSession

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kwise.cli import main
-from kwise.engine.artifact import read_manifest
+from kwise.engine.artifact.manifest import read_manifest
 from kwise.errors import ArtifactError
 from tests.tiny_models import GROUPED, byte_tokenizer, tiny_model
 

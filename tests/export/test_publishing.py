@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from kwise.engine.artifact import MANIFEST, Manifest, read_artifact
+from kwise.engine.artifact.manifest import Manifest
+from kwise.engine.artifact.names import MANIFEST
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.precision import Precision
 from kwise.errors import ConfigError
 from kwise.export import exporter

@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from kwise.client import RewardClient
-from kwise.engine.artifact import MANIFEST, read_manifest
+from kwise.engine.artifact.manifest import read_manifest
+from kwise.engine.artifact.names import MANIFEST
 from tests.held_model import HeldModel, running_held_server
 from tests.rl.rollouts import DRIVERS, TOLERANCE, Messages, Rollouts, Score, free_port, require
 from tests.servers import PATIENCE_S, Server, running_server

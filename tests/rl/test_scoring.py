@@ -18,7 +18,8 @@ import msgspec
 import pytest
 
 from kwise.client import InvalidRequest, RewardClient, RewardServiceError
-from kwise.engine.artifact import MANIFEST, read_manifest
+from kwise.engine.artifact.manifest import read_manifest
+from kwise.engine.artifact.names import MANIFEST
 from kwise.errors import Status
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.rl.result import ModelChanged, NotScored, ScoredResponses

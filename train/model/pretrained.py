@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from transformers.utils import logging as transformers_logging
 
-from kwise.engine.artifact import MANIFEST
+from kwise.engine.artifact.names import MANIFEST
 from kwise.errors import ConfigError
 from kwise.libraries.errors import cause_of, is_foreign, library_errors, root_of
 from kwise.train.checkpoint.files import CONFIGS, directories_with_config, file_problem

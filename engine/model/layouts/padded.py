@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from kwise.engine.artifact import GraphContract, Manifest
+from kwise.engine.artifact.manifest import GraphContract, Manifest
 from kwise.engine.model.batch_builder import (
     BatchBuilder,
     PaddedBatchBuilder,

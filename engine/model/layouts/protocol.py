@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import GraphContract, Manifest
+from kwise.engine.artifact.manifest import GraphContract, Manifest
 from kwise.engine.model.batch_builder import (
     BatchBuilder,
 )

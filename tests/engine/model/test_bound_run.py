@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.model.devices import Device, Kind
 from kwise.engine.model.packing import NOT_PAST, pack
 from kwise.engine.model.runtime import captured_graphs

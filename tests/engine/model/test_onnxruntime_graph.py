@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import onnxruntime as ort
 import pytest
 
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.model.devices import Device, Kind
 from kwise.engine.model.runtime.cuda import (
     CUDA_ENVIRONMENT,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.model.session import GraphSession
 from kwise.errors import ArtifactError

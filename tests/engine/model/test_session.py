@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from numpy.typing import NDArray
 
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.prefix_cache import MIN_TOKENS

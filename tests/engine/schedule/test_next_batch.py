@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.model.layouts.table import LAYOUTS
 from kwise.engine.model.session import GraphSession, Pass, Session
 from kwise.engine.schedule.batcher import Batcher

@@ -16,7 +16,8 @@ import msgspec
 import pytest
 
 from kwise.client import RewardClient
-from kwise.engine.artifact import MANIFEST, read_manifest
+from kwise.engine.artifact.manifest import read_manifest
+from kwise.engine.artifact.names import MANIFEST
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.call import Call

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from kwise.comparison import ranks
-from kwise.engine.artifact import read_manifest
+from kwise.engine.artifact.manifest import read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.base_service import RequestLimits

@@ -10,7 +10,9 @@ import pytest
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from kwise.engine.artifact import CHAT_TEMPLATE, describe_file, read_manifest
+from kwise.engine.artifact.files import describe_file
+from kwise.engine.artifact.manifest import read_manifest
+from kwise.engine.artifact.names import CHAT_TEMPLATE
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.text.chat_template import ChatTemplate, template_environment

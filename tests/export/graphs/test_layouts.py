@@ -15,7 +15,7 @@ import torch
 import transformers
 from msgspec import structs
 
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.runtime.kind import Runtime

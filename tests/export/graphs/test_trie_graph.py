@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
 
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from kwise.engine.model.session import GraphSession
 from kwise.engine.precision import Precision
 from kwise.engine.sequence import EncodedSequence

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
-from kwise.engine.artifact import Artifact, read_artifact
+from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import new_encoder
 from kwise.engine.model.session import GraphSession

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from kwise.errors import ConfigError
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig

@@ -11,7 +11,7 @@ from subprocess import PIPE, Popen
 import msgspec
 import pytest
 
-from kwise.engine.artifact import read_artifact
+from kwise.engine.artifact.read import read_artifact
 from tests.held_model import HeldModel, running_held_server
 from tests.http_client import HttpConnection, ask, connected, http_port
 from tests.servers import PATIENCE_S, Log, Server, running_server, wait_until

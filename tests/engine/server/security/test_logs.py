@@ -10,7 +10,9 @@ import grpc
 import msgspec
 import pytest
 
-from kwise.engine.artifact import CHAT_TEMPLATE, describe_file, read_manifest
+from kwise.engine.artifact.files import describe_file
+from kwise.engine.artifact.manifest import read_manifest
+from kwise.engine.artifact.names import CHAT_TEMPLATE
 from kwise.engine.server.base_service import bugs_reported
 from kwise.engine.server.grpc.services import SERVICES
 from kwise.engine.server.http.table import ENDPOINTS

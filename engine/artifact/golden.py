@@ -11,11 +11,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from kwise.engine.typed_json import NOT_JSON, convert
+from kwise.engine.artifact.names import GOLDEN
+from kwise.engine.artifact.typed_json import NOT_JSON, convert
 from kwise.errors import ArtifactError
 from kwise.types import Message, RawReward
-
-GOLDEN = "golden.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,36 +1,26 @@
-"""The artifact: a directory with everything that serving needs, described by a manifest.
+"""The manifest of an artifact: what the engine must know of a model, and its identity.
 
-    manifest.json, tokenizer.json, chat_template.jinja (if any), golden.jsonl, and for each
-    precision a graph and its weights: model.onnx and model.onnx.data (fp32), model.int8.onnx and
-    model.int8.onnx.data (int8), and so on
-
-`read_artifact` checks the schema version, every field's type, every file's size and SHA-256, and
-the checksum. A damaged, half-written or edited artifact is refused with the name of the file,
-and never served. `kwise.export` writes artifacts through the same `Manifest`.
+`read_manifest` checks the schema version, every field's type, and the checksum.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from kwise.engine.golden import GOLDEN, Golden, read_golden
+from kwise.engine.artifact.files import FileEntry
+from kwise.engine.artifact.names import GOLDEN, MANIFEST, TOKENIZER
+from kwise.engine.artifact.typed_json import NOT_JSON, convert
 from kwise.engine.precision import Precision
-from kwise.engine.typed_json import NOT_JSON, convert
 from kwise.ensemble import ensemble_reward
 from kwise.errors import ArtifactError
 from kwise.types import RawReward, Reward
 
 SCHEMA_VERSION = 5
-MANIFEST = "manifest.json"
-MODEL = "model.onnx"  # the fp32 graph
-TOKENIZER = "tokenizer.json"
-CHAT_TEMPLATE = "chat_template.jinja"
 
 # The fields of a manifest that decide what rewards a server gives. The name of the artifact, dates,
 # versions and what the export measured on its machine are left out.
@@ -56,24 +46,6 @@ FileName = Annotated[str, Meta(pattern=r"^[^/\\]+$")]
 Count = Annotated[int, Meta(ge=0)]
 PositiveCount = Annotated[int, Meta(ge=1)]
 Bound = Annotated[float, Meta(ge=0)]
-
-
-def graph_name(precision: Precision) -> str:
-    """Return the file name that the exporter gives a precision's graph."""
-    return MODEL if precision is Precision.FP32 else f"model.{precision.value}.onnx"
-
-
-def cuda_graph_name(graph: str) -> str:
-    """Return the file name that the exporter gives the variant for CUDA of the graph `graph`."""
-    return f"{graph.removesuffix('.onnx')}.cuda.onnx"
-
-
-def data_name(graph: str) -> str:
-    """Return the name of the weights file of the graph file `graph`.
-
-    The graph refers to it by this name. The graph of a small model may hold its weights itself.
-    """
-    return f"{graph}.data"
 
 
 class GraphContract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,13 +86,6 @@ class ErrorBounds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_batch_change: Bound
     max_order_change: Bound = 0.0
     report: dict[str, Any]
-
-
-class FileEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Size and SHA-256 (in hex) of one file."""
-
-    sha256: str
-    bytes: Count
 
 
 class Member(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,83 +198,6 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
-    """A verified artifact on disk."""
-
-    path: Path
-    manifest: Manifest
-    golden: tuple[Golden, ...]
-
-    def graph_path(self, precision: Precision = Precision.FP32) -> Path:
-        """Return the path of a precision's ONNX file.
-
-        Raises:
-            KeyError: the artifact has no graph in this precision.
-        """
-        return self.path / self.manifest.graphs[precision].file
-
-    def with_graph(self, precision: Precision, contract: GraphContract) -> "Artifact":
-        """Return the artifact with another graph of its directory for a precision."""
-        graphs = self.manifest.graphs | {precision: contract}
-        return replace(self, manifest=msgspec.structs.replace(self.manifest, graphs=graphs))
-
-    @property
-    def tokenizer_path(self) -> Path:
-        return self.path / TOKENIZER
-
-    @property
-    def chat_template(self) -> str | None:
-        """The source of the chat template; None for models that read a pair of texts."""
-        path = self.path / CHAT_TEMPLATE
-        return path.read_text(encoding="utf-8") if CHAT_TEMPLATE in self.manifest.files else None
-
-
-def read_artifact(path: Path) -> Artifact:
-    """Read and verify the artifact in the directory `path`.
-
-    Raises:
-        ArtifactError: it is missing, half-written, damaged, edited, or of another schema version.
-            The message names the file.
-    """
-    manifest = read_manifest(path)
-    for name, expected in manifest.files.items():
-        verify_file(path / name, expected)
-    for graph in manifest.graphs.values():
-        data = data_name(graph.file)
-        if data not in manifest.files and (path / data).exists():
-            raise ArtifactError(f"{path / data}: the manifest does not list this file of weights")
-    return Artifact(path=path, manifest=manifest, golden=read_golden(path, manifest.num_members))
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of the artifact in the directory `path`, but none of its other files.
-
-    Raises:
-        ArtifactError: the manifest is missing, malformed, edited, or of another schema version.
-    """
-    return _read_manifest(path / MANIFEST)
-
-
-def describe_file(path: Path) -> FileEntry:
-    """Return the size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileEntry(sha256=sha256, bytes=path.stat().st_size)
-
-
-def verify_file(path: Path, expected: FileEntry) -> None:
-    """Raise ArtifactError if the file is missing, cut short or changed."""
-    if not path.is_file():
-        raise ArtifactError(f"{path}: the manifest lists this file, but it is missing")
-    if (size := path.stat().st_size) != expected.bytes:
-        raise ArtifactError(
-            f"{path}: the file has {size} bytes, the manifest says {expected.bytes}"
-        )
-    if describe_file(path) != expected:
-        raise ArtifactError(f"{path}: damaged: its SHA-256 is not the one in the manifest")
-
-
 def fingerprint_of(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 in hex over what decides the rewards: two exports of a model agree.
 
@@ -336,6 +224,15 @@ def is_intact(content: Mapping[str, Any]) -> bool:
 def _hash_without(content: Mapping[str, Any], *excluded: str) -> str:
     covered = {name: value for name, value in content.items() if name not in excluded}
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of the artifact in the directory `path`, but none of its other files.
+
+    Raises:
+        ArtifactError: the manifest is missing, malformed, edited, or of another schema version.
+    """
+    return _read_manifest(path / MANIFEST)
 
 
 def _read_manifest(path: Path) -> Manifest:
