@@ -5,7 +5,8 @@ each may be asked by its own name as well. A member that is replaced is replaced
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 
 from kwise.engine.cache_usage import CacheUsage
@@ -116,6 +117,18 @@ class Ensemble:
     def start(self) -> None:
         """Do nothing: the members are started by themselves."""
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count a group as running, for `idle`."""
+        self._num_running += 1
+        self._is_idle.clear()
+        try:
+            yield
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._is_idle.set()
+
     async def idle(self) -> None:
         """Wait until no group is being scored."""
         await self._is_idle.wait()
@@ -136,39 +149,35 @@ class Ensemble:
         members = self.members
         _check_alike(members, group)
         times = GroupTimes(self.counters.groups)
-        self._num_running += 1
-        self._is_idle.clear()
-        try:
-            with times.success_or_failure():
-                scored = _combined(self.name, await _scores(members, group))
-            is_cached = all(r.cached for r in scored.rewards if isinstance(r, Reward))
-            times.replied(scored.timing, is_cached=is_cached)
-            return scored
-        finally:
-            self._num_running -= 1
-            if not self._num_running:
-                self._is_idle.set()
+        with self.running(), times.success_or_failure():
+            scored = _combined(self.name, await _scores(members, group))
+        is_cached = all(r.cached for r in scored.rewards if isinstance(r, Reward))
+        times.replied(scored.timing, is_cached=is_cached)
+        return scored
 
 
 def _check_alike(members: Sequence[ServedModel], group: Group) -> None:
-    """Check that the members read the group alike. They read the messages of a conversation so.
+    """Check that the members read the group alike. Each renders messages with its own template.
 
     Raises:
-        InvalidRequest: it is token ids, and their tokenizers differ; or it has the chat template
-            applied, and their templates differ.
+        InvalidRequest: it is a text or token ids with the chat template applied, and their
+            tokenizers or templates differ.
     """
-    prompt = group.prompt
-    if isinstance(prompt, TemplatedText):
-        if len({(m.tokenizer_id, m.template_id) for m in members}) > 1:
-            problem = "it has a chat template applied, and those of the ensemble's members differ"
-            raise InvalidRequest("prompt", f"{problem}; send messages instead")
-    elif _are_token_ids(group) and len({member.tokenizer_id for member in members}) > 1:
-        problem = "it is token ids, and the tokenizers of the ensemble's members differ"
-        raise InvalidRequest("prompt", f"{problem}; send messages instead")
-
-
-def _are_token_ids(group: Group) -> bool:
-    return bool(group.responses) and not isinstance(group.responses[0], str)
+    are_ids = bool(group.responses) and not isinstance(group.responses[0], str)
+    if not are_ids and not isinstance(group.prompt, TemplatedText):
+        return
+    if len({member.tokenizer_id for member in members}) > 1:
+        different = "tokenizers"
+    elif len({member.template_id for member in members}) > 1:
+        different = "chat templates"
+    else:
+        return
+    form = "token ids" if are_ids else "a text with the chat template applied"
+    raise InvalidRequest(
+        "prompt",
+        f"it is {form}, and the {different} of the ensemble's members differ; send messages "
+        "instead",
+    )
 
 
 async def _scores(members: Sequence[ServedModel], group: Group) -> list[ScoredGroup]:
@@ -177,15 +186,18 @@ async def _scores(members: Sequence[ServedModel], group: Group) -> list[ScoredGr
     Raises:
         KwiseError: that of the first member, in their order, that fails.
     """
-    tasks = [asyncio.create_task(member.score(group)) for member in members]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        failed = [task for task in tasks if task.done() and task.exception() is not None]
-        return [task.result() for task in failed or tasks]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    with ExitStack() as running:
+        for member in members:  # so that one that is replaced now answers before it is stopped
+            running.enter_context(member.running())
+        tasks = [asyncio.create_task(member.score(group)) for member in members]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            failed = [task for task in tasks if task.done() and task.exception() is not None]
+            return [task.result() for task in failed or tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _combined(name: str, scored: Sequence[ScoredGroup]) -> ScoredGroup:

@@ -264,7 +264,7 @@ class Scorer:
             ModelFailed: the runtime failed on every response.
         """
         times = GroupTimes(self.counters.groups)
-        with self._running(), times.success_or_failure():
+        with self.running(), times.success_or_failure():
             keys = await self._keys(group)
             flow = Flow(group.priority, group.client)
             known = await self._caches.look_up(keys, self._in_flight)
@@ -300,7 +300,7 @@ class Scorer:
         return keys
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """Count a group as running, for `idle`."""
         self._num_running += 1
         try:

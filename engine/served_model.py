@@ -1,5 +1,6 @@
 """The interface of a model that a server serves by name."""
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from kwise.engine.config import EngineConfig
@@ -55,6 +56,9 @@ class ServedModel(Protocol):
 
     def start(self) -> None:
         """Begin to serve, in the running event loop."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """Count a group as running, for `idle`, before `score` is called."""
 
     async def idle(self) -> None:
         """Wait until no group is being scored."""

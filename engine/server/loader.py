@@ -7,21 +7,25 @@ artifact is refused, what was served before continues to serve.
 
 An artifact must be replaced by renaming, as `kwise export --overwrite` does. The runtime maps the
 weights of the running model, so overwritten files would change its rewards.
+
+A change that has begun is completed even if the call that asked for it is cancelled, as at its
+deadline. A change that stopped halfway could leave a model that nobody stops.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextvars import Context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kwise.engine.artifact.manifest import read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.ensemble import Ensemble
 from kwise.engine.schedule.device_turns import Devices
 from kwise.engine.scorer import Scorer
+from kwise.engine.server.ensembles import check_is_no_member, check_suits_ensembles, new_ensemble
 from kwise.engine.server.garbage import freeze_heap, return_memory
 from kwise.engine.server.service import RewardService
 from kwise.engine.server.source import EnsembleSource, Source
@@ -45,7 +49,8 @@ class Loader:
         self._engine = engine
         self._devices = Devices()
         self._sources: dict[str, Source] = {}
-        self._loading = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[Any]] = set()
 
     def load(self, sources: Sequence[Source]) -> list[Scorer]:
         """Load and start the models that a server starts with.
@@ -69,20 +74,13 @@ class Loader:
             InvalidRequest: a member is not served, is an ensemble itself, or reads pairs of texts
                 while others read conversations; or a model of another kind has the name.
         """
-        models = service.models
-        for name in source.member_names:
-            if name not in models:
-                raise InvalidRequest("members", f"{name!r} is not served here")
-            if isinstance(models[name], Ensemble):
-                raise InvalidRequest("members", f"{name!r} is an ensemble; name its members")
-        if not isinstance(models.get(source.name), Ensemble | None):
-            raise InvalidRequest("model", f"{source.name!r} is the name of an artifact's model")
-        ensemble = Ensemble(source.name, source.member_names, models.__getitem__)
-        if len({member.has_chat_template for member in ensemble.members}) > 1:
-            problem = "some of them read a conversation, and others a pair of texts"
-            raise InvalidRequest("members", problem)
-        _LOG.info("serving %s", ensemble.description)
-        await service.add(ensemble)
+        return await self._completed(self._combine(service, source))
+
+    async def _combine(self, service: RewardService, source: EnsembleSource) -> Ensemble:
+        async with self._changing:
+            ensemble = new_ensemble(service, source)
+            _LOG.info("serving %s", ensemble.description)
+            await service.add(ensemble)
         return ensemble
 
     def source(self, name: str) -> Source | None:
@@ -95,9 +93,15 @@ class Loader:
         Errors are logged.
         """
         for name in list(self._sources):
+            await self._completed(self._reload(service, name))
+
+    async def _reload(self, service: RewardService, name: str) -> None:
+        async with self._changing:
+            if (source := self._sources.get(name)) is None:
+                return  # it was unloaded meanwhile
             serving = service.models[name].description
             try:
-                await self.replace(service, name, self._sources[name])
+                await self._replace(service, name, source)
             except (ArtifactError, ConfigError) as error:
                 _LOG.error("reload refused, %s goes on serving: %s", serving, error)
             except Exception:  # noqa: BLE001 - the next SIGHUP must still be obeyed
@@ -110,37 +114,48 @@ class Loader:
             False if that artifact is served as this model already.
 
         Raises:
-            ArtifactError: the artifact is damaged, fails its golden check or has another name.
+            ArtifactError: the artifact is damaged, fails its golden check, has another name, or
+                does not suit an ensemble that the model is a member of.
             ConfigError: an option does not suit the artifact.
             InvalidRequest: the name is that of an ensemble.
         """
-        async with self._loading:
-            serving = service.models.get(name)
-            if isinstance(serving, Ensemble):
-                raise InvalidRequest("model", f"{name!r} is an ensemble; unload that first")
-            manifest = read_manifest(source.path)
-            if not source.name and manifest.name != name:
-                raise ArtifactError(
-                    f"{source.path}: this artifact is called {manifest.name}, and clients ask for "
-                    f"{name} (kwise export --name)"
-                )
-            counters = None
-            if isinstance(serving, Scorer):
-                if manifest.checksum == serving.artifact.manifest.checksum:
-                    _LOG.info("reload: %s has not changed", source.path)
-                    self._sources[name] = source
-                    return False
-                counters = serving.counters
-            _LOG.info("reload: loading %s", source.path)
-            new = await in_daemon_thread(lambda: self._load(name, source, counters))
-            # In an empty context: the tasks of the model outlive the call that has it loaded.
-            Context().run(new.start)
-            instead = f" instead of {serving.description}" if serving else ""
-            _LOG.info("serving %s%s", new.description, instead)
-            self._sources[name] = source
-            del serving
-            await service.add(new)
-            await _free_memory()
+
+        async def change() -> bool:
+            async with self._changing:
+                return await self._replace(service, name, source)
+
+        return await self._completed(change())
+
+    async def _replace(self, service: RewardService, name: str, source: Source) -> bool:
+        serving = service.models.get(name)
+        if isinstance(serving, Ensemble):
+            raise InvalidRequest("model", f"{name!r} is an ensemble; unload that first")
+        manifest = read_manifest(source.path)
+        if not source.name and manifest.name != name:
+            raise ArtifactError(
+                f"{source.path}: this artifact is called {manifest.name}, and clients ask for "
+                f"{name} (kwise export --name)"
+            )
+        check_suits_ensembles(service, name, source, manifest)
+        counters = None
+        if isinstance(serving, Scorer):
+            if manifest.checksum == serving.artifact.manifest.checksum:
+                _LOG.info("reload: %s has not changed", source.path)
+                self._sources[name] = source
+                return False
+            counters = serving.counters
+        _LOG.info("reload: loading %s", source.path)
+        new = await in_daemon_thread(lambda: self._load(name, source, counters))
+        if new.artifact.manifest.checksum != manifest.checksum:  # which was checked above
+            raise ArtifactError(f"{source.path}: it was replaced during the load; load it again")
+        # In an empty context: the tasks of the model outlive the call that has it loaded.
+        Context().run(new.start)
+        instead = f" instead of {serving.description}" if serving else ""
+        _LOG.info("serving %s%s", new.description, instead)
+        self._sources[name] = source
+        del serving
+        await service.add(new)
+        await _free_memory()
         return True
 
     async def unload(self, service: RewardService, name: str) -> None:
@@ -150,23 +165,36 @@ class Loader:
             UnknownModel: no model of that name is served.
             InvalidRequest: the model is a member of an ensemble.
         """
-        async with self._loading:
-            _check_no_member(service, name)
-            await service.remove(name)
-            self._sources.pop(name, None)
-            _LOG.info("unloaded %s", name)
-            await _free_memory()
+
+        async def change() -> None:
+            async with self._changing:
+                check_is_no_member(service, name)
+                self._sources.pop(name, None)
+                await service.remove(name)
+                _LOG.info("unloaded %s", name)
+                await _free_memory()
+
+        await self._completed(change())
+
+    async def _completed(self, change: Coroutine[Any, Any, _T]) -> _T:
+        """Return the result of a change. It goes on if the caller is cancelled."""
+        task = asyncio.create_task(change, name="kwise change of models")
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_failure)
+            raise
 
     def _load(self, name: str, source: Source, counters: Counters | None) -> Scorer:
         return Scorer.load(source.path, self._engine, counters, name, self._devices)
 
 
-def _check_no_member(service: RewardService, name: str) -> None:
-    """Raise InvalidRequest if a model is a member of an ensemble."""
-    for other in service.models.values():
-        if isinstance(other, Ensemble) and name in other.member_names:
-            problem = f"it is a member of the ensemble {other.name!r}; unload that first"
-            raise InvalidRequest("model", problem)
+def _log_failure(change: "asyncio.Task[Any]") -> None:
+    """Log why a change failed that nobody waits for any more."""
+    if not change.cancelled() and (error := change.exception()) is not None:
+        _LOG.error("a change of the models whose call had ended failed: %s", error)
 
 
 async def _free_memory() -> None:

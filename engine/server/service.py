@@ -10,6 +10,7 @@ between which the loop serves other requests.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
 from types import MappingProxyType
 
 from kwise.engine.served_model import ServedModel
@@ -38,7 +39,8 @@ class RewardService(BaseRewardService):
         self.observers.append(self.call_counts)
         self._models = {model.name: model for model in models}
         self._default = models[0].name
-        self._replaced: set[ServedModel] = set()  # models that still answer earlier requests
+        # Models that still answer earlier requests, and the tasks that stop them then.
+        self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
         self._listeners: list[Callable[[], None]] = []
 
     # Requests
@@ -60,8 +62,7 @@ class RewardService(BaseRewardService):
             UnknownModel: no model of that name is served.
             Unavailable: the service drains.
         """
-        if self.draining.is_set():
-            raise Unavailable.draining()
+        self.check_not_draining()
         model = self._models.get(name or self._default)
         if model is None:
             raise UnknownModel(name or self._default, list(self._models))
@@ -88,6 +89,11 @@ class RewardService(BaseRewardService):
 
     def admit(self, model: str) -> None:
         self.model(model)
+
+    def check_not_draining(self) -> None:
+        """Raise Unavailable if the service drains."""
+        if self.draining.is_set():
+            raise Unavailable.draining()
 
     # The life of the service
 
@@ -120,14 +126,23 @@ class RewardService(BaseRewardService):
 
     async def stop(self) -> None:
         """Answer every waiting request with `Unavailable`, and release the models."""
-        models = (*self._models.values(), *self._replaced)
+        models = (*self._models.values(), *self._retiring)
         await asyncio.gather(*(model.stop() for model in models))
 
     async def _retire(self, model: ServedModel) -> None:
-        self._replaced.add(model)
-        await model.idle()
-        await model.stop()
-        self._replaced.discard(model)
+        """Stop a model once it has answered its requests, even if the caller is cancelled."""
+
+        async def retire() -> None:
+            try:
+                await model.idle()
+                await model.stop()
+            finally:
+                del self._retiring[model]
+
+        # In an empty context: it may outlive the call that has the model replaced.
+        task = asyncio.create_task(retire(), name="kwise retire", context=Context())
+        self._retiring[model] = task
+        await asyncio.shield(task)
 
     def _notify(self) -> None:
         for listener in self._listeners:

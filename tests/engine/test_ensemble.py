@@ -93,7 +93,17 @@ async def test_a_member_that_refuses_ends_the_work_of_the_others() -> None:
 
 async def test_members_that_would_read_token_ids_differently_are_not_asked() -> None:
     other = {"tokenizer.json": FileEntry(sha256="other", bytes=1)}
-    async with ensemble(a=member(), b=member(files=other)) as both:
+    await refuses_what_is_rendered(files=other)
+
+
+async def test_members_with_other_chat_templates_are_not_asked_for_what_is_rendered() -> None:
+    await refuses_what_is_rendered(
+        files={**FILES, "chat_template.jinja": FileEntry(sha256="other", bytes=1)}
+    )
+
+
+async def refuses_what_is_rendered(files: Mapping[str, FileEntry]) -> None:
+    async with ensemble(a=member(), b=member(files=files)) as both:
         templated = Group(prompt=TemplatedText(text="p"), responses=("r",))
         for group in (ids(1, 2), templated):
             with pytest.raises(InvalidRequest, match=r"ensemble's members differ; send messages"):

@@ -35,7 +35,7 @@ class AdminServiceStub(object):
     One load runs at a time, and later ones wait. No request fails because of a change: those that
     have arrived are answered by the model that was served then.
 
-    Deadlines: loading a large model takes minutes. A load whose deadline passes may still complete.
+    Deadlines: loading a large model takes minutes. A change whose deadline passes is completed.
 
     Statuses of all RPCs:
     UNAUTHENTICATED      The call has no token of --admin-token-file.
@@ -79,7 +79,7 @@ class AdminServiceServicer(object):
     One load runs at a time, and later ones wait. No request fails because of a change: those that
     have arrived are answered by the model that was served then.
 
-    Deadlines: loading a large model takes minutes. A load whose deadline passes may still complete.
+    Deadlines: loading a large model takes minutes. A change whose deadline passes is completed.
 
     Statuses of all RPCs:
     UNAUTHENTICATED      The call has no token of --admin-token-file.
@@ -151,7 +151,7 @@ class AdminService(object):
     One load runs at a time, and later ones wait. No request fails because of a change: those that
     have arrived are answered by the model that was served then.
 
-    Deadlines: loading a large model takes minutes. A load whose deadline passes may still complete.
+    Deadlines: loading a large model takes minutes. A change whose deadline passes is completed.
 
     Statuses of all RPCs:
     UNAUTHENTICATED      The call has no token of --admin-token-file.
