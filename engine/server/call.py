@@ -22,6 +22,17 @@ class Call:
     client: str
     model: str = ""
 
+    def without_placeholder(self, name: str, placeholder: str) -> str | None:
+        """Return the name of a model in a body; None if it is what clients send without a name.
+
+        Args:
+            name: what the body says.
+            placeholder: the name that clients of the protocol send if they are given none. If a
+                model of that name is served, the body means it, unless the address names another.
+        """
+        is_name = name != placeholder or (not self.model and name in self.service.models)
+        return name if is_name else None
+
     def model_named(self, name: str | None = None) -> str:
         """Return the name of the model that must answer; "" for the first that was loaded.
 

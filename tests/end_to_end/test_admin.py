@@ -17,6 +17,7 @@ from kwise.client.admin import AdminClient
 from kwise.engine.artifact.manifest import read_manifest
 from kwise.engine.artifact.names import MANIFEST
 from kwise.errors import Status
+from kwise.protos.inference import inference_pb2, inference_pb2_grpc
 from kwise.types import Reward
 from tests.servers import PATIENCE_S, Server, running_server
 
@@ -112,6 +113,18 @@ def test_models_come_and_go_while_others_are_answered(server: Server, second: Pa
         stop.set()
         asking.join()
     assert answered and set(answered) == {"first"}
+
+
+def test_models_are_listed_after_the_first_one_was_unloaded(server: Server, second: Path) -> None:
+    with admin(server) as administrator:
+        administrator.load_model("second", str(second))
+        administrator.unload_model("first")
+        assert [model.model for model in administrator.list_models()] == ["second"]
+    with grpc.insecure_channel(server.address) as channel:
+        stub: Any = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        metadata = (("authorization", f"Bearer {CALLER}"),)
+        index = stub.RepositoryIndex(inference_pb2.RepositoryIndexRequest(), metadata=metadata)
+        assert [model.name for model in index.models] == ["second"]
 
 
 def test_a_model_is_replaced_and_a_damaged_artifact_is_not_served(

@@ -17,6 +17,7 @@ from kwise.engine.artifact.manifest import read_manifest
 from kwise.engine.artifact.names import MANIFEST
 from kwise.errors import Status
 from kwise.protos.inference import inference_pb2, inference_pb2_grpc
+from kwise.protos.kwise.v1 import reward_pb2, reward_pb2_grpc
 from kwise.protos.tei.v1 import tei_pb2, tei_pb2_grpc
 from kwise.types import Reward, ScoredGroup
 from tests.http_client import ask, http_port
@@ -99,6 +100,37 @@ def test_protocols_whose_messages_name_no_model_reach_each(served: Served) -> No
         assert sorted(rank.score for rank in over_grpc.ranks) == pytest.approx(expected, abs=1e-5)
     unknown = ask(served.http_port, "POST", "/models/third/rerank", rerank)
     assert unknown.status == 404
+
+
+def test_the_metadata_of_a_call_name_the_model_of_any_message(served: Served) -> None:
+    metadata = (("kwise-model", "second"),)
+    group = reward_pb2.Group(
+        prompt=reward_pb2.Prompt(text="p"), responses=[reward_pb2.Response(text="a")]
+    )
+    infer = inference_pb2.ModelInferRequest(
+        inputs=[
+            inference_pb2.ModelInferRequest.InferInputTensor(
+                name=name,
+                datatype="BYTES",
+                shape=[1],
+                contents=inference_pb2.InferTensorContents(bytes_contents=[text]),
+            )
+            for name, text in (("prompt", b"p"), ("responses", b"a"))
+        ]
+    )
+    with grpc.insecure_channel(served.server.address) as channel:
+        rewards: Any = reward_pb2_grpc.RewardServiceStub(channel)
+        inference: Any = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        scored = rewards.Score(reward_pb2.ScoreRequest(group=group), metadata=metadata).scored
+        (streamed,) = rewards.ScoreStream(
+            iter([reward_pb2.ScoreStreamRequest(group=group)]), metadata=metadata
+        )
+        described = rewards.GetModel(reward_pb2.GetModelRequest(), metadata=metadata)
+        assert inference.ModelInfer(infer, metadata=metadata).model_name == "second"
+        assert scored.model == streamed.scored.model == described.model == "second"
+        group.model = "first"
+        with pytest.raises(grpc.RpcError, match="the metadata kwise-model names 'second'"):
+            rewards.Score(reward_pb2.ScoreRequest(group=group), metadata=metadata)
 
 
 def test_all_models_are_listed(served: Served) -> None:

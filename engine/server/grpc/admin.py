@@ -14,7 +14,6 @@ from kwise.errors import (
     ArtifactRefused,
     ConfigError,
     InvalidRequest,
-    Unavailable,
     UnknownModel,
 )
 from kwise.protos.kwise.v1 import admin_pb2 as pb
@@ -57,8 +56,7 @@ class GrpcAdminService(admin_pb2_grpc.AdminServiceServicer):
     async def _running(self, context: Context) -> AsyncIterator[None]:
         """Count the call as running, and refuse it while the server drains."""
         async with running_call(self._service, context):
-            if self._service.draining.is_set():
-                raise Unavailable.draining()
+            self._service.check_not_draining()
             yield
 
     async def _combine(self, request: pb.LoadModelRequest) -> bool:

@@ -13,7 +13,7 @@ from kwise.engine.server.calls.running_call import current_call
 from kwise.engine.server.grpc.access import TOKEN_NAME
 from kwise.engine.server.grpc.messages import status_code, trailers
 from kwise.engine.server.service import RewardService
-from kwise.errors import KwiseError, ServiceFailed
+from kwise.errors import InvalidRequest, KwiseError, ServiceFailed
 from kwise.types import CLIENT_KEY, MODEL_KEY
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -65,8 +65,31 @@ class running_call(AbstractAsyncContextManager[None]):  # noqa: N801 - used as a
 
 def call_of(service: RewardService, context: Context) -> Call:
     """Return the context of a call whose messages cannot name a model: its metadata may."""
-    model = value_of(MODEL_KEY, metadata_of(context))
-    return Call(service=service, client=client_of(context), model=model)
+    return Call(service=service, client=client_of(context), model=named_in_metadata(context))
+
+
+def named_in_metadata(context: Context) -> str:
+    """Return the model that the metadata of a call names; "" if it names none."""
+    return value_of(MODEL_KEY, metadata_of(context))
+
+
+def model_of(name: str, in_metadata: str) -> str:
+    """Return the model that must answer a message; "" for the first that was loaded.
+
+    Args:
+        name: what the message says; "" if it says nothing.
+        in_metadata: what the metadata of its call says.
+
+    Raises:
+        InvalidRequest: the two name two models.
+    """
+    if name and in_metadata and name != in_metadata:
+        raise InvalidRequest(
+            "model",
+            f"it is {name[:100]!r}, and the metadata {MODEL_KEY} names {in_metadata[:100]!r}",
+            is_quoting=True,
+        )
+    return name or in_metadata
 
 
 def client_of(context: Context, metadata: Metadata | None = None) -> str:

@@ -10,7 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 # The name of the model in the address of a request, in its ASGI scope.
 MODEL_NAME = "kwise.model"
 
-_PREFIX = "/models/"
+_MODELS = "models"
+_PREFIX = f"/{_MODELS}/"
 
 
 class ModelPath:
@@ -21,11 +22,9 @@ class ModelPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        path: str = scope["path"]
-        if path.startswith(_PREFIX):
-            # The raw path, in which a slash of the name is "%2F".
-            name, slash, rest = scope["raw_path"].decode("latin-1")[len(_PREFIX) :].partition("/")
-            if name and slash:
-                path = f"/{unquote(rest)}"
-                scope = {**scope, "path": path, MODEL_NAME: unquote(name)}
+        if scope["path"].startswith(_PREFIX):
+            # The raw path, in which a slash of the name is "%2F", and any letter may be encoded.
+            parts = scope["raw_path"].decode("latin-1").split("/", 3)
+            if len(parts) == 4 and unquote(parts[1]) == _MODELS and parts[2]:
+                scope = {**scope, "path": f"/{unquote(parts[3])}", MODEL_NAME: unquote(parts[2])}
         await self._app(scope, receive, send)

@@ -11,7 +11,8 @@ from kwise.engine.served_model import ServedModel
 from kwise.engine.server.call import Call
 from kwise.engine.server.http.bodies.openai_errors import OPENAI_ERRORS
 from kwise.engine.server.http.endpoint import Endpoint, Reply
-from kwise.engine.server.samples.scores import LABEL, TEI_DTYPES
+from kwise.engine.server.samples.scores import LABEL, tei_dtype
+from kwise.errors import UnknownModel
 from kwise.version import __version__
 
 
@@ -134,7 +135,7 @@ async def _model(call: Call, _: object) -> ModelBody:
 
 
 async def _models(call: Call, _: object) -> ModelList:
-    call.service.admit("")
+    call.service.check_not_draining()
     return ModelList(data=[_card(model) for model in call.service.models.values()])
 
 
@@ -151,7 +152,7 @@ async def _info(call: Call, _: object) -> Info:
     return Info(
         model_id=info.model,
         model_sha=info.fingerprint,
-        model_dtype=TEI_DTYPES[info.precision],
+        model_dtype=tei_dtype(info.precision),
         model_type=ModelType(reranker=Reranker(id2label={"0": LABEL}, label2id={LABEL: 0})),
         # The queue is limited by tokens. A request has at least one.
         max_concurrent_requests=config.max_queue_tokens,
@@ -165,6 +166,8 @@ async def _info(call: Call, _: object) -> Info:
 
 
 async def _health(call: Call, _: object) -> Reply:
+    if call.model and call.model not in call.service.models:
+        raise UnknownModel(call.model, list(call.service.models))
     if call.service.draining.is_set():
         return Reply(body=Health("NOT_SERVING"), http_status=HTTPStatus.SERVICE_UNAVAILABLE)
     return Reply(body=Health("SERVING"))

@@ -8,7 +8,12 @@ from kwise.types import Reward
 LABEL = "LABEL_0"
 
 # The names of precisions in Text Embeddings Inference.
-TEI_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+_TEI_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+
+
+def tei_dtype(precision: str) -> str:
+    """Return the name of a precision in TEI; the names of several of an ensemble, "fp32, int8"."""
+    return ", ".join(_TEI_DTYPES[name] for name in precision.split(", "))
 
 
 def score_of(reward: Reward, use_activation: bool | None) -> float:

@@ -7,7 +7,13 @@ from typing import NoReturn
 import grpc
 
 from kwise import __version__
-from kwise.engine.server.grpc.calls import Context, client_of, running_call
+from kwise.engine.server.grpc.calls import (
+    Context,
+    client_of,
+    model_of,
+    named_in_metadata,
+    running_call,
+)
 from kwise.engine.server.grpc.inference import description
 from kwise.engine.server.grpc.inference.parameters import NO_SHARED_MEMORY, Parameters
 from kwise.engine.server.grpc.inference.reply import from_scored_group, requested_outputs
@@ -46,7 +52,7 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelReadyRequest, context: Context
     ) -> pb.ModelReadyResponse:
         try:
-            self._model(request.name, request.version)
+            self._model(context, request.name, request.version)
         except KwiseError:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
@@ -64,13 +70,13 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
         async with running_call(self._service, context):
-            return description.metadata(self._model(request.name, request.version))
+            return description.metadata(self._model(context, request.name, request.version))
 
     async def ModelConfig(
         self, request: pb.ModelConfigRequest, context: Context
     ) -> pb.ModelConfigResponse:
         async with running_call(self._service, context):
-            info = self._model(request.name, request.version)
+            info = self._model(context, request.name, request.version)
             return pb.ModelConfigResponse(
                 config=description.config(info, self._service.model(info.model))
             )
@@ -79,7 +85,7 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
         async with running_call(self._service, context):
-            info = self._model(request.name, request.version)
+            info = self._model(context, request.name, request.version)
             model = description.statistics(info, self._service.model(info.model))
             return pb.ModelStatisticsResponse(model_stats=[model])
 
@@ -89,7 +95,7 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         async with running_call(self._service, context):
             if request.repository_name:
                 raise InvalidRequest("repository_name", "leave it empty; there is one repository")
-            self._service.admit("")
+            self._service.check_not_draining()
             models = (
                 pb.RepositoryIndexResponse.ModelIndex(
                     name=name, version=MODEL_VERSION, state="READY"
@@ -104,18 +110,20 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         async with running_call(self._service, context):
-            return await self._infer(request, client_of(context))
+            name = model_of(request.model_name, named_in_metadata(context))
+            return await self._infer(request, client_of(context), name)
 
     async def ModelStreamInfer(  # type: ignore[override]  # the stub knows only iterators
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> None:
         """Answer in order, because tritonclient does not say which request an error belongs to."""
-        client = client_of(context)
+        client, in_metadata = client_of(context), named_in_metadata(context)
 
         async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
             try:
                 with self._service.streamed_request():
-                    reply = await self._infer(request, client)
+                    name = model_of(request.model_name, in_metadata)
+                    reply = await self._infer(request, client, name)
             except KwiseError as error:  # the stream goes on
                 reply = pb.ModelInferResponse(id=request.id)
                 reply.parameters["status"].string_param = error.status.name
@@ -129,23 +137,32 @@ class GrpcInferenceService(inference_pb2_grpc.GRPCInferenceServiceServicer):
                 context, pb.ModelInferRequest, answer, self._service.draining, in_order=True
             ).run()
 
-    async def _infer(self, request: pb.ModelInferRequest, client: str) -> pb.ModelInferResponse:
-        info = self._model(request.model_name, request.model_version)
+    async def _infer(
+        self, request: pb.ModelInferRequest, client: str, name: str
+    ) -> pb.ModelInferResponse:
+        self._info(name, request.model_version)
         parameters = Parameters.of(request)
-        outputs = requested_outputs(request, info.num_members)
         timeout_us = parameters.timeout_us
         try:
             async with asyncio.timeout(None if timeout_us is None else timeout_us / 1e6):
                 group = await to_group(
                     request, self._service.limits, priority=parameters.priority, client=client
                 )
-                scored = await self._service.score(group, request.model_name)
+                # Without a pause before the call of the model: it may be replaced in a pause, by
+                # one with another number of members.
+                info = self._info(name, request.model_version)
+                outputs = requested_outputs(request, info.num_members)
+                scored = await self._service.score(group, name)
         except TimeoutError:
             raise DeadlineExceeded("parameters.timeout", f"{timeout_us} microseconds") from None
         return from_scored_group(scored, outputs, request.id)
 
-    def _model(self, name: str, version: str) -> ModelInfo:
-        """Describe the model of this name and version; empty strings stand for the served model.
+    def _model(self, context: Context, name: str, version: str) -> ModelInfo:
+        """Describe the model that a call names. Raises the errors of `model_of` and `_info`."""
+        return self._info(model_of(name, named_in_metadata(context)), version)
+
+    def _info(self, name: str, version: str) -> ModelInfo:
+        """Describe the model of this name and version; empty strings stand for the first one.
 
         Raises:
             UnknownModel: it is not served here.

@@ -19,7 +19,7 @@ from kwise.engine.server.grpc.calls import Context, call_of, running_call
 from kwise.engine.server.grpc.stream import RequestReader, RequestStream
 from kwise.engine.server.grpc.tei.messages import code_of, metadata, ranks
 from kwise.engine.server.samples.sample import of_candidates, of_pair, of_templated
-from kwise.engine.server.samples.scores import LABEL, TEI_DTYPES, score_of
+from kwise.engine.server.samples.scores import LABEL, score_of, tei_dtype
 from kwise.engine.server.samples.scoring import check_size, score_samples
 from kwise.engine.server.service import RewardService
 from kwise.errors import InvalidRequest, Unavailable
@@ -45,7 +45,7 @@ class TeiInfo(tei_pb2_grpc.InfoServicer):
                 version=__version__,
                 model_id=info.model,
                 model_sha=info.fingerprint,
-                model_dtype=TEI_DTYPES[info.precision],
+                model_dtype=tei_dtype(info.precision),
                 model_type=pb.MODEL_TYPE_RERANKER,
                 # The queue is limited by tokens. A request has at least one.
                 max_concurrent_requests=min(config.max_queue_tokens, MAX_UINT32),

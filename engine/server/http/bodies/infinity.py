@@ -55,7 +55,7 @@ class ClassifyTextsReply(msgspec.Struct, kw_only=True):
 async def classify(call: Call, body: ClassifyTexts) -> Reply:
     """Score conversations."""
     check_size(call, "input", len(body.input))
-    model = None if body.model == _DEFAULT_MODEL else body.model
+    model = call.without_placeholder(body.model, _DEFAULT_MODEL)
     samples = await of_input(call.served(model), [*body.input])
     scored = await score_samples(call, samples, model=model)
     answer = ClassifyTextsReply(

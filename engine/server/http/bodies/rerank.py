@@ -140,7 +140,7 @@ async def rerank_as_infinity(call: Call, body: InfinityRerankRequest) -> Reply:
     """Score documents and sort them, and reply in infinity's form."""
     check_size(call, "documents", len(body.documents))
     samples = of_candidates(body.query, body.documents, ("query", "documents"))
-    model = None if body.model == _INFINITY_DEFAULT else body.model
+    model = call.without_placeholder(body.model, _INFINITY_DEFAULT)
     scored = await score_samples(call, samples, model=model)
     answer = InfinityRerankReply(
         id=new_id("infinity"),

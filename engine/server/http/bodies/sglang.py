@@ -142,7 +142,7 @@ async def embed(call: Call, body: EmbeddingsRequest) -> Reply:
     """Score conversations, and report each as a vector."""
     refuse_set(body, _REFUSED_OF_EMBEDDINGS)
     check_size(call, "input", num_items(body.input))
-    model = _model(body.model)
+    model = call.without_placeholder(body.model, _DEFAULT_MODEL)
     samples = await of_input(call.served(model), body.input)
     scored = await score_samples(call, samples, model=model, hold_s=HOLD_S)
     answer = EmbeddingsReply(
@@ -160,7 +160,7 @@ async def classify(call: Call, body: ClassifyTextRequest) -> Reply:
     """Score conversations. A single text gets a single object, a list gets a list."""
     conversations: Input = body.text if isinstance(body.text, str) else [*body.text]
     check_size(call, "text", num_items(conversations))
-    model = _model(body.model)
+    model = call.without_placeholder(body.model, _DEFAULT_MODEL)
     samples = await of_input(call.served(model), conversations, "text")
     scored = await score_samples(call, samples, model=model)
     answers = [
@@ -173,7 +173,8 @@ async def classify(call: Call, body: ClassifyTextRequest) -> Reply:
 async def score(call: Call, body: ScoringRequest) -> Reply:
     """Score the items of a query."""
     refuse_set(body, _REFUSED_OF_SCORE)
-    scored = await score_samples(call, await _items(call, body), model=_model(body.model))
+    model = call.without_placeholder(body.model, _DEFAULT_MODEL)
+    scored = await score_samples(call, await _items(call, call.served(model), body), model=model)
     answer = ScoringReply(
         scores=[[reward.value] for reward in scored.rewards],
         model=scored.model,
@@ -182,7 +183,7 @@ async def score(call: Call, body: ScoringRequest) -> Reply:
     return reply(answer, scored)
 
 
-async def _items(call: Call, body: ScoringRequest) -> list[Sample]:
+async def _items(call: Call, model: ServedModel, body: ScoringRequest) -> list[Sample]:
     """Return the items of a query as samples.
 
     Raises:
@@ -192,7 +193,6 @@ async def _items(call: Call, body: ScoringRequest) -> list[Sample]:
     if not items:
         raise InvalidRequest("items", "the list is empty; give at least one")
     check_size(call, "items", len(items))
-    model = call.served(_model(body.model))
     is_text = isinstance(body.query, str)
     for index, item in enumerate(items):
         if isinstance(item, str) is not is_text:
@@ -242,10 +242,6 @@ async def _token_ids(
         )
         for item, field in zip(converted, fields, strict=True)
     ]
-
-
-def _model(name: str) -> str | None:
-    return None if name == _DEFAULT_MODEL else name
 
 
 def _endpoint(path: str, **fields: Any) -> Endpoint:
