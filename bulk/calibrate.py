@@ -33,7 +33,7 @@ from kwise.engine.artifact.read import read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.errors import ConfigError
 from kwise.publish import publish_text
-from kwise.types import Reward, ScoredGroup, value_formula
+from kwise.types import MIN_STD, Reward, ScoredGroup, value_formula
 
 _WINDOW_TOKENS = 65_536
 _MIN_RESPONSES = 2
@@ -111,7 +111,7 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
     new_scales = []
     for of_member, scale in zip(moments, scales, strict=True):
         std = scale.std if config.mean_only else of_member.std
-        if not std > 0:
+        if not std >= MIN_STD:
             raise ConfigError(
                 f"INPUT {config.input}: all {count} responses have the reward "
                 f"{of_member.mean:g}, so their standard deviation is 0; give --mean-only"

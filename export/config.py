@@ -5,6 +5,7 @@ from enum import Enum
 
 from kwise.engine.precision import parse_precisions
 from kwise.options import check_bounds, check_date, option
+from kwise.types import MIN_STD
 
 
 class Layout(Enum):
@@ -87,7 +88,7 @@ class ExportConfig:
         None,
         "served value = (raw - mean) / std; by default the std in the checkpoint's config.json, "
         "else 1",
-        exclusive_minimum=0,
+        minimum=MIN_STD,
         maximum=1e9,
     )
     overwrite: bool = option(False, "replace an artifact that is already there")

@@ -113,6 +113,11 @@ RawReward = float | tuple[float, ...]
 """The output of a model's head; one number per member, if the model has members."""
 
 
+# The bounds of the mean and the std by which a reward is normalised. Within them, no value of a
+# float32 reward overflows, and neither does its square in a standard deviation over members.
+MIN_STD, MAX_SCALE = 1e-30, 1e38
+
+
 def value_formula(mean: float, std: float) -> str:
     """Return how the value is computed from the raw reward, for a reader: "(raw - 0.5) / 2"."""
     return f"(raw {'+' if mean < 0 else '-'} {abs(mean):.6g}) / {std:.6g}"

@@ -1,12 +1,14 @@
 """The reward of a model with members is what numpy makes of its members' rewards."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.ensemble import ensemble_reward
-from kwise.types import Reward
+from kwise.types import MAX_SCALE, MIN_STD, Reward
 
 FINITE = st.floats(-1e6, 1e6)
 MEMBERS = st.lists(st.tuples(FINITE, FINITE, st.floats(1e-3, 1e3)), min_size=1, max_size=9)
@@ -63,3 +65,22 @@ def test_one_value_and_one_raw_reward_per_member_are_needed(
 ) -> None:
     with pytest.raises(ValueError, match="one per member"):
         ensemble_reward(values=values, raw=raw, tokens=1)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(allow_nan=False, allow_infinity=False, width=32),
+            st.floats(-MAX_SCALE, MAX_SCALE),
+            st.floats(MIN_STD, MAX_SCALE),
+        ),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_no_reward_overflows_within_the_bounds_of_mean_and_std(
+    members: list[tuple[float, float, float]],
+) -> None:
+    reward = _reward(members)
+    assert reward.std is not None
+    assert all(map(math.isfinite, (reward.value, reward.raw, reward.std, *reward.members)))

@@ -18,7 +18,7 @@ from kwise.engine.artifact.typed_json import NOT_JSON, convert
 from kwise.engine.precision import Precision
 from kwise.ensemble import ensemble_reward
 from kwise.errors import ArtifactError
-from kwise.types import RawReward, Reward
+from kwise.types import MAX_SCALE, MIN_STD, RawReward, Reward
 
 SCHEMA_VERSION = 5
 
@@ -46,6 +46,8 @@ FileName = Annotated[str, Meta(pattern=r"^[^/\\]+$")]
 Count = Annotated[int, Meta(ge=0)]
 PositiveCount = Annotated[int, Meta(ge=1)]
 Bound = Annotated[float, Meta(ge=0)]
+Mean = Annotated[float, Meta(ge=-MAX_SCALE, le=MAX_SCALE)]
+Std = Annotated[float, Meta(ge=MIN_STD, le=MAX_SCALE)]
 
 
 class GraphContract(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,8 +96,8 @@ class Member(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mean, std: the member's value is (raw - mean) / std.
     """
 
-    mean: float = 0.0
-    std: Annotated[float, Meta(gt=0)] = 1.0
+    mean: Mean = 0.0
+    std: Std = 1.0
 
 
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,8 +134,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     causal: bool
     special_tokens: dict[str, str]
     files: dict[FileName, FileEntry]
-    reward_mean: float = 0.0
-    reward_std: Annotated[float, Meta(gt=0)] = 1.0
+    reward_mean: Mean = 0.0
+    reward_std: Std = 1.0
     members: Annotated[tuple[Member, ...], Meta(min_length=2)] | UnsetType = UNSET
     provenance: dict[str, Any] = {}
     schema_version: int = SCHEMA_VERSION

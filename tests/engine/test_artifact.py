@@ -152,7 +152,9 @@ def test_weights_that_the_manifest_does_not_list_are_refused(tmp_path: Path) -> 
         ("files", {"../model.onnx": {"sha256": "abc", "bytes": 1}}, "key in files: Expected `str`"),
         ("files", {MODEL: {"sha256": "abc", "bytes": "1"}}, "files[...].bytes: Expected `int`"),
         ("reward_mean", None, "reward_mean: Expected `float`, got `null`"),
-        ("reward_std", 0, "reward_std: Expected `float` > 0"),
+        ("reward_std", 0, "reward_std: Expected `float` >= 1e-30"),
+        ("reward_std", 1e-200, "reward_std: Expected `float` >= 1e-30"),
+        ("reward_mean", -1e300, "reward_mean: Expected `float` >= -1e+38"),
         ("fingerprint", 7, "fingerprint: Expected `str`, got `int`"),
         ("extra", 1, "Object contains unknown field `extra`"),
     ],
@@ -319,6 +321,7 @@ def test_members_are_part_of_the_fingerprint_and_absent_from_other_manifests(
     [
         ({"members": MEMBERS[:1]}, "members: Expected `array` of length >= 2"),
         ({"members": [*MEMBERS, {"std": 0}]}, "std"),
+        ({"members": [*MEMBERS, {"std": 1e-200}]}, "std"),
         ({"members": MEMBERS, "reward_mean": 1.0}, "reward_mean and reward_std must be 0 and 1"),
         ({"members": MEMBERS, "golden": GOLDEN_LINES}, "reward has 1 numbers, and the model 2"),
         ({"golden": MEMBER_LINES}, "reward has 2 numbers, and the model 1 members"),

@@ -149,7 +149,7 @@ def test_a_golden_reward_of_one_member_that_comes_out_wrong_is_refused(
         ),
         ({"kwise_members": "3"}, "kwise_members '3'; it must be an integer from 2 to 100"),
         ({"mean": [1.0, 2.0]}, r"mean \[1.0, 2.0\]; it must be a finite number, or a list of 3"),
-        ({"std": [1.0, 0.0, 2.0]}, "std 0.0; it must be greater than 0"),
+        ({"std": [1.0, 0.0, 2.0]}, "std 0.0; it must be at least 1e-30"),
     ],
 )
 def test_heads_that_are_not_stated_to_be_members_are_refused(

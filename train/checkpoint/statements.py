@@ -20,6 +20,7 @@ from kwise.train.checkpoint.members import (
     num_members,
 )
 from kwise.train.checkpoint.transformers_versions import REMOVED, ROTARY_KEYS
+from kwise.types import MIN_STD
 
 # Classes whose weights are a start for a reward model, by the end of their names.
 _LANGUAGE_MODELS = (
@@ -107,8 +108,8 @@ def account_for_statements(
     mean, std = (
         None if key in known else _numbers(place, stated, key, members) for key in ("mean", "std")
     )
-    if std is not None and not min(std) > 0:
-        raise ConfigError(f"{place}: config.json has std {min(std)}; it must be greater than 0")
+    if std is not None and not min(std) >= MIN_STD:
+        raise ConfigError(f"{place}: config.json has std {min(std)}; it must be at least {MIN_STD}")
     if activation := _activation(stated):
         notes.append(
             f"config.json: sentence_transformers applies {activation} to the model's output; a "

@@ -39,7 +39,7 @@ MEAN_POOLING = {"AutoModelForSequenceClassification": "modeling_mean.LlamaForMea
             {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
             "quantised with bitsandbytes in eight bits",
         ),
-        ({"mean": 0.5, "std": 0.0}, r"config\.json has std 0\.0; it must be greater than 0"),
+        ({"mean": 0.5, "std": 0.0}, r"config\.json has std 0\.0; it must be at least 1e-30"),
         ({"mean": "0.5", "std": 1.0}, r"config\.json has mean '0\.5'; it must be a finite number"),
         ({"model_type": "mamba"}, "no sequence classification for models of type mamba"),
     ],
