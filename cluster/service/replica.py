@@ -87,8 +87,9 @@ class RewardReplica:
         _LOG.info("serving %s", scorer.description)
 
         def closed() -> None:
-            self._loaded.pop(name, None)
+            if self._loaded.get(name) is model:  # it may have been loaded again meanwhile
+                del self._loaded[name]
             _LOG.info("closed %s", scorer.description)
 
-        self._loaded[name] = LoadedModel(scorer, closed)
-        return self._loaded[name]
+        model = self._loaded[name] = LoadedModel(scorer, closed)
+        return model
