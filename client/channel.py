@@ -91,7 +91,7 @@ def check_timeout(name: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not 0 < value <= _MAX_TIMEOUT_S:  # false for NaN too
-        raise ValueError(f"{name} must be above 0 and at most {_MAX_TIMEOUT_S} s, not {value}")
+        raise ValueError(f"{name} must be above 0 and at most {_MAX_TIMEOUT_S} s, not {value:g}")
     return float(value)
 
 

@@ -150,9 +150,11 @@ class Ensemble:
         _check_alike(members, group)
         times = GroupTimes(self.counters.groups)
         with self.running(), times.success_or_failure():
-            scored = _combined(self.name, await _scores(members, group))
+            by_member = await _scores(members, group)
+            times.computed()
+            scored = _combined(self.name, by_member)
         is_cached = all(r.cached for r in scored.rewards if isinstance(r, Reward))
-        times.replied(scored.timing, is_cached=is_cached)
+        times.replied(scored.timing, is_cached=is_cached, notes_stages=False)
         return scored
 
 

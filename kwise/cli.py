@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 from importlib import import_module
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from kwise import __version__
 from kwise.command_errors import exit_code_of, report
@@ -86,12 +86,34 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         # No abbreviations: an option that is added later must not change what `--epo` means.
         super().__init__(*args, **{"allow_abbrev": False, **options})
+        # argparse says "invalid int value".
+        self.register("type", int, _integer)
+        self.register("type", float, _number)
         self.add_argument(
             "--debug",
             action="store_true",
             default=argparse.SUPPRESS,  # or a subcommand would overwrite `kwise --debug train`
             help="show the traceback of an error, and what other libraries print",
         )
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line. The usage of some commands has thirty lines, which would hide it."""
+        problem = message.removeprefix("argument ")
+        self.exit(2, f"{self.prog}: {problem}; `{self.prog} --help` lists the options\n")
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def main(argv: list[str] | None = None) -> int:

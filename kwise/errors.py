@@ -169,7 +169,8 @@ class UnknownModel(KwiseError):
         shown = ", ".join(repr(other[:100]) for other in served[:_MAX_NAMES])
         more = len(served) - _MAX_NAMES
         has = f"{shown} and {more} more" if more > 0 else shown or "none at present"
-        super().__init__(f"model: {name[:100]!r} is not served here; this server has {has}")
+        self.problem = f"{name[:100]!r} is not served here; this server has {has}"
+        super().__init__(f"model: {self.problem}")
         self._served = has
 
     @property

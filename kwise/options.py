@@ -111,7 +111,9 @@ def add_options(parser: argparse.ArgumentParser, config_type: type) -> None:
         else:
             arguments["metavar"] = field.name.upper()
         if repeated:
-            arguments["nargs"] = "+" if required else "*"
+            arguments["nargs"] = "+"
+            if not required:
+                arguments["action"] = _Values
         if required:
             parser.add_argument(field.name, **arguments)
             continue
@@ -136,6 +138,29 @@ def from_options(config_type: type[T], namespace: argparse.Namespace) -> T:
 def flag_of(name: str) -> str:
     """Return the option of a field: "--max-tokens" of "max_tokens"."""
     return "--" + name.replace("_", "-")
+
+
+class _Values(argparse.Action):
+    """Collects the values of an option, given once or several times, in place of its default.
+
+    argparse's own "extend" would add them to the default, and "store" would drop all but the last.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, self.dest, None)
+        given = _Given(earlier if isinstance(earlier, _Given) else ())
+        given.extend(values)
+        setattr(namespace, self.dest, given)
+
+
+class _Given(list[Any]):
+    """The values of an option that the command line gave so far."""
 
 
 def _value_type(hint: Any) -> tuple[Any, bool]:

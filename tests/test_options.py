@@ -54,6 +54,11 @@ class Example:
         check_bounds(self)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Defaults:
+    names: tuple[str, ...] = option(("x",), "who")
+
+
 def _parser(config: type) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="example")
     add_options(parser, config)
@@ -94,6 +99,18 @@ def test_every_kind_of_value_is_parsed() -> None:
         names=("a", "b"),
     )
     assert _parse(*arguments) == expected
+
+
+def test_an_option_that_is_given_twice_adds_its_values() -> None:
+    assert _parse("here", "--names", "a", "b", "--names", "c").names == ("a", "b", "c")
+    namespace = _parser(_Defaults).parse_args(["--names", "a", "--names", "b"])
+    assert from_options(_Defaults, namespace).names == ("a", "b"), "the default is replaced"
+
+
+def test_an_option_of_several_values_needs_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parse("here", "--names")
+    assert "--names: expected at least one argument" in capsys.readouterr().err
 
 
 def test_boolean_has_a_positive_and_a_negative_form() -> None:

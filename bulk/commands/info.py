@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the directory of an artifact, whose files are verified, or the address of a server "
         "as HOST:PORT or a URI of gRPC; several servers with commas between them",
     )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        default="",
+        help="the model of a server to describe (default: the first)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object with all fields")
     parser.add_argument(
         "--timeout-s",
@@ -40,9 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
         RewardServiceError: the server does not answer.
     """
     if Path(arguments.target).exists() or "/" in arguments.target.partition(":")[0]:
+        if arguments.model:
+            problem = "is for servers, and ARTIFACT|SERVER is an artifact"
+            raise ConfigError(f"--model {arguments.model} {problem}; leave it out")
         facts, details = _of_artifact(Path(arguments.target))
     else:
-        facts, details = _of_server(arguments.target, arguments.timeout_s)
+        facts, details = _of_server(arguments.target, arguments.model, arguments.timeout_s)
     if arguments.json:
         print(json.dumps(details, ensure_ascii=False))
     else:
@@ -116,7 +125,7 @@ def _megabytes(files: Any) -> str:
     return f"{sum(file.bytes for file in files) / 1e6:.1f} MB"
 
 
-def _of_server(target: str, timeout_s: float) -> tuple[Facts, dict[str, Any]]:
+def _of_server(target: str, model: str, timeout_s: float) -> tuple[Facts, dict[str, Any]]:
     from kwise.client.sync import RewardClient
 
     try:
@@ -126,7 +135,9 @@ def _of_server(target: str, timeout_s: float) -> tuple[Facts, dict[str, Any]]:
         raise ConfigError(f"{error}; a directory of this name does not exist either") from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    with RewardClient(target, timeout_s=timeout_s, connect_timeout_s=timeout_s) as client:
+    with RewardClient(
+        target, model=model, timeout_s=timeout_s, connect_timeout_s=timeout_s
+    ) as client:
         info = client.get_model()
     counters = info.counters
     saved = 1 - counters.rows / counters.unshared_rows if counters.unshared_rows else 0.0

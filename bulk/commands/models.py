@@ -1,10 +1,12 @@
 """The command `kwise models`: list, load and unload the models of a running server."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-from kwise.client.channel import DEFAULT_TIMEOUT_S
-from kwise.errors import ConfigError, InvalidRequest
+from kwise.client.channel import DEFAULT_TIMEOUT_S, check_target, check_timeout
+from kwise.client.errors import RewardServiceError
+from kwise.errors import ConfigError, InvalidRequest, Status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,23 +51,46 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from kwise.client.admin import AdminClient
 
+    ensemble = None if arguments.ensemble is None else _ensemble(arguments.ensemble)
+    load = None if arguments.load is None else _source(arguments.load)
     try:
+        check_target("SERVER", arguments.server)
+        check_timeout("--timeout-s", arguments.timeout_s)
         client = AdminClient(arguments.server, timeout_s=arguments.timeout_s)
     except (InvalidRequest, ValueError) as error:
-        raise ConfigError(str(error).replace("target", "SERVER").replace("_", "-")) from None
+        raise ConfigError(str(error)) from None
     with client:
-        if arguments.load is not None:
-            name, _, directory = arguments.load.partition("=")
-            client.load_model(name, directory)
-        elif arguments.ensemble is not None:
-            name, members = _ensemble(arguments.ensemble)
-            client.load_model(name, members=members)
-        elif arguments.unload is not None:
-            client.unload_model(arguments.unload)
-        for model in client.list_models():
-            origin = model.artifact or f"ensemble of {', '.join(model.members)}"
-            print(f"{model.model}  {model.fingerprint[:12]}  {origin}")
+        try:
+            if load is not None:
+                client.load_model(*load)
+            elif ensemble is not None:
+                client.load_model(ensemble[0], members=ensemble[1])
+            elif arguments.unload is not None:
+                client.unload_model(arguments.unload)
+            models = client.list_models()
+        except RewardServiceError as error:
+            if error.status is not Status.UNIMPLEMENTED:
+                raise
+            problem = "it was started without --admin-token-file, so nobody may ask for this"
+            raise RewardServiceError(error.code, problem, target=error.target) from None
+    if not models:
+        print("the server has no model at present", file=sys.stderr)
+    width = max((len(model.model) for model in models), default=0)
+    for model in models:
+        origin = model.artifact or f"ensemble of {', '.join(model.members)}"
+        print(f"{model.model:<{width}}  {model.fingerprint[:12]}  {origin}")
     return 0
+
+
+def _source(argument: str) -> tuple[str, str]:
+    """Return the name and the directory of NAME=DIRECTORY, or NAME and ""."""
+    name, equals, directory = argument.partition("=")
+    if equals and not directory:
+        raise ConfigError(
+            f"--load is {argument!r}; it must have the form NAME=DIRECTORY, or NAME alone to read "
+            "the directory of that model again"
+        )
+    return name, directory
 
 
 def _ensemble(argument: str) -> tuple[str, Sequence[str]]:

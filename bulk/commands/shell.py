@@ -83,7 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"longest wait without any result (default: {DEFAULT_TIMEOUT_S:g})",
     )
     parser.add_argument(
-        "--model", metavar="NAME", default="", help="the model that must answer (default: any)"
+        "--model",
+        metavar="NAME",
+        default="",
+        help="the model that must answer (default: the first)",
     )
     parser.add_argument(
         "--priority",

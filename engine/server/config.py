@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kwise.engine.server.logs.options import LogFormat, LogLevel
+from kwise.engine.server.tracing.options import check_endpoint
 from kwise.errors import ConfigError
 from kwise.options import MAX_SECONDS, MAX_UINT32, check_bounds, option
 
@@ -119,6 +120,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_endpoint(self.otlp_endpoint)
         if self.port and self.port == self.http_port:
             raise ConfigError(
                 f"--http-port: {self.http_port} is --port as well; give two different ports"

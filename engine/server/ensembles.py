@@ -1,11 +1,13 @@
 """The rules by which models of a service may be, and stay, the members of an ensemble."""
 
+from collections.abc import Mapping
+
 from kwise.engine.artifact.manifest import Manifest
 from kwise.engine.artifact.names import CHAT_TEMPLATE
 from kwise.engine.ensemble import Ensemble
 from kwise.engine.server.service import RewardService
 from kwise.engine.server.source import EnsembleSource, Source
-from kwise.errors import ArtifactError, InvalidRequest
+from kwise.errors import ArtifactError, InvalidRequest, UnknownModel
 
 
 def new_ensemble(service: RewardService, source: EnsembleSource) -> Ensemble:
@@ -16,18 +18,33 @@ def new_ensemble(service: RewardService, source: EnsembleSource) -> Ensemble:
             others read conversations; or a model of another kind has the name.
     """
     models = service.models
-    for name in source.member_names:
-        if name not in models:
-            raise InvalidRequest("members", f"{name!r} is not served here")
-        if isinstance(models[name], Ensemble):
-            raise InvalidRequest("members", f"{name!r} is an ensemble; name its members")
-    if not isinstance(models.get(source.name), Ensemble | None):
-        raise InvalidRequest("model", f"{source.name!r} is the name of an artifact's model")
+    check_members(source, {name: isinstance(model, Ensemble) for name, model in models.items()})
     ensemble = Ensemble(source.name, source.member_names, models.__getitem__)
     if len({member.has_chat_template for member in ensemble.members}) > 1:
         problem = "some of them read a conversation, and others a pair of texts"
         raise InvalidRequest("members", problem)
     return ensemble
+
+
+def check_members(source: EnsembleSource, served: Mapping[str, bool]) -> None:
+    """Check that an ensemble can be made of the models of a server.
+
+    Args:
+        source: the ensemble.
+        served: the names of the models; True for ensembles.
+
+    Raises:
+        InvalidRequest: a member is not served or is an ensemble itself, or an artifact's model has
+            the name.
+    """
+    for name in source.member_names:
+        if name not in served:
+            raise InvalidRequest("members", UnknownModel(name, list(served)).problem)
+        if served[name]:
+            raise InvalidRequest("members", f"{name!r} is an ensemble; name its members")
+    if not served.get(source.name, True):
+        problem = "is the name of an artifact's model; give the ensemble another name"
+        raise InvalidRequest("model", f"{source.name!r} {problem}")
 
 
 def check_is_no_member(service: RewardService, name: str) -> None:

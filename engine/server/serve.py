@@ -15,9 +15,10 @@ from contextlib import suppress
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.base_service import RequestLimits
 from kwise.engine.server.config import RECEIVE_S, ServerConfig
+from kwise.engine.server.ensembles import check_members
 from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.grpc.port import GrpcPort
-from kwise.engine.server.loader import Loader
+from kwise.engine.server.loader import Loader, by_name
 from kwise.engine.server.logs.call_log import CallLog
 from kwise.engine.server.port import Port
 from kwise.engine.server.security.credentials import Credentials
@@ -49,7 +50,7 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
         ArtifactError: an artifact is damaged or fails its golden check.
         ConfigError: a port is taken, or an option does not suit an artifact or the address.
     """
-    ensembles = parse_ensembles(config.ensemble)
+    ensembles = _ensembles(config, sources)
     inherited = http_sockets(config)
     check_exposure(config, inherited)
     credentials = Credentials(config)
@@ -91,6 +92,23 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
         call_log.close()
         await tracing.close()
     _LOG.info("stopped")
+
+
+def _ensembles(config: ServerConfig, sources: Sequence[Source]) -> list[EnsembleSource]:
+    """Return the ensembles of the options. They are checked before an artifact is loaded.
+
+    Raises:
+        ConfigError: a member is not served or is an ensemble, or a name is taken.
+    """
+    ensembles = parse_ensembles(config.ensemble)
+    served = dict.fromkeys(by_name(sources), False) if ensembles else {}
+    for ensemble in ensembles:
+        try:
+            check_members(ensemble, served)
+        except InvalidRequest as error:
+            raise ConfigError(f"--ensemble {ensemble.name}: {error}") from None
+        served[ensemble.name] = True
+    return ensembles
 
 
 async def _add(loader: Loader, service: RewardService, ensemble: EnsembleSource) -> None:

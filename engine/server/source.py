@@ -37,6 +37,8 @@ def parse_source(argument: str) -> Source:
         name, directory = "", argument
     elif problem := name_problem(name):
         raise ConfigError(f"ARTIFACT {argument}: {problem}")
+    if not directory:  # it would be the current directory
+        raise ConfigError(f"ARTIFACT {argument!r}: it names no directory; give NAME=DIRECTORY")
     # Absolute, so that messages name the directory of `kwise serve .`. A link stays a link, whose
     # target may be replaced before a reload.
     return Source(path=Path(directory).absolute(), name=name)
@@ -74,14 +76,21 @@ def _parse_ensemble(argument: str) -> EnsembleSource:
     problem = ""
     if not equals:
         problem = "it must have the form NAME=MODEL,MODEL"
-    elif not (problem := name_problem(name)):
-        if len(names) < 2:
-            problem = "an ensemble needs at least two models"
-        elif len(set(names)) < len(names):
-            problem = "a model is named twice"
+    else:
+        problem = name_problem(name) or members_problem(names)
     if problem:
         raise ConfigError(f"--ensemble {argument}: {problem}")
     return EnsembleSource(name=name, member_names=names)
+
+
+def members_problem(names: Sequence[str]) -> str:
+    """Return what is wrong with the names of an ensemble's members; "" if nothing is."""
+    if "" in names:
+        return "the name of a member is empty; give the names of at least two models"
+    if len(names) < 2:
+        return "there is one member; an ensemble needs at least two"
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return "" if twice is None else f"{twice[:100]!r} is named twice; name each member once"
 
 
 def name_problem(name: str) -> str:

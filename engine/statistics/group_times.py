@@ -106,9 +106,12 @@ class GroupTimes:
         """Note that all rewards of the group are computed."""
         self._computed_s = self._now_s()
 
-    def replied(self, timing: Timing, *, is_cached: bool) -> None:
-        """Add the times of an answered group. If it is cached, no reward of it was computed."""
-        if (stages := STAGES.get()) is not None:
+    def replied(self, timing: Timing, *, is_cached: bool, notes_stages: bool = True) -> None:
+        """Add the times of an answered group. If it is cached, no reward of it was computed.
+
+        An ensemble notes no stages for traces, because its members have noted theirs.
+        """
+        if notes_stages and (stages := STAGES.get()) is not None:
             stages.append(self._stages(timing, is_cached=is_cached))
         totals, look_up_s = self._totals, self._looked_up_s - self._started_s
         totals.queue.add(timing.queue_ms / 1000)

@@ -50,6 +50,17 @@ def test_the_scale_of_each_member_is_described(
         assert described["member 1"].strip() == "(raw - 0) / 1"
 
 
+def test_the_model_of_a_server_is_chosen(
+    tiny_artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running_server([f"a={tiny_artifact}", f"b={tiny_artifact}"]) as server:
+        for options, name in (((), "a"), (("--model", "b"), "b")):
+            assert main(["info", server.address, *options]) == 0
+            assert facts(capsys.readouterr().out)["model"].strip() == name
+        assert main(["info", server.address, "--model", "c"]) == 1
+        assert "this server has 'a', 'b'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("provenance", [{}, {"versions": ["torch", "2.13"]}])
 def test_an_artifact_of_unknown_origin_is_described(
     tiny_artifact: Path,

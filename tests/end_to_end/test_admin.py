@@ -58,17 +58,20 @@ def test_only_an_administrator_may_change_the_models(server: Server, second: Pat
         with admin(server, token) as caller, pytest.raises(RewardServiceError) as raised:
             caller.load_model("second", str(second))
         assert raised.value.status is Status.UNAUTHENTICATED
+        assert not token or "one of --admin-token-file" in raised.value.message
     with admin(server) as administrator:
         assert [model.model for model in administrator.list_models()] == ["first"]
 
 
 def test_a_server_without_administrators_does_not_have_the_service(
-    tiny_artifact: Path, second: Path
+    tiny_artifact: Path, second: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with running_server(tiny_artifact) as open_server, admin(open_server) as caller:
         with pytest.raises(RewardServiceError) as raised:
             caller.load_model("second", str(second))
         assert raised.value.status is Status.UNIMPLEMENTED
+        assert main(["models", open_server.address]) == 1
+        assert "started without --admin-token-file" in capsys.readouterr().err
 
 
 def test_models_come_and_go_while_others_are_answered(server: Server, second: Path) -> None:
@@ -164,6 +167,11 @@ def test_the_command_lists_loads_and_unloads(
     assert models("--load", f"second={second}") == ["first", "second"]
     assert models("--load", "second") == ["first", "second"]
     assert models("--ensemble", "both=first,second") == ["first", "second", "both"]
+    assert main(["models", server.address]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len({line.index(line.split()[1]) for line in lines}) == 1, "the columns are aligned"
+    assert main(["models", server.address, "--load", "both"]) == 1
+    assert "'both' is an ensemble; load its members" in capsys.readouterr().err
     assert models("--unload", "both") == ["first", "second"]
     assert main(["models", server.address, "--ensemble", "both"]) == 2
     assert "NAME=MODEL,MODEL" in capsys.readouterr().err

@@ -171,13 +171,19 @@ def test_an_ensemble_answers_in_each_protocol(tiny_artifact: Path, second: Path)
         assert 'kwise_cache_misses_total{model="second"} 2.0' in metrics
 
 
+def ensemble_options(ensembles: str) -> list[str]:
+    return [word for value in ensembles.split() for word in ("--ensemble", value)]
+
+
 @pytest.mark.parametrize(
     ("models", "ensemble", "problem"),
     [
-        ("a b", "both=a", "needs at least two models"),
+        ("a b", "both=a", "there is one member; an ensemble needs at least two"),
         ("a b", "both", "must have the form NAME=MODEL,MODEL"),
-        ("a b", "both=a,a", "a model is named twice"),
-        ("a b", "both=a,c", "'c' is not served here"),
+        ("a b", "both=a,a", "'a' is named twice"),
+        ("a b", "both=a,c", "'c' is not served here; this server has 'a', 'b'"),
+        ("a b", "both=a,,b", "the name of a member is empty"),
+        ("a b", "both=a,b more=a,both", "'both' is an ensemble; name its members"),
         ("a b", "a=a,b", "'a' is the name of an artifact's model"),
         ("a b", "x/y=a,b", "the name is 'x/y'"),
         ("a a", "both=a,b", "its model is called a, as that of"),
@@ -190,7 +196,7 @@ def test_wrong_names_are_one_sentence(
     arguments = [f"{name}={tiny_artifact}" for name in models.split()]
     with (
         pytest.raises(AssertionError, match=f"kwise serve: [^\n]*{problem}"),
-        running_server(arguments, "--ensemble", ensemble),
+        running_server(arguments, *ensemble_options(ensemble)),
     ):
         pass
 

@@ -8,7 +8,7 @@ from kwise.engine.ensemble import Ensemble
 from kwise.engine.server.grpc.calls import Context, running_call
 from kwise.engine.server.loader import Loader
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import EnsembleSource, Source, name_problem
+from kwise.engine.server.source import EnsembleSource, Source, members_problem, name_problem
 from kwise.errors import (
     ArtifactError,
     ArtifactRefused,
@@ -65,10 +65,8 @@ class GrpcAdminService(admin_pb2_grpc.AdminServiceServicer):
             raise InvalidRequest("members", "the request has an artifact as well; give one of them")
         _check_name(request.model)
         names = tuple(request.members)
-        if len(names) < 2:
-            raise InvalidRequest("members", "there is one; an ensemble needs at least two")
-        if len(set(names)) < len(names):
-            raise InvalidRequest("members", "a model is named twice")
+        if problem := members_problem(names):
+            raise InvalidRequest("members", problem)
         served = self._service.models.get(request.model)
         if isinstance(served, Ensemble) and served.member_names == names:
             return False
@@ -83,6 +81,10 @@ class GrpcAdminService(admin_pb2_grpc.AdminServiceServicer):
         if known is None:
             _check_name(request.model)
         if not request.artifact:
+            if isinstance(self._service.models.get(request.model), Ensemble):
+                raise InvalidRequest(
+                    "model", f"{request.model!r} is an ensemble; load its members again instead"
+                )
             if known is None:
                 raise UnknownModel(request.model, list(self._service.models))
             return known

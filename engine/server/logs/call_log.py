@@ -62,7 +62,8 @@ def _line(call: RunningCall) -> str:
     assert call.status is not None
     parts = [call.method, call.status.name, f"{1000 * call.duration_s:.1f} ms"]
     if call.num_responses:
-        parts.append(f"{call.num_responses} responses of {call.model}")
+        plural = "" if call.num_responses == 1 else "s"
+        parts.append(f"{call.num_responses} response{plural} of {call.model}")
     why = f": {call.problem}" if call.problem else ""
     return f"{' '.join(parts)} (request {call.request_id} of {shown_client(call.client)}){why}"
 

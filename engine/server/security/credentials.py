@@ -98,16 +98,23 @@ class Credentials:
         """
         if self._admin_tokens is None:
             raise Unauthenticated("this server has no administrators (--admin-token-file)")
-        return self._admin_tokens.value.name_of(headers)
+        try:
+            return self._admin_tokens.value.name_of(headers)
+        except Unauthenticated as error:
+            if not error.is_wrong:
+                raise
+            problem = "the server does not know this token; it must be one of --admin-token-file"
+            raise Unauthenticated(problem, is_wrong=True) from None
 
     def log_refusal(self, peer: Any, error: Unauthenticated) -> None:
         """Log that calls were refused: one line in 10 seconds at most."""
         self._num_refused += 1
         if self._now() >= self._log_refusals_at:
             _LOG.warning(
-                "%d calls had no valid token since the last line like this; the last came from "
+                "%d call%s had no valid token since the last line like this; the last came from "
                 "%s: %s",
                 self._num_refused,
+                "" if self._num_refused == 1 else "s",
                 peer,
                 error,
             )

@@ -3,11 +3,15 @@
 import asyncio
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from kwise.engine.server.calls.running_call import CallObserver, CallObservers
-from kwise.engine.server.tracing.options import wants_traces
+from kwise.engine.server.tracing.options import check_protocol, wants_traces
 from kwise.errors import ConfigError
 from kwise.version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 # A collector that cannot be reached must not hold the end of the server.
 _LAST_SPANS_S = 2.0
@@ -22,23 +26,35 @@ class Tracing:
         observers: the observers of the service's calls.
 
     Raises:
-        ConfigError: traces are wanted and the packages are missing.
+        ConfigError: traces are wanted, and the packages are missing or a variable of OpenTelemetry
+            has a wrong value.
     """
 
     def __init__(self, endpoint: str, observers: CallObservers) -> None:
-        self._provider = None
+        self._provider: TracerProvider | None = None
         if not wants_traces(endpoint):
             return
+        check_protocol(endpoint)
         try:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            observer = self._start(endpoint)
         except ImportError as error:
             raise ConfigError(
                 f"--otlp-endpoint needs OpenTelemetry ({error.name} is missing): install "
                 "kwise[tracing], or unset OTEL_EXPORTER_OTLP_ENDPOINT"
             ) from None
+        except Exception as error:
+            problem = f"OpenTelemetry refuses a value of its variables OTEL_*: {error}"
+            raise ConfigError(problem) from error
+        observers.wants_stages = True
+        observers.append(observer)
+
+    def _start(self, endpoint: str) -> CallObserver:
+        """Start the thread that sends spans, and return what makes them of calls."""
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
         from kwise.engine.server.tracing.spans import CallSpans
 
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence. The provider reads
@@ -46,13 +62,11 @@ class Tracing:
         resource = Resource.create({"service.version": __version__})
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": "kwise"}))
-        self._provider = TracerProvider(resource=resource)
+        provider = TracerProvider(resource=resource)
         exporter = OTLPSpanExporter(endpoint=endpoint or None)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        tracer = self._provider.get_tracer("kwise", __version__)
-        observers.wants_stages = True
-        observer: CallObserver = CallSpans(tracer)
-        observers.append(observer)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._provider = provider
+        return CallSpans(provider.get_tracer("kwise", __version__))
 
     async def close(self) -> None:
         """Send the spans that are left, within two seconds."""

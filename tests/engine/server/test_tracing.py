@@ -12,7 +12,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from kwise.engine.server.tracing.options import wants_traces
+from kwise.engine.server.tracing.options import check_endpoint, check_protocol, wants_traces
+from kwise.errors import ConfigError
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from tests.http_client import ask, http_port
 from tests.servers import running_server, wait_until
@@ -152,6 +153,66 @@ def test_traces_are_off_unless_asked_for(
     endpoint: str, environ: dict[str, str], expected: bool
 ) -> None:
     assert wants_traces(endpoint, environ) is expected
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://collector:4317", "https://[::1]/"])
+def test_an_address_of_a_collector_is_taken(endpoint: str) -> None:
+    check_endpoint(endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "localhost:4317",
+        "collector",
+        "ftp://collector",
+        "http://",
+        "http://collector:99999",
+        "http://collector:0",
+        "http://collector:4318/v1/traces",
+        "http://collector?a=b",
+    ],
+)
+def test_what_is_no_address_of_a_collector_is_refused(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match=r"--otlp-endpoint is .* without a path: http"):
+        check_endpoint(endpoint)
+
+
+def test_otlp_over_http_is_refused_unless_the_option_names_the_endpoint() -> None:
+    environ = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_PROTOCOL is 'http/protobuf'"):
+        check_protocol("", environ)
+    check_protocol("http://collector:4317", environ)
+    check_protocol("", {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_PROPAGATORS", "none-such"), ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")]
+)
+def test_a_wrong_variable_is_one_sentence(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    expected = "kwise serve: OpenTelemetry refuses a value of its variables OTEL_"
+    with (
+        pytest.raises(AssertionError, match=expected),
+        running_server(tiny_artifact, "--otlp-endpoint", "http://127.0.0.1:1"),
+    ):
+        pass
+
+
+def test_the_stages_of_an_ensemble_are_those_of_its_members(
+    tiny_artifact: Path, receiver: tuple[Receiver, str]
+) -> None:
+    received, url = receiver
+    models = [f"{name}={tiny_artifact}" for name in "ab"]
+    options = ("--ensemble", "both=a,b", "--otlp-endpoint", url)
+    with running_server(models, *options) as server, server.stub() as stub:
+        wanted = request("p")
+        wanted.group.model = "both"
+        stub.Score(wanted)
+    names = sorted(span.name for span in received.spans if span.kind != Span.SPAN_KIND_SERVER)
+    assert names.count("batch") == names.count("reply") == names.count("look-up") == 2
 
 
 def test_a_server_without_traces_does_not_load_opentelemetry() -> None:
