@@ -28,7 +28,7 @@ def _engine_option(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankConfig:
-    """What to score, with what, and what to write.
+    """The input, the model and the output of a command.
 
     Raises:
         ConfigError: a value is out of bounds, or two options do not go together.

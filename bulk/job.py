@@ -21,7 +21,7 @@ from kwise.train.rankings.open_file import STDIN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What to read, with what to score it, and what to write.
+    """The input, the scorer and the output of a run.
 
     Attributes:
         files: the files of the input.

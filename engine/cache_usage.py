@@ -1,11 +1,11 @@
-"""What a cache holds at one moment."""
+"""The size of a cache at one moment."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheUsage:
-    """What a cache holds, and the limit of it.
+    """The entries of a cache, their memory, and its limit.
 
     Attributes:
         entries: the rewards or prefixes that it holds.

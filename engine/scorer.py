@@ -169,7 +169,7 @@ class Scorer:
 
     @property
     def state(self) -> EngineState:
-        """What waits and what is cached at this moment."""
+        """The queue and the caches at this moment."""
         return EngineState(
             queue_tokens=self._admission.num_tokens,
             queue_sequences=self._batcher.num_waiting,

@@ -46,7 +46,7 @@ class ServedModel(Protocol):
 
     @property
     def state(self) -> EngineState:
-        """What waits and what is cached at this moment."""
+        """The queue and the caches at this moment."""
 
     def info(self, *, max_responses: int, max_pairs: int) -> ModelInfo:
         """Describe the model and the work that it has done; the limits are the server's."""

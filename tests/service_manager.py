@@ -32,7 +32,7 @@ def activated(*command: str, listening: socket.socket, name: str = "http") -> tu
 
 
 class States:
-    """What a server says to $NOTIFY_SOCKET, one message after the other."""
+    """The messages of a server to $NOTIFY_SOCKET, in order."""
 
     def __init__(self, receiver: socket.socket, path: Path) -> None:
         self._receiver = receiver

@@ -43,7 +43,7 @@ _DROPPED = (0.1, 0.25, 0.5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What the heads of one split give on the pairs of its held-out prompts.
+    """The figures of the heads of one split, on the pairs of its held-out prompts.
 
     Attributes:
         accuracy: of the mean of the heads.

@@ -1,4 +1,4 @@
-"""What `kwise top` shows of one interval: rates and shares from two readings of the counters."""
+"""The rows of `kwise top`: rates and shares of an interval, from two readings of the counters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -8,7 +8,7 @@ from kwise.types import Counters, ModelInfo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a server told at one moment, on the clock of `time.monotonic`."""
+    """A reading of a server's counters, with its time on the clock of `time.monotonic`."""
 
     info: ModelInfo
     at_s: float

@@ -96,7 +96,7 @@ def _members(scored: ScoredGroup) -> dict[str, Sequence[Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """What is written of a group.
+    """A form of the output: the rows that are written of a group.
 
     Attributes:
         rows: yields the rows of the output of a group.

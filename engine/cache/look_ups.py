@@ -30,7 +30,7 @@ _MAX_BATCH = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookedUp:
-    """What the shared cache knows of some rewards.
+    """The answer of the shared cache to a look-up of some rewards.
 
     Attributes:
         rewards: those that it has, by key.

@@ -12,7 +12,7 @@ from kwise.types import Reward
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownRewards:
-    """What is known of a group's rewards before any is started.
+    """The rewards of a group that are known before any is started.
 
     Attributes:
         cached: the rewards that are cached, by key. Each has `cached` set.

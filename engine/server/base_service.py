@@ -1,4 +1,4 @@
-"""What every reward service has: ranks and comparisons on top of scores, and its life.
+"""The base of reward services: ranks and comparisons on top of scores, and the count of calls.
 
 `RewardService` (`service.py`) scores with a model in this process. A service in front of other
 processes scores there (`kwise/cluster/`). Adapters for protocols call either of them.

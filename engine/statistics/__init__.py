@@ -1,1 +1,1 @@
-"""What an engine counts, and how it is described: totals, times and histograms."""
+"""The statistics of an engine: totals, times and histograms."""

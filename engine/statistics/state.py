@@ -1,4 +1,4 @@
-"""What an engine holds at one moment, for people and programs that watch it."""
+"""The state of an engine at one moment, for people and programs that watch it."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from kwise.engine.cache_usage import CacheUsage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineState:
-    """What waits and what is cached in an engine.
+    """The queue and the caches of an engine.
 
     Attributes:
         queue_tokens: tokens of the rewards that wait; an estimate for text not yet tokenised.

@@ -1,4 +1,4 @@
-"""What the commands write of a model with members, beside the rewards."""
+"""The commands write the standard deviation, minimum and values of members beside rewards."""
 
 import json
 from collections.abc import Iterator

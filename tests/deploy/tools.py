@@ -1,4 +1,4 @@
-"""What the tests of deploy/ share: linters, the files, and the command line that a file starts."""
+"""Tools of the tests of deploy/: linters, the files, and the command line that a file starts."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""What the members of an ensemble know beyond their mean: whether they agree on a pair.
+"""Measure how well the disagreement of an ensemble's members tells wrong pairs from right ones.
 
 The reward of a pair is its margin, r_better − r_worse. Each member has one; an ensemble has their
 mean and their standard deviation. A useful standard deviation is large on the pairs that the mean

@@ -14,7 +14,7 @@ from kwise.train.rankings.prompt_key import prompt_key, text_hash
 from kwise.types import Conversation
 
 HeadMask = tuple[bool, ...]
-"""Whether each head learns from a ranking."""
+"""True for each head that learns from a ranking."""
 ONE_HEAD: HeadMask = (True,)
 
 

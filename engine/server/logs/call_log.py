@@ -18,7 +18,7 @@ _NORMAL = frozenset({Status.CANCELLED, Status.UNAVAILABLE})
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """What the calls of one summary have in common."""
+    """The features that the calls of one summary share."""
 
     client: str
     status: Status = Status.OK

@@ -1,4 +1,4 @@
-"""What the metrics are read from: the models of a service, as they are at one moment."""
+"""The source of the metrics: the models of a service, as they are at one moment."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

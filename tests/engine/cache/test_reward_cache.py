@@ -135,7 +135,7 @@ def test_priority_and_company_change_no_key(group: Group) -> None:
 
 
 def test_rewards_of_members_take_more_of_the_limit() -> None:
-    """Those of a model with members have three numbers and a tuple more."""
+    """An entry of a model with members has three numbers and a tuple more."""
     values = [number / 7 for number in range(64)]
     reward = ensemble_reward(values=values, raw=values, tokens=1)
     cache = RewardCache(10 * entry_bytes(64) + 1, 64)

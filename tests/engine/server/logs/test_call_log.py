@@ -1,4 +1,4 @@
-"""What the log says of calls: summaries of failed and slow ones, ids, and each call at debug."""
+"""The log of calls: summaries of failed and slow ones, ids, and each call at debug."""
 
 import json
 import logging
