@@ -58,7 +58,7 @@ def scale_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     stated = checkpoint.statements
     member_means = stated.member_means if any(stated.member_means) else None
     used = [
-        f"{name} {', '.join(f'{number:g}' for number in numbers)}"
+        f"{name}{'' if len(numbers) == 1 else 's'} {', '.join(f'{number:g}' for number in numbers)}"
         for name, numbers, given in (
             ("mean", stated.reward_mean or member_means, config.reward_mean),
             ("std", stated.reward_std, config.reward_std),

@@ -205,7 +205,7 @@ class TooManyCalls(Overloaded):
     def __init__(self, max_calls: int) -> None:
         KwiseError.__init__(
             self,
-            f"this client has {max_calls} calls in flight, the limit of one client "
+            f"this client has as many calls in flight as one client may have, {max_calls} "
             "(--max-calls-per-client); wait for one of them to end",
         )
         self.retry_after_s = 1.0  # nobody knows when one of its calls ends

@@ -82,6 +82,7 @@ def kwise(*arguments: str) -> int:
         ("export . y", 2, "CHECKPOINT .: cannot be read: the directory has no config.json"),
         ("serve nowhere", 2, "ARTIFACT nowhere: there is no such directory"),
         ("serve . --port 7 --http-port 7", 2, "--http-port: 7 is --port as well; give two diff"),
+        ("serve . --max-http-connections 5", 2, "--max-http-connections is for HTTP; give --http"),
         ("serve . --http-receive-s 5", 2, "--http-receive-s is for HTTP; give --http-port too"),
         ("serve good.jsonl", 2, "ARTIFACT good.jsonl: is not a directory"),
         ("export ../none/at/all y", 2, "CHECKPOINT ../none/at/all: there is no such file or dire"),

@@ -8,7 +8,10 @@ from kwise.engine.server.tracing.options import check_endpoint
 from kwise.errors import ConfigError
 from kwise.options import MAX_SECONDS, MAX_UINT32, check_bounds, option
 
-RECEIVE_S = 60.0  # the default of --http-receive-s
+RECEIVE_S = 60.0
+_MAX_HTTP_CONNECTIONS = 16_384
+# Options that need an HTTP port, with their defaults.
+HTTP_OPTIONS = {"http_receive_s": RECEIVE_S, "max_http_connections": _MAX_HTTP_CONNECTIONS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ class ServerConfig:
         maximum=MAX_UINT32,
     )
     max_http_connections: int = option(
-        16_384,
+        _MAX_HTTP_CONNECTIONS,
         "HTTP connections that are open at once; more are closed",
         minimum=1,
         maximum=MAX_UINT32,

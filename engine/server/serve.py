@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.base_service import RequestLimits
-from kwise.engine.server.config import RECEIVE_S, ServerConfig
+from kwise.engine.server.config import HTTP_OPTIONS, ServerConfig
 from kwise.engine.server.ensembles import check_members
 from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.grpc.port import GrpcPort
@@ -33,6 +33,7 @@ from kwise.engine.server.systemd import (
 )
 from kwise.engine.server.tracing.exporter import Tracing
 from kwise.errors import ConfigError, InvalidRequest
+from kwise.options import flag_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -136,8 +137,10 @@ def _bind_ports(
     """
     ports: list[Port] = []
     if config.http_port is None and not inherited:
-        if config.http_receive_s != RECEIVE_S:
-            raise ConfigError("--http-receive-s is for HTTP; give --http-port too, or leave it out")
+        for name, default in HTTP_OPTIONS.items():
+            if getattr(config, name) != default:
+                problem = "is for HTTP; give --http-port too, or leave it out"
+                raise ConfigError(f"{flag_of(name)} {problem}")
     else:
         # Imported late: a server without the option does not load the packages.
         from kwise.engine.server.http.port import HttpPort

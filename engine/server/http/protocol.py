@@ -50,9 +50,9 @@ _LOG = logging.getLogger(__name__)
 
 def _log_refused(limit: int, count: int, _: str, seconds: float) -> None:
     _LOG.warning(
-        "%d HTTP connections were closed at once%s: %d are open, the limit of "
-        "--max-http-connections",
+        "%d HTTP connection%s closed at once%s: --max-http-connections allows %d to be open",
         count,
+        " was" if count == 1 else "s were",
         f" in {seconds:g} s" if seconds else "",
         limit,
     )

@@ -98,4 +98,4 @@ async def test_connections_over_http_are_limited(caplog: pytest.LogCaptureFixtur
             wait_until(has_room)
 
         await asyncio.to_thread(use_three)
-    assert "the limit of --max-http-connections" in caplog.text
+    assert "closed at once: --max-http-connections allows" in caplog.text
