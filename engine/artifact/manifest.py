@@ -5,6 +5,8 @@
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +23,7 @@ from kwise.errors import ArtifactError
 from kwise.types import MAX_SCALE, MIN_STD, RawReward, Reward
 
 SCHEMA_VERSION = 5
+MAX_MANIFEST_BYTES = 16 << 20  # thousands of times what an export writes
 
 # The fields of a manifest that decide what rewards a server gives. The name of the artifact, dates,
 # versions and what the export measured on its machine are left out.
@@ -237,9 +240,27 @@ def read_manifest(path: Path) -> Manifest:
     return _read_manifest(path / MANIFEST)
 
 
+def _read_regular(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a file. A pipe or a device could keep the reader waiting for ever.
+
+    Raises:
+        OSError: it cannot be read.
+        ArtifactError: it is not a file, or larger than the limit.
+    """
+    # The flag matters if it is a pipe: to open that would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ArtifactError(f"{path}: it is a directory, a pipe or a device, not a file")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ArtifactError(f"{path}: it is larger than {max_bytes} bytes")
+    return content
+
+
 def _read_manifest(path: Path) -> Manifest:
     try:
-        content = msgspec.json.decode(path.read_bytes())
+        content = msgspec.json.decode(_read_regular(path, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         advice = (
             f"the directory is a checkpoint: export it with kwise export {path.parent} ARTIFACT"

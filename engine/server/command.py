@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.config import ServerConfig
-from kwise.engine.server.source import parse_source
+from kwise.engine.server.source import is_directory, parse_source
 from kwise.errors import ConfigError
 from kwise.options import add_options, from_options
 
@@ -60,8 +60,11 @@ def _check_directory(argument: str, path: Path) -> None:
     Raises:
         ConfigError: it is not a directory.
     """
-    if not path.is_dir():
-        problem = "is not a directory" if path.exists() else "there is no such directory"
+    if not is_directory(path):
+        try:
+            problem = "is not a directory" if path.exists() else "there is no such directory"
+        except OSError as error:
+            problem = f"cannot be reached: {error.strerror or error}"
         raise ConfigError(f"ARTIFACT {argument}: {problem}; give one that kwise export has written")
 
 

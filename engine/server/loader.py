@@ -130,7 +130,7 @@ class Loader:
         serving = service.models.get(name)
         if isinstance(serving, Ensemble):
             raise InvalidRequest("model", f"{name!r} is an ensemble; unload that first")
-        manifest = read_manifest(source.path)
+        manifest = await in_daemon_thread(lambda: read_manifest(source.path))
         if not source.name and manifest.name != name:
             raise ArtifactError(
                 f"{source.path}: this artifact is called {manifest.name}, and clients ask for "

@@ -33,7 +33,7 @@ def parse_source(argument: str) -> Source:
         ConfigError: the name is not valid.
     """
     name, equals, directory = argument.partition("=")
-    if not equals or Path(argument).is_dir():
+    if not equals or is_directory(Path(argument)):
         name, directory = "", argument
     elif problem := name_problem(name):
         raise ConfigError(f"ARTIFACT {argument}: {problem}")
@@ -91,6 +91,17 @@ def members_problem(names: Sequence[str]) -> str:
         return "there is one member; an ensemble needs at least two"
     twice = next((name for name in names if names.count(name) > 1), None)
     return "" if twice is None else f"{twice[:100]!r} is named twice; name each member once"
+
+
+def is_directory(path: Path) -> bool:
+    """Return whether a path is a directory that this process reaches.
+
+    `Path.is_dir` raises for a path that is too long, and below a directory that is closed to it.
+    """
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def name_problem(name: str) -> str:

@@ -8,7 +8,13 @@ from kwise.engine.ensemble import Ensemble
 from kwise.engine.server.grpc.calls import Context, running_call
 from kwise.engine.server.loader import Loader
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import EnsembleSource, Source, members_problem, name_problem
+from kwise.engine.server.source import (
+    EnsembleSource,
+    Source,
+    is_directory,
+    members_problem,
+    name_problem,
+)
 from kwise.errors import (
     ArtifactError,
     ArtifactRefused,
@@ -93,9 +99,10 @@ class GrpcAdminService(admin_pb2_grpc.AdminServiceServicer):
             raise InvalidRequest(
                 "artifact", f"it is {request.artifact[:200]!r}; it must be an absolute path"
             )
-        if not path.is_dir():
+        if not is_directory(path):
             raise InvalidRequest(
-                "artifact", f"there is no directory {request.artifact[:200]!r} on the server"
+                "artifact",
+                f"the server has no directory {request.artifact[:200]!r}, or may not read it",
             )
         return Source(path=path, name=request.model)
 

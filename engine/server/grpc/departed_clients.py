@@ -1,7 +1,10 @@
-"""Keep quiet about clients that have left.
+"""Keep quiet about clients that have left, and about metadata that is not UTF-8.
 
 gRPC logs a traceback of 40 lines if a reply or an error cannot be sent because the client has left
 in the same moment (`ExecuteBatchError`). That is part of normal operation: a client gives up.
+
+It also logs a traceback with the bytes of each value of metadata that is not UTF-8, before anything
+checks the call's token, so that anybody could fill the log. It then reads the value as Latin-1.
 """
 
 import asyncio
@@ -23,14 +26,14 @@ def keep_quiet_about_departed_clients() -> None:
 
 
 class _Quiet(logging.Filter):
-    """Drops the lines of gRPC that say that a message could not be sent."""
+    """Drops gRPC's lines about messages that could not be sent and metadata that is not UTF-8."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, grpc.aio.InternalError):
             _log_departed()
             return False
-        return True
+        return not isinstance(error, UnicodeDecodeError)
 
 
 def _handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

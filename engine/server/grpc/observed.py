@@ -16,6 +16,7 @@ from kwise.engine.server.base_service import BaseRewardService
 from kwise.engine.server.calls.request_id import REQUEST_ID_KEY
 from kwise.engine.server.calls.running_call import CallKind, Protocol, RunningCall
 from kwise.engine.server.grpc.calls import Context, client_of, metadata_of, request_id_of
+from kwise.engine.server.grpc.malformed import malformed
 from kwise.errors import Status
 
 # gRPC cancels a call both if its deadline passes and if its client cancels it. The client's
@@ -59,6 +60,9 @@ def _observed(handler: Handler, method: MethodDescriptor, service: BaseRewardSer
             headers=metadata,
         ) as call:
             try:
+                if request is None:
+                    call.failed(Status.INVALID_ARGUMENT, malformed(method))
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, call.problem)
                 reply = await handler(request, context)
             except grpc.aio.AbortError:
                 if call.status is None:  # a servicer aborts the RPCs that it does not implement

@@ -1,15 +1,17 @@
 """The gRPC port: all services of `services.py`, the standard health service, and reflection."""
 
 import asyncio
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.grpc.access import TokenInterceptor, server_credentials
 from kwise.engine.server.grpc.admin import GrpcAdminService
 from kwise.engine.server.grpc.departed_clients import keep_quiet_about_departed_clients
+from kwise.engine.server.grpc.malformed import TolerantReflection, TolerantServer
 from kwise.engine.server.grpc.model_health import ModelHealth
 from kwise.engine.server.grpc.observed import observed
 from kwise.engine.server.grpc.services import ADMIN, HEALTH, SERVICES, descriptor_pool
@@ -58,26 +60,28 @@ class GrpcPort:
     async def start(self, service: RewardService) -> None:
         """Answer calls with `service` from now on."""
         keep_quiet_about_departed_clients()
+        tolerant: Any = TolerantServer(self._server)
         for entry in SERVICES:
             servicer = entry.servicer(service, self._config)
-            entry.add(observed(servicer, entry.descriptor, service), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+            entry.add(observed(servicer, entry.descriptor, service), tolerant)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, tolerant)
         served = [entry.descriptor.full_name for entry in SERVICES]
         if self._loader is not None:
             admin = observed(GrpcAdminService(service, self._loader), ADMIN, service)
-            admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, tolerant)
             served.append(ADMIN.full_name)
-        reflection.enable_server_reflection(
-            (*served, HEALTH.full_name, reflection.SERVICE_NAME), self._server, descriptor_pool()
-        )
+        names = (*served, HEALTH.full_name, reflection.SERVICE_NAME)
+        reflected = reflection.aio.ReflectionServicer(names, pool=descriptor_pool())
+        add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        add_reflection(reflected, TolerantReflection(self._server))
         for name in ("", *served):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        await ModelHealth(self._health, service, reserved=served).start()
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        ModelHealth(self._health, service, reserved=served).start()
         await self._server.start()
 
     async def announce_drain(self) -> None:
         """Answer health checks with NOT_SERVING."""
-        await self._health.enter_graceful_shutdown()
+        self._health.shut_down()
 
     def stop_accepting(self, within_s: float) -> None:
         """Refuse new calls. Those that run may take `within_s` seconds."""

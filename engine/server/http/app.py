@@ -150,6 +150,11 @@ class PathApp:
             if self._service.draining.is_set() and not dialect.endpoint.always:
                 raise Unavailable.draining()
             timeout_s = _timeout_s(headers)
+            model = scope.get(MODEL_NAME, "")
+            if model and not self._service.draining.is_set():
+                # Here, because not every endpoint reads the name. A health check would say that a
+                # model serves that does not exist.
+                self._service.admit(model)
             body = None
             if dialect.endpoint.request is not None:
                 body = await self._read_body(headers, receive)
@@ -161,7 +166,7 @@ class PathApp:
             call = Call(
                 service=self._service,
                 client=running.client,
-                model=scope.get(MODEL_NAME, ""),
+                model=model,
             )
             if timeout_s is None:  # most requests; the context manager of no time-out costs 2 us
                 response = await self._work(dialect, call, body, scope, receive)

@@ -10,8 +10,13 @@ from typing import Any
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.security.files import WatchedFiles
 from kwise.engine.server.security.tls import Tls, newest_context, read_tls
-from kwise.engine.server.security.tokens import ADMIN_TOKEN_OPTION, Tokens, read_tokens
-from kwise.errors import Unauthenticated
+from kwise.engine.server.security.tokens import (
+    ADMIN_TOKEN_OPTION,
+    TOKEN_OPTION,
+    Tokens,
+    read_tokens,
+)
+from kwise.errors import ConfigError, Unauthenticated
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,6 +45,12 @@ class Credentials:
             self._admin_tokens = WatchedFiles(
                 [admin_file], lambda: read_tokens(admin_file, ADMIN_TOKEN_OPTION), "admin tokens"
             )
+            if self._tokens and self._admin_tokens.value.shares(self._tokens.value):
+                raise ConfigError(
+                    f"{ADMIN_TOKEN_OPTION} {admin_file}: one of its tokens is in {TOKEN_OPTION} as "
+                    "well, so that a caller could change the models; give administrators tokens of "
+                    "their own"
+                )
         cert, key, client_ca = config.tls_cert, config.tls_key, config.tls_client_ca
         if cert is not None and key is not None:
             paths = [cert, key, *([client_ca] if client_ca else [])]
@@ -99,12 +110,23 @@ class Credentials:
         if self._admin_tokens is None:
             raise Unauthenticated("this server has no administrators (--admin-token-file)")
         try:
-            return self._admin_tokens.value.name_of(headers)
+            name = self._admin_tokens.value.name_of(headers)
         except Unauthenticated as error:
             if not error.is_wrong:
                 raise
             problem = "the server does not know this token; it must be one of --admin-token-file"
             raise Unauthenticated(problem, is_wrong=True) from None
+        if self._tokens is not None:
+            # The files were compared at start, and may have changed.
+            try:
+                self._tokens.value.name_of(headers)
+            except Unauthenticated:
+                return name
+            raise Unauthenticated(
+                f"this token is in {TOKEN_OPTION} as well, so it is not that of an administrator",
+                is_wrong=True,
+            )
+        return name
 
     def log_refusal(self, peer: Any, error: Unauthenticated) -> None:
         """Log that calls were refused: one line in 10 seconds at most."""
@@ -125,6 +147,10 @@ class Credentials:
         """Read files that have changed, once a second, for ever."""
         while True:
             await asyncio.sleep(_REREAD_S)
-            for files in (self._tokens, self._admin_tokens, self._tls):
-                if files is not None:
-                    files.reread()
+            self.reread()
+
+    def reread(self) -> None:
+        """Read files that have changed."""
+        for files in (self._tokens, self._admin_tokens, self._tls):
+            if files is not None:
+                files.reread()

@@ -40,6 +40,12 @@ class Tokens:
     def __len__(self) -> int:
         return len(self._digests)
 
+    def shares(self, other: "Tokens") -> bool:
+        """Return whether some token is one of `other` as well."""
+        return not {digest for digest, _ in self._digests}.isdisjoint(
+            digest for digest, _ in other._digests
+        )
+
     def name_of(self, headers: Sequence[str]) -> str:
         """Return the name of a caller.
 

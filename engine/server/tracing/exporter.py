@@ -1,6 +1,7 @@
 """Send spans to a collector over OTLP, in a thread of OpenTelemetry's own."""
 
 import asyncio
+import logging
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from kwise.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+# These log a warning for each malformed entry of a caller's headers, and quote it.
+_PROPAGATORS = ("opentelemetry.baggage", "opentelemetry.trace", "opentelemetry.propagators")
 
 # A collector that cannot be reached must not hold the end of the server.
 _LAST_SPANS_S = 2.0
@@ -65,6 +69,8 @@ class Tracing:
         provider = TracerProvider(resource=resource)
         exporter = OTLPSpanExporter(endpoint=endpoint or None)
         provider.add_span_processor(BatchSpanProcessor(exporter))
+        for name in _PROPAGATORS:
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._provider = provider
         return CallSpans(provider.get_tracer("kwise", __version__))
 
