@@ -6,6 +6,7 @@ the 30 lines below, and would be a dependency of each server.
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,11 @@ _TEXT_FORM = "%(asctime)s %(levelname)s %(message)s"
 # The attribute of a log record with further fields of its JSON object.
 FIELDS = "kwise_fields"
 _MAX_CLIENT_CHARACTERS = 100
+# Control characters, those that change the direction of writing, other line ends, and halves of
+# surrogate pairs, as names of files that are not UTF-8 have them.
+_NOT_SHOWN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def configure_log(level: LogLevel, log_format: LogFormat) -> None:
@@ -50,10 +56,18 @@ def shown_client(client: str) -> str:
 
 
 class _TextFormatter(logging.Formatter):
-    """Writes lines of text. A line that is written while a call is answered ends with its id."""
+    """Writes lines of text. A line that is written while a call is answered ends with its id.
+
+    Paths, names of artifacts and messages of other libraries may have line ends and escape
+    sequences. So each line after the first one is indented, and no text can look like a line of its
+    own; control characters are written as Python writes them in a string.
+    """
 
     def __init__(self) -> None:
         super().__init__(_TEXT_FORM)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _NOT_SHOWN.sub(_escaped, super().format(record)).replace("\n", "\n    ")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
@@ -77,12 +91,17 @@ class _JsonFormatter(logging.Formatter):
             fields = fields_of(call)
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry | dict(fields or {}), ensure_ascii=False)
+        # In ASCII: standard error may have another encoding, whose escapes are not those of JSON.
+        return json.dumps(entry | dict(fields or {}))
 
 
 def with_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the argument `extra` of a call of `logging` that adds fields to a line in JSON."""
     return {FIELDS: fields}
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 def _rfc3339(seconds: float) -> str:
