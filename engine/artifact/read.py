@@ -57,10 +57,13 @@ def read_artifact(path: Path) -> Artifact:
             The message names the file.
     """
     manifest = read_manifest(path)
-    for name, expected in manifest.files.items():
-        verify_file(path / name, expected)
-    for graph in manifest.graphs.values():
-        data = data_name(graph.file)
-        if data not in manifest.files and (path / data).exists():
-            raise ArtifactError(f"{path / data}: the manifest does not list this file of weights")
+    try:
+        for name, expected in manifest.files.items():
+            verify_file(path / name, expected)
+        for graph in manifest.graphs.values():
+            data = path / data_name(graph.file)
+            if data.name not in manifest.files and data.exists():
+                raise ArtifactError(f"{data}: the manifest does not list this file of weights")
+    except OSError as error:  # a file that this user may not read, or a name that is too long
+        raise ArtifactError(f"{error.filename}: cannot be read: {error.strerror}") from None
     return Artifact(path=path, manifest=manifest, golden=read_golden(path, manifest.num_members))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from kwise.engine.artifact.files import describe_file
 from kwise.engine.artifact.manifest import (
+    MAX_MANIFEST_BYTES,
     ErrorBounds,
     GraphContract,
     Manifest,
@@ -247,6 +249,34 @@ def test_a_malformed_manifest_is_refused(tmp_path: Path, content: bytes) -> None
     (_write(tmp_path) / MANIFEST).write_bytes(content)
     with pytest.raises(ArtifactError, match=MANIFEST):
         read_artifact(tmp_path)
+
+
+def test_a_manifest_that_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    """The server that loads the artifact would wait for a pipe's writer, and read /dev/zero."""
+    path = _write(tmp_path) / MANIFEST
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: it is a directory, a pipe or a"):
+        read_artifact(tmp_path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match=r"manifest\.json: it is a directory, a pipe or a"):
+        read_artifact(tmp_path)
+
+
+def test_a_manifest_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path) / MANIFEST
+    with path.open("ab") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(ArtifactError, match="is larger than 16777216 bytes"):
+        read_artifact(tmp_path)
+
+
+def test_a_file_whose_name_is_too_long_is_refused(tmp_path: Path) -> None:
+    files = msgspec.to_builtins(read_manifest(_write(tmp_path)).files)
+    files["x" * 300] = {"sha256": "", "bytes": 1}
+    with pytest.raises(ArtifactError, match="cannot be read: File name too long"):
+        read_artifact(_write(tmp_path, files=files))
 
 
 def test_an_edited_manifest_is_refused(tmp_path: Path) -> None:

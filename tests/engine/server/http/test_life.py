@@ -16,21 +16,19 @@ from tests.held_model import HeldModel, running_held_server
 from tests.http_client import HttpConnection, ask, connected, http_port
 from tests.servers import PATIENCE_S, Log, Server, running_server, wait_until
 
+PROGRAM = Path(__file__).parents[3] / "programs" / "serve_after.py"
 GROUP = {"prompt": "p", "responses": ["a", "b"]}
 
 
 def test_calls_that_come_before_the_model_is_loaded_are_answered(
     tiny_artifact: Path, tmp_path: Path
 ) -> None:
-    """A FIFO in place of the manifest holds the load until the test writes to it."""
-    artifact = tmp_path / "artifact"
-    shutil.copytree(tiny_artifact, artifact)
-    manifest = artifact / "manifest.json"
-    content = manifest.read_bytes()
-    manifest.unlink()
-    os.mkfifo(manifest)
-    command = [sys.executable, "-m", "kwise", "serve", str(artifact), "--port", "0"]
-    process = Popen([*command, "--http-port", "0"], stderr=PIPE, text=True, cwd=tiny_artifact)
+    """A FIFO holds the load until the test writes to it."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    command = [sys.executable, str(PROGRAM), str(fifo), "serve", str(tiny_artifact)]
+    options = ["--port", "0", "--http-port", "0"]
+    process = Popen([*command, *options], stderr=PIPE, text=True, cwd=tiny_artifact)
     log = Log()
     reader = threading.Thread(target=log.read, args=(process, lambda _: None))
     reader.start()
@@ -40,9 +38,8 @@ def test_calls_that_come_before_the_model_is_loaded_are_answered(
         for connection in early:
             connection.send("POST", "/v1/rewards", GROUP)
         assert "serving" not in log.text
-        descriptor = os.open(manifest, os.O_WRONLY)  # waits until the server reads
+        descriptor = os.open(fifo, os.O_WRONLY)  # waits until the server reads
         assert "serving" not in log.text
-        os.write(descriptor, content)
         os.close(descriptor)
         for connection in early:
             assert connection.read().status == 200
