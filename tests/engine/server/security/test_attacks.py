@@ -144,7 +144,7 @@ def test_a_path_that_names_a_model_opens_no_closed_path(attacked: Secured) -> No
         "/models//health",
         "/models/tiny//health",
         "/models/tiny/health%2f..%2fmetrics",
-        "/%6dodels/tiny/health",
+        "/%6dodels/tiny/metrics",
         "//models/tiny/health",
         "http://x/models/tiny/metrics",
         "/health%0a",
