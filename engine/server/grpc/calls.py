@@ -70,7 +70,8 @@ def call_of(service: RewardService, context: Context) -> Call:
 
 def named_in_metadata(context: Context) -> str:
     """Return the model that the metadata of a call names; "" if it names none."""
-    return value_of(MODEL_KEY, metadata_of(context))
+    call = current_call()
+    return value_of(MODEL_KEY, metadata_of(context) if call is None else call.headers)
 
 
 def model_of(name: str, in_metadata: str) -> str:
