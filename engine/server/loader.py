@@ -15,6 +15,7 @@ deadline. A change that stopped halfway could leave a model that nobody stops.
 import asyncio
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextvars import Context
@@ -145,8 +146,15 @@ class Loader:
                 return False
             counters = serving.counters
         _LOG.info("reload: loading %s", source.path)
-        new = await in_daemon_thread(lambda: self._load(name, source, counters))
+        try:
+            new = await in_daemon_thread(lambda: self._load(name, source, counters))
+        except Exception as error:
+            _clear_frames(error)
+            await _free_memory()
+            raise
         if new.artifact.manifest.checksum != manifest.checksum:  # which was checked above
+            del new
+            await _free_memory()
             raise ArtifactError(f"{source.path}: it was replaced during the load; load it again")
         # In an empty context: the tasks of the model outlive the call that has it loaded.
         Context().run(new.start)
@@ -197,8 +205,15 @@ def _log_failure(change: "asyncio.Task[Any]") -> None:
         _LOG.error("a change of the models whose call had ended failed: %s", error)
 
 
+def _clear_frames(error: BaseException | None) -> None:
+    """Drop the local variables of a traceback, among which is the model that was refused."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 async def _free_memory() -> None:
-    """Free the memory of a model that is served no more."""
+    """Free the memory of a model that is served no more, or was refused."""
     # The step of the event loop in which the old tasks end refers to them, and they to the old
     # model. It would be frozen with them.
     await asyncio.sleep(0)
