@@ -55,6 +55,7 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
     inherited = http_sockets(config)
     check_exposure(config, inherited)
     credentials = Credentials(config)
+    tracing = Tracing(config.otlp_endpoint)
     loader = Loader(engine)
     ports = _bind_ports(config, credentials, loader, inherited)
     limits = RequestLimits(
@@ -65,7 +66,7 @@ async def serve(sources: Sequence[Source], engine: EngineConfig, config: ServerC
     service = RewardService(loader.load(sources), limits)
     call_log = CallLog(config.slow_call_s)
     service.observers.append(call_log)
-    tracing = Tracing(config.otlp_endpoint, service.observers)
+    tracing.observe(service.observers)
     freeze_heap()
     try:
         for ensemble in ensembles:

@@ -2,12 +2,17 @@
 
 import asyncio
 import logging
+import os
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from kwise.engine.server.calls.running_call import CallObserver, CallObservers
-from kwise.engine.server.tracing.options import check_protocol, wants_traces
+from kwise.engine.server.tracing.options import (
+    check_protocol,
+    unset_empty_variables,
+    wants_traces,
+)
 from kwise.errors import ConfigError
 from kwise.version import __version__
 
@@ -27,30 +32,37 @@ class Tracing:
     Args:
         endpoint: the URL of a collector that speaks OTLP over gRPC, such as http://localhost:4317;
             "" for that of OpenTelemetry's variables.
-        observers: the observers of the service's calls.
 
     Raises:
         ConfigError: traces are wanted, and the packages are missing or a variable of OpenTelemetry
             has a wrong value.
     """
 
-    def __init__(self, endpoint: str, observers: CallObservers) -> None:
+    def __init__(self, endpoint: str) -> None:
         self._provider: TracerProvider | None = None
+        self._observer: CallObserver | None = None
         if not wants_traces(endpoint):
             return
         check_protocol(endpoint)
+        unset_empty_variables()
         try:
-            observer = self._start(endpoint)
+            self._observer = self._start(endpoint)
         except ImportError as error:
             raise ConfigError(
                 f"--otlp-endpoint needs OpenTelemetry ({error.name} is missing): install "
                 "kwise[tracing], or unset OTEL_EXPORTER_OTLP_ENDPOINT"
             ) from None
         except Exception as error:
+            # Only names, because the value of OTEL_EXPORTER_OTLP_HEADERS is a secret.
+            names = ", ".join(sorted(name for name in os.environ if name.startswith("OTEL_")))
             problem = f"OpenTelemetry refuses a value of its variables OTEL_*: {error}"
-            raise ConfigError(problem) from error
-        observers.wants_stages = True
-        observers.append(observer)
+            raise ConfigError(f"{problem}; those that are set: {names or 'none'}") from error
+
+    def observe(self, observers: CallObservers) -> None:
+        """Make spans of the calls that have these observers, if traces are wanted."""
+        if self._observer is not None:
+            observers.wants_stages = True
+            observers.append(self._observer)
 
     def _start(self, endpoint: str) -> CallObserver:
         """Start the thread that sends spans, and return what makes them of calls."""

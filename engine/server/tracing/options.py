@@ -17,7 +17,10 @@ def wants_traces(endpoint: str, environ: Mapping[str, str] = os.environ) -> bool
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    if environ.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() not in ("otlp", ""):
+    exporters = {
+        name.strip().lower() for name in environ.get("OTEL_TRACES_EXPORTER", "").split(",")
+    }
+    if exporters.isdisjoint({"otlp", ""}):
         return False
     return bool(endpoint) or any(environ.get(name, "").strip() for name in _ENDPOINTS)
 
@@ -58,3 +61,10 @@ def check_protocol(endpoint: str, environ: Mapping[str, str] = os.environ) -> No
         f"{name} is {environ[name]!r}; kwise sends traces over grpc only: name the collector's "
         "gRPC address with --otlp-endpoint (its port is 4317 as a rule)"
     )
+
+
+def unset_empty_variables() -> None:
+    """Remove OpenTelemetry's variables without a value. They count as unset, except in its code."""
+    for name, value in list(os.environ.items()):
+        if name.startswith("OTEL_") and not value.strip():
+            del os.environ[name]

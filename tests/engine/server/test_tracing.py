@@ -147,6 +147,7 @@ def test_the_sampler_is_that_of_the_environment(
         ("", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://localhost:4317"}, True),
         ("http://localhost:4317", {"OTEL_SDK_DISABLED": "True"}, False),
         ("http://localhost:4317", {"OTEL_TRACES_EXPORTER": "none"}, False),
+        ("http://localhost:4317", {"OTEL_TRACES_EXPORTER": "console, otlp"}, True),
     ],
 )
 def test_traces_are_off_unless_asked_for(
@@ -199,6 +200,42 @@ def test_a_wrong_variable_is_one_sentence(
         running_server(tiny_artifact, "--otlp-endpoint", "http://127.0.0.1:1"),
     ):
         pass
+
+
+def test_a_wrong_variable_is_found_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "")  # as good as unset
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")  # smaller than a batch
+    expected = r"max_queue_size\.; those that are set: OTEL_BSP_MAX_QUEUE_SIZE "
+    # The directory has no artifact, which would be the first error of a load.
+    with (
+        pytest.raises(AssertionError, match=expected),
+        running_server(tmp_path, "--otlp-endpoint", "http://127.0.0.1:1"),
+    ):
+        pass
+
+
+def test_malformed_context_of_a_caller_is_ignored_and_not_logged(
+    tiny_artifact: Path, receiver: tuple[Receiver, str]
+) -> None:
+    received, url = receiver
+    with (
+        running_server(tiny_artifact, "--otlp-endpoint", url) as server,
+        server.stub() as stub,
+    ):
+        for key, value in [
+            ("traceparent", "x"),
+            ("traceparent", f"ff-{TRACE}-{PARENT}-01"),
+            ("traceparent", f"00-{TRACE}-{PARENT}-01."),
+            ("tracestate", "=,a=b=c,secret"),
+            ("baggage", "secret,==,%ff=1"),
+        ]:
+            metadata = [("traceparent", TRACEPARENT)] * (key != "traceparent")
+            stub.Score(request("p"), metadata=[*metadata, (key, value)])
+    spans = received.named("kwise.v1.RewardService/Score")
+    assert sorted(span.trace_id.hex() == TRACE for span in spans) == [False] * 3 + [True] * 2
+    assert "secret" not in server.log.text and "WARNING" not in server.log.text
 
 
 def test_the_stages_of_an_ensemble_are_those_of_its_members(
