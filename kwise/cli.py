@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 
 from kwise import __version__
 from kwise.command_errors import exit_code_of, report
+from kwise.libraries.home import ensure_home
 from kwise.libraries.output import silence_libraries
 from kwise.libraries.telemetry import disable_telemetry
 from kwise.options import sentence
@@ -133,6 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         # SIGHUP, which reloads the model of a running server, would end one that is starting.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     disable_telemetry()
+    ensure_home()
     if not debug:
         silence_libraries()
     try:

@@ -40,7 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
     from kwise.engine.server.logs.form import configure_log
     from kwise.engine.server.serve import serve
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if os.getpid() == 1:
+        # The kernel does not end process 1 by a signal that has no handler. Without these, a
+        # container that still loads its model would run until it is killed.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _end_at_once)
+    elif signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Ctrl-C ends a server that still loads its model, as SIGTERM does. asyncio would wait for
         # the end of the load. `serve` handles both signals once it serves.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -52,6 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
         logging.shutdown()
         os._exit(0)
     return 0
+
+
+def _end_at_once(number: int, _: object) -> None:
+    """End the process with the exit code that a shell shows for one that a signal has ended."""
+    os._exit(128 + number)
 
 
 def _check_directory(argument: str, path: Path) -> None:

@@ -1,5 +1,6 @@
 """A server that is told to end while it loads its artifact, or another one."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -76,5 +77,25 @@ def test_a_signal_ends_a_server_that_loads_its_first_artifact(
             assert process.stdout.readline() == "loading\n"
             process.send_signal(number)
             assert process.wait(PATIENCE_S) == -number
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_process_1_of_a_container_that_loads_its_first_artifact(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """The kernel ignores signals to process 1 that have no handler."""
+    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("this machine makes no namespaces")
+    command = [sys.executable, "-c", NEVER_LOADED, "serve", str(tmp_path), "--port", "0"]
+    with subprocess.Popen([*unshare, *command], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loading\n"
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            os.kill(int(children), number)
+            assert process.wait(PATIENCE_S) == 128 + number
         finally:
             process.kill()
