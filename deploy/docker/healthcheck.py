@@ -13,7 +13,11 @@ url = os.environ.get("KWISE_HEALTH_URL", "http://127.0.0.1:8000/readyz")
 unverified = ssl.create_default_context()
 unverified.check_hostname = False
 unverified.verify_mode = ssl.CERT_NONE
+# Docker may set HTTP_PROXY in each container, and a proxy cannot reach this one.
+opener = urllib.request.build_opener(
+    urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unverified)
+)
 try:
-    urllib.request.urlopen(url, timeout=4, context=unverified).close()
+    opener.open(url, timeout=4).close()
 except (OSError, ValueError) as error:  # a refused connection, another status, or no URL
     sys.exit(f"{url}: {error}")

@@ -145,7 +145,7 @@ def test_each_alert_fires_for_what_it_is_about_and_for_nothing_else() -> None:
     described = tests.read_text(encoding="utf-8")
     groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
     for rule in (rule for group in groups for rule in group["rules"]):
-        assert described.count(rule["alert"]) == 2, "one test that it fires, one that it does not"
+        assert described.count(rule["alert"]) >= 2, "one test that it fires, one that it does not"
 
 
 class Prometheus:

@@ -126,6 +126,8 @@ def test_every_selector_selects_the_pods(objects: dict[str, dict[str, Any]]) -> 
     ]
     if monitor := objects.get("PodMonitor/kwise"):
         selectors.append(monitor["spec"]["selector"]["matchLabels"])
+        # The alerts ask for this job. Without jobLabel it is NAMESPACE/kwise.
+        assert labels[monitor["spec"]["jobLabel"]] == "kwise"
     assert all(selector and selector.items() <= labels.items() for selector in selectors)
     target = objects["HorizontalPodAutoscaler/kwise"]["spec"]["scaleTargetRef"]
     assert f"{target['kind']}/{target['name']}" in objects
@@ -217,10 +219,14 @@ def probe(spec: dict[str, Any], server: Server) -> bool:
 
 
 def health_check(url: str) -> tuple[int, str]:
-    """Return the exit code of the image's health check, and what it prints."""
+    """Return the exit code of the image's health check, and what it prints.
+
+    The environment has a proxy, as Docker sets one in each container if it is told to.
+    """
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
     done = subprocess.run(
         [sys.executable, DEPLOY / "docker" / "healthcheck.py"],
-        env={**os.environ, "KWISE_HEALTH_URL": url},
+        env={**os.environ, **proxy, "KWISE_HEALTH_URL": url},
         capture_output=True,
         text=True,
     )
