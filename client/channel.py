@@ -69,14 +69,14 @@ def check_target(name: str, target: Any) -> str:
     port = address["port"]
     if port.isdecimal() and (len(port) > 5 or not 0 < int(port) < 1 << 16):
         raise InvalidRequest(
-            name, f"has the port {port[:20]}; it must be between 1 and {(1 << 16) - 1}"
+            name, f"the port is {port[:20]}; it must be between 1 and {(1 << 16) - 1}"
         )
     if not port.isdecimal():
         try:
             socket.getservbyname(port)
         except OSError:
             raise InvalidRequest(
-                name, f"has the port {port[:20]!r}; it must be a number or the name of a service"
+                name, f"the port is {port[:20]!r}; it must be a number or the name of a service"
             ) from None
     return target
 

@@ -66,7 +66,7 @@ def kwise(*arguments: str) -> int:
         (
             "score --prompt p --response a --server localhost:abc",
             2,
-            "has the port 'abc'; it must be",
+            "the port is 'abc'; it must be",
         ),
         (
             "train good.jsonl --model m --output /proc/x/y",

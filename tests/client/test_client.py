@@ -276,7 +276,7 @@ def test_an_address_that_can_have_no_server_is_named_at_once(
 
 def test_a_port_out_of_range_and_a_target_of_another_type_are_named() -> None:
     with pytest.raises(
-        InvalidRequest, match=r"^target: has the port 70000; it must be between 1 and 65535"
+        InvalidRequest, match=r"^target: the port is 70000; it must be between 1 and 65535"
     ):
         RewardClient("localhost:70000")
     with pytest.raises(TypeError, match=r"^target must be a str or a sequence of str, not int"):

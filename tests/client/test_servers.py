@@ -311,7 +311,7 @@ def test_addresses_come_as_a_list_or_with_commas() -> None:
         (["a:1", "b"], r"^target\[1\]: must be HOST:PORT"),
         ([], "^target: has no address"),
         ("a:1,b:2,a:1", "^target: names a:1 twice"),
-        ("a:1,b:70000", r"^target\[1\]: has the port 70000"),
+        ("a:1,b:70000", r"^target\[1\]: the port is 70000"),
     ],
 )
 def test_a_list_of_addresses_that_is_wrong_names_the_item(target: Any, says: str) -> None:

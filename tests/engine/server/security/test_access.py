@@ -315,6 +315,7 @@ def test_refusals_fill_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     for _ in range(1000):
         credentials.log_refusal("1.2.3.4", Unauthenticated("the call has no token"))
     assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("1 call had no valid token")
     time_s = 10.0
     credentials.log_refusal("1.2.3.4", Unauthenticated("the call has no token"))
     assert caplog.messages[1].startswith("1000 calls had no valid token")
