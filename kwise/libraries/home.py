@@ -1,4 +1,4 @@
-"""A home directory for libraries that fail without one, such as OpenVINO.
+"""A home directory for libraries that fail without one.
 
 A container that runs as any user has no entry for it in /etc/passwd.
 """

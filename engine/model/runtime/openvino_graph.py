@@ -4,11 +4,17 @@ It reads the same ONNX files as ONNX Runtime and computes each node in the type 
 it.
 """
 
+# ruff: noqa: E402 - a line must come before the imports
+
+import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+# OpenVINO's converter, which its package imports if it is there, sends telemetry and writes an
+# identifier of the machine below the home directory. Nothing here converts models.
+sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
 import openvino
 from numpy.typing import NDArray
 
