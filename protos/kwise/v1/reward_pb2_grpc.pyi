@@ -124,8 +124,9 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
     token in the metadata `authorization` ("Bearer TOKEN").
 
     Statuses of all unary RPCs:
-      INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
-                          value and the limit. If the problem lies in one response, the trailing
+      INVALID_ARGUMENT    A malformed request, also if its bytes are not such a message, or one over a
+                          limit. The message of the error names the field, the value and the limit.
+                          If the problem lies in one response, the trailing
                           metadata `kwise-response` has its index. If the conversation has more
                           tokens or characters than the limit, `kwise-over-limit` is 1.
       NOT_FOUND           The server does not serve a model of that name.
@@ -136,7 +137,6 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
       UNAVAILABLE         The server drains, or is not ready yet.
       INTERNAL            The model failed on every response, or the server has a bug. The server's
                           log has the details.
-      UNKNOWN             The request is not a protobuf message of the right type.
 
     Limits of a request, refused before any work is done: the number of responses
     (--max-responses) and the number of pairs of a Compare (--max-pairs).
@@ -271,8 +271,9 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
     token in the metadata `authorization` ("Bearer TOKEN").
 
     Statuses of all unary RPCs:
-      INVALID_ARGUMENT    A malformed request or one over a limit. The message names the field, the
-                          value and the limit. If the problem lies in one response, the trailing
+      INVALID_ARGUMENT    A malformed request, also if its bytes are not such a message, or one over a
+                          limit. The message of the error names the field, the value and the limit.
+                          If the problem lies in one response, the trailing
                           metadata `kwise-response` has its index. If the conversation has more
                           tokens or characters than the limit, `kwise-over-limit` is 1.
       NOT_FOUND           The server does not serve a model of that name.
@@ -283,7 +284,6 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
       UNAVAILABLE         The server drains, or is not ready yet.
       INTERNAL            The model failed on every response, or the server has a bug. The server's
                           log has the details.
-      UNKNOWN             The request is not a protobuf message of the right type.
 
     Limits of a request, refused before any work is done: the number of responses
     (--max-responses) and the number of pairs of a Compare (--max-pairs).
