@@ -105,7 +105,7 @@ class AdminClient:
         """Serve a model no longer. Return once it has answered its requests.
 
         Raises:
-            RewardServiceError: the call failed; NOT_FOUND if there is no such model.
+            RewardServiceError: the call failed; NOT_FOUND if the server does not serve the model.
         """
         self._call("UnloadModel", pb.UnloadModelRequest(model=model))
 

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         except RewardServiceError as error:
             if error.status is not Status.UNIMPLEMENTED:
                 raise
-            problem = "it was started without --admin-token-file, so nobody may ask for this"
+            problem = "its models cannot be changed: it was started without --admin-token-file"
             raise RewardServiceError(error.code, problem, target=error.target) from None
     if not models:
         print("the server has no model at present", file=sys.stderr)

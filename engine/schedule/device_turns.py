@@ -83,7 +83,7 @@ class DeviceTurns:
             self._is_taken = False
 
     def _pass_on(self) -> None:
-        """Give the turn to the model that may begin first, or to nobody."""
+        """Give the turn to the model that may begin first. Free the device if no model waits."""
         self._waiting = [waiting for waiting in self._waiting if not waiting.turn.cancelled()]
         self._is_taken = bool(self._waiting)
         if self._waiting:

@@ -58,9 +58,10 @@ class BaseRewardService(ABC):
         draining: set once the service refuses new requests.
         num_calls: the number of calls that have arrived.
         num_running: the number of calls that are being answered.
-        calls_of: the number of them by client, if it is limited.
-        idling: set while there are none.
-        observers: what is told of each call when it has ended.
+        calls_of: the number of calls that are being answered, by client; counted only if it is
+            limited.
+        idling: set while no call is being answered.
+        observers: called with each call when it has ended.
     """
 
     def __init__(self, limits: RequestLimits | None = None) -> None:

@@ -91,7 +91,7 @@ class ServerConfig:
     admin_token_file: Path | None = option(
         None,
         "file with one NAME:TOKEN a line for those who may load and unload models (kwise models); "
-        "nobody may without it",
+        "without it, the models cannot be changed",
     )
     insecure: bool = option(
         False, "listen on an address that other machines reach, and answer everybody"

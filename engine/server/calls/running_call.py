@@ -222,7 +222,7 @@ _CURRENT: ContextVar[RunningCall | None] = ContextVar("kwise_call", default=None
 
 
 def current_call() -> RunningCall | None:
-    """Return the call that this task answers; None outside of calls, and if nobody observes."""
+    """Return the call that this task answers; None outside of calls that are observed."""
     return _CURRENT.get()
 
 

@@ -100,7 +100,7 @@ _QUEUE = (
     ),
     counter(
         "kwise_abandoned_sequences_total",
-        "Conversations that left the queue because nobody waited for them any more.",
+        "Conversations that left the queue because no request waited for them any longer.",
         lambda m: m.counters.abandoned,
     ),
 )

@@ -28,9 +28,9 @@ if _version_not_supported:
 class AdminServiceStub(object):
     """Loads and unloads models while the server answers requests.
 
-    A server has this service only if it was started with --admin-token-file. Every call needs a token
-    of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file do not
-    count here. Paths are those of the server's own file system.
+    A server has this service only if it was started with --admin-token-file. Every call needs a
+    token of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file
+    do not count here. Paths are those of the server's own file system.
 
     One load runs at a time, and later ones wait. No request fails because of a change: those that
     have arrived are answered by the model that was served then.
@@ -72,9 +72,9 @@ class AdminServiceStub(object):
 class AdminServiceServicer(object):
     """Loads and unloads models while the server answers requests.
 
-    A server has this service only if it was started with --admin-token-file. Every call needs a token
-    of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file do not
-    count here. Paths are those of the server's own file system.
+    A server has this service only if it was started with --admin-token-file. Every call needs a
+    token of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file
+    do not count here. Paths are those of the server's own file system.
 
     One load runs at a time, and later ones wait. No request fails because of a change: those that
     have arrived are answered by the model that was served then.
@@ -98,18 +98,18 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Serve an artifact, or an ensemble, under a name. If a model of that name is served, the new one
-        takes its place once it is loaded and checked; both are in memory for that time. Idempotent: an
-        artifact that is served under the name already is not loaded again.
+        """Serve an artifact, or an ensemble, under a name. If a model of that name is served, the
+        new one takes its place once it is loaded and checked; both are in memory for that time.
+        Idempotent: an artifact that is served under the name already is not loaded again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Serve a model no longer. Returns once it has answered its requests. A member of an ensemble is
-        refused; unload the ensemble first. Requests that name no model get NOT_FOUND once the first
-        model is unloaded.
+        """Stop serving a model. Returns once it has answered its requests. A member of an ensemble
+        is refused; unload the ensemble first. Requests that name no model get NOT_FOUND once the
+        first model is unloaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,9 +144,9 @@ def add_AdminServiceServicer_to_server(servicer, server):
 class AdminService(object):
     """Loads and unloads models while the server answers requests.
 
-    A server has this service only if it was started with --admin-token-file. Every call needs a token
-    of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file do not
-    count here. Paths are those of the server's own file system.
+    A server has this service only if it was started with --admin-token-file. Every call needs a
+    token of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file
+    do not count here. Paths are those of the server's own file system.
 
     One load runs at a time, and later ones wait. No request fails because of a change: those that
     have arrived are answered by the model that was served then.

@@ -76,9 +76,9 @@ _AdminServiceUnloadModelType = typing_extensions.TypeVar(
 class AdminServiceStub(typing.Generic[_AdminServiceListModelsType, _AdminServiceLoadModelType, _AdminServiceUnloadModelType]):
     """Loads and unloads models while the server answers requests.
 
-    A server has this service only if it was started with --admin-token-file. Every call needs a token
-    of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file do not
-    count here. Paths are those of the server's own file system.
+    A server has this service only if it was started with --admin-token-file. Every call needs a
+    token of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file
+    do not count here. Paths are those of the server's own file system.
 
     One load runs at a time, and later ones wait. No request fails because of a change: those that
     have arrived are answered by the model that was served then.
@@ -130,15 +130,15 @@ class AdminServiceStub(typing.Generic[_AdminServiceListModelsType, _AdminService
     """List the models that are served, in the order in which they were added."""
 
     LoadModel: _AdminServiceLoadModelType
-    """Serve an artifact, or an ensemble, under a name. If a model of that name is served, the new one
-    takes its place once it is loaded and checked; both are in memory for that time. Idempotent: an
-    artifact that is served under the name already is not loaded again.
+    """Serve an artifact, or an ensemble, under a name. If a model of that name is served, the
+    new one takes its place once it is loaded and checked; both are in memory for that time.
+    Idempotent: an artifact that is served under the name already is not loaded again.
     """
 
     UnloadModel: _AdminServiceUnloadModelType
-    """Serve a model no longer. Returns once it has answered its requests. A member of an ensemble is
-    refused; unload the ensemble first. Requests that name no model get NOT_FOUND once the first
-    model is unloaded.
+    """Stop serving a model. Returns once it has answered its requests. A member of an ensemble
+    is refused; unload the ensemble first. Requests that name no model get NOT_FOUND once the
+    first model is unloaded.
     """
 
 AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
@@ -159,9 +159,9 @@ AdminServiceAsyncStub: typing_extensions.TypeAlias = AdminServiceStub[
 class AdminServiceServicer(metaclass=abc.ABCMeta):
     """Loads and unloads models while the server answers requests.
 
-    A server has this service only if it was started with --admin-token-file. Every call needs a token
-    of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file do not
-    count here. Paths are those of the server's own file system.
+    A server has this service only if it was started with --admin-token-file. Every call needs a
+    token of that file in the metadata `authorization` ("Bearer TOKEN"); the tokens of --token-file
+    do not count here. Paths are those of the server's own file system.
 
     One load runs at a time, and later ones wait. No request fails because of a change: those that
     have arrived are answered by the model that was served then.
@@ -191,9 +191,9 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: admin_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[admin_pb2.LoadModelResponse, collections.abc.Awaitable[admin_pb2.LoadModelResponse]]:
-        """Serve an artifact, or an ensemble, under a name. If a model of that name is served, the new one
-        takes its place once it is loaded and checked; both are in memory for that time. Idempotent: an
-        artifact that is served under the name already is not loaded again.
+        """Serve an artifact, or an ensemble, under a name. If a model of that name is served, the
+        new one takes its place once it is loaded and checked; both are in memory for that time.
+        Idempotent: an artifact that is served under the name already is not loaded again.
         """
 
     @abc.abstractmethod
@@ -202,9 +202,9 @@ class AdminServiceServicer(metaclass=abc.ABCMeta):
         request: admin_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[admin_pb2.UnloadModelResponse, collections.abc.Awaitable[admin_pb2.UnloadModelResponse]]:
-        """Serve a model no longer. Returns once it has answered its requests. A member of an ensemble is
-        refused; unload the ensemble first. Requests that name no model get NOT_FOUND once the first
-        model is unloaded.
+        """Stop serving a model. Returns once it has answered its requests. A member of an ensemble
+        is refused; unload the ensemble first. Requests that name no model get NOT_FOUND once the
+        first model is unloaded.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

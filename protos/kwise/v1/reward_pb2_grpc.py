@@ -44,11 +44,11 @@ class RewardServiceStub(object):
     token in the metadata `authorization` ("Bearer TOKEN").
 
     Statuses of all unary RPCs:
-    INVALID_ARGUMENT    A malformed request, also if its bytes are not such a message, or one over a
-    limit. The message of the error names the field, the value and the limit.
-    If the problem lies in one response, the trailing
-    metadata `kwise-response` has its index. If the conversation has more
-    tokens or characters than the limit, `kwise-over-limit` is 1.
+    INVALID_ARGUMENT    A request that cannot be parsed, is malformed or is over a limit. The
+    message of the error names the field, the value and the limit. If the
+    problem lies in one response, the trailing metadata `kwise-response` has
+    its index. If the conversation has more tokens or characters than the
+    limit, `kwise-over-limit` is 1.
     NOT_FOUND           The server does not serve a model of that name.
     UNAUTHENTICATED     The server asks for tokens, and the call has none that it knows. The
     message of the call is not read.
@@ -114,11 +114,11 @@ class RewardServiceServicer(object):
     token in the metadata `authorization` ("Bearer TOKEN").
 
     Statuses of all unary RPCs:
-    INVALID_ARGUMENT    A malformed request, also if its bytes are not such a message, or one over a
-    limit. The message of the error names the field, the value and the limit.
-    If the problem lies in one response, the trailing
-    metadata `kwise-response` has its index. If the conversation has more
-    tokens or characters than the limit, `kwise-over-limit` is 1.
+    INVALID_ARGUMENT    A request that cannot be parsed, is malformed or is over a limit. The
+    message of the error names the field, the value and the limit. If the
+    problem lies in one response, the trailing metadata `kwise-response` has
+    its index. If the conversation has more tokens or characters than the
+    limit, `kwise-over-limit` is 1.
     NOT_FOUND           The server does not serve a model of that name.
     UNAUTHENTICATED     The server asks for tokens, and the call has none that it knows. The
     message of the call is not read.
@@ -241,11 +241,11 @@ class RewardService(object):
     token in the metadata `authorization` ("Bearer TOKEN").
 
     Statuses of all unary RPCs:
-    INVALID_ARGUMENT    A malformed request, also if its bytes are not such a message, or one over a
-    limit. The message of the error names the field, the value and the limit.
-    If the problem lies in one response, the trailing
-    metadata `kwise-response` has its index. If the conversation has more
-    tokens or characters than the limit, `kwise-over-limit` is 1.
+    INVALID_ARGUMENT    A request that cannot be parsed, is malformed or is over a limit. The
+    message of the error names the field, the value and the limit. If the
+    problem lies in one response, the trailing metadata `kwise-response` has
+    its index. If the conversation has more tokens or characters than the
+    limit, `kwise-over-limit` is 1.
     NOT_FOUND           The server does not serve a model of that name.
     UNAUTHENTICATED     The server asks for tokens, and the call has none that it knows. The
     message of the call is not read.

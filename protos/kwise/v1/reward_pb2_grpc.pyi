@@ -124,11 +124,11 @@ class RewardServiceStub(typing.Generic[_RewardServiceScoreType, _RewardServiceRa
     token in the metadata `authorization` ("Bearer TOKEN").
 
     Statuses of all unary RPCs:
-      INVALID_ARGUMENT    A malformed request, also if its bytes are not such a message, or one over a
-                          limit. The message of the error names the field, the value and the limit.
-                          If the problem lies in one response, the trailing
-                          metadata `kwise-response` has its index. If the conversation has more
-                          tokens or characters than the limit, `kwise-over-limit` is 1.
+      INVALID_ARGUMENT    A request that cannot be parsed, is malformed or is over a limit. The
+                          message of the error names the field, the value and the limit. If the
+                          problem lies in one response, the trailing metadata `kwise-response` has
+                          its index. If the conversation has more tokens or characters than the
+                          limit, `kwise-over-limit` is 1.
       NOT_FOUND           The server does not serve a model of that name.
       UNAUTHENTICATED     The server asks for tokens, and the call has none that it knows. The
                           message of the call is not read.
@@ -271,11 +271,11 @@ class RewardServiceServicer(metaclass=abc.ABCMeta):
     token in the metadata `authorization` ("Bearer TOKEN").
 
     Statuses of all unary RPCs:
-      INVALID_ARGUMENT    A malformed request, also if its bytes are not such a message, or one over a
-                          limit. The message of the error names the field, the value and the limit.
-                          If the problem lies in one response, the trailing
-                          metadata `kwise-response` has its index. If the conversation has more
-                          tokens or characters than the limit, `kwise-over-limit` is 1.
+      INVALID_ARGUMENT    A request that cannot be parsed, is malformed or is over a limit. The
+                          message of the error names the field, the value and the limit. If the
+                          problem lies in one response, the trailing metadata `kwise-response` has
+                          its index. If the conversation has more tokens or characters than the
+                          limit, `kwise-over-limit` is 1.
       NOT_FOUND           The server does not serve a model of that name.
       UNAUTHENTICATED     The server asks for tokens, and the call has none that it knows. The
                           message of the call is not read.
