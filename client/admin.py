@@ -6,9 +6,10 @@ from typing import Any
 
 import grpc
 
-from kwise.client.channel import DEFAULT_TIMEOUT_S, channel_options, check_target, check_timeout
+from kwise.client.channel import DEFAULT_TIMEOUT_S, check_target, check_timeout
 from kwise.client.credentials import Credentials
 from kwise.client.messages import from_rpc_error
+from kwise.client.open_channel import open_channel
 from kwise.protos.kwise.v1 import admin_pb2 as pb
 from kwise.protos.kwise.v1 import admin_pb2_grpc
 
@@ -57,12 +58,7 @@ class AdminClient:
         self._timeout_s = check_timeout("timeout_s", timeout_s)
         self._metadata = credentials.metadata
         self._target = check_target("target", target)
-        tls, options = credentials.channel_credentials(), channel_options("")
-        self._channel = (
-            grpc.insecure_channel(target, options)
-            if tls is None
-            else grpc.secure_channel(target, tls, options)
-        )
+        self._channel = open_channel(target, credentials.channel_credentials())
         self._stub: Any = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     def __enter__(self) -> "AdminClient":
@@ -102,7 +98,7 @@ class AdminClient:
         return _loaded(self._call("LoadModel", request).model)
 
     def unload_model(self, model: str) -> None:
-        """Serve a model no longer. Return once it has answered its requests.
+        """Stop serving a model. Return once it has answered its requests.
 
         Raises:
             RewardServiceError: the call failed; NOT_FOUND if the server does not serve the model.

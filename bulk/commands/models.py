@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     change.add_argument(
         "--unload",
         metavar="NAME",
-        help="serve a model no more",
+        help="stop serving a model",
     )
     parser.add_argument(
         "--timeout-s",

@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 
 from kwise.client import messages
-from kwise.client.channel import channel_options
 from kwise.client.credentials import Credentials
 from kwise.client.errors import RewardServiceError
+from kwise.client.open_channel import open_channel
 from kwise.client.several.asking import (
     HEALTH_METHOD,
     HEALTH_REQUEST,
@@ -49,12 +49,7 @@ class Link:
         self, address: str, *, authority: str, tls: grpc.ChannelCredentials | None, is_alone: bool
     ) -> None:
         self.address = address
-        options = channel_options(authority)
-        self.channel = (
-            grpc.insecure_channel(address, options=options)
-            if tls is None
-            else grpc.secure_channel(address, tls, options=options)
-        )
+        self.channel = open_channel(address, tls, authority)
         self.stub: Any = reward_pb2_grpc.RewardServiceStub(self.channel)
         self.wait_for_ready = None if is_alone else False
 

@@ -241,7 +241,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _read_regular(path: Path, max_bytes: int) -> bytes:
-    """Return the content of a file. A pipe or a device could keep the reader waiting for ever.
+    """Return the content of a file. A pipe or a device could block the reader.
 
     Raises:
         OSError: it cannot be read.

@@ -9,7 +9,7 @@ An artifact must be replaced by renaming, as `kwise export --overwrite` does. Th
 weights of the running model, so overwritten files would change its rewards.
 
 A change that has begun is completed even if the call that asked for it is cancelled, as at its
-deadline. A change that stopped halfway could leave a model that nobody stops.
+deadline. A change that stopped halfway could leave a model in memory for good.
 """
 
 import asyncio
@@ -167,7 +167,7 @@ class Loader:
         return True
 
     async def unload(self, service: RewardService, name: str) -> None:
-        """Serve the model called `name` no longer. Return once it has answered its requests.
+        """Stop serving the model called `name`. Return once it has answered its requests.
 
         Raises:
             UnknownModel: no model of that name is served.
@@ -200,7 +200,7 @@ class Loader:
 
 
 def _log_failure(change: "asyncio.Task[Any]") -> None:
-    """Log why a change failed that nobody waits for any more."""
+    """Log why a change failed whose caller has left."""
     if not change.cancelled() and (error := change.exception()) is not None:
         _LOG.error("a change of the models whose call had ended failed: %s", error)
 
@@ -213,7 +213,7 @@ def _clear_frames(error: BaseException | None) -> None:
 
 
 async def _free_memory() -> None:
-    """Free the memory of a model that is served no more, or was refused."""
+    """Free the memory of a model that was unloaded, replaced or refused."""
     # The step of the event loop in which the old tasks end refers to them, and they to the old
     # model. It would be frozen with them.
     await asyncio.sleep(0)

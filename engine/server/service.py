@@ -113,7 +113,7 @@ class RewardService(BaseRewardService):
             await self._retire(old)
 
     async def remove(self, name: str) -> None:
-        """Serve the model called `name` no longer. Return once it has answered its requests.
+        """Stop serving the model called `name`. Return once it has answered its requests.
 
         Raises:
             UnknownModel: no model of that name is served.

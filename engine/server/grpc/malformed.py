@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 
 class TolerantServer:
-    """What the generated `add_…_to_server` functions need of a server. Handlers parse tolerantly.
+    """Adds handlers that parse tolerantly; passed as the server to `add_…_to_server` functions.
 
     Args:
         server: the server that gets the handlers.

@@ -28,7 +28,7 @@ class GrpcPort:
     """A `Port` that speaks gRPC. Calls that arrive before `start` wait in the handshake.
 
     Args:
-        loader: loads models when an administrator asks; None for a server that nobody may change.
+        loader: loads models when an administrator asks; None if the models cannot be changed.
 
     Raises:
         ConfigError: the port cannot be bound.

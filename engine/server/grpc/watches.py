@@ -36,7 +36,7 @@ class LimitedHealthServicer(health_pb2_grpc.HealthServicer):
         self._num_watches = 0
 
     def set(self, name: str, status: int | None) -> None:
-        """Set the health of a service; None if it exists no longer. Watches are told.
+        """Set the health of a service and tell its watches; None if the service was removed.
 
         This does nothing once the server shuts down.
         """

@@ -1,4 +1,4 @@
-"""Callers who send what no client sends cost themselves an error, and nobody else anything.
+"""Malformed requests get an error, and harm no other caller.
 
 Each test attacks one server, whose whole log is read at the end.
 """
