@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from kwise.engine.config import EngineConfig
-from kwise.engine.server.source import Source, parse_source
+from kwise.engine.server.models.source import Source, parse_source
 from kwise.errors import ConfigError
 from kwise.options import (
     MAX_COUNT,

@@ -19,7 +19,7 @@ from kwise.cluster.service.ingress import Ingress
 from kwise.cluster.service.prompt_router import PromptRouter
 from kwise.cluster.service.replica import RewardReplica
 from kwise.engine.server.base_service import RequestLimits
-from kwise.engine.server.loader import by_name
+from kwise.engine.server.models.loader import by_name
 
 SERVICER_FUNCTIONS = ["kwise.cluster.proxy.add_RewardServiceServicer_to_server"]
 

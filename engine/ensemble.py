@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 
+from kwise.engine.artifact.members import ensemble_reward
 from kwise.engine.cache_usage import CacheUsage
 from kwise.engine.config import EngineConfig
 from kwise.engine.served_model import ServedModel
 from kwise.engine.statistics.counters import Counters, counters_of
 from kwise.engine.statistics.group_times import GroupTimes
 from kwise.engine.statistics.state import EngineState
-from kwise.ensemble import ensemble_reward
 from kwise.errors import InvalidRequest, KwiseError
 from kwise.types import Group, ModelInfo, Reward, ScoredGroup, TemplatedText, Timing
 

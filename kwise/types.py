@@ -83,7 +83,7 @@ class Reward:
     """The reward of one response.
 
     A model with members (several heads, or several models) scores a response once per member. Each
-    member's raw reward is normalised by its own mean and std; see `kwise.ensemble`.
+    member's raw reward is normalised by its own mean and std; see `kwise.engine.artifact.members`.
 
     Attributes:
         value: (raw - mean) / std, with the artifact's normalisation; the mean of `members`, if the

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.comparison import compare, ranks, win_probability
-from kwise.ensemble import ensemble_reward
+from kwise.engine.artifact.members import ensemble_reward
 from kwise.errors import InvalidRequest, KwiseError, ModelFailed
 from kwise.types import Reward
 

@@ -8,9 +8,9 @@ from ray import serve  # pyright: ignore[reportMissingImports]
 from kwise.cluster.service.autoscaling import QUEUED_TOKENS
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
-from kwise.engine.server.loader import in_daemon_thread
+from kwise.engine.server.models.loader import in_daemon_thread
+from kwise.engine.server.models.source import Source
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import Source
 from kwise.errors import KwiseError
 from kwise.types import Group, ModelInfo, ScoredGroup
 

@@ -15,10 +15,10 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from kwise.engine.artifact.files import FileEntry
+from kwise.engine.artifact.members import ensemble_reward
 from kwise.engine.artifact.names import GOLDEN, MANIFEST, TOKENIZER
 from kwise.engine.artifact.typed_json import NOT_JSON, convert
 from kwise.engine.precision import Precision
-from kwise.ensemble import ensemble_reward
 from kwise.errors import ArtifactError
 from kwise.types import MAX_SCALE, MIN_STD, RawReward, Reward
 
@@ -94,7 +94,7 @@ class ErrorBounds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Member(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A member of a model: a head that gives a reward of its own. See `kwise.ensemble`.
+    """A head that gives a reward of its own. See `kwise.engine.artifact.members`.
 
     mean, std: the member's value is (raw - mean) / std.
     """

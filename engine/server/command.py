@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.config import ServerConfig
-from kwise.engine.server.source import is_directory, parse_source
+from kwise.engine.server.models.source import is_directory, parse_source
 from kwise.errors import ConfigError
 from kwise.options import add_options, from_options
 
@@ -80,7 +80,7 @@ def _check_directory(argument: str, path: Path) -> None:
 
 def _is_computing() -> bool:
     from kwise.engine.schedule.batcher import SESSION_THREADS
-    from kwise.engine.server.loader import LOADER_THREAD
+    from kwise.engine.server.models.loader import LOADER_THREAD
 
     names = (SESSION_THREADS, LOADER_THREAD)
     return any(thread.name.startswith(names) for thread in threading.enumerate())

@@ -15,16 +15,16 @@ from contextlib import suppress
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.base_service import RequestLimits
 from kwise.engine.server.config import HTTP_OPTIONS, ServerConfig
-from kwise.engine.server.ensembles import check_members
-from kwise.engine.server.garbage import freeze_heap
 from kwise.engine.server.grpc.port import GrpcPort
-from kwise.engine.server.loader import Loader, by_name
 from kwise.engine.server.logs.call_log import CallLog
+from kwise.engine.server.models.ensembles import check_members
+from kwise.engine.server.models.garbage import freeze_heap
+from kwise.engine.server.models.loader import Loader, by_name
+from kwise.engine.server.models.source import EnsembleSource, Source, parse_ensembles
 from kwise.engine.server.port import Port
 from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.security.exposure import check_exposure, exposed_address
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import EnsembleSource, Source, parse_ensembles
 from kwise.engine.server.systemd import (
     http_sockets,
     notify_ready,

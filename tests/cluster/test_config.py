@@ -8,7 +8,7 @@ import pytest
 
 from kwise.cluster import config
 from kwise.cluster.config import ClusterConfig, from_application_args
-from kwise.engine.server.source import Source
+from kwise.engine.server.models.source import Source
 from kwise.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kwise.cli import main
-from kwise.engine.server.loader import Loader
+from kwise.engine.server.models.loader import Loader
 
 load = Loader.load
 

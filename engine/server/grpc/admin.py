@@ -6,15 +6,15 @@ from pathlib import Path
 
 from kwise.engine.ensemble import Ensemble
 from kwise.engine.server.grpc.calls import Context, running_call
-from kwise.engine.server.loader import Loader
-from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import (
+from kwise.engine.server.models.loader import Loader
+from kwise.engine.server.models.source import (
     EnsembleSource,
     Source,
     is_directory,
     members_problem,
     name_problem,
 )
+from kwise.engine.server.service import RewardService
 from kwise.errors import (
     ArtifactError,
     ArtifactRefused,

@@ -17,7 +17,7 @@ from kwise.engine.server.grpc.observed import observed
 from kwise.engine.server.grpc.services import ADMIN, HEALTH, SERVICES, descriptor_pool
 from kwise.engine.server.grpc.watches import LimitedHealthServicer
 from kwise.engine.server.listen import bound_sockets, cannot_listen
-from kwise.engine.server.loader import Loader
+from kwise.engine.server.models.loader import Loader
 from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.service import RewardService
 from kwise.errors import ConfigError

@@ -34,8 +34,8 @@ from kwise.engine.server.http.errors import (
     problem_of,
     response_of,
 )
-from kwise.engine.server.http.gate import TOKEN_NAME, Gate
-from kwise.engine.server.http.model_path import MODEL_NAME, ModelPath
+from kwise.engine.server.http.middleware.gate import TOKEN_NAME, Gate
+from kwise.engine.server.http.middleware.model_path import MODEL_NAME, ModelPath
 from kwise.engine.server.security.credentials import Credentials
 from kwise.engine.server.service import RewardService
 from kwise.errors import InvalidRequest, KwiseError, ServiceFailed, Status, Unavailable

@@ -9,7 +9,7 @@ import pytest
 
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
-from kwise.engine.server.source import Source
+from kwise.engine.server.models.source import Source
 from tests.sum_session import SumSession, entered, ids, sum_scorer
 
 pytest.importorskip("ray")

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from kwise.engine.artifact.members import ensemble_reward
 from kwise.engine.cache.reward_cache import (
     ENTRY_BYTES,
     RewardCache,
     entry_bytes,
     reward_keys,
 )
-from kwise.ensemble import ensemble_reward
 from kwise.types import Group, Message, Priority, Reward
 
 KEYS = st.sampled_from([bytes([n]) * 32 for n in range(8)])

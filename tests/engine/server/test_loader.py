@@ -17,9 +17,9 @@ from kwise.engine.artifact.read import Artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.ensemble import Ensemble
 from kwise.engine.scorer import Scorer
-from kwise.engine.server.loader import Loader
+from kwise.engine.server.models.loader import Loader
+from kwise.engine.server.models.source import EnsembleSource, Source
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import EnsembleSource, Source
 from kwise.errors import ArtifactError, InvalidRequest, UnknownModel
 from kwise.types import Reward
 from tests.sum_session import MANIFEST, SumSession, entered, ids, sum_encoder, sum_scorer
@@ -69,9 +69,9 @@ def manifest_of(path: Path) -> Manifest:
 
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> SumLoader:
-    monkeypatch.setattr("kwise.engine.server.loader.read_manifest", manifest_of)
-    monkeypatch.setattr("kwise.engine.server.loader.freeze_heap", lambda: None)
-    monkeypatch.setattr("kwise.engine.server.loader.return_memory", lambda: None)
+    monkeypatch.setattr("kwise.engine.server.models.loader.read_manifest", manifest_of)
+    monkeypatch.setattr("kwise.engine.server.models.loader.freeze_heap", lambda: None)
+    monkeypatch.setattr("kwise.engine.server.models.loader.return_memory", lambda: None)
     return SumLoader()
 
 

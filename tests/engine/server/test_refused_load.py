@@ -14,9 +14,9 @@ from kwise.engine.artifact.manifest import read_manifest
 from kwise.engine.artifact.names import GOLDEN, MANIFEST
 from kwise.engine.config import EngineConfig
 from kwise.engine.model.session import GraphSession
-from kwise.engine.server.loader import Loader
+from kwise.engine.server.models.loader import Loader
+from kwise.engine.server.models.source import Source
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import Source
 from kwise.errors import ArtifactError
 
 

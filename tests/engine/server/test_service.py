@@ -20,9 +20,9 @@ from kwise.engine.artifact.manifest import read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.base_service import RequestLimits
-from kwise.engine.server.loader import Loader, in_daemon_thread
+from kwise.engine.server.models.loader import Loader, in_daemon_thread
+from kwise.engine.server.models.source import Source
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import Source
 from kwise.engine.slices import SLICE_ITEMS, in_slices
 from kwise.errors import (
     ArtifactError,
@@ -259,7 +259,7 @@ async def test_the_old_model_is_garbage_before_the_heap_is_frozen(
         gc.collect()
         is_freed.append(old() is None)
 
-    monkeypatch.setattr("kwise.engine.server.loader.freeze_heap", freeze)
+    monkeypatch.setattr("kwise.engine.server.models.loader.freeze_heap", freeze)
     assert await Loader(EngineConfig()).replace(service, "tiny", Source(path=artifact))
     assert is_freed == [True]
     await service.stop()

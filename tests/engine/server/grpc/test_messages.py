@@ -8,11 +8,11 @@ import pytest
 from google.protobuf import json_format
 
 from kwise.client import messages as client_messages
+from kwise.engine.artifact.members import ensemble_reward
 from kwise.engine.config import EngineConfig
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.grpc import messages
 from kwise.engine.server.http.replies import from_scored_group
-from kwise.ensemble import ensemble_reward
 from kwise.errors import (
     ConfigError,
     InvalidRequest,

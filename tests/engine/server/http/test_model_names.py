@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from kwise.engine.precision import Precision
 from kwise.engine.server.call import Call
 from kwise.engine.server.http.endpoint import Reply
-from kwise.engine.server.http.model_path import MODEL_NAME, ModelPath
+from kwise.engine.server.http.middleware.model_path import MODEL_NAME, ModelPath
 from kwise.engine.server.http.status import ENDPOINTS
 from kwise.engine.server.samples.scores import tei_dtype
 from kwise.engine.server.service import RewardService

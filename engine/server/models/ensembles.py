@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from kwise.engine.artifact.manifest import Manifest
 from kwise.engine.artifact.names import CHAT_TEMPLATE
 from kwise.engine.ensemble import Ensemble
+from kwise.engine.server.models.source import EnsembleSource, Source
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import EnsembleSource, Source
 from kwise.errors import ArtifactError, InvalidRequest, UnknownModel
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.ensemble import ensemble_reward
+from kwise.engine.artifact.members import ensemble_reward
 from kwise.types import MAX_SCALE, MIN_STD, Reward
 
 FINITE = st.floats(-1e6, 1e6)

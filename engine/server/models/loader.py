@@ -26,10 +26,14 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.ensemble import Ensemble
 from kwise.engine.schedule.device_turns import Devices
 from kwise.engine.scorer import Scorer
-from kwise.engine.server.ensembles import check_is_no_member, check_suits_ensembles, new_ensemble
-from kwise.engine.server.garbage import freeze_heap, return_memory
+from kwise.engine.server.models.ensembles import (
+    check_is_no_member,
+    check_suits_ensembles,
+    new_ensemble,
+)
+from kwise.engine.server.models.garbage import freeze_heap, return_memory
+from kwise.engine.server.models.source import EnsembleSource, Source
 from kwise.engine.server.service import RewardService
-from kwise.engine.server.source import EnsembleSource, Source
 from kwise.engine.statistics.counters import Counters
 from kwise.errors import ArtifactError, ConfigError, InvalidRequest
 

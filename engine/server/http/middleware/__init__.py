@@ -1,0 +1,1 @@
+"""ASGI applications in front of all paths: tokens, and the model that a path names."""
