@@ -1,6 +1,7 @@
 """The options of the benchmarks, and the sizes of their groups.
 
-Imports the standard library only, so that `kwise bench --help` works with any installation.
+One dataclass per benchmark, in one module, because they share the types of their fields. It imports
+the standard library only, so that `kwise bench --help` works with any installation.
 """
 
 from dataclasses import dataclass

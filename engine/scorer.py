@@ -6,6 +6,8 @@ passes the tokenizer pool and the batcher, or is awaited from another server tha
 and is decided by one future. A request that asks for a reward in flight joins it. The last request
 that leaves a reward cancels it.
 
+The module is longer than others, because it is the whole way of a request and its state.
+
 The scorer knows no protocol: gRPC, commands and tests call the same method. One event loop owns all
 of its state.
 """

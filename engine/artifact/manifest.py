@@ -8,6 +8,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from math import fsum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -153,7 +154,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def value(self, raw: RawReward) -> float:
         """Return the value of a raw reward; with members, the mean of their values."""
         if isinstance(raw, tuple):
-            return self.reward(raw, tokens=0, dropped_tokens=0, control_tokens=0).value
+            return fsum(self._member_values(raw)) / len(raw)
         return (raw - self.reward_mean) / self.reward_std
 
     def reward(
@@ -168,7 +169,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Return the reward of a response, normalised, from what the graph computed of it."""
         if isinstance(raw, tuple):
             return ensemble_reward(
-                values=[(r - m.mean) / m.std for r, m in zip(raw, self.members or (), strict=True)],
+                values=self._member_values(raw),
                 raw=raw,
                 tokens=tokens,
                 dropped_tokens=dropped_tokens,
@@ -183,6 +184,9 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             control_tokens=control_tokens,
             cached=cached,
         )
+
+    def _member_values(self, raw: tuple[float, ...]) -> list[float]:
+        return [(r - m.mean) / m.std for r, m in zip(raw, self.members or (), strict=True)]
 
     @property
     def available_precisions(self) -> list[Precision]:
