@@ -2,7 +2,7 @@
 
 gRPC would answer UNKNOWN and log a traceback for each of them, also for callers without a token,
 because health checks are open. So messages are parsed here. A handler whose request is None refuses
-the call (`observed.py`, `watches.py`). Streams of kwise handle the error where they read
+the call (`observed.py`, `health.py`). Streams of kwise handle the error where they read
 (`stream.py`); reflection gets a request without a field, to which it replies with an error.
 """
 
@@ -11,8 +11,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import DecodeError
-from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from google.protobuf.message import DecodeError, Message
 
 
 class TolerantServer:
@@ -20,38 +19,29 @@ class TolerantServer:
 
     Args:
         server: the server that gets the handlers.
+        streamed: makes the request that a stream gets in place of one that cannot be parsed; None
+            for streams that handle the error where they read.
     """
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, streamed: Callable[[], Message] | None = None
+    ) -> None:
         self._server = server
+        self._streamed = streamed
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Add handlers. gRPC prefers the registered ones of the same methods."""
         self._server.add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Add handlers that get None in place of a message that cannot be parsed."""
-        self._server.add_registered_method_handlers(
-            service,
-            {
-                name: handler if handler.request_streaming else _tolerant(handler, lambda: None)
-                for name, handler in handlers.items()
-            },
-        )
+        """Add handlers. Unary ones get None in place of a message that cannot be parsed."""
+        tolerant = {name: self._tolerant(handler) for name, handler in handlers.items()}
+        self._server.add_registered_method_handlers(service, tolerant)
 
-
-class TolerantReflection(TolerantServer):
-    """The same for the handler of reflection, a stream."""
-
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Add handlers that get an empty request in place of one that cannot be parsed."""
-        self._server.add_registered_method_handlers(
-            service,
-            {
-                name: _tolerant(handler, ServerReflectionRequest)
-                for name, handler in handlers.items()
-            },
-        )
+    def _tolerant(self, handler: Any) -> Any:
+        if not handler.request_streaming:
+            return _tolerant(handler, lambda: None)
+        return _tolerant(handler, self._streamed) if self._streamed else handler
 
 
 def malformed(method: MethodDescriptor) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from grpc_health.v1 import health_pb2
 
-from kwise.engine.server.grpc.watches import LimitedHealthServicer
+from kwise.engine.server.grpc.health import LimitedHealthServicer
 from kwise.engine.server.service import RewardService
 
 

@@ -5,17 +5,17 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from kwise.engine.server.config import ServerConfig
 from kwise.engine.server.grpc.access import TokenInterceptor, server_credentials
 from kwise.engine.server.grpc.admin import GrpcAdminService
 from kwise.engine.server.grpc.departed_clients import keep_quiet_about_departed_clients
-from kwise.engine.server.grpc.malformed import TolerantReflection, TolerantServer
+from kwise.engine.server.grpc.health import LimitedHealthServicer
+from kwise.engine.server.grpc.malformed import TolerantServer
 from kwise.engine.server.grpc.model_health import ModelHealth
 from kwise.engine.server.grpc.observed import observed
 from kwise.engine.server.grpc.services import ADMIN, HEALTH, SERVICES, descriptor_pool
-from kwise.engine.server.grpc.watches import LimitedHealthServicer
 from kwise.engine.server.listen import bound_sockets, cannot_listen
 from kwise.engine.server.models.loader import Loader
 from kwise.engine.server.security.credentials import Credentials
@@ -73,7 +73,9 @@ class GrpcPort:
         names = (*served, HEALTH.full_name, reflection.SERVICE_NAME)
         reflected = reflection.aio.ReflectionServicer(names, pool=descriptor_pool())
         add_reflection: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-        add_reflection(reflected, TolerantReflection(self._server))
+        add_reflection(
+            reflected, TolerantServer(self._server, reflection_pb2.ServerReflectionRequest)
+        )
         for name in ("", *served):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         ModelHealth(self._health, service, reserved=served).start()

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kwise.engine.server.base_service import RequestLimits
 from kwise.engine.server.config import ServerConfig
-from kwise.engine.server.grpc import watches
+from kwise.engine.server.grpc import health
 from kwise.protos.inference import inference_pb2, inference_pb2_grpc
 from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
@@ -65,7 +65,7 @@ async def test_a_client_with_too_many_calls_is_refused_over_every_protocol_and_o
 
 
 async def test_watches_are_limited_and_checks_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watches, "MAX_WATCHES", 2)
+    monkeypatch.setattr(health, "MAX_WATCHES", 2)
     async with observed_service() as observed:
         stub: Any = health_pb2_grpc.HealthStub(observed.channel)
         request = health_pb2.HealthCheckRequest()

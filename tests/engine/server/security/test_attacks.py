@@ -18,8 +18,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kwise.client import Credentials, RewardServiceError
 from kwise.client.admin import AdminClient
 from kwise.engine.server.config import ServerConfig
+from kwise.engine.server.grpc.health import MAX_NAME_CHARACTERS
 from kwise.engine.server.grpc.services import ADMIN, HEALTH, SERVICES
-from kwise.engine.server.grpc.watches import MAX_NAME_CHARACTERS
 from kwise.engine.server.security.credentials import Credentials as ServerCredentials
 from kwise.errors import ConfigError, Status, Unauthenticated
 from tests.engine.server.security.conftest import ALICE, TOKENS, Secured, status_of
