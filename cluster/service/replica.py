@@ -8,7 +8,8 @@ from ray import serve  # pyright: ignore[reportMissingImports]
 from kwise.cluster.service.autoscaling import QUEUED_TOKENS
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
-from kwise.engine.server.models.loader import in_daemon_thread
+from kwise.engine.server.daemon_thread import in_daemon_thread
+from kwise.engine.server.models.loader import LOADER_THREAD
 from kwise.engine.server.models.source import Source
 from kwise.engine.server.service import RewardService
 from kwise.errors import KwiseError
@@ -82,7 +83,9 @@ class RewardReplica:
 
     async def _load(self, name: str) -> LoadedModel:
         path = self._artifacts[name].path
-        scorer = await in_daemon_thread(lambda: Scorer.load(path, self._engine, name=name))
+        scorer = await in_daemon_thread(
+            lambda: Scorer.load(path, self._engine, name=name), name=LOADER_THREAD
+        )
         scorer.start()
         _LOG.info("serving %s", scorer.description)
 

@@ -14,10 +14,8 @@ deadline. A change that stopped halfway could leave a model in memory for good.
 
 import asyncio
 import logging
-import threading
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -26,6 +24,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.ensemble import Ensemble
 from kwise.engine.schedule.device_turns import Devices
 from kwise.engine.scorer import Scorer
+from kwise.engine.server.daemon_thread import in_daemon_thread
 from kwise.engine.server.models.ensembles import (
     check_is_no_member,
     check_suits_ensembles,
@@ -135,7 +134,7 @@ class Loader:
         serving = service.models.get(name)
         if isinstance(serving, Ensemble):
             raise InvalidRequest("model", f"{name!r} is an ensemble; unload that first")
-        manifest = await in_daemon_thread(lambda: read_manifest(source.path))
+        manifest = await _in_loader_thread(lambda: read_manifest(source.path))
         if not source.name and manifest.name != name:
             raise ArtifactError(
                 f"{source.path}: this artifact is called {manifest.name}, and clients ask for "
@@ -151,7 +150,7 @@ class Loader:
             counters = serving.counters
         _LOG.info("reload: loading %s", source.path)
         try:
-            new = await in_daemon_thread(lambda: self._load(name, source, counters))
+            new = await _in_loader_thread(lambda: self._load(name, source, counters))
         except Exception as error:
             _clear_frames(error)
             await _free_memory()
@@ -216,13 +215,17 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
+async def _in_loader_thread(work: Callable[[], _T]) -> _T:
+    return await in_daemon_thread(work, name=LOADER_THREAD)
+
+
 async def _free_memory() -> None:
     """Free the memory of a model that was unloaded, replaced or refused."""
     # The step of the event loop in which the old tasks end refers to them, and they to the old
     # model. It would be frozen with them.
     await asyncio.sleep(0)
     freeze_heap()
-    await in_daemon_thread(return_memory)
+    await _in_loader_thread(return_memory)
 
 
 def by_name(sources: Sequence[Source]) -> dict[str, Source]:
@@ -242,22 +245,3 @@ def by_name(sources: Sequence[Source]) -> dict[str, Source]:
             )
         named[name] = source
     return named
-
-
-async def in_daemon_thread(work: Callable[[], _T]) -> _T:
-    """Return `work()`, run in a thread that does not delay the end of the process.
-
-    `asyncio.to_thread` would: the event loop and the interpreter wait for its thread at exit, and
-    loading a large model takes minutes.
-    """
-    future: Future[_T] = Future()
-    future.set_running_or_notify_cancel()  # so that a cancelled load leaves it to the thread
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is awaited
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=LOADER_THREAD, daemon=True).start()
-    return await asyncio.wrap_future(future)

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import os
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from kwise.engine.server.calls.running_call import CallObserver, CallObservers
+from kwise.engine.server.daemon_thread import in_daemon_thread
 from kwise.engine.server.tracing.options import (
     check_protocol,
     unset_empty_variables,
@@ -90,14 +90,6 @@ class Tracing:
         """Send the spans that are left, within two seconds."""
         if self._provider is None:
             return
-        ended = asyncio.Event()
-        loop, provider = asyncio.get_running_loop(), self._provider
-
-        def shut_down() -> None:
-            provider.shutdown()
-            with suppress(RuntimeError):  # the loop has been closed
-                loop.call_soon_threadsafe(ended.set)
-
-        threading.Thread(target=shut_down, name="kwise last spans", daemon=True).start()
+        sending = in_daemon_thread(self._provider.shutdown, name="kwise last spans")
         with suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), _LAST_SPANS_S)
+            await asyncio.wait_for(sending, _LAST_SPANS_S)

@@ -20,7 +20,8 @@ from kwise.engine.artifact.manifest import read_manifest
 from kwise.engine.config import EngineConfig
 from kwise.engine.scorer import Scorer
 from kwise.engine.server.base_service import RequestLimits
-from kwise.engine.server.models.loader import Loader, in_daemon_thread
+from kwise.engine.server.daemon_thread import in_daemon_thread
+from kwise.engine.server.models.loader import Loader
 from kwise.engine.server.models.source import Source
 from kwise.engine.server.service import RewardService
 from kwise.engine.slices import SLICE_ITEMS, in_slices
@@ -219,9 +220,9 @@ async def test_a_thread_that_loads_returns_or_raises_where_it_is_awaited() -> No
     def fail() -> None:
         raise KeyError("x")
 
-    assert await in_daemon_thread(lambda: 7) == 7
+    assert await in_daemon_thread(lambda: 7, name="test") == 7
     with pytest.raises(KeyError):
-        await in_daemon_thread(fail)
+        await in_daemon_thread(fail, name="test")
 
 
 async def test_a_load_that_nobody_waits_for_may_end_later() -> None:
@@ -231,7 +232,7 @@ async def test_a_load_that_nobody_waits_for_may_end_later() -> None:
         held.wait()
         ended.set()
 
-    loading = asyncio.create_task(in_daemon_thread(load))
+    loading = asyncio.create_task(in_daemon_thread(load, name="test"))
     await asyncio.sleep(0)
     loading.cancel()
     with pytest.raises(asyncio.CancelledError):
