@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Hashable, Sequence
 
 from kwise.train.rankings.errors import RankingsError
-from kwise.train.rankings.prompt_key import prompt_key
+from kwise.train.rankings.prompt_groups import PromptGroups
 from kwise.train.rankings.schema import Ranking
 from kwise.types import Conversation
 
@@ -14,9 +14,8 @@ class PromptSplit:
     """Chooses the prompts of the validation part.
 
     All rankings of a prompt go to the same part, because a model that has trained on a prompt
-    knows more about its other responses than about new prompts. So do prompts that count as one:
-    those that differ only in white space and case, and those with the same `key`, for instance
-    the tokens.
+    knows more about its other responses than about new prompts. So do prompts that count as one,
+    see `PromptGroups`.
 
     The distinct prompts are ordered by a hash of their content and the seed, the smallest one of
     those that count as one. So the split depends neither on the order of the file nor on the
@@ -26,19 +25,13 @@ class PromptSplit:
     def __init__(
         self, seed: int, key: Callable[[Conversation], Hashable] = lambda prompt: prompt
     ) -> None:
-        self._seed, self._key = seed, key
+        self._seed, self._groups = seed, PromptGroups(key)
         self._hash_by_prompt: dict[int, bytes] = {}
-        # Prompts that count as one form a tree: the parent of the root is the root itself.
-        self._parent: dict[int, int] = {}
-        self._prompt_of_key: dict[Hashable, int] = {}
 
     def add(self, prompt: Conversation) -> int:
         """Add a prompt, and return its `prompt_key`."""
-        added, hashed = prompt_key(prompt), _prompt_hash(prompt, self._seed)
+        added, hashed = self._groups.add(prompt), _prompt_hash(prompt, self._seed)
         self._hash_by_prompt[added] = min(hashed, self._hash_by_prompt.get(added, hashed))
-        self._parent.setdefault(added, added)
-        same = self._prompt_of_key.setdefault(self._key(prompt), added)
-        self._parent[self._root(added)] = self._root(same)
         return added
 
     def validation_keys(self, fraction: float) -> set[int]:
@@ -52,8 +45,8 @@ class PromptSplit:
         """
         hash_of_group: dict[int, bytes] = {}
         for prompt, hashed in self._hash_by_prompt.items():
-            root = self._root(prompt)
-            hash_of_group[root] = min(hashed, hash_of_group.get(root, hashed))
+            group = self._groups.group_of(prompt)
+            hash_of_group[group] = min(hashed, hash_of_group.get(group, hashed))
         num_prompts = len(hash_of_group)
         if num_prompts < 2:
             raise RankingsError(
@@ -61,14 +54,7 @@ class PromptSplit:
             )
         num_validation = min(max(round(fraction * num_prompts), 1), num_prompts - 1)
         chosen = set(sorted(hash_of_group, key=hash_of_group.__getitem__)[:num_validation])
-        return {prompt for prompt in self._parent if self._root(prompt) in chosen}
-
-    def _root(self, prompt: int) -> int:
-        """Return the root of the tree of a prompt, and make the path to it shorter."""
-        while (parent := self._parent[prompt]) != prompt:
-            self._parent[prompt] = self._parent[parent]
-            prompt = parent
-        return prompt
+        return {prompt for prompt in self._groups if self._groups.group_of(prompt) in chosen}
 
 
 def split_by_prompt(
