@@ -11,7 +11,7 @@ from kwise.train.options.config import TrainConfig
 from kwise.train.options.model_path import check_model_path, check_template_path
 from kwise.train.options.recipe import ListRecipes, as_options, read_recipe
 from kwise.train.rankings.errors import RankingsError
-from kwise.train.rankings.open_file import check_input
+from kwise.train.rankings.open_file import check_input, display_name
 
 _NOT_GIVEN = object()
 
@@ -24,6 +24,7 @@ responses. Each response has a rank (1 is the best, equal ranks are ties), or ea
    "responses": [{"text": "Air scatters ...", "rank": 1}, {"text": "Paint.", "rank": 2}]}
 
 Other formats, and CSV, Parquet and JSON arrays, are converted on the way as by kwise data convert.
+--validation takes the same formats.
 
 DIR becomes a plain Hugging Face checkpoint (AutoModelForSequenceClassification with one label, or
 with one for each of --heads) with tokenizer, chat template, training_report.json and README.md, a
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that the recipe sets, without those that the command line gives.
+    """Return the options that the recipe sets, without those that the command line overrides.
 
     Raises:
         ConfigError: the recipe cannot be used.
@@ -61,6 +62,8 @@ def recipe_of(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.recipe is _NOT_GIVEN:
         return {}
     recipe = read_recipe(arguments.recipe)
+    if arguments.validation is not _NOT_GIVEN:
+        recipe.pop("validation_fraction", None)  # the two exclude each other
     return {name: v for name, v in recipe.items() if getattr(arguments, name) is _NOT_GIVEN}
 
 
@@ -85,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     recipe = recipe_of(arguments)
     config = config_of(arguments)
-    check_input(config.data)
+    check_input(*_files(config))
     check_model_path("--model", config.model)
     check_template_path(config.chat_template)
     if recipe and os.environ.get("RANK", "0") == "0":  # the main process of a launcher
@@ -100,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
         report = train(config)
     except RankingsError as error:
         print(error, file=sys.stderr)  # each problem begins with FILE:LINE
-        print(f"kwise train: {config.data} cannot be used", file=sys.stderr)
+        files = " with --validation ".join(map(display_name, _files(config)))
+        print(f"kwise train: {files} cannot be used", file=sys.stderr)
         return 1
     except NotFinite as error:
         print(
@@ -113,3 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(report.text())
         print(f"checkpoint: {config.output}")
     return 0
+
+
+def _files(config: TrainConfig) -> list[str]:
+    """Return the files of rankings that a run reads."""
+    return [config.data] if config.validation is None else [config.data, config.validation]

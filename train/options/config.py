@@ -14,6 +14,8 @@ from kwise.train.options.adapter_config import AdapterConfig, check_adapter
 from kwise.train.options.heads import HeadsConfig, check_heads
 from kwise.train.options.objectives import ObjectiveConfig, check_objective
 
+_VALIDATION_FRACTION = 0.15
+
 
 class Precision(Enum):
     """The precision of the backbone's matmuls.
@@ -126,12 +128,17 @@ class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
         minimum=0,
         maximum=1e9,
     )
-    validation_fraction: float = option(
-        0.15,
+    validation_fraction: float | None = option(
+        None,
         "fraction of the distinct prompts that is held out and evaluated before and after "
-        "training; 0 for none",
+        f"training; 0 for none; default: {_VALIDATION_FRACTION}, or none with --validation",
         minimum=0,
         maximum=0.9,
+    )
+    validation: str | None = option(
+        None,
+        "file of rankings, in any format that DATA may have, to evaluate on before and after "
+        "training in place of a fraction of DATA; it must have no prompt of DATA",
     )
     seed: int = option(
         0,
@@ -205,8 +212,7 @@ class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
         check_objective(self)
         check_adapter(self)
         check_heads(self)
-        if self.eval_every and not self.validation_fraction:
-            raise ConfigError("--eval-every needs a validation split; --validation-fraction is 0")
+        self._check_validation()
         if self.load_in_4bit and self.text_regulariser:
             raise ConfigError(
                 "--load-in-4bit and --text-regulariser exclude each other: the LM head expects "
@@ -221,6 +227,26 @@ class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
             )
         if self.resume and self.overwrite:
             raise ConfigError("--resume and --overwrite exclude each other")
+
+    @property
+    def held_out_fraction(self) -> float:
+        """The fraction of the distinct prompts of `data` that is held out; 0 for none."""
+        if self.validation_fraction is None:
+            return _VALIDATION_FRACTION if self.validation is None else 0.0
+        return self.validation_fraction
+
+    def _check_validation(self) -> None:
+        if self.validation is not None:
+            if self.validation_fraction is not None:
+                raise ConfigError(
+                    "--validation and --validation-fraction exclude each other: the model is "
+                    "evaluated either on a file or on a fraction of DATA"
+                )
+            if Path(self.validation).resolve() == Path(self.data).resolve():
+                same = "standard input" if self.data == "-" else f"the file {self.data}"
+                raise ConfigError(f"DATA and --validation are both {same}")
+        elif self.eval_every and not self.held_out_fraction:
+            raise ConfigError("--eval-every needs a validation split; --validation-fraction is 0")
 
     def num_steps(self, num_rankings: int) -> int:
         """Return the number of optimizer steps of the run; the last of an epoch may be smaller."""

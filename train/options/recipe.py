@@ -20,7 +20,7 @@ from kwise.train.options.config import TrainConfig
 
 _FOLDER = Path(__file__).parent / "recipes"
 # Options that describe a single run.
-_NOT_OF_RECIPES = {"recipe", "data", "output", "resume", "overwrite"}
+_NOT_OF_RECIPES = {"recipe", "data", "validation", "output", "resume", "overwrite"}
 
 
 def recipe_names() -> list[str]:

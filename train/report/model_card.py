@@ -85,20 +85,25 @@ def _options(report: TrainingReport) -> list[tuple[str, Any]]:
     return [
         (name, value)
         for name, value in sorted(report.config.items())
-        if name not in ("data", "output", "resume", "overwrite")
+        if name not in ("data", "validation", "output", "resume", "overwrite")
     ]
 
 
 def _data_rows(report: TrainingReport) -> list[tuple[str, str]]:
+    validation = [
+        ("validation file", f"`{report.validation}`"),
+        ("sha256 of the validation rankings", f"`{report.validation_sha256}`"),
+    ]
     sizes = ", ".join(f"{count} of K = {size}" for size, count in report.rankings_by_size.items())
     return [
         ("file", f"`{report.data}`"),
         ("sha256 of the rankings", f"`{report.rankings_sha256}`"),
+        *(validation if report.validation else ()),
         ("chat template", _template(report)),
         ("sha256 of the model that training started from", f"`{report.model_sha256}`"),
         ("rankings", sizes),
         ("trained on", f"{report.num_training} rankings, {report.num_training_pairs} pairs"),
-        ("held out", f"{report.num_validation} rankings"),
+        ("validated on" if report.validation else "held out", f"{report.num_validation} rankings"),
         ("skipped, longer than the token limit", str(report.num_skipped)),
         ("weights", f"{report.num_trained:,} trained out of {report.num_parameters:,}"),
         ("layout", _layout(report)),
@@ -201,7 +206,7 @@ def _eval_results(report: TrainingReport) -> list[EvalResult] | None:
         EvalResult(
             task_type="text-classification",
             dataset_type="rankings",
-            dataset_name=report.data,
+            dataset_name=report.validation or report.data,
             metric_type="accuracy",
             metric_name="pairwise accuracy on held-out prompts",
             metric_value=round(report.after.accuracy, 4),

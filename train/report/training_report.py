@@ -36,31 +36,37 @@ class TrainingReport:
 
     Attributes:
         data: the name of the data file, without its path.
+        validation: the name of the file of --validation, without its path; None without one.
         rankings_sha256: hash of the rankings as they were read, see `run_record.rankings_sha256`;
             not of the file's bytes.
+        validation_sha256: the same of the file of --validation; None without one.
         model_sha256: hash of the config and the weights that training started from.
         tokenizer_sha256: hash of the tokenizer.
         template: where the chat template comes from.
         template_sha256: hash of the chat template.
         template_date: the date that the chat template prints; None if it prints none.
         config: the options, in JSON's types.
-        num_skipped: rankings that were left out because a conversation is over the token limit.
-        rankings_by_size: the number of rankings with K responses, by K, in both splits.
+        num_skipped: rankings of both files that were left out because a conversation is over the
+            token limit.
+        rankings_by_size: the number of rankings with K responses, by K, for training and
+            validation.
         num_trained: how many of the `num_parameters` were not frozen.
         sharded: whether each process had only a part of the weights.
         layout: "trie", "padded" or "separate".
         layout_reason: why the model could not be trained over the trie; None if it was.
         evaluations: those during training, in its precision.
         best_step: the step whose weights early stopping chose; None without early stopping.
-        before, after: the validation before and after training, in float32; None without a
-            validation split.
+        before, after: the validation before and after training, in float32; None without
+            rankings for validation.
         training_s: seconds of training in this process; of a resumed run, only since it was
             resumed.
         files: the files of the checkpoint, without this report.
     """
 
     data: str
+    validation: str | None
     rankings_sha256: str
+    validation_sha256: str | None
     model_sha256: str
     tokenizer_sha256: str
     template: str
@@ -147,7 +153,10 @@ def rankings_by_size(rankings: Sequence[Ranking]) -> dict[int, int]:
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """Return `config` in JSON's types, with the name of the data file but not its path."""
+    """Return `config` in JSON's types, with the names of the data files but not their paths.
+
+    `validation_fraction` is the one that holds, also if the option was not given.
+    """
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     plain = {
         name: value.value
@@ -157,4 +166,8 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
         else value
         for name, value in values.items()
     }
-    return plain | {"data": Path(config.data).name}
+    return plain | {
+        "data": Path(config.data).name,
+        "validation": Path(config.validation).name if config.validation else None,
+        "validation_fraction": config.held_out_fraction,
+    }

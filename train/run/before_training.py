@@ -18,8 +18,8 @@ class BeforeTraining(TrainerCallback):
     """A callback for the work before the first step.
 
     Attributes:
-        evaluation: the validation before training, once training has begun; None without a
-            validation split.
+        evaluation: the validation before training, once training has begun; None without
+            rankings for validation.
         training_began_s: value of `time.perf_counter` when training began.
     """
 

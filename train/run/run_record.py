@@ -30,6 +30,7 @@ _FREE_TO_CHANGE = {
 # Options that name what is hashed, by the key of the hash in run.json. It may have been moved.
 _HASHED = {
     "data": "rankings_sha256",
+    "validation": "validation_sha256",
     "model": "model_sha256",
     "chat_template": "template_sha256",
 }
@@ -38,6 +39,7 @@ _HASHED = {
 # earlier entry explains those of later ones.
 _DEPENDENCIES = {
     "rankings_sha256": "the rankings are not those",
+    "validation_sha256": "the rankings of --validation are not those",
     "model_sha256": "the model {model} is not the one",
     "template_sha256": "the chat template is not the one",
     "tokenizer_sha256": "the tokenizer is not the one",
@@ -47,6 +49,7 @@ _DEPENDENCIES = {
 def describe_run(
     config: TrainConfig,
     rankings: Sequence[Ranking],
+    validation_rankings: Sequence[Ranking] | None,
     reward_model: RewardModel,
     *,
     model_sha256: str,
@@ -56,6 +59,8 @@ def describe_run(
     """Return the first content of run.json; its keys are fields of `TrainingReport`.
 
     Args:
+        rankings: those of `config.data`.
+        validation_rankings: those of `config.validation`; None without that file.
         model_sha256: see `provenance.model_sha256`.
         precision: the precision that was chosen for the device.
         sharded: whether each process has only a part of the weights.
@@ -63,6 +68,9 @@ def describe_run(
     return {
         "config": plain_config(config),
         "rankings_sha256": rankings_sha256(rankings),
+        "validation_sha256": None
+        if validation_rankings is None
+        else rankings_sha256(validation_rankings),
         "model_sha256": model_sha256,
         "tokenizer_sha256": tokenizer_sha256(reward_model.tokenizer),
         "template": reward_model.template.origin,

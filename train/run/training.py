@@ -44,7 +44,13 @@ from kwise.train.run.unfinished_run import (
 from kwise.train.run.validation import Validation
 from kwise.train.step.losses import NotFinite
 from kwise.train.step.text_regulariser import install_text_head, text_head
-from kwise.train.step.training_data import TrainingData, prepare, read_data, token_limit
+from kwise.train.step.training_data import (
+    TrainingData,
+    prepare,
+    read_data,
+    read_validation,
+    token_limit,
+)
 
 _MEMORY_ADVICE = (
     "--rankings-per-pass 1, --gradient-checkpointing full and --lora-rank take less memory"
@@ -82,7 +88,9 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     directory.check(resume=config.resume, overwrite=config.overwrite)
     check_writable("--output", config.output)
     rankings = read_data(config, progress)
-    progress(f"read {len(rankings)} rankings; loading {config.model}")
+    validation_rankings = read_validation(config, progress)
+    given = "" if validation_rankings is None else f" and {len(validation_rankings)} for validation"
+    progress(f"read {len(rankings)} rankings{given}; loading {config.model}")
     with library_errors(f"--model {config.model}: cannot be trained"):
         reward_model = load_reward_model(
             config.model,
@@ -107,7 +115,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         check_exportable(reward_model, config.model, max_tokens, processes, progress)
     if config.text_regulariser:
         install_text_head(reward_model.model, text_head(config.model, reward_model))
-    data = prepare(rankings, reward_model, config)
+    data = prepare(rankings, reward_model, config, validation_rankings)
     if num_skipped := data.num_read - len(data.rankings):
         progress(
             f"skipping {num_skipped} of {data.num_read} rankings (--overlong skip): each has a "
@@ -139,6 +147,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
     run = describe_run(
         config,
         rankings,
+        validation_rankings,
         reward_model,
         model_sha256=processes.on_main(lambda: model_sha256(config.model)),
         precision=trainer.precision,
@@ -210,10 +219,11 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
 
 def _check_launch(config: TrainConfig, processes: Processes) -> None:
     """Raise ConfigError if several processes cannot do what the options ask for."""
-    if processes.count > 1 and (config.data == "-" or Path(config.data).is_fifo()):
-        raise ConfigError(
-            "several processes cannot read standard input or a pipe: give DATA as a file"
-        )
+    for name, path in (("DATA", config.data), ("--validation", config.validation)):
+        if processes.count > 1 and path and (path == "-" or Path(path).is_fifo()):
+            raise ConfigError(
+                f"several processes cannot read standard input or a pipe: give {name} as a file"
+            )
     if processes.sharded and config.lora_rank:
         raise ConfigError(
             "--lora-rank: adapters cannot be merged into sharded weights; launch with DDP"
@@ -244,6 +254,7 @@ def _data_fields(config: TrainConfig, data: TrainingData) -> dict[str, Any]:
     """Return the fields of the report that describe the data and the code."""
     return {
         "data": Path(config.data).name,
+        "validation": Path(config.validation).name if config.validation else None,
         "git_revision": git_revision(),
         "num_training": len(data.training),
         "num_validation": len(data.validation),

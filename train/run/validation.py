@@ -1,4 +1,4 @@
-"""Evaluation on the validation split before, during and after training, by all processes."""
+"""Evaluation on the validation rankings before, during and after training, by all processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from kwise.train.run.processes import Processes
 
 
 class Validation:
-    """The validation split and the model that is evaluated on it.
+    """The validation rankings and the model that is evaluated on them.
 
     Attributes:
-        rankings: the validation split; empty if nothing is held out.
+        rankings: those of --validation, or the validation split; empty if there are none.
     """
 
     def __init__(
@@ -25,12 +25,13 @@ class Validation:
         processes: Processes,
         progress: Callable[[str], None],
     ) -> None:
-        """Raise RankingsError if every ranking of the split is one tie."""
+        """Raise RankingsError if every ranking is one tie."""
         if rankings and not any(ranking.num_pairs() for ranking in rankings):
             raise RankingsError(
                 [
-                    f"all {len(rankings)} rankings of the validation split are one tie, so it has "
-                    "no pair to evaluate on: give another --seed or --validation-fraction"
+                    f"all {len(rankings)} rankings for validation are one tie, so they have no "
+                    "pair to evaluate on: give another --seed, --validation-fraction or "
+                    "--validation"
                 ]
             )
         self.rankings = rankings

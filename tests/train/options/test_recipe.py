@@ -51,6 +51,15 @@ def test_flags_win_and_the_rest_are_defaults() -> None:
     assert parsed() == TrainConfig(data="data.jsonl", model="m", output=Path("o"))
 
 
+def test_a_validation_file_takes_the_place_of_a_recipes_fraction() -> None:
+    arguments = ("--recipe", "smollm2-cpu")
+    assert parsed(*arguments).held_out_fraction == 0.15
+    config = parsed(*arguments, "--validation", "v.jsonl")
+    assert (config.validation, config.held_out_fraction) == ("v.jsonl", 0)
+    with pytest.raises(ConfigError, match="--validation and --validation-fraction exclude"):
+        parsed(*arguments, "--validation", "v.jsonl", "--validation-fraction", "0.1")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -58,6 +67,7 @@ def test_flags_win_and_the_rest_are_defaults() -> None:
             "learning_rat: 1.0e-5",
             "learning_rat: is not an option of a recipe; known are centring, ",
         ),
+        ("validation: v.jsonl", "validation: is not an option of a recipe"),
         ("output: here", "output: is not an option of a recipe"),
         ("rankings_per_step: 4.5", "rankings_per_step: must be an integer, not 4.5"),
         ("load_in_4bit: 1", "load_in_4bit: must be true or false, not 1"),

@@ -17,6 +17,7 @@ LINES = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 RUN: dict[str, Any] = {
     "config": {"model": "m", "seed": 0},
     "rankings_sha256": "1",
+    "validation_sha256": None,
     "model_sha256": "2",
     "tokenizer_sha256": "3",
     "template_sha256": "4",
@@ -32,6 +33,10 @@ RUN: dict[str, Any] = {
     ("changed", "problem"),
     [
         ({"rankings_sha256": "x"}, "the rankings are not those with which the run began"),
+        (
+            {"validation_sha256": "x"},
+            "the rankings of --validation are not those with which the run began",
+        ),
         ({"model_sha256": "x"}, "the model m is not the one with which the run began"),
         ({"tokenizer_sha256": "x"}, "the tokenizer is not the one with which the run began"),
         ({"template_sha256": "x"}, "the chat template is not the one with which the run began"),
