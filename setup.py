@@ -9,7 +9,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-FOLDERS = ("benchmarks", "bulk", "client", "cluster", "engine", "export", "protos", "rl", "train")
+FOLDERS = ("benchmarks", "bulk", "client", "cluster", "engine", "evaluation", "export", "protos")
+FOLDERS += ("rl", "train")
 
 unlinked = [folder for folder in FOLDERS if not Path("kwise", folder).is_dir()]
 packages = find_packages(include=["kwise*"])

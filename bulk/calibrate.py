@@ -22,7 +22,7 @@ from kwise.bulk.input.groups import Columns
 from kwise.bulk.input.row import InputRow
 from kwise.bulk.input.windows import MAX_WINDOW_ROWS, cut_windows, read_input
 from kwise.bulk.output.run_record import Counts
-from kwise.bulk.pipeline import Pipeline
+from kwise.bulk.pipeline import NoOutput, Pipeline
 from kwise.bulk.scorers.engine import EngineScorer
 from kwise.bulk.scorers.protocol import BulkScorer, GroupResult
 from kwise.bulk.scorers.thread import ScorerThread
@@ -93,7 +93,7 @@ def calibrate(artifact: Path, config: CalibrateConfig) -> int:
 
     with ScorerThread(open_scorer) as scorer:
         pipeline = Pipeline(
-            scorer, _NoOutput(), add_rewards, counts=Counts(), on_problem=problems.add
+            scorer, NoOutput(), add_rewards, counts=Counts(), on_problem=problems.add
         )
         rows = read_input(input_files(config.input), columns.group)
         pipeline.run(cut_windows(rows, _WINDOW_TOKENS, MAX_WINDOW_ROWS))
@@ -156,16 +156,6 @@ def _raw(reward: Reward, scales: Sequence[Member]) -> Sequence[float]:
     return [
         scale.mean + scale.std * value for scale, value in zip(scales, reward.members, strict=True)
     ]
-
-
-class _NoOutput:
-    """An `Output` that keeps nothing."""
-
-    def write(self, line: bytes) -> None: ...
-    def write_bad(self, line: bytes) -> None: ...
-    def checkpoint(self, counts: Counts) -> None: ...
-    def end(self, counts: Counts) -> None: ...
-    def finish(self) -> None: ...
 
 
 def _say(line: str) -> None:

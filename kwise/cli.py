@@ -34,6 +34,9 @@ _COMMANDS = {
         "kwise.train.options.recipes_command", "show the options of published training runs", ""
     ),
     "train": _Command("kwise.train.command", "train a reward model on rankings", "train"),
+    "eval": _Command(
+        "kwise.evaluation.command", "measure how well rewards agree with rankings", "eval"
+    ),
     "export": _Command(
         "kwise.export.command",
         "export a checkpoint to an artifact that the engine serves",

@@ -17,7 +17,7 @@ def ranks(rewards: Sequence[Reward | KwiseError]) -> list[int | None]:
     next rank counts all of them (1, 2, 2, 4). A response without a reward, or with the reward NaN,
     has no rank: None.
     """
-    numbers = [_sort_value(r) if isinstance(r, Reward) else None for r in rewards]
+    numbers = [sort_value(r) if isinstance(r, Reward) else None for r in rewards]
     ascending = sorted(number for number in numbers if number is not None)
     return [
         None if number is None else 1 + len(ascending) - bisect_right(ascending, number)
@@ -25,7 +25,7 @@ def ranks(rewards: Sequence[Reward | KwiseError]) -> list[int | None]:
     ]
 
 
-def _sort_value(reward: Reward) -> float | None:
+def sort_value(reward: Reward) -> float | None:
     """Return the number by which a reward is ordered; None if it is NaN."""
     number = reward.value if reward.members else reward.raw
     return None if isnan(number) else number

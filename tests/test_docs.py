@@ -16,7 +16,7 @@ PAGES += [ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))
 HISTORY = {"CHANGELOG.md", "log.md"}
 CURRENT_PAGES = [page for page in PAGES if page.name not in HISTORY]
 
-COMMANDS = ["recipes", "train", "export", "rerank", "serve", "score", "rank", "compare"]
+COMMANDS = ["recipes", "train", "eval", "export", "rerank", "serve", "score", "rank", "compare"]
 COMMANDS += ["models", "info", "calibrate", "top"]
 COMMANDS += ["serve --ray", "rerank --ray"]
 COMMANDS += [
@@ -37,7 +37,8 @@ OTHER_OPTIONS |= {"--no-healthcheck", "--now", "--read-only", "--security-opt", 
 OTHER_OPTIONS |= {"--stop-timeout", "--target", "--tmpfs"}
 
 FOLDERS = (
-    "benchmarks|bulk|client|cluster|deploy|docs|engine|examples|export|kwise|protos|rl|tests|train"
+    "benchmarks|bulk|client|cluster|deploy|docs|engine|evaluation|examples|export|kwise|protos|rl"
+    "|tests|train"
 )
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]*))?\)")
 PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")

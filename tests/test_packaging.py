@@ -24,6 +24,7 @@ FOLDERS: dict[str, list[str]] = {
     "client": [],
     "cluster": ["ray", "openvino", "redis", "tracing"],
     "engine": ["engine", "openvino", "redis", "tracing"],
+    "evaluation": ["eval", "openvino", "qlora", "data", "redis"],
     "export": ["export", "openvino", "qlora", "data", "redis"],
     "train": ["train", "qlora", "data"],
     "benchmarks": ["bench", "openvino", "qlora", "data", "redis"],

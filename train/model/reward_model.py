@@ -72,7 +72,6 @@ class RewardModel:
         """
         return self.rewards_of_heads(conversations).mean(1).tolist()
 
-    @torch.no_grad()
     def rewards_of_heads(self, conversations: Sequence[Conversation]) -> Tensor:
         """Return the rewards of `conversations` by each head, float32[conversations, heads].
 
@@ -82,7 +81,17 @@ class RewardModel:
         Raises:
             ConfigError: one is longer than `layout.max_tokens`.
         """
-        sequences = [token_ids(self.tokenizer, conversation) for conversation in conversations]
+        return self.rewards_of_tokens(
+            [token_ids(self.tokenizer, conversation) for conversation in conversations]
+        )
+
+    @torch.no_grad()
+    def rewards_of_tokens(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Return `rewards_of_heads` of conversations that are tokenised already.
+
+        Raises:
+            ConfigError: one is longer than `layout.max_tokens`.
+        """
         limit, longest = self.layout.max_tokens, max(map(len, sequences), default=0)
         if limit is not None and longest > limit:
             raise ConfigError(
@@ -114,10 +123,12 @@ def load_reward_model(
     *,
     chat_template: Path | None = None,
     template_date: str = "",
-    num_heads: int = 1,
+    num_heads: int | None = 1,
     seed: int = 0,
     load_in_4bit: bool = False,
     max_tokens: int | None = None,
+    option: str = "--model",
+    to_train: bool = True,
     on_main_process: Callable[[Callable[[], Layout]], Layout] = lambda choose: choose(),
 ) -> RewardModel:
     """Load an SFT language model or a reward model in float32.
@@ -128,11 +139,15 @@ def load_reward_model(
         chat_template: a Jinja file to use in place of the model's own template, or the name of one
             of its templates.
         template_date: the date that the template prints, "YYYY-MM-DD"; "" for today.
-        num_heads: the heads that the model must have, or gets if the checkpoint has none.
+        num_heads: the heads that the model must have, or gets if the checkpoint has none; None for
+            those of the checkpoint.
         seed: seed of the heads' first weights, if the checkpoint has no head.
         max_tokens: the longest conversation that the model will get; None for its own limit.
         load_in_4bit: see four_bit.py; the model must then get an adapter, and is dequantised when
             that is merged.
+        option: what the command line calls the model.
+        to_train: training starts from the model, so it may lack a head and a chat template, and
+            what its config states of its rewards will not be true any more.
         on_main_process: runs a function in one of several processes and returns its result in all
             of them. With FSDP the others have no weights yet.
 
@@ -143,12 +158,14 @@ def load_reward_model(
         OSError: the chat template cannot be read.
     """
     if model.endswith(".gguf") and not Path(model).is_file():
-        raise ConfigError(f"--model {model}: there is no such file")
-    tokenizer, template = load_tokenizer(model, chat_template, template_date)
+        raise ConfigError(f"{option} {model}: there is no such file")
+    tokenizer, template = load_tokenizer(
+        model, chat_template, template_date, option=option, to_train=to_train
+    )
     torch.manual_seed(seed)  # some architectures have more new layers than the head
     quantised = four_bit_options(model) if load_in_4bit else {}
     checkpoint = load_checkpoint(
-        "--model", model, to_train=True, num_heads=num_heads, quantised=quantised
+        option, model, to_train=to_train, num_heads=num_heads, quantised=quantised
     )
     loaded = checkpoint.model
     name, head = reward_head(loaded)
@@ -162,7 +179,7 @@ def load_reward_model(
     )
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
     set_pad_token_id(loaded.config, pad_token_id)
-    stale = _drop_stale_statements(loaded.config, checkpoint.statements)
+    stale = _drop_stale_statements(loaded.config, checkpoint.statements) if to_train else []
     loaded.config.use_cache = (
         False  # a reward is one pass, so cached keys and values are never read
     )

@@ -28,31 +28,44 @@ _GGUF_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def load_tokenizer(
-    model: str, chat_template: Path | None, template_date: str = ""
+    model: str,
+    chat_template: Path | None,
+    template_date: str = "",
+    *,
+    option: str = "--model",
+    to_train: bool = True,
 ) -> tuple[PreTrainedTokenizerBase, ChatTemplate]:
     """Return the tokenizer of a model, which pads on the right, and the chat template that it has.
 
     Args:
+        option: what the command line calls the model.
         model: a Hugging Face directory, a hub name or a `.gguf` file.
         chat_template: replaces the model's own template; a model without one gets
             `plain_template`.
         template_date: see `choose_template`.
+        to_train: training may choose a plain template and today's date; a model that was trained
+            before has its own.
 
     Raises:
         ConfigError: the model does not exist, or has no fast tokenizer, or its chat template cannot
             be used, see `choose_template`.
         OSError: the file `chat_template` cannot be read.
     """
-    tokenizer = read_fast_tokenizer("--model", model)
+    tokenizer = read_fast_tokenizer(option, model)
     tokenizer.padding_side = "right"
     template = choose_template(
         tokenizer,
         model=model,
         file=chat_template,
         date=template_date,
-        today_by_default=True,
-        plain=plain_template(tokenizer),
+        today_by_default=to_train,
+        plain=plain_template(tokenizer) if to_train else None,
     )
+    if template.text is None:
+        raise ConfigError(
+            f"{option} {model}: has no chat template; give the one that it was trained with as "
+            "--chat-template FILE"
+        )
     return tokenizer, template
 
 

@@ -7,7 +7,7 @@ Dimensions: K responses of a ranking; M members of an ensemble.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kwise.train.rankings.schema import Ranking
 from kwise.train.report.members import MembersEvaluation, evaluate_members, margins_of
+from kwise.train.report.pairs import pairs_of, rank_gap_name, shares_right
 from kwise.train.step.losses import kwise_loss
 from kwise.types import Conversation
 
@@ -78,11 +79,13 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
             raise ValueError(f"{rewards_K.numel()} rewards for {len(ranks_K)} conversations")
         if not ranking.num_pairs():
             continue
-        margins_KK = rewards_K[:, None] - rewards_K[None, :]
-        right_KK = (margins_KK > 0).double() + (margins_KK == 0).double() / 2
-        for name, is_pair_KK in _slices(ranks_K):
-            num_right[name] += float(right_KK[is_pair_KK].sum())
-            num_pairs[name] += int(is_pair_KK.sum())
+        better_P, worse_P = pairs_of(ranking.ranks)
+        right_P = shares_right((rewards_K[better_P] - rewards_K[worse_P]).numpy())
+        gaps_P = (ranks_K[worse_P] - ranks_K[better_P]).tolist()
+        for right, gap in zip(right_P.tolist(), gaps_P, strict=True):
+            for name in (_ALL, f"K = {len(ranks_K)}", rank_gap_name(gap)):
+                num_right[name] += right
+                num_pairs[name] += 1
         losses.append(kwise_loss(rewards_K, ranks_K).item())
         if rewards_KM.shape[1] > 1:
             margins.append(margins_of(rewards_KM, ranks_K))
@@ -103,16 +106,3 @@ def evaluate(rewards: RewardFunction, rankings: Sequence[Ranking]) -> Evaluation
 
 
 _ALL = "all"
-
-
-def _slices(ranks_K: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each slice, and which (better, worse) pairs belong to it, bool[K, K].
-
-    Pairs of neighbouring ranks are the hard ones.
-    """
-    gaps_KK = ranks_K[None, :] - ranks_K[:, None]
-    yield _ALL, gaps_KK > 0
-    yield f"K = {len(ranks_K)}", gaps_KK > 0
-    yield "ranks 1 apart", gaps_KK == 1
-    yield "ranks 2 apart", gaps_KK == 2
-    yield "ranks 3 or more apart", gaps_KK >= 3

@@ -1,6 +1,6 @@
 """The origin of a checkpoint: hashes of what it was made from, and the versions of the code.
 
-The data is identified by its hash too, see run/run_record.py.
+The data is identified by its hash too, see rankings/hash.py.
 """
 
 import hashlib

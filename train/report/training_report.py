@@ -37,8 +37,8 @@ class TrainingReport:
     Attributes:
         data: the name of the data file, without its path.
         validation: the name of the file of --validation, without its path; None without one.
-        rankings_sha256: hash of the rankings as they were read, see `run_record.rankings_sha256`;
-            not of the file's bytes.
+        rankings_sha256: hash of the rankings as they were read, see rankings/hash.py; not of the
+            file's bytes.
         validation_sha256: the same of the file of --validation; None without one.
         model_sha256: hash of the config and the weights that training started from.
         tokenizer_sha256: hash of the tokenizer.

@@ -1,13 +1,12 @@
 """The record of a run: what a resumed run must have in common with it, and what may change."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from kwise.errors import ConfigError
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.options.config import Precision, TrainConfig
+from kwise.train.rankings.hash import rankings_sha256
 from kwise.train.rankings.schema import Ranking
 from kwise.train.report.provenance import tokenizer_sha256, versions
 from kwise.train.report.training_report import plain_config
@@ -81,20 +80,6 @@ def describe_run(
         "sharded": sharded,
         "versions": versions(),
     }
-
-
-def rankings_sha256(rankings: Sequence[Ranking]) -> str:
-    """Return the hash of the rankings, in their order.
-
-    A hash of the file would need to read it again: a pipe can be read once, and a file may have
-    changed meanwhile.
-    """
-    digest = hashlib.sha256()
-    for ranking in rankings:
-        prompt = [[message.role, message.content] for message in ranking.prompt]
-        content = [prompt, ranking.responses, ranking.ranks, ranking.scores]
-        digest.update(json.dumps(content).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def check_same_run(run: dict[str, Any], recorded: dict[str, Any]) -> list[str]:

@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard
 
 from kwise.train.data.read import read_rankings
 from kwise.train.options.objectives import OBJECTIVES, ObjectiveName
+from kwise.train.rankings.hash import rankings_sha256
 from kwise.train.report.model_card import model_card
 from kwise.train.report.provenance import git_revision
-from kwise.train.run.run_record import rankings_sha256
 from tests.training_runs import IGNORED_WARNINGS
 
 pytestmark = IGNORED_WARNINGS

@@ -20,7 +20,7 @@ from kwise.train.data.read import read_rankings
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import Overlong, TrainConfig
 from kwise.train.rankings.errors import RankingsError
-from kwise.train.run.run_record import rankings_sha256
+from kwise.train.rankings.hash import rankings_sha256
 from kwise.train.run.trainer import RankingTrainer
 from kwise.train.run.training import train
 from kwise.train.run.unfinished_run import UnfinishedRun

@@ -1,0 +1,89 @@
+"""The command `kwise eval`: how well a model's rewards agree with rankings."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from kwise.errors import ConfigError
+from kwise.evaluation.config import EvalConfig
+from kwise.options import add_options, from_options
+from kwise.train.options.config import Overlong
+from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.open_file import check_input
+
+_EPILOG = """\
+MODEL is a checkpoint (a Hugging Face directory, or a name on the hub), an artifact, or the address
+of a server. DATA has rankings in any format that kwise data converts.
+
+The table goes to standard output. docs/evaluation.md explains each figure.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.usage = "%(prog)s MODEL DATA [--json FILE] [--html FILE] [options]"
+    parser.epilog = _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "model", metavar="MODEL", help="a checkpoint, an artifact, or HOST:PORT of a server"
+    )
+    parser.add_argument("data", metavar="DATA", help="file with rankings; '-' for standard input")
+    add_options(parser, EvalConfig)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit code.
+
+    It is 1 if a ranking could not be scored, except for its length with --overlong skip.
+    """
+    config = from_options(EvalConfig, arguments)
+    check_input(arguments.data)
+    outputs = _outputs(config)
+    from kwise.evaluation.report.html import write_html
+    from kwise.evaluation.report.json import write_json
+    from kwise.evaluation.report.table import table_lines
+    from kwise.evaluation.run import evaluate
+
+    try:
+        evaluation = evaluate(arguments.model, arguments.data, config, _say)
+    except RankingsError as error:
+        _say(str(error))  # each problem begins with FILE:LINE
+        _say(f"kwise eval: {arguments.data} cannot be used")
+        return 1
+    writers = {"json": write_json, "html": write_html}
+    for name, path in outputs.items():
+        writers[name](evaluation, path)
+    print("\n".join(table_lines(evaluation)))
+    failed = [
+        left_out
+        for left_out in evaluation.data.left_out
+        if config.overlong is Overlong.ERROR or not left_out.is_overlong
+    ]
+    return int(bool(failed))
+
+
+def _outputs(config: EvalConfig) -> dict[str, Path]:
+    """Return the files to write, by option.
+
+    Raises:
+        ConfigError: one exists already, cannot be written, or is named twice.
+    """
+    from kwise.publish import check_writable
+
+    outputs = {
+        name: Path(path) for name, path in (("json", config.json), ("html", config.html)) if path
+    }
+    for name, path in outputs.items():
+        if path.is_dir() or (path.exists() and not config.overwrite):
+            advice = "give another name" if path.is_dir() else "give --overwrite to replace it"
+            raise ConfigError(f"--{name} {path}: exists; {advice}")
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"--{name} {path}: the folder {path.parent} does not exist")
+        check_writable(f"--{name}", path)
+    if len(outputs) == 2 and len({path.absolute() for path in outputs.values()}) == 1:
+        raise ConfigError(f"--json and --html are one file, {config.json}")
+    return outputs
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,104 @@
+"""The options of `kwise eval`. Imports the standard library only."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from kwise.engine.config import EngineConfig
+from kwise.engine.model.runtime.kind import Runtime
+from kwise.errors import ConfigError
+from kwise.evaluation.kind import ModelKind
+from kwise.options import MAX_COUNT, MAX_SECONDS, check_bounds, check_date, flag_of, option
+from kwise.train.options.config import Overlong
+
+_ENGINE = {field.name: field for field in dataclasses.fields(EngineConfig)}
+
+
+def _engine_option(name: str) -> Any:
+    """Return the option of the engine, with its default, description and bounds."""
+    field = _ENGINE[name]
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """What an evaluation writes, and how the rewards are computed.
+
+    Raises:
+        ConfigError: a value is out of bounds.
+    """
+
+    json: str = option("", "file for the result: figures, rewards and origin, without texts")
+    html: str = option("", "file for a page with tables and plots")
+    overwrite: bool = option(False, "replace the files of --json and --html if they exist")
+    limit: int | None = option(
+        None, "evaluate the first rankings only (default: all)", minimum=1, maximum=MAX_COUNT
+    )
+    overlong: Overlong = option(
+        Overlong.ERROR,
+        "a ranking with a conversation over the token limit is named and left out; error: exit "
+        "code 1, as for every other ranking that cannot be scored; skip: exit code 0",
+    )
+    resamples: int = option(
+        2000, "resamples of prompts for each interval", minimum=100, maximum=1_000_000
+    )
+    seed: int = option(0, "seed of the resamples", minimum=0, maximum=2**32 - 1)
+    chat_template: str = option(
+        "",
+        "of a checkpoint: file with the chat template to use, or the name of one of its templates",
+    )
+    template_date: str = option(
+        "", "of a checkpoint: the date that its chat template prints, YYYY-MM-DD"
+    )
+    served_model: str = option("", "of a server: the model that must answer (default: the first)")
+    timeout_s: float = option(
+        300.0, "of a server: longest wait without any result", minimum=1.0, maximum=MAX_SECONDS
+    )
+    runtime: Runtime = _engine_option("runtime")
+    precision: str = _engine_option("precision")
+    max_batch_tokens: int = _engine_option("max_batch_tokens")
+    device: str = _engine_option("device")
+    threads: int = _engine_option("threads")
+    max_tokens: int = _engine_option("max_tokens")
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        check_date("--template-date", self.template_date)
+
+    def check_suits(self, kind: ModelKind) -> None:
+        """Raise ConfigError if an option has no effect on this kind of model."""
+        for name, kinds in _KINDS.items():
+            if name in self.given() and kind not in kinds:
+                suitable = " or ".join(str(other) for other in ModelKind if other in kinds)
+                raise ConfigError(
+                    f"{flag_of(name)} has an effect only on {suitable}, and MODEL is {kind}"
+                )
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that do not have their default, in JSON's types."""
+        return {
+            field.name: getattr(value, "value", value)
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        }
+
+    def engine(self) -> EngineConfig:
+        """Return the options of the engine."""
+        names = {field.name for field in dataclasses.fields(self)} & _ENGINE.keys() - {"overlong"}
+        return EngineConfig(**{name: getattr(self, name) for name in names})
+
+
+_LOCAL = {ModelKind.CHECKPOINT, ModelKind.ARTIFACT}
+_KINDS = {
+    "chat_template": {ModelKind.CHECKPOINT},
+    "template_date": {ModelKind.CHECKPOINT},
+    "served_model": {ModelKind.SERVER},
+    "timeout_s": {ModelKind.SERVER},
+    "runtime": {ModelKind.ARTIFACT},
+    "precision": {ModelKind.ARTIFACT},
+    "max_batch_tokens": {ModelKind.ARTIFACT},
+    "device": _LOCAL,
+    "threads": _LOCAL,
+    "max_tokens": _LOCAL,
+}
+"""The options that have an effect only on some kinds of models."""

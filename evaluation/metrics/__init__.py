@@ -1,0 +1,1 @@
+"""The figures of an evaluation, each computed from rewards and labels alone."""

@@ -1,0 +1,1 @@
+"""The models that can be evaluated: checkpoints, artifacts and servers."""

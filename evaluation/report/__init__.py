@@ -1,0 +1,1 @@
+"""Reports of an evaluation: JSON, a table, an HTML page."""

@@ -1,0 +1,113 @@
+"""The tables of an evaluation for a terminal."""
+
+from collections.abc import Sequence
+
+from kwise.evaluation.result import Accuracy, Estimate, Evaluation, Figures
+
+_GAP = "  "
+
+
+def table_lines(evaluation: Evaluation) -> list[str]:
+    """Return the lines of the report."""
+    figures = evaluation.figures
+    level = f"{evaluation.settings.confidence:.0%}"
+    return [
+        *_head(evaluation),
+        "",
+        *_accuracies(figures, level),
+        "",
+        *_numbers(figures, level),
+        "",
+        *_best_of_n(figures, level),
+    ]
+
+
+def _head(evaluation: Evaluation) -> list[str]:
+    model, data, figures = evaluation.model, evaluation.data, evaluation.figures
+    lines = [
+        f"{model.name} ({model.kind}, {model.precision}, {model.fingerprint[:12]}) on {data.name}: "
+        f"{figures.num_rankings:,} rankings of {figures.num_prompts:,} prompts, "
+        f"{figures.num_pairs:,} pairs"
+    ]
+    if data.num_tied:
+        lines.append(f"{data.num_tied:,} rankings are one tie and are in no figure")
+    if data.left_out:
+        lines.append(f"{len(data.left_out):,} rankings could not be scored and are in no figure")
+    return lines
+
+
+def _accuracies(figures: Figures, level: str) -> list[str]:
+    parts: list[Accuracy] = [figures.accuracy, *figures.by_rank_gap, *figures.by_length]
+    if len(figures.by_size) > 1:
+        parts += figures.by_size
+    rows = [
+        (
+            part.name,
+            f"{part.num_pairs:,}",
+            f"{part.accuracy.value:.1%}",
+            _interval(part.accuracy, "{:.1%}"),
+            f"{part.longer_wins:.1%}",
+        )
+        for part in parts
+    ]
+    return _table(("pairs", "number", "accuracy", level, "longer wins"), rows)
+
+
+def _numbers(figures: Figures, level: str) -> list[str]:
+    calibration = figures.calibration
+    rows = [
+        ("Kendall's tau-b", *_estimate(figures.kendall_tau.mean)),
+        ("NDCG", *_estimate(figures.ndcg.mean)),
+        ("negative log likelihood", *_estimate(calibration.nll)),
+        ("calibration error (ECE)", f"{calibration.ece:.3f}", ""),
+    ]
+    if calibration.temperature is not None:
+        rows += [
+            ("fitted temperature", f"{calibration.temperature:.3g}", ""),
+            ("  log likelihood with it", f"{calibration.scaled_nll:.3f}", ""),
+            ("  calibration error with it", f"{calibration.scaled_ece:.3f}", ""),
+        ]
+    if figures.length_correlation is not None:
+        rows += [
+            ("correlation with length", *_estimate(figures.length_correlation.rewards)),
+            ("  of the labels", *_estimate(figures.length_correlation.labels)),
+        ]
+    return _table(("figure", "value", level), rows)
+
+
+def _best_of_n(figures: Figures, level: str) -> list[str]:
+    rows = [
+        (
+            str(point.n),
+            f"{point.num_rankings:,}",
+            f"{point.model.value:.3f}",
+            _interval(point.model, "{:.3f}"),
+            f"{point.best:.3f}",
+            f"{point.random:.3f}",
+        )
+        for point in figures.best_of_n.points
+    ]
+    header = ("best of n", "rankings", figures.best_of_n.quality, level, "best", "random")
+    return _table(header, rows)
+
+
+def _estimate(estimate: Estimate) -> tuple[str, str]:
+    return f"{estimate.value:.3f}", _interval(estimate, "{:.3f}")
+
+
+def _interval(estimate: Estimate, form: str) -> str:
+    if estimate.interval is None:
+        return ""
+    return f"{form.format(estimate.interval.low)} to {form.format(estimate.interval.high)}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return aligned lines: the first column to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    return [
+        _GAP.join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    ]
