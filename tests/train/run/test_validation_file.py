@@ -16,8 +16,8 @@ from kwise.train.data.read import read_rankings
 from kwise.train.options.config import Overlong, TrainConfig
 from kwise.train.options.objectives import ObjectiveName, Ties
 from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.hash import rankings_sha256
 from kwise.train.report.evaluation import Slice
-from kwise.train.run.run_record import rankings_sha256
 from kwise.train.run.training import train
 from tests.training_runs import IGNORED_WARNINGS, command, interrupted_at, options
 
