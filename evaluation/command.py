@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kwise.errors import ConfigError
 from kwise.evaluation.config import EvalConfig
-from kwise.options import add_options, from_options
+from kwise.options import add_options, flag_of, from_options
 from kwise.train.options.config import Overlong
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.open_file import check_input
@@ -21,13 +21,27 @@ The table goes to standard output. docs/evaluation.md explains each figure.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.usage = "%(prog)s MODEL DATA [--json FILE] [--html FILE] [options]"
+    parser.usage = (
+        "%(prog)s MODEL DATA [--json FILE] [--html FILE] [options]\n"
+        "       %(prog)s --compare A B [--json FILE]"
+    )
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
-        "model", metavar="MODEL", help="a checkpoint, an artifact, or HOST:PORT of a server"
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="a checkpoint, an artifact, or HOST:PORT of a server",
     )
-    parser.add_argument("data", metavar="DATA", help="file with rankings; '-' for standard input")
+    parser.add_argument(
+        "data", metavar="DATA", nargs="?", help="file with rankings; '-' for standard input"
+    )
+    parser.add_argument(
+        "--compare",
+        metavar=("A", "B"),
+        nargs=2,
+        help="compare two results that --json wrote for the same data, instead of evaluating",
+    )
     add_options(parser, EvalConfig)
 
 
@@ -37,7 +51,18 @@ def run(arguments: argparse.Namespace) -> int:
     It is 1 if a ranking could not be scored, except for its length with --overlong skip.
     """
     config = from_options(EvalConfig, arguments)
-    check_input(arguments.data)
+    if arguments.compare:
+        if arguments.model is not None:
+            raise ConfigError("--compare takes the place of MODEL and DATA; leave them out")
+        first, second = arguments.compare
+        return _compare(Path(first), Path(second), config)
+    if arguments.data is None:
+        raise ConfigError(f"{'MODEL' if arguments.model is None else 'DATA'} is required")
+    return _evaluate(arguments.model, arguments.data, config)
+
+
+def _evaluate(model: str, data: str, config: EvalConfig) -> int:
+    check_input(data)
     outputs = _outputs(config)
     from kwise.evaluation.report.html import write_html
     from kwise.evaluation.report.json import write_json
@@ -45,10 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     from kwise.evaluation.run import evaluate
 
     try:
-        evaluation = evaluate(arguments.model, arguments.data, config, _say)
+        evaluation = evaluate(model, data, config, _say)
     except RankingsError as error:
         _say(str(error))  # each problem begins with FILE:LINE
-        _say(f"kwise eval: {arguments.data} cannot be used")
+        _say(f"kwise eval: {data} cannot be used")
         return 1
     writers = {"json": write_json, "html": write_html}
     for name, path in outputs.items():
@@ -60,6 +85,24 @@ def run(arguments: argparse.Namespace) -> int:
         if config.overlong is Overlong.ERROR or not left_out.is_overlong
     ]
     return int(bool(failed))
+
+
+def _compare(a: Path, b: Path, config: EvalConfig) -> int:
+    if unused := sorted(config.given().keys() - _COMPARE_OPTIONS):
+        raise ConfigError(f"{flag_of(unused[0])} has no effect with --compare; leave it out")
+    outputs = _outputs(config)
+    from kwise.evaluation.compare import compare
+    from kwise.evaluation.report.json import read_json, write_comparison
+    from kwise.evaluation.report.table import comparison_lines
+
+    comparison = compare(read_json(a), read_json(b), config.settings())
+    for path in outputs.values():
+        write_comparison(comparison, path)
+    print("\n".join(comparison_lines(comparison)))
+    return 0
+
+
+_COMPARE_OPTIONS = {"json", "overwrite", "resamples", "seed"}
 
 
 def _outputs(config: EvalConfig) -> dict[str, Path]:

@@ -8,6 +8,7 @@ from kwise.engine.config import EngineConfig
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.errors import ConfigError
 from kwise.evaluation.kind import ModelKind
+from kwise.evaluation.result import Settings
 from kwise.options import MAX_COUNT, MAX_SECONDS, check_bounds, check_date, flag_of, option
 from kwise.train.options.config import Overlong
 
@@ -82,12 +83,21 @@ class EvalConfig:
             if (value := getattr(self, field.name)) != field.default
         }
 
+    def deciding(self) -> dict[str, Any]:
+        """Return the options that decide the result and do not have their default, as JSON."""
+        return {name: v for name, v in self.given().items() if name not in _OUTPUTS}
+
+    def settings(self) -> Settings:
+        """Return what the figures depend on besides rewards and labels."""
+        return Settings(seed=self.seed, num_resamples=self.resamples)
+
     def engine(self) -> EngineConfig:
         """Return the options of the engine."""
         names = {field.name for field in dataclasses.fields(self)} & _ENGINE.keys() - {"overlong"}
         return EngineConfig(**{name: getattr(self, name) for name in names})
 
 
+_OUTPUTS = {"json", "html", "overwrite"}
 _LOCAL = {ModelKind.CHECKPOINT, ModelKind.ARTIFACT}
 _KINDS = {
     "chat_template": {ModelKind.CHECKPOINT},

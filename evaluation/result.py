@@ -292,7 +292,7 @@ class Evaluation:
     Attributes:
         created_at: ISO 8601, UTC.
         versions: of Python and of the packages that the result depends on.
-        options: the options of the command that were not left at their defaults.
+        options: the options of the command that decide the result and were given.
     """
 
     schema_version: int
@@ -304,3 +304,49 @@ class Evaluation:
     versions: dict[str, str]
     figures: Figures
     rankings: tuple[EvaluatedRanking, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A figure of two models on the same rankings.
+
+    Attributes:
+        figure: "accuracy", "kendall_tau", "ndcg" or "nll".
+        a, b: the figure of each model.
+        difference: a − b, with a bootstrap interval in which each resample has the same prompts for
+            both models.
+        p_value: two-sided, of the hypothesis that the models do not differ: twice the smaller share
+            of the resamples in which the difference is at most 0, or at least 0. None without an
+            interval.
+    """
+
+    figure: str
+    a: float
+    b: float
+    difference: Estimate
+    p_value: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelComparison:
+    """The result of `kwise eval --compare A B`.
+
+    Attributes:
+        conclusion: one sentence that says whether the accuracies differ.
+        num_only_a, num_only_b: rankings that only one model could score; they are in no figure.
+        differences: the accuracy first.
+    """
+
+    schema_version: int
+    conclusion: str
+    a: ModelRecord
+    b: ModelRecord
+    data_name: str
+    rankings_sha256: str
+    num_rankings: int
+    num_prompts: int
+    num_pairs: int
+    num_only_a: int
+    num_only_b: int
+    settings: Settings
+    differences: tuple[Difference, ...]

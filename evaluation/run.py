@@ -18,11 +18,11 @@ from kwise.evaluation.result import (
     DataRecord,
     Evaluation,
     ModelRecord,
-    Settings,
 )
 from kwise.train.data.read import read_rankings
 from kwise.train.rankings.errors import RankingsError
 from kwise.train.rankings.hash import rankings_sha256
+from kwise.train.rankings.open_file import display_name
 from kwise.train.rankings.schema import Ranking
 from kwise.version import __version__
 
@@ -44,7 +44,9 @@ def evaluate(model: str, data: str, config: EvalConfig, progress: Progress) -> E
     """
     open_scorer = opener_of(model, config)
     rankings = read_rankings(data, allow_tied=True, progress=progress)[: config.limit]
-    return evaluate_rankings(model, Path(data).name, rankings, config, open_scorer, progress)
+    return evaluate_rankings(
+        model, Path(display_name(data)).name, rankings, config, open_scorer, progress
+    )
 
 
 def evaluate_rankings(
@@ -67,7 +69,7 @@ def evaluate_rankings(
         progress(f"left out {left_out.origin}: {left_out.reason}")
     if not scored.rankings:
         raise RankingsError([f"{data_name}: none of {len(with_pairs)} rankings could be scored"])
-    settings = Settings(seed=config.seed, num_resamples=config.resamples)
+    settings = config.settings()
     return Evaluation(
         schema_version=SCHEMA_VERSION,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -80,7 +82,7 @@ def evaluate_rankings(
             left_out=scored.left_out,
         ),
         settings=settings,
-        options=config.given(),
+        options=config.deciding(),
         versions=_versions(),
         figures=figures_of(scored.rankings, settings),
         rankings=scored.rankings,

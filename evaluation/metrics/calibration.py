@@ -17,6 +17,9 @@ from kwise.evaluation.metrics.labelled import Floats, Pairs
 from kwise.evaluation.result import Calibration, ReliabilityBin
 from kwise.train.report.pairs import shares_right
 
+# A slope this close to 0, in units of the mean size of a margin, is a rounding error of 0.
+_ZERO = 1e-9
+
 
 def calibration_of(pairs: Pairs, num_bins: int, bootstrap: PromptBootstrap) -> Calibration:
     """Return the calibration on all pairs, of which there must be at least one."""
@@ -76,7 +79,7 @@ def fitted_temperature(margins_P: Floats) -> float | None:
     the slope must be negative, or the best T is infinite. Without a pair that is ordered wrongly
     the slope is negative everywhere, and the best T is 0.
     """
-    if margins_P.mean() <= 0 or margins_P.min() >= 0:
+    if not margins_P.any() or margins_P.min() >= 0:
         return None
     scale = float(np.abs(margins_P).mean())
     unit_P = margins_P / scale  # so that the bracket suits rewards of any scale
@@ -84,6 +87,8 @@ def fitted_temperature(margins_P: Floats) -> float | None:
     def slope(inverse: float) -> float:
         return -float((unit_P * expit(-inverse * unit_P)).mean())
 
+    if slope(0.0) > -_ZERO:
+        return None
     high = 1.0
     while slope(high) < 0:
         high *= 2

@@ -21,8 +21,7 @@ def kendall_tau(rewards_K: Floats, labels_K: Floats) -> float:
     """
     if np.ptp(rewards_K) == 0:
         return 0.0
-    # The p-value, which is not used, is quick to compute by the asymptotic method.
-    return float(stats.kendalltau(rewards_K, labels_K, method="asymptotic").statistic)
+    return float(stats.kendalltau(rewards_K, labels_K).statistic)
 
 
 def ndcg(rewards_K: Floats, labels_K: Floats) -> float:

@@ -1,12 +1,12 @@
-"""The JSON file of an evaluation, which `kwise eval --compare` reads again."""
+"""The JSON files of evaluations, which `kwise eval --compare` reads again, and of comparisons."""
 
+import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from kwise.errors import ConfigError
-from kwise.evaluation.result import SCHEMA_VERSION, Evaluation
+from kwise.evaluation.result import SCHEMA_VERSION, Evaluation, ModelComparison
 from kwise.publish import publish_text
 
 
@@ -14,14 +14,19 @@ class _Header(msgspec.Struct):
     schema_version: int
 
 
-def as_json(result: Any) -> str:
-    """Return a result as JSON, indented, with one ranking in many lines."""
-    return msgspec.json.format(msgspec.json.encode(result), indent=1).decode() + "\n"
+def write_json(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation, each ranking on a line of its own. The file appears as a whole."""
+    fields = msgspec.to_builtins(evaluation)
+    lines = [json.dumps(ranking, ensure_ascii=False) for ranking in fields.pop("rankings")]
+    head = json.dumps(fields, indent=2, ensure_ascii=False).removesuffix("\n}")
+    listed = ",\n    ".join(lines)
+    publish_text(f'{head},\n  "rankings": [\n    {listed}\n  ]\n}}\n', path)
 
 
-def write_json(result: Any, path: Path) -> None:
-    """Write a result; the file appears as a whole."""
-    publish_text(as_json(result), path)
+def write_comparison(comparison: ModelComparison, path: Path) -> None:
+    """Write a comparison. The file appears as a whole."""
+    fields = msgspec.to_builtins(comparison)
+    publish_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", path)
 
 
 def read_json(path: Path) -> Evaluation:

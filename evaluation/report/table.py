@@ -1,8 +1,8 @@
-"""The tables of an evaluation for a terminal."""
+"""The tables of evaluations and comparisons for a terminal."""
 
 from collections.abc import Sequence
 
-from kwise.evaluation.result import Accuracy, Estimate, Evaluation, Figures
+from kwise.evaluation.result import Accuracy, Estimate, Evaluation, Figures, ModelComparison
 
 _GAP = "  "
 
@@ -20,6 +20,37 @@ def table_lines(evaluation: Evaluation) -> list[str]:
         "",
         *_best_of_n(figures, level),
     ]
+
+
+def comparison_lines(comparison: ModelComparison) -> list[str]:
+    """Return the lines of the report of a comparison."""
+    level = f"{comparison.settings.confidence:.0%}"
+    rows = [
+        (
+            _FIGURES[difference.figure],
+            f"{difference.a:.3f}",
+            f"{difference.b:.3f}",
+            f"{difference.difference.value:+.3f}",
+            _interval(difference.difference, "{:+.3f}"),
+            "" if difference.p_value is None else f"{difference.p_value:.3g}",
+        )
+        for difference in comparison.differences
+    ]
+    lines = [comparison.conclusion]
+    if comparison.num_only_a or comparison.num_only_b:
+        lines.append(
+            f"{comparison.num_only_a:,} rankings were scored for A only and "
+            f"{comparison.num_only_b:,} for B only; they do not count"
+        )
+    return [*lines, "", *_table(("figure", "A", "B", "A - B", level, "p"), rows)]
+
+
+_FIGURES = {
+    "accuracy": "pairwise accuracy",
+    "kendall_tau": "Kendall's tau-b",
+    "ndcg": "NDCG",
+    "nll": "negative log likelihood",
+}
 
 
 def _head(evaluation: Evaluation) -> list[str]:
