@@ -1,0 +1,1 @@
+"""Public benchmarks of reward models: their files, their categories and their own scores."""
