@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from kwise.errors import ConfigError
+from kwise.evaluation.estimate import Estimate
 from kwise.evaluation.metrics.bootstrap import PromptBootstrap
 from kwise.evaluation.metrics.calibration import negative_log_likelihood
 from kwise.evaluation.metrics.labelled import Floats, labels_of, pairs_of_all
@@ -22,7 +23,6 @@ from kwise.evaluation.metrics.rank_correlation import kendall_tau, ndcg
 from kwise.evaluation.result import (
     SCHEMA_VERSION,
     Difference,
-    Estimate,
     EvaluatedRanking,
     Evaluation,
     ModelComparison,

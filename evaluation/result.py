@@ -10,27 +10,10 @@ Dimensions: K responses of a ranking.
 from dataclasses import dataclass, field
 from typing import Any
 
+from kwise.evaluation.estimate import Estimate
+from kwise.evaluation.suite_result import SuiteResult
+
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A bootstrap interval over prompts, at the level `Settings.confidence`."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A figure and its uncertainty.
-
-    Attributes:
-        interval: None if there are fewer than two prompts to resample.
-    """
-
-    value: float
-    interval: Interval | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +276,7 @@ class Evaluation:
         created_at: ISO 8601, UTC.
         versions: of Python and of the packages that the result depends on.
         options: the options of the command that decide the result and were given.
+        suite: the scores of a public benchmark by its own rules; None for other data.
     """
 
     schema_version: int
@@ -304,6 +288,7 @@ class Evaluation:
     versions: dict[str, str]
     figures: Figures
     rankings: tuple[EvaluatedRanking, ...]
+    suite: SuiteResult | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kwise.evaluation.result import Estimate, Interval, Settings
+from kwise.evaluation.estimate import Estimate, Interval
+from kwise.evaluation.result import Settings
 
 _BATCH_BYTES = 64 << 20
 _MAX_COUNT = np.iinfo(np.uint8).max

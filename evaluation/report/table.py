@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from kwise.evaluation.result import Accuracy, Estimate, Evaluation, Figures, ModelComparison
+from kwise.evaluation.estimate import Estimate
+from kwise.evaluation.result import Accuracy, Evaluation, Figures, ModelComparison
 
 _GAP = "  "
 

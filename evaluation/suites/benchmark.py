@@ -96,7 +96,7 @@ class Benchmark:
     Attributes:
         title: its name in sentences.
         source: where its data and its rules come from.
-        equal_rewards: how it counts a right and a wrong response with equal rewards.
+        equal_rewards: a sentence: how it counts a right and a wrong response with equal rewards.
         fits: return whether a row is of this benchmark and of no other one, by its columns.
         read: return the item of a row, or raise `RowProblem`. The path of the file, relative to the
             directory that was given, names the subset where the row does not.

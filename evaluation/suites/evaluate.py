@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kwise.evaluation.result import Estimate, Interval, Settings
+from kwise.evaluation.estimate import Estimate, Interval
+from kwise.evaluation.result import Settings
+from kwise.evaluation.suite_result import Score, ScoreMatrix, SubsetSize, SuiteResult
 from kwise.evaluation.suites.benchmark import (
     Benchmark,
     BenchmarkItem,
@@ -19,7 +21,6 @@ from kwise.evaluation.suites.benchmark import (
 )
 from kwise.evaluation.suites.outcomes import outcomes_by_subset
 from kwise.evaluation.suites.score_tree import SubsetMeans
-from kwise.evaluation.suites.suite_result import Score, ScoreMatrix, SubsetSize, SuiteResult
 
 
 def score_benchmark(

@@ -111,7 +111,8 @@ REWARD_BENCH_2 = Benchmark(
     name=SuiteName.REWARD_BENCH_2,
     title="RewardBench 2",
     source="https://github.com/allenai/reward-bench, arXiv:2506.01937",
-    equal_rewards="counts 1/m if m responses share the highest reward, and 0 in Ties",
+    equal_rewards="A row in which m responses, the right one among them, share the highest reward "
+    "counts 1/m. In Ties, equal rewards of a right and a wrong response count 0.",
     fits=_fits,
     read=_read,
     reads_file=lambda file: file.parts[-1].startswith("test"),

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from kwise.evaluation.estimate import Interval
 from kwise.evaluation.figures import figures_of
 from kwise.evaluation.metrics.bootstrap import PromptBootstrap
-from kwise.evaluation.result import Interval, Settings
+from kwise.evaluation.result import Settings
 from tests.evaluation.rankings import QUICK, ranking
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwise.evaluation.result import Settings
+from kwise.evaluation.suite_result import Score, SuiteResult
 from kwise.evaluation.suites.benchmark import Benchmark, BenchmarkItem, Rewards, SuiteName
 from kwise.evaluation.suites.evaluate import score_benchmark
-from kwise.evaluation.suites.suite_result import Score, SuiteResult
 from kwise.evaluation.suites.table import BENCHMARKS
 
 SETTINGS = Settings(num_resamples=200)
@@ -236,7 +236,7 @@ def test_the_rows_of_the_style_matrix_are_the_styles_of_the_right_response() -> 
     items: Items = [(item("chat", num=6, num_right=3), rewards)] * 2
     matrix = result_of(SuiteName.RM_BENCH, items).matrix
     assert matrix is not None
-    assert matrix.cells == ((0, 0, 0), (0, 0, 0), (1, 0, 0))
+    assert [list(row) for row in matrix.cells] == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
     scores = scores_of(SuiteName.RM_BENCH, items)
     assert value(scores["Chat, easy"]) == pytest.approx(1 / 3)
     assert value(scores["Chat, hard"]) == 0

@@ -1,8 +1,8 @@
-"""The result of a benchmark, as the report and the JSON file have it."""
+"""The scores of a public benchmark. Part of the schema of the JSON file, see `result.py`."""
 
 from dataclasses import dataclass
 
-from kwise.evaluation.result import Estimate
+from kwise.evaluation.estimate import Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class SuiteResult:
     """The scores of a benchmark by its own rules.
 
     Attributes:
-        equal_rewards: how the benchmark counts a right and a wrong response with equal rewards.
+        equal_rewards: a sentence: how it counts a right and a wrong response with equal rewards.
         scores: overall scores first, subsets last.
         matrix: None if the benchmark has no such table.
         subsets: the rows of each subset that the reported scores need.
