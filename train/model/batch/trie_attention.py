@@ -7,6 +7,10 @@ of PyTorch's kernel. A run of more than 256 rows is cut, because half of each L 
 and computed in vain. One mask of N × N for the whole trie would compute 4 times as much at K = 9
 and P/R = 256/128.
 
+On a CPU, all runs are one autograd function, which calls the kernel's forward and backward itself
+(`_TrieAttention`). PyTorch's own graph would keep the keys and values of each run, and its backward
+would write a gradient of all N rows for each run.
+
 The function is registered with transformers' `AttentionInterface`, like the attention of the
 exported graph (export/graphs/attention.py), and chosen by the model's config. A pass is recognised
 by its mask: transformers passes a 4D mask on unread, and gradient checkpointing keeps it among the
@@ -17,7 +21,7 @@ and keys, and E of values (another number in DeepSeek's latent attention); L row
 that the run attends to, its ancestors and itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -61,12 +65,14 @@ class Run:
         path: int64[A], the ancestors of the first row, then the rows; None if these are rows 0 …
             `end` − 1.
         visible: bool[L, A], which rows attend to which.
+        biases: what `bias` has returned in this pass.
     """
 
     start: int
     end: int
     path: Tensor | None
     visible: Tensor
+    biases: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
 
     def select(self, key: Tensor) -> Tensor:
         """Return the rows of `path`, [1, G, A, D] of [1, G, N, D]; of `value` likewise.
@@ -74,6 +80,36 @@ class Run:
         It is a view if possible, because copies are kept for the backward pass.
         """
         return key[:, :, : self.end] if self.path is None else key.index_select(2, self.path)
+
+    def add(self, sums: Tensor, part: Tensor) -> None:
+        """Add `part`, [1, G, A, D], to the rows of `path` of `sums`, [1, G, N, D]."""
+        if self.path is None:
+            sums[:, :, : self.end] += part
+        else:
+            sums.index_add_(2, self.path, part)
+
+    def fold(self, tensor: Tensor, num_groups: int) -> Tensor:
+        """Return this run's rows of a tensor [1, H, N, D], as [1, G, H / G · L, D].
+
+        The H / G query heads that share a key head become rows of one head, so that no key is
+        repeated.
+        """
+        return tensor[:, :, self.start : self.end].reshape(1, num_groups, -1, tensor.shape[3])
+
+    def unfold(self, tensor: Tensor, num_heads: int) -> Tensor:
+        """Return a tensor [1, G, H / G · L, D] as [1, H, L, D]."""
+        return tensor.reshape(1, num_heads, self.end - self.start, tensor.shape[3])
+
+    def bias(self, shared: int, dtype: torch.dtype) -> Tensor:
+        """Return `visible` for folded rows, [H / G · L, A]: 0 if visible, else −infinity.
+
+        The kernel would make it of `visible` in each call: 1.3 % of the time of a training step.
+        """
+        if (shared, dtype) not in self.biases:
+            hidden = ~self.visible.repeat(shared, 1)
+            zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+            self.biases[shared, dtype] = zeros.masked_fill_(hidden, float("-inf"))
+        return self.biases[shared, dtype]
 
 
 class TrieMask(Tensor):
@@ -148,29 +184,95 @@ def trie_attention(
         raise UnsupportedAttention(f"its attention uses {min(given)}")
     if not hasattr(attention_mask, "runs"):  # a slice, a sum: a tensor of the same class
         raise UnsupportedAttention("it changes the attention mask before its layers see it")
-    outputs = [
-        _run_attention(
-            query[:, :, run.start : run.end], run.select(key), run.select(value), run, scaling
-        )
-        for run in attention_mask.runs
-    ]
+    if query.device.type == "cpu" and query.shape[3] == value.shape[3]:  # as the kernel requires
+        if torch.is_autocast_enabled("cpu"):  # it does not know the kernel
+            dtype = torch.get_autocast_dtype("cpu")
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        return _TrieAttention.apply(query, key, value, attention_mask.runs, scaling), None
+    outputs = [_run_attention(query, key, value, run, scaling) for run in attention_mask.runs]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _run_attention(
     query: Tensor, key: Tensor, value: Tensor, run: Run, scaling: float | None
 ) -> Tensor:
-    """Return the output of one run, [1, H, L, E].
+    """Return the output of one run, [1, H, L, E]."""
+    num_heads, num_groups = query.shape[1], key.shape[1]
+    output = F.scaled_dot_product_attention(
+        run.fold(query, num_groups),
+        run.select(key),
+        run.select(value),
+        attn_mask=run.visible.repeat(num_heads // num_groups, 1),
+        scale=scaling,
+    )
+    return run.unfold(output, num_heads)
 
-    The H / G query heads that share a key head become rows of one head, so that no key is repeated
-    and kept twice.
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _TrieAttention(torch.autograd.Function):
+    """The attention of all runs on a CPU; D = E.
+
+    Beside its inputs and its output it keeps one number per row and head, the logarithm of the sum
+    of softmax. The backward pass selects keys and values again, and adds each gradient in place.
     """
-    num_heads, length = query.shape[1:3]
-    shared = num_heads // key.shape[1]
-    rows = query.reshape(1, key.shape[1], shared * length, query.shape[3])
-    visible = run.visible.repeat(shared, 1)
-    output = F.scaled_dot_product_attention(rows, key, value, attn_mask=visible, scale=scaling)
-    return output.reshape(1, num_heads, length, value.shape[3])
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        runs: list[Run],
+        scaling: float | None,
+    ) -> Tensor:
+        num_heads, num_groups = query.shape[1], key.shape[1]
+        # In the order of the next matmul, so that it is not copied.
+        output = query.new_empty(1, query.shape[2], num_heads, value.shape[3])
+        log_sums = []
+        for run in runs:
+            rows, log_sum = _forward(
+                run.fold(query, num_groups),
+                run.select(key),
+                run.select(value),
+                attn_mask=run.bias(num_heads // num_groups, query.dtype),
+                scale=scaling,
+            )
+            output[:, run.start : run.end] = run.unfold(rows, num_heads).transpose(1, 2)
+            log_sums.append(log_sum)
+        ctx.save_for_backward(query, key, value, output, *log_sums)
+        ctx.runs, ctx.scaling = runs, scaling
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, *log_sums = ctx.saved_tensors
+        num_heads, num_groups = query.shape[1], key.shape[1]
+        gradient, output = gradients[0].transpose(1, 2), output.transpose(1, 2)
+        # In bfloat16 the kernel's backward takes 1.2 times as long as in float32, conversions
+        # included (AVX512-BF16 and AMX).
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        of_query = torch.empty_like(query)
+        of_key, of_value = (torch.zeros_like(tensor, dtype=dtype) for tensor in (key, value))
+        for run, log_sum in zip(ctx.runs, log_sums, strict=True):
+            of_rows, of_keys, of_values = _backward(
+                run.fold(gradient, num_groups).to(dtype),
+                run.fold(query, num_groups).to(dtype),
+                run.select(key).to(dtype),
+                run.select(value).to(dtype),
+                run.fold(output, num_groups).to(dtype),
+                log_sum,
+                0.0,
+                False,
+                attn_mask=run.bias(num_heads // num_groups, dtype),
+                scale=ctx.scaling,
+            )
+            of_query[:, :, run.start : run.end] = run.unfold(of_rows, num_heads)
+            run.add(of_key, of_keys)
+            run.add(of_value, of_values)
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
 AttentionInterface.register(IMPLEMENTATION, trie_attention)

@@ -25,14 +25,17 @@ LONG = [
 @given(
     sequences=SEQUENCES | st.sampled_from([LONG, LONG[:1], LONG[3:]]),
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
+    value_width=st.sampled_from([4, 3]),
 )
 def test_output_and_gradients_are_those_of_a_mask(
-    sequences: list[list[int]], heads: tuple[int, int]
+    sequences: list[list[int]], heads: tuple[int, int], value_width: int
 ) -> None:
+    """The kernel of CPUs needs values as wide as keys; others take PyTorch's own graph."""
     ends = TrieLayout().lay_out(sequences)["ends"]
     rows = torch.arange(len(ends))
     visible = (rows[None, :] <= rows[:, None]) & (rows[:, None] < ends[None, :])
-    shapes = [(1, count, len(ends), 4) for count in (heads[0], heads[1], heads[1])]
+    shapes = [(1, heads[0], len(ends), 4)]
+    shapes += [(1, heads[1], len(ends), width) for width in (4, value_width)]
     torch.manual_seed(0)
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     query, key, value = inputs
@@ -53,6 +56,28 @@ def test_output_and_gradients_are_those_of_a_mask(
 
 def _gradients(output: Tensor, upstream: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(output, inputs, upstream)
+
+
+@pytest.mark.parametrize("widths", [(64, 64), (64, 32)])
+def test_bf16_is_as_near_to_float64_as_bf16_is_precise(widths: tuple[int, int]) -> None:
+    """Under autocast, as in a backbone in bf16, attention takes any dtypes."""
+    ends = TrieLayout().lay_out(LONG)["ends"]
+    torch.manual_seed(0)
+    shapes = [(1, 4, len(ends), widths[0]), *((1, 2, len(ends), width) for width in widths)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    upstream = torch.randn(1, len(ends), 4, widths[1])
+
+    def attend(dtypes: tuple[torch.dtype, ...], use_autocast: bool) -> list[Tensor]:
+        query, key, value = (tensor.to(dtype) for tensor, dtype in zip(inputs, dtypes, strict=True))
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_autocast):
+            output = trie_attention(nn.Module(), query, key, value, trie_mask(ends))[0]
+        return [output.detach(), *_gradients(output, upstream.to(output.dtype), inputs)]
+
+    mixed = (torch.bfloat16, torch.float32, torch.bfloat16)
+    expected = attend(3 * (torch.float64,), use_autocast=False)
+    for ours, exact in zip(attend(mixed, use_autocast=True), expected, strict=True):
+        scale = float(exact.abs().max())
+        assert float((ours.double() - exact).abs().max()) < 0.02 * scale
 
 
 @pytest.mark.parametrize("argument", [{"sliding_window": 8}, {"softcap": 30.0}])
