@@ -6,6 +6,7 @@ from time import monotonic
 from typing import TextIO
 
 from kwise.bulk.output.run_record import Counts
+from kwise.duration import duration
 
 _TERMINAL_S, _LOG_S = 0.5, 30.0
 
@@ -77,11 +78,3 @@ class Progress:
     def elapsed_s(self) -> float:
         """The seconds since the beginning."""
         return self._now() - self._started_s
-
-
-def duration(seconds: float) -> str:
-    """Return a duration for people: "2 h 05 min", "3 min 20 s" or "12 s"."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from kwise.bulk.output.run_record import Counts
-from kwise.bulk.progress import duration
+from kwise.duration import duration
 
 _MAX_KINDS = 5
 

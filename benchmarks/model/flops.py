@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kwise.engine.trie import Int64, build_trie
 
-_PEAK_SIZE = 2048
+PEAK_SIZE = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class PeakRate:
 
     def __init__(self, threads: int) -> None:
         rng = np.random.default_rng(0)
-        size = _PEAK_SIZE
+        size = PEAK_SIZE
         self._x, weight = (rng.standard_normal((size, size), np.float32) for _ in range(2))
         graph = helper.make_graph(
             [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -94,4 +94,4 @@ class PeakRate:
             started = time.perf_counter()
             self._session.run(None, {"x": self._x})
             seconds.append(time.perf_counter() - started)
-        return float(2 * _PEAK_SIZE**3 / statistics.median(seconds))
+        return float(2 * PEAK_SIZE**3 / statistics.median(seconds))

@@ -11,36 +11,62 @@ earlier passes of the step, and what a pass stores for its backward pass.
 """
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 
 class StepTimes:
-    """Receives the progress lines of `kwise train`, one per step, and records their times."""
+    """Receives the progress lines of `kwise train`, one per step, and times the steps.
 
-    def __init__(self) -> None:
-        self._ends_s: list[float] = []
+    Between steps it measures the rate of a matmul, which belongs to no step.
+    """
+
+    def __init__(self, peak: Callable[[], float]) -> None:
+        self._peak = peak
+        self._seconds: list[float] = []
+        self._peaks: list[float] = []
+        self._started_s = 0.0
 
     def __call__(self, line: str) -> None:
-        """Record the time of a line that reports a step."""
+        """End a step at the line that reports it, and begin the next."""
         if line.startswith("step "):
-            self._ends_s.append(time.perf_counter())
+            if self._peaks:
+                self._seconds.append(time.perf_counter() - self._started_s)
+            self._peaks.append(self._peak())
+            self._started_s = time.perf_counter()
 
     def mean_step_s(self) -> float:
         """Return the mean time of the steps after the first; there must be at least one."""
-        return (self._ends_s[-1] - self._ends_s[0]) / (len(self._ends_s) - 1)
+        return statistics.mean(self._seconds)
+
+    def share_of_peak(self, operations: float) -> float:
+        """Return the rate of a step of `operations` relative to the matmul, the median over steps.
+
+        The rate of the matmul is the mean of those before and after the step.
+        """
+        around = [sum(pair) / 2 for pair in pairwise(self._peaks)]
+        return statistics.median(
+            operations / s / peak for s, peak in zip(self._seconds, around, strict=True)
+        )
 
 
-def train_with_kwise(checkpoint: str, data: str, steps: int, checkpointing: str) -> dict[str, Any]:
-    """Return {"seconds": per ranking, "loss": of the first step}.
+def train_with_kwise(
+    checkpoint: str, data: str, steps: int, checkpointing: str, precision: str, operations: float
+) -> dict[str, Any]:
+    """Return {"seconds": per ranking, "loss": of the first step, "share_of_peak": see StepTimes}.
 
     Each step has the ranking of `data` twice. There are `steps` timed steps after the first.
+
+    Args:
+        operations: those of a ranking.
     """
+    from kwise.benchmarks.training.operations import TorchPeak
     from kwise.train.options.config import Checkpointing, Precision, TrainConfig
     from kwise.train.run.training import train
 
@@ -56,12 +82,16 @@ def train_with_kwise(checkpoint: str, data: str, steps: int, checkpointing: str)
             validation_fraction=0,
             save_every=0,
             log_every=1,
-            precision=Precision.FP32,
+            precision=Precision(precision),
             gradient_checkpointing=Checkpointing(checkpointing),
         )
-        step_times = StepTimes()
+        step_times = StepTimes(TorchPeak())
         report = train(config, step_times)
-    return {"seconds": step_times.mean_step_s() / 2, "loss": report.losses[0].loss}
+    return {
+        "seconds": step_times.mean_step_s() / 2,
+        "loss": report.losses[0].loss,
+        "share_of_peak": step_times.share_of_peak(2 * operations),
+    }
 
 
 def train_with_trl(checkpoint: str, data: str, pairs_per_pass: int) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 import io
 
 from kwise.bulk.output.run_record import Counts
-from kwise.bulk.progress import Progress, duration
+from kwise.bulk.progress import Progress
 from kwise.bulk.summary import Problems, summary_lines
+from kwise.duration import duration
 
 
 class Terminal(io.StringIO):

@@ -1,24 +1,48 @@
-"""The progress of a run: a line per logged step, a line per evaluation."""
+"""The progress of a run: a line per logged step and per evaluation, and others in between."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
 
+from kwise.train.report.pace import Pace
+
 
 class ProgressLines(TrainerCallback):
-    """A callback that writes lines, which a terminal and a CI log show equally well."""
+    """A callback that writes lines, which a terminal and a CI log show equally well.
 
-    def __init__(self, write: Callable[[str], None]) -> None:
+    Args:
+        write: gets each line.
+        rankings_per_pass: the rankings that all processes compute in a pass.
+        rankings_per_step: the rankings of an optimizer step.
+        tokens_per_ranking: the mean number of tokens of the conversations of a ranking.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None],
+        *,
+        rankings_per_pass: int,
+        rankings_per_step: int,
+        tokens_per_ranking: float,
+    ) -> None:
         self._write = write
-        self._started_s = 0.0
+        self._per_pass, self._per_step = rankings_per_pass, rankings_per_step
+        self._tokens_per_ranking = tokens_per_ranking
+        self._pace = Pace(0)
         self._first_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started_s, self._first_step = time.perf_counter(), state.global_step
+        self._first_step = state.global_step
+        self._pace = Pace(self._per_step * (state.max_steps - state.global_step))
         if state.global_step:
             self._write(f"resuming after step {state.global_step} of {state.max_steps}")
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._count_pass(state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._count_pass(state, control)
 
     def on_log(
         self,
@@ -41,11 +65,13 @@ class ProgressLines(TrainerCallback):
             )
         if not logs or "loss" not in logs:
             return
-        step_s = (time.perf_counter() - self._started_s) / max(
-            state.global_step - self._first_step, 1
-        )
-        left_s = step_s * (state.max_steps - state.global_step)
+        step_s = self._pace.elapsed_s / max(state.global_step - self._first_step, 1)
         self._write(
             f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
-            f"learning rate {logs['learning_rate']:.1e}  {step_s:.2f} s/step  {left_s:.0f} s left"
+            f"learning rate {logs['learning_rate']:.1e}  {step_s:.2f} s/step  {self._pace.say()}"
         )
+
+    def _count_pass(self, state: Any, control: Any) -> None:
+        is_due = self._pace.add(self._per_pass, self._per_pass * self._tokens_per_ranking)
+        if is_due and not control.should_log:  # else the step's own line follows
+            self._write(f"training: step {state.global_step}/{state.max_steps}, {self._pace.say()}")

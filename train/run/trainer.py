@@ -39,7 +39,7 @@ from kwise.train.run.trackers import set_tracker_directory
 from kwise.train.run.trainer_arguments import trainer_arguments
 from kwise.train.run.unfinished_run import TRACKER_NAME, MarkComplete
 from kwise.train.run.validation import Validation
-from kwise.train.step.batch import Batch, TokenizedRanking, collate
+from kwise.train.step.batch import Batch, TokenizedRanking, collate, num_tokens
 from kwise.train.step.epoch_order import EpochOrder
 from kwise.train.step.losses import Labels, NotFinite, RankingLoss, batch_losses, ranking_loss
 from kwise.train.step.text_regulariser import text_losses
@@ -119,7 +119,7 @@ class RankingTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate on the validation split; Trainer calls this every `eval_steps`."""
         with self.in_precision():
-            evaluation = self.validation.measure()
+            evaluation = self.validation.measure(f"at step {self.state.global_step}")
         metrics = {"eval_loss": evaluation.loss, "eval_accuracy": evaluation.accuracy}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -164,7 +164,12 @@ def make_trainer(
     callbacks: list[TrainerCallback] = [
         before_training,
         MarkComplete(processes),
-        ProgressLines(progress),
+        ProgressLines(
+            progress,
+            rankings_per_pass=config.rankings_per_pass * processes.count,
+            rankings_per_step=config.rankings_per_step,
+            tokens_per_ranking=num_tokens(rankings) / len(rankings),
+        ),
         KeepIntervals(),
     ]
     if config.early_stopping_patience:

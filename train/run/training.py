@@ -42,6 +42,7 @@ from kwise.train.run.unfinished_run import (
     file_names,
 )
 from kwise.train.run.validation import Validation
+from kwise.train.step.batch import num_tokens
 from kwise.train.step.losses import NotFinite
 from kwise.train.step.text_regulariser import install_text_head, text_head
 from kwise.train.step.training_data import (
@@ -123,6 +124,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         )
     for note in data.notes:
         progress(f"note: {note}")
+    progress(_size(config, data))
     validation = Validation(reward_model, data.validation, processes, progress)
     set_seed(config.seed)
     num_parameters = reward_model.model.num_parameters()
@@ -237,6 +239,17 @@ def _check_launch(config: TrainConfig, processes: Processes) -> None:
         raise ConfigError(
             "--text-regulariser needs whole embeddings, not sharded ones; launch with DDP"
         )
+
+
+def _size(config: TrainConfig, data: TrainingData) -> str:
+    """Return a line about the size of the run."""
+    sequences = sum(len(item.input_ids) for item in data.training)
+    return (
+        f"{config.num_steps(len(data.training)):,} steps of {config.rankings_per_step} of "
+        f"{len(data.training):,} rankings: {sequences:,} conversations with "
+        f"{num_tokens(data.training):,} tokens, {config.epochs:g} times; {len(data.validation):,} "
+        "rankings for validation"
+    )
 
 
 def _check_finite(model: nn.Module, step: int) -> None:

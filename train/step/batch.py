@@ -45,6 +45,11 @@ class TokenizedRanking:
     learning_heads: HeadMask = ONE_HEAD
 
 
+def num_tokens(rankings: Sequence[TokenizedRanking]) -> int:
+    """Return the number of tokens of all conversations of `rankings`."""
+    return sum(len(ids) for ranking in rankings for ids in ranking.input_ids)
+
+
 Batch = dict[str, Tensor]
 """The tensors of a step: those of `Layout.lay_out`; ranks, int64[S]; scores, float32[S], NaN for
 rankings without scores; group_sizes, int64[B], the K of each ranking; weights, float32[B], 0 for a

@@ -38,7 +38,7 @@ def test_training_ranks_prompts_that_it_has_not_seen(trained: Any) -> None:
     assert report.after.accuracy > 0.9 and report.after.loss < report.before.loss
 
 
-def test_a_padded_run_says_so_and_why_in_progress_report_and_card(
+def test_a_padded_run_says_its_size_its_layout_and_why(
     data: Path, smollm2_tokenizer: Any, tmp_path: Path
 ) -> None:
     """It was several times slower without a word."""
@@ -47,6 +47,10 @@ def test_a_padded_run_says_so_and_why_in_progress_report_and_card(
     )
     lines: list[str] = []
     report = train(TrainConfig(**options(data, model, tmp_path / "out", epochs=0.1)), lines.append)
+    size = f"{report.num_steps} steps of 2 of {report.num_training} rankings: "
+    (sized,) = (index for index, line in enumerate(lines) if line.startswith(size))
+    assert lines[sized].endswith(f"0.1 times; {report.num_validation} rankings for validation")
+    assert not any(line.startswith("validation") for line in lines[:sized])
     reason = "its reward head, classifier, does not read the last hidden state alone"
     assert f"layout: padded, because {reason}" in lines
     written = json.loads((tmp_path / "out" / "training_report.json").read_text(encoding="utf-8"))
