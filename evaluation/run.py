@@ -61,7 +61,10 @@ def evaluate_rankings(
     with_pairs = [ranking for ranking in rankings if ranking.num_pairs()]
     if not with_pairs:
         raise RankingsError(
-            [f"{data_name}: all {len(rankings)} rankings are one tie, so they have no pair"]
+            [
+                f"{data_name}: all {len(rankings)} rankings are one tie, so they have no pair to "
+                "evaluate on"
+            ]
         )
     with ScorerThread(open_scorer) as scorer:
         scored = score_rankings(scorer, with_pairs)

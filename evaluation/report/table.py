@@ -62,10 +62,19 @@ def _head(evaluation: Evaluation) -> list[str]:
         f"{figures.num_pairs:,} pairs"
     ]
     if data.num_tied:
-        lines.append(f"{data.num_tied:,} rankings are one tie and are in no figure")
+        lines.append(f"{_are(data.num_tied)} one tie and in no figure")
     if data.left_out:
-        lines.append(f"{len(data.left_out):,} rankings could not be scored and are in no figure")
+        num, what = len(data.left_out), "could not be scored"
+        lines.append(
+            f"1 ranking {what} and is in no figure"
+            if num == 1
+            else f"{num:,} rankings {what} and are in no figure"
+        )
     return lines
+
+
+def _are(num_rankings: int) -> str:
+    return "1 ranking is" if num_rankings == 1 else f"{num_rankings:,} rankings are"
 
 
 def _accuracies(figures: Figures, level: str) -> list[str]:
