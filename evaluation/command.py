@@ -76,9 +76,9 @@ def _evaluate(model: str, data: str, config: EvalConfig) -> int:
         _say(f"kwise eval: {data} cannot be used")
         return 1
     writers = {"json": write_json, "html": write_html}
+    print("\n".join(table_lines(evaluation)))
     for name, path in outputs.items():
         writers[name](evaluation, path)
-    print("\n".join(table_lines(evaluation)))
     failed = [
         left_out
         for left_out in evaluation.data.left_out

@@ -41,7 +41,7 @@ class EvalConfig:
         "code 1, as for every other ranking that cannot be scored; skip: exit code 0",
     )
     resamples: int = option(
-        2000, "resamples of prompts for each interval", minimum=100, maximum=1_000_000
+        2000, "resamples of prompts for each interval", minimum=100, maximum=100_000
     )
     seed: int = option(0, "seed of the resamples", minimum=0, maximum=2**32 - 1)
     chat_template: str = option(

@@ -20,7 +20,7 @@ from kwise.evaluation.result import (
     ModelRecord,
 )
 from kwise.train.data.read import read_rankings
-from kwise.train.rankings.errors import RankingsError
+from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
 from kwise.train.rankings.hash import rankings_sha256
 from kwise.train.rankings.open_file import display_name
 from kwise.train.rankings.schema import Ranking
@@ -68,8 +68,10 @@ def evaluate_rankings(
         )
     with ScorerThread(open_scorer) as scorer:
         scored = score_rankings(scorer, with_pairs)
-    for left_out in scored.left_out:
+    for left_out in scored.left_out[:MAX_PROBLEMS]:
         progress(f"left out {left_out.origin}: {left_out.reason}")
+    if (more := len(scored.left_out) - MAX_PROBLEMS) > 0:
+        progress(f"left out {more:,} more rankings, which --json names")
     if not scored.rankings:
         raise RankingsError([f"{data_name}: none of {len(with_pairs)} rankings could be scored"])
     settings = config.settings()

@@ -10,7 +10,7 @@ figure.
 Dimensions: R rankings; C distinct prompts; B resamples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,12 +79,11 @@ class PromptBootstrap:
         ).astype(np.float64)
         return totals
 
-    def _batches(self) -> list[NDArray[np.float64]]:
+    def _batches(self) -> Iterator[NDArray[np.float64]]:
+        """Yield the counts of some resamples at a time, so that float64 takes little memory."""
         rows = max(_BATCH_BYTES // (8 * self.num_prompts), 1)
-        return [
-            self._counts_BC[start : start + rows].astype(np.float64)
-            for start in range(0, len(self._counts_BC), rows)
-        ]
+        for start in range(0, len(self._counts_BC), rows):
+            yield self._counts_BC[start : start + rows].astype(np.float64)
 
 
 def _counts(num_prompts: int, settings: Settings) -> NDArray[np.uint8]:

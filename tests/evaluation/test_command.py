@@ -164,8 +164,8 @@ def results(
     perfect = replace(
         result,
         rankings=tuple(
-            replace(r, rewards=tuple(map(float.__neg__, map(float, r.ranks))))
-            for r in result.rankings
+            replace(one, rewards=tuple(float(-rank) for rank in one.ranks))
+            for one in result.rankings
         ),
     )
     paths = tmp_path / "a.json", tmp_path / "b.json"

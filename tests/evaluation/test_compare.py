@@ -9,12 +9,14 @@ import pytest
 from kwise.errors import ConfigError
 from kwise.evaluation.compare import compare, p_value
 from kwise.evaluation.figures import figures_of
+from kwise.evaluation.metrics.bootstrap import PromptBootstrap
 from kwise.evaluation.result import (
     SCHEMA_VERSION,
     DataRecord,
     EvaluatedRanking,
     Evaluation,
     ModelRecord,
+    Settings,
 )
 from tests.evaluation.rankings import QUICK, ranking
 
@@ -82,17 +84,13 @@ def test_the_p_value_counts_the_observed_sample() -> None:
 
 def test_of_equal_models_five_in_a_hundred_differ() -> None:
     """The share of p-values below 0.05 is about 0.05 if the models do not differ."""
-    generator = np.random.default_rng(2)
-    num_runs = 200
-    p_values = [
-        compare(
-            *(evaluation(rankings_with(generator.normal(size=60).tolist())) for _ in range(2)),
-            QUICK,
-        )
-        .differences[1]
-        .p_value
-        for _ in range(num_runs)
-    ]
+    generator, num_runs = np.random.default_rng(2), 400
+    bootstrap = PromptBootstrap([str(number) for number in range(100)], Settings(num_resamples=400))
+    p_values = []
+    for _ in range(num_runs):
+        resampled = bootstrap.resampled_ratios(generator.normal(size=100), np.ones(100))
+        assert resampled is not None
+        p_values.append(p_value(resampled))
     # Within three standard errors of a binomial share.
     assert abs(np.mean(np.asarray(p_values) < 0.05) - 0.05) < 3 * np.sqrt(0.05 * 0.95 / num_runs)
 
