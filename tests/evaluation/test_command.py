@@ -33,7 +33,8 @@ def test_the_file_holds_all_that_the_figures_follow_from_and_no_text(
     content = json.dumps(json.loads((tmp_path / "result.json").read_text()), ensure_ascii=False)
     for ranking in read_rankings(examples):
         texts = [*ranking.responses, *(message.content for message in ranking.prompt)]
-        assert [text for text in texts if text in content] == []
+        # A shorter text may be a part of a number.
+        assert [text for text in texts if len(text) > 10 and text in content] == []
 
 
 def test_the_same_command_gives_the_same_figures(
@@ -140,8 +141,8 @@ def test_a_checkpoint_without_a_head_is_refused(
         change=lambda tensors: {k: v for k, v in tensors.items() if not k.startswith("score.")},
     )
     code, message = error_of(capsys, headless, examples)
-    assert code == 2 and message.startswith(f"MODEL {headless}: ")
-    assert "score" in message
+    missing = "is not a reward model: these weights are missing: score.weight"
+    assert (code, message) == (2, f"MODEL {headless} {missing}")
 
 
 def test_no_ranking_that_can_be_scored_is_an_error(
