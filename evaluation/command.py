@@ -13,7 +13,8 @@ from kwise.train.rankings.open_file import check_input
 
 _EPILOG = """\
 MODEL is a checkpoint (a Hugging Face directory, or a name on the hub), an artifact, or the address
-of a server. DATA has rankings in any format that kwise data converts.
+of a server. DATA has rankings in any format that kwise data converts, or is one of the public
+benchmarks RewardBench, RewardBench 2, RM-Bench and JudgeBench.
 
 The table goes to standard output. docs/evaluation.md explains each figure.
 """
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.usage = (
         "%(prog)s MODEL DATA [--json FILE] [--html FILE] [options]\n"
-        "       %(prog)s --compare A B [--json FILE]"
+        "       %(prog)s --compare A B [--json FILE] [--html FILE]"
     )
     parser.epilog = _EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -34,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint, an artifact, or HOST:PORT of a server",
     )
     parser.add_argument(
-        "data", metavar="DATA", nargs="?", help="file with rankings; '-' for standard input"
+        "data",
+        metavar="DATA",
+        nargs="?",
+        help="file with rankings, '-' for standard input, or file or directory of a benchmark",
     )
     parser.add_argument(
         "--compare",
@@ -62,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(model: str, data: str, config: EvalConfig) -> int:
-    check_input(data)
+    if not Path(data).is_dir():  # a directory may have a benchmark
+        check_input(data)
     outputs = _outputs(config)
     from kwise.evaluation.report.html import write_html
     from kwise.evaluation.report.json import write_json
@@ -92,17 +97,19 @@ def _compare(a: Path, b: Path, config: EvalConfig) -> int:
         raise ConfigError(f"{flag_of(unused[0])} has no effect with --compare; leave it out")
     outputs = _outputs(config)
     from kwise.evaluation.compare import compare
+    from kwise.evaluation.report.html import write_comparison_html
     from kwise.evaluation.report.json import read_json, write_comparison
     from kwise.evaluation.report.table import comparison_lines
 
     comparison = compare(read_json(a), read_json(b), config.settings())
-    for path in outputs.values():
-        write_comparison(comparison, path)
+    writers = {"json": write_comparison, "html": write_comparison_html}
+    for name, path in outputs.items():
+        writers[name](comparison, path)
     print("\n".join(comparison_lines(comparison)))
     return 0
 
 
-_COMPARE_OPTIONS = {"json", "overwrite", "resamples", "seed"}
+_COMPARE_OPTIONS = {"json", "html", "overwrite", "resamples", "seed"}
 
 
 def _outputs(config: EvalConfig) -> dict[str, Path]:

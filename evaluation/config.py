@@ -9,6 +9,7 @@ from kwise.engine.model.runtime.kind import Runtime
 from kwise.errors import ConfigError
 from kwise.evaluation.kind import ModelKind
 from kwise.evaluation.result import Settings
+from kwise.evaluation.suites.name import SuiteName
 from kwise.options import MAX_COUNT, MAX_SECONDS, check_bounds, check_date, flag_of, option
 from kwise.train.options.config import Overlong
 
@@ -32,6 +33,11 @@ class EvalConfig:
     json: str = option("", "file for the result: figures, rewards and origin, without texts")
     html: str = option("", "file for a page with tables and plots")
     overwrite: bool = option(False, "replace the files of --json and --html if they exist")
+    suite: SuiteName | None = option(
+        None,
+        "the public benchmark in DATA, whose scores are reported by its own rules (default: "
+        "recognised by its columns)",
+    )
     limit: int | None = option(
         None, "evaluate the first rankings only (default: all)", minimum=1, maximum=MAX_COUNT
     )

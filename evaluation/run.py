@@ -1,6 +1,7 @@
 """One run of `kwise eval`: read, score, compute the figures."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +20,8 @@ from kwise.evaluation.result import (
     Evaluation,
     ModelRecord,
 )
+from kwise.evaluation.suites.evaluate import suite_result
+from kwise.evaluation.suites.read import read_benchmark
 from kwise.train.data.read import read_rankings
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
 from kwise.train.rankings.hash import rankings_sha256
@@ -43,10 +46,16 @@ def evaluate(model: str, data: str, config: EvalConfig, progress: Progress) -> E
         OSError: a file cannot be read.
     """
     open_scorer = opener_of(model, config)
+    name = Path(display_name(data)).name or Path(data).resolve().name
+    if (benchmark := read_benchmark(data, config.suite)) is not None:
+        rows = benchmark.first(config.limit)
+        for line in rows.remarks():
+            progress(f"{name}: {line}")
+        rankings = rows.rankings()
+        evaluation = evaluate_rankings(model, name, rankings, config, open_scorer, progress)
+        return replace(evaluation, suite=suite_result(rows, evaluation))
     rankings = read_rankings(data, allow_tied=True, progress=progress)[: config.limit]
-    return evaluate_rankings(
-        model, Path(display_name(data)).name, rankings, config, open_scorer, progress
-    )
+    return evaluate_rankings(model, name, rankings, config, open_scorer, progress)
 
 
 def evaluate_rankings(

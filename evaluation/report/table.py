@@ -1,11 +1,9 @@
 """The tables of evaluations and comparisons for a terminal."""
 
-from collections.abc import Sequence
-
 from kwise.evaluation.estimate import Estimate
+from kwise.evaluation.report.aligned import aligned_lines, interval_text
+from kwise.evaluation.report.suite_table import suite_lines
 from kwise.evaluation.result import Accuracy, Evaluation, Figures, ModelComparison
-
-_GAP = "  "
 
 
 def table_lines(evaluation: Evaluation) -> list[str]:
@@ -15,6 +13,7 @@ def table_lines(evaluation: Evaluation) -> list[str]:
     return [
         *_head(evaluation),
         "",
+        *([*suite_lines(evaluation.suite, level), ""] if evaluation.suite else []),
         *_accuracies(figures, level),
         "",
         *_numbers(figures, level),
@@ -28,11 +27,11 @@ def comparison_lines(comparison: ModelComparison) -> list[str]:
     level = f"{comparison.settings.confidence:.0%}"
     rows = [
         (
-            _FIGURES[difference.figure],
+            FIGURE_NAMES[difference.figure],
             f"{difference.a:.3f}",
             f"{difference.b:.3f}",
             f"{difference.difference.value:+.3f}",
-            _interval(difference.difference, "{:+.3f}"),
+            interval_text(difference.difference, "{:+.3f}"),
             "" if difference.p_value is None else f"{difference.p_value:.3g}",
         )
         for difference in comparison.differences
@@ -43,10 +42,10 @@ def comparison_lines(comparison: ModelComparison) -> list[str]:
             f"{comparison.num_only_a:,} rankings were scored for A only and "
             f"{comparison.num_only_b:,} for B only; they do not count"
         )
-    return [*lines, "", *_table(("figure", "A", "B", "A - B", level, "p"), rows)]
+    return [*lines, "", *aligned_lines(("figure", "A", "B", "A - B", level, "p"), rows)]
 
 
-_FIGURES = {
+FIGURE_NAMES = {
     "accuracy": "pairwise accuracy",
     "kendall_tau": "Kendall's tau-b",
     "ndcg": "NDCG",
@@ -86,12 +85,12 @@ def _accuracies(figures: Figures, level: str) -> list[str]:
             part.name,
             f"{part.num_pairs:,}",
             f"{part.accuracy.value:.1%}",
-            _interval(part.accuracy, "{:.1%}"),
+            interval_text(part.accuracy, "{:.1%}"),
             f"{part.longer_wins:.1%}",
         )
         for part in parts
     ]
-    return _table(("pairs", "number", "accuracy", level, "longer wins"), rows)
+    return aligned_lines(("pairs", "number", "accuracy", level, "longer wins"), rows)
 
 
 def _numbers(figures: Figures, level: str) -> list[str]:
@@ -113,7 +112,7 @@ def _numbers(figures: Figures, level: str) -> list[str]:
             ("correlation with length", *_estimate(figures.length_correlation.rewards)),
             ("  of the labels", *_estimate(figures.length_correlation.labels)),
         ]
-    return _table(("figure", "value", level), rows)
+    return aligned_lines(("figure", "value", level), rows)
 
 
 def _best_of_n(figures: Figures, level: str) -> list[str]:
@@ -122,33 +121,15 @@ def _best_of_n(figures: Figures, level: str) -> list[str]:
             str(point.n),
             f"{point.num_rankings:,}",
             f"{point.model.value:.3f}",
-            _interval(point.model, "{:.3f}"),
+            interval_text(point.model, "{:.3f}"),
             f"{point.best:.3f}",
             f"{point.random:.3f}",
         )
         for point in figures.best_of_n.points
     ]
     header = ("best of n", "rankings", figures.best_of_n.quality, level, "best", "random")
-    return _table(header, rows)
+    return aligned_lines(header, rows)
 
 
 def _estimate(estimate: Estimate) -> tuple[str, str]:
-    return f"{estimate.value:.3f}", _interval(estimate, "{:.3f}")
-
-
-def _interval(estimate: Estimate, form: str) -> str:
-    if estimate.interval is None:
-        return ""
-    return f"{form.format(estimate.interval.low)} to {form.format(estimate.interval.high)}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return aligned lines: the first column to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    return [
-        _GAP.join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    ]
+    return f"{estimate.value:.3f}", interval_text(estimate, "{:.3f}")

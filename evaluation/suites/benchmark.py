@@ -13,21 +13,13 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.score_tree import SubsetMean, WeightedMean
 from kwise.train.data.rows.row import Row
 from kwise.types import Conversation
 
 Rewards = tuple[float, ...]
 Outcome = Mapping[str, float]
-
-
-class SuiteName(Enum):
-    """The benchmarks, by the names of their repositories."""
-
-    REWARD_BENCH = "reward-bench"
-    REWARD_BENCH_2 = "reward-bench-2"
-    RM_BENCH = "rm-bench"
-    JUDGE_BENCH = "judge-bench"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kwise.evaluation.estimate import Estimate, Interval
-from kwise.evaluation.result import Settings
+from kwise.evaluation.result import Evaluation, Settings
 from kwise.evaluation.suite_result import Score, ScoreMatrix, SubsetSize, SuiteResult
 from kwise.evaluation.suites.benchmark import (
     Benchmark,
@@ -20,7 +20,19 @@ from kwise.evaluation.suites.benchmark import (
     ScoreLevel,
 )
 from kwise.evaluation.suites.outcomes import outcomes_by_subset
+from kwise.evaluation.suites.read import BenchmarkRows
 from kwise.evaluation.suites.score_tree import SubsetMeans
+
+
+def suite_result(rows: BenchmarkRows, evaluation: Evaluation) -> SuiteResult:
+    """Return the scores of the rows from the rewards of their rankings in `evaluation`."""
+    rewards = {ranking.origin: ranking.rewards for ranking in evaluation.rankings}
+    return score_benchmark(
+        rows.benchmark,
+        [(item, rewards.get(origin)) for origin, item in rows.items],
+        evaluation.settings,
+        unread_files=rows.unread_files,
+    )
 
 
 def score_benchmark(

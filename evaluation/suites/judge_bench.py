@@ -24,9 +24,9 @@ from kwise.evaluation.suites.benchmark import (
     Rewards,
     ScoreDefinition,
     ScoreLevel,
-    SuiteName,
 )
 from kwise.evaluation.suites.columns import prompt_of
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.score_tree import SubsetMean
 from kwise.train.data.rows.fields import refuse, string_field
 from kwise.train.data.rows.row import Row

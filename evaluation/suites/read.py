@@ -2,18 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from kwise.errors import ConfigError
-from kwise.evaluation.suites.benchmark import Benchmark, BenchmarkItem, SuiteName
+from kwise.evaluation.suites.benchmark import Benchmark, BenchmarkItem
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.table import BENCHMARKS, recognise
 from kwise.train.data.files.read_rows import read_rows
 from kwise.train.data.rows.items import RowProblem
 from kwise.train.data.rows.row import Row
 from kwise.train.rankings.errors import MAX_PROBLEMS, RankingsError
 from kwise.train.rankings.open_file import STDIN, check_input
+from kwise.train.rankings.schema import Ranking
 
 _ENDINGS = (".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv")
 # Files without rows that `datasets` and the hub write beside the data.
@@ -32,6 +34,28 @@ class BenchmarkRows:
     benchmark: Benchmark
     items: tuple[tuple[str, BenchmarkItem], ...]
     unread_files: tuple[str, ...]
+
+    def first(self, num: int | None) -> "BenchmarkRows":
+        """Return the first `num` rows; all if it is None."""
+        return replace(self, items=self.items[:num])
+
+    def remarks(self) -> list[str]:
+        """Return what was read, and the files that were not, as lines for people."""
+        read = f"{self.benchmark.title}, {len(self.items):,} rows"
+        unread = ", ".join(self.unread_files)
+        return [read, f"not read, because no score needs them: {unread}"] if unread else [read]
+
+    def rankings(self) -> list[Ranking]:
+        """Return each row as a ranking in which right responses are above wrong ones."""
+        return [
+            Ranking(
+                prompt=item.prompt,
+                responses=item.responses,
+                ranks=tuple(1 + (index >= item.num_right) for index in range(len(item.responses))),
+                origin=origin,
+            )
+            for origin, item in self.items
+        ]
 
 
 def read_benchmark(path: str, name: SuiteName | None = None) -> BenchmarkRows | None:

@@ -25,9 +25,9 @@ from kwise.evaluation.suites.benchmark import (
     Rewards,
     ScoreDefinition,
     ScoreLevel,
-    SuiteName,
 )
 from kwise.evaluation.suites.columns import is_higher, known_subset, prompt_of
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.score_tree import SubsetMean, WeightedMean, mean_of
 from kwise.train.data.rows.fields import string_field
 from kwise.train.data.rows.row import Row

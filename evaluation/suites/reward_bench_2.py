@@ -22,9 +22,9 @@ from kwise.evaluation.suites.benchmark import (
     Rewards,
     ScoreDefinition,
     ScoreLevel,
-    SuiteName,
 )
 from kwise.evaluation.suites.columns import known_subset, prompt_of, texts_of
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.score_tree import SubsetMean, mean_of
 from kwise.evaluation.suites.ties import (
     COMPONENTS,

@@ -25,9 +25,9 @@ from kwise.evaluation.suites.benchmark import (
     ScoreDefinition,
     ScoreLevel,
     StyleMatrix,
-    SuiteName,
 )
 from kwise.evaluation.suites.columns import is_higher, known_subset, prompt_of, texts_of
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.score_tree import SubsetMean, WeightedMean, mean_of
 from kwise.train.data.rows.fields import refuse
 from kwise.train.data.rows.row import Row

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kwise.evaluation.suites.benchmark import Benchmark, SuiteName
+from kwise.evaluation.suites.benchmark import Benchmark
 from kwise.evaluation.suites.judge_bench import JUDGE_BENCH
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.reward_bench import REWARD_BENCH
 from kwise.evaluation.suites.reward_bench_2 import REWARD_BENCH_2
 from kwise.evaluation.suites.rm_bench import RM_BENCH

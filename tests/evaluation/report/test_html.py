@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from kwise.evaluation.compare import compare
 from kwise.evaluation.figures import figures_of
-from kwise.evaluation.report.html import page_of, write_html
+from kwise.evaluation.report.html import comparison_page_of, page_of, write_html
 from kwise.evaluation.result import (
     SCHEMA_VERSION,
     DataRecord,
@@ -22,8 +23,9 @@ from kwise.evaluation.result import (
     ModelRecord,
     Settings,
 )
-from kwise.evaluation.suites.benchmark import BenchmarkItem, Rewards, SuiteName
+from kwise.evaluation.suites.benchmark import BenchmarkItem, Rewards
 from kwise.evaluation.suites.evaluate import score_benchmark
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.table import BENCHMARKS
 
 MARKUP = "<script>alert('1')</script> & \"$x_1$\""
@@ -305,6 +307,32 @@ def test_a_benchmark_with_missing_rows_has_no_overall_score_and_names_them() -> 
     assert parsed.row("Overall") == ["–", "–", "1,317"]
     assert parsed.row("chat") == ["127", "127", "129"]
     assert any(text.startswith("5 of 5 subsets have other rows") for text in parsed.texts)
+
+
+def test_the_differences_of_two_models_are_on_a_page_of_their_own() -> None:
+    a, b = (evaluation_of(*rankings(20, seed=seed), name=MARKUP + str(seed)) for seed in (0, 1))
+    b = replace(
+        b,
+        rankings=tuple(
+            replace(ranking, lengths=other.lengths)
+            for ranking, other in zip(b.rankings, a.rankings, strict=True)
+        ),
+    )
+    comparison = compare(a, b, Settings(num_resamples=100))
+    page = comparison_page_of(comparison)
+    parsed = Page(page)
+    assert "<script" not in page
+    assert comparison.conclusion in parsed.texts
+    for name, part in zip(
+        ("pairwise accuracy", "negative log likelihood", "Kendall's tau-b", "NDCG"),
+        comparison.differences,
+        strict=True,
+    ):
+        shown = [f"{part.a:.3f}", f"{part.b:.3f}", f"{part.difference.value:+.3f}"]
+        assert parsed.row(name)[:3] == shown
+    (plot,) = svgs(page)
+    ElementTree.fromstring(plot)
+    assert comparison_page_of(comparison) == page
 
 
 def test_without_matplotlib_the_message_names_the_extra(monkeypatch: Any) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from kwise.evaluation.result import Settings
 from kwise.evaluation.suite_result import Score, SuiteResult
-from kwise.evaluation.suites.benchmark import Benchmark, BenchmarkItem, Rewards, SuiteName
+from kwise.evaluation.suites.benchmark import Benchmark, BenchmarkItem, Rewards
 from kwise.evaluation.suites.evaluate import score_benchmark
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.table import BENCHMARKS
 
 SETTINGS = Settings(num_resamples=200)

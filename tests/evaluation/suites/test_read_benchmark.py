@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kwise.errors import ConfigError
-from kwise.evaluation.suites.benchmark import SuiteName
+from kwise.evaluation.suites.name import SuiteName
 from kwise.evaluation.suites.read import BenchmarkRows, read_benchmark
 from kwise.train.rankings.errors import RankingsError
 from kwise.types import Message
