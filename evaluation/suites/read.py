@@ -64,14 +64,14 @@ def read_benchmark(path: str, name: SuiteName | None = None) -> BenchmarkRows | 
     name: the benchmark; None: recognise it by the columns of the first row of each file.
 
     Returns:
-        None if no benchmark was named, and the data is a file that is not recognised.
+        None if no benchmark was named, and the data is a pipe or a file that is not recognised.
 
     Raises:
         RankingsError: there are bad rows, or there is no row.
         ConfigError: the data is missing, or is a directory that is not recognised.
         OSError: a file cannot be read.
     """
-    if name is None and path == STDIN:
+    if name is None and (path == STDIN or Path(path).is_fifo()):
         return None  # what is read of a pipe to recognise it would be missing afterwards
     directory = path if path != STDIN and Path(path).is_dir() else ""
     if not directory:

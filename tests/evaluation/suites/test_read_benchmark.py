@@ -1,5 +1,6 @@
 """The files of benchmarks: each is recognised, read in full, and refused with a place if bad."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,13 @@ def test_files_of_two_benchmarks_are_refused(tmp_path: Path) -> None:
         write_rows(tmp_path / f"{name.value}.jsonl", ROWS[name])
     with pytest.raises(ConfigError, match="of JudgeBench and RM-Bench; evaluate one"):
         read_benchmark(str(tmp_path))
+
+
+def test_a_pipe_is_not_read_to_recognise_it(tmp_path: Path) -> None:
+    """Its rows would be missing afterwards. Without a writer, opening it would block."""
+    os.mkfifo(tmp_path / "pipe")
+    assert read_benchmark(str(tmp_path / "pipe")) is None
+    assert read_benchmark("-") is None
 
 
 def test_a_directory_without_a_benchmark_is_refused(tmp_path: Path) -> None:
