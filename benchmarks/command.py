@@ -11,6 +11,7 @@ from kwise.benchmarks.capacity.options import (
     ClusterBenchConfig,
     QueueBenchConfig,
 )
+from kwise.benchmarks.experiments.options import EvidenceConfig, ExperimentsConfig
 from kwise.benchmarks.options import (
     BulkBenchConfig,
     GpuBenchConfig,
@@ -96,6 +97,17 @@ _BENCHMARKS: dict[str, tuple[str, type, str]] = {
         HeadsBenchConfig,
         "whether the standard deviation of several heads tells wrong pairs from right ones better "
         "than the size of the margin, on a frozen backbone",
+    ),
+    "experiments": (
+        "experiments.run",
+        ExperimentsConfig,
+        "what rankings, their number, their size, the loss and the model are worth, on frozen "
+        "states of real responses; cells that were measured before are skipped",
+    ),
+    "evidence": (
+        "experiments.report.run",
+        EvidenceConfig,
+        "nothing: turn the results of kwise bench experiments into tables and plots",
     ),
     "soak": (
         "serving.soak",

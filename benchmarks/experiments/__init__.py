@@ -1,0 +1,1 @@
+"""The experiments behind what kwise claims about rankings; docs/evidence.md tells their results."""

@@ -1,0 +1,1 @@
+"""One module for each experiment: its cells, and how one cell is measured."""
