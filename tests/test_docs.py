@@ -24,6 +24,7 @@ COMMANDS += [
 ]
 COMMANDS += [f"bench {name}" for name in ("graph", "gpu", "precision", "load", "train", "soak")]
 COMMANDS += [f"bench {name}" for name in ("queue", "cluster", "capacity")]
+COMMANDS += ["bench experiments", "bench evidence"]
 # Options of pytest, pip and perf_analyzer that the pages mention.
 OTHER_OPTIONS = {"--hypothesis-profile", "--no-deps", "--input-data"}
 # Those of pip: docs/gpu.md.

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+PROMPTS = "prompts.json"  # the file beside the cells that has the number of pairs of each prompt
+
 
 def run_cells(
     path: Path,

@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from kwise.benchmarks.experiments.features import MEAN, Features
+from kwise.benchmarks.experiments.features import HEAD, MEAN, Features
 from kwise.benchmarks.experiments.head import Head, Labelled, train_head
 from kwise.benchmarks.experiments.responses import Responses, Split, split
 from kwise.benchmarks.experiments.scoring import counts_of
 from kwise.train.options.objectives import ObjectiveConfig
 from kwise.train.rankings.schema import Ranking
+
+_DEPTH = 0.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +23,8 @@ class Inputs:
 
     Attributes:
         responses: of all rankings.
-        models: directories or files of the models, by name.
-        features: by the name of the model; the first one is the model of most experiments.
+        models: directories or files of the models, by name; the first one is `main_model`.
+        features: by the name of the model.
         bf16: whether backbones run in bf16.
     """
 
@@ -41,23 +44,41 @@ class Inputs:
         """The number of prompts of the training part."""
         return len(self.split(0).training)
 
+    @property
+    def main_model(self) -> str:
+        """The name of the model of most experiments: the first one."""
+        return next(iter(self.models))
+
     def split(self, seed: int) -> Split:
         """Return the split of a seed."""
         return split(self.num_prompts, seed)
 
-    def states(self, model: str) -> Tensor:
-        """Return the states of a model that most experiments use, float32[N, K, D].
+    def states(self, model: str, layer: int | None = None, pooling: str = MEAN) -> Tensor:
+        """Return the features of the responses by a model, float32[N, K, D].
 
-        They are means over the response's tokens at three fifths of the depth, a choice that is
-        made once for all models: the experiment `models` shows what other depths give.
+        A mean over tokens hides the length of the response, which a head at the last token can
+        see. So the logarithm of the length is one more feature beside a mean.
+
+        Args:
+            model: its name.
+            layer: one of its layers; None for three fifths of the depth, a choice that is made once
+                for all models. The experiment `models` shows what other depths give.
+            pooling: `MEAN` or `HEAD`.
         """
         features = self.features[model]
-        layers = features.layers
-        return features.states[MEAN, layers[len(layers) // 2]]
+        if layer is None:
+            layer = min(features.layers, key=lambda one: abs(one - _DEPTH * features.num_layers))
+        states = features.states[pooling, layer]
+        if pooling == HEAD:
+            return states
+        lengths = self.responses.lengths.clamp(min=1).log()
+        return torch.cat([states, lengths[..., None]], dim=-1)
 
-    def main_states(self) -> Tensor:
-        """Return `states` of the first model."""
-        return self.states(next(iter(self.features)))
+    def head(
+        self, groups: Sequence[Labelled], objective: ObjectiveConfig, pooling: str = MEAN
+    ) -> Head:
+        """Return the head for rankings with features of this pooling; λ leaves the length free."""
+        return train_head(groups, objective, num_free=1 if pooling == MEAN else 0)
 
 
 def ranks_of(quality: Tensor) -> Tensor:
@@ -73,11 +94,11 @@ def measured(inputs: Inputs, head: Head, states: Tensor, test: Tensor) -> dict[s
 
 
 def learned(
-    inputs: Inputs, groups: list[Labelled], objective: ObjectiveConfig, seed: int
+    inputs: Inputs, model: str, groups: list[Labelled], objective: ObjectiveConfig, seed: int
 ) -> dict[str, Any]:
-    """Train a head on the main model's states, and return its results on the seed's test prompts.
+    """Train a head on a model's states, and return its results on the seed's test prompts.
 
     The order of the training prompts is random; see `Split`.
     """
-    head = train_head(groups, objective)
-    return measured(inputs, head, inputs.main_states(), inputs.split(seed).test)
+    head = inputs.head(groups, objective)
+    return measured(inputs, head, inputs.states(model), inputs.split(seed).test)

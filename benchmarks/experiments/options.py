@@ -78,6 +78,11 @@ class EvidenceConfig:
     results: Path = option(
         Path("benchmarks/results/experiments"), "folder that kwise bench experiments wrote"
     )
+    model: str = option(
+        "",
+        "model whose heads the tables of labels and losses are of; by default that of the first "
+        "cell of each experiment",
+    )
     images: Path = option(Path("docs/images"), "folder for the plots")
     draws: int = option(2000, "draws of the bootstrap", minimum=10, maximum=MAX_COUNT)
 

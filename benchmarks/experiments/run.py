@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kwise.benchmarks import machine
-from kwise.benchmarks.experiments.cells import run_cells
+from kwise.benchmarks.experiments.cells import PROMPTS, run_cells
 from kwise.benchmarks.experiments.features import features_of
 from kwise.benchmarks.experiments.inputs import Inputs
 from kwise.benchmarks.experiments.options import ExperimentsConfig
@@ -30,8 +30,6 @@ from kwise.benchmarks.experiments.studies import (
 )
 from kwise.errors import ConfigError
 from kwise.train.data.read import read_rankings
-
-PROMPTS = "prompts.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

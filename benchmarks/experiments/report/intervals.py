@@ -7,6 +7,7 @@ The same draws serve every group of cells, so the interval of a difference is th
 Dimensions: S seeds; N prompts; B draws.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,43 +29,26 @@ class Estimate:
     high: float
 
     def percent(self) -> str:
-        """Return the text "74.1 % (73.0–75.2)"."""
+        """Return the text "74.1 % (73.0–75.2)", or a dash if nothing was measured."""
+        if math.isnan(self.value):
+            return "–"
         return f"{self.value:.1%} ({100 * self.low:.1f}–{100 * self.high:.1f})".replace("%", " %")
 
     def points(self) -> str:
-        """Return a difference as the text "+0.4 (−0.1 to +0.9)", in percentage points."""
+        """Return a difference as "+0.4 (−0.1 to +0.9)", in percentage points, or a dash."""
+        if math.isnan(self.value):
+            return "–"
         low, high = 100 * self.low, 100 * self.high
         return f"{100 * self.value:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−")
 
 
 class Bootstrap:
-    """The draws of seeds and prompts, and the sums of pairs under each."""
+    """The draws of seeds and prompts, and the accuracies under each."""
 
-    def __init__(self, pairs: Sequence[float], num_seeds: int, num_draws: int) -> None:
-        """Draw.
-
-        Args:
-            pairs: the number of pairs of each prompt.
-            num_seeds: the seeds are 0 … `num_seeds` − 1.
-            num_draws: B.
-        """
-        random = np.random.default_rng(_SEED)
-        num_prompts = len(pairs)
+    def __init__(self, pairs: Sequence[float], num_draws: int) -> None:
+        """Draw the prompts, of which `pairs` are the numbers of pairs."""
         self._pairs_N = np.array(pairs)
-        self._tests = [split(num_prompts, seed).test.numpy() for seed in range(num_seeds)]
-        # The first row has all weights 1: the estimate itself.
-        self._seeds_BS = np.vstack(
-            [
-                np.ones(num_seeds),
-                random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_draws),
-            ]
-        )
-        self._prompts_BN = np.vstack(
-            [
-                np.ones(num_prompts),
-                random.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), num_draws),
-            ]
-        )
+        self._prompts_BN = _weights(len(pairs), num_draws)
 
     def accuracies(
         self,
@@ -77,15 +61,18 @@ class Bootstrap:
             right_by_seed: the right pairs of the seed's test prompts, for each seed.
             pairs_by_seed: their pairs, if not the prompts' own.
         """
-        rights, totals = np.zeros(len(self._seeds_BS)), np.zeros(len(self._seeds_BS))
-        for seed, right in right_by_seed.items():
-            test = self._tests[seed]
+        num_draws, num_prompts = self._prompts_BN.shape
+        if not right_by_seed:  # the run was stopped before this cell
+            return np.full(num_draws, np.nan)
+        seeds_BS = _weights(len(right_by_seed), num_draws - 1)
+        rights, totals = np.zeros(num_draws), np.zeros(num_draws)
+        for seeds_B, (seed, right) in zip(seeds_BS.T, sorted(right_by_seed.items()), strict=True):
+            test = split(num_prompts, seed).test.numpy()
             pairs = self._pairs_N[test] if pairs_by_seed is None else np.array(pairs_by_seed[seed])
-            weights = self._seeds_BS[:, seed, None] * self._prompts_BN[:, test]
+            weights = seeds_B[:, None] * self._prompts_BN[:, test]
             rights += weights @ np.array(right)
             totals += weights @ pairs
-        with np.errstate(invalid="ignore"):
-            return rights / totals
+        return rights / totals
 
     def of_rule(self, right: Sequence[float]) -> np.ndarray:
         """Return the accuracy of each draw of a rule that needs no training, over all prompts."""
@@ -94,9 +81,19 @@ class Bootstrap:
         return result
 
 
+def _weights(number: int, num_draws: int) -> np.ndarray:
+    """Return how often each of `number` things is drawn, [1 + B, number]; first each of them once.
+
+    The same numbers give the same draws.
+    """
+    random = np.random.default_rng([_SEED, number])
+    drawn = random.multinomial(number, np.full(number, 1 / number), num_draws)
+    return np.vstack([np.ones(number), drawn])
+
+
 def estimate(values: np.ndarray) -> Estimate:
     """Return the estimate of draws of which the first is the value itself."""
-    low, high = np.nanpercentile(values[1:], _BOUNDS)
+    low, high = np.percentile(values[1:], _BOUNDS)
     return Estimate(value=float(values[0]), low=float(low), high=float(high))
 
 

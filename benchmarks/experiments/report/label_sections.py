@@ -25,7 +25,7 @@ def annotators(results: Results, images: Path) -> str:
         for axes, (quality, name, sweep) in zip(panels, sweeps, strict=True):
             values = [getattr(one, name) for one in sweep]
             rows = []
-            for method, colour in zip(Method, COLOURS, strict=True):
+            for method, colour in zip(Method, COLOURS, strict=False):
                 cells = [
                     {
                         "quality": quality,
@@ -48,6 +48,12 @@ def annotators(results: Results, images: Path) -> str:
                 for cell in cells
             ]
             rows.append(["ranks − scores per annotator, points", *differences])
+            for method in (Method.RANKS, Method.PER_ANNOTATOR):
+                near = [
+                    results.near("annotators", **cell | {"method": method.value}).percent()
+                    for cell in cells
+                ]
+                rows.append([f"{method.value}, near in length", *near])
             suffix = "" if quality == "standardised" else ", prompts differ in quality"
             axes.set_xlabel(f"{name} of annotators{suffix}")
             parts.append(
@@ -98,9 +104,12 @@ def group_size(results: Results, images: Path) -> str:
                         estimate(draws_4).percent(),
                         estimate(draws_9).percent(),
                         estimate(draws_9 - draws_4).points(),
+                        results.near("group-size", K=4, num_prompts=four, noise=noise).percent(),
+                        results.near("group-size", K=9, num_prompts=nine, noise=noise).percent(),
                     ]
                 )
         heading = ["prompts × K", "noise", "K = 4", "K = 9", "difference, points"]
+        heading += ["K = 4, near in length", "K = 9, near"]
         parts.append(f"### equal {name}\n\n" + table(heading, rows))
     with figure(images / "evidence-group-size.svg", len(NOISES), sharey=True) as panels:
         for axes, noise in zip(panels, NOISES, strict=True):

@@ -1,16 +1,15 @@
 """The results of all experiments, read from their files, and estimates from them."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kwise.benchmarks.experiments.cells import read_cells
+from kwise.benchmarks.experiments.cells import PROMPTS, read_cells
 from kwise.benchmarks.experiments.report.intervals import Bootstrap, Estimate, by_seed, estimate
-from kwise.benchmarks.experiments.run import PROMPTS
 from kwise.errors import ConfigError
 
 Line = Mapping[str, Any]
@@ -24,15 +23,27 @@ class Results:
         lines: by experiment; empty if it was not run.
         all_pairs, near_pairs: the draws, for all pairs and for pairs of nearly equal length.
         longer: the baseline "the longer response wins", for the same two.
+        pairs_per_prompt: the mean; less than K (K − 1) / 2 where scores are tied.
+        model: the model of the experiments that have one; "" for that of their first cell.
     """
 
     lines: Mapping[str, Sequence[Line]]
+    model: str
     all_pairs: Bootstrap
     near_pairs: Bootstrap
     longer: tuple[Estimate, Estimate]
+    pairs_per_prompt: float
+
+    def has(self, study: str) -> bool:
+        """Return whether there are cells of the model."""
+        return any(self.model in ("", line["cell"]["model"]) for line in self.lines[study])
 
     def select(self, study: str, **fields: Any) -> list[Line]:
-        """Return the lines of a study whose cells have these fields."""
+        """Return the lines of a study whose cells have these fields.
+
+        Without `model` among them, the cells are of one model, see `model`.
+        """
+        fields = {"model": self.model or self.lines[study][0]["cell"]["model"], **fields}
         return [
             line
             for line in self.lines[study]
@@ -52,12 +63,16 @@ class Results:
         lines = self.select(study, **fields)
         return estimate(self.near_pairs.accuracies(by_seed(lines, "right_near")))
 
-    def longer_rows(self) -> list[str]:
-        """Return the cells of a table's last row: the baseline of length."""
-        return ["longer wins", *(one.percent() for one in self.longer)]
+    def baseline(self) -> str:
+        """Return a sentence on the baseline of length."""
+        everything, near = (one.percent() for one in self.longer)
+        return (
+            f"The longer response wins in {everything} of all pairs, and in {near} of the pairs "
+            "whose lengths differ by at most a quarter."
+        )
 
 
-def read_results(folder: Path, studies: Sequence[str], num_draws: int) -> Results:
+def read_results(folder: Path, studies: Sequence[str], model: str, num_draws: int) -> Results:
     """Return the results in a folder.
 
     Raises:
@@ -71,13 +86,13 @@ def read_results(folder: Path, studies: Sequence[str], num_draws: int) -> Result
     for study, own in lines.items():
         if any(line["data"] != prompts["data"] for line in own):
             raise ConfigError(f"--results: {study}.jsonl has cells of other rankings; delete it")
-    seeds = [line["cell"]["seed"] for own in lines.values() for line in own]
-    make: Callable[[str], Bootstrap] = lambda field: Bootstrap(  # noqa: E731
-        prompts["pairs"][field], max(seeds, default=0) + 1, num_draws
+    all_pairs, near_pairs = (
+        Bootstrap(prompts["pairs"][field], num_draws) for field in ("right", "right_near")
     )
-    all_pairs, near_pairs = make("right"), make("right_near")
     return Results(
         lines=lines,
+        model=model,
+        pairs_per_prompt=float(np.mean(prompts["pairs"]["right"])),
         all_pairs=all_pairs,
         near_pairs=near_pairs,
         longer=(

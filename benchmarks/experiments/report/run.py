@@ -39,10 +39,10 @@ def run(config: EvidenceConfig) -> None:
         "models": size_sections.models,
         "systems": size_sections.systems,
     }
-    results = read_results(config.results, STUDIES, config.draws)
-    parts = [_HEADING]
+    results = read_results(config.results, STUDIES, config.model, config.draws)
+    parts = [_HEADING + f"\n{results.baseline()}\n"]
     for study, section in sections.items():
-        if results.lines[study]:
+        if results.has(study):
             parts.append(f"## {study}\n\n{section(results, config.images)}\n")
             print(f"{study}: {len(results.lines[study])} cells")
     path = config.results / TABLES

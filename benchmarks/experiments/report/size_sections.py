@@ -12,9 +12,8 @@ from kwise.benchmarks.experiments.report.results import Results
 from kwise.benchmarks.experiments.report.tables import table
 from kwise.benchmarks.experiments.studies.systems import Kind
 
-_PAIRS_PER_PROMPT = 36
-# 50,000 pairs; the prompts of InstructGPT.
-_EXTRAPOLATED = (round(50_000 / _PAIRS_PER_PROMPT), 33_000)
+# 50,000 pairs without ties, of nine responses each; the prompts of InstructGPT.
+_EXTRAPOLATED = (round(50_000 / 36), 33_000)
 _DRAWN_TO = 10_000
 
 
@@ -37,7 +36,7 @@ def data_size(results: Results, images: Path) -> str:
             rows = [
                 [
                     str(size),
-                    str(_PAIRS_PER_PROMPT * size),
+                    str(round(results.pairs_per_prompt * size)),
                     str(len(results.select(study, model=model, num_prompts=size))),
                     one.percent(),
                     results.near(study, model=model, num_prompts=size).percent(),
@@ -103,7 +102,7 @@ def models(results: Results, images: Path) -> str:
                         [
                             f"{name}, {about['num_parameters'] / 1e6:.0f}M",
                             f"{layer} of {about['num_layers']}",
-                            {MEAN: "mean", HEAD: "token of the head"}[pooling],
+                            {MEAN: "mean and length", HEAD: "token of the head"}[pooling],
                             *accuracies,
                             near,
                         ]
@@ -116,7 +115,7 @@ def models(results: Results, images: Path) -> str:
                         )
                         for layer in layers
                     ]
-                    what = "mean" if pooling == MEAN else "head's token"
+                    what = "mean and length" if pooling == MEAN else "head's token"
                     line(axes, layers, estimates, f"{name}, {what}", colour)
                     axes.lines[-1].set_linestyle(style)
         for axes, size in zip(panels, sizes, strict=True):

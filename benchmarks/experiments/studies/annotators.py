@@ -30,7 +30,6 @@ class Method(Enum):
     PER_ANNOTATOR = "scores per annotator"  # standardised with each annotator's mean and deviation
     PER_PROMPT = "scores per prompt"  # standardised within each prompt
     FINE_SCORES = "fine scores"  # impressions: a scale without steps or ends
-    FINE_PER_ANNOTATOR = "fine scores per annotator"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +40,7 @@ class Cell:
         quality: "standardised", alike in all prompts, or "logit", so that prompts differ too.
     """
 
+    model: str
     method: str
     quality: str
     bias: float
@@ -52,9 +52,9 @@ class Cell:
 
 _BASE = Disagreement(noise=0.5)
 SWEEPS: dict[str, tuple[Disagreement, ...]] = {
-    "bias": tuple(replace(_BASE, bias=bias) for bias in (0.0, 0.5, 1.0, 2.0, 4.0)),
-    "scale": tuple(replace(_BASE, scale=scale) for scale in (0.0, 0.5, 1.0, 1.5)),
-    "drift": tuple(replace(_BASE, drift=drift) for drift in (0.0, 0.5, 1.0, 2.0)),
+    "bias": tuple(replace(_BASE, bias=bias) for bias in (0.0, 1.0, 2.0, 4.0)),
+    "scale": tuple(replace(_BASE, scale=scale) for scale in (0.0, 0.5, 1.0)),
+    "drift": tuple(replace(_BASE, drift=drift) for drift in (0.0, 1.0, 2.0)),
     "noise": tuple(
         Disagreement(bias=1.0, scale=0.5, drift=0.5, noise=noise) for noise in (0.0, 0.5, 1.0, 2.0)
     ),
@@ -66,6 +66,7 @@ def cells(inputs: Inputs, num_seeds: int) -> Sequence[Cell]:
     scenarios = list(dict.fromkeys(one for sweep in SWEEPS.values() for one in sweep))
     return [
         Cell(
+            model=inputs.main_model,
             method=method.value,
             quality=quality,
             bias=scenario.bias,
@@ -91,8 +92,8 @@ def measure(inputs: Inputs, cell: Cell) -> dict[str, Any]:
     )
     labels = label(quality[prompts], disagreement, NUM_ANNOTATORS, cell.seed)
     ranks, scores, objective = labels_for(Method(cell.method), labels)
-    group = Labelled(states=inputs.main_states()[prompts], ranks=ranks, scores=scores)
-    return learned(inputs, [group], objective, cell.seed)
+    group = Labelled(states=inputs.states(cell.model)[prompts], ranks=ranks, scores=scores)
+    return learned(inputs, cell.model, [group], objective, cell.seed)
 
 
 def labels_for(method: Method, labels: Labels) -> tuple[Tensor, Tensor, ObjectiveConfig]:
@@ -113,7 +114,5 @@ def labels_for(method: Method, labels: Labels) -> tuple[Tensor, Tensor, Objectiv
             scores = centred / centred.std(1, keepdim=True, correction=0).clamp(min=1e-6)
         case Method.FINE_SCORES:
             scores = fine
-        case Method.FINE_PER_ANNOTATOR:
-            scores = standardised(fine, annotators)
     whole = (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-6)
     return ranks_of(scores), whole, regression

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kwise.benchmarks.experiments.head import Labelled, train_head
+from kwise.benchmarks.experiments.head import Labelled
 from kwise.benchmarks.experiments.inputs import Inputs, measured
 from kwise.train.options.objectives import ObjectiveConfig
 
@@ -40,4 +40,4 @@ def measure(inputs: Inputs, cell: Cell) -> dict[str, Any]:
         ranks=inputs.responses.ranks[prompts],
         scores=inputs.responses.quality[prompts],
     )
-    return measured(inputs, train_head([group], ObjectiveConfig()), states, where.test)
+    return measured(inputs, inputs.head([group], ObjectiveConfig()), states, where.test)

@@ -44,7 +44,7 @@ def cells(inputs: Inputs, num_seeds: int) -> Sequence[Cell]:
     """Return all cells of the first model, small ones first within a seed."""
     return [
         Cell(
-            model=next(iter(inputs.models)),
+            model=inputs.main_model,
             num_prompts=size,
             epochs=_EPOCHS,
             learning_rate=_LEARNING_RATE,

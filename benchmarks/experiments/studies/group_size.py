@@ -20,13 +20,14 @@ from kwise.train.options.objectives import ObjectiveConfig
 
 SECONDS = {4: 30, 9: 40}
 NUM_PROMPTS = {4: (40, 80, 160, 240, 320, 480), 9: (30, 40, 60, 80, 120, 160, 240, 320, 360, 480)}
-NOISES = (0.0, 0.5, 1.0, 2.0)
+NOISES = (0.0, 1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One training on `num_prompts` rankings of `K` responses."""
 
+    model: str
     K: int
     num_prompts: int
     noise: float
@@ -36,7 +37,7 @@ class Cell:
 def cells(inputs: Inputs, num_seeds: int) -> Sequence[Cell]:
     """Return all cells that the training part has enough prompts for."""
     return [
-        Cell(K=K, num_prompts=num_prompts, noise=noise, seed=seed)
+        Cell(model=inputs.main_model, K=K, num_prompts=num_prompts, noise=noise, seed=seed)
         for seed in range(num_seeds)
         for noise in NOISES
         for K, sizes in NUM_PROMPTS.items()
@@ -54,8 +55,8 @@ def measure(inputs: Inputs, cell: Cell) -> dict[str, Any]:
     shown = np.stack([random.permutation(quality.shape[1])[: cell.K] for _ in prompts])
     rows, columns = torch.arange(len(prompts))[:, None], torch.from_numpy(shown)
     group = Labelled(
-        states=inputs.main_states()[prompts][rows, columns],
+        states=inputs.states(cell.model)[prompts][rows, columns],
         ranks=ranks_of(labels[rows, columns]),
         scores=labels[rows, columns],
     )
-    return learned(inputs, [group], ObjectiveConfig(), cell.seed)
+    return learned(inputs, cell.model, [group], ObjectiveConfig(), cell.seed)

@@ -79,6 +79,7 @@ VARIANTS_OF: dict[Given, dict[str, ObjectiveConfig]] = {
 class Cell:
     """One training with the loss `variant` on the labels `given`."""
 
+    model: str
     given: str
     variant: str
     seed: int
@@ -87,7 +88,7 @@ class Cell:
 def cells(inputs: Inputs, num_seeds: int) -> Sequence[Cell]:
     """Return all cells."""
     return [
-        Cell(given=given.value, variant=variant, seed=seed)
+        Cell(model=inputs.main_model, given=given.value, variant=variant, seed=seed)
         for seed in range(num_seeds)
         for given, variants in VARIANTS_OF.items()
         for variant in variants
@@ -98,12 +99,12 @@ def measure(inputs: Inputs, cell: Cell) -> dict[str, Any]:
     """Return the counts of one head."""
     given = Given(cell.given)
     prompts = inputs.split(cell.seed).training[:NUM_PROMPTS]
-    states, quality = inputs.main_states()[prompts], inputs.responses.quality[prompts]
+    states, quality = inputs.states(cell.model)[prompts], inputs.responses.quality[prompts]
     noise = {Given.TRUE: 0.0, Given.NOISY: 1.0, Given.TIED: 0.5, Given.MIXED: 0.5}[given]
     labels = label(quality, Disagreement(noise=noise), 1, cell.seed)
     scores = labels.seven_points() if given is Given.TIED else labels.impressions
     groups = _mixed(states, scores, cell.seed) if given is Given.MIXED else [_all(states, scores)]
-    return learned(inputs, groups, VARIANTS_OF[given][cell.variant], cell.seed)
+    return learned(inputs, cell.model, groups, VARIANTS_OF[given][cell.variant], cell.seed)
 
 
 def _all(states: Tensor, scores: Tensor) -> Labelled:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kwise.benchmarks.experiments.features import HEAD, MEAN
-from kwise.benchmarks.experiments.head import Labelled, train_head
+from kwise.benchmarks.experiments.head import Labelled
 from kwise.benchmarks.experiments.inputs import Inputs, measured
 from kwise.train.options.objectives import ObjectiveConfig
 
@@ -43,13 +43,15 @@ def cells(inputs: Inputs, num_seeds: int) -> Sequence[Cell]:
 def measure(inputs: Inputs, cell: Cell) -> dict[str, Any]:
     """Return the counts of one head."""
     features, where = inputs.features[cell.model], inputs.split(cell.seed)
-    states = features.states[cell.pooling, cell.layer]
+    states = inputs.states(cell.model, cell.layer, cell.pooling)
     prompts = where.training[: cell.num_prompts]
     group = Labelled(
         states=states[prompts],
         ranks=inputs.responses.ranks[prompts],
         scores=inputs.responses.quality[prompts],
     )
-    result = measured(inputs, train_head([group], ObjectiveConfig()), states, where.test)
+    result = measured(
+        inputs, inputs.head([group], ObjectiveConfig(), cell.pooling), states, where.test
+    )
     about = {"num_layers": features.num_layers, "num_parameters": features.num_parameters}
     return {**result, **about, "num_cut": features.num_cut}

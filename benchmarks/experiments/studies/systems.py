@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kwise.benchmarks.experiments.head import Labelled, train_head
+from kwise.benchmarks.experiments.head import Labelled
 from kwise.benchmarks.experiments.inputs import Inputs, ranks_of
 from kwise.benchmarks.experiments.scoring import counts_of
 from kwise.train.options.objectives import ObjectiveConfig
@@ -37,6 +37,7 @@ class Kind(Enum):
 class Cell:
     """One measure; `system` is the number of the system that is left out, or "all"."""
 
+    model: str
     kind: str
     system: str
     seed: int
@@ -51,7 +52,7 @@ def cells(inputs: Inputs, num_seeds: int) -> Sequence[Cell]:
     pairs = [(kind, ALL) for kind in (Kind.RULE, Kind.NAMED)]
     pairs += [(kind, name) for name in names for kind in (Kind.SEEN, Kind.UNSEEN)]
     return [
-        Cell(kind=kind.value, system=system, seed=seed)
+        Cell(model=inputs.main_model, kind=kind.value, system=system, seed=seed)
         for seed in range(num_seeds)
         for kind, system in pairs
     ]
@@ -67,7 +68,7 @@ def measure(inputs: Inputs, cell: Cell) -> dict[str, Any]:
             counts = counts_of(rewards[systems[where.test]], inputs.responses, where.test)
             return {"right": counts.right, "right_near": counts.right_near}
         case Kind.NAMED:
-            return {"named": _share_named(inputs, systems, cell.seed)}
+            return {"named": _share_named(inputs, systems, cell)}
         case kind:
             return _with_one_system(inputs, systems, cell, leaves_out=kind is Kind.UNSEEN)
 
@@ -78,9 +79,9 @@ def _mean_ranks(ranks: Tensor, systems: Tensor) -> Tensor:
     return sums / systems.flatten().bincount(minlength=number).clamp(min=1)
 
 
-def _share_named(inputs: Inputs, systems: Tensor, seed: int) -> float:
+def _share_named(inputs: Inputs, systems: Tensor, cell: Cell) -> float:
     """Return the share of test responses that ridge regression on one-hot labels names rightly."""
-    where, states = inputs.split(seed), inputs.main_states()
+    where, states = inputs.split(cell.seed), inputs.states(cell.model)
     learned = states[where.training].flatten(0, 1).double()
     mean, scale = learned.mean(0), learned.std(0).clamp(min=1e-6)
     inputs_ND = (learned - mean) / scale
@@ -99,7 +100,11 @@ def _with_one_system(
 
     The other head has not seen the next system instead, so that both learn from as many responses.
     """
-    where, states, ranks = inputs.split(cell.seed), inputs.main_states(), inputs.responses.ranks
+    where, states, ranks = (
+        inputs.split(cell.seed),
+        inputs.states(cell.model),
+        inputs.responses.ranks,
+    )
     system = int(cell.system)
     absent = system if leaves_out else (system + 1) % (int(systems.max()) + 1)
     prompts = where.training
@@ -113,7 +118,7 @@ def _with_one_system(
         ranks=ranks_of(-ranks[rows, columns]),
         scores=inputs.responses.quality[rows, columns],
     )
-    head = train_head([group], ObjectiveConfig())
+    head = inputs.head([group], ObjectiveConfig())
     rewards, test = head.rewards(states[where.test]), where.test
     return {**_pairs_with(rewards, inputs, systems[test] == system, test), "penalty": head.penalty}
 
