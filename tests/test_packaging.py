@@ -34,6 +34,8 @@ FOLDERS: dict[str, list[str]] = {
 # An adapter is imported by its library, which is therefore there. No extra installs it: most of
 # these ask for packages that exclude kwise's or each other's.
 ADAPTED = {"openrlhf", "skyrl_gym", "swift", "trl", "verl"}
+# What was measured belongs to the repository; no program reads it.
+RESULTS = "kwise/benchmarks/results/"
 ENDINGS = {".py", ".pyi", ".proto", ".jsonl", ".jinja", ".yaml"}
 
 
@@ -75,7 +77,7 @@ def files_of_the_package(clone: Path) -> list[str]:
     for folder in FOLDERS:
         inside = (path for path in (clone / folder).rglob("*") if path.suffix in ENDINGS)
         named += [f"kwise/{path.relative_to(clone)}" for path in inside]
-    return sorted(named)
+    return sorted(name for name in named if not name.startswith(RESULTS))
 
 
 def python(*arguments: str, cwd: Path) -> str:
