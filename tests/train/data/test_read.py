@@ -75,8 +75,8 @@ def test_a_truncated_gzip_file_is_reported_after_its_bad_lines(tmp_path: Path) -
 def test_the_example_rankings_are_read() -> None:
     lines: list[str] = []
     rankings = read_rankings(EXAMPLES, progress=lines.append)
-    assert len(rankings) == 96
-    assert {len(ranking.responses) for ranking in rankings} == {4, 5, 6, 7, 8, 9}
+    assert len(rankings) == 375
+    assert {len(ranking.responses) for ranking in rankings} == {3, 4, 5, 6, 7, 8, 9}
     assert not lines
 
 
