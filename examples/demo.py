@@ -46,9 +46,13 @@ RESPONSES = [
     "We see the part of the Moon that the Sun lights, and that part changes as the Moon moves "
     "around the Earth.",
 ]
-# Good, wrong, and off the topic.
-SHORT_PROMPT = "Name a prime number."
-SHORT_RESPONSES = ["8", "Blue.", "7"]
+# The README's example: no answer, a wrong one and the right one.
+SHORT_PROMPT = "Why is the sky blue?"
+SHORT_RESPONSES = [
+    "Dunno.",
+    "Because it likes blue.",
+    "Air scatters blue light more than red.",
+]
 
 
 def main() -> int:
