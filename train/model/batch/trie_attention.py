@@ -188,6 +188,11 @@ def trie_attention(
         if torch.is_autocast_enabled("cpu"):  # it does not know the kernel
             dtype = torch.get_autocast_dtype("cpu")
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        # The kernel reads the values of a head as neighbours, whatever the stride says.
+        query, key, value = (
+            tensor if tensor.stride(3) == 1 else tensor.contiguous()
+            for tensor in (query, key, value)
+        )
         return _TrieAttention.apply(query, key, value, attention_mask.runs, scaling), None
     outputs = [_run_attention(query, key, value, run, scaling) for run in attention_mask.runs]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None

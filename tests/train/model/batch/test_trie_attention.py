@@ -58,6 +58,33 @@ def _gradients(output: Tensor, upstream: Tensor, inputs: list[Tensor]) -> tuple[
     return torch.autograd.grad(output, inputs, upstream)
 
 
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+@pytest.mark.parametrize("transposed", [0, 1, 2])
+def test_values_of_a_head_need_not_be_neighbours_in_memory(
+    heads: tuple[int, int], transposed: int
+) -> None:
+    """The kernel would read other memory, without an error."""
+    mask = trie_mask(TrieLayout().lay_out(LONG[:2])["ends"])
+    torch.manual_seed(0)
+    shapes = [(1, count, mask.shape[2], 16) for count in (heads[0], heads[1], heads[1])]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    others = [tensor.detach().clone() for tensor in inputs]
+    others[transposed] = others[transposed].mT.contiguous().mT
+    others = [tensor.requires_grad_() for tensor in others]
+    upstream = torch.randn(16, heads[0], mask.shape[2], 1).permute(3, 2, 1, 0)
+
+    expected = trie_attention(nn.Module(), *inputs, mask)[0]
+    output = trie_attention(nn.Module(), *others, mask)[0]
+
+    torch.testing.assert_close(output, expected)
+    for ours, theirs in zip(
+        _gradients(output, upstream, others),
+        _gradients(expected, upstream.contiguous(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("widths", [(64, 64), (64, 32)])
 def test_bf16_is_as_near_to_float64_as_bf16_is_precise(widths: tuple[int, int]) -> None:
     """Under autocast, as in a backbone in bf16, attention takes any dtypes."""
