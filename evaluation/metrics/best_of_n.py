@@ -3,7 +3,9 @@
 The n responses are drawn from the K of a ranking without replacement. The response at position i of
 the order by falling reward (from 1) is picked if it is drawn and no better one is. Of the C(K, n)
 draws, C(K − i, n − 1) are of this kind. So the expectation over all draws is a sum of K terms, and
-nothing needs to be sampled.
+nothing needs to be sampled. The shares follow from each other, because C(K, n) is too large for
+float64 from K = 1,030 on: position 1 has n / K, and position i + 1 has (K − i − n + 1) / (K − i)
+times the share of position i.
 
 Dimensions: R rankings; K responses of a ranking; N values of n, 1 to K.
 """
@@ -11,7 +13,6 @@ Dimensions: R rankings; K responses of a ranking; N values of n, 1 to K.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import comb
 
 from kwise.evaluation.metrics.bootstrap import PromptBootstrap
 from kwise.evaluation.metrics.labelled import Floats, labels_of, percentiles_of
@@ -26,8 +27,9 @@ def expected_quality(rewards_K: Floats, quality_K: Floats) -> Floats:
     """
     size = len(rewards_K)
     n_N1 = np.arange(1, size + 1)[:, None]
-    position_K = np.arange(1, size + 1)
-    picked_NK = np.asarray(comb(size - position_K, n_N1 - 1) / comb(size, n_N1), dtype=np.float64)
+    position = np.arange(1, size)
+    ratios = np.maximum(size - position - n_N1 + 1, 0) / (size - position)  # [N, K − 1]
+    picked_NK = np.cumprod(np.concatenate([n_N1 / size, ratios], axis=1), axis=1)
     expected: Floats = weights_of_responses(picked_NK, rewards_K) @ quality_K
     return expected
 

@@ -118,6 +118,16 @@ def test_best_of_n_is_the_mean_over_all_draws(one: EvaluatedRanking) -> None:
         assert curve[n - 1] == pytest.approx(mean(picked))
 
 
+def test_best_of_n_of_a_ranking_that_is_large() -> None:
+    """C(2000, 1000) is over the largest float64."""
+    size = 2000
+    quality = np.arange(size) / (size - 1)
+    curve = expected_quality(quality, quality)
+    # The expected maximum of n of 1 … K is n (K + 1) / (n + 1).
+    n = np.arange(1, size + 1)
+    np.testing.assert_allclose(curve, (n * (size + 1) / (n + 1) - 1) / (size - 1), rtol=1e-9)
+
+
 def test_the_curve_has_scores_if_all_rankings_have_them() -> None:
     scored = ranking([1, 2], [2, 1], scores=[3.0, 8.0])
     curve = figures_of([scored], QUICK).best_of_n
