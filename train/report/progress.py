@@ -1,6 +1,8 @@
 """The progress of a run: a line per logged step and per evaluation, and others in between."""
 
+import math
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from transformers import TrainerCallback
@@ -14,8 +16,10 @@ class ProgressLines(TrainerCallback):
     Args:
         write: gets each line.
         rankings_per_pass: the rankings that all processes compute in a pass.
-        rankings_per_step: the rankings of an optimizer step.
+        rankings_per_step: the rankings of a step; the last one of an epoch has the rest.
+        num_rankings: the rankings of an epoch.
         tokens_per_ranking: the mean number of tokens of the conversations of a ranking.
+        now: a clock, in seconds.
     """
 
     def __init__(
@@ -24,25 +28,32 @@ class ProgressLines(TrainerCallback):
         *,
         rankings_per_pass: int,
         rankings_per_step: int,
+        num_rankings: int,
         tokens_per_ranking: float,
+        now: Callable[[], float] = monotonic,
     ) -> None:
         self._write = write
         self._per_pass, self._per_step = rankings_per_pass, rankings_per_step
-        self._tokens_per_ranking = tokens_per_ranking
-        self._pace = Pace(0)
-        self._first_step = 0
+        self._num_rankings, self._tokens_per_ranking = num_rankings, tokens_per_ranking
+        self._now = now
+        self._pace = Pace(0, now)
+        self._first_step = self._passes = self._counted = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._first_step = state.global_step
-        self._pace = Pace(self._per_step * (state.max_steps - state.global_step))
+        self._passes, self._counted = 0, self._rankings_of(state.global_step)
+        self._pace = Pace(self._rankings_of(state.max_steps) - self._counted, self._now)
         if state.global_step:
             self._write(f"resuming after step {state.global_step} of {state.max_steps}")
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._count_pass(state, control)
+        self._passes += 1
+        of_step = self._rankings_of(state.global_step) + self._passes * self._per_pass
+        self._count(min(of_step, self._rankings_of(state.global_step + 1)), state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._count_pass(state, control)
+        self._passes = 0
+        self._count(self._rankings_of(state.global_step), state, control)
 
     def on_log(
         self,
@@ -71,7 +82,14 @@ class ProgressLines(TrainerCallback):
             f"learning rate {logs['learning_rate']:.1e}  {step_s:.2f} s/step  {self._pace.say()}"
         )
 
-    def _count_pass(self, state: Any, control: Any) -> None:
-        is_due = self._pace.add(self._per_pass, self._per_pass * self._tokens_per_ranking)
+    def _rankings_of(self, num_steps: int) -> int:
+        """Return the rankings of the first steps of the run."""
+        epochs, steps = divmod(num_steps, math.ceil(self._num_rankings / self._per_step))
+        return epochs * self._num_rankings + steps * self._per_step
+
+    def _count(self, num_done: int, state: Any, control: Any) -> None:
+        """Count all rankings up to `num_done` of the run."""
+        rankings, self._counted = num_done - self._counted, num_done
+        is_due = self._pace.add(rankings, rankings * self._tokens_per_ranking)
         if is_due and not control.should_log:  # else the step's own line follows
             self._write(f"training: step {state.global_step}/{state.max_steps}, {self._pace.say()}")

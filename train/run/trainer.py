@@ -168,6 +168,7 @@ def make_trainer(
             progress,
             rankings_per_pass=config.rankings_per_pass * processes.count,
             rankings_per_step=config.rankings_per_step,
+            num_rankings=len(rankings),
             tokens_per_ranking=num_tokens(rankings) / len(rankings),
         ),
         KeepIntervals(),

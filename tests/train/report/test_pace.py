@@ -1,8 +1,11 @@
-"""Lines of progress come every ten seconds, or fewer in a long run."""
+"""Lines of progress come every ten seconds, or fewer in a long run, and say what is left."""
+
+from types import SimpleNamespace
 
 import pytest
 
 from kwise.train.report.pace import Pace
+from kwise.train.report.progress import ProgressLines
 
 
 class Clock:
@@ -46,3 +49,35 @@ def test_nothing_is_said_when_all_is_done_or_nothing_was_to_do() -> None:
     clock.seconds = 100
     assert not pace.add(1, 10) and pace.left_s == 0
     assert Pace(0, clock).left_s == 0
+
+
+@pytest.mark.parametrize(("first_step", "left_s"), [(1, [50, 30, 20, 0]), (2, [30, 20, 0])])
+def test_the_smaller_last_step_of_an_epoch_counts_as_what_it_is(
+    first_step: int, left_s: list[int]
+) -> None:
+    """Epochs of three rankings have a step of two and one of one; a ranking takes ten seconds."""
+    lines: list[str] = []
+    clock = Clock()
+    progress = ProgressLines(
+        lines.append,
+        rankings_per_pass=1,
+        rankings_per_step=2,
+        num_rankings=3,
+        tokens_per_ranking=100,
+        now=clock,
+    )
+    state = SimpleNamespace(global_step=first_step, max_steps=5)
+    control = SimpleNamespace(should_log=True)
+    progress.on_train_begin(None, state, control)
+    for step in range(first_step, state.max_steps):
+        for is_last in [False, True][step % 2 :]:
+            clock.seconds += 10
+            if not is_last:
+                progress.on_substep_end(None, state, control)
+        state.global_step += 1
+        progress.on_step_end(None, state, control)
+        progress.on_log(None, state, control, {"loss": 0.5, "learning_rate": 1e-5})
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [line.partition("s/step  ")[2] for line in steps] == [
+        f"10 tokens/s, {seconds} s left" for seconds in left_s
+    ]
