@@ -9,7 +9,7 @@ from kwise.evaluation.config import EvalConfig
 from kwise.options import add_options, flag_of, from_options
 from kwise.train.options.config import Overlong
 from kwise.train.rankings.errors import RankingsError
-from kwise.train.rankings.open_file import check_input
+from kwise.train.rankings.open_file import check_input, display_name
 
 _EPILOG = """\
 MODEL is a checkpoint (a Hugging Face directory, or a name on the hub), an artifact, or the address
@@ -78,7 +78,7 @@ def _evaluate(model: str, data: str, config: EvalConfig) -> int:
         evaluation = evaluate(model, data, config, _say)
     except RankingsError as error:
         _say(str(error))  # each problem begins with FILE:LINE
-        _say(f"kwise eval: {data} cannot be used")
+        _say(f"kwise eval: {display_name(data)} cannot be used")
         return 1
     writers = {"json": write_json, "html": write_html}
     print("\n".join(table_lines(evaluation)))

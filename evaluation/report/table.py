@@ -104,7 +104,7 @@ def _numbers(figures: Figures, level: str) -> list[str]:
     if calibration.temperature is not None:
         rows += [
             ("fitted temperature", f"{calibration.temperature:.3g}", ""),
-            ("  log likelihood with it", f"{calibration.scaled_nll:.3f}", ""),
+            ("  negative log likelihood with it", f"{calibration.scaled_nll:.3f}", ""),
             ("  calibration error with it", f"{calibration.scaled_ece:.3f}", ""),
         ]
     if figures.length_correlation is not None:
