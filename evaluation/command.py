@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from kwise.errors import ConfigError
@@ -117,6 +118,7 @@ def _outputs(config: EvalConfig) -> dict[str, Path]:
 
     Raises:
         ConfigError: one exists already, cannot be written, or is named twice.
+        ModuleNotFoundError: matplotlib, which draws the plots of --html, is not installed.
     """
     from kwise.publish import check_writable
 
@@ -132,6 +134,8 @@ def _outputs(config: EvalConfig) -> dict[str, Path]:
         check_writable(f"--{name}", path)
     if len(outputs) == 2 and len({path.absolute() for path in outputs.values()}) == 1:
         raise ConfigError(f"--json and --html are one file, {config.json}")
+    if config.html:
+        import_module("matplotlib")  # if it is missing, say so now and not after the evaluation
     return outputs
 
 

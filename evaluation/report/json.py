@@ -44,6 +44,14 @@ def read_json(path: Path) -> Evaluation:
                 f"{path}: has schema version {version}, and this version of kwise reads "
                 f"{SCHEMA_VERSION}; evaluate again"
             )
-        return msgspec.json.decode(content, type=Evaluation)
+        evaluation = msgspec.json.decode(content, type=Evaluation)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not a result of kwise eval: {error}") from None
+    for ranking in evaluation.rankings:
+        values = (ranking.ranks, ranking.lengths, ranking.rewards, ranking.scores)
+        if len({len(value) for value in values if value is not None}) != 1:
+            raise ConfigError(
+                f"{path}: is not a result of kwise eval: the ranking {ranking.origin} has ranks, "
+                "scores, lengths and rewards of different numbers of responses"
+            )
+    return evaluation

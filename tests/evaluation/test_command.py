@@ -1,6 +1,7 @@
 """The command from end to end: files, the table, exit codes and refusals."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -209,3 +210,29 @@ def test_a_file_that_is_not_a_result_is_refused(results: tuple[Path, Path], caps
         assert code == 2 and message.startswith(f"{b}: {problem}")
     code, message = error_of(capsys, "--compare", a, b.with_name("none.json"))
     assert (code, message) == (2, f"{b.with_name('none.json')}: No such file or directory")
+
+
+def test_a_result_whose_rankings_lack_rewards_is_refused(
+    results: tuple[Path, Path], capsys: Any
+) -> None:
+    a, b = results
+    result = json.loads(b.read_text())
+    ranking = result["rankings"][0]
+    ranking["rewards"].pop()
+    b.write_text(json.dumps(result))
+    code, message = error_of(capsys, "--compare", a, b)
+    assert code == 2
+    assert message.startswith(
+        f"{b}: is not a result of kwise eval: the ranking {ranking['origin']}"
+    )
+
+
+def test_a_page_without_matplotlib_is_refused_before_the_evaluation(
+    tiny_artifact: Path, examples: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = tmp_path / "page.html"
+    code = main(["eval", str(tiny_artifact), str(examples), "--html", str(page)])
+    printed = capsys.readouterr()
+    assert code == 1 and printed.out == "" and not page.exists()
+    assert "needs the package matplotlib" in printed.err
