@@ -82,9 +82,13 @@ def _evaluate(model: str, data: str, config: EvalConfig) -> int:
         _say(f"kwise eval: {display_name(data)} cannot be used")
         return 1
     writers = {"json": write_json, "html": write_html}
-    print("\n".join(table_lines(evaluation)))
-    for name, path in outputs.items():
-        writers[name](evaluation, path)
+    # The files first: printing fails if the reader of a pipe has ended. A file that cannot be
+    # written does not cost the table.
+    try:
+        for name, path in outputs.items():
+            writers[name](evaluation, path)
+    finally:
+        print("\n".join(table_lines(evaluation)))
     failed = [
         left_out
         for left_out in evaluation.data.left_out

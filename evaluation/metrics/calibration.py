@@ -19,6 +19,8 @@ from kwise.train.report.pairs import shares_right
 
 # A slope this close to 0, in units of the mean size of a margin, is a rounding error of 0.
 _ZERO = 1e-9
+_TINY = float(np.finfo(np.float64).tiny)
+_MAX_ITERATIONS = 2000  # halving from 1 to the smallest float64 takes 1022
 
 
 def calibration_of(pairs: Pairs, num_bins: int, bootstrap: PromptBootstrap) -> Calibration:
@@ -92,4 +94,5 @@ def fitted_temperature(margins_P: Floats) -> float | None:
     high = 1.0
     while slope(high) < 0:
         high *= 2
-    return scale / float(brentq(slope, 0.0, high))
+    # brentq's default absolute tolerance is 2e-12, which would be most of a small 1 / T.
+    return scale / float(brentq(slope, 0.0, high, xtol=_TINY, maxiter=_MAX_ITERATIONS))

@@ -1,5 +1,7 @@
 """The command from end to end: files, the table, exit codes and refusals."""
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -236,3 +238,19 @@ def test_a_page_without_matplotlib_is_refused_before_the_evaluation(
     printed = capsys.readouterr()
     assert code == 1 and printed.out == "" and not page.exists()
     assert "needs the package matplotlib" in printed.err
+
+
+def test_the_files_are_written_before_the_table(
+    tiny_artifact: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A closed pipe must not cost the result of hours."""
+    path = tmp_path / "result.json"
+
+    class ClosedPipe(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", ClosedPipe())
+    with contextlib.suppress(BrokenPipeError, SystemExit):
+        main(["eval", str(tiny_artifact), str(examples), "--json", str(path), "--limit", "2"])
+    assert path.exists()

@@ -275,3 +275,25 @@ def reordered(one: EvaluatedRanking, order: Sequence[int]) -> EvaluatedRanking:
         lengths=[one.lengths[index] for index in order],
         prompt=one.prompt_sha256,
     )
+
+
+def test_best_of_n_is_defined_for_rankings_of_any_size() -> None:
+    """C(1030, 515) overflows float64."""
+    size = 1100
+    quality = np.arange(size) / size
+    order = np.random.default_rng(0).permutation(size).astype(np.float64)
+    curve = expected_quality(order, quality)
+    assert curve[0] == pytest.approx(quality.mean()) and curve[-1] == quality[order.argmax()]
+    chosen = np.argsort(-order)
+    for n in (2, 550, 1030):
+        shares = [math.comb(size - i - 1, n - 1) / math.comb(size, n) for i in range(size)]
+        assert curve[n - 1] == pytest.approx(np.dot(shares, quality[chosen]), rel=1e-9)
+
+
+def test_a_very_high_temperature_is_as_exact_as_a_low_one() -> None:
+    """Its inverse is smaller than the absolute tolerance that scipy's search has by default."""
+    margins = np.zeros(10_000)
+    margins[:2] = -1e6, 1e6 * (1 + 5e-9)
+    # To first order in 1 / T the slope is mean(margin²) / 4 / T - mean(margin) / 2.
+    expected = (margins**2).mean() / margins.mean() / 2
+    assert fitted_temperature(margins) == pytest.approx(expected, rel=1e-6)

@@ -1,6 +1,9 @@
 """The HTML page: it has all figures, loads nothing, escapes every name, and is reproducible."""
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -347,3 +350,13 @@ def test_without_matplotlib_the_message_names_the_extra(monkeypatch: Any) -> Non
 
     with pytest.raises(ConfigError, match=r"--html needs matplotlib: .*eval"):
         page_of(evaluation_of(*rankings(1)))
+
+
+def test_the_backend_of_a_notebook_does_not_matter() -> None:
+    """matplotlib cannot be imported with the name of a backend that is not installed."""
+    code = (
+        "from kwise.evaluation.report.html import _matplotlib_needed\n"
+        "with _matplotlib_needed():\n    import matplotlib"
+    )
+    environment = {**os.environ, "MPLBACKEND": "module://no_such_module.backend"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
