@@ -73,8 +73,11 @@ def test_values_of_a_head_need_not_be_neighbours_in_memory(
     others = [tensor.requires_grad_() for tensor in others]
     upstream = torch.randn(16, heads[0], mask.shape[2], 1).permute(3, 2, 1, 0)
 
-    expected = trie_attention(nn.Module(), *inputs, mask)[0]
-    output = trie_attention(nn.Module(), *others, mask)[0]
+    def attended(qkv: list[Tensor]) -> Tensor:
+        query, key, value = qkv
+        return trie_attention(nn.Module(), query, key, value, mask)[0]
+
+    expected, output = attended(inputs), attended(others)
 
     torch.testing.assert_close(output, expected)
     for ours, theirs in zip(
