@@ -198,7 +198,8 @@ bench-train: .venv/demo  ## measure training beside TRL's RewardTrainer (half an
 
 # The experiments of docs/evidence.md. EXPERIMENTS_RANKINGS is a file of rankings with nine scored
 # responses each; none is in this repository. Cells that benchmarks/results/experiments has are not
-# run again. EXPERIMENTS_STUDIES=fine-tuning trains whole models, which takes hours.
+# run again. EXPERIMENTS_STUDIES=fine-tuning trains whole models, which takes hours. The results in
+# experiments-200 compare two models on the first 200 rankings; `evidence` draws their plot last.
 EXPERIMENTS_RANKINGS ?=
 EXPERIMENTS_STUDIES ?= annotators group-size data-size losses models systems
 EXPERIMENTS_SEEDS ?= 10
@@ -214,6 +215,7 @@ experiments: .venv/dev  ## run the experiments of docs/evidence.md (hours; resum
 
 evidence: .venv/dev  ## draw the plots and tables of docs/evidence.md from the results again
 	$(BIN)/kwise bench evidence
+	$(BIN)/kwise bench evidence --results benchmarks/results/experiments-200
 
 soak: .venv/demo  ## load a server for 10 minutes and report the slope of its memory
 	@$(call require,build/demo/artifact)

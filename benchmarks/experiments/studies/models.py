@@ -13,7 +13,7 @@ from kwise.benchmarks.experiments.head import Labelled
 from kwise.benchmarks.experiments.inputs import Inputs, measured
 from kwise.train.options.objectives import ObjectiveConfig
 
-SIZES = (30, 480)
+SIZES = (30, 120, 480)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
