@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from importlib import import_module
 from pathlib import Path
 
 from kwise.errors import ConfigError
@@ -124,6 +123,7 @@ def _outputs(config: EvalConfig) -> dict[str, Path]:
         ConfigError: one exists already, cannot be written, or is named twice.
         ModuleNotFoundError: matplotlib, which draws the plots of --html, is not installed.
     """
+    from kwise.libraries.plotting import load_matplotlib
     from kwise.publish import check_writable
 
     outputs = {
@@ -139,7 +139,7 @@ def _outputs(config: EvalConfig) -> dict[str, Path]:
     if len(outputs) == 2 and len({path.absolute() for path in outputs.values()}) == 1:
         raise ConfigError(f"--json and --html are one file, {config.json}")
     if config.html:
-        import_module("matplotlib")  # if it is missing, say so now and not after the evaluation
+        load_matplotlib()  # if it is missing, say so now and not after the evaluation
     return outputs
 
 

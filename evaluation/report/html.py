@@ -4,7 +4,6 @@ A page has all figures of the JSON file in tables, and plots of them as SVG insi
 escapes whatever comes from the model or the data. The same result gives the same bytes.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from kwise.evaluation.report.aligned import interval_text
 from kwise.evaluation.report.table import FIGURE_NAMES
 from kwise.evaluation.result import Evaluation, ModelComparison
 from kwise.libraries.extras import how_to_install
+from kwise.libraries.plotting import load_matplotlib
 from kwise.publish import publish_text
 
 
@@ -73,21 +73,14 @@ def comparison_page_of(comparison: ModelComparison) -> str:
 
 @contextmanager
 def _matplotlib_needed() -> Iterator[None]:
-    """Name the extra if the import in the block fails for matplotlib.
-
-    A notebook sets MPLBACKEND for its commands too. matplotlib refuses to be imported if this
-    backend is not installed beside it, and the page needs none.
-    """
-    backend = os.environ.pop("MPLBACKEND", None)
+    """Load matplotlib for the imports in the block, or name the extra that brings it."""
     try:
+        load_matplotlib()
         yield
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         raise ConfigError(f"--html needs matplotlib: {how_to_install('eval')}") from None
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
 
 
 def _render(template: str, **values: object) -> str:

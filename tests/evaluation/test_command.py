@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -254,3 +256,13 @@ def test_the_files_are_written_before_the_table(
     with contextlib.suppress(BrokenPipeError, SystemExit):
         main(["eval", str(tiny_artifact), str(examples), "--json", str(path), "--limit", "2"])
     assert path.exists()
+
+
+def test_the_backend_of_a_notebook_does_not_keep_a_page_from_being_written(
+    tiny_artifact: Path, examples: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    command = [sys.executable, "-m", "kwise", "eval", str(tiny_artifact), str(examples)]
+    environment = {**os.environ, "MPLBACKEND": "module://no_such_module.backend"}
+    subprocess.run([*command, "--html", str(page)], env=environment, check=True, timeout=300)
+    assert page.is_file()

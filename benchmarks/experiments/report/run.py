@@ -4,13 +4,13 @@ The rankings themselves are not needed, so anyone can draw the plots again.
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from kwise.benchmarks.experiments.options import STUDIES, EvidenceConfig
 from kwise.benchmarks.experiments.report.results import Results, read_results
 from kwise.errors import ConfigError
 from kwise.libraries.extras import how_to_install
+from kwise.libraries.plotting import load_matplotlib
 
 TABLES = "tables.md"
 _HEADING = """# Results of the experiments
@@ -25,10 +25,14 @@ def run(config: EvidenceConfig) -> None:
     """Write the tables into the folder of the results, and the plots into `config.images`.
 
     Raises:
-        ConfigError: there are no results, or matplotlib is missing.
+        ConfigError: the results do not exist, or matplotlib is missing.
     """
-    if find_spec("matplotlib") is None:
-        raise ConfigError(f"kwise bench evidence draws with matplotlib: {how_to_install('bench')}")
+    try:
+        load_matplotlib()
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"kwise bench evidence draws with matplotlib: {how_to_install('bench')}"
+        ) from None
     from kwise.benchmarks.experiments.report import label_sections, size_sections
 
     sections: dict[str, Callable[[Results, Path], str]] = {
