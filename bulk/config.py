@@ -5,25 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from kwise.bulk.output.names import FormName, PairChoice
-from kwise.engine.config import EngineConfig
+from kwise.engine.config import ENGINE_OPTIONS, EngineConfig, engine_option
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.engine.text.limits import ControlTokens, Overlong
 from kwise.errors import ConfigError
 from kwise.options import MAX_COUNT, MAX_SECONDS, check_bounds, flag_of, option
 
-_ENGINE = {field.name: field for field in dataclasses.fields(EngineConfig)}
 # Options that decide neither what is computed nor what is written.
 _FREE = frozenset({"input", "output", "server", "artifact", "timeout_s", "bad_rows", "resume"})
 _FREE |= {"overwrite", "tokenizer_threads", "device_memory_bytes"}
 
 # With so many batches, the last one of a window, which may be half empty, costs less than 1 %.
 _WINDOW_BATCHES = 64
-
-
-def _engine_option(name: str) -> Any:
-    """Return the option of the engine, with its default, description and bounds."""
-    field = _ENGINE[name]
-    return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,16 +79,16 @@ class RerankConfig:
     timeout_s: float = option(
         300.0, "with --server: longest wait without any result", minimum=1.0, maximum=MAX_SECONDS
     )
-    runtime: Runtime = _engine_option("runtime")
-    precision: str = _engine_option("precision")
-    device: str = _engine_option("device")
-    device_memory_bytes: int = _engine_option("device_memory_bytes")
-    threads: int = _engine_option("threads")
-    max_tokens: int = _engine_option("max_tokens")
-    max_batch_tokens: int = _engine_option("max_batch_tokens")
-    overlong: Overlong = _engine_option("overlong")
-    control_tokens: ControlTokens = _engine_option("control_tokens")
-    tokenizer_threads: int = _engine_option("tokenizer_threads")
+    runtime: Runtime = engine_option("runtime")
+    precision: str = engine_option("precision")
+    device: str = engine_option("device")
+    device_memory_bytes: int = engine_option("device_memory_bytes")
+    threads: int = engine_option("threads")
+    max_tokens: int = engine_option("max_tokens")
+    max_batch_tokens: int = engine_option("max_batch_tokens")
+    overlong: Overlong = engine_option("overlong")
+    control_tokens: ControlTokens = engine_option("control_tokens")
+    tokenizer_threads: int = engine_option("tokenizer_threads")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -133,7 +126,7 @@ class RerankConfig:
         }
 
 
-_OF_ENGINE = {field.name for field in dataclasses.fields(RerankConfig)} & _ENGINE.keys()
+_OF_ENGINE = {field.name for field in dataclasses.fields(RerankConfig)} & ENGINE_OPTIONS.keys()
 
 
 def _as_json(value: Any) -> Any:

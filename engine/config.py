@@ -1,6 +1,8 @@
 """The options of an engine. Imports the standard library only."""
 
+import dataclasses
 from dataclasses import dataclass, fields
+from typing import Any
 
 from kwise.engine.cache.redis_address import parse_redis_url
 from kwise.engine.model.cpu import available_cpus
@@ -185,3 +187,16 @@ class EngineConfig:
             ConfigError: `device` is not a list of devices.
         """
         return self.max_batch_tokens or _BATCH_TOKENS[parse_devices(self.device)[0].kind]
+
+
+ENGINE_OPTIONS = {field.name: field for field in fields(EngineConfig)}
+"""The options of an engine, by name."""
+
+
+def engine_option(name: str) -> Any:
+    """Return a field with the default, description and bounds of an engine's option.
+
+    Commands that run an engine declare their options with it.
+    """
+    field = ENGINE_OPTIONS[name]
+    return dataclasses.field(default=field.default, metadata=field.metadata)

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from kwise.engine.config import EngineConfig
+from kwise.engine.config import ENGINE_OPTIONS, EngineConfig, engine_option
 from kwise.engine.model.runtime.kind import Runtime
 from kwise.errors import ConfigError
 from kwise.evaluation.kind import ModelKind
@@ -12,14 +12,6 @@ from kwise.evaluation.result import Settings
 from kwise.evaluation.suites.name import SuiteName
 from kwise.options import MAX_COUNT, MAX_SECONDS, check_bounds, check_date, flag_of, option
 from kwise.train.options.config import Overlong
-
-_ENGINE = {field.name: field for field in dataclasses.fields(EngineConfig)}
-
-
-def _engine_option(name: str) -> Any:
-    """Return the option of the engine, with its default, description and bounds."""
-    field = _ENGINE[name]
-    return dataclasses.field(default=field.default, metadata=field.metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +53,12 @@ class EvalConfig:
     timeout_s: float = option(
         300.0, "of a server: longest wait without any result", minimum=1.0, maximum=MAX_SECONDS
     )
-    runtime: Runtime = _engine_option("runtime")
-    precision: str = _engine_option("precision")
-    max_batch_tokens: int = _engine_option("max_batch_tokens")
-    device: str = _engine_option("device")
-    threads: int = _engine_option("threads")
-    max_tokens: int = _engine_option("max_tokens")
+    runtime: Runtime = engine_option("runtime")
+    precision: str = engine_option("precision")
+    max_batch_tokens: int = engine_option("max_batch_tokens")
+    device: str = engine_option("device")
+    threads: int = engine_option("threads")
+    max_tokens: int = engine_option("max_tokens")
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -99,7 +91,9 @@ class EvalConfig:
 
     def engine(self) -> EngineConfig:
         """Return the options of the engine."""
-        names = {field.name for field in dataclasses.fields(self)} & _ENGINE.keys() - {"overlong"}
+        names = {field.name for field in dataclasses.fields(self)} & ENGINE_OPTIONS.keys() - {
+            "overlong"
+        }
         return EngineConfig(**{name: getattr(self, name) for name in names})
 
 
