@@ -48,7 +48,7 @@ def run_cells(
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of results; an empty list if there is none."""
+    """Return the lines of a file of results; an empty list if the file does not exist."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from kwise.benchmarks.experiments.scoring import is_pair, right_pairs
 from kwise.train.options.objectives import ObjectiveConfig, objective_of
 from kwise.train.step.losses import Labels, ranking_loss
 
@@ -72,19 +73,19 @@ def train_head(
         num_free: the last features, which λ leaves nearly free.
     """
     search = _Search(objective, num_free)
-    learned, judged = (
+    learned, held_out = (
         [
-            [group.part(_indices(group, fold, held_out=held_out)) for group in groups]
+            [group.part(_indices(group, fold, of_fold=of_fold)) for group in groups]
             for fold in range(_NUM_FOLDS)
         ]
-        for held_out in (False, True)
+        for of_fold in (False, True)
     )
     paths = [search.path(fold, _PENALTIES) for fold in learned]
     chosen, most = 0, -1.0
     for index, heads in enumerate(zip(*paths, strict=True)):
         right = sum(
             _num_right(head, group)
-            for head, fold in zip(heads, judged, strict=True)
+            for head, fold in zip(heads, held_out, strict=True)
             for group in fold
         )
         if right > most:
@@ -94,16 +95,13 @@ def train_head(
     return next(search.path(groups, _PENALTIES[chosen : chosen + 1]))
 
 
-def _indices(group: Labelled, fold: int, *, held_out: bool) -> Tensor:
+def _indices(group: Labelled, fold: int, *, of_fold: bool) -> Tensor:
     in_fold = torch.arange(len(group.ranks)) % _NUM_FOLDS == fold
-    return (in_fold if held_out else ~in_fold).nonzero()[:, 0]
+    return (in_fold if of_fold else ~in_fold).nonzero()[:, 0]
 
 
 def _num_right(head: Head, group: Labelled) -> float:
-    signs = (group.ranks[:, None, :] - group.ranks[:, :, None]).sign()  # 1 if i is better than j
-    rewards = head.rewards(group.states)
-    margins = (rewards[:, :, None] - rewards[:, None, :]) * signs
-    return float((margins > 0).sum() + 0.5 * ((margins == 0) & (signs != 0)).sum())
+    return float(right_pairs(head.rewards(group.states), is_pair(group.ranks)).sum())
 
 
 class _Search:

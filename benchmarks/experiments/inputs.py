@@ -1,4 +1,4 @@
-"""What the experiments read: the responses, and the features of each model."""
+"""The inputs of the experiments: the responses, and the features of each model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +73,18 @@ class Inputs:
             return states
         lengths = self.responses.lengths.clamp(min=1).log()
         return torch.cat([states, lengths[..., None]], dim=-1)
+
+    def true_labels(self, states: Tensor, prompts: Tensor) -> Labelled:
+        """Return the rankings of all responses to `prompts` in their true order.
+
+        Args:
+            states: features of all prompts, float32[N, K, D].
+        """
+        return Labelled(
+            states=states[prompts],
+            ranks=self.responses.ranks[prompts],
+            scores=self.responses.quality[prompts],
+        )
 
     def head(
         self, groups: Sequence[Labelled], objective: ObjectiveConfig, pooling: str = MEAN

@@ -60,7 +60,7 @@ class ExperimentsConfig:
         """Return the models by name.
 
         Raises:
-            ConfigError: there is none, one has no name, or two have the same.
+            ConfigError: no model is given, a model has no name, or two have the same name.
         """
         parts = [given.partition("=") for given in self.models]
         models = {name: model for name, _, model in parts}

@@ -28,8 +28,8 @@ class Responses:
 
     Attributes:
         ranks: int64[N, K], 1 is the best.
-        quality: float32[N, K], the logit of the score (or the score, if it is no probability) with
-            a mean of 0 and a standard deviation of 1 within each prompt.
+        quality: float32[N, K], the logit of the score, or the score itself if it is not a
+            probability, with a mean of 0 and a standard deviation of 1 within each prompt.
         logit: the same before it is standardised, divided by one number for all prompts, so that
             some prompts have better responses than others. Its mean is 0.
         lengths: float32[N, K], characters.

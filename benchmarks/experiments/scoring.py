@@ -25,12 +25,27 @@ class Counts:
     right_near: tuple[float, ...]
 
 
+def is_pair(ranks: Tensor) -> Tensor:
+    """Return whether response i is ranked better than j, bool[n, K, K] of int64[n, K]."""
+    return ranks[:, :, None] < ranks[:, None, :]
+
+
+def right_pairs(rewards: Tensor, counted: Tensor) -> Tensor:
+    """Return 1 for counted pairs (i, j) in which i has the higher reward, float64[n, K, K].
+
+    Equal rewards count 1/2, all other pairs 0.
+
+    Args:
+        rewards: float[n, K].
+        counted: bool[n, K, K].
+    """
+    difference = rewards[:, :, None] - rewards[:, None, :]
+    return ((difference > 0).double() + 0.5 * (difference == 0).double()) * counted
+
+
 def counts_of(rewards: Tensor, responses: Responses, prompts: Tensor) -> Counts:
     """Return the counts of rewards, float[n, K], of the given n prompts."""
-    ranks = responses.ranks[prompts]
-    is_pair = ranks[:, :, None] < ranks[:, None, :]  # i is better than j
-    difference = rewards[:, :, None] - rewards[:, None, :]
-    right = ((difference > 0).double() + 0.5 * (difference == 0).double()) * is_pair
+    right = right_pairs(rewards, is_pair(responses.ranks[prompts]))
     near = right * responses.is_near()[prompts]
     return Counts(
         right=tuple(right.sum((1, 2)).tolist()), right_near=tuple(near.sum((1, 2)).tolist())

@@ -30,7 +30,7 @@ class PowerLaw:
 
 
 def fit(sizes: Sequence[int], accuracies: np.ndarray) -> PowerLaw | None:
-    """Return the fit; None if there is none or it needs at least three sizes."""
+    """Return the fit; None with fewer than three sizes, or if the search does not converge."""
     if len(sizes) < len(_START) or not np.isfinite(accuracies).all():
         return None
     try:

@@ -76,7 +76,7 @@ def read_results(folder: Path, studies: Sequence[str], model: str, num_draws: in
     """Return the results in a folder.
 
     Raises:
-        ConfigError: there are none, or some are of other rankings.
+        ConfigError: the folder has no results, or some are of other rankings.
     """
     path = folder / PROMPTS
     if not path.is_file():

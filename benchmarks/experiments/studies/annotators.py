@@ -1,8 +1,8 @@
-"""Ranking or scores: which labels survive annotators who disagree?
+"""Compare rankings with scores as labels, under annotators who disagree.
 
 Ten simulated annotators label 240 prompts. One head learns from the order of the responses, with
 the loss of pairs; the others learn from the scores of the same impressions by least squares. All
-are judged by the order of the noise-free scores of test prompts.
+are evaluated by the order of the noise-free scores of test prompts.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ NUM_ANNOTATORS = 10
 
 
 class Method(Enum):
-    """What a head learns from."""
+    """The labels that a head learns from, and how they are prepared."""
 
     RANKS = "ranks"  # the order of the impressions
     RANKS_OF_SCORES = "ranks of scores"  # the order of the seven-point scores, ties dropped

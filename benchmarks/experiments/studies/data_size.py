@@ -1,10 +1,9 @@
-"""How accuracy grows with the number of prompts, on the frozen backbone of each model."""
+"""Measure the accuracy by the number of prompts, on the frozen backbone of each model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kwise.benchmarks.experiments.head import Labelled
 from kwise.benchmarks.experiments.inputs import Inputs, measured
 from kwise.train.options.objectives import ObjectiveConfig
 
@@ -35,9 +34,5 @@ def measure(inputs: Inputs, cell: Cell) -> dict[str, Any]:
     """Return the counts of one head."""
     where, states = inputs.split(cell.seed), inputs.states(cell.model)
     prompts = where.training[: cell.num_prompts]
-    group = Labelled(
-        states=states[prompts],
-        ranks=inputs.responses.ranks[prompts],
-        scores=inputs.responses.quality[prompts],
-    )
+    group = inputs.true_labels(states, prompts)
     return measured(inputs, inputs.head([group], ObjectiveConfig()), states, where.test)

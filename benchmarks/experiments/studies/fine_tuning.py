@@ -1,4 +1,4 @@
-"""How accuracy grows with the number of prompts when all weights are trained, by `kwise train`.
+"""Measure the accuracy by the number of prompts, with all weights trained by `kwise train`.
 
 Each cell is a run of the command itself, with its defaults but for precision, epochs and the peak
 of the learning rate, and takes minutes to an hour on two cores. The checkpoint is deleted when its
@@ -79,8 +79,8 @@ def measure(inputs: Inputs, cell: Cell) -> dict[str, Any]:
         )
         if not output.is_dir():
             raise LibraryFailed(f"kwise train has written no checkpoint to {output}")
-        judged = [inputs.rankings[index] for index in where.test.tolist()]
-        rewards = _rewards(str(output), judged, bf16=inputs.bf16)
+        held_out = [inputs.rankings[index] for index in where.test.tolist()]
+        rewards = _rewards(str(output), held_out, bf16=inputs.bf16)
     counts = counts_of(rewards, inputs.responses, where.test)
     losses = [logged.loss for logged in report.losses]
     return {"right": counts.right, "right_near": counts.right_near, "losses": losses}

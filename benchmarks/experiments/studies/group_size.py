@@ -1,4 +1,4 @@
-"""K = 4 or K = 9: which labels are worth more per prompt, per pair and per second of labelling?
+"""Compare rankings of K = 4 and K = 9: their worth per prompt, per pair and per second.
 
 A ranking of four takes 30 seconds and has 6 pairs, one of nine takes 40 seconds and has 36 pairs;
 these times are an assumption of the project, not a result. For K = 4, four of the nine responses

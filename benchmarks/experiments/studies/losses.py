@@ -1,4 +1,4 @@
-"""Which loss orders held-out pairs best, on equal labels?
+"""Compare the losses by the held-out pairs that they order rightly, on equal labels.
 
 Four kinds of labels: the true order; noisy impressions; seven-point scores, whose ties say that two
 responses are alike; and rankings of four to nine responses, the only ones for which the weight of a

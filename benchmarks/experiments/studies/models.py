@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kwise.benchmarks.experiments.features import HEAD, MEAN
-from kwise.benchmarks.experiments.head import Labelled
 from kwise.benchmarks.experiments.inputs import Inputs, measured
 from kwise.train.options.objectives import ObjectiveConfig
 
@@ -45,11 +44,7 @@ def measure(inputs: Inputs, cell: Cell) -> dict[str, Any]:
     features, where = inputs.features[cell.model], inputs.split(cell.seed)
     states = inputs.states(cell.model, cell.layer, cell.pooling)
     prompts = where.training[: cell.num_prompts]
-    group = Labelled(
-        states=states[prompts],
-        ranks=inputs.responses.ranks[prompts],
-        scores=inputs.responses.quality[prompts],
-    )
+    group = inputs.true_labels(states, prompts)
     result = measured(
         inputs, inputs.head([group], ObjectiveConfig(), cell.pooling), states, where.test
     )

@@ -1,9 +1,9 @@
-"""How much of a reward is knowledge of which system wrote the response?
+"""Measure how much of a reward is knowledge of the system that wrote the response.
 
 All prompts have responses of the same systems, so a reward may order their styles. Three measures:
 the rule that gives each response the mean rank of its system in the training part; a classifier
 that names the system of a response from its features; and a head that has seen no response of one
-system, judged on the pairs with that system, beside one that has.
+system, evaluated on the pairs with that system, beside one that has.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kwise.benchmarks.experiments.head import Labelled
 from kwise.benchmarks.experiments.inputs import Inputs, ranks_of
-from kwise.benchmarks.experiments.scoring import counts_of
+from kwise.benchmarks.experiments.scoring import counts_of, is_pair, right_pairs
 from kwise.train.options.objectives import ObjectiveConfig
 
 ALL = "all"
@@ -25,7 +25,7 @@ _PENALTY = 0.03  # of the classifier, relative to the number of responses
 
 
 class Kind(Enum):
-    """What is judged."""
+    """The kind of measure."""
 
     RULE = "system's mean rank"
     NAMED = "system named"
@@ -88,8 +88,8 @@ def _share_named(inputs: Inputs, systems: Tensor, cell: Cell) -> float:
     targets = F.one_hot(systems[where.training].flatten()).double()
     gram = inputs_ND.T @ inputs_ND + _PENALTY * len(inputs_ND) * torch.eye(inputs_ND.shape[1])
     weights = torch.linalg.solve(gram, inputs_ND.T @ (targets - targets.mean(0)))
-    judged = (states[where.test].flatten(0, 1).double() - mean) / scale
-    named = (judged @ weights + targets.mean(0)).argmax(1)
+    tested = (states[where.test].flatten(0, 1).double() - mean) / scale
+    named = (tested @ weights + targets.mean(0)).argmax(1)
     return float((named == systems[where.test].flatten()).double().mean())
 
 
@@ -125,11 +125,9 @@ def _with_one_system(
 
 def _pairs_with(rewards: Tensor, inputs: Inputs, is_system: Tensor, test: Tensor) -> dict[str, Any]:
     """Return the right pairs of the marked responses with the others, and their number."""
-    ranks = inputs.responses.ranks[test]
-    counted = (ranks[:, :, None] < ranks[:, None, :]) & (is_system[:, :, None] ^ is_system[:, None])
-    difference = rewards[:, :, None] - rewards[:, None, :]
-    right = ((difference > 0).double() + 0.5 * (difference == 0).double()) * counted
+    pairs = is_pair(inputs.responses.ranks[test])
+    counted = pairs & (is_system[:, :, None] ^ is_system[:, None])
     return {
-        "right": right.sum((1, 2)).tolist(),
+        "right": right_pairs(rewards, counted).sum((1, 2)).tolist(),
         "pairs": counted.sum((1, 2)).tolist(),
     }
