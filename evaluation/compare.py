@@ -18,8 +18,8 @@ from kwise.errors import ConfigError
 from kwise.evaluation.estimate import Estimate
 from kwise.evaluation.metrics.bootstrap import PromptBootstrap
 from kwise.evaluation.metrics.calibration import negative_log_likelihood
-from kwise.evaluation.metrics.labelled import Floats, labels_of, pairs_of_all
-from kwise.evaluation.metrics.rank_correlation import kendall_tau, ndcg
+from kwise.evaluation.metrics.labelled import Floats, pairs_of_all
+from kwise.evaluation.metrics.rank_correlation import kendall_tau, ndcg, values_of
 from kwise.evaluation.result import (
     SCHEMA_VERSION,
     Difference,
@@ -89,8 +89,11 @@ def _totals(rankings: Rankings) -> Iterator[_Totals]:
             figure=figure, numerator_R=pairs.per_ranking(values_P), denominator_R=num_pairs_R
         )
     for figure, of in (("kendall_tau", kendall_tau), ("ndcg", ndcg)):
-        values_R = np.asarray([of(np.asarray(r.rewards), labels_of(r)) for r in rankings])
-        yield _Totals(figure=figure, numerator_R=values_R, denominator_R=np.ones(len(rankings)))
+        yield _Totals(
+            figure=figure,
+            numerator_R=values_of(of, rankings),
+            denominator_R=np.ones(len(rankings)),
+        )
 
 
 def _difference(a: _Totals, b: _Totals, bootstrap: PromptBootstrap) -> Difference:

@@ -16,7 +16,7 @@ from kwise.train.options.config import Overlong
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalConfig:
-    """What an evaluation writes, and how the rewards are computed.
+    """The options of an evaluation: its files, and the way the rewards are computed.
 
     Raises:
         ConfigError: a value is out of bounds.
@@ -91,9 +91,8 @@ class EvalConfig:
 
     def engine(self) -> EngineConfig:
         """Return the options of the engine."""
-        names = {field.name for field in dataclasses.fields(self)} & ENGINE_OPTIONS.keys() - {
-            "overlong"
-        }
+        shared = {field.name for field in dataclasses.fields(self)} & ENGINE_OPTIONS.keys()
+        names = shared - {"overlong"}  # here it is about rankings; the engine keeps its default
         return EngineConfig(**{name: getattr(self, name) for name in names})
 
 

@@ -139,7 +139,7 @@ class LengthCorrelation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What was measured.
+    """The figures of an evaluation.
 
     Attributes:
         num_rankings: the rankings whose responses all have rewards.
@@ -250,7 +250,7 @@ class DataRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the figures depend on besides rewards and labels.
+    """The settings that the figures depend on, besides rewards and labels.
 
     Attributes:
         seed: seed of the bootstrap.

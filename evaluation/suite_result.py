@@ -22,7 +22,7 @@ class SubsetSize:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the scored rows are all rows of the published benchmark."""
+        """True if the scored rows are all rows of the published benchmark."""
         return self.num_scored == self.num_read == self.num_published
 
 

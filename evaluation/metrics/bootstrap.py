@@ -35,7 +35,7 @@ class PromptBootstrap:
     def __init__(self, prompts: Sequence[str], settings: Settings) -> None:
         unique, self._cluster_R = np.unique(np.asarray(prompts), return_inverse=True)
         self.num_prompts = len(unique)
-        self._tail = (1 - settings.confidence) / 2
+        self._confidence = settings.confidence
         self._counts_BC = _counts(self.num_prompts, settings)
 
     def ratio(self, numerator_R: NDArray[Any], denominator_R: NDArray[Any]) -> Estimate:
@@ -52,8 +52,7 @@ class PromptBootstrap:
 
     def interval(self, resampled_B: NDArray[np.float64]) -> Interval:
         """Return the percentile interval of resampled values."""
-        low, high = np.quantile(resampled_B, [self._tail, 1 - self._tail])
-        return Interval(low=float(low), high=float(high))
+        return percentile_interval(resampled_B, self._confidence)
 
     def resampled_ratios(
         self, numerator_R: NDArray[Any], denominator_R: NDArray[Any]
@@ -84,6 +83,13 @@ class PromptBootstrap:
         rows = max(_BATCH_BYTES // (8 * self.num_prompts), 1)
         for start in range(0, len(self._counts_BC), rows):
             yield self._counts_BC[start : start + rows].astype(np.float64)
+
+
+def percentile_interval(resampled_B: NDArray[np.float64], confidence: float) -> Interval:
+    """Return the percentile interval of the values of a figure in B resamples."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled_B, [tail, 1 - tail])
+    return Interval(low=float(low), high=float(high))
 
 
 def _counts(num_prompts: int, settings: Settings) -> NDArray[np.uint8]:

@@ -40,13 +40,20 @@ def ndcg(rewards_K: Floats, labels_K: Floats) -> float:
     return gained / best
 
 
+def values_of(
+    figure: Callable[[Floats, Floats], float], rankings: Sequence[EvaluatedRanking]
+) -> Floats:
+    """Return a figure of (rewards, labels) for each ranking, float64[R]."""
+    return np.asarray([figure(np.asarray(r.rewards), labels_of(r)) for r in rankings])
+
+
 def mean_of(
     figure: Callable[[Floats, Floats], float],
     rankings: Sequence[EvaluatedRanking],
     bootstrap: PromptBootstrap,
 ) -> RankMean:
     """Return the mean over rankings of a figure of (rewards, labels)."""
-    values_R = np.asarray([figure(np.asarray(r.rewards), labels_of(r)) for r in rankings])
+    values_R = values_of(figure, rankings)
     mean = bootstrap.ratio(values_R, np.ones(len(values_R)))
     return RankMean(num_rankings=len(values_R), mean=mean)
 

@@ -29,7 +29,7 @@ _MODEL = "MODEL"  # what the command line calls the checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointOptions:
-    """How a checkpoint is loaded.
+    """The options with which a checkpoint is loaded.
 
     Attributes:
         chat_template: a Jinja file or the name of one of the checkpoint's templates; "" for its

@@ -1,4 +1,4 @@
-"""What the benchmarks share in reading a row and in counting a pair."""
+"""Functions with which the benchmarks read a row and count a pair."""
 
 from collections.abc import Collection
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kwise.evaluation.estimate import Estimate, Interval
+from kwise.evaluation.metrics.bootstrap import percentile_interval
 from kwise.evaluation.result import Evaluation, Settings
 from kwise.evaluation.suite_result import Score, ScoreMatrix, SubsetSize, SuiteResult
 from kwise.evaluation.suites.benchmark import (
@@ -131,11 +132,7 @@ def _interval(
     """Return the percentile interval over the resamples in which the score is defined."""
     values_B = definition.value.values(resampled)
     defined_B = values_B[~np.isnan(values_B)]
-    if not len(defined_B):
-        return None
-    tail = (1 - settings.confidence) / 2
-    low, high = np.quantile(defined_B, [tail, 1 - tail])
-    return Interval(low=float(low), high=float(high))
+    return percentile_interval(defined_B, settings.confidence) if len(defined_B) else None
 
 
 def _matrix(benchmark: Benchmark, means: Mapping[str, SubsetMeans]) -> ScoreMatrix | None:

@@ -61,7 +61,8 @@ class BenchmarkRows:
 def read_benchmark(path: str, name: SuiteName | None = None) -> BenchmarkRows | None:
     """Return the rows of the benchmark in a file or a directory.
 
-    name: the benchmark; None: recognise it by the columns of the first row of each file.
+    Args:
+        name: the benchmark; None to recognise it by the columns of the first row of each file.
 
     Returns:
         None if no benchmark was named, and the data is a pipe or a file that is not recognised.

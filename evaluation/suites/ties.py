@@ -34,7 +34,9 @@ COMPONENTS = {
 def ties_outcome(rows: Mapping[str, tuple[Rewards, int]]) -> Outcome:
     """Return the numbers of a question; NaN for those that need a row that is missing.
 
-    rows: the rewards, right responses first, and the number of right ones, by REFERENCE and TIED.
+    Args:
+        rows: the rewards, right responses first, and the number of right ones, by REFERENCE and
+            TIED.
     """
     outcome = dict.fromkeys(TIES_WEIGHTS, math.nan)
     if REFERENCE in rows:

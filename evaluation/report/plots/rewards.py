@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
-from kwise.evaluation.metrics.labelled import labels_of, pairs_of_all
-from kwise.evaluation.metrics.rank_correlation import kendall_tau
+from kwise.evaluation.metrics.labelled import pairs_of_all
+from kwise.evaluation.metrics.rank_correlation import kendall_tau, values_of
 from kwise.evaluation.report.plots.canvas import (
     BLUE,
     INK,
@@ -68,7 +68,7 @@ def _edges_with_zero(values: NDArray[np.float64]) -> list[float]:
 @in_page_style
 def tau_plot(rankings: Sequence[EvaluatedRanking]) -> Plot:
     """Return the histogram of Kendall's tau-b over rankings."""
-    tau_R = np.asarray([kendall_tau(np.asarray(r.rewards), labels_of(r)) for r in rankings])
+    tau_R = values_of(kendall_tau, rankings)
     canvas = Canvas(
         "tau",
         "Kendall's tau-b by ranking",
@@ -85,7 +85,7 @@ def tau_plot(rankings: Sequence[EvaluatedRanking]) -> Plot:
         svg=canvas.svg(),
         caption="Each ranking has one value: 1 if the rewards order its responses as the labels "
         "do, 0 if the two orders are unrelated, −1 if they are opposite. A second hill on the "
-        "left means that some kind of prompt is judged the wrong way round. Rankings of two "
+        "left means that the model reverses the order for some kind of prompt. Rankings of two "
         "responses are at −1, 0 or 1.",
     )
 
