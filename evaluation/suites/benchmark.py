@@ -67,6 +67,18 @@ class ScoreDefinition:
     only_with: frozenset[str] = frozenset()
 
 
+def definitions(
+    level: ScoreLevel,
+    values: Mapping[str, SubsetMean | WeightedMean],
+    only_with: frozenset[str] = frozenset(),
+) -> tuple[ScoreDefinition, ...]:
+    """Return the definitions of scores of one level, by name."""
+    return tuple(
+        ScoreDefinition(name=name, level=level, value=value, only_with=only_with)
+        for name, value in values.items()
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StyleMatrix:
     """Scores in rows and columns.

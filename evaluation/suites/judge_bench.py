@@ -24,6 +24,7 @@ from kwise.evaluation.suites.benchmark import (
     Rewards,
     ScoreDefinition,
     ScoreLevel,
+    definitions,
 )
 from kwise.evaluation.suites.columns import prompt_of
 from kwise.evaluation.suites.name import SuiteName
@@ -82,17 +83,11 @@ def _outcome(unit: Sequence[tuple[BenchmarkItem, Rewards]]) -> Outcome:
 
 def _scores(model: str) -> tuple[ScoreDefinition, ...]:
     subsets = tuple(_subset(model, category) for category in _CATEGORIES.values())
-    parts = {"Overall": subsets} | {
-        category: (_subset(model, category),) for category in _CATEGORIES.values()
-    }
-    return tuple(
-        ScoreDefinition(
-            name=_subset(model, name),
-            level=ScoreLevel.OVERALL if name == "Overall" else ScoreLevel.CATEGORY,
-            value=SubsetMean(subsets=part),
-            only_with=frozenset(subsets),
-        )
-        for name, part in parts.items()
+    overall = {_subset(model, "Overall"): SubsetMean(subsets=subsets)}
+    categories = {subset: SubsetMean(subsets=(subset,)) for subset in subsets}
+    return (
+        *definitions(ScoreLevel.OVERALL, overall, frozenset(subsets)),
+        *definitions(ScoreLevel.CATEGORY, categories, frozenset(subsets)),
     )
 
 

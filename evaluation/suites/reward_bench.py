@@ -25,6 +25,7 @@ from kwise.evaluation.suites.benchmark import (
     Rewards,
     ScoreDefinition,
     ScoreLevel,
+    definitions,
 )
 from kwise.evaluation.suites.columns import is_higher, known_subset, prompt_of
 from kwise.evaluation.suites.name import SuiteName
@@ -128,20 +129,12 @@ def _scores() -> tuple[ScoreDefinition, ...]:
     five = WeightedMean(parts=(*((section, 1.0) for section in sections.values()), (prior, 0.5)))
     subset, category, overall = ScoreLevel.SUBSET, ScoreLevel.CATEGORY, ScoreLevel.OVERALL
     return (
-        ScoreDefinition(name="Overall", level=overall, value=mean_of(*sections.values())),
-        ScoreDefinition(
-            name="Overall with prior sets", level=overall, value=five, only_with=only_prior
-        ),
-        *(
-            ScoreDefinition(name=name, level=category, value=section)
-            for name, section in sections.items()
-        ),
-        ScoreDefinition(name="Prior Sets", level=category, value=prior, only_with=only_prior),
-        *(ScoreDefinition(name=name, level=subset, value=_score(name)) for name in _CORE),
-        *(
-            ScoreDefinition(name=name, level=subset, value=_score(name), only_with=only_prior)
-            for name in _PRIOR_SETS
-        ),
+        *definitions(overall, {"Overall": mean_of(*sections.values())}),
+        *definitions(overall, {"Overall with prior sets": five}, only_prior),
+        *definitions(category, sections),
+        *definitions(category, {"Prior Sets": prior}, only_prior),
+        *definitions(subset, {name: _score(name) for name in _CORE}),
+        *definitions(subset, {name: _score(name) for name in _PRIOR_SETS}, only_prior),
     )
 
 

@@ -22,6 +22,7 @@ from kwise.evaluation.suites.benchmark import (
     Rewards,
     ScoreDefinition,
     ScoreLevel,
+    definitions,
 )
 from kwise.evaluation.suites.columns import known_subset, prompt_of, texts_of
 from kwise.evaluation.suites.name import SuiteName
@@ -89,21 +90,14 @@ def _scores() -> tuple[ScoreDefinition, ...]:
         else SubsetMean(subsets=(name,))
         for name in _PUBLISHED
     }
+    components = {
+        f"{_TIES}: {name}": SubsetMean(subsets=(_TIES,), columns={column: 1.0})
+        for column, name in COMPONENTS.items()
+    }
     return (
-        ScoreDefinition(name="Overall", level=ScoreLevel.OVERALL, value=mean_of(*values.values())),
-        *(
-            ScoreDefinition(name=name, level=ScoreLevel.CATEGORY, value=value)
-            for name, value in values.items()
-        ),
-        *(
-            ScoreDefinition(
-                name=f"{_TIES}: {name}",
-                level=ScoreLevel.SUBSET,
-                value=SubsetMean(subsets=(_TIES,), columns={column: 1.0}),
-                only_with=frozenset({_TIES}),
-            )
-            for column, name in COMPONENTS.items()
-        ),
+        *definitions(ScoreLevel.OVERALL, {"Overall": mean_of(*values.values())}),
+        *definitions(ScoreLevel.CATEGORY, values),
+        *definitions(ScoreLevel.SUBSET, components, frozenset({_TIES})),
     )
 
 

@@ -25,6 +25,7 @@ from kwise.evaluation.suites.benchmark import (
     ScoreDefinition,
     ScoreLevel,
     StyleMatrix,
+    definitions,
 )
 from kwise.evaluation.suites.columns import is_higher, known_subset, prompt_of, texts_of
 from kwise.evaluation.suites.name import SuiteName
@@ -114,25 +115,18 @@ def _over_domains(cells: Sequence[tuple[int, int]]) -> WeightedMean:
 
 def _scores() -> tuple[ScoreDefinition, ...]:
     subset, category, overall = ScoreLevel.SUBSET, ScoreLevel.CATEGORY, ScoreLevel.OVERALL
+    difficulties = {name: _over_domains(cells) for name, cells in _DIFFICULTIES.items()}
+    domains = {name: _mean(subsets, _CELLS) for name, subsets in _DOMAINS.items()}
+    difficulties_of_domains = {
+        f"{name}, {difficulty.lower()}": _mean(subsets, cells)
+        for name, subsets in _DOMAINS.items()
+        for difficulty, cells in _DIFFICULTIES.items()
+    }
+    parts_of_safety = {name: _mean([name], _CELLS) for name in _DOMAINS["Safety"]}
     return (
-        ScoreDefinition(name="Overall", level=overall, value=_over_domains(_CELLS)),
-        *(
-            ScoreDefinition(name=name, level=overall, value=_over_domains(cells))
-            for name, cells in _DIFFICULTIES.items()
-        ),
-        *(
-            ScoreDefinition(name=name, level=category, value=_mean(subsets, _CELLS))
-            for name, subsets in _DOMAINS.items()
-        ),
-        *(
-            ScoreDefinition(name=f"{name}, {level.lower()}", level=subset, value=_mean(part, cells))
-            for name, part in _DOMAINS.items()
-            for level, cells in _DIFFICULTIES.items()
-        ),
-        *(
-            ScoreDefinition(name=name, level=subset, value=_mean([name], _CELLS))
-            for name in _DOMAINS["Safety"]
-        ),
+        *definitions(overall, {"Overall": _over_domains(_CELLS)} | difficulties),
+        *definitions(category, domains),
+        *definitions(subset, difficulties_of_domains | parts_of_safety),
     )
 
 
