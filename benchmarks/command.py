@@ -16,7 +16,6 @@ from kwise.benchmarks.options import (
     BulkBenchConfig,
     GpuBenchConfig,
     GraphBenchConfig,
-    HeadsBenchConfig,
     JoinedBenchConfig,
     LoadBenchConfig,
     PrecisionBenchConfig,
@@ -24,6 +23,7 @@ from kwise.benchmarks.options import (
     SoakConfig,
     TrainBenchConfig,
 )
+from kwise.benchmarks.training.options import HeadsBenchConfig
 from kwise.errors import ConfigError
 from kwise.options import add_options, from_options
 from kwise.train.rankings.errors import RankingsError

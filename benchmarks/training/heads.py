@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kwise.benchmarks.options import HeadsBenchConfig
 from kwise.benchmarks.result_file import write_results
 from kwise.benchmarks.training.head_states import RankingStates, states_of
+from kwise.benchmarks.training.options import HeadsBenchConfig
 from kwise.train.data.read import read_rankings
 from kwise.train.model.head import init_head
 from kwise.train.rankings.split import split_by_prompt
