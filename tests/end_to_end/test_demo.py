@@ -17,7 +17,7 @@ from tests.real_data import EXAMPLES, ROOT, read_examples
 from tests.servers import PATIENCE_S, Server, raw_rewards, running_server
 
 # The demo trains on this many of the example rankings, the shortest, and validates with a third of
-# them: 8 steps with 64 short rankings take a small part of the time of 30 steps with 236.
+# them: 8 steps with 64 short rankings take a small part of the time of 40 steps with 319.
 NUM_RANKINGS = 96
 TRAIN_OPTIONS = ["--validation-fraction", "0.33"]
 # So many conversations of each kind are compared with transformers. A kind is its prompt's roles.
