@@ -29,6 +29,7 @@ class Observed:
     service: RewardService
     session: SumSession
     channel: grpc.aio.Channel
+    grpc_address: str
     http_port: int
     calls: list[RunningCall] = field(default_factory=list)
 
@@ -53,8 +54,15 @@ async def observed_service(config: ServerConfig | None = None, **engine: Any) ->
     for port in ports:
         await port.start(service)
     http_port = int(ports[1].address.rpartition(":")[2])
-    async with grpc.aio.insecure_channel(ports[0].address) as channel:
-        observed = Observed(service=service, session=session, channel=channel, http_port=http_port)
+    address = ports[0].address
+    async with grpc.aio.insecure_channel(address) as channel:
+        observed = Observed(
+            service=service,
+            session=session,
+            channel=channel,
+            grpc_address=address,
+            http_port=http_port,
+        )
         service.observers.append(observed.calls.append)
         try:
             yield observed

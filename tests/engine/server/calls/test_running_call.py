@@ -1,5 +1,6 @@
 """Observers are told of each call once, with what it was and how it ended."""
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 
@@ -14,6 +15,7 @@ from kwise.protos.kwise.v1 import reward_pb2 as pb
 from kwise.protos.kwise.v1 import reward_pb2_grpc
 from kwise.protos.tei.v1 import tei_pb2, tei_pb2_grpc
 from tests.engine.server.calls.conftest import Observed, body_of, group_of
+from tests.servers import PATIENCE_S
 from tests.sum_session import POISON, entered
 
 SCORE = "kwise.v1.RewardService/Score"
@@ -124,20 +126,29 @@ async def test_the_time_out_of_an_http_request_is_observed(observed: Observed) -
     assert [call.status for call in observed.calls] == [Status.DEADLINE_EXCEEDED]
 
 
+def code_of(address: str, name: str, client_streams: bool) -> grpc.StatusCode:
+    """Send an empty message to an rpc. Return the status of the call.
+
+    grpc.aio reports INTERNAL if a stream ends while it writes (grpc/grpc#36066), so this is the
+    synchronous client.
+    """
+    with grpc.insecure_channel(address) as opened, suppress(grpc.RpcError):
+        channel: Any = opened
+        if client_streams:
+            call = channel.stream_stream(f"/{name}")(iter([b""]), timeout=PATIENCE_S)
+        else:
+            call = channel.unary_stream(f"/{name}")(b"", timeout=PATIENCE_S)
+        list(call)
+    return call.code()
+
+
 async def test_each_rpc_is_observed_under_its_own_name(observed: Observed) -> None:
     for service in SERVICES:
         for method in service.descriptor.methods:
             name = f"{service.descriptor.full_name}/{method.name}"
             observed.calls.clear()
-            channel: Any = observed.channel
-            if method.client_streaming:
-                call = channel.stream_stream(f"/{name}")(iter([b""]))
-            else:
-                call = channel.unary_stream(f"/{name}")(b"")
-            with suppress(grpc.aio.AioRpcError):
-                async for _ in call:
-                    pass
-            code = await call.code()
+            streams = bool(method.client_streaming)
+            code = await asyncio.to_thread(code_of, observed.grpc_address, name, streams)
             # An error is sent before the handler ends, and before the call is observed.
             await observed.until(lambda: observed.calls[-1:] and is_whole(observed.calls[-1]))
             assert {call.method for call in observed.calls} == {name}
