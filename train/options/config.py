@@ -39,7 +39,7 @@ class Schedule(Enum):
 
 
 class Checkpointing(Enum):
-    """The part of each layer that is computed again; see model/gradient_checkpointing.py."""
+    """The part of each layer that is computed again; see model/memory/gradient_checkpointing.py."""
 
     NONE = "none"
     SELECTIVE = "selective"

@@ -29,7 +29,8 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from kwise.train.model.batch.layout import rewards_and_text_of
-from kwise.train.model.gradient_checkpointing import enable_checkpointing
+from kwise.train.model.memory.gradient_checkpointing import enable_checkpointing
+from kwise.train.model.memory.save_less import save_less
 from kwise.train.model.precision import bf16_backbone, choose_precision
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.options.config import Precision, TrainConfig
@@ -160,6 +161,7 @@ def make_trainer(
         sharded=processes.sharded,
         state_directory=state_directory,
     )
+    save_less(model)
     enable_checkpointing(reward_model.model, config.gradient_checkpointing)
     callbacks: list[TrainerCallback] = [
         before_training,

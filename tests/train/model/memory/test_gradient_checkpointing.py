@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kwise.errors import ConfigError
 from kwise.train.model.batch.layout import PaddedLayout, rewards_of
-from kwise.train.model.gradient_checkpointing import enable_checkpointing
+from kwise.train.model.memory.gradient_checkpointing import enable_checkpointing
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import Checkpointing
 from kwise.train.step.losses import kwise_loss

@@ -1,0 +1,1 @@
+"""What the forward pass of training saves for the backward pass."""
