@@ -1,1 +1,1 @@
-"""What the forward pass of training saves for the backward pass."""
+"""The memory of training: the tensors that a forward pass saves for the backward pass."""

@@ -1,7 +1,7 @@
 """The end of a gated MLP, down(silu(gate) · up), that saves `gate` and `up` for the backward pass.
 
-PyTorch's graph of the same formula also saves silu(gate) and the product, which is half of what a
-layer of SmolLM2 saves in its MLP. The backward pass here computes both again.
+PyTorch's graph of the same formula also saves silu(gate) and the product. They are half of what the
+MLP of a SmolLM2 layer saves. The backward pass here computes both again.
 
 Dimensions: N rows; I values of a row inside the MLP; D values of a row outside.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _silu_backward = torch.ops.aten.silu_backward
 
@@ -24,13 +25,14 @@ class GatedDown(torch.autograd.Function):
 
         Args:
             gate: [..., N, I], float32, or bfloat16 under autocast.
-            up: the same.
+            up: the same shape and type.
             weight: float32[D, I].
         """
         ctx.save_for_backward(gate, up, weight)
         return F.linear(F.silu(gate).mul_(up), weight)
 
     @staticmethod
+    @once_differentiable  # it computes in place
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the gradients of `gate`, `up` and `weight`; None for a frozen weight."""
         gate, up, weight = ctx.saved_tensors

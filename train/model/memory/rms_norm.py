@@ -1,7 +1,7 @@
 """RMS norm that saves its input and one number per row for the backward pass.
 
 PyTorch's graph of the same formula also saves the normalised input. The backward pass here computes
-it again, and allocates one tensor of the input's size where the graph allocates nine.
+it again. It allocates one tensor of the input's size, and the graph allocates nine.
 
 Dimensions: N rows; D values of a row.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class RmsNorm(torch.autograd.Function):
@@ -30,10 +31,11 @@ class RmsNorm(torch.autograd.Function):
         return (x * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the gradients of x and w.
+    @once_differentiable  # it computes in place
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Return the gradients of x and w; None for a frozen w.
 
-        With gradient g of y: that of w is Σ_N g · x · r, and that of x is
+        If g is the gradient of y, that of w is Σ_N g · x · r, and that of x is
         r · g · w − x · r³ / D · Σ_D g · x · w.
         """
         x, weight, scale = ctx.saved_tensors
@@ -41,7 +43,9 @@ class RmsNorm(torch.autograd.Function):
         width = x.shape[-1]
         product = gradient * x
         rows = product.reshape(-1, width)
-        of_weight = torch.mv(rows.t(), scale.reshape(-1))
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.mv(rows.t(), scale.reshape(-1))
         slope = torch.mv(rows, weight).reshape(scale.shape).mul_(scale**3).div_(width)
         of_x = torch.mul(gradient, weight, out=product)
         of_x.mul_(scale).addcmul_(x, slope, value=-1)

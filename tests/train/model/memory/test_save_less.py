@@ -1,5 +1,7 @@
 """Norms and MLPs that save less: the same rewards and gradients, and fewer bytes kept."""
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,13 +9,17 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from kwise.train.model.batch.layout import rewards_of
 from kwise.train.model.memory.gated_mlp import GatedDown
+from kwise.train.model.memory.gradient_checkpointing import enable_checkpointing
 from kwise.train.model.memory.rms_norm import RmsNorm
 from kwise.train.model.memory.save_less import save_less
 from kwise.train.model.precision import bf16_backbone
 from kwise.train.model.reward_model import RewardModel, load_reward_model
+from kwise.train.options.config import Checkpointing
 from kwise.train.step.losses import kwise_loss
 from tests.tiny_models import PADDED, TRIE, tiny_model
 
@@ -119,6 +125,91 @@ def test_frozen_weights_and_adapters_get_the_same_gradients(load: Load, targets:
     assert not any("down_proj.weight" in name for name in before[1])
     save_less(adapted)
     assert_same(rewards_and_gradients(reward_model), before, rtol=2e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [Checkpointing.SELECTIVE, Checkpointing.FULL])
+def test_gradient_checkpointing_gets_the_same_gradients(
+    load: Load, checkpointing: Checkpointing
+) -> None:
+    reward_model = load("qwen3")
+    before = rewards_and_gradients(reward_model)
+    save_less(reward_model.model)
+    enable_checkpointing(reward_model.model, checkpointing)
+    assert_same(rewards_and_gradients(reward_model), before, rtol=2e-5)
+
+
+def small_mlp(**options: Any) -> LlamaMLP:
+    torch.manual_seed(0)
+    return LlamaMLP(LlamaConfig(hidden_size=8, intermediate_size=12, **options))
+
+
+@pytest.mark.parametrize("options", [{"hidden_act": "gelu"}, {"mlp_bias": True}])
+def test_other_activations_and_biases_stay(options: dict[str, Any]) -> None:
+    mlp, x = small_mlp(**options), torch.randn(3, 8)
+    before = mlp(x)
+    save_less(mlp)
+    assert torch.equal(mlp(x), before)
+
+
+def test_a_copy_uses_its_own_weights() -> None:
+    mlp, x = small_mlp(), torch.randn(3, 8)
+    save_less(mlp)
+    twin, before = copy.deepcopy(mlp), mlp(x)
+    nn.init.zeros_(mlp.down_proj.weight)
+    assert torch.equal(twin(x), before)
+
+
+@pytest.mark.parametrize("layer", ["down_proj", "act_fn"])
+def test_hooks_run(layer: str) -> None:
+    mlp, x = small_mlp(), torch.randn(3, 8)
+    save_less(mlp)
+    mlp.get_submodule(layer).register_forward_hook(lambda module, inputs, output: output * 0)
+    assert not mlp(x).any()
+
+
+def test_a_replaced_forward_stays() -> None:
+    mlp, x = small_mlp(), torch.randn(3, 8)
+    mlp.forward = lambda x: 2 * x
+    save_less(mlp)
+    assert torch.equal(mlp(x), 2 * x)
+
+
+def test_a_decorated_forward_is_not_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions with one decorator have the same bytecode."""
+
+    def decorated(function: Any) -> Any:
+        return functools.wraps(function)(lambda *args: function(*args))
+
+    class Doubled(nn.Module):
+        @decorated
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    monkeypatch.setattr(LlamaMLP, "forward", decorated(LlamaMLP.forward))
+    monkeypatch.setattr(LlamaRMSNorm, "forward", decorated(LlamaRMSNorm.forward))
+    module, x = Doubled(), torch.randn(3, 8)
+    save_less(module)
+    assert torch.equal(module(x), 2 * x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("reference", [LlamaMLP, LlamaRMSNorm])
+def test_any_dtype_and_strides_get_the_same_gradients(
+    reference: type[nn.Module], dtype: torch.dtype
+) -> None:
+    module = (small_mlp() if reference is LlamaMLP else LlamaRMSNorm(8)).to(dtype)
+    x = torch.randn(8, 3, 2, dtype=dtype).transpose(0, 2).requires_grad_()  # not contiguous
+
+    def output_and_gradients() -> list[Tensor]:
+        output = module(x)
+        return [output, *torch.autograd.grad(output.sum(), [x, *module.parameters()])]
+
+    before = output_and_gradients()
+    save_less(module)
+    tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-5
+    for after, expected in zip(output_and_gradients(), before, strict=True):
+        assert after.dtype is expected.dtype
+        torch.testing.assert_close(after, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_the_gradients_are_those_of_finite_differences() -> None:
