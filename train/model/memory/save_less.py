@@ -6,6 +6,7 @@ their bytecode. All others, such as Gemma's norm, stay as they are.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,19 @@ def save_less(model: nn.Module) -> None:
 
 def _has_code_of(module: nn.Module, reference: type[nn.Module]) -> bool:
     """Return whether the class of `module` has the `forward` of `reference`, by the bytecode."""
-    forwards = (type(module).forward, reference.forward)
-    # The bytecode of a decorated function is that of the decorator.
-    if any(hasattr(forward, "__wrapped__") for forward in forwards):
-        return False
-    code, expected = (getattr(forward, "__code__", None) for forward in forwards)
-    return code is not None and (code.co_code, code.co_names, code.co_consts) == (
-        expected.co_code,
-        expected.co_names,
-        expected.co_consts,
-    )
+    code, expected = _bytecode(type(module).forward), _bytecode(reference.forward)
+    return code is not None and code == expected
+
+
+def _bytecode(function: Any) -> tuple[Any, ...] | None:
+    """Return the bytecode of `function`, and the names and constants that it uses.
+
+    None for a decorated function, because its bytecode is that of the decorator.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or hasattr(function, "__wrapped__"):
+        return None
+    return code.co_code, code.co_names, code.co_consts
 
 
 def _rms_norm(norm: nn.Module, hidden_states: Tensor) -> Tensor:
