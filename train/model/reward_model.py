@@ -27,6 +27,7 @@ from kwise.train.model.architecture.probe import conversation_probe
 from kwise.train.model.architecture.small_copy import disable_dropout
 from kwise.train.model.batch.layout import Layout, rewards_and_text_of
 from kwise.train.model.checkpoint import load_checkpoint
+from kwise.train.model.first_layers import keep_first_layers
 from kwise.train.model.four_bit import four_bit_options
 from kwise.train.model.head import init_head, reward_head
 from kwise.train.model.limits import counts_from_padding, model_max_tokens
@@ -124,6 +125,7 @@ def load_reward_model(
     chat_template: Path | None = None,
     template_date: str = "",
     num_heads: int | None = 1,
+    num_layers: int | None = None,
     seed: int = 0,
     load_in_4bit: bool = False,
     max_tokens: int | None = None,
@@ -141,6 +143,7 @@ def load_reward_model(
         template_date: the date that the template prints, "YYYY-MM-DD"; "" for today.
         num_heads: the heads that the model must have, or gets if the checkpoint has none; None for
             those of the checkpoint.
+        num_layers: the first layers of the backbone that are kept; None for all.
         seed: seed of the heads' first weights, if the checkpoint has no head.
         max_tokens: the longest conversation that the model will get; None for its own limit.
         load_in_4bit: see four_bit.py; the model must then get an adapter, and is dequantised when
@@ -153,8 +156,9 @@ def load_reward_model(
 
     Raises:
         ConfigError: the model does not exist; its checkpoint is refused, see `load_checkpoint`;
-            its tokenizer cannot be used, see `load_tokenizer` and `choose_pad_token`; or it cannot
-            be read in four bits, see `four_bit_options`.
+            its layers cannot be cut, see `keep_first_layers`; its tokenizer cannot be used, see
+            `load_tokenizer` and `choose_pad_token`; or it cannot be read in four bits, see
+            `four_bit_options`.
         OSError: the chat template cannot be read.
     """
     if model.endswith(".gguf") and not Path(model).is_file():
@@ -168,6 +172,8 @@ def load_reward_model(
         option, model, to_train=to_train, num_heads=num_heads, quantised=quantised
     )
     loaded = checkpoint.model
+    if num_layers is not None:
+        keep_first_layers(loaded, num_layers)
     name, head = reward_head(loaded)
     if name in checkpoint.new_layers:
         init_head(head, seed)

@@ -89,6 +89,12 @@ class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
         "date, as YYYY-MM-DD, that the saved chat template prints if the model's prints today's; "
         "by default today",
     )
+    layers: int | None = option(
+        None,
+        "keep the first layers of the model only: a smaller and faster reward model (default: all)",
+        minimum=1,
+        maximum=MAX_COUNT,
+    )
     epochs: float = option(
         1.0,
         "passes over the rankings; reward models soon overfit with more than one",
@@ -217,6 +223,11 @@ class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
             raise ConfigError(
                 "--load-in-4bit and --text-regulariser exclude each other: the LM head expects "
                 "hidden states of unquantised weights"
+            )
+        if self.layers is not None and self.lora_rank:
+            raise ConfigError(
+                "--layers and --lora-rank exclude each other: the adapter would not fit the model "
+                "that it names"
             )
         if self.early_stopping_patience and not self.eval_every:
             raise ConfigError("--early-stopping-patience needs --eval-every")

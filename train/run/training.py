@@ -98,6 +98,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             chat_template=config.chat_template,
             template_date=config.template_date,
             num_heads=config.heads,
+            num_layers=config.layers,
             seed=config.seed,
             load_in_4bit=config.load_in_4bit,
             max_tokens=config.max_tokens,
