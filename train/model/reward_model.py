@@ -143,7 +143,7 @@ def load_reward_model(
         template_date: the date that the template prints, "YYYY-MM-DD"; "" for today.
         num_heads: the heads that the model must have, or gets if the checkpoint has none; None for
             those of the checkpoint.
-        num_layers: the first layers of the backbone that are kept; None for all.
+        num_layers: how many of the backbone's first layers to keep; None for all.
         seed: seed of the heads' first weights, if the checkpoint has no head.
         max_tokens: the longest conversation that the model will get; None for its own limit.
         load_in_4bit: see four_bit.py; the model must then get an adapter, and is dequantised when

@@ -91,7 +91,8 @@ class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
     )
     layers: int | None = option(
         None,
-        "keep the first layers of the model only: a smaller and faster reward model (default: all)",
+        "train only the first N layers of the model, for a smaller and faster reward model; by "
+        "default all",
         minimum=1,
         maximum=MAX_COUNT,
     )
@@ -226,8 +227,13 @@ class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
             )
         if self.layers is not None and self.lora_rank:
             raise ConfigError(
-                "--layers and --lora-rank exclude each other: the adapter would not fit the model "
-                "that it names"
+                "--layers and --lora-rank exclude each other: an adapter of the first layers does "
+                "not fit the whole model, which adapter_config.json names"
+            )
+        if self.layers is not None and self.text_regulariser:
+            raise ConfigError(
+                "--layers and --text-regulariser exclude each other: the LM head expects hidden "
+                "states of the last layer"
             )
         if self.early_stopping_patience and not self.eval_every:
             raise ConfigError("--early-stopping-patience needs --eval-every")
