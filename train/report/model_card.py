@@ -22,7 +22,9 @@ T = TypeVar("T")
 def model_card(report: TrainingReport) -> ModelCard:
     """Return the card of the checkpoint that `report` describes."""
     objective = objective_from_plain(report.config)
-    model = str(report.config["model"])
+    model = f"`{report.config['model']}`"
+    if layers := report.config.get("layers"):
+        model = f"The first {layers} layer{'s' if layers > 1 else ''} of {model}"
     metadata = ModelCardData(
         model_name="reward model",
         pipeline_tag="text-classification",
@@ -32,7 +34,7 @@ def model_card(report: TrainingReport) -> ModelCard:
     )
     sections = [
         "# Reward model",
-        f"`{model}` with a linear layer of {_outputs(report)} kwise trained it on rankings of K "
+        f"{model} with a linear layer of {_outputs(report)} kwise trained it on rankings of K "
         f"responses to a prompt. {reward_meaning(objective)}",
         "`AutoModelForSequenceClassification.from_pretrained` loads it.",
         "No licence is stated here: it depends on the licences of the base model and of the data, "

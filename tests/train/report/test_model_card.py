@@ -65,6 +65,13 @@ def test_what_a_reward_means_depends_on_the_objective(
     assert meaning in text and ("σ" in text) == (not changed)
 
 
+def test_the_card_says_that_layers_are_left_out(trained: Any) -> None:
+    report, _ = trained
+    card = model_card(replace(report, config=report.config | {"layers": 2}))
+    assert f"The first 2 layers of `{report.config['model']}` with a linear layer" in card.text
+    assert "The first" not in model_card(report).text
+
+
 @pytest.mark.parametrize("name", ObjectiveName)
 def test_the_card_names_the_source_of_the_objective(trained: Any, name: ObjectiveName) -> None:
     report, _ = trained
