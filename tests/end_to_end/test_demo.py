@@ -17,9 +17,10 @@ from tests.real_data import EXAMPLES, ROOT, read_examples
 from tests.servers import PATIENCE_S, Server, raw_rewards, running_server
 
 # The demo trains on this many of the example rankings, the shortest, and validates with a third of
-# them: 8 steps with 64 short rankings take a small part of the time of 40 steps with 319.
+# them: 8 steps with 64 short rankings take a small part of the time of 40 steps with 319. Half of
+# the layers take half of the time in training, in the export and in its checks.
 NUM_RANKINGS = 96
-TRAIN_OPTIONS = ["--validation-fraction", "0.33"]
+TRAIN_OPTIONS = ["--validation-fraction", "0.33", "--layers", "15"]
 # So many conversations of each kind are compared with transformers. A kind is its prompt's roles.
 NUM_OF_A_KIND = 4
 # Real rankings of nine responses, which are not in the repository; skipped without them.
@@ -60,7 +61,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     rankings.write_text("".join(shortest_examples(NUM_RANKINGS)), encoding="utf-8")
     command = [sys.executable, str(ROOT / "examples" / "demo.py")]
     command += ["--build", str(build), "--rankings", str(rankings), "--", *TRAIN_OPTIONS]
-    # It takes 170 s of CPU time, and ten times as long on a busy machine.
+    # It takes 130 s of CPU time, and ten times as long on a busy machine.
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     return build, finished.stdout
@@ -76,10 +77,10 @@ def demo_server(demo: tuple[Path, str]) -> Iterator[Server]:
 def test_the_demo_learns_above_chance_and_leaves_no_process(demo: tuple[Path, str]) -> None:
     build, output = demo
     report = json.loads((build / "checkpoint" / "training_report.json").read_text())
-    # 21 steps with all rankings reach 71 %. These 8 reach 64 %, and lower the loss by 0.066.
-    assert report["after"]["accuracy"] > 0.58
+    # The 40 steps of the whole demo reach 85 %. These 8 reach 83 %, and halve the loss.
+    assert report["after"]["accuracy"] > 0.65
     assert report["after"]["accuracy"] > report["before"]["accuracy"]
-    assert report["after"]["loss"] < report["before"]["loss"] - 0.03
+    assert report["after"]["loss"] < report["before"]["loss"] - 0.1
     assert "1 pass of the model in all" in output
     running = subprocess.run(
         ["pgrep", "-f", str(build)], capture_output=True, text=True, check=False
