@@ -162,9 +162,8 @@ def make_trainer(
         state_directory=state_directory,
     )
     if config.gradient_checkpointing is Checkpointing.NONE:
-        save_less(model)
-    else:  # it saves less already; with both, `selective` took 4.6 instead of 4.4 GB
-        enable_checkpointing(reward_model.model, config.gradient_checkpointing)
+        save_less(model)  # checkpointed layers do already: with both, `selective` took 0.2 GB more
+    enable_checkpointing(reward_model.model, config.gradient_checkpointing)
     callbacks: list[TrainerCallback] = [
         before_training,
         MarkComplete(processes),

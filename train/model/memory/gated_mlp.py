@@ -1,7 +1,7 @@
 """The end of a gated MLP, down(silu(gate) · up), that saves `gate` and `up` for the backward pass.
 
-PyTorch's graph of the same formula also saves silu(gate) and the product. They are half of what the
-MLP of a SmolLM2 layer saves. The backward pass here computes both again.
+PyTorch's graph of the same formula also saves silu(gate) and the product. They are nearly half of
+what the MLP of a SmolLM2 layer saves. The backward pass here computes both again.
 
 Dimensions: N rows; I values of a row inside the MLP; D values of a row outside.
 """

@@ -1,7 +1,7 @@
 """RMS norm that saves its input and one number per row for the backward pass.
 
 PyTorch's graph of the same formula also saves the normalised input. The backward pass here computes
-it again. It allocates one tensor of the input's size, and the graph allocates nine.
+it again, in one tensor of the input's size.
 
 Dimensions: N rows; D values of a row.
 """
