@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
-from kwise.errors import InvalidRequest, KwiseError, ModelFailed
+from kwise.errors import ConfigError, InvalidRequest, KwiseError, ModelFailed
 from kwise.libraries.errors import library_errors
 from kwise.train.checkpoint.ids import id_without_row, num_rows
 from kwise.train.model.reward_model import RewardModel, load_reward_model
@@ -63,7 +63,7 @@ class CheckpointScorer:
         """Load a checkpoint that has a head for rewards.
 
         Raises:
-            ConfigError: see `load_reward_model`.
+            ConfigError: see `load_reward_model`; or `max_tokens` exceeds the limit of the model.
         """
         use_available_cpus()
         if options.threads:
@@ -79,8 +79,7 @@ class CheckpointScorer:
         )
         with library_errors(f"--device {options.device}: torch cannot use it"):
             model.model.to(options.device)
-        limits = [limit for limit in (options.max_tokens, model.max_tokens) if limit is not None]
-        max_tokens = min(limits, default=None)
+        max_tokens = _token_limit(options.max_tokens, model.max_tokens)
         identity = ModelIdentity(
             model=Path(name).name,
             fingerprint=model_sha256(name),
@@ -160,3 +159,12 @@ def _reward(number: int, value: float, tokens: int) -> Reward | KwiseError:
     if not math.isfinite(value):
         return ModelFailed(number)
     return Reward(value=value, raw=value, tokens=tokens)
+
+
+def _token_limit(asked: int | None, of_model: int | None) -> int | None:
+    """Return the longest conversation that is scored, in tokens; None for no limit."""
+    if asked is not None and of_model is not None and asked > of_model:
+        raise ConfigError(
+            f"--max-tokens is {asked}; it must be at most {of_model}, the model's own limit"
+        )
+    return of_model if asked is None else asked

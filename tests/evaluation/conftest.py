@@ -43,6 +43,7 @@ def evaluated(tmp_path: Path) -> Callable[..., tuple[int, Evaluation]]:
 
     def run(model: object, data: Path, *options: str) -> tuple[int, Evaluation]:
         path = tmp_path / "result.json"
+        path.unlink(missing_ok=True)  # a run that fails must not return the result before it
         words = ["eval", str(model), str(data), "--json", str(path), "--overwrite"]
         code = main([*words, "--resamples", "100", *options])
         return code, read_json(path)

@@ -150,6 +150,17 @@ def test_a_checkpoint_without_a_head_is_refused(
     assert (code, message) == (2, f"MODEL {headless} {missing}")
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "artifact"])
+def test_a_token_limit_above_that_of_the_model_is_refused(
+    kind: str, mixed: Path, request: pytest.FixtureRequest, capsys: Any
+) -> None:
+    model = request.getfixturevalue(f"tiny_{kind}")
+    code, message = error_of(capsys, model, mixed, "--max-tokens", "1000000")
+    assert code == 2
+    assert "--max-tokens is 1000000; it must be at most " in message
+    assert message.endswith(", the model's own limit")
+
+
 def test_no_ranking_that_can_be_scored_is_an_error(
     tiny_artifact: Path, mixed: Path, capsys: Any
 ) -> None:

@@ -79,11 +79,12 @@ def test_the_reward_of_a_model_with_members_is_their_mean(
 ) -> None:
     artifact = export_quietly(members_checkpoint, tmp_path / "artifact")
     results = [
-        evaluated(model, examples, "--limit", "3", "--overlong", "skip", "--max-tokens", "900")[1]
+        evaluated(model, examples, "--limit", "3", "--overlong", "skip")[1]
         for model in (members_checkpoint, artifact)
     ]
     assert close(*results)
     assert results[0].data == results[1].data
+    assert results[0].figures.num_rankings > 0
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "artifact"])
