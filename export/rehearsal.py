@@ -41,7 +41,7 @@ from kwise.train.model.architecture.invariance import (
 )
 from kwise.train.model.architecture.probe import Probe, conversation_probe
 from kwise.train.model.architecture.quiet import quiet
-from kwise.train.model.architecture.small_copy import small_copy
+from kwise.train.model.architecture.small_copy import small_copies
 
 LayoutName = Literal["trie", "padded", "separate"]
 
@@ -154,23 +154,18 @@ def _rehearse(
     max_tokens: int | None,
 ) -> Rehearsal:
     name = type(model).__name__
-    if small_copy(model) is None:
+    new_copy = small_copies(model)
+    if new_copy is None:
         return Rehearsal(layout=layouts[0])
-    measured = Invariance(partial(_copy, model), probe)
+    measured = Invariance(new_copy, probe)
     shortest, longest = probe.min_tokens, longest_measured(model, max_tokens)
     try:
         with _quiet():
-            return _first_that_holds(measured, partial(_copy, model), layouts, shortest, longest)
+            return _first_that_holds(measured, new_copy, layouts, shortest, longest)
     except CannotScore as error:
         raise ConfigError(f"{name} cannot score a conversation: {error}") from error
     except _Refused as error:
         raise ConfigError(f"{name} cannot be exported: {error}") from error
-
-
-def _copy(model: PreTrainedModel) -> PreTrainedModel:
-    copied = small_copy(model)
-    assert copied is not None, "one was made before"
-    return copied
 
 
 def _first_that_holds(

@@ -18,9 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import text_config
-
-_INDEX_LISTS = {"mlp_only_layers", "attn_layer_indices", "hybrid_layer_ids"}
-"""Names of lists of layer indices. Indices of layers that are left out do no harm."""
+from kwise.train.model.architecture.layer_lists import lists_per_layer
 
 
 def keep_first_layers(model: PreTrainedModel, num_layers: int) -> None:
@@ -43,11 +41,16 @@ def keep_first_layers(model: PreTrainedModel, num_layers: int) -> None:
         return
     del model.base_model.get_submodule(names[0])[num_layers:]
     _cut_config(config, total, num_layers)
-    if not _is_described_by_config(model, names[0]):
-        raise ConfigError(
-            f"--layers: the config of {type(model).__name__} cannot describe its first "
-            f"{num_layers} layers; leave it out"
-        )
+    problem = (
+        f"--layers: the config of {type(model).__name__} cannot describe its first {num_layers} "
+        "layers"
+    )
+    try:
+        described = _is_described_by_config(model, names[0])
+    except Exception as error:  # a config checks its lists with errors of any class
+        raise ConfigError(f"{problem}: {error}; leave it out") from error
+    if not described:
+        raise ConfigError(f"{problem}; leave it out")
 
 
 def _outer_lists(model: nn.Module, length: int | None) -> list[str]:
@@ -64,12 +67,12 @@ def _outer_lists(model: nn.Module, length: int | None) -> list[str]:
 
 
 def _cut_config(config: PretrainedConfig, total: int, num_layers: int) -> None:
-    """Set the number of layers, and cut the lists with an entry for each layer."""
-    for name, value in vars(config).items():
-        # `layer_types`; Longformer has `attention_window`.
-        per_layer = name not in _INDEX_LISTS and ("layer" in name or name == "attention_window")
-        if per_layer and isinstance(value, list) and len(value) == total:
-            setattr(config, name, value[:num_layers])
+    """Set the number of layers, and cut the lists with an entry for each layer.
+
+    Indices of layers that are left out do no harm in a list of indices.
+    """
+    for name, value in lists_per_layer(config, total).items():
+        setattr(config, name, value[:num_layers])
     if hasattr(config, "attention_types"):  # GPT-Neo makes `attention_layers` from it
         config.attention_types = [[config.attention_layers, 1]]
     config.num_hidden_layers = num_layers
@@ -78,16 +81,15 @@ def _cut_config(config: PretrainedConfig, total: int, num_layers: int) -> None:
 def _is_described_by_config(model: PreTrainedModel, layers: str) -> bool:
     """Return whether a model made from the saved config has the same layers.
 
+    Raises what the class and its config raise.
+
     Args:
         layers: the name of the list of layers in the backbone.
     """
-    try:
-        config = type(model.config).from_dict(json.loads(model.config.to_json_string()))
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            loaded = type(model)(config)
-        return _structure(loaded, layers) == _structure(model, layers)
-    except Exception:  # noqa: BLE001 - a config checks its lists with errors of any class
-        return False
+    config = type(model.config).from_dict(json.loads(model.config.to_json_string()))
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        loaded = type(model)(config)
+    return _structure(loaded, layers) == _structure(model, layers)
 
 
 def _structure(model: PreTrainedModel, layers: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import transformers
 from kwise.errors import ConfigError
 from kwise.train.model.architecture.layout_choice import choose_layout
 from kwise.train.model.architecture.probe import Probe
-from kwise.train.model.architecture.small_copy import small_copy
+from kwise.train.model.architecture.small_copy import small_copies
 from kwise.train.model.batch.layout import (
     Layout,
     PaddedLayout,
@@ -137,13 +137,14 @@ def test_a_small_copy_has_the_layers_and_thresholds_that_decide() -> None:
         vocab_size=99, num_labels=1, num_hidden_layers=8, hidden_size=128, sliding_window=48
     )
     model = transformers.Gemma3TextForSequenceClassification(config)
-    copied = small_copy(model)
-    assert copied is not None and not copied.training
+    new_copy = small_copies(model)
+    assert new_copy is not None
+    copied, again = new_copy(), new_copy()
+    assert not copied.training
     assert copied.config.layer_types == ["sliding_attention", "full_attention"]
     assert copied.config.sliding_window == 48
     assert sum(p.numel() for p in copied.parameters()) < 100_000
-    again = small_copy(model)
-    assert again is not None
+    assert again.config is not copied.config
     assert torch.equal(next(copied.parameters()), next(again.parameters()))
 
 

@@ -29,7 +29,7 @@ from kwise.train.model.architecture.invariance import (
 )
 from kwise.train.model.architecture.probe import Probe
 from kwise.train.model.architecture.quiet import quiet
-from kwise.train.model.architecture.small_copy import small_copy
+from kwise.train.model.architecture.small_copy import small_copies
 from kwise.train.model.batch import trie_attention
 from kwise.train.model.batch.layout import (
     Layout,
@@ -82,11 +82,12 @@ def _choice(
     rewards_alone(model, [probe.sequence(probe.min_tokens, seed=0)])
     obstacle = _declared_obstacle(model) or _measured_obstacle(model)
     padded = PaddedLayout(pad_token_id, obstacle)
-    if small_copy(model) is None:
+    new_copy = small_copies(model)
+    if new_copy is None:
         return _unmeasured_choice(model, padded, probe) if obstacle else TrieLayout()
     layouts: list[TrieLayout | PaddedLayout] = [TrieLayout(), padded]
     layouts = [padded] if obstacle else layouts
-    measured = Invariance(lambda: _copy_of(model), probe)
+    measured = Invariance(new_copy, probe)
     longest = longest_measured(model, max_tokens or model_max_tokens(model))
     return _measured_choice(measured, layouts, probe.min_tokens, longest, type(model).__name__)
 
@@ -97,12 +98,6 @@ def _unmeasured_choice(model: PreTrainedModel, padded: PaddedLayout, probe: Prob
     if obstacle is None:
         return padded
     return SeparateLayout(reason=f"{padded.reason}; {obstacle}")
-
-
-def _copy_of(model: PreTrainedModel) -> PreTrainedModel:
-    copied = small_copy(model)
-    assert copied is not None, "one was made before"
-    return copied
 
 
 def _measured_choice(

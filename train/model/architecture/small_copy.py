@@ -10,12 +10,15 @@ heads and experts, and it is narrow.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+
+from kwise.train.model.architecture.layer_lists import lists_per_layer
 
 _HEADS, _HEAD_SIZE = 4, 16
 _WIDTH = _HEADS * _HEAD_SIZE
@@ -82,21 +85,25 @@ _BY_TYPE: Mapping[str, Mapping[str, Any]] = {
 """Sizes of single types of models, which go before `_SIZES`."""
 
 
-def small_copy(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel | None:
-    """Return a small copy of the model in evaluation mode and without dropout.
+def small_copies(model: PreTrainedModel) -> Callable[[], PreTrainedModel] | None:
+    """Return a function that returns fresh small copies of the model, all with the same weights.
 
-    Copies with the same seed have the same weights. None if no such copy can be made.
+    They are in evaluation mode and without dropout. None if no such copy can be made.
     """
     try:
-        return small_model(type(model), model.config, seed)
+        first = small_model(type(model), model.config)
+        # Drawing the embeddings of a whole vocabulary takes ten times as long as copying them.
+        new_copy = partial(copy.deepcopy, first)
+        new_copy()
     except Exception:  # noqa: BLE001 - a class may have any other demands on its sizes
         return None
+    return new_copy
 
 
 def small_model(
     kind: type[PreTrainedModel], config: PretrainedConfig, seed: int = 0
 ) -> PreTrainedModel:
-    """Return a small model of the class and the settings; see `small_copy`.
+    """Return a small model of the class and the settings; see `small_copies`.
 
     Raises what the class raises.
     """
@@ -166,17 +173,10 @@ def _reduce(config: PretrainedConfig) -> None:
 
 
 def _reduce_layers(config: PretrainedConfig) -> None:
-    """Keep one layer of each type, and at least two.
-
-    The types are in lists with an entry for each layer, for instance `layer_types`.
-    """
+    """Keep one layer of each type, and at least two."""
     for name in _LAYER_COUNTS:
         if isinstance(number := getattr(config, name, None), int):
-            lists = {
-                key: value
-                for key, value in vars(config).items()
-                if isinstance(value, list) and "layer" in key and len(value) == number
-            }
+            lists = lists_per_layer(config, number)
             types = list(zip(*lists.values(), strict=True)) if name == "num_hidden_layers" else []
             layers = [index for index, kind in enumerate(types) if types.index(kind) == index]
             layers = layers if len(layers) >= _MIN_LAYERS else list(range(_MIN_LAYERS))
