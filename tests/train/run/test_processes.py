@@ -23,11 +23,11 @@ from tests.training_runs import IGNORED_WARNINGS, KILL_AT, command, options
 pytestmark = IGNORED_WARNINGS
 
 
-# 27 rankings: the last step of an epoch has three, so one process has only a filler in it.
+NUM_RANKINGS = 27
+"""The last step of an epoch has three, so one process has only a filler in it."""
 CHANGED = {
     "epochs": 2.0,
     "rankings_per_step": 4,
-    "validation_fraction": 0.1,
     "log_every": 1,
     "eval_every": 4,
     "save_every": 2,
@@ -55,20 +55,34 @@ def launched(name: str, settings: dict[str, Any], killed_at: str = "") -> list[s
 
 
 @pytest.fixture(scope="module")
-def one(data: Path, headless: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def files(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """`data` in two files: to train on, and for --validation."""
+    directory = tmp_path_factory.mktemp("files")
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    (directory / "training.jsonl").write_text("".join(lines[:NUM_RANKINGS]), encoding="utf-8")
+    (directory / "validation.jsonl").write_text("".join(lines[NUM_RANKINGS:]), encoding="utf-8")
+    return directory / "training.jsonl", directory / "validation.jsonl"
+
+
+def options_of(files: tuple[Path, Path], model: Path, output: Path) -> Any:
+    return options(files[0], model, output, validation=str(files[1]), **CHANGED)
+
+
+@pytest.fixture(scope="module")
+def one(files: tuple[Path, Path], headless: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(report, weights, means of the three heads) of one process."""
     output = tmp_path_factory.mktemp("one") / "checkpoint"
-    report = train(TrainConfig(**options(data, headless, output, **CHANGED)))
+    report = train(TrainConfig(**options_of(files, headless, output)))
     config = json.loads((output / "config.json").read_text())
     return report, load_file(output / "model.safetensors"), config["kwise_member_means"]
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
-    launch: str, one: Any, data: Path, headless: Path, tmp_path: Path
+    launch: str, one: Any, files: tuple[Path, Path], headless: Path, tmp_path: Path
 ) -> None:
     report, expected, means = one
-    two = options(data, headless, tmp_path / "two", **CHANGED)
+    two = options_of(files, headless, tmp_path / "two")
     # A step is saved at 2; the process that prints is killed at 4, and the other with it.
     killed = subprocess.run(launched(launch, two, "step 4/"), capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -78,9 +92,11 @@ def test_two_processes_killed_and_resumed_give_the_losses_and_weights_of_one(
     assert (
         finished.stdout.count("checkpoint: ") == finished.stderr.count("resuming after step") == 1
     )
-    assert report.num_training == 27
+    assert report.num_training == NUM_RANKINGS
     written = json.loads((tmp_path / "two" / "training_report.json").read_text())
     assert written["num_processes"] == 2 and written["num_steps"] == report.num_steps == 14
+    assert written["validation_sha256"] == report.validation_sha256
+    assert written["after"]["loss"] == pytest.approx(report.after.loss, abs=1e-5)
     # Trainer rounds what it logs to 1e-4.
     assert [loss["loss"] for loss in written["losses"]] == pytest.approx(
         [loss.loss for loss in report.losses], abs=2e-4

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -161,19 +160,9 @@ def test_a_resumed_run_wants_the_same_validation_rankings(
     assert report.validation == "moved.csv" and report.num_validation == 6
 
 
-def test_several_processes_evaluate_on_the_file_and_refuse_a_pipe(
-    data: Path, validation: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_several_processes_refuse_a_pipe(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """That they evaluate on a file is in test_processes.py."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    settings = settings_of(data, tiny_checkpoint, tmp_path / "two", validation)
-    arguments = ["-m", "kwise", *command(settings)[3:]]
-    subprocess.run([*torchrun, *arguments], capture_output=True, text=True, check=True)
-    written = json.loads((tmp_path / "two" / "training_report.json").read_text(encoding="utf-8"))
-    report = train(TrainConfig(**{**settings, "output": tmp_path / "one"}))
-    assert report.after is not None and written["num_processes"] == 2
-    assert written["after"]["loss"] == pytest.approx(asdict(report.after)["loss"], abs=1e-5)
-    assert written["validation_sha256"] == report.validation_sha256
-
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     settings = settings_of(data, tiny_checkpoint, tmp_path / "refused", pipe)
