@@ -29,6 +29,7 @@ from kwise.train.model.batch.layout import Layout, rewards_and_text_of
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.first_layers import keep_first_layers
 from kwise.train.model.four_bit import four_bit_options
+from kwise.train.model.gguf_reader import gguf_parsed_once
 from kwise.train.model.head import init_head, reward_head
 from kwise.train.model.limits import counts_from_padding, model_max_tokens
 from kwise.train.model.tokenizer import choose_pad_token, load_tokenizer, token_ids
@@ -119,6 +120,7 @@ class RewardModel:
         self.tokenizer.save_pretrained(directory)
 
 
+@gguf_parsed_once()
 def load_reward_model(
     model: str,
     *,
