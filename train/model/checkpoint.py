@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from kwise.errors import ConfigError
+from kwise.train.checkpoint.gguf_file import check_gguf
 from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config, usable_id
 from kwise.train.checkpoint.members import MEMBERS_KEY, num_members, state_members
 from kwise.train.checkpoint.statements import Statements, account_for_statements
@@ -196,6 +197,8 @@ def _load_whole(
             ignore_mismatched_sizes=not (quantised or stated.get("quantization_config")),
             **(quantised or {}),
         )
+    if name.endswith(".gguf"):
+        check_gguf(place, name, model, loading["missing_keys"])
     _check_embeddings(place, model)
     restore_new_layers(model)
     disable_weight_packing(model)

@@ -23,7 +23,7 @@ def test_one_reader_for_each_file_while_a_model_is_loaded(tmp_path: Path) -> Non
     before = gguf.GGUFReader
     with gguf_parsed_once():
         reader = gguf.GGUFReader(one)
-        assert reader.get_field("llama.vocab_size").contents() == 5
+        assert "llama.vocab_size" in reader.fields
         assert gguf.GGUFReader(one) is reader
         assert gguf.GGUFReader(other) is not reader
     assert gguf.GGUFReader is before
