@@ -40,12 +40,12 @@ def keep_first_layers(model: PreTrainedModel, num_layers: int) -> None:
     if num_layers == total:
         return
     del model.base_model.get_submodule(names[0])[num_layers:]
-    _cut_config(config, total, num_layers)
     problem = (
         f"--layers: the config of {type(model).__name__} cannot describe its first {num_layers} "
         "layers"
     )
     try:
+        _cut_config(config, total, num_layers)
         described = _is_described_by_config(model, names[0])
     except Exception as error:  # a config checks its lists with errors of any class
         raise ConfigError(f"{problem}: {error}; leave it out") from error
@@ -87,6 +87,7 @@ def _is_described_by_config(model: PreTrainedModel, layers: str) -> bool:
         layers: the name of the list of layers in the backbone.
     """
     config = type(model.config).from_dict(json.loads(model.config.to_json_string()))
+    config._attn_implementation = model.config._attn_implementation  # it is not saved
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         loaded = type(model)(config)
     return _structure(loaded, layers) == _structure(model, layers)

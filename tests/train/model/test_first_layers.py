@@ -120,6 +120,22 @@ def test_a_config_that_cannot_describe_the_layers_is_refused() -> None:
         keep_first_layers(model, 2)
 
 
+def test_layers_that_the_config_derives_are_refused() -> None:
+    sizes = {"d_model": 64, "d_head": 16, "n_head": 4, "d_inner": 96, "vocab_size": 64}
+    config = transformers.FunnelConfig(block_sizes=[4], num_labels=1, **sizes)
+    model = transformers.FunnelForSequenceClassification(config)
+    with pytest.raises(ConfigError, match=r"--layers: .*cannot describe .* layers: .*block_sizes"):
+        keep_first_layers(model, 2)
+
+
+def test_the_implementation_of_attention_is_no_difference() -> None:
+    """The classes of BERT's layers depend on it."""
+    model = tiny_classifier("Bert", {"num_hidden_layers": 3, "attn_implementation": "eager"})
+    assert model.config._attn_implementation == "eager"
+    keep_first_layers(model, 2)
+    assert model.config.num_hidden_layers == 2
+
+
 def test_an_encoder_and_a_decoder_are_refused() -> None:
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": 64}
     model = tiny_classifier("Bart", {**heads, "encoder_layers": 3, "decoder_layers": 2})
