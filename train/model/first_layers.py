@@ -21,8 +21,11 @@ from kwise.train.checkpoint.ids import text_config
 from kwise.train.model.architecture.layer_lists import lists_per_layer
 
 
-def keep_first_layers(model: PreTrainedModel, num_layers: int) -> None:
+def keep_first_layers(model: PreTrainedModel, num_layers: int) -> list[str]:
     """Remove all layers of the backbone after the first `num_layers`, and update the config.
+
+    Returns:
+        A note on the layers that were removed, if any were.
 
     Raises:
         ConfigError: the model has fewer layers, does not have its layers in one list, or has a
@@ -36,9 +39,9 @@ def keep_first_layers(model: PreTrainedModel, num_layers: int) -> None:
             f"--layers: {type(model).__name__} does not have its layers in one list; leave it out"
         )
     if num_layers > total:
-        raise ConfigError(f"--layers is {num_layers}; the model has {total} layers")
+        raise ConfigError(f"--layers is {num_layers}; it must be at most {total}, the model's own")
     if num_layers == total:
-        return
+        return []
     del model.base_model.get_submodule(names[0])[num_layers:]
     problem = (
         f"--layers: the config of {type(model).__name__} cannot describe its first {num_layers} "
@@ -51,6 +54,7 @@ def keep_first_layers(model: PreTrainedModel, num_layers: int) -> None:
         raise ConfigError(f"{problem}: {error}; leave it out") from error
     if not described:
         raise ConfigError(f"{problem}; leave it out")
+    return [f"the first {num_layers} of {total} layers are kept (--layers)"]
 
 
 def _outer_lists(model: nn.Module, length: int | None) -> list[str]:

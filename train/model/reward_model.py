@@ -174,8 +174,7 @@ def load_reward_model(
         option, model, to_train=to_train, num_heads=num_heads, quantised=quantised
     )
     loaded = checkpoint.model
-    if num_layers is not None:
-        keep_first_layers(loaded, num_layers)
+    cut = [] if num_layers is None else keep_first_layers(loaded, num_layers)
     name, head = reward_head(loaded)
     if name in checkpoint.new_layers:
         init_head(head, seed)
@@ -204,7 +203,7 @@ def load_reward_model(
         layout=layout,
         template=template,
         new_layers=checkpoint.new_layers,
-        notes=(*checkpoint.notes, *stale, *template.notes),
+        notes=(*checkpoint.notes, *cut, *stale, *template.notes),
     )
 
 

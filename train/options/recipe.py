@@ -52,7 +52,7 @@ def as_options(values: dict[str, Any]) -> str:
     for name, value in values.items():
         if isinstance(value, bool):
             shown.append(flag_of(name) if value else flag_of(name).replace("--", "--no-", 1))
-        else:
+        elif value is not None:
             shown.append(f"{flag_of(name)} {value.value if isinstance(value, Enum) else value}")
     return " ".join(shown)
 

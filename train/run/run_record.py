@@ -114,12 +114,11 @@ def check_same_run(run: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
     for name, value in run["config"].items():
         if name in _FREE_TO_CHANGE or _HASHED.get(name) in recorded:
             continue
-        if value != recorded["config"].get(name, value):
+        began = recorded["config"].get(name, value)
+        if value != began:
             flag = "--" + name.replace("_", "-")
-            raise ConfigError(
-                f"--resume: {flag} was {recorded['config'].get(name)} when the run began and is "
-                f"{value} now"
-            )
+            was, now = ("not given" if given is None else given for given in (began, value))
+            raise ConfigError(f"--resume: {flag} was {was} when the run began and is {now} now")
     return [
         f"{package} was {began} when the run began and is {run['versions'].get(package)} now: the "
         "weights may differ from those of an uninterrupted run"

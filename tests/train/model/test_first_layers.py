@@ -62,8 +62,9 @@ def test_the_layers_are_the_first_ones(smollm2_tokenizer: Any, tmp_path: Path) -
     path = str(
         tiny_model("Llama", {**GROUPED, "num_hidden_layers": 3}, smollm2_tokenizer, tmp_path)
     )
-    whole, first = load_reward_model(path).model, load_reward_model(path, num_layers=2).model
-    kept = first.state_dict()
+    whole, cut = load_reward_model(path).model, load_reward_model(path, num_layers=2)
+    assert "the first 2 of 3 layers are kept (--layers)" in cut.notes
+    kept = cut.model.state_dict()
     assert {name for name in whole.state_dict() if name not in kept} == {
         name for name in whole.state_dict() if ".layers.2." in name
     }
@@ -146,7 +147,7 @@ def test_an_encoder_and_a_decoder_are_refused() -> None:
 def test_more_layers_than_the_model_has_are_refused(smollm2_tokenizer: Any, tmp_path: Path) -> None:
     path = str(tiny_model("Llama", GROUPED, smollm2_tokenizer, tmp_path))
     assert load_reward_model(path, num_layers=2).model.config.num_hidden_layers == 2
-    with pytest.raises(ConfigError, match="--layers is 3; the model has 2 layers"):
+    with pytest.raises(ConfigError, match="--layers is 3; it must be at most 2, the model's own"):
         load_reward_model(path, num_layers=3)
 
 

@@ -43,6 +43,10 @@ RUN: dict[str, Any] = {
         ({"layout": "padded"}, "the layout was trie when the run began and is padded now"),
         ({"precision": "bf16"}, "the precision was fp32 when the run began and is bf16 now"),
         ({"config": {"model": "m", "seed": 1}}, "--seed was 0 when the run began and is 1 now"),
+        (
+            {"config": {"model": "m", "seed": None}},
+            "--seed was 0 when the run began and is not given now",
+        ),
     ],
 )
 def test_what_has_changed_is_named(changed: dict[str, Any], problem: str) -> None:
