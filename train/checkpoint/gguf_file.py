@@ -9,14 +9,12 @@ The settings are those of llama.cpp's converters (gguf-py, `gguf/constants.py`).
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import gguf
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kwise.errors import ConfigError
-
-if TYPE_CHECKING:  # an extra
-    from gguf import GGUFReader
 
 _SCALES = ("attention.scale", "embedding_scale", "residual_scale", "expert_weights_scale")
 """Settings that are 1 in a model whose config does not have them."""
@@ -56,8 +54,6 @@ def check_gguf(place: str, path: str, model: PreTrainedModel, missing: Sequence[
         model: what transformers has made of it.
         missing: the weights of the model that the file does not have.
     """
-    import gguf
-
     reader = gguf.GGUFReader(path)
     problems = [*_scaled_rope(reader, model.config), *_other_settings(reader, model.config)]
     if problems:
@@ -69,7 +65,7 @@ def check_gguf(place: str, path: str, model: PreTrainedModel, missing: Sequence[
 
 
 def _check_tensors(
-    place: str, reader: "GGUFReader", model: PreTrainedModel, missing: Sequence[str]
+    place: str, reader: gguf.GGUFReader, model: PreTrainedModel, missing: Sequence[str]
 ) -> None:
     """Raise ConfigError if the file has more numbers than the model has taken from it.
 
@@ -88,16 +84,14 @@ def _check_tensors(
 
 
 def _without_parameter(
-    reader: "GGUFReader", names: Iterable[str], model: PreTrainedModel
+    reader: gguf.GGUFReader, names: Iterable[str], model: PreTrainedModel
 ) -> list[str]:
     """Return the tensors to which gguf-py gives no name of a parameter of this model."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
     architecture = _value(reader, "general.architecture")
-    kind = next((key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), None)
+    kind = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), None)
     if kind is None:
         return []
-    name_map = get_tensor_name_map(kind, model.config.num_hidden_layers)
+    name_map = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
     known = set()
     for parameter, _ in model.named_parameters():
         stem, _, suffix = parameter.rpartition(".")
@@ -105,7 +99,7 @@ def _without_parameter(
     return [name for name in names if name not in known]
 
 
-def _scaled_rope(reader: "GGUFReader", config: PretrainedConfig) -> Iterator[str]:
+def _scaled_rope(reader: gguf.GGUFReader, config: PretrainedConfig) -> Iterator[str]:
     """Yield what says that rotary embeddings are scaled, if those of the config are not."""
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if parameters and parameters.get("rope_type", "default") != "default":
@@ -123,7 +117,7 @@ def _scaled_rope(reader: "GGUFReader", config: PretrainedConfig) -> Iterator[str
         yield f"{architecture}.rope.scale_linear {linear:g}"
 
 
-def _other_settings(reader: "GGUFReader", config: PretrainedConfig) -> Iterator[str]:
+def _other_settings(reader: gguf.GGUFReader, config: PretrainedConfig) -> Iterator[str]:
     """Yield the settings of the file that have other values in the config."""
     architecture = _value(reader, "general.architecture")
     for setting, names in _SETTINGS.items():
@@ -155,7 +149,7 @@ def _of_config(config: PretrainedConfig, names: Sequence[str]) -> Any:
     return None
 
 
-def _value(reader: "GGUFReader", key: str) -> Any:
+def _value(reader: gguf.GGUFReader, key: str) -> Any:
     """Return a setting of the file; None if it does not have it, or has one for each layer."""
     field = reader.get_field(key)
     value = None if field is None else field.contents()

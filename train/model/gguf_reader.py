@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import gguf
+
 
 @contextmanager
 def gguf_parsed_once() -> Iterator[None]:
     """Let `gguf.GGUFReader` return the same reader for the same file."""
-    try:
-        import gguf
-    except ImportError:  # it is an extra; without it transformers refuses the file
-        yield
-        return
     reader = gguf.GGUFReader
     gguf.GGUFReader = cache(reader)  # type: ignore[misc, assignment]
     try:

@@ -99,7 +99,7 @@ _STEPS = st.lists(st.tuples(_BATCHES, st.booleans(), st.booleans(), st.booleans(
 
 
 @given(st.integers(1, 120), _STEPS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_every_slot_that_a_batch_reads_holds_its_token_however_batches_overlap(
     num_slots: int, steps: list[tuple[list[tuple[int, int]], bool, bool, bool]]
 ) -> None:
