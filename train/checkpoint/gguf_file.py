@@ -15,7 +15,9 @@ import gguf
 from transformers import PretrainedConfig, PreTrainedModel
 
 from kwise.errors import ConfigError
+from kwise.train.checkpoint.tensors import named
 
+_EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "rms_norm_eps", "norm_eps")
 _SCALES = ("attention.scale", "embedding_scale", "residual_scale", "expert_weights_scale")
 """Settings that are 1 in a model whose config does not have them."""
 
@@ -23,8 +25,8 @@ _SETTINGS = {
     "attention.causal": ("is_causal",),
     "attention.clamp_kqv": ("clip_qkv",),
     "attention.key_length": ("head_dim", "d_kv"),
-    "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"),
-    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
+    "attention.layer_norm_epsilon": _EPSILONS,
+    "attention.layer_norm_rms_epsilon": _EPSILONS,
     "attention.sliding_window": ("sliding_window",),
     "attention.value_length": ("head_dim", "d_kv"),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
@@ -42,7 +44,6 @@ _NEUTRAL = {"attention.causal": True, **dict.fromkeys(_SCALES, 1.0)}
 
 _LM_HEAD = ("output.",)
 _FREQUENCIES = ("rope_freqs", "rope_factors_long", "rope_factors_short")
-_MAX_NAMES = 3
 
 
 def check_gguf(place: str, path: str, model: PreTrainedModel, missing: Sequence[str]) -> None:
@@ -58,7 +59,7 @@ def check_gguf(place: str, path: str, model: PreTrainedModel, missing: Sequence[
     problems = [*_scaled_rope(reader, model.config), *_other_settings(reader, model.config)]
     if problems:
         raise ConfigError(
-            f"{place}: transformers does not read {_some(problems)} of a .gguf file, which changes "
+            f"{place}: transformers does not read {named(problems)} of a .gguf file, which changes "
             "rewards; give the checkpoint in the format of Hugging Face"
         )
     _check_tensors(place, reader, model, missing)
@@ -78,7 +79,7 @@ def _check_tensors(
         unused = _without_parameter(reader, [tensor.name for tensor in tensors], model)
         raise ConfigError(
             f"{place}: {type(model).__name__} has {in_model:,} parameters from {in_file:,} numbers "
-            f"of the file{f', which has {_some(unused)} beside them' if unused else ''}; give the "
+            f"of the file{f', which has {named(unused)} beside them' if unused else ''}; give the "
             "checkpoint in the format of Hugging Face"
         )
 
@@ -154,8 +155,3 @@ def _value(reader: gguf.GGUFReader, key: str) -> Any:
     field = reader.get_field(key)
     value = None if field is None else field.contents()
     return None if isinstance(value, list) else value
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more

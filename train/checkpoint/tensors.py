@@ -72,7 +72,7 @@ class TensorAccount:
         """Return a sentence for the unused tensors, if there are."""
         if not self.harmless:
             return []
-        return [f"{_some(self.harmless)} of the checkpoint: not used, which changes no reward"]
+        return [f"{named(self.harmless)} of the checkpoint: not used, which changes no reward"]
 
 
 def new_layers_notes(new_layers: Sequence[str]) -> list[str]:
@@ -80,7 +80,7 @@ def new_layers_notes(new_layers: Sequence[str]) -> list[str]:
     if not new_layers:
         return []
     verb = "start" if len(new_layers) > 1 else "starts"
-    return [f"{_some(new_layers)} {verb} at random, because the checkpoint has no such weights"]
+    return [f"{named(new_layers)} {verb} at random, because the checkpoint has no such weights"]
 
 
 def account_for_tensors(
@@ -115,7 +115,7 @@ def account_for_tensors(
     if refused:
         raise ConfigError(
             f"{place}: {type(model).__name__} does not use {_count(refused)} of the checkpoint "
-            f"that could change a reward: {_some([stored.described(name) for name in refused])}; "
+            f"that could change a reward: {named([stored.described(name) for name in refused])}; "
             f"{advice_about(refused, model, stored, head)}"
         )
     _check_frequencies(place, model, stored)
@@ -206,7 +206,7 @@ def _new_layers(
     """Return the layers without weights; raise ConfigError if there must not be any such layer."""
     if missing and not head_may_be_new:
         raise ConfigError(
-            f"{place} is not a reward model: these weights are missing: {_some(missing)}"
+            f"{place} is not a reward model: these weights are missing: {named(missing)}"
         )
     backbone = _backbone_name(model)
     lost = [key for key in missing if key.startswith(f"{backbone}.") and "pooler" not in key]
@@ -221,7 +221,7 @@ def _new_layers(
         own = {key for key in weights if key.rpartition(".")[0] == layer}
         stored, lacking = sorted(own - set(missing)), sorted(own & set(missing))
         if stored:
-            raise ConfigError(f"{place}: the checkpoint has {stored[0]} and lacks {_some(lacking)}")
+            raise ConfigError(f"{place}: the checkpoint has {stored[0]} and lacks {named(lacking)}")
     return tuple(layers)
 
 
@@ -268,7 +268,7 @@ def _count(names: Sequence[str]) -> str:
     return "a tensor" if len(names) == 1 else f"{len(names)} tensors"
 
 
-def _some(names: Sequence[str]) -> str:
+def named(names: Sequence[str]) -> str:
     """Return the first few names, and how many more there are."""
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more
