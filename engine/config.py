@@ -200,3 +200,11 @@ def engine_option(name: str) -> Any:
     """
     field = ENGINE_OPTIONS[name]
     return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
+def check_max_tokens(asked: int | None, limit: int | None) -> None:
+    """Raise ConfigError if `--max-tokens` exceeds the limit of the model; None for no limit."""
+    if asked is not None and limit is not None and asked > limit:
+        raise ConfigError(
+            f"--max-tokens is {asked}; it must be at most {limit}, the model's own limit"
+        )

@@ -10,14 +10,14 @@ from tokenizers import Tokenizer
 
 from kwise.engine.artifact.names import CHAT_TEMPLATE, GOLDEN
 from kwise.engine.artifact.read import Artifact, read_artifact
-from kwise.engine.config import EngineConfig
+from kwise.engine.config import EngineConfig, check_max_tokens
 from kwise.engine.model.devices import Kind, parse_devices
 from kwise.engine.model.session import GraphSession, Session
 from kwise.engine.select import backend_for
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.text.encoder import ConversationEncoder
 from kwise.engine.text.limits import EncoderLimits
-from kwise.errors import ArtifactError, ConfigError, InvalidRequest
+from kwise.errors import ArtifactError, InvalidRequest
 from kwise.libraries.errors import library_errors
 from kwise.types import Group
 
@@ -71,11 +71,7 @@ def effective_max_tokens(artifact: Artifact, config: EngineConfig) -> int:
         ConfigError: the option exceeds the model's limit.
     """
     limit = artifact.manifest.max_tokens
-    if config.max_tokens > limit:
-        raise ConfigError(
-            f"--max-tokens is {config.max_tokens}; it must be at most {limit}, the model's own "
-            "limit"
-        )
+    check_max_tokens(config.max_tokens, limit)
     return config.max_tokens or limit
 
 

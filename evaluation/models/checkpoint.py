@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from kwise.bulk.scorers.protocol import GroupResult, ModelIdentity
-from kwise.errors import ConfigError, InvalidRequest, KwiseError, ModelFailed
+from kwise.engine.config import check_max_tokens
+from kwise.errors import InvalidRequest, KwiseError, ModelFailed
 from kwise.libraries.errors import library_errors
 from kwise.train.checkpoint.ids import id_without_row, num_rows
 from kwise.train.model.reward_model import RewardModel, load_reward_model
@@ -79,7 +80,8 @@ class CheckpointScorer:
         )
         with library_errors(f"--device {options.device}: torch cannot use it"):
             model.model.to(options.device)
-        max_tokens = _token_limit(options.max_tokens, model.max_tokens)
+        check_max_tokens(options.max_tokens, model.max_tokens)
+        max_tokens = options.max_tokens or model.max_tokens
         identity = ModelIdentity(
             model=Path(name).name,
             fingerprint=model_sha256(name),
@@ -159,12 +161,3 @@ def _reward(number: int, value: float, tokens: int) -> Reward | KwiseError:
     if not math.isfinite(value):
         return ModelFailed(number)
     return Reward(value=value, raw=value, tokens=tokens)
-
-
-def _token_limit(asked: int | None, of_model: int | None) -> int | None:
-    """Return the longest conversation that is scored, in tokens; None for no limit."""
-    if asked is not None and of_model is not None and asked > of_model:
-        raise ConfigError(
-            f"--max-tokens is {asked}; it must be at most {of_model}, the model's own limit"
-        )
-    return of_model if asked is None else asked

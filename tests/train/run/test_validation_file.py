@@ -161,7 +161,7 @@ def test_a_resumed_run_wants_the_same_validation_rankings(
 
 
 def test_several_processes_refuse_a_pipe(data: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """That they evaluate on a file is in test_processes.py."""
+    """test_processes.py tests their evaluation on a file."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
