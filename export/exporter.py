@@ -38,6 +38,7 @@ from kwise.export.publishing import check_destination, publish_artifact
 from kwise.export.rehearsal import EXPORTS, LayoutName, Rehearsal, possible_layouts, rehearse
 from kwise.libraries.errors import library_errors
 from kwise.publish import check_writable
+from kwise.train.checkpoint.pooling import HEADER_KEY
 from kwise.train.checkpoint.transformers_versions import writes_type_ids
 from kwise.train.model.architecture.probe import conversation_probe
 from kwise.train.model.threads import use_available_cpus
@@ -142,6 +143,11 @@ def _rehearsal(config: ExportConfig, checkpoint: Checkpoint) -> Rehearsal:
     layouts = possible_layouts(model)
     if config.layout is not Layout.AUTO:
         requested = config.layout.value
+        if requested not in layouts and checkpoint.statements.response_header:
+            raise ConfigError(
+                f"--layout {requested}: the model reads its reward with mean pooling "
+                f"({HEADER_KEY} in config.json), which needs the layout trie"
+            )
         if requested not in layouts:
             raise ConfigError(
                 f"--layout {requested}: {type(model).__name__} cannot share prompts; use --layout "
@@ -199,7 +205,7 @@ def _prove(
     """
     requested = parse_precisions(config.dtype, "--dtype")
     graphs = {
-        precision: contract_of(precision, graph)
+        precision: contract_of(precision, graph, mean_pooling=manifest.mean_pooling)
         for precision in Precision
         if precision in {Precision.FP32, *requested}
     }

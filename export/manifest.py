@@ -5,6 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from kwise.engine.artifact.manifest import Manifest, Member
 from kwise.export.checkpoint import Checkpoint
 from kwise.export.config import ExportConfig
@@ -30,6 +32,7 @@ def describe(config: ExportConfig, checkpoint: Checkpoint, rehearsal: Rehearsal)
         vocab_size=checkpoint.num_rows,
         pad_token_id=pad_token_id,
         causal=checkpoint.causal,
+        response_header=checkpoint.statements.response_header or UNSET,
         special_tokens=template_variables(tokenizer),
         files={},
         **_scale(config, checkpoint),

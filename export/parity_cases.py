@@ -1,7 +1,9 @@
 """The checkpoint's rewards of conversations, to compare an artifact's rewards with.
 
 They are computed as any user of transformers would: `apply_chat_template` on the whole
-conversation, one conversation a call, in fp32, before the export touches the model.
+conversation, one conversation a call, in fp32, before the export touches the model. With mean
+pooling, which transformers does not have, the backbone's hidden states of the response go through
+the head, and the reward is the mean.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +19,8 @@ from kwise.engine.trie import Int64
 from kwise.errors import ConfigError
 from kwise.export.parity_conversations import conversations, conversations_with_special_tokens
 from kwise.libraries.errors import cause_of, is_foreign
-from kwise.train.checkpoint.ids import id_without_row, num_rows
+from kwise.train.checkpoint.ids import id_without_row, num_rows, text_config
+from kwise.train.checkpoint.pooling import header_of
 from kwise.train.checkpoint.transformers_versions import writes_type_ids
 from kwise.train.model.batch.layout import alone
 from kwise.train.template.render import TemplateRefusal, render
@@ -242,9 +245,29 @@ def _plain_reward(
     model: PreTrainedModel, token_ids: Int64, type_ids: Int64 | None = None
 ) -> RawReward:
     """Return the reward that transformers computes for one unpadded conversation."""
+    if (header := header_of(model.config)) is not None:
+        return _mean_reward(model, token_ids, header)
     inputs = alone(model, torch.from_numpy(token_ids)[None])
     if type_ids is not None and getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.from_numpy(type_ids)[None]
     with torch.inference_mode():
         members = model(**inputs).logits[0].tolist()
+    return tuple(members) if len(members) > 1 else float(members[0])
+
+
+def _mean_reward(model: PreTrainedModel, token_ids: Int64, header: TokenIds) -> RawReward:
+    """Return the mean reward of the tokens after the last `header`; all without it, at least one.
+
+    Padding tokens at the end are not read, as transformers skips them for other models.
+    """
+    ids = token_ids.tolist()
+    while len(ids) > 1 and ids[-1] == text_config(model.config).pad_token_id:
+        ids.pop()
+    ends = [
+        i for i in range(len(header), len(ids) + 1) if tuple(ids[i - len(header) : i]) == header
+    ]
+    start = min(max(ends, default=0), len(ids) - 1)
+    with torch.inference_mode():
+        states = model.base_model(torch.tensor([ids])).last_hidden_state[0, start:]
+        members = model.score(states).double().mean(0).tolist()
     return tuple(members) if len(members) > 1 else float(members[0])

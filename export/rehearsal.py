@@ -33,6 +33,7 @@ from kwise.export.graphs.padded_graph import export_padded
 from kwise.export.graphs.trie_graph import export_trie
 from kwise.export.parity import allowed_difference
 from kwise.train.checkpoint.members import members_of
+from kwise.train.checkpoint.pooling import HEADER_KEY, header_of
 from kwise.train.model.architecture.invariance import (
     CannotScore,
     Invariance,
@@ -112,7 +113,18 @@ def rehearse_all_layouts(
 
 
 def possible_layouts(model: PreTrainedModel) -> list[LayoutName]:
-    """Return the layouts to try, the best first."""
+    """Return the layouts to try, the best first.
+
+    Raises:
+        ConfigError: the model reads its reward with mean pooling, and cannot have the trie layout.
+    """
+    if header_of(model.config) is not None:
+        if not supports_trie(model):
+            raise ConfigError(
+                f"{type(model).__name__} cannot share prompts, which mean pooling "
+                f"({HEADER_KEY} in config.json) needs"
+            )
+        return ["trie"]
     padded: list[LayoutName] = ["padded", "separate"]
     return ["trie", *padded] if supports_trie(model) else padded
 

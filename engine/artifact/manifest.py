@@ -36,6 +36,7 @@ _IDENTITY = (
     "vocab_size",
     "pad_token_id",
     "causal",
+    "response_header",
     "special_tokens",
     "files",
     "reward_mean",
@@ -118,6 +119,8 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pad_token_id: the token that fills padded batches. In a causal model it is also the token that
         transformers skips at the end before it reads the reward; None if it reads the last token.
     causal: later tokens do not change earlier hidden states.
+    response_header: the token ids after which a response begins, in a model with mean pooling (see
+        `kwise.engine.pooling`); absent if the reward is read at the last token.
     special_tokens: names that chat templates use, such as `bos_token`, and their text.
     files: every file of the artifact except the manifest.
     reward_mean, reward_std: the served value is (raw - mean) / std. They are 0 and 1 with members.
@@ -136,6 +139,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     vocab_size: PositiveCount
     pad_token_id: Count | None
     causal: bool
+    response_header: Annotated[tuple[Count, ...], Meta(min_length=1)] | UnsetType = UNSET
     special_tokens: dict[str, str]
     files: dict[FileName, FileEntry]
     reward_mean: Mean = 0.0
@@ -150,6 +154,11 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def num_members(self) -> int:
         """The number of rewards that the graph gives per conversation; 1 without members."""
         return len(self.members or (0,))
+
+    @property
+    def mean_pooling(self) -> bool:
+        """True if the reward is the mean over the response's tokens."""
+        return self.response_header is not UNSET
 
     def value(self, raw: RawReward) -> float:
         """Return the value of a raw reward; with members, the mean of their values."""
@@ -288,6 +297,11 @@ def _read_manifest(path: Path) -> Manifest:
         raise ArtifactError(
             f"{path}: reward_mean and reward_std must be 0 and 1, because each of members has a "
             "mean and a std of its own"
+        )
+    if manifest.response_header is not UNSET and manifest.layout != "trie":
+        raise ArtifactError(
+            f"{path}: response_header needs the layout trie, because other graphs give one reward "
+            "per sequence"
         )
     if not manifest.cuda_graphs.keys() <= manifest.graphs.keys():
         raise ArtifactError(f"{path}: cuda_graphs must have no precision that graphs does not have")

@@ -8,8 +8,8 @@ cuts the rows into tiles and divides the tiles by number of keys into groups, ea
 ONNX's Attention, so that little work is padding. See docs/architecture.md. Packing 2,048 rows takes
 less than 1 ms, and 8,192 rows 2 to 4 ms; SmolLM2's pass of 2,048 rows takes 2 s on two cores.
 
-Dimensions: N nodes; T rows; P past entries; B sequences; n tiles of a group, S queries and L keys
-each.
+Dimensions: N nodes; T rows; P past entries; R tokens that the head reads; n tiles of a group, S
+queries and L keys each.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,8 @@ class Packed:
         input_ids [T]: the token of each row.
         positions, preorder, subtree_end [T+P]: position, node number and end of the subtree (see
             `Trie`) of each entry of the key table.
-        last_rows [B]: the row of each sequence's last token.
+        last_rows [R]: the rows that the head reads; without mean pooling, the row of each
+            sequence's last token.
         queries.GROUP [n, S]: rows of each tile. Padding is in front, and repeats the first row.
         keys.GROUP [n, L]: entries of the key table for each tile. Padding, at the end, is negative:
             it counts from the table's end, and is again the tile's first key.
@@ -69,14 +70,15 @@ def pack(
     past: Int64 | None = None,
     num_past: int = 0,
     *,
+    read_nodes: Int64 | None = None,
     aligned_keys: bool = False,
 ) -> Packed:
     """Lay out the trie's nodes as rows and past entries, and the rows as tiles.
 
     Args:
         past: int64[N] or None: for each node its index among the `num_past` past entries, or
-            NOT_PAST. The last node of a sequence is never past, because the head reads its hidden
-            state.
+            NOT_PAST. A node whose hidden state the head reads is never past.
+        read_nodes: int64[R], the nodes that the head reads; None for each sequence's last one.
         aligned_keys: put a row's keys at the same places in every batch, so that attention adds
             them up in the same order and the row's result is the same to the last bit. This costs
             some padding. It is for graphs that round to few bits, where a difference in the last
@@ -85,10 +87,11 @@ def pack(
             its rows are the last nodes of that path.
     """
     past = np.full(trie.num_nodes, NOT_PAST) if past is None else past
+    read_nodes = trie.last_nodes if read_nodes is None else read_nodes
     nodes = np.flatnonzero(past == NOT_PAST)  # int64[T]
     num_rows = len(nodes)
     entries = np.where(past == NOT_PAST, np.cumsum(past == NOT_PAST) - 1, past + num_rows)  # [N]
-    arrays = {"input_ids": trie.token_ids[nodes], "last_rows": entries[trie.last_nodes]}
+    arrays = {"input_ids": trie.token_ids[nodes], "last_rows": entries[read_nodes]}
     for name, values_N in (
         ("positions", trie.depths),
         ("preorder", np.arange(trie.num_nodes)),

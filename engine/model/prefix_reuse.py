@@ -1,8 +1,8 @@
 """Decide what a batch takes from the prompt cache and what it adds to it.
 
 Before a pass, `plan_reuse` finds which of the batch's prefixes have cached keys and values, and
-which prompts are worth caching. After the pass, `cache_prompts` stores those. The last token of
-every sequence is computed even if its prefix is cached, because the head reads its hidden state.
+which prompts are worth caching. After the pass, `cache_prompts` stores those. The tokens whose
+hidden states the head reads (pooling.py) are computed even if their keys and values are cached.
 
 A batch may be planned while the batch before it runs. Whatever that one then adds to the cache or
 drops from it, the plan stays right, because it holds the segments that it reuses and nothing
@@ -20,6 +20,7 @@ import numpy as np
 
 from kwise.engine.model.packing import NOT_PAST
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache, Segment, States
+from kwise.engine.pooling import ReadTokens, read_tokens
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import KEY_BYTES, Int64, Trie, build_trie, common_prefix, sort_key
 
@@ -37,6 +38,7 @@ class Reuse:
     parts: the segments that the past entries are from, in order, each with its number of entries.
     prompts: the nodes of each prefix to cache, by its sort key.
     nodes_to_cache: int64, ascending: those of them that the cache does not have.
+    read: the tokens whose hidden states the head reads.
     num_cached: the number of tokens that each sequence, by its sort key, has in the cache.
     prefixes: the prefixes that the cache had.
     """
@@ -46,6 +48,7 @@ class Reuse:
     parts: Sequence[tuple[Segment, int]]
     prompts: dict[bytes, Int64]
     nodes_to_cache: Int64
+    read: ReadTokens
     num_cached: dict[bytes, int]
     prefixes: tuple[bytes, ...]
 
@@ -87,15 +90,19 @@ def plan_reuse(
     cache: PromptCache,
     no_states: States,
     *,
+    response_header: Sequence[int] | None = None,
     separate_last_tokens: bool = False,
 ) -> Reuse:
     """Build the batch's trie and look its prefixes up in the cache.
 
     Args:
         no_states: the states of 0 tokens.
+        response_header: see `kwise.engine.pooling.first_read`.
         separate_last_tokens: see `build_trie`.
     """
-    trie = build_trie([s.token_ids for s in batch], separate_last_tokens=separate_last_tokens)
+    sequences = [sequence.token_ids for sequence in batch]
+    trie = build_trie(sequences, separate_last_tokens=separate_last_tokens)
+    read = read_tokens(trie, sequences, response_header)
     past = np.full(trie.num_nodes, NOT_PAST)
     prefixes = cache.prefixes
     num_cached_of: dict[bytes, int] = {}
@@ -128,9 +135,9 @@ def plan_reuse(
         for part in match.segment.chain():
             past[match.path[part.start : stop]] = offsets[part.key] + np.arange(stop - part.start)
             stop = part.start
-    # A prompt's last token may be cached and still be computed, as some sequence's last token. It
-    # is not cached again.
-    past[trie.last_nodes] = NOT_PAST
+    # A prompt's token may be cached and still be computed, because it is the last one of some
+    # sequence, or of its response. It is not cached again.
+    past[read.nodes] = NOT_PAST
     nodes_to_cache = np.unique(np.concatenate([np.empty(0, np.int64), *new]))
     # A prompt that shares fewer than MIN_TOKENS tokens with every entry finds nothing in the cache,
     # but another sequence of the batch may have found those few tokens. They are computed all the
@@ -142,6 +149,7 @@ def plan_reuse(
         parts=parts,
         prompts=prompts,
         nodes_to_cache=nodes_to_cache,
+        read=read,
         num_cached=num_cached_of,
         prefixes=prefixes,
     )

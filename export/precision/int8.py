@@ -8,7 +8,8 @@ factors are rotated before, weights once and activations at each pass; see rotat
 The rows that the head reads, one for each sequence (`last_rows` of the trie's graph), have 16 bits:
 x ≈ s·(q + p/254) with q and p in int8, and a second product with the same weights adds what p
 stands for. Their errors go straight into the reward, those of other rows through attention's
-averages.
+averages. With mean pooling the head reads all rows of a response, whose errors average out, so none
+has 16 bits.
 
 docs/precisions.md has the figures, and why ONNX Runtime's own quantisation does not serve.
 """
@@ -44,16 +45,19 @@ def write_int8(
     destination: Path,
     fp32_layers: Collection[str] = (),
     rounded: RoundedWeights = NONE_ROUNDED,
+    *,
+    finer_last_rows: bool = True,
 ) -> None:
     """Write the graph `source` in int8, and its weights in a file beside it.
 
     Args:
         fp32_layers: Layer groups that stay in fp32, see `matmuls.layer_groups`.
         rounded: Quantised weights, each int8[N, K]. Others are rounded to the nearest.
+        finer_last_rows: Give the graph's `last_rows`, if it has that input, 16 bits.
     """
     model = read_graph(source)
     model.opset_imports.setdefault(_DOMAIN, 1)
-    quantiser = _Quantiser(model.graph, rounded)
+    quantiser = _Quantiser(model.graph, rounded, finer_last_rows)
     for node in tuple(model.graph):
         if is_matmul(node) and layer_group(node) not in fp32_layers:
             quantiser.replace(node)
@@ -92,14 +96,15 @@ class _Rows:
 class _Quantiser:
     """Replaces matmuls of one graph, in the order of computation, by products in int8."""
 
-    def __init__(self, graph: ir.Graph, rounded: RoundedWeights) -> None:
+    def __init__(self, graph: ir.Graph, rounded: RoundedWeights, finer_last_rows: bool) -> None:
         self._graph = graph
         self._rounded = rounded
         self._tape = ir.tape.Tape()  # the nodes that replace the current matmul
         self._rows: dict[ir.Value, _Rows] = {}  # shared by the matmuls of one factor
         self._weights: dict[WeightKey, tuple[ir.Value, ir.Value]] = {}
         self._row_indices: dict[int, ir.Value] = {}
-        self._last_rows = next((v for v in graph.inputs if v.name == _LAST_ROWS), None)
+        last_rows = next((v for v in graph.inputs if v.name == _LAST_ROWS), None)
+        self._last_rows = last_rows if finer_last_rows else None
 
     def replace(self, matmul: ir.Node) -> None:
         """Compute x·W in int8, and add a Gemm's bias in fp32."""

@@ -55,8 +55,14 @@ class OpenSession(Protocol):
     def __call__(self, fp32_layers: Sequence[str], *, split_sums: bool = False) -> GraphSession: ...
 
 
-def contract_of(precision: Precision, fp32: GraphContract) -> GraphContract:
-    """Return the contract of the graph that is written in `precision` from the fp32 graph."""
+def contract_of(
+    precision: Precision, fp32: GraphContract, *, mean_pooling: bool = False
+) -> GraphContract:
+    """Return the contract of the graph that is written in `precision` from the fp32 graph.
+
+    Args:
+        mean_pooling: the head reads all tokens of a response.
+    """
     if precision is Precision.FP32:
         return fp32
     trie = fp32.num_tile_groups > 0
@@ -64,7 +70,7 @@ def contract_of(precision: Precision, fp32: GraphContract) -> GraphContract:
         fp32,
         file=graph_name(precision),
         # int8 gives last rows more bits, which must not reach another sequence's reward.
-        separate_last_tokens=trie and precision is Precision.INT8,
+        separate_last_tokens=trie and precision is Precision.INT8 and not mean_pooling,
         # A difference in the last bit may flip a rounding to few bits.
         aligned_keys=trie,
     )
@@ -236,7 +242,13 @@ def _writer(
 
     def open_int8(fp32_layers: Sequence[str], *, split_sums: bool = False) -> GraphSession:
         assert not split_sums, "int8 sums up exactly"
-        write_int8(source, destination, fp32_layers, rounded)
+        write_int8(
+            source,
+            destination,
+            fp32_layers,
+            rounded,
+            finer_last_rows=not artifact.manifest.mean_pooling,
+        )
         return GraphSession(artifact, precision=precision)
 
     def open_half(fp32_layers: Sequence[str], *, split_sums: bool = False) -> GraphSession:

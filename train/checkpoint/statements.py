@@ -19,8 +19,9 @@ from kwise.train.checkpoint.members import (
     member_means,
     num_members,
 )
+from kwise.train.checkpoint.pooling import HEADER_KEY, stated_header
 from kwise.train.checkpoint.transformers_versions import REMOVED, ROTARY_KEYS
-from kwise.types import MIN_STD
+from kwise.types import MIN_STD, TokenIds
 
 # Classes whose weights are a start for a reward model, by the end of their names.
 _LANGUAGE_MODELS = (
@@ -69,6 +70,8 @@ class Statements:
         num_members: Members of an ensemble that the head's outputs are, see members.py; 1 for an
             ordinary reward model.
         member_means: The mean of each member, zeros if not stated; () for an ordinary reward model.
+        response_header: The token ids after which a response begins, see pooling.py; None without
+            mean pooling.
         reward_mean: The mean of the rewards, as OpenRLHF writes it, for each member; None if it is
             not stated.
         reward_std: Their standard deviation likewise.
@@ -78,6 +81,7 @@ class Statements:
     num_labels: int | None
     num_members: int
     member_means: tuple[float, ...]
+    response_header: TokenIds | None
     reward_mean: tuple[float, ...] | None
     reward_std: tuple[float, ...] | None
     notes: tuple[str, ...]
@@ -98,8 +102,8 @@ def account_for_statements(
     Raises:
         ConfigError: The checkpoint is of a class with another head, or computes rewards by code of
             its own, or its weights are quantised in a way that kwise does not read; `mean` or `std`
-            is not a number that rewards can be scaled with; or what is stated about members cannot
-            be read.
+            is not a number that rewards can be scaled with; or what is stated about members or
+            about mean pooling cannot be read.
     """
     _check_quantisation(place, stated.get("quantization_config"))
     notes = _check_class(place, stated, config, loads, to_train=to_train)
@@ -120,7 +124,7 @@ def account_for_statements(
         for key, value in stated.items()
         if value not in (None, REMOVED.get(key))
         and not key.startswith("_")
-        and key not in {*known, *_BOOKKEEPING, "mean", "std", MEMBERS_KEY, MEANS_KEY}
+        and key not in {*known, *_BOOKKEEPING, "mean", "std", MEMBERS_KEY, MEANS_KEY, HEADER_KEY}
     )
     if unread:
         notes.append(f"config.json: {type(config).__name__} does not know {', '.join(unread)}")
@@ -128,6 +132,7 @@ def account_for_statements(
         num_labels=_num_labels(stated),
         num_members=members,
         member_means=member_means(place, stated),
+        response_header=stated_header(place, stated),
         reward_mean=mean,
         reward_std=std,
         notes=tuple(notes),

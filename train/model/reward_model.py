@@ -7,7 +7,7 @@ that dropout is off, which layout it uses.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,17 +21,19 @@ from transformers import (
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config
 from kwise.train.checkpoint.members import MEANS_KEY, means_of, members_of
+from kwise.train.checkpoint.pooling import header_of, state_header
 from kwise.train.checkpoint.statements import Statements
 from kwise.train.model.architecture.layout_choice import choose_layout
 from kwise.train.model.architecture.probe import conversation_probe
 from kwise.train.model.architecture.small_copy import disable_dropout
-from kwise.train.model.batch.layout import Layout, rewards_and_text_of
+from kwise.train.model.batch.layout import Layout, TrieLayout, rewards_and_text_of
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.first_layers import keep_first_layers
 from kwise.train.model.four_bit import four_bit_options
 from kwise.train.model.gguf_reader import gguf_parsed_once
 from kwise.train.model.head import init_head, reward_head
 from kwise.train.model.limits import counts_from_padding, model_max_tokens
+from kwise.train.model.response_header import response_header
 from kwise.train.model.tokenizer import choose_pad_token, load_tokenizer, token_ids
 from kwise.train.template.chat_template import ChatTemplate
 from kwise.types import Conversation
@@ -128,6 +130,7 @@ def load_reward_model(
     template_date: str = "",
     num_heads: int | None = 1,
     num_layers: int | None = None,
+    mean_pooling: bool | None = None,
     seed: int = 0,
     load_in_4bit: bool = False,
     max_tokens: int | None = None,
@@ -146,6 +149,8 @@ def load_reward_model(
         num_heads: the heads that the model must have, or gets if the checkpoint has none; None for
             those of the checkpoint.
         num_layers: how many of the backbone's first layers to keep; None for all.
+        mean_pooling: whether training reads the reward as the mean over the response's tokens, or
+            at the last token; None to read it as the checkpoint states.
         seed: seed of the heads' first weights, if the checkpoint has no head.
         max_tokens: the longest conversation that the model will get; None for its own limit.
         load_in_4bit: see four_bit.py; the model must then get an adapter, and is dequantised when
@@ -159,8 +164,9 @@ def load_reward_model(
     Raises:
         ConfigError: the model does not exist; its checkpoint is refused, see `load_checkpoint`;
             its layers cannot be cut, see `keep_first_layers`; its tokenizer cannot be used, see
-            `load_tokenizer` and `choose_pad_token`; or it cannot be read in four bits, see
-            `four_bit_options`.
+            `load_tokenizer` and `choose_pad_token`; it cannot be read in four bits, see
+            `four_bit_options`; or mean pooling is not possible, see `response_header`, or because
+            the layout is not a trie.
         OSError: the chat template cannot be read.
     """
     if model.endswith(".gguf") and not Path(model).is_file():
@@ -196,6 +202,10 @@ def load_reward_model(
     layout = on_main_process(
         lambda: choose_layout(loaded, pad_token_id, probe, min(limits, default=None))
     )
+    if mean_pooling or (mean_pooling is None and header_of(loaded.config)):
+        layout = _read_mean(loaded, tokenizer, layout, f"{option} {model}", to_train=to_train)
+    else:
+        state_header(loaded.config, None)
     layout.prepare(loaded)
     return RewardModel(
         model=loaded,
@@ -205,6 +215,28 @@ def load_reward_model(
         new_layers=checkpoint.new_layers,
         notes=(*checkpoint.notes, *cut, *stale, *template.notes),
     )
+
+
+def _read_mean(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: Layout,
+    place: str,
+    *,
+    to_train: bool,
+) -> TrieLayout:
+    """Return the layout with mean pooling. In training, state its response header in the config.
+
+    Raises:
+        ConfigError: see `load_reward_model`.
+    """
+    if not isinstance(layout, TrieLayout):
+        raise ConfigError(
+            f"{place}: mean pooling needs the layout of a trie, and the layout is {layout}"
+        )
+    if to_train:
+        state_header(model.config, response_header(tokenizer))
+    return replace(layout, response_header=header_of(model.config))
 
 
 def _drop_stale_statements(config: PretrainedConfig, statements: Statements) -> list[str]:

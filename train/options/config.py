@@ -38,6 +38,13 @@ class Schedule(Enum):
     LINEAR = "linear"
 
 
+class Pooling(Enum):
+    """The tokens whose hidden states the head reads; see kwise/engine/pooling.py."""
+
+    LAST = "last"
+    MEAN = "mean"
+
+
 class Checkpointing(Enum):
     """The part of each layer that is computed again; see model/memory/gradient_checkpointing.py."""
 
@@ -95,6 +102,11 @@ class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
         "default all",
         minimum=1,
         maximum=MAX_COUNT,
+    )
+    pooling: Pooling | None = option(
+        None,
+        "tokens that the reward is read from. last: the last one, as transformers reads it; mean: "
+        "the mean over the response's; default: as --model states, for a language model last",
     )
     epochs: float = option(
         1.0,
@@ -234,6 +246,11 @@ class TrainConfig(ObjectiveConfig, AdapterConfig, HeadsConfig):
             raise ConfigError(
                 "--layers and --text-regulariser exclude each other: the LM head expects hidden "
                 "states of the last layer"
+            )
+        if self.pooling is not None and self.lora_rank:
+            raise ConfigError(
+                "--pooling and --lora-rank exclude each other: adapter_config.json does not say "
+                "how the reward is read"
             )
         if self.early_stopping_patience and not self.eval_every:
             raise ConfigError("--early-stopping-patience needs --eval-every")

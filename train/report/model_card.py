@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from kwise.train.checkpoint.pooling import HEADER_KEY
 from kwise.train.options.objectives import objective_from_plain, objective_of, reward_meaning
 from kwise.train.report.evaluation import Evaluation
 from kwise.train.report.members import MembersEvaluation
@@ -37,6 +38,7 @@ def model_card(report: TrainingReport) -> ModelCard:
         f"{model} with a linear layer of {_outputs(report)} kwise trained it on rankings of K "
         f"responses to a prompt. {reward_meaning(objective)}",
         "`AutoModelForSequenceClassification.from_pretrained` loads it.",
+        _reading(report),
         "No licence is stated here: it depends on the licences of the base model and of the data, "
         "and on your choice.",
         "## Data",
@@ -79,6 +81,18 @@ def _outputs(report: TrainingReport) -> str:
         f"{heads} outputs in place of its LM head. They are the members of an ensemble: output i "
         "minus the i-th of `kwise_member_means` in config.json is the reward of member i. The "
         "reward is their mean; their standard deviation says how far they disagree."
+    )
+
+
+def _reading(report: TrainingReport) -> str:
+    """Return where the reward is read, if that is not the last token."""
+    if report.response_header is None:
+        return ""
+    return (
+        "**The reward is the mean of the head's outputs over the response's tokens**, those after "
+        f"the last token ids {list(report.response_header)} (`{HEADER_KEY}` in config.json). "
+        "kwise reads it so. transformers' own `forward` reads the last token, which gives other "
+        "rewards."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from kwise.train.options.config import TrainConfig
 from kwise.train.rankings.schema import Ranking
 from kwise.train.report.evaluation import Evaluation
+from kwise.types import TokenIds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class TrainingReport:
         sharded: whether each process had only a part of the weights.
         layout: "trie", "padded" or "separate".
         layout_reason: why the model could not be trained over the trie; None if it was.
+        response_header: with mean pooling, the token ids after which a response begins; else None.
         evaluations: those during training, in its precision.
         best_step: the step whose weights early stopping chose; None without early stopping.
         before, after: the validation before and after training, in float32; None without
@@ -87,6 +89,7 @@ class TrainingReport:
     precision: str
     layout: str
     layout_reason: str | None
+    response_header: TokenIds | None
     losses: tuple[LoggedLoss, ...]
     evaluations: tuple[LoggedEvaluation, ...]
     best_step: int | None

@@ -13,12 +13,13 @@ from transformers import set_seed
 from kwise.errors import ConfigError, LibraryFailed
 from kwise.libraries.errors import library_errors
 from kwise.publish import check_writable
+from kwise.train.checkpoint.pooling import header_of
 from kwise.train.model.adapter import add_adapter, merge_adapter, save_adapter
 from kwise.train.model.adapter_source import find_adapter
 from kwise.train.model.batch.layout import SeparateLayout
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.model.threads import use_available_cpus
-from kwise.train.options.config import TrainConfig
+from kwise.train.options.config import Pooling, TrainConfig
 from kwise.train.report.model_card import CARD_NAME, model_card
 from kwise.train.report.provenance import git_revision, model_sha256
 from kwise.train.report.training_report import (
@@ -99,6 +100,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             template_date=config.template_date,
             num_heads=config.heads,
             num_layers=config.layers,
+            mean_pooling=None if config.pooling is None else config.pooling is Pooling.MEAN,
             seed=config.seed,
             load_in_4bit=config.load_in_4bit,
             max_tokens=config.max_tokens,
@@ -199,6 +201,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
         num_processes=processes.count,
         num_steps=trainer.state.global_step,
         layout_reason=reward_model.layout.reason,
+        response_header=header_of(reward_model.model.config),
         losses=tuple(LoggedLoss(step=e["step"], loss=e["loss"]) for e in logged if "loss" in e),
         evaluations=tuple(
             LoggedEvaluation(step=e["step"], loss=e["eval_loss"], accuracy=e["eval_accuracy"])

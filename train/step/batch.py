@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from kwise.engine.pooling import response_start
 from kwise.train.checkpoint.ids import id_without_row
 from kwise.train.model.batch.layout import Layout
 from kwise.train.model.tokenizer import text_token_ids
@@ -67,6 +68,7 @@ def tokenize_rankings(
     with_text: bool = False,
     template_name: str = "the tokenizer's own",
     num_rows: int | None = None,
+    response_header: TokenIds | None = None,
     changes: TemplateChanges | None = None,
 ) -> list[TokenizedRanking]:
     """Return the rankings whose K conversations all have at most `max_tokens` tokens.
@@ -103,6 +105,8 @@ def tokenize_rankings(
                     reason=f"over the limit of {max_tokens} tokens (see --overlong)",
                 )
             _check_tokens(ranking, input_ids, tokenizer, template_name, num_rows)
+            if response_header is not None:
+                _check_response_starts(input_ids, tokenizer, response_header)
             start = _response_start(ranking, input_ids, tokenizer) if with_text else None
         except _Unusable as problem:
             problems.add(
@@ -168,6 +172,23 @@ def _check_tokens(
                 f"with different ranks ({template_name}); remove one of them, or give a "
                 "--chat-template that keeps the difference",
                 reason="two responses are the same tokens, with different ranks",
+            )
+
+
+def _check_response_starts(
+    input_ids: Sequence[TokenIds], tokenizer: PreTrainedTokenizerBase, header: TokenIds
+) -> None:
+    """Raise _Unusable if mean pooling would not read all tokens of a response."""
+    starts = [response_start(ids, header) for ids in input_ids]
+    first = min(starts)
+    name = f"{tokenizer.decode(header)!r} (--pooling mean)"
+    if first == 0:
+        raise _Unusable(f"responses[{starts.index(0)}]: the chat template does not write {name}")
+    for index, start in enumerate(starts):
+        if start > first:
+            raise _Unusable(
+                f"responses[{index}]: it contains {name}, after which alone it would be read",
+                reason="a response contains what precedes every response (--pooling mean)",
             )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from kwise.train.checkpoint.ids import num_rows
+from kwise.train.checkpoint.pooling import header_of
 from kwise.train.data.read import read_rankings
 from kwise.train.model.reward_model import RewardModel
 from kwise.train.model.tokenizer import text_token_ids
@@ -118,6 +119,7 @@ def prepare(
             with_text=config.text_regulariser > 0,
             template_name=reward_model.template.origin,
             num_rows=num_rows(reward_model.model),
+            response_header=header_of(reward_model.model.config),
             changes=changes,
         )
         if not tokenized:

@@ -34,6 +34,7 @@ class TrieLayout:
     ) -> None:
         self._contract = contract
         self._num_members = manifest.num_members
+        self._response_header = manifest.response_header or None
         self._names = inputs.keys()
         self._has_slots = "past_slots" in inputs
         # W of each layer's keys and values. The input `past.NAME` has the output `present.NAME`.
@@ -85,7 +86,8 @@ class TrieLayout:
                     outputs = run_graph()
                 else:
                     outputs = graph.run(self._inputs(reuse, packed, reservation))
-                rewards = rewards_of(outputs[self._contract.reward_output], self._num_members)
+                of_tokens = rewards_of(outputs[self._contract.reward_output], self._num_members)
+                rewards = reuse.read.mean(of_tokens)
                 is_finite = bool(np.isfinite(rewards).all())
             finally:
                 if new and not is_finite:
@@ -104,6 +106,7 @@ class TrieLayout:
             batch,
             cache,
             self._no_states,
+            response_header=self._response_header,
             separate_last_tokens=self._contract.separate_last_tokens,
         )
 
@@ -113,6 +116,7 @@ class TrieLayout:
             self._contract.num_tile_groups,
             reuse.past,
             reuse.num_past,
+            read_nodes=reuse.read.nodes,
             aligned_keys=self._contract.aligned_keys,
         )
 

@@ -8,8 +8,8 @@ position is its depth. `architecture/layout_choice.py` chooses the layout of a m
 Every pass goes through the model's own `forward`, which `TrieLayout.prepare` extends: whatever is
 wrapped around it (PEFT, DistributedDataParallel, autocast) treats passes of both layouts alike.
 
-Dimensions: S sequences; T tokens of the longest sequence; N nodes of their trie; M tokens of the
-text regulariser.
+Dimensions: S sequences; T tokens of the longest sequence; N nodes of their trie; R tokens that the
+head reads with mean pooling (kwise/engine/pooling.py); M tokens of the text regulariser.
 """
 
 import functools
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from kwise.engine.pooling import read_tokens
 from kwise.engine.trie import build_trie
 from kwise.train.model.batch import trie_attention
+from kwise.types import TokenIds
 
 _FORWARD_ARGUMENTS = frozenset(
     {
@@ -35,6 +37,8 @@ _FORWARD_ARGUMENTS = frozenset(
         "position_ids",
         "ends",
         "last_nodes",
+        "read_nodes",
+        "read_counts",
         "text_nodes",
         "text_targets",
         "alone_ids",
@@ -83,12 +87,19 @@ class Layout(ABC):
 
 @dataclass(frozen=True, slots=True)
 class TrieLayout(Layout):
-    """One row for each distinct prefix of the sequences."""
+    """One row for each distinct prefix of the sequences.
+
+    Attributes:
+        response_header: the token ids after which a response begins, for mean pooling; None to read
+            the last token.
+        reason: see `Layout`; max_tokens likewise.
+    """
 
     name = "trie"
     uses_all_weights = True
     has_token_states = True
 
+    response_header: TokenIds | None = None
     reason: str | None = field(default=None, compare=False)
     max_tokens: int | None = None
 
@@ -107,7 +118,11 @@ class TrieLayout(Layout):
             if "last_nodes" not in kwargs:
                 return plain_forward(*args, **kwargs)
             states_N = trie_states(model, kwargs)
-            output = TrieOutput(logits=model.score(states_N[kwargs["last_nodes"]]))
+            rewards = model.score(states_N[kwargs.get("read_nodes", kwargs["last_nodes"])])
+            if "read_counts" in kwargs:
+                of_sequences = rewards.split(kwargs["read_counts"].tolist())
+                rewards = torch.stack([part.mean(0) for part in of_sequences])
+            output = TrieOutput(logits=rewards)
             if "text_nodes" in kwargs:
                 log_probs_MV = model.kwise_text_head(states_N[kwargs["text_nodes"]]).log_softmax(-1)
                 output.text_log_probs = log_probs_MV.gather(1, kwargs["text_targets"][:, None])[
@@ -123,9 +138,20 @@ class TrieLayout(Layout):
         input_ids, position_ids: int64[1, N]. ends: int64[N]; the descendants of row n are rows n+1
         … ends[n]−1.
         last_nodes: int64[S], the row of each sequence's last token.
+
+        With mean pooling also read_nodes, int64[R], the rows that the head reads, and read_counts,
+        int64[S], their number in each sequence.
         """
         trie = build_trie([np.array(sequence, np.int64) for sequence in sequences])
+        read = {}
+        if self.response_header is not None:
+            tokens = read_tokens(trie, sequences, self.response_header)
+            read = {
+                "read_nodes": torch.from_numpy(tokens.nodes),
+                "read_counts": torch.from_numpy(tokens.counts),
+            }
         return {
+            **read,
             "input_ids": torch.from_numpy(trie.token_ids)[None],
             "position_ids": torch.from_numpy(trie.depths)[None],
             "ends": torch.from_numpy(trie.subtree_end),

@@ -1,0 +1,54 @@
+"""Mean pooling: where a response begins, and the mean over its tokens."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kwise.engine.pooling import first_read, read_tokens, response_start
+from kwise.engine.trie import build_trie
+
+HEADER = (1, 7)
+TOKENS = st.lists(st.integers(0, 3) | st.sampled_from([1, 7]), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "start", "first"),
+    [
+        ([1, 7, 5, 6], 2, 2),
+        ([1, 5, 1, 7, 5, 1, 7, 6], 7, 7),  # the last header counts
+        ([5, 6, 8], 0, 0),  # no header: all of it
+        ([7], 0, 0),  # shorter than the header
+        ([5, 1, 7], 3, 2),  # nothing after it: the last token
+        ([1, 1, 7, 7], 3, 3),
+    ],
+)
+def test_where_a_response_begins(token_ids: list[int], start: int, first: int) -> None:
+    assert response_start(token_ids, HEADER) == start
+    assert first_read(token_ids, HEADER) == first
+
+
+def test_without_pooling_the_last_token_is_read() -> None:
+    assert first_read([1, 7, 5, 6], None) == 3
+
+
+@given(st.lists(TOKENS, min_size=1, max_size=6), st.booleans())
+def test_each_sequence_reads_its_own_tokens(sequences: list[list[int]], pooled: bool) -> None:
+    header = HEADER if pooled else None
+    trie = build_trie([np.array(sequence, np.int64) for sequence in sequences])
+    read = read_tokens(trie, sequences, header)
+    tokens = np.split(trie.token_ids[read.nodes], np.cumsum(read.counts)[:-1])
+    expected = [sequence[first_read(sequence, header) :] for sequence in sequences]
+    assert [part.tolist() for part in tokens] == expected
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.sampled_from([None, 3]))
+def test_the_mean_is_that_of_each_sequence(counts: list[int], members: int | None) -> None:
+    shape = (sum(counts),) if members is None else (sum(counts), members)
+    rewards = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    trie = build_trie([np.array([1, 7, *range(8, 8 + count)], np.int64) for count in counts])
+    sequences = [[1, 7, *range(8, 8 + count)] for count in counts]
+    means = read_tokens(trie, sequences, HEADER).mean(rewards)
+    expected = [part.mean(0) for part in np.split(rewards, np.cumsum(counts)[:-1])]
+    np.testing.assert_allclose(means, expected, rtol=1e-6)
+    assert means.dtype == np.float32
