@@ -12,6 +12,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from kwise.cli import main
 from kwise.engine.artifact.read import Artifact, read_artifact
 from kwise.engine.config import EngineConfig
 from kwise.engine.load import check_golden, new_encoder
@@ -176,6 +177,13 @@ def test_the_artifact_is_another_than_without_pooling(
     sequences = _sequences(artifact)[:3]
     read_last = GraphSession(other).run(sequences).rewards
     assert np.abs(read_last - GraphSession(artifact).run(sequences).rewards).min() > 1e-3
+
+
+def test_the_artifact_says_how_its_rewards_are_read(
+    artifact: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(artifact.path)]) == 0
+    assert "raw reward            the mean over the response's tokens" in capsys.readouterr().out
 
 
 def test_members_have_a_mean_each(tmp_path: Path) -> None:
