@@ -88,9 +88,7 @@ def _of_artifact(path: Path) -> tuple[Facts, dict[str, Any]]:
             for precision in manifest.graphs
         ),
         "graphs for CUDA": ", ".join(p.value for p in manifest.cuda_graphs) or "none of their own",
-        "raw reward": "the mean over the response's tokens"
-        if manifest.mean_pooling
-        else "read at the last token",
+        **({"raw reward": "the mean over the response's tokens"} if manifest.mean_pooling else {}),
         **_values(
             manifest.num_members,
             manifest.reward_mean,
