@@ -13,7 +13,7 @@ from kwise.train.model.first_layers import keep_first_layers
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
 from kwise.types import Message
-from tests.tiny_models import GROUPED, PADDED, SMALL, TRIE, tiny_model
+from tests.tiny_models import GROUPED, PADDED, SMALL, TRIE, byte_tokenizer, tiny_model
 
 CONVERSATION = (
     Message(role="user", content="Why is the sky blue?"),
@@ -38,11 +38,9 @@ def tiny_classifier(family: str, options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", [*TRIE, *PADDED])
-def test_the_saved_model_has_the_layers_and_the_same_rewards(
-    name: str, smollm2_tokenizer: Any, tmp_path: Path
-) -> None:
+def test_the_saved_model_has_the_layers_and_the_same_rewards(name: str, tmp_path: Path) -> None:
     family, options = {**TRIE, **PADDED}[name]
-    whole = tiny_model(family, options, smollm2_tokenizer, tmp_path / "whole")
+    whole = tiny_model(family, options, byte_tokenizer(), tmp_path / "whole", 5)
     first = load_reward_model(str(whole), num_layers=1)
     rewards = first.rewards([CONVERSATION])
     assert rewards != load_reward_model(str(whole)).rewards([CONVERSATION])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from kwise.errors import ConfigError
-from kwise.train.options.config import TrainConfig
+from kwise.train.options.config import Pooling, TrainConfig
 from kwise.train.run.processes import Processes
 from kwise.train.run.training import train
 from kwise.train.run.unfinished_run import UnfinishedRun
@@ -32,6 +32,7 @@ CHANGED = {
     "eval_every": 4,
     "save_every": 2,
     "heads": 3,
+    "pooling": Pooling.MEAN,
 }
 FSDP = [
     "-m",
