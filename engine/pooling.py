@@ -4,12 +4,14 @@ A reward model reads the hidden state of a conversation's last token. With mean 
 those of all tokens of the response, and the reward is the mean of what the head gives for each.
 
 The response begins after the last response header: the token ids with which the chat template
-begins every turn of the assistant, for instance those of "<|im_start|>assistant". So a reward
-follows from token ids alone, and it does not matter how a caller divides a conversation into prompt
-and response, or whether the prompt is messages, a text or token ids. A conversation without a
-header is read whole. Training and the engine both use the functions of this module.
+begins every turn of the assistant, from the last special token on, for instance those of
+"<|im_start|>assistant". So a reward follows from token ids alone, and it does not matter how a
+caller divides a conversation into prompt and response, or whether the prompt is messages, a text or
+token ids. A conversation without a header is read whole. Training and the engine both use the
+functions of this module.
 
-Dimensions: B sequences; R tokens that the head reads.
+Dimensions: B sequences; R nodes that the head reads; S tokens read in all sequences. A node of
+several sequences counts once in R and several times in S.
 """
 
 from collections.abc import Sequence
@@ -23,13 +25,18 @@ from kwise.engine.trie import Int64, Trie
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadTokens:
-    """The tokens of a batch that the reward head reads, of one sequence after another.
+    """The tokens of a batch that the reward head reads.
 
-    nodes: int64[R], their nodes in the batch's trie.
-    counts: int64[B], how many each sequence has; at least 1.
+    Conversations without a header are read whole, and may share a long prompt. The head still reads
+    each node once, so it never has more rows than the batch.
+
+    nodes: int64[R], their nodes in the batch's trie; with mean pooling each once, ascending.
+    places: int64[S], the place in `nodes` of each token read, of one sequence after another.
+    counts: int64[B], how many tokens are read in each sequence; at least 1.
     """
 
     nodes: Int64
+    places: Int64
     counts: Int64
 
     def mean(self, rewards: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -42,7 +49,7 @@ class ReadTokens:
             float32[B] or float32[B, M].
         """
         starts = np.cumsum(self.counts) - self.counts
-        sums = np.add.reduceat(rewards.astype(np.float64), starts)
+        sums = np.add.reduceat(rewards[self.places].astype(np.float64), starts)
         counts = self.counts.reshape(-1, *(1,) * (rewards.ndim - 1))
         return (sums / counts).astype(np.float32)
 
@@ -83,9 +90,21 @@ def read_tokens(
         header: see `first_read`.
     """
     if header is None:
-        return ReadTokens(nodes=trie.last_nodes, counts=np.ones(len(sequences), np.int64))
+        num_sequences = len(sequences)
+        return ReadTokens(
+            nodes=trie.last_nodes,
+            places=np.arange(num_sequences),
+            counts=np.ones(num_sequences, np.int64),
+        )
     parts = [
         trie.path(int(node))[first_read(sequence, header) :]
         for sequence, node in zip(sequences, trie.last_nodes, strict=True)
     ]
-    return ReadTokens(nodes=np.concatenate(parts), counts=np.array([len(part) for part in parts]))
+    nodes_read = np.concatenate(parts)
+    is_read = np.zeros(trie.num_nodes, bool)
+    is_read[nodes_read] = True
+    return ReadTokens(
+        nodes=np.flatnonzero(is_read),
+        places=(np.cumsum(is_read) - 1)[nodes_read],
+        counts=np.array([len(part) for part in parts]),
+    )

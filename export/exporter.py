@@ -41,6 +41,7 @@ from kwise.publish import check_writable
 from kwise.train.checkpoint.pooling import HEADER_KEY
 from kwise.train.checkpoint.transformers_versions import writes_type_ids
 from kwise.train.model.architecture.probe import conversation_probe
+from kwise.train.model.response_header import check_header
 from kwise.train.model.threads import use_available_cpus
 from kwise.types import Message
 
@@ -157,6 +158,8 @@ def _rehearsal(config: ExportConfig, checkpoint: Checkpoint) -> Rehearsal:
     if "trie" not in layouts:
         check_padding(checkpoint)
     check_tokens(model, checkpoint.tokenizer)
+    if checkpoint.statements.response_header is not None:
+        check_header(checkpoint.name, checkpoint.tokenizer, checkpoint.statements.response_header)
     probe = conversation_probe(checkpoint.tokenizer, model)
     rehearsal = rehearse(model, probe, layouts, max_tokens)
     limit = rehearsal.max_tokens

@@ -8,7 +8,7 @@ cuts the rows into tiles and divides the tiles by number of keys into groups, ea
 ONNX's Attention, so that little work is padding. See docs/architecture.md. Packing 2,048 rows takes
 less than 1 ms, and 8,192 rows 2 to 4 ms; SmolLM2's pass of 2,048 rows takes 2 s on two cores.
 
-Dimensions: N nodes; T rows; P past entries; R tokens that the head reads; n tiles of a group, S
+Dimensions: N nodes; T rows; P past entries; R nodes that the head reads; n tiles of a group, S
 queries and L keys each.
 """
 

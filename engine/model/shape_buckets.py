@@ -5,7 +5,7 @@ plan, and a CUDA graph is captured for one shape, so shapes must be few. A CPU g
 this and would pay for the padding. docs/gpu.md has the rules for the sizes and what the padding
 costs.
 
-Dimensions: B sequences; T rows; P past entries; n tiles, S queries and L keys each.
+Dimensions: T rows; P past entries; R rows that the head reads; n tiles, S queries and L keys each.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -81,7 +81,7 @@ class BucketedGraph:
         sizes = self._grow(
             (rows, max_keys, past, rows_to_cache),
             _Sizes(
-                sequences=round_up(len(arrays["last_rows"]), 8, 1),
+                rows_read=round_up(len(arrays["last_rows"]), 8, 1),
                 tiles=round_up(len(queries), 4, 4),
                 queries=-(-queries.shape[1] // _QUERY_STEP) * _QUERY_STEP,
             ),
@@ -105,7 +105,7 @@ class BucketedGraph:
         outputs = (tiles + 1) * sizes.queries - queries.shape[1] + places
         padded |= {
             "input_ids": _pad_rows(arrays["input_ids"], rows),
-            "last_rows": _pad_rows(arrays["last_rows"], sizes.sequences),
+            "last_rows": _pad_rows(arrays["last_rows"], sizes.rows_read),
             "rows_to_cache": _pad_rows(arrays["rows_to_cache"], rows_to_cache),
             # Slot 0 is for padding.
             "past_slots": _pad_rows(arrays["past_slots"], past),
@@ -122,7 +122,7 @@ class BucketedGraph:
         with self._growing:
             old = self._sizes.get(bucket, needed)
             self._sizes[bucket] = _Sizes(
-                sequences=max(old.sequences, needed.sequences),
+                rows_read=max(old.rows_read, needed.rows_read),
                 tiles=max(old.tiles, needed.tiles),
                 queries=max(old.queries, needed.queries),
             )
@@ -131,9 +131,9 @@ class BucketedGraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sizes:
-    """B, n and S."""
+    """R, n and S."""
 
-    sequences: int
+    rows_read: int
     tiles: int
     queries: int
 

@@ -37,18 +37,30 @@ def test_each_sequence_reads_its_own_tokens(sequences: list[list[int]], pooled: 
     header = HEADER if pooled else None
     trie = build_trie([np.array(sequence, np.int64) for sequence in sequences])
     read = read_tokens(trie, sequences, header)
-    tokens = np.split(trie.token_ids[read.nodes], np.cumsum(read.counts)[:-1])
+    tokens = np.split(trie.token_ids[read.nodes[read.places]], np.cumsum(read.counts)[:-1])
     expected = [sequence[first_read(sequence, header) :] for sequence in sequences]
     assert [part.tolist() for part in tokens] == expected
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.sampled_from([None, 3]))
-def test_the_mean_is_that_of_each_sequence(counts: list[int], members: int | None) -> None:
-    shape = (sum(counts),) if members is None else (sum(counts), members)
+@given(st.lists(st.lists(st.integers(1, 5)), min_size=1, max_size=8))
+def test_the_head_reads_no_node_twice(responses: list[list[int]]) -> None:
+    """Conversations without a header are read whole, and their prompt is long."""
+    sequences = [[*range(10, 90), *response] for response in responses]
+    trie = build_trie([np.array(sequence, np.int64) for sequence in sequences])
+    nodes = read_tokens(trie, sequences, HEADER).nodes
+    assert sorted(nodes.tolist()) == list(range(trie.num_nodes))
+
+
+@given(st.lists(TOKENS, min_size=1, max_size=8), st.sampled_from([None, 3]))
+def test_the_mean_is_that_of_each_sequence(sequences: list[list[int]], members: int | None) -> None:
+    trie = build_trie([np.array(sequence, np.int64) for sequence in sequences])
+    shape = (trie.num_nodes,) if members is None else (trie.num_nodes, members)
     rewards = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    trie = build_trie([np.array([1, 7, *range(8, 8 + count)], np.int64) for count in counts])
-    sequences = [[1, 7, *range(8, 8 + count)] for count in counts]
-    means = read_tokens(trie, sequences, HEADER).mean(rewards)
-    expected = [part.mean(0) for part in np.split(rewards, np.cumsum(counts)[:-1])]
-    np.testing.assert_allclose(means, expected, rtol=1e-6)
+    read = read_tokens(trie, sequences, HEADER)
+    means = read.mean(rewards[read.nodes])
+    expected = [
+        rewards[trie.path(int(node))[first_read(sequence, HEADER) :]].mean(0)
+        for sequence, node in zip(sequences, trie.last_nodes, strict=True)
+    ]
+    np.testing.assert_allclose(means, expected, rtol=1e-5, atol=1e-6)
     assert means.dtype == np.float32

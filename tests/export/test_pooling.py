@@ -214,6 +214,24 @@ def test_a_header_that_is_not_a_list_of_token_ids_is_refused(
         export_quietly(path, tmp_path / "artifact")
 
 
+def test_a_template_without_the_header_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Every conversation would be read whole, and parity would hold all the same."""
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}")
+    with pytest.raises(ConfigError, match=r"does not write '<\|im_start\|>assistant', after which"):
+        export_quietly(checkpoint, tmp_path / "artifact", chat_template=str(template))
+
+
+def test_conversations_without_a_header_do_not_multiply_the_work(artifact: Artifact) -> None:
+    """They are read whole; the head reads their shared prompt once."""
+    sequences = _encode(artifact, tuple(range(10, 90)), [(token,) for token in range(90, 120)])
+    session = GraphSession(artifact)
+    assert len(session.layout.inputs(sequences)["last_rows"]) == 80 + 30
+    together = session.run(sequences).rewards
+    alone = np.concatenate([session.run([sequence]).rewards for sequence in sequences])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
 def test_pooling_needs_the_trie(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--layout padded: the model reads its reward with mean"):
         export_quietly(checkpoint, tmp_path / "artifact", layout=Layout.PADDED)

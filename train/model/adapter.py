@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from kwise.errors import ConfigError
 from kwise.libraries.extras import how_to_install
+from kwise.train.checkpoint.pooling import HEADER_KEY, header_of
 from kwise.train.model.adapter_source import find_adapter
 from kwise.train.model.four_bit import dequantise, fold_adapters
 from kwise.train.model.head import reward_head
@@ -88,6 +89,12 @@ def save_adapter(adapted: Any, base_model: str, num_heads: int, directory: Path)
     text = _README.format(model=base_model, base=base, labels=labels)
     if (source := find_adapter("--model", base_model)) is not None:
         text += f"\n`{base_model}` is an adapter itself: merge it into `{source.base}` first.\n"
+    if header_of(adapted.get_base_model().config) is not None:
+        text += (
+            "\nThe reward is the mean of the head's outputs over the response's tokens "
+            f"(`{HEADER_KEY}` in the base model's config.json). transformers' own `forward` reads "
+            "the last token, which gives other rewards.\n"
+        )
     (directory / "README.md").write_text(text, encoding="utf-8")  # PEFT's is a blank form
 
 

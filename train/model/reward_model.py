@@ -33,7 +33,7 @@ from kwise.train.model.four_bit import four_bit_options
 from kwise.train.model.gguf_reader import gguf_parsed_once
 from kwise.train.model.head import init_head, reward_head
 from kwise.train.model.limits import counts_from_padding, model_max_tokens
-from kwise.train.model.response_header import response_header
+from kwise.train.model.response_header import check_header, response_header
 from kwise.train.model.tokenizer import choose_pad_token, load_tokenizer, token_ids
 from kwise.train.template.chat_template import ChatTemplate
 from kwise.types import Conversation
@@ -132,6 +132,7 @@ def load_reward_model(
     num_layers: int | None = None,
     mean_pooling: bool | None = None,
     seed: int = 0,
+    for_adapter: bool = False,
     load_in_4bit: bool = False,
     max_tokens: int | None = None,
     option: str = "--model",
@@ -152,6 +153,8 @@ def load_reward_model(
         mean_pooling: whether training reads the reward as the mean over the response's tokens, or
             at the last token; None to read it as the checkpoint states.
         seed: seed of the heads' first weights, if the checkpoint has no head.
+        for_adapter: training adds an adapter, which is read as its base model states. The response
+            header of the base model stays, whatever the chat template is.
         max_tokens: the longest conversation that the model will get; None for its own limit.
         load_in_4bit: see four_bit.py; the model must then get an adapter, and is dequantised when
             that is merged.
@@ -165,8 +168,8 @@ def load_reward_model(
         ConfigError: the model does not exist; its checkpoint is refused, see `load_checkpoint`;
             its layers cannot be cut, see `keep_first_layers`; its tokenizer cannot be used, see
             `load_tokenizer` and `choose_pad_token`; it cannot be read in four bits, see
-            `four_bit_options`; or mean pooling is not possible, see `response_header`, or because
-            the layout is not a trie.
+            `four_bit_options`; or mean pooling is not possible, see `response_header` and
+            `check_header`, or because the layout is not a trie.
         OSError: the chat template cannot be read.
     """
     if model.endswith(".gguf") and not Path(model).is_file():
@@ -203,7 +206,13 @@ def load_reward_model(
         lambda: choose_layout(loaded, pad_token_id, probe, min(limits, default=None))
     )
     if mean_pooling or (mean_pooling is None and header_of(loaded.config)):
-        layout = _read_mean(loaded, tokenizer, layout, f"{option} {model}", to_train=to_train)
+        layout = _read_mean(
+            loaded,
+            tokenizer,
+            layout,
+            f"{option} {model}",
+            states_header=to_train and not for_adapter,
+        )
     else:
         state_header(loaded.config, None)
     layout.prepare(loaded)
@@ -223,9 +232,13 @@ def _read_mean(
     layout: Layout,
     place: str,
     *,
-    to_train: bool,
+    states_header: bool,
 ) -> TrieLayout:
-    """Return the layout with mean pooling. In training, state its response header in the config.
+    """Return the layout with mean pooling.
+
+    Args:
+        states_header: find the chat template's response header, and state it in the config.
+            Otherwise the chat template must write the one that the config states.
 
     Raises:
         ConfigError: see `load_reward_model`.
@@ -234,9 +247,13 @@ def _read_mean(
         raise ConfigError(
             f"{place}: mean pooling needs the layout of a trie, and the layout is {layout}"
         )
-    if to_train:
+    if states_header:
         state_header(model.config, response_header(tokenizer))
-    return replace(layout, response_header=header_of(model.config))
+    header = header_of(model.config)
+    assert header is not None, "an adapter has no --pooling"
+    if not states_header:
+        check_header(place, tokenizer, header)
+    return replace(layout, response_header=header)
 
 
 def _drop_stale_statements(config: PretrainedConfig, statements: Statements) -> list[str]:

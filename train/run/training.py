@@ -102,6 +102,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = print_progress)
             num_layers=config.layers,
             mean_pooling=None if config.pooling is None else config.pooling is Pooling.MEAN,
             seed=config.seed,
+            for_adapter=config.lora_rank > 0,
             load_in_4bit=config.load_in_4bit,
             max_tokens=config.max_tokens,
             on_main_process=processes.on_main,

@@ -100,6 +100,27 @@ def test_an_adapter_of_a_pooled_model_is_read_as_its_base_model(
         for path in (tmp_path / "out", tmp_path / "out" / "adapter")
     )
     torch.testing.assert_close(merged, adapter, rtol=0, atol=1e-4)
+    card = (tmp_path / "out" / "adapter" / "README.md").read_text()
+    assert "mean of the head's outputs over the response's tokens" in card
+
+
+def test_an_adapter_needs_a_template_with_the_header_of_its_base_model(
+    run: Any, data: Path, tmp_path: Path
+) -> None:
+    """adapter_config.json does not say how the reward is read, so the base model must."""
+    _, output = run
+    template = tmp_path / "other.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['role'] + '<|im_end|>' + m['content'] + '<|endoftext|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant<|im_end|>' }}{% endif %}"
+    )
+    settings = options(data, output, tmp_path / "out", chat_template=template, epochs=0.1)
+    with pytest.raises(ConfigError, match=r"does not write '<\|im_start\|>assistant', after which"):
+        train(TrainConfig(**settings, lora_rank=2))
+    with pytest.raises(ConfigError, match=r"does not write '<\|im_start\|>assistant', after which"):
+        load_reward_model(str(output), chat_template=template, to_train=False)
+    loaded = load_reward_model(str(output), chat_template=template)
+    assert loaded.layout == TrieLayout(response_header=(2,))  # <|im_end|>
 
 
 def test_a_resumed_run_is_pooled(run: Any, data: Path, headless: Path, tmp_path: Path) -> None:
@@ -129,6 +150,10 @@ def test_the_header_ends_before_what_depends_on_the_response(smollm2_tokenizer: 
     [
         # No special token before a response.
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}",
+        # The last special token comes before the prompt (Llama 2).
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ m['content'] }}{% endif %}"
+        "{% endfor %}",
         # The token that ends a prompt ends a response, too.
         "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}",
         # The response comes first.
@@ -141,6 +166,38 @@ def test_a_template_that_does_not_show_where_a_response_begins_is_refused(templa
     tokenizer.chat_template = template
     with pytest.raises(ConfigError, match="--pooling mean: the chat template"):
         response_header(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        # Llama 3: the token before a response precedes every message.
+        (
+            "{% for m in messages %}{{ '<s>' + m['role'] + '</s>\n' + m['content'] | trim + "
+            "'<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant</s>\n' }}"
+            "{% endif %}",
+            "</s>\n",
+        ),
+        # Zephyr: the token that ends the prompt, and the name of the role as text.
+        (
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+            "</s>assistant: ",
+        ),
+        # Qwen 3: the generation prompt ends before an empty block of thoughts.
+        (
+            "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+            "{% if m['role'] == 'assistant' %}{{ '<think>\n' }}{% endif %}"
+            "{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+            "<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_the_header_of_a_template(template: str, expected: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    assert tokenizer.decode(response_header(tokenizer)) == expected
 
 
 def test_a_response_that_contains_the_header_is_refused(headless: Path, tmp_path: Path) -> None:

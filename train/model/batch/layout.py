@@ -38,6 +38,7 @@ _FORWARD_ARGUMENTS = frozenset(
         "ends",
         "last_nodes",
         "read_nodes",
+        "read_places",
         "read_counts",
         "text_nodes",
         "text_targets",
@@ -120,7 +121,9 @@ class TrieLayout(Layout):
             states_N = trie_states(model, kwargs)
             rewards = model.score(states_N[kwargs.get("read_nodes", kwargs["last_nodes"])])
             if "read_counts" in kwargs:
-                of_sequences = rewards.split(kwargs["read_counts"].tolist())
+                # In float32: in bfloat16 the mean would be rounded to 8 bits.
+                of_tokens = rewards[kwargs["read_places"]].float()
+                of_sequences = of_tokens.split(kwargs["read_counts"].tolist())
                 rewards = torch.stack([part.mean(0) for part in of_sequences])
             output = TrieOutput(logits=rewards)
             if "text_nodes" in kwargs:
@@ -139,8 +142,9 @@ class TrieLayout(Layout):
         … ends[n]−1.
         last_nodes: int64[S], the row of each sequence's last token.
 
-        With mean pooling also read_nodes, int64[R], the rows that the head reads, and read_counts,
-        int64[S], their number in each sequence.
+        With mean pooling also those of `ReadTokens`: read_nodes, int64[R], the rows that the head
+        reads; read_places, int64, the place among them of each token read, of one sequence after
+        another; and read_counts, int64[S], the number of these in each sequence.
         """
         trie = build_trie([np.array(sequence, np.int64) for sequence in sequences])
         read = {}
@@ -148,6 +152,7 @@ class TrieLayout(Layout):
             tokens = read_tokens(trie, sequences, self.response_header)
             read = {
                 "read_nodes": torch.from_numpy(tokens.nodes),
+                "read_places": torch.from_numpy(tokens.places),
                 "read_counts": torch.from_numpy(tokens.counts),
             }
         return {
