@@ -41,7 +41,7 @@ from kwise.publish import check_writable
 from kwise.train.checkpoint.pooling import HEADER_KEY
 from kwise.train.checkpoint.transformers_versions import writes_type_ids
 from kwise.train.model.architecture.probe import conversation_probe
-from kwise.train.model.response_header import check_header
+from kwise.train.model.response_header import check_header, pooling_notes
 from kwise.train.model.threads import use_available_cpus
 from kwise.types import Message
 
@@ -91,6 +91,7 @@ def export(
         *checkpoint.template.notes,
         *other_template_notes(checkpoint),
         *scale_notes(config, checkpoint),
+        *pooling_notes(checkpoint.tokenizer, checkpoint.statements.response_header),
     ):
         progress(f"note: {note}")
     subject = f"CHECKPOINT {config.checkpoint}: {type(checkpoint.model).__name__}"

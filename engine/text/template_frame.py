@@ -120,16 +120,13 @@ class TemplateFrame:
     def _with_end(self, text: str) -> str:
         # Whitespace after the end-of-turn token is not part of the response. More tokens may follow
         # it: decoded padding, or the end token of the policy's own model.
-        stripped = text.rstrip()
-        without = stripped
-        while token := _last(without, self.end_tokens):
-            without = without[: -len(token)].rstrip()
+        without = text
+        while token := _last(without.rstrip(), self.end_tokens):
+            without = without.rstrip()[: -len(token)]
         for end in self.special_ends:
-            if (place := stripped.find(end, max(len(without) - len(end), 0))) >= 0:
-                return stripped[:place] + self.end
-        if text.endswith(self.end):
-            return text
-        return (without if without != stripped else text) + self.end
+            if (place := text.find(end, max(len(without) - len(end), 0))) >= 0:
+                return text[:place] + self.end
+        return without if without.endswith(self.end) else without + self.end
 
 
 def _until_rollout(header: str, render: Render) -> str:

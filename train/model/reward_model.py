@@ -33,7 +33,7 @@ from kwise.train.model.four_bit import four_bit_options
 from kwise.train.model.gguf_reader import gguf_parsed_once
 from kwise.train.model.head import init_head, reward_head
 from kwise.train.model.limits import counts_from_padding, model_max_tokens
-from kwise.train.model.response_header import check_header, response_header
+from kwise.train.model.response_header import check_header, pooling_notes, response_header
 from kwise.train.model.tokenizer import choose_pad_token, load_tokenizer, token_ids
 from kwise.train.template.chat_template import ChatTemplate
 from kwise.types import Conversation
@@ -222,7 +222,13 @@ def load_reward_model(
         layout=layout,
         template=template,
         new_layers=checkpoint.new_layers,
-        notes=(*checkpoint.notes, *cut, *stale, *template.notes),
+        notes=(
+            *checkpoint.notes,
+            *cut,
+            *stale,
+            *template.notes,
+            *pooling_notes(tokenizer, header_of(loaded.config)),
+        ),
     )
 
 

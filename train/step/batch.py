@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from kwise.engine.pooling import response_start
 from kwise.train.checkpoint.ids import id_without_row
 from kwise.train.model.batch.layout import Layout
+from kwise.train.model.response_header import follows_header
 from kwise.train.model.tokenizer import text_token_ids
 from kwise.train.rankings.problems import Problems
 from kwise.train.rankings.schema import Ranking
@@ -106,7 +107,7 @@ def tokenize_rankings(
                 )
             _check_tokens(ranking, input_ids, tokenizer, template_name, num_rows)
             if response_header is not None:
-                _check_response_starts(input_ids, tokenizer, response_header)
+                _check_response_starts(ranking, input_ids, tokenizer, response_header)
             start = _response_start(ranking, input_ids, tokenizer) if with_text else None
         except _Unusable as problem:
             problems.add(
@@ -176,14 +177,22 @@ def _check_tokens(
 
 
 def _check_response_starts(
-    input_ids: Sequence[TokenIds], tokenizer: PreTrainedTokenizerBase, header: TokenIds
+    ranking: Ranking,
+    input_ids: Sequence[TokenIds],
+    tokenizer: PreTrainedTokenizerBase,
+    header: TokenIds,
 ) -> None:
-    """Raise _Unusable if mean pooling would not read all tokens of a response."""
+    """Raise _Unusable if mean pooling would not read all tokens of a response, and those alone."""
     starts = [response_start(ids, header) for ids in input_ids]
     first = min(starts)
     name = f"{tokenizer.decode(header)!r} (--pooling mean)"
-    if first == 0:
-        raise _Unusable(f"responses[{starts.index(0)}]: the chat template does not write {name}")
+    index = starts.index(first)
+    if not follows_header(tokenizer, ranking.prompt, input_ids[index], header):
+        raise _Unusable(
+            f"responses[{index}]: the chat template does not write {name} between the prompt and "
+            "the response",
+            reason="nothing shows where a response begins (--pooling mean)",
+        )
     for index, start in enumerate(starts):
         if start > first:
             raise _Unusable(

@@ -187,6 +187,16 @@ def test_a_special_token_at_the_end_of_an_answer_is_a_part_of_it(tokenizer: Toke
             assert _templated(encoder, "", text.removesuffix("<|im_end|>\n") + end) == [expected]
 
 
+def test_whitespace_before_padding_is_a_part_of_the_answer(tokenizer: Tokenizer) -> None:
+    """A rollout that reached its limit has no end-of-turn token before its padding."""
+    encoder = _new(tokenizer, CHATML)
+    for answer in ("", "Because. \n", " "):
+        (expected,) = _messages(encoder, "Why?", answer)
+        text = _text(tokenizer, expected).removesuffix("<|im_end|>\n")
+        for end in ("<|endoftext|>", "<|pad|>" * 2, "<|endoftext|>\n<|pad|>"):
+            assert _templated(encoder, "", text + end) == [expected]
+
+
 NEEDS_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
 )

@@ -1,5 +1,6 @@
 """Training with mean pooling: what is read, what is saved, and what is refused."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def test_a_run_learns_and_says_how_its_rewards_are_read(run: Any) -> None:
         output / "README.md"
     ).read_text().replace("\n", " ")
     loaded = load_reward_model(str(output), num_heads=None, to_train=False)
+    assert loaded.notes[-1].endswith("the response's tokens, those after '<|im_start|>assistant'")
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(output).eval()
     rewards = loaded.rewards_of_tokens(SEQUENCES)[:, 0]
     with torch.no_grad():
@@ -145,6 +147,42 @@ def test_the_header_ends_before_what_depends_on_the_response(smollm2_tokenizer: 
     assert response_header(smollm2_tokenizer) == tuple(HEADER)
 
 
+@pytest.mark.parametrize(("before", "after"), [("", ":"), ("[", "]"), ("<", ">"), ("**", "**")])
+def test_the_header_precedes_responses_that_begin_with_punctuation(
+    smollm2_tokenizer: Any, before: str, after: str
+) -> None:
+    """SmolLM2 joins a colon with a quotation mark after it, for instance."""
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = (
+        (
+            "{% for m in messages %}{{ '<|im_start|>BEFORE' + m['role'] + 'AFTER' + m['content'] + "
+            "'<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}"
+            "{{ '<|im_start|>BEFOREassistantAFTER' }}{% endif %}"
+        )
+        .replace("BEFORE", before)
+        .replace("AFTER", after)
+    )
+    header = response_header(tokenizer)
+    begin = [Message(role="user", content="Well?"), Message(role="assistant", content="Yes.")]
+    for response in ('"q"', "**b**", "<b>", ") x", "://", "'s", "=>", "`c`", "-1", "[]", ""):
+        conversation = [*begin, begin[0], Message(role="assistant", content=response)]
+        ids = tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in conversation], return_dict=False
+        )
+        places = [i for i in range(len(ids)) if ids[i : i + len(header)] == list(header)]
+        assert len(places) == 2
+
+
+def test_the_header_may_follow_the_users_message(smollm2_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+        "{% elif m['role'] == 'user' %}{{ m['content'] + '<|im_start|>assistant:\n' }}"
+        "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    assert response_header(tokenizer)[0] == HEADER[0]
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -156,6 +194,9 @@ def test_the_header_ends_before_what_depends_on_the_response(smollm2_tokenizer: 
         "{% endfor %}",
         # The token that ends a prompt ends a response, too.
         "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}",
+        # Later answers begin otherwise than the first.
+        "{% for m in messages %}{{ m['content'] + '<|im_end|>' if loop.index0 > 1 else "
+        "'<|im_start|>' + m['role'] + ': ' + m['content'] }}{% endfor %}",
         # The response comes first.
         "{% for m in messages | reverse %}{{ '<|im_start|>' + m['content'] }}{% endfor %}",
         "{{ raise_exception('no') }}",
@@ -211,6 +252,25 @@ def test_a_response_that_contains_the_header_is_refused(headless: Path, tmp_path
     ):
         train(TrainConfig(**options(path, headless, tmp_path / "out", **MEAN, **short)))
     train(TrainConfig(**options(path, headless, tmp_path / "last", **short)))
+
+
+def test_a_turn_without_the_header_is_refused(headless: Path, tmp_path: Path) -> None:
+    """An answer to a tool may begin otherwise; then the last header is that of the call."""
+    path, template = tmp_path / "rankings.jsonl", tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] if not loop.previtem or "
+        "loop.previtem['role'] != 'tool' }}{{ '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+    )
+    turns = (("user", "Sum?"), ("assistant", "add(1, 2)"), ("tool", "3"))
+    prompt = [{"role": role, "content": text} for role, text in turns]
+    items = [{"text": "three", "rank": 1}, {"text": "two", "rank": 2}]
+    settings = {"chat_template": template, "epochs": 0.1, "validation_fraction": 0.0, **MEAN}
+    path.write_text(json.dumps({"prompt": prompt, "responses": items}))
+    with pytest.raises(RankingsError, match=r"does not write '<\|im_start\|>assistant'.*between"):
+        train(TrainConfig(**options(path, headless, tmp_path / "out", **settings)))
+    path.write_text(json.dumps({"prompt": prompt[:1], "responses": items}))
+    train(TrainConfig(**options(path, headless, tmp_path / "out", **settings)))
 
 
 def test_earlier_turns_of_the_assistant_are_not_read(run: Any) -> None:
