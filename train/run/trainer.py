@@ -29,6 +29,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from kwise.train.model.batch.layout import rewards_and_text_of
+from kwise.train.model.memory.free_memory import free_memory_between_layers
 from kwise.train.model.memory.gradient_checkpointing import enable_checkpointing
 from kwise.train.model.memory.save_less import save_less
 from kwise.train.model.precision import bf16_backbone, choose_precision
@@ -164,6 +165,8 @@ def make_trainer(
     if config.gradient_checkpointing is Checkpointing.NONE:
         save_less(model)  # checkpointed layers do already: with both, `selective` took 0.2 GB more
     enable_checkpointing(reward_model.model, config.gradient_checkpointing)
+    if arguments.device.type == "cpu":
+        free_memory_between_layers(reward_model.model)
     callbacks: list[TrainerCallback] = [
         before_training,
         MarkComplete(processes),
