@@ -120,7 +120,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         transformers skips at the end before it reads the reward; None if it reads the last token.
     causal: later tokens do not change earlier hidden states.
     response_header: the token ids after which a response begins, in a model with mean pooling (see
-        `kwise.engine.pooling`); absent if the reward is read at the last token.
+        `kwise.engine.model.pooling`); absent if the reward is read at the last token.
     special_tokens: names that chat templates use, such as `bos_token`, and their text.
     files: every file of the artifact except the manifest.
     reward_mean, reward_std: the served value is (raw - mean) / std. They are 0 and 1 with members.

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kwise.engine.model.packing import NOT_PAST
+from kwise.engine.model.pooling import ReadTokens, read_tokens
 from kwise.engine.model.prefix_cache import MIN_TOKENS, PromptCache, Segment, States
-from kwise.engine.pooling import ReadTokens, read_tokens
 from kwise.engine.sequence import EncodedSequence
 from kwise.engine.trie import KEY_BYTES, Int64, Trie, build_trie, common_prefix, sort_key
 
@@ -97,7 +97,7 @@ def plan_reuse(
 
     Args:
         no_states: the states of 0 tokens.
-        response_header: see `kwise.engine.pooling.first_read`.
+        response_header: see `kwise.engine.model.pooling.first_read`.
         separate_last_tokens: see `build_trie`.
     """
     sequences = [sequence.token_ids for sequence in batch]

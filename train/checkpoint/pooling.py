@@ -1,9 +1,9 @@
 """Mean pooling in a checkpoint: what config.json states about it.
 
 The weights do not say at which tokens the head was trained to read, so `kwise_response_header` in
-config.json does: the token ids after which a response begins (kwise/engine/pooling.py). A model
-without the key is read at the last token. transformers does not know the key, and reads every model
-at the last token.
+config.json does: the token ids after which a response begins (kwise/engine/model/pooling.py). A
+model without the key is read at the last token. transformers does not know the key, and reads every
+model at the last token.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,17 +1,19 @@
 """Find the response header of a chat template: the tokens after which a response begins.
 
-See kwise/engine/pooling.py for its use. A header is found in one short conversation, and checked in
-others: where a template writes it before one response only, or with words of the prompt, the last
-header of a conversation is not the last response's, and a mean would go over the wrong tokens.
+See kwise/engine/model/pooling.py for its use. A header is found in one short conversation, and
+checked in others: where a template writes it before one response only, or with words of the prompt,
+the last header of a conversation is not the last response's, and a mean would go over the wrong
+tokens.
 """
 
 import string
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kwise.engine.pooling import response_start
+from kwise.engine.model.pooling import response_start
 from kwise.errors import ConfigError
 from kwise.train.checkpoint.pooling import HEADER_KEY
 from kwise.train.model.tokenizer import text_token_ids
@@ -64,7 +66,7 @@ def response_header(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
         raise ConfigError(
             f"--pooling mean: the chat template refuses a short conversation: {refusal}"
         ) from None
-    shared = _common_prefix([opened, *conversations])
+    shared = commonprefix([opened, *conversations])
     added: dict[int, Any] = tokenizer.added_tokens_decoder
     special = {token_id for token_id, token in added.items() if token.special}
     start = max((i for i, token_id in enumerate(shared) if token_id in special), default=None)
@@ -123,7 +125,10 @@ def check_header(place: str, tokenizer: PreTrainedTokenizerBase, header: TokenId
 
 
 def follows_header(
-    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, input_ids: TokenIds, header: TokenIds
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Conversation,
+    input_ids: Sequence[int],
+    header: TokenIds,
 ) -> bool:
     """Return whether the last header of a conversation is behind its prompt's last message.
 
@@ -141,29 +146,19 @@ def follows_header(
     except TemplateRefusal:
         return True  # nothing to compare with
     # Templates may write the header with the user's message, and a line feed or a colon after it.
-    between = tokenizer.decode(input_ids[start : len(_common_prefix([closed, input_ids]))])
+    between = tokenizer.decode(input_ids[start : len(commonprefix([closed, [*input_ids]]))])
     return not any(character.isalnum() for character in between)
 
 
 def _answered(
     tokenizer: PreTrainedTokenizerBase, prompt: Conversation, responses: Sequence[str]
-) -> list[TokenIds]:
+) -> list[list[int]]:
     """Return the tokens of the conversations of a prompt and each of the responses.
 
     Raises:
         TemplateRefusal: the template refuses one of them.
     """
     return [
-        tuple(text_token_ids(tokenizer, render(tokenizer, (*prompt, answer))))
+        text_token_ids(tokenizer, render(tokenizer, (*prompt, answer)))
         for answer in (Message(role="assistant", content=response) for response in responses)
     ]
-
-
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
-    """Return the tokens with which all sequences begin."""
-    shortest = min(sequences, key=len)
-    length = next(
-        (i for i, ids in enumerate(zip(*sequences, strict=False)) if len(set(ids)) > 1),
-        len(shortest),
-    )
-    return list(shortest[:length])

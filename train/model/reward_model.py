@@ -23,12 +23,12 @@ from kwise.train.checkpoint.ids import num_rows, set_pad_token_id, text_config
 from kwise.train.checkpoint.members import MEANS_KEY, means_of, members_of
 from kwise.train.checkpoint.pooling import header_of, state_header
 from kwise.train.checkpoint.statements import Statements
+from kwise.train.model.architecture.first_layers import keep_first_layers
 from kwise.train.model.architecture.layout_choice import choose_layout
 from kwise.train.model.architecture.probe import conversation_probe
 from kwise.train.model.architecture.small_copy import disable_dropout
 from kwise.train.model.batch.layout import Layout, TrieLayout, rewards_and_text_of
 from kwise.train.model.checkpoint import load_checkpoint
-from kwise.train.model.first_layers import keep_first_layers
 from kwise.train.model.four_bit import four_bit_options
 from kwise.train.model.gguf_reader import gguf_parsed_once
 from kwise.train.model.head import init_head, reward_head

@@ -39,7 +39,7 @@ class Schedule(Enum):
 
 
 class Pooling(Enum):
-    """The tokens whose hidden states the head reads; see kwise/engine/pooling.py."""
+    """The tokens whose hidden states the head reads; see kwise/engine/model/pooling.py."""
 
     LAST = "last"
     MEAN = "mean"

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from kwise.json_object import RepeatedKey, json_reason, object_of_pairs
+from kwise.train.rankings.json_object import RepeatedKey, json_reason, object_of_pairs
 
 UNREADABLE_JSON = (
     "not readable as JSON: it is nested too deeply or has a number of thousands of digits"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from kwise.engine.pooling import response_start
+from kwise.engine.model.pooling import response_start
 from kwise.train.checkpoint.ids import id_without_row
 from kwise.train.model.batch.layout import Layout
 from kwise.train.model.response_header import follows_header

@@ -12,6 +12,7 @@ tokens of the vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from os.path import commonprefix
 
 import torch
 import torch.nn.functional as F
@@ -109,9 +110,7 @@ def prompt_length(
         TemplateRefusal: the template cannot render the prompt alone.
     """
     opened = text_token_ids(tokenizer, render(tokenizer, prompt, opens_answer=True))
-    pairs = enumerate(zip(opened, input_ids, strict=False))
-    differences = [index for index, (ours, theirs) in pairs if ours != theirs]
-    return differences[0] if differences else min(len(opened), len(input_ids))
+    return len(commonprefix([opened, [*input_ids]]))
 
 
 def text_tensors(

@@ -9,7 +9,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification
 
 from kwise.errors import ConfigError
-from kwise.train.model.first_layers import keep_first_layers
+from kwise.train.model.architecture.first_layers import keep_first_layers
 from kwise.train.model.reward_model import load_reward_model
 from kwise.train.options.config import TrainConfig
 from kwise.types import Message

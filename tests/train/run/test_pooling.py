@@ -274,7 +274,7 @@ def test_a_turn_without_the_header_is_refused(headless: Path, tmp_path: Path) ->
 
 
 def test_earlier_turns_of_the_assistant_are_not_read(run: Any) -> None:
-    """Of a conversation of several turns, only the last response is read."""
+    """Only the last response of a conversation is read."""
     _, output = run
     loaded = load_reward_model(str(output), to_train=False)
     turns = [

@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from kwise.json_object import RepeatedKey, json_reason, object_of_pairs
 from kwise.train.data.rows.items import RowProblem
 from kwise.train.rankings.errors import UnreadableFile
+from kwise.train.rankings.json_object import RepeatedKey, json_reason, object_of_pairs
 from kwise.train.rankings.json_value import UNREADABLE_JSON
 
 CHUNK_BYTES = 1 << 16

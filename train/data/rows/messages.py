@@ -10,11 +10,11 @@ import re
 import warnings
 from typing import Any
 
-from kwise.json_object import RepeatedKey, object_of_pairs
 from kwise.meanings import message_meaning
 from kwise.roles import is_standard, standard_role
 from kwise.train.data.rows.fields import as_objects, as_string, refuse, required, string_field
 from kwise.train.data.rows.row import Row
+from kwise.train.rankings.json_object import RepeatedKey, object_of_pairs
 from kwise.types import Conversation, Message
 
 _KEYS = (("role", "content"), ("from", "value"))

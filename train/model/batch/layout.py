@@ -9,7 +9,7 @@ Every pass goes through the model's own `forward`, which `TrieLayout.prepare` ex
 wrapped around it (PEFT, DistributedDataParallel, autocast) treats passes of both layouts alike.
 
 Dimensions: S sequences; T tokens of the longest sequence; N nodes of their trie; R tokens that the
-head reads with mean pooling (kwise/engine/pooling.py); M tokens of the text regulariser.
+head reads with mean pooling (kwise/engine/model/pooling.py); M tokens of the text regulariser.
 """
 
 import functools
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from kwise.engine.pooling import read_tokens
+from kwise.engine.model.pooling import read_tokens
 from kwise.engine.trie import build_trie
 from kwise.train.model.batch import trie_attention
 from kwise.types import TokenIds

@@ -55,7 +55,7 @@ class ReadTokens:
 
 
 def response_start(token_ids: Sequence[int] | Int64, header: Sequence[int]) -> int:
-    """Return the number of tokens up to the end of the last header; 0 if there is none.
+    """Return the position of the first token after the last header, or 0 if there is no header.
 
     Args:
         token_ids: a conversation.

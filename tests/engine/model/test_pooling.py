@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwise.engine.pooling import first_read, read_tokens, response_start
+from kwise.engine.model.pooling import first_read, read_tokens, response_start
 from kwise.engine.trie import build_trie
 
 HEADER = (1, 7)
