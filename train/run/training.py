@@ -264,7 +264,8 @@ def _check_finite(model: nn.Module, step: int) -> None:
     it.
     """
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not parameter.isfinite().all():
+        # Their sum, because isfinite() of all would copy the weights.
+        if parameter.requires_grad and not parameter.sum().isfinite():
             raise NotFinite(f"after step {step} {name} is not finite")
 
 

@@ -1,10 +1,10 @@
-"""Give free memory back to the system between the layers of a pass.
+"""Give free memory back to the system during a forward pass.
 
 glibc's heap grows in one piece. Tensors of a forward pass that are dropped leave holes between
 those that are kept for the backward pass, and the holes stay resident: 0.6 of 4.9 GB for SmolLM2
-and a ranking of 1,408 rows. `malloc_trim` gives the pages of all holes back. What it gives back is
-faulted in again, so it is called at every fifth layer only, and all calls get a small share of the
-time.
+and rankings of 1,408 rows. `malloc_trim` gives the pages of all holes back. The pages that are used
+again later are faulted in again, so it is called twice in the second half of a pass only, when few
+are left to be used, and all calls get a small share of the time.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 _MAX_SHARE = 0.05
-_LAYERS_BETWEEN_CALLS = 5
+_PARTS_OF_PASS = (1 / 2, 5 / 6)  # the parts of the layers before a call
 
 
 class FreeMemory:
@@ -41,16 +41,17 @@ class FreeMemory:
 
 
 def free_memory_between_layers(model: nn.Module) -> None:
-    """Hook `FreeMemory` before every fifth layer of a model in host memory.
+    """Hook `FreeMemory` before two layers of a model in host memory.
 
     It has no effect with other C libraries than glibc, which have no `malloc_trim`.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is None:
+    layers = _layers(model)
+    if trim is None or not len(layers):
         return
     hook = FreeMemory(lambda: trim(0))
-    for layer in _layers(model)[::_LAYERS_BETWEEN_CALLS]:
-        layer.register_forward_pre_hook(hook)
+    for index in {int(part * len(layers)) for part in _PARTS_OF_PASS}:
+        layers[index].register_forward_pre_hook(hook)
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:

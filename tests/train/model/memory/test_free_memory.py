@@ -1,4 +1,4 @@
-"""Free memory goes back to the system between layers, for a small share of the time."""
+"""Free memory goes back to the system during a pass, for a small share of the time."""
 
 import ctypes
 from pathlib import Path
@@ -59,3 +59,14 @@ def test_holes_in_the_heap_go_back_to_the_system() -> None:
     assert _resident_bytes() < before - 64e6
     assert all(block[0] == 0 for block in blocks)
     del blocks
+
+
+@pytest.mark.skipif(not HAS_TRIM, reason="this C library has no malloc_trim")
+@pytest.mark.parametrize(
+    ("num_layers", "hooked"), [(0, []), (1, [0]), (2, [1]), (3, [1, 2]), (30, [15, 25])]
+)
+def test_two_layers_in_the_second_half_call_it(num_layers: int, hooked: list[int]) -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(num_layers)])
+    free_memory_between_layers(model)
+    assert [i for i, layer in enumerate(model.layers) if layer._forward_pre_hooks] == hooked
