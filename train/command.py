@@ -87,12 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
     Return the exit code: 0, or 1 if the data cannot be used or a loss or weight is not finite.
     """
     recipe = recipe_of(arguments)
+    if recipe and os.environ.get("RANK", "0") == "0":  # the main process of a launcher
+        # Before the options are checked, because one of the recipe may exclude one that was given.
+        print(f"recipe {arguments.recipe}: {as_options(recipe)}", file=sys.stderr)
     config = config_of(arguments)
     check_input(*_files(config))
     check_model_path("--model", config.model)
     check_template_path(config.chat_template)
-    if recipe and os.environ.get("RANK", "0") == "0":  # the main process of a launcher
-        print(f"recipe {config.recipe}: {as_options(recipe)}", file=sys.stderr)
     # Imported late, because torch and transformers take seconds: --help and a wrong option must
     # not.
     from kwise.train.run.training import train

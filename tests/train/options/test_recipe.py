@@ -135,3 +135,13 @@ def test_a_run_by_the_name_of_a_recipe(
         main(["train", "--list-recipes"])
     assert ended.value.code == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == recipe_names()
+
+
+def test_a_recipe_is_printed_before_its_options_exclude_one_that_was_given(
+    data: Path, tmp_path: Path, capsys: Any
+) -> None:
+    arguments = ["train", str(data), "--model", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--recipe", "smollm2-alpaca", "--lora-rank", "8"]) == 2
+    recipe, error = capsys.readouterr().err.splitlines()
+    assert recipe.startswith("recipe smollm2-alpaca: --layers 22 ")
+    assert error.startswith("kwise train: --layers and --lora-rank exclude each other")
