@@ -34,6 +34,11 @@ _COMMANDS = {
         "kwise.train.options.recipes_command", "show the options of published training runs", ""
     ),
     "train": _Command("kwise.train.command", "train a reward model on rankings", "train"),
+    "average": _Command(
+        "kwise.train.average.command",
+        "make one checkpoint from the mean weights of several runs",
+        "train",
+    ),
     "eval": _Command(
         "kwise.evaluation.command", "measure how well rewards agree with rankings", "eval"
     ),

@@ -8,5 +8,6 @@ model       a checkpoint as a reward model: tokenizer, head, layout, adapters, p
 step        one pass: batches, losses, the text regulariser
 run         a run from beginning to end: Trainer, processes, step checkpoints, validation
 report      what a run leaves: training_report.json, model card, evaluation
+average     `kwise average`: the mean of several runs' weights
 launch      configurations of `accelerate launch`
 """

@@ -1,21 +1,23 @@
-"""Give free memory back to the system during a forward pass.
+"""Give free memory back to the system during a pass.
 
-glibc's heap grows in one piece. Tensors of a forward pass that are dropped leave holes between
-those that are kept for the backward pass, and the holes stay resident: 0.6 of 4.9 GB for SmolLM2
-and rankings of 1,408 rows. `malloc_trim` gives the pages of all holes back. The pages that are used
-again later are faulted in again, so it is called twice in the second half of a pass only, when few
-are left to be used, and all calls get a small share of the time.
+glibc's heap grows in one piece. Tensors that are dropped leave holes between those that are kept,
+and the holes stay resident: 0.6 of 4.9 GB for SmolLM2 and rankings of 1,408 rows. `malloc_trim`
+gives the pages of all holes back. The pages that are used again later are faulted in again, so it
+is called where few are: twice in the second half of a forward pass, and in the middle of a backward
+pass. All calls get a small share of the time.
 """
 
 import ctypes
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 _MAX_SHARE = 0.05
-_PARTS_OF_PASS = (1 / 2, 5 / 6)  # the parts of the layers before a call
+_PARTS_FORWARD, _PART_BACKWARD = (1 / 2, 5 / 6), 1 / 2
+"""The parts of the layers below a call, in the forward and in the backward pass."""
 
 
 class FreeMemory:
@@ -41,7 +43,7 @@ class FreeMemory:
 
 
 def free_memory_between_layers(model: nn.Module) -> None:
-    """Hook `FreeMemory` before two layers of a model in host memory.
+    """Let three places of a pass call `FreeMemory`; `model` is in host memory.
 
     It has no effect with other C libraries than glibc, which have no `malloc_trim`.
     """
@@ -49,9 +51,22 @@ def free_memory_between_layers(model: nn.Module) -> None:
     layers = _layers(model)
     if trim is None or not len(layers):
         return
-    hook = FreeMemory(lambda: trim(0))
-    for index in {int(part * len(layers)) for part in _PARTS_OF_PASS}:
-        layers[index].register_forward_pre_hook(hook)
+    free_memory = FreeMemory(lambda: trim(0))
+    for index in {int(part * len(layers)) for part in _PARTS_FORWARD}:
+        layers[index].register_forward_pre_hook(free_memory)
+    layers[int(_PART_BACKWARD * len(layers))].register_forward_pre_hook(
+        partial(_call_in_backward, free_memory), with_kwargs=True
+    )
+
+
+def _call_in_backward(
+    free_memory: FreeMemory, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Call `free_memory` when the gradient of a layer's input is known."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.requires_grad:
+            value.register_hook(free_memory)
+            return
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:

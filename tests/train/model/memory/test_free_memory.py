@@ -63,10 +63,38 @@ def test_holes_in_the_heap_go_back_to_the_system() -> None:
 
 @pytest.mark.skipif(not HAS_TRIM, reason="this C library has no malloc_trim")
 @pytest.mark.parametrize(
-    ("num_layers", "hooked"), [(0, []), (1, [0]), (2, [1]), (3, [1, 2]), (30, [15, 25])]
+    ("num_layers", "calls"),
+    [
+        (0, []),
+        (1, ["forward 0", "backward 0"]),
+        (2, ["forward 1", "backward 1"]),
+        (3, ["forward 1", "forward 2", "backward 1"]),
+        (30, ["forward 15", "forward 25", "backward 15"]),
+    ],
 )
-def test_two_layers_in_the_second_half_call_it(num_layers: int, hooked: list[int]) -> None:
+def test_three_places_of_a_pass_call_it(
+    num_layers: int, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(num_layers)])
+    place, seen = "", []
+    monkeypatch.setattr(FreeMemory, "__call__", lambda *_: seen.append(place))
     free_memory_between_layers(model)
-    assert [i for i, layer in enumerate(model.layers) if layer._forward_pre_hooks] == hooked
+    hidden = torch.ones(1, 4, requires_grad=True)
+    for index, layer in enumerate(model.layers):
+        # The order of backward passes is that of the layers, from the last.
+        hidden.register_hook(lambda _, index=index: _set(f"backward {index}"))
+        place = f"forward {index}"
+        hidden = layer(hidden)
+
+    def _set(value: str) -> None:
+        nonlocal place
+        place = value
+
+    hidden.sum().backward()
+    assert seen == calls
+    with torch.no_grad():
+        seen.clear()
+        for layer in model.layers:
+            layer(torch.ones(1, 4))
+    assert len(seen) == len([call for call in calls if call.startswith("forward")])
