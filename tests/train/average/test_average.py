@@ -20,10 +20,10 @@ from tests.training_runs import IGNORED_WARNINGS, options
 
 pytestmark = IGNORED_WARNINGS
 
-CONVERSATION = [
+CONVERSATION = (
     Message(role="user", content="Why?"),
     Message(role="assistant", content="yes no yes"),
-]
+)
 
 
 @pytest.fixture(scope="module")
