@@ -1,4 +1,4 @@
-"""What runs must have in common, so that the mean of their weights is a model.
+"""Check that runs have in common what the mean of their weights needs.
 
 Networks that were trained from the same weights are often connected by a line of networks that are
 as good. Between those that were trained from different weights there is no such line (Frankle et
@@ -49,10 +49,12 @@ class Run:
         """
         try:
             config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
+            config = None
+        if not isinstance(config, dict):
             raise ConfigError(
-                f"CHECKPOINT {name}: it is no directory with a config.json that can be read"
-            ) from None
+                f"CHECKPOINT {name}: it is not a directory with a readable config.json"
+            )
         tokenizer, template = load_tokenizer(name, None, "", option="CHECKPOINT", to_train=False)
         return cls(
             name=name,
@@ -90,36 +92,50 @@ def check_agreement(runs: Sequence[Run]) -> list[str]:
             ours, theirs = run.config.get(key), first.config.get(key)
             if ours != theirs:
                 raise ConfigError(
-                    f"CHECKPOINT {run.name}: {key} in config.json is {ours}, that of {first.name} "
-                    f"is {theirs}: two models have no mean"
+                    f"CHECKPOINT {run.name}: {key} in config.json is {ours}, and in that of "
+                    f"{first.name} {theirs}; they must be equal"
                 )
         if run.tokenizer_sha256 != first.tokenizer_sha256:
             raise ConfigError(f"CHECKPOINT {run.name}: its tokenizer is not that of {first.name}")
-        if (run.template_sha256, _date(run)) != (first.template_sha256, _date(first)):
+        if run.template_sha256 != first.template_sha256:
             raise ConfigError(
                 f"CHECKPOINT {run.name}: its chat template, or the date that it prints, is not "
                 f"that of {first.name}"
             )
-    return _check_start(runs)
+    return [*_check_start(runs), *_notes_on_seeds(runs)]
 
 
 def _check_start(runs: Sequence[Run]) -> list[str]:
     """Return notes, or raise ConfigError if two runs started from different weights."""
     starts = {run.name: run.report.get("model_sha256") for run in runs}
-    known = {name: start for name, start in starts.items() if start}
+    known = {name: start for name, start in starts.items() if isinstance(start, str)}
     if len(set(known.values())) > 1:
         first = next(iter(known))
         other = next(name for name, start in known.items() if start != known[first])
         raise ConfigError(
             f"CHECKPOINT {other}: it was not trained from the same weights as {first} "
-            f"(model_sha256 in {REPORT_NAME}), so the mean of their weights is no model"
+            f"(model_sha256 in {REPORT_NAME}), so the mean of their weights is not a usable model"
         )
     return [
-        f"{name} has no {REPORT_NAME}, so nothing shows that it was trained from the same weights"
+        f"{name} has no readable {REPORT_NAME} of kwise train, so nothing shows that it was "
+        "trained from the same weights"
         for name in starts
         if name not in known
     ]
 
 
-def _date(run: Run) -> Any:
-    return run.report.get("template_date")
+def _notes_on_seeds(runs: Sequence[Run]) -> list[str]:
+    """Return notes on what follows from different seeds of the runs."""
+    configs = [run.report.get("config") for run in runs]
+    seeds = {config.get("seed") for config in configs if isinstance(config, dict)}
+    if len(seeds) < 2:
+        return []
+    notes = [
+        "the runs have different seeds, so if the model had no head, their heads started apart"
+    ]
+    if any(run.report.get("num_validation") and not run.report.get("validation") for run in runs):
+        notes.append(
+            "each seed held out other prompts of DATA, so evaluate the mean on prompts that no run "
+            "was trained on"
+        )
+    return notes

@@ -1,6 +1,7 @@
-"""The mean of the weights of several runs (Wortsman et al. 2022, Rame et al. 2024)."""
+"""The mean of the weights of several runs (Wortsman et al. 2022, Ramé et al. 2024)."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
-from kwise.errors import ConfigError
+from kwise.errors import ConfigError, LibraryFailed
 from kwise.libraries.errors import library_errors
 from kwise.publish import check_writable, publish_directory
 from kwise.train.average.agreement import Run, check_agreement
@@ -41,37 +42,51 @@ def average(checkpoints: Sequence[str], output: Path) -> list[str]:
         output: the directory of the mean; it must not exist.
 
     Returns:
-        Notes on what could not be checked.
+        Notes on what could not be checked, and on what the checkpoints have and the mean has not.
 
     Raises:
         ConfigError: see `check_agreement` and `load_checkpoint`; or `output` exists or cannot be
             written.
         OSError: a file cannot be read or written.
+        LibraryFailed: safetensors or transformers failed while writing.
     """
-    if output.exists():
-        raise ConfigError(f"--output: {output} exists; name another directory")
-    check_writable("--output", output)
+    output = Path(os.path.realpath(output))  # a missing directory before ".." is made below
+    _check_output(output)
     runs = [Run.read(name) for name in checkpoints]
     notes = check_agreement(runs)
     first, *others = checkpoints
     with library_errors(f"CHECKPOINT {first}: cannot be read"):
-        mean = load_reward_model(first, num_heads=None, option="CHECKPOINT", to_train=False)
+        # As for training, because what its config states of its rewards is not true of the mean.
+        mean = load_reward_model(first, num_heads=None, option="CHECKPOINT")
+    if mean.new_layers:
+        raise ConfigError(f"CHECKPOINT {first}: it has no {mean.new_layers[0]}")
+    notes += mean.notes
     for count, name in enumerate(others, start=2):
         with library_errors(f"CHECKPOINT {name}: cannot be read"):
-            other = load_checkpoint("CHECKPOINT", name, to_train=False).model
-        _move(mean.model, other, 1 / count)
+            other = load_checkpoint("CHECKPOINT", name, to_train=False)
+        notes += [f"{name}: {note}" for note in other.notes]
+        _move(mean.model, other.model, 1 / count)
     output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent.resolve()))
+    work = Path(tempfile.mkdtemp(prefix=".kwise-average-", dir=output.parent))
     try:
         work.chmod(0o755)  # mkdtemp makes it readable to its owner alone
-        mean.save(work)
+        with library_errors(f"--output {output}: cannot be written", raises=LibraryFailed):
+            mean.save(work)
         (work / REPORT_NAME).write_text(_report(runs), encoding="utf-8")
         _card(runs).save(work / CARD_NAME)
+        _check_output(output)  # another command may have written it meanwhile
         publish_directory(work, output)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     return notes
+
+
+def _check_output(output: Path) -> None:
+    """Raise ConfigError if `output` exists, or nothing can be written beside it."""
+    if output.exists() or output.is_symlink():
+        raise ConfigError(f"--output: {output} exists; name another directory")
+    check_writable("--output", output)
 
 
 @torch.no_grad()

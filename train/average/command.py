@@ -7,9 +7,10 @@ from pathlib import Path
 from kwise.errors import ConfigError
 
 _EPILOG = """\
-The checkpoints are those of several runs of kwise train from the same model, with other seeds or
-options. DIR becomes a checkpoint with the mean of their weights, for kwise eval and kwise export.
-It takes no more memory or time than one of them (Rame et al. 2024, arXiv:2401.12187).
+The checkpoints are those of several runs of kwise train from the same model, with one head and with
+other options, rankings or seeds. DIR becomes a checkpoint with the mean of their weights, for kwise
+eval and kwise export. It takes no more memory or time than one of them (Ramé et al. 2024,
+arXiv:2401.12187).
 """
 
 

@@ -37,6 +37,13 @@ def runs(data: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     return outputs
 
 
+SEEDS = (
+    "note: the runs have different seeds, so if the model had no head, their heads started apart\n"
+    "note: each seed held out other prompts of DATA, so evaluate the mean on prompts that no run "
+    "was trained on\n"
+)
+
+
 def _average(capsys: Any, *checkpoints: Path, output: Path) -> tuple[int, str]:
     """Return the exit code and what was printed on standard error."""
     capsys.readouterr()
@@ -51,7 +58,7 @@ def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def test_each_weight_is_the_mean_of_the_runs(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
     output = tmp_path / "new" / "mean"
-    assert _average(capsys, *runs, output=output) == (0, "")
+    assert _average(capsys, *runs, output=output) == (0, SEEDS)
     members = [_weights(run) for run in runs]
     mean = _weights(output)
     assert mean.keys() == members[0].keys()
@@ -95,7 +102,7 @@ def test_the_report_and_the_card_name_the_runs(
     assert all(f"`{run.name}`" in card for run in runs)
     assert card.startswith("---\n") and "pipeline_tag: text-classification" in card
     # A mean can be one of several again.
-    assert _average(capsys, tmp_path / "mean", runs[0], output=tmp_path / "again") == (0, "")
+    assert _average(capsys, tmp_path / "mean", runs[0], output=tmp_path / "again")[0] == 0
 
 
 def test_models_that_have_no_mean_are_refused(
@@ -118,15 +125,16 @@ def test_models_that_have_no_mean_are_refused(
     template = shutil.copytree(runs[1], tmp_path / "template")
     jinja = template / "chat_template.jinja"
     jinja.write_text(jinja.read_text().replace("<|im_end|>", "<|im_end|> "))
-    plain = tmp_path / "plain"
-    plain.mkdir()
+    (tmp_path / "plain").mkdir()
+    (shutil.copytree(runs[1], tmp_path / "list") / "config.json").write_text("[]")
     for name, problem in {
         "other-start": "not trained from the same weights",
-        "one-layer": "num_hidden_layers in config.json is 1",
+        "one-layer": "num_hidden_layers in config.json is 1, and in that of",
         "pooled": "kwise_response_header in config.json is [",
         "template": "its chat template, or the date that it prints, is not",
-        "plain": "no directory with a config.json",
-        "missing": "no directory with a config.json",
+        "plain": "not a directory with a readable config.json",
+        "missing": "not a directory with a readable config.json",
+        "list": "not a directory with a readable config.json",
     }.items():
         code, error = _average(capsys, runs[0], tmp_path / name, output=tmp_path / "mean")
         assert code == 2, name
@@ -157,10 +165,42 @@ def test_a_checkpoint_without_a_report_is_averaged_with_a_note(
     runs: list[Path], tmp_path: Path, capsys: Any
 ) -> None:
     copied = shutil.copytree(runs[1], tmp_path / "copied")
-    (copied / "training_report.json").unlink()
-    code, error = _average(capsys, runs[0], copied, output=tmp_path / "mean")
+    report = copied / "training_report.json"
+    for number, change in enumerate((report.unlink, lambda: report.write_text("{bad"))):
+        change()
+        code, error = _average(capsys, runs[0], copied, output=tmp_path / f"mean-{number}")
+        assert code == 0
+        assert error == (
+            f"note: {copied} has no readable training_report.json of kwise train, so nothing shows "
+            "that it was trained from the same weights\n"
+        )
+
+
+def test_a_directory_that_exists_is_never_replaced(
+    runs: list[Path], tmp_path: Path, capsys: Any
+) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "keep.txt").write_text("kept")
+    (tmp_path / "link").symlink_to(precious)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for output in (
+        precious,
+        tmp_path / "new" / ".." / "precious",
+        tmp_path / "link",
+        tmp_path / "loop",
+    ):
+        code, error = _average(capsys, *runs[:2], output=output)
+        assert (code, "exists; name another directory" in error) == (2, True), error
+    assert (precious / "keep.txt").read_text() == "kept"
+
+
+def test_the_mean_does_not_state_the_rewards_of_one_run(
+    runs: list[Path], tmp_path: Path, capsys: Any
+) -> None:
+    stated = [copy_checkpoint(run, tmp_path / run.name, mean=1.5, std=2.0) for run in runs[:2]]
+    code, error = _average(capsys, *stated, output=tmp_path / "mean")
     assert code == 0
-    assert error == (
-        f"note: {copied} has no training_report.json, so nothing shows that it was trained from "
-        "the same weights\n"
-    )
+    assert "config.json: mean and std describe rewards before training" in error
+    config = json.loads((tmp_path / "mean" / "config.json").read_text())
+    assert not {"mean", "std"} & config.keys()
