@@ -55,7 +55,7 @@ class ReadTokens:
 
 
 def response_start(token_ids: Sequence[int] | Int64, header: Sequence[int]) -> int:
-    """Return the position of the first token after the last header, or 0 if there is no header.
+    """Return the position at which the last response begins; 0 without a header.
 
     Args:
         token_ids: a conversation.

@@ -1,8 +1,8 @@
 """Check that runs have in common what the mean of their weights needs.
 
-Networks that were trained from the same weights are often connected by a line of networks that are
-as good. Between those that were trained from different weights there is no such line (Frankle et
-al. 2020, arXiv:1912.05671).
+Two networks that were trained from the same weights can often be averaged, because all networks on
+the line between them are as good as they are. If they were trained from different weights, the
+networks between them are worse (Frankle et al. 2020, arXiv:1912.05671).
 """
 
 import json
@@ -45,7 +45,8 @@ class Run:
         """Read a checkpoint.
 
         Raises:
-            ConfigError: it is no directory with a config.json, or its tokenizer cannot be used.
+            ConfigError: it is not a directory with a readable config.json, or its tokenizer cannot
+                be used.
         """
         try:
             config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))

@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from torch import nn
 
 from kwise.errors import ConfigError, LibraryFailed
@@ -17,7 +16,7 @@ from kwise.publish import check_writable, publish_directory
 from kwise.train.average.agreement import Run, check_agreement
 from kwise.train.model.checkpoint import load_checkpoint
 from kwise.train.model.reward_model import load_reward_model
-from kwise.train.report.model_card import CARD_NAME
+from kwise.train.report.model_card import CARD_NAME, LOADING, NO_LICENCE, card_of
 from kwise.train.report.provenance import model_sha256, versions
 from kwise.train.run.unfinished_run import REPORT_NAME
 
@@ -67,18 +66,15 @@ def average(checkpoints: Sequence[str], output: Path) -> list[str]:
         notes += [f"{name}: {note}" for note in other.notes]
         _move(mean.model, other.model, 1 / count)
     output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".kwise-average-", dir=output.parent))
-    try:
-        work.chmod(0o755)  # mkdtemp makes it readable to its owner alone
+    with tempfile.TemporaryDirectory(prefix=".kwise-average-", dir=output.parent) as scratch:
+        work = Path(scratch) / output.name
+        work.mkdir()
         with library_errors(f"--output {output}: cannot be written", raises=LibraryFailed):
             mean.save(work)
         (work / REPORT_NAME).write_text(_report(runs), encoding="utf-8")
         _card(runs).save(work / CARD_NAME)
         _check_output(output)  # another command may have written it meanwhile
         publish_directory(work, output)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return notes
 
 
@@ -117,16 +113,12 @@ def _report(runs: Sequence[Run]) -> str:
 
 def _card(runs: Sequence[Run]) -> ModelCard:
     """Return the README.md of the mean."""
-    metadata = ModelCardData(
-        model_name="reward model",
-        pipeline_tag="text-classification",
-        library_name="transformers",
-        tags=["reward-model", "rlhf", "kwise"],
+    sections = (
+        "# Reward model",
+        "`kwise average` made it: its weights are the mean of those of "
+        f"{len(runs)} runs of `kwise train`:",
+        "\n".join(f"- `{Path(run.name).resolve().name}`" for run in runs),
+        LOADING,
+        NO_LICENCE,
     )
-    names = "\n".join(f"- `{Path(run.name).resolve().name}`" for run in runs)
-    return ModelCard(
-        f"---\n{metadata.to_yaml()}\n---\n\n# Reward model\n\n`kwise average` made it: its weights "
-        f"are the mean of those of {len(runs)} runs of `kwise train`:\n\n{names}\n\n"
-        "`AutoModelForSequenceClassification.from_pretrained` loads it. No licence is stated here: "
-        "it depends on the licences of the base model and of the data, and on your choice.\n"
-    )
+    return card_of(sections)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kwise.errors import ConfigError
@@ -154,9 +155,14 @@ def check_finite(place: str, model: PreTrainedModel) -> None:
                 f"{place}: {name} is stored in eight bits ({weight.dtype}): save the checkpoint in "
                 "16 or 32 bits"
             )
-        # The sum needs no memory. It may overflow, so it does not decide.
-        if not (weight.is_meta or weight.sum().isfinite() or weight.isfinite().all()):
+        if not (weight.is_meta or is_finite(weight)):
             raise ConfigError(f"{place}: {name} has values that are NaN or infinite")
+
+
+def is_finite(weight: Tensor) -> bool:
+    """Return whether no value is NaN or infinite."""
+    # The sum needs no memory. It may overflow, so it does not decide.
+    return bool(weight.sum().isfinite() or weight.isfinite().all())
 
 
 def is_harmless(name: str, shape: Sequence[int] = ()) -> bool:

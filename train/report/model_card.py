@@ -16,6 +16,11 @@ from kwise.train.report.members import MembersEvaluation
 from kwise.train.report.training_report import TrainingReport
 
 CARD_NAME = "README.md"
+LOADING = "`AutoModelForSequenceClassification.from_pretrained` loads it."
+NO_LICENCE = (
+    "No licence is stated here: it depends on the licences of the base model and of the data, and "
+    "on your choice."
+)
 _MAX_ROWS = 20  # per table; the report has all rows
 T = TypeVar("T")
 
@@ -26,21 +31,13 @@ def model_card(report: TrainingReport) -> ModelCard:
     model = f"`{report.config['model']}`"
     if layers := report.config.get("layers"):
         model = f"The first {layers} layer{'s' if layers > 1 else ''} of {model}"
-    metadata = ModelCardData(
-        model_name="reward model",
-        pipeline_tag="text-classification",
-        library_name="transformers",
-        tags=["reward-model", "rlhf", "kwise"],
-        eval_results=_eval_results(report),
-    )
     sections = [
         "# Reward model",
         f"{model} with a linear layer of {_outputs(report)} kwise trained it on rankings of K "
         f"responses to a prompt. {reward_meaning(objective)}",
-        "`AutoModelForSequenceClassification.from_pretrained` loads it.",
+        LOADING,
         _reading(report),
-        "No licence is stated here: it depends on the licences of the base model and of the data, "
-        "and on your choice.",
+        NO_LICENCE,
         "## Data",
         _table(("what", "value"), _data_rows(report)),
         "## Validation",
@@ -62,6 +59,18 @@ def model_card(report: TrainingReport) -> ModelCard:
             [*report.versions.items(), ("git revision", report.git_revision or "none")],
         ),
     ]
+    return card_of(sections, _eval_results(report))
+
+
+def card_of(sections: Sequence[str], eval_results: list[EvalResult] | None = None) -> ModelCard:
+    """Return a card of these sections, without the empty ones, with front matter for hubs."""
+    metadata = ModelCardData(
+        model_name="reward model",
+        pipeline_tag="text-classification",
+        library_name="transformers",
+        tags=["reward-model", "rlhf", "kwise"],
+        eval_results=eval_results,
+    )
     return ModelCard(
         f"---\n{metadata.to_yaml()}\n---\n\n"
         + "\n\n".join(section for section in sections if section)

@@ -14,6 +14,7 @@ from kwise.errors import ConfigError, LibraryFailed
 from kwise.libraries.errors import library_errors
 from kwise.publish import check_writable
 from kwise.train.checkpoint.pooling import header_of
+from kwise.train.checkpoint.tensors import is_finite
 from kwise.train.model.adapter import add_adapter, merge_adapter, save_adapter
 from kwise.train.model.adapter_source import find_adapter
 from kwise.train.model.batch.layout import SeparateLayout
@@ -264,8 +265,7 @@ def _check_finite(model: nn.Module, step: int) -> None:
     it.
     """
     for name, parameter in model.named_parameters():
-        # Their sum, because isfinite() of all would copy the weights.
-        if parameter.requires_grad and not parameter.sum().isfinite():
+        if parameter.requires_grad and not is_finite(parameter):
             raise NotFinite(f"after step {step} {name} is not finite")
 
 
