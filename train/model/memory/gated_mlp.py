@@ -1,7 +1,12 @@
-"""The end of a gated MLP, down(silu(gate) · up), that saves `gate` and `up` for the backward pass.
+"""A gated MLP, down(silu(gate(x)) · up(x)), that saves x, gate(x) and up(x) for its backward pass.
 
 PyTorch's graph of the same formula also saves silu(gate) and the product. They are nearly half of
-what the MLP of a SmolLM2 layer saves. The backward pass here computes both again.
+what the MLP of a SmolLM2 layer saves. The backward pass here computes both again, and writes the
+gradients of gate(x) and up(x) over their values, which nothing needs any more.
+
+Elementwise operations work on blocks of rows, so that intermediate results stay in the cache of a
+core. With whole tensors, the backward pass of the part after gate(x) and up(x) takes 1.24 times as
+long (SmolLM2, 1,425 rows).
 
 Dimensions: N rows; I values of a row inside the MLP; D values of a row outside.
 """
@@ -13,36 +18,67 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kwise.train.model.memory.blocks import blocks
+
 _silu_backward = torch.ops.aten.silu_backward
 
 
-class GatedDown(torch.autograd.Function):
-    """y = (silu(gate) · up) Wᵀ, the output of SwiGLU (Shazeer 2020)."""
+class GatedMlp(torch.autograd.Function):
+    """y = (silu(x Gᵀ) · x Uᵀ) Wᵀ, which is SwiGLU (Shazeer 2020)."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-        """Return y, [..., N, D], of the type of `gate`.
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        """Return y, [..., N, D], of the type of `x`, or of autocast.
 
         Args:
-            gate: [..., N, I], float32, or bfloat16 under autocast.
-            up: the same shape and type.
-            weight: float32[D, I].
+            x: [..., N, D].
+            gate: G, [I, D], of the type of `x`.
+            up: U, likewise.
+            down: W, [D, I], likewise.
         """
-        ctx.save_for_backward(gate, up, weight)
-        return F.linear(F.silu(gate).mul_(up), weight)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for both matmuls
+        gates, ups = F.linear(x, gate), F.linear(x, up)
+        ctx.save_for_backward(x, gates, ups, gate, up, down)
+        return F.linear(_product(gates, ups), down)
 
     @staticmethod
     @once_differentiable  # it computes in place
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the gradients of `gate`, `up` and `weight`; None for a frozen weight."""
-        gate, up, weight = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `x` and of the three weights; None for a frozen weight.
+
+        Raises:
+            RuntimeError: this is the second backward pass over one graph.
+        """
+        x, gates, ups, gate, up, down = ctx.saved_tensors
         (gradient,) = gradients
-        activation = F.silu(gate)
-        of_weight = None
-        if ctx.needs_input_grad[2]:
-            product = (activation * up).reshape(-1, up.shape[-1])
-            of_weight = gradient.reshape(-1, gradient.shape[-1]).t() @ product
-            of_weight = of_weight.to(weight.dtype)
-        of_product = gradient @ weight.to(gradient.dtype)
-        of_up = activation.mul_(of_product)
-        return _silu_backward(of_product.mul_(up), gate), of_up, of_weight
+        product = _product(gates, ups)
+        of_down = _of_weight(ctx, 3, gradient, product, down)
+        of_product = torch.matmul(gradient, down.to(gradient.dtype), out=product)
+        for some_gates, some_ups, of_products in blocks(gates, ups, of_product):
+            activation = F.silu(some_gates)
+            of_activation = of_products * some_ups
+            torch.mul(activation, of_products, out=some_ups)
+            _silu_backward.grad_input(of_activation, some_gates, grad_input=some_gates)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (gates @ gate.to(gates.dtype)).flatten(0, -2)
+            of_x = of_x.addmm_(ups.flatten(0, -2), up.to(ups.dtype)).view(x.shape)
+        return of_x, _of_weight(ctx, 1, gates, x, gate), _of_weight(ctx, 2, ups, x, up), of_down
+
+
+def _of_weight(
+    ctx: Any, index: int, of_output: Tensor, inputs: Tensor, weight: Tensor
+) -> Tensor | None:
+    """Return the gradient of a linear layer's weight, the argument `index`; None if frozen."""
+    if not ctx.needs_input_grad[index]:
+        return None
+    return (of_output.flatten(0, -2).t() @ inputs.flatten(0, -2)).to(weight.dtype)
+
+
+def _product(gates: Tensor, ups: Tensor) -> Tensor:
+    """Return silu(gates) · ups."""
+    product = torch.empty_like(ups)
+    for some_gates, some_ups, products in blocks(gates, ups, product):
+        torch.mul(F.silu(some_gates), some_ups, out=products)
+    return product

@@ -10,13 +10,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig
+from transformers.models.llama import modeling_llama as llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from kwise.train.model.batch.layout import rewards_of
-from kwise.train.model.memory.gated_mlp import GatedDown
+from kwise.train.model.memory.gated_mlp import GatedMlp
 from kwise.train.model.memory.gradient_checkpointing import enable_checkpointing
 from kwise.train.model.memory.rms_norm import RmsNorm
-from kwise.train.model.memory.save_less import save_less
+from kwise.train.model.memory.rotary import Rotary
+from kwise.train.model.memory.save_less import _with_rotary, save_less
 from kwise.train.model.precision import bf16_backbone
 from kwise.train.model.reward_model import RewardModel, load_reward_model
 from kwise.train.options.config import Checkpointing
@@ -96,6 +99,9 @@ def test_rewards_and_gradients_stay_and_only_layers_with_llamas_code_save_less(
     share = saved_bytes(reward_model) / bytes_before
     if name in WITH_LLAMAS_CODE:
         assert share < 0.85
+        layers = [m for m in reward_model.model.modules() if type(m).__name__.endswith("Attention")]
+        assert layers
+        assert all("forward" in vars(layer) for layer in layers)
     else:
         assert share == 1.0
 
@@ -212,16 +218,80 @@ def test_any_dtype_and_strides_get_the_same_gradients(
         torch.testing.assert_close(after, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_the_gradients_are_those_of_finite_differences() -> None:
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+def test_the_gradients_of_a_norm_and_of_a_rotation_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, requires_grad=True)
-
     rms_norm: Any = RmsNorm.apply
-    gated_down: Any = GatedDown.apply
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 0.1), (random(2, 3, 5), random(5)))
-    assert torch.autograd.gradcheck(gated_down, (random(2, 3, 5), random(2, 3, 5), random(4, 5)))
+    cos, sin = (random(1, 1, 3, 4).detach() for _ in range(2))  # whose halves differ
+    rotary: Any = Rotary.apply
+    assert torch.autograd.gradcheck(lambda x: rotary(x, cos, sin), random(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_rotation_is_that_of_transformers(transposed: bool) -> None:
+    torch.manual_seed(0)
+    query, key = random(1, 5, 6, 8), random(1, 5, 2, 8)  # [1, N, heads, D]
+    if not transposed:
+        query, key = (torch.randn(t.transpose(1, 2).shape).double() for t in (query, key))
+    else:
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+    cos, sin = (random(1, 5, 8).detach() for _ in range(2))
+    replaced: Any = _with_rotary(llama.LlamaAttention.forward)
+    rotate = replaced.__globals__["apply_rotary_pos_emb"]
+    expected = llama.apply_rotary_pos_emb(query, key, cos, sin)
+    for rotated, original in zip(rotate(query, key, cos, sin), expected, strict=True):
+        torch.testing.assert_close(rotated, original)
+        assert rotated.stride() == original.stride()
+    for given in ((query.float(), key.float(), cos, sin), (query, key, cos, sin, None)):
+        for rotated, original in zip(
+            rotate(*given), llama.apply_rotary_pos_emb(*given), strict=True
+        ):
+            assert torch.equal(rotated, original)
+            assert rotated.dtype is torch.float64
+
+
+def test_other_rotations_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return 2 * q, 2 * k
+
+    class Decorated(llama.LlamaAttention):
+        @functools.wraps(llama.LlamaAttention.forward)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    assert _with_rotary(Decorated.forward) is None
+    monkeypatch.setattr(qwen2, "apply_rotary_pos_emb", twice)
+    assert _with_rotary(qwen2.Qwen2Attention.forward) is None
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 5), (2, 37, 8)], ids=["empty", "one", "blocks"])
+def test_a_gated_mlp_has_the_gradients_of_its_formula(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    width = 4096  # 8 rows of two sequences are more than a block
+    inputs = random(*shape), random(width, shape[-1]), random(width, shape[-1]), random(4, width)
+    gated_mlp: Any = GatedMlp.apply
+
+    def formula(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        return (nn.functional.silu(x @ gate.t()) * (x @ up.t())) @ down.t()
+
+    def outputs(function: Any) -> list[Tensor]:
+        output = function(*inputs)
+        return [output, *torch.autograd.grad(output.sin().sum(), inputs)]
+
+    torch.testing.assert_close(outputs(gated_mlp), outputs(formula))
+
+
+def test_a_second_backward_pass_over_one_graph_is_an_error() -> None:
+    mlp, x = small_mlp(), torch.randn(3, 8)
+    save_less(mlp)
+    loss = mlp(x).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_a_row_of_zeros_has_finite_gradients() -> None:
