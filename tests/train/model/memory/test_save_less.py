@@ -146,7 +146,9 @@ def test_gradient_checkpointing_gets_the_same_gradients(
 
 def small_mlp(**options: Any) -> LlamaMLP:
     torch.manual_seed(0)
-    return LlamaMLP(LlamaConfig(hidden_size=8, intermediate_size=12, **options))
+    return LlamaMLP(
+        LlamaConfig(hidden_size=8, num_attention_heads=2, intermediate_size=12, **options)
+    )
 
 
 @pytest.mark.parametrize("options", [{"hidden_act": "gelu"}, {"mlp_bias": True}])
@@ -246,12 +248,14 @@ def test_a_rotation_is_that_of_transformers(transposed: bool) -> None:
     for rotated, original in zip(rotate(query, key, cos, sin), expected, strict=True):
         torch.testing.assert_close(rotated, original)
         assert rotated.stride() == original.stride()
-    for given in ((query.float(), key.float(), cos, sin), (query, key, cos, sin, None)):
-        for rotated, original in zip(
-            rotate(*given), llama.apply_rotary_pos_emb(*given), strict=True
-        ):
-            assert torch.equal(rotated, original)
-            assert rotated.dtype is torch.float64
+    given = query.float(), key.float(), cos, sin  # of types that are promoted
+    for rotated, original in zip(rotate(*given), llama.apply_rotary_pos_emb(*given), strict=True):
+        assert torch.equal(rotated, original)
+        assert rotated.dtype is torch.float64
+    given = query.transpose(1, 2), key.transpose(1, 2), cos, sin
+    expected = llama.apply_rotary_pos_emb(*given, unsqueeze_dim=2)
+    for rotated, original in zip(rotate(*given, unsqueeze_dim=2), expected, strict=True):
+        assert torch.equal(rotated, original)
 
 
 def test_other_rotations_stay(monkeypatch: pytest.MonkeyPatch) -> None:
