@@ -30,7 +30,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def smollm2_tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(smollm2_directory(), gguf_file=SMOLLM2_GGUF)
+    from kwise.train.model.gguf_reader import gguf_parsed_once
+
+    with gguf_parsed_once():
+        return AutoTokenizer.from_pretrained(smollm2_directory(), gguf_file=SMOLLM2_GGUF)
 
 
 @pytest.fixture(scope="session")

@@ -166,3 +166,14 @@ def test_padding_is_read_where_a_model_of_texts_and_images_keeps_it(tmp_path: An
     ]
     alone = [loaded.rewards([talk])[0] for talk in talks]
     assert loaded.rewards(talks) == pytest.approx(alone, abs=1e-4)
+
+
+def test_small_copies_are_measured_once_for_models_with_the_same_settings() -> None:
+    layouts = [
+        choose_layout(random_model("Llama", GROUPED | {"rope_theta": theta}), PAD, PROBE, limit)
+        for theta, limit in ((777.0, 200), (777.0, 200), (778.0, 200), (777.0, 199))
+    ]
+    first, again, other_settings, other_limit = layouts
+    assert again is first
+    assert other_settings is not first
+    assert other_limit is not first

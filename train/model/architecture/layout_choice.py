@@ -10,7 +10,7 @@ is a bug, and is not caught.
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 
@@ -45,6 +45,9 @@ from kwise.train.model.limits import model_max_tokens
 _SEQUENCES = ([3, 4, 5, 6, 7], [3, 4, 5, 6, 8], [3, 4, 5, 9, 10, 11])
 # A layout that holds for shorter conversations only is not worth its code paths.
 _MIN_SHARED = 32
+_CHOICES: dict[Hashable, Layout] = {}
+"""The choices of this process that small copies led to: the members of an ensemble, the runs of a
+mean and a resumed run have the same architecture."""
 
 
 def choose_layout(
@@ -82,14 +85,22 @@ def _choice(
     rewards_alone(model, [probe.sequence(probe.min_tokens, seed=0)])
     obstacle = _declared_obstacle(model) or _measured_obstacle(model)
     padded = PaddedLayout(pad_token_id, obstacle)
+    layouts: list[TrieLayout | PaddedLayout] = [TrieLayout(), padded]
+    layouts = [padded] if obstacle else layouts
+    longest = longest_measured(model, max_tokens or model_max_tokens(model))
+    # All that small copies and what is measured of them depend on. The path does not matter.
+    settings = repr(model.config.to_dict() | {"_name_or_path": None})
+    attention = model.config._attn_implementation
+    key = type(model), settings, attention, probe, longest, *layouts
+    if (choice := _CHOICES.get(key)) is not None:
+        return choice
     new_copy = small_copies(model)
     if new_copy is None:
         return _unmeasured_choice(model, padded, probe) if obstacle else TrieLayout()
-    layouts: list[TrieLayout | PaddedLayout] = [TrieLayout(), padded]
-    layouts = [padded] if obstacle else layouts
     measured = Invariance(new_copy, probe)
-    longest = longest_measured(model, max_tokens or model_max_tokens(model))
-    return _measured_choice(measured, layouts, probe.min_tokens, longest, type(model).__name__)
+    choice = _measured_choice(measured, layouts, probe.min_tokens, longest, type(model).__name__)
+    _CHOICES[key] = choice
+    return choice
 
 
 def _unmeasured_choice(model: PreTrainedModel, padded: PaddedLayout, probe: Probe) -> Layout:
