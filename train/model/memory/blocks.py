@@ -10,7 +10,7 @@ _BLOCK_BYTES = 1 << 18
 def blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Return the same rows of all tensors, block by block, as views.
 
-    It is one block on a GPU, which takes a kernel for each operation on a block, and for tensors
+    There is only one block on a GPU, where each operation on a block is a kernel, and for tensors
     that are not contiguous.
 
     Args:

@@ -22,7 +22,7 @@ _PARTS = (1 / 2, 5 / 6)  # of the layers, below a call
 
 
 class FreeMemory:
-    """Calls `malloc_trim` while all calls took at most `_MAX_SHARE` of the time.
+    """A function that gives free memory back, if all calls took at most `_MAX_SHARE` of the time.
 
     Args:
         trim: gives free memory back.

@@ -31,12 +31,12 @@ class GatedMlp(torch.autograd.Function):
         """Return y, [..., N, D], of the type of `x`, or of autocast.
 
         Args:
-            x: [..., N, D].
+            x: [..., N, D]. Autocast leaves float64 as it is.
             gate: G, [I, D], of the type of `x`.
             up: U, likewise.
             down: W, [D, I], likewise.
         """
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for both matmuls
         gates, ups = F.linear(x, gate), F.linear(x, up)
         ctx.save_for_backward(x, gates, ups, gate, up, down)

@@ -4,7 +4,7 @@ transformers' formula x · cos + rotate_half(x) · sin writes five tensors of th
 forward pass and more in the backward pass. The function here writes one in each, and takes 0.37 of
 the time (SmolLM2, 1,425 rows, forward and backward).
 
-Dimensions: H heads; N rows; D values of a row.
+Dimensions: B sequences; H heads; N rows; D values of a row.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ class Rotary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return y, [1, H, N, D], with the strides of `x`.
+        """Return y, [B, H, N, D], with the strides of `x`.
 
         Args:
-            x: [1, H, N, D].
-            cos: [1, 1, N, D], of the type of `x`.
+            x: [B, H, N, D], with an even D.
+            cos: [B or 1, 1, N, D], of the type of `x`. It gets no gradient.
             sin: likewise.
         """
         ctx.save_for_backward(cos, sin)

@@ -5,7 +5,6 @@ transformers have a copy of Llama's RMS norm, gated MLP and rotary embeddings, s
 recognised by their bytecode. All others, such as Gemma's norm, stay as they are.
 """
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import ACT2FN
 from transformers.models.llama import modeling_llama as llama
 from transformers.utils.deprecation import deprecate_kwarg
@@ -38,8 +38,8 @@ def save_less(model: nn.Module) -> None:
             module.forward = partial(_rms_norm, module)
         elif _has_code_of(module, llama.LlamaMLP):
             module.forward = partial(_gated_mlp, module)
-        elif (forward := _with_rotary(type(module).forward)) is not None:
-            module.forward = partial(forward, module)
+        elif _with_rotary(type(module).forward) is not None:
+            module.forward = _Attention(module)
 
 
 def _has_code_of(module: nn.Module, reference: type[nn.Module]) -> bool:
@@ -70,10 +70,31 @@ def _rms_norm(norm: nn.Module, hidden_states: Tensor) -> Tensor:
 def _gated_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     """Return the output of an MLP with the code of Llama's."""
     layers = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    are_plain = all(_is_plain_linear(layer) for layer in layers)
+    are_plain = x.dim() > 1 and all(_is_plain_linear(layer) for layer in layers)
     if are_plain and type(mlp.act_fn) in _SILU and not _has_hooks(mlp.act_fn):
         return GatedMlp.apply(x, *(layer.weight for layer in layers))
     return type(mlp).forward(mlp, x)
+
+
+class _Attention:
+    """The `forward` of an attention layer's class, with `_rotary`.
+
+    Its state is the layer alone, because pickle looks functions up by name and would not find the
+    copy of `forward`.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer = layer
+        self._forward = _with_rotary(type(layer).forward) or type(layer).forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(self._layer, *args, **kwargs)
+
+    def __getstate__(self) -> nn.Module:
+        return self._layer
+
+    def __setstate__(self, layer: nn.Module) -> None:
+        _Attention.__init__(self, layer)
 
 
 def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -81,17 +102,13 @@ def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any] | None:
 
     None if it calls no copy of Llama's rotary embeddings.
     """
-    if getattr(forward, "__globals__", {}).get("__name__") == deprecate_kwarg.__module__:
-        forward = inspect.unwrap(forward)  # its old names of arguments are not used in training
+    while getattr(forward, "__globals__", {}).get("__name__") == deprecate_kwarg.__module__:
+        forward = vars(forward)["__wrapped__"]  # no layer uses its old names of arguments
     if not isinstance(forward, FunctionType) or hasattr(forward, "__wrapped__"):
         return None
     names = forward.__globals__
-    if _ROTARY not in forward.__code__.co_names:
+    if _ROTARY not in forward.__code__.co_names or not _is_llamas_rotary(names.get(_ROTARY)):
         return None
-    for name in (_ROTARY, "rotate_half"):
-        code = _bytecode(names.get(name))
-        if code is None or code != _bytecode(getattr(llama, name)):
-            return None
     names = names | {_ROTARY: partial(_rotary, names[_ROTARY])}
     copy = FunctionType(
         forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__
@@ -100,10 +117,24 @@ def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any] | None:
     return copy
 
 
+def _is_llamas_rotary(function: Any) -> bool:
+    """Return whether `function` and the `rotate_half` that it calls are copies of Llama's."""
+    expected = llama.apply_rotary_pos_emb
+    code = _bytecode(function)
+    if code is None or code != _bytecode(expected):
+        return False
+    # unsqueeze_dim: another default means that the heads are another dimension.
+    if function.__defaults__ != expected.__defaults__:
+        return False
+    # The module of `function` may differ from that of the attention layer.
+    code = _bytecode(function.__globals__.get("rotate_half"))
+    return code is not None and code == _bytecode(llama.rotate_half)
+
+
 def _rotary(
     original: Callable[..., Any],
-    query: Tensor,
-    key: Tensor,
+    q: Tensor,
+    k: Tensor,
     cos: Tensor,
     sin: Tensor,
     *args: Any,
@@ -112,16 +143,30 @@ def _rotary(
     """Return what `original`, a copy of Llama's rotary embeddings, returns.
 
     Args:
-        original: called for other arguments, and for types that it would promote.
-        query: [1, H, N, D].
-        key: [1, G, N, D], with G heads.
-        cos: [1, N, D].
-        sin: [1, N, D].
+        original: called for arguments that `Rotary` does not support.
+        q: queries, [B, H, N, D].
+        k: keys, [B, G, N, D], with G heads.
+        cos: [B, N, D], or [1, N, D] for all sequences.
+        sin: likewise.
     """
-    if args or kwargs or not query.dtype == key.dtype == cos.dtype == sin.dtype:
-        return original(query, key, cos, sin, *args, **kwargs)
+    if args or kwargs or not (_can_rotate(q, cos, sin) and _can_rotate(k, cos, sin)):
+        return original(q, k, cos, sin, *args, **kwargs)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return Rotary.apply(query, cos, sin), Rotary.apply(key, cos, sin)
+    return Rotary.apply(q, cos, sin), Rotary.apply(k, cos, sin)
+
+
+def _can_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Return whether `Rotary` has the output and all gradients of the formula.
+
+    It has no gradients of `cos` and `sin`. Its output has the type and the shape of `x`.
+    """
+    if cos.requires_grad or sin.requires_grad or not x.dtype == cos.dtype == sin.dtype:
+        return False
+    width = x.shape[-1]
+    if width % 2 or not width == cos.shape[-1] == sin.shape[-1]:
+        return False
+    shapes = x.shape, cos.unsqueeze(1).shape, sin.unsqueeze(1).shape
+    return torch.broadcast_shapes(*shapes) == x.shape
 
 
 def _is_plain_linear(layer: nn.Module) -> bool:
@@ -136,6 +181,7 @@ def _has_hooks(module: nn.Module) -> bool:
     """Return whether a call of `module` runs more than the `forward` of its class."""
     return "forward" in vars(module) or any(
         (
+            _has_any_global_hook(),
             module._forward_hooks,
             module._forward_pre_hooks,
             module._backward_hooks,

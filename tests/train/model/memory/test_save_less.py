@@ -2,17 +2,21 @@
 
 import copy
 import functools
+import pickle
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama as llama
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel, LlamaRMSNorm
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.utils.deprecation import deprecate_kwarg
 
 from kwise.train.model.batch.layout import rewards_of
 from kwise.train.model.memory.gated_mlp import GatedMlp
@@ -167,12 +171,38 @@ def test_a_copy_uses_its_own_weights() -> None:
     assert torch.equal(twin(x), before)
 
 
-@pytest.mark.parametrize("layer", ["down_proj", "act_fn"])
+@pytest.mark.parametrize("layer", ["gate_proj", "up_proj", "down_proj", "act_fn"])
 def test_hooks_run(layer: str) -> None:
     mlp, x = small_mlp(), torch.randn(3, 8)
     save_less(mlp)
     mlp.get_submodule(layer).register_forward_hook(lambda module, inputs, output: output * 0)
     assert not mlp(x).any()
+
+
+def test_a_hook_of_all_modules_sees_the_layers_of_an_mlp() -> None:
+    mlp, seen = small_mlp(), []
+    save_less(mlp)
+    hook = register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        mlp(torch.randn(3, 8))
+    finally:
+        hook.remove()
+    assert seen == [mlp.gate_proj, mlp.act_fn, mlp.up_proj, mlp.down_proj, mlp]
+
+
+def test_autocast_leaves_float64_as_it_is() -> None:
+    mlp, x = small_mlp().double(), torch.randn(3, 8).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        before = mlp(x)
+        save_less(mlp)
+        torch.testing.assert_close(mlp(x), before)
+
+
+def test_a_single_row_has_no_dimension_of_rows() -> None:
+    mlp, x = small_mlp(), torch.randn(8, requires_grad=True)
+    (before,) = torch.autograd.grad(mlp(x).sum(), x)
+    save_less(mlp)
+    torch.testing.assert_close(*torch.autograd.grad(mlp(x).sum(), x), before)
 
 
 def test_a_replaced_forward_stays() -> None:
@@ -256,6 +286,86 @@ def test_a_rotation_is_that_of_transformers(transposed: bool) -> None:
     expected = llama.apply_rotary_pos_emb(*given, unsqueeze_dim=2)
     for rotated, original in zip(rotate(*given, unsqueeze_dim=2), expected, strict=True):
         assert torch.equal(rotated, original)
+
+
+@pytest.mark.parametrize(
+    ("x", "table", "learned"),
+    [
+        ((3, 2, 5, 8), (3, 5, 8), False),  # positions that differ between sequences
+        ((3, 2, 5, 8), (1, 5, 8), True),
+        ((1, 2, 5, 8), (3, 5, 8), False),  # one sequence, rotated by each table
+        ((1, 2, 1, 8), (1, 5, 8), False),
+        ((1, 2, 5, 7), (1, 5, 7), False),
+        ((1, 2, 5, 8), (1, 5, 1), False),
+        ((5, 2, 8), (5, 8), False),  # no dimension of sequences
+    ],
+)
+def test_tables_of_any_shape_have_the_gradients_of_transformers(
+    x: tuple[int, ...], table: tuple[int, ...], learned: bool
+) -> None:
+    torch.manual_seed(0)
+    given = [*(random(*x) for _ in "qk"), *(random(*table) for _ in "cs")]
+    for tensor in given[2:]:
+        tensor.requires_grad_(learned)
+    replaced: Any = _with_rotary(llama.LlamaAttention.forward)
+
+    def outputs(rotate: Any) -> list[Tensor]:
+        rotated = rotate(**dict(zip(("q", "k", "cos", "sin"), given, strict=True)))
+        total = sum(tensor.sin().sum() for tensor in rotated)
+        inputs = [tensor for tensor in given if tensor.requires_grad]
+        return [*rotated, *torch.autograd.grad(total, inputs)]
+
+    after = outputs(replaced.__globals__["apply_rotary_pos_emb"])
+    torch.testing.assert_close(after, outputs(llama.apply_rotary_pos_emb))
+
+
+def function_like(function: Any, **names: Any) -> Any:
+    """Return a copy of `function` in a module that has other `names`."""
+    return FunctionType(
+        function.__code__, function.__globals__ | names, function.__name__, function.__defaults__
+    )
+
+
+def test_a_rotation_with_another_default_or_rotate_half_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = qwen2.apply_rotary_pos_emb
+    monkeypatch.setattr(qwen2, "apply_rotary_pos_emb", function_like(original))
+    assert _with_rotary(qwen2.Qwen2Attention.forward) is not None
+    interleaved = function_like(original, rotate_half=lambda x: x.flip(-1))
+    monkeypatch.setattr(qwen2, "apply_rotary_pos_emb", interleaved)
+    assert _with_rotary(qwen2.Qwen2Attention.forward) is None
+    other_default = function_like(original)
+    other_default.__defaults__ = (*original.__defaults__[:-1], 2)
+    monkeypatch.setattr(qwen2, "apply_rotary_pos_emb", other_default)
+    assert _with_rotary(qwen2.Qwen2Attention.forward) is None
+
+
+def test_only_the_decorator_that_renames_arguments_is_removed() -> None:
+    def doubled(function: Any) -> Any:
+        return functools.wraps(function)(lambda *args, **kwargs: 2 * function(*args, **kwargs))
+
+    forward = llama.LlamaAttention.forward
+    renamed: Any = deprecate_kwarg("old", new_name="new", version="9.9")
+    assert _with_rotary(renamed(forward)) is not None
+    assert _with_rotary(renamed(doubled(forward))) is None
+
+
+@pytest.mark.parametrize(
+    "copy_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+)
+def test_a_copy_of_a_model_uses_its_own_weights(copy_of: Any) -> None:
+    torch.manual_seed(0)
+    options = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
+    model = LlamaModel(LlamaConfig(vocab_size=9, num_hidden_layers=1, **options))
+    token_ids = torch.tensor([[1, 2, 3]])
+    save_less(model)
+    before = model(token_ids).last_hidden_state
+    twin = copy_of(model)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(twin(token_ids).last_hidden_state, before)
+    assert "forward" in vars(twin.layers[0].self_attn)
 
 
 def test_other_rotations_stay(monkeypatch: pytest.MonkeyPatch) -> None:
