@@ -36,6 +36,7 @@ class GatedMlp(torch.autograd.Function):
             up: U, likewise.
             down: W, [D, I], likewise.
         """
+        ctx.dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))  # once, for both matmuls
         gates, ups = F.linear(x, gate), F.linear(x, up)
@@ -62,8 +63,8 @@ class GatedMlp(torch.autograd.Function):
             _silu_backward.grad_input(of_activation, some_gates, grad_input=some_gates)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (gates @ gate.to(gates.dtype)).flatten(0, -2)
-            of_x = of_x.addmm_(ups.flatten(0, -2), up.to(ups.dtype)).view(x.shape)
+            of_x = (gates @ gate.to(gates.dtype)).to(ctx.dtype)
+            of_x += ups @ up.to(ups.dtype)  # under autocast each is rounded alone, as by PyTorch
         return of_x, _of_weight(ctx, 1, gates, x, gate), _of_weight(ctx, 2, ups, x, up), of_down
 
 

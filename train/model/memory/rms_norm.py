@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kwise.train.model.memory.blocks import blocks
-
 
 class RmsNorm(torch.autograd.Function):
     """y = x · r · w with r = 1 / sqrt(mean(x²) + ε), for each row x (Zhang & Sennrich 2019)."""
@@ -27,13 +25,10 @@ class RmsNorm(torch.autograd.Function):
             weight: float32[D].
             epsilon: added to the mean of squares.
         """
-        y, scale = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
-        for some_x, some_y, scales in blocks(x, y, scale):
-            torch.linalg.vector_norm(some_x, dim=-1, keepdim=True, out=scales)
-            scales.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-            torch.mul(some_x, scales, out=some_y).mul_(weight)
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale = scale.add_(epsilon).rsqrt_()  # [..., N, 1]
         ctx.save_for_backward(x, weight, scale)
-        return y
+        return (x * scale).mul_(weight)
 
     @staticmethod
     @once_differentiable  # it computes in place
@@ -45,12 +40,13 @@ class RmsNorm(torch.autograd.Function):
         """
         x, weight, scale = ctx.saved_tensors
         (gradient,) = gradients
-        of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
-        for some_x, scales, some_gradient, some_of_x in blocks(x, scale, gradient, of_x):
-            product = torch.mul(some_gradient, some_x, out=some_of_x).reshape(-1, x.shape[-1])
-            of_weight.addmv_(product.t(), scales.reshape(-1))
-            slope = torch.mv(product, weight).reshape(scales.shape)
-            slope.mul_(scales**3).div_(x.shape[-1])
-            torch.mul(some_gradient, weight, out=some_of_x)
-            some_of_x.mul_(scales).addcmul_(some_x, slope, value=-1)
-        return of_x, of_weight if ctx.needs_input_grad[1] else None, None
+        width = x.shape[-1]
+        product = gradient * x
+        rows = product.reshape(-1, width)
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.mv(rows.t(), scale.reshape(-1))
+        slope = torch.mv(rows, weight).reshape(scale.shape).mul_(scale**3).div_(width)
+        of_x = torch.mul(gradient, weight, out=product)
+        of_x.mul_(scale).addcmul_(x, slope, value=-1)
+        return of_x, of_weight, None
