@@ -5,9 +5,10 @@ and the holes stay resident: 0.5 of 4.7 GB for SmolLM2 and rankings of 1,408 row
 take the few bytes beside a tensor, so a hole is often too short for the next tensor of its size.
 `malloc_trim` gives the pages of all holes back.
 
-Pages that are used again must be faulted in again, at 2 to 3 % of the time of a pass. So it is
-called only where resident memory would otherwise be highest: twice in the second half of a forward
-pass, while the gradients of earlier passes are in memory. All calls get a small share of the time.
+Pages that are used again must be faulted in again, and page faults take several percent of the time
+of a pass (docs/log.md). So it is called only where resident memory would otherwise be highest:
+twice in the second half of a forward pass, while the gradients of earlier passes are in memory. All
+calls get a small share of the time.
 """
 
 import ctypes

@@ -11,6 +11,7 @@ long (SmolLM2, 1,425 rows).
 Dimensions: N rows; I values of a row inside the MLP; D values of a row outside.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kwise.train.model.memory.blocks import blocks
-
+_BLOCK_BYTES = 1 << 18
 _silu_backward = torch.ops.aten.silu_backward
 
 
@@ -56,7 +56,7 @@ class GatedMlp(torch.autograd.Function):
         product = _product(gates, ups)
         of_down = _of_weight(ctx, 3, gradient, product, down)
         of_product = torch.matmul(gradient, down.to(gradient.dtype), out=product)
-        for some_gates, some_ups, of_products in blocks(gates, ups, of_product):
+        for some_gates, some_ups, of_products in _blocks(gates, ups, of_product):
             activation = F.silu(some_gates)
             of_activation = of_products * some_ups
             torch.mul(activation, of_products, out=some_ups)
@@ -80,6 +80,19 @@ def _of_weight(
 def _product(gates: Tensor, ups: Tensor) -> Tensor:
     """Return silu(gates) · ups."""
     product = torch.empty_like(ups)
-    for some_gates, some_ups, products in blocks(gates, ups, product):
+    for some_gates, some_ups, products in _blocks(gates, ups, product):
         torch.mul(F.silu(some_gates), some_ups, out=products)
     return product
+
+
+def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Return the same rows of all tensors [..., N, I], block by block, as views.
+
+    There is only one block on a GPU, where each operation on a block is a kernel, and for tensors
+    that are not contiguous.
+    """
+    if not all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors):
+        return [tensors]
+    width = tensors[0].shape[-1]
+    num_rows = max(_BLOCK_BYTES // (width * tensors[0].element_size()), 1)
+    return zip(*(tensor.view(-1, width).split(num_rows) for tensor in tensors), strict=True)

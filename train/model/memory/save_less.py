@@ -6,7 +6,7 @@ recognised by their bytecode. All others, such as Gemma's norm, stay as they are
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -34,29 +34,31 @@ def save_less(model: nn.Module) -> None:
     for module in model.modules():
         if "forward" in vars(module):
             continue
-        if _has_code_of(module, llama.LlamaRMSNorm):
+        forward = type(module).forward
+        if _has_code_of(forward, llama.LlamaRMSNorm.forward):
             module.forward = partial(_rms_norm, module)
-        elif _has_code_of(module, llama.LlamaMLP):
+        elif _has_code_of(forward, llama.LlamaMLP.forward):
             module.forward = partial(_gated_mlp, module)
-        elif _with_rotary(type(module).forward) is not None:
-            module.forward = _Attention(module)
+        elif _forward_with_rotary(forward) is not None:
+            module.forward = partial(_attention, module)
 
 
-def _has_code_of(module: nn.Module, reference: type[nn.Module]) -> bool:
-    """Return whether the class of `module` has the `forward` of `reference`, by the bytecode."""
-    code, expected = _bytecode(type(module).forward), _bytecode(reference.forward)
-    return code is not None and code == expected
+def _has_code_of(function: Any, reference: Callable[..., Any]) -> bool:
+    """Return whether `function` is a copy of `reference`, by the bytecode and the defaults."""
+    code = _bytecode(function)
+    return code is not None and code == _bytecode(reference)
 
 
 def _bytecode(function: Any) -> tuple[Any, ...] | None:
-    """Return the bytecode of `function`, and the names and constants that it uses.
+    """Return the bytecode of `function`, with the names, constants and defaults that it uses.
 
     None for a decorated function, because its bytecode is that of the decorator.
     """
     code = getattr(function, "__code__", None)
     if code is None or hasattr(function, "__wrapped__"):
         return None
-    return code.co_code, code.co_names, code.co_consts
+    defaults = function.__defaults__, function.__kwdefaults__
+    return code.co_code, code.co_names, code.co_consts, *defaults
 
 
 def _rms_norm(norm: nn.Module, hidden_states: Tensor) -> Tensor:
@@ -76,25 +78,10 @@ def _gated_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     return type(mlp).forward(mlp, x)
 
 
-class _Attention:
-    """The `forward` of an attention layer's class, with `_rotary`.
-
-    Its state is the layer alone, because pickle looks functions up by name and would not find the
-    copy of `forward`.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self._layer = layer
-        self._forward = _with_rotary(type(layer).forward) or type(layer).forward
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._forward(self._layer, *args, **kwargs)
-
-    def __getstate__(self) -> nn.Module:
-        return self._layer
-
-    def __setstate__(self, layer: nn.Module) -> None:
-        _Attention.__init__(self, layer)
+def _attention(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Return the output of an attention layer with rotary embeddings like Llama's."""
+    forward = _forward_with_rotary(type(layer).forward) or type(layer).forward
+    return forward(layer, *args, **kwargs)
 
 
 def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -117,18 +104,15 @@ def _with_rotary(forward: Callable[..., Any]) -> Callable[..., Any] | None:
     return copy
 
 
+_forward_with_rotary = cache(_with_rotary)  # one copy for all layers of a class
+
+
 def _is_llamas_rotary(function: Any) -> bool:
     """Return whether `function` and the `rotate_half` that it calls are copies of Llama's."""
-    expected = llama.apply_rotary_pos_emb
-    code = _bytecode(function)
-    if code is None or code != _bytecode(expected):
-        return False
-    # unsqueeze_dim: another default means that the heads are another dimension.
-    if function.__defaults__ != expected.__defaults__:
-        return False
     # The module of `function` may differ from that of the attention layer.
-    code = _bytecode(function.__globals__.get("rotate_half"))
-    return code is not None and code == _bytecode(llama.rotate_half)
+    return _has_code_of(function, llama.apply_rotary_pos_emb) and _has_code_of(
+        function.__globals__.get("rotate_half"), llama.rotate_half
+    )
 
 
 def _rotary(

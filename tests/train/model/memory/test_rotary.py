@@ -29,11 +29,9 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_rotation_is_that_of_transformers(transposed: bool) -> None:
     torch.manual_seed(0)
-    query, key = random(1, 5, 6, 8), random(1, 5, 2, 8)  # [1, N, heads, D]
-    if not transposed:
-        query, key = (torch.randn(t.transpose(1, 2).shape).double() for t in (query, key))
-    else:
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
+    query, key = random(1, 6, 5, 8), random(1, 2, 5, 8)  # [1, heads, N, D]
+    if transposed:  # as after a linear layer: [1, N, heads, D] in memory
+        query, key = random(1, 5, 6, 8).transpose(1, 2), random(1, 5, 2, 8).transpose(1, 2)
     cos, sin = (random(1, 5, 8).detach() for _ in range(2))
     replaced: Any = _with_rotary(llama.LlamaAttention.forward)
     rotate = replaced.__globals__["apply_rotary_pos_emb"]

@@ -275,7 +275,7 @@ def test_a_copy_of_a_model_uses_its_own_weights(copy_of: Any) -> None:
 @pytest.mark.parametrize("shape", [(0, 5), (3, 5), (2, 37, 8)], ids=["empty", "one", "blocks"])
 def test_a_gated_mlp_has_the_gradients_of_its_formula(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    width = 4096  # 8 rows of two sequences are more than a block
+    width = 4096  # a block has 8 rows
     inputs = random(*shape), random(width, shape[-1]), random(width, shape[-1]), random(4, width)
     gated_mlp: Any = GatedMlp.apply
 
