@@ -29,6 +29,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from kwise.train.model.batch.layout import rewards_and_text_of
+from kwise.train.model.memory.embedding import use_sparse_gradients
 from kwise.train.model.memory.free_memory import free_memory_between_layers
 from kwise.train.model.memory.gradient_checkpointing import enable_checkpointing
 from kwise.train.model.memory.save_less import save_less
@@ -164,6 +165,7 @@ def make_trainer(
     )
     if config.gradient_checkpointing is Checkpointing.NONE:
         save_less(model)  # checkpointed layers do already: with both, `selective` took 0.2 GB more
+    use_sparse_gradients(model)
     enable_checkpointing(reward_model.model, config.gradient_checkpointing)
     if arguments.device.type == "cpu":
         free_memory_between_layers(reward_model.model)

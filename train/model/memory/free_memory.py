@@ -3,7 +3,8 @@
 glibc's heap grows in one piece. Tensors that are dropped leave holes between those that are kept,
 and the holes stay resident: 0.5 of 4.7 GB for SmolLM2 and rankings of 1,408 rows. Small objects
 take the few bytes beside a tensor, so a hole is often too short for the next tensor of its size.
-`malloc_trim` gives the pages of all holes back.
+`malloc_trim` gives the pages of all holes back. Free memory at the end of the heap stays, because
+the next layers use it.
 
 Pages that are used again must be faulted in again, and page faults take several percent of the time
 of a pass (docs/log.md). So it is called only where resident memory would otherwise be highest:
@@ -20,6 +21,7 @@ from torch import nn
 
 _MAX_SHARE = 0.05
 _PARTS = (1 / 2, 5 / 6)  # of the layers, below a call
+_KEPT_AT_THE_END = ctypes.c_size_t(-1)  # bytes: all of them
 
 
 class FreeMemory:
@@ -53,7 +55,7 @@ def free_memory_between_layers(model: nn.Module) -> None:
     layers = _layers(model)
     if trim is None or not len(layers):
         return
-    free_memory = FreeMemory(lambda: trim(0))
+    free_memory = FreeMemory(lambda: trim(_KEPT_AT_THE_END))
 
     def call_if_there_are_gradients(*_: Any) -> None:
         if any(parameter.grad is not None for parameter in model.parameters()):
