@@ -38,8 +38,8 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _embedding(module: nn.Embedding, ids: Tensor) -> Tensor:
-    return Embedding.apply(ids, module.weight, module.padding_idx)
+def _embedding(module: nn.Embedding, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's name
+    return Embedding.apply(input, module.weight, module.padding_idx)
 
 
 def _has_gradient(weight: Tensor) -> bool:
@@ -60,7 +60,8 @@ class Embedding(torch.autograd.Function):
             weight: float[V, D].
             padding_id: row without a gradient.
         """
-        ctx.save_for_backward(ids, weight)
+        ctx.save_for_backward(ids)
+        ctx.weight = weight  # for its shape and gradient: its values may change before `backward`
         ctx.padding_id = padding_id
         return F.embedding(ids, weight, padding_id)
 
@@ -70,7 +71,7 @@ class Embedding(torch.autograd.Function):
         """Return the gradient of the table, [V, D]; sparse if it is added to an earlier one."""
         if not ctx.needs_input_grad[1]:
             return None, None, None
-        ids, weight = ctx.saved_tensors
+        (ids,), weight = ctx.saved_tensors, ctx.weight
         (gradient,) = gradients
         if not _has_gradient(weight):
             padding_id = -1 if ctx.padding_id is None else ctx.padding_id
