@@ -8,7 +8,8 @@ the next layers use it.
 
 Pages that are used again must be faulted in again, and page faults take several percent of the time
 of a pass (docs/log.md). So it is called only where resident memory would otherwise be highest:
-twice in the second half of a forward pass, while the gradients of earlier passes are in memory. All
+twice in the second half of a forward pass, while the gradients of earlier passes are in memory; and
+when these have gone, before the next pass, which does not fit into the holes that they leave. All
 calls get a small share of the time.
 """
 
@@ -47,7 +48,7 @@ class FreeMemory:
 
 
 def free_memory_between_layers(model: nn.Module) -> None:
-    """Let a forward pass of `model`, in host memory, call `FreeMemory` twice if it has gradients.
+    """Let forward passes of `model`, in host memory, call `FreeMemory` where it is most needed.
 
     It has no effect with other C libraries than glibc, which have no `malloc_trim`.
     """
@@ -56,13 +57,26 @@ def free_memory_between_layers(model: nn.Module) -> None:
     if trim is None or not len(layers):
         return
     free_memory = FreeMemory(lambda: trim(_KEPT_AT_THE_END))
+    had_gradients = False  # at the beginning of the last pass
 
-    def call_if_there_are_gradients(*_: Any) -> None:
-        if any(parameter.grad is not None for parameter in model.parameters()):
+    def before_the_first_layer(*_: Any) -> None:
+        nonlocal had_gradients
+        have_gone = had_gradients and not _has_gradients(model)
+        had_gradients = _has_gradients(model)
+        if have_gone:
             free_memory()
 
+    def beside_gradients(*_: Any) -> None:
+        if _has_gradients(model):
+            free_memory()
+
+    layers[0].register_forward_pre_hook(before_the_first_layer)
     for index in {int(part * len(layers)) for part in _PARTS}:
-        layers[index].register_forward_pre_hook(call_if_there_are_gradients)
+        layers[index].register_forward_pre_hook(beside_gradients)
+
+
+def _has_gradients(model: nn.Module) -> bool:
+    return any(parameter.grad is not None for parameter in model.parameters())
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:
