@@ -1,9 +1,7 @@
 # `make demo` and `make test` are all that a fresh clone needs. CI runs the same targets.
 PYTHON ?= python3
 BIN := .venv/bin
-# --no-compile: Python compiles a module when it is first imported. To compile all 14,000 takes a
-# minute on one core.
-PIP_INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile
+PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE ?= 1
 
 # $(call require,DIR): stop unless `make demo` has made DIR.
