@@ -61,10 +61,10 @@ def free_memory_between_layers(model: nn.Module) -> None:
 
     def before_the_first_layer(*_: Any) -> None:
         nonlocal had_gradients
-        have_gone = had_gradients and not _has_gradients(model)
-        had_gradients = _has_gradients(model)
-        if have_gone:
+        has_gradients = _has_gradients(model)
+        if had_gradients and not has_gradients:
             free_memory()
+        had_gradients = has_gradients
 
     def beside_gradients(*_: Any) -> None:
         if _has_gradients(model):
