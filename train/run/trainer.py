@@ -167,8 +167,9 @@ def make_trainer(
         save_less(model)  # checkpointed layers do already: with both, `selective` took 0.2 GB more
     use_sparse_gradients(model)
     enable_checkpointing(reward_model.model, config.gradient_checkpointing)
+    precision = choose_precision(config.precision, arguments.device)
     if arguments.device.type == "cpu":
-        free_memory_between_layers(reward_model.model)
+        free_memory_between_layers(reward_model.model, after_gradients=precision is Precision.FP32)
     callbacks: list[TrainerCallback] = [
         before_training,
         MarkComplete(processes),
@@ -198,7 +199,7 @@ def make_trainer(
     trainer.loss = ranking_loss(config)
     trainer.text_weight = config.text_regulariser
     trainer.validation = validation
-    trainer.precision = choose_precision(config.precision, arguments.device)
+    trainer.precision = precision
     trainer.in_precision = nullcontext
     if trainer.precision is Precision.BF16:
         trainer.in_precision = partial(bf16_backbone, reward_model.model, arguments.device)

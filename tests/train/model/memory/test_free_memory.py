@@ -50,7 +50,7 @@ def _resident_bytes() -> int:
 def test_holes_in_the_heap_go_back_to_the_system() -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Linear(4, 4)])
-    free_memory_between_layers(model)
+    free_memory_between_layers(model, after_gradients=True)
     # Blocks below the threshold from which glibc takes a block of its own (128 KiB and more).
     blocks = [torch.zeros(16_384) for _ in range(4096)]
     del blocks[::2]  # holes of 64 KiB between what is kept
@@ -63,17 +63,19 @@ def test_holes_in_the_heap_go_back_to_the_system() -> None:
 
 
 @pytest.mark.skipif(not HAS_TRIM, reason="this C library has no malloc_trim")
+@pytest.mark.parametrize("after_gradients", [True, False])
 @pytest.mark.parametrize(
     ("num_layers", "calls"), [(0, []), (1, [0]), (2, [1]), (3, [1, 2]), (30, [15, 25])]
 )
-def test_passes_beside_gradients_call_it_twice_and_the_pass_after_them_once(
-    num_layers: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+def test_passes_beside_gradients_call_it_twice_and_if_asked_the_pass_after_them_once(
+    num_layers: int, calls: list[int], after_gradients: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(num_layers)])
     index, seen = -1, []
     monkeypatch.setattr(FreeMemory, "__call__", lambda _: seen.append(index))
-    free_memory_between_layers(model)
+    free_memory_between_layers(model, after_gradients=after_gradients)
+    last_calls = [*calls, 0] if after_gradients and num_layers else calls  # 0: before layer 0
 
     def forward() -> torch.Tensor:
         nonlocal index
@@ -89,4 +91,4 @@ def test_passes_beside_gradients_call_it_twice_and_the_pass_after_them_once(
     model.zero_grad()
     for _ in range(2):
         forward()
-        assert seen == [*calls, *range(min(num_layers, 1))]  # before layer 0, if there is one
+        assert seen == last_calls
