@@ -87,7 +87,7 @@ test-transformers5: .venv-transformers5/done  ## run the tests that involve tran
 # other's, and for CUDA. The parts that the tests import need RL_NEEDS only, so the libraries are
 # installed with --no-deps.
 RL_LIBRARIES := areal==1.0.4 llamafactory==0.9.5 ms-swift==4.6.0 openrlhf==0.11.2 verl==0.9.1
-RL_NEEDS := aiohttp codetiming cohere dacite datasets json_repair modelscope omegaconf orjson \
+RL_NEEDS := aiohttp codetiming cohere dacite 'datasets<5.1' json_repair modelscope omegaconf orjson \
 	pillow pydantic pylatexenc ray requests simplejson skyrl-gym==0.4.0 'tensordict<=0.10' \
 	trl==1.16.0 verifiers==0.4.0 zstandard
 

@@ -8,9 +8,11 @@ the next layers use it.
 
 Pages that are used again must be faulted in again, and page faults take several percent of the time
 of a pass (docs/log.md). So it is called only where resident memory would otherwise be highest:
-twice in the second half of a forward pass, while the gradients of earlier passes are in memory; and
-when these have gone, before the next pass, whose activations in fp32 do not fit into the holes that
-they leave. All calls get a small share of the time.
+twice in the second half of a forward pass, while the gradients of earlier passes are in memory. In
+fp32 it is also called before the first pass after the gradients are dropped, whose activations do
+not fit into the holes that they leave. All calls get a small share of the time. A step of one pass
+has none of them. Where gradient checkpointing computes layers again, the hooks call it in the
+backward pass as well, because gradients are in memory there too.
 """
 
 import ctypes
@@ -53,8 +55,9 @@ def free_memory_between_layers(model: nn.Module, *, after_gradients: bool) -> No
     It has no effect with other C libraries than glibc, which have no `malloc_trim`.
 
     Args:
-        after_gradients: also when gradients have gone. In bf16 this call gains no memory and takes
-            half of the page faults of a step.
+        after_gradients: whether to call it also before the first pass of training after the
+            gradients are dropped. In bf16 this call saves no memory, and it causes half of the page
+            faults of a step.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     layers = _layers(model)
@@ -65,6 +68,8 @@ def free_memory_between_layers(model: nn.Module, *, after_gradients: bool) -> No
 
     def before_the_first_layer(*_: Any) -> None:
         nonlocal had_gradients
+        if not model.training:  # an evaluation keeps no activations
+            return
         has_gradients = _has_gradients(model)
         if had_gradients and not has_gradients:
             free_memory()

@@ -89,6 +89,10 @@ def test_passes_beside_gradients_call_it_twice_and_if_asked_the_pass_after_them_
     forward()
     assert seen == calls
     model.zero_grad()
+    model.eval()
+    forward()
+    assert seen == calls, "an evaluation in between"
+    model.train()
     for _ in range(2):
         forward()
         assert seen == last_calls
