@@ -32,6 +32,10 @@ from kwise.train.report.pairs import shares_right
 
 Rankings: TypeAlias = Sequence[EvaluatedRanking]
 
+# The largest difference of a figure of a ranking, per pair, that is rounding. Rewards of one model
+# in two runtimes differ by up to 1e-4 in fp32 (docs/precisions.md).
+_ROUNDING = 1e-3
+
 
 def compare(a: Evaluation, b: Evaluation, settings: Settings) -> ModelComparison:
     """Return the differences A − B over the rankings that both models have scored.
@@ -101,6 +105,12 @@ def _difference(a: _Totals, b: _Totals, bootstrap: PromptBootstrap) -> Differenc
     # The denominators of A and B are the same, so the difference is a ratio too.
     difference_R = a.numerator_R - b.numerator_R
     resampled_B = bootstrap.resampled_ratios(difference_R, a.denominator_R)
+    if resampled_B is None:
+        p = None
+    elif np.all(np.abs(difference_R) <= _ROUNDING * a.denominator_R):
+        p = 1.0  # the sign of rounding errors says nothing of the models
+    else:
+        p = p_value(resampled_B)
     return Difference(
         figure=a.figure,
         a=values[0],
@@ -109,7 +119,7 @@ def _difference(a: _Totals, b: _Totals, bootstrap: PromptBootstrap) -> Differenc
             value=float(difference_R.sum() / a.denominator_R.sum()),
             interval=None if resampled_B is None else bootstrap.interval(resampled_B),
         ),
-        p_value=None if resampled_B is None else p_value(resampled_B),
+        p_value=p,
     )
 
 
@@ -191,7 +201,16 @@ def _what_differs(a: Evaluation, b: Evaluation) -> str:
                 f"the {part.removesuffix('_sha256')} of {len(differing):,} rankings differ, first "
                 f"{differing[0]} of A"
             )
-    return "the order of their rankings, or a ranking that was left out, is not the same"
+    if list(_by_content(a.rankings)) != list(_by_content(b.rankings)):
+        return "the order of their rankings"
+    without_figures = [(of.data.num_tied, len(of.data.left_out)) for of in (a, b)]
+    if without_figures[0] != without_figures[1]:
+        (tied_a, left_out_a), (tied_b, left_out_b) = without_figures
+        return (
+            f"A has {tied_a:,} rankings whose responses are all tied and {left_out_a:,} that could "
+            f"not be scored, and B has {tied_b:,} and {left_out_b:,}"
+        )
+    return "a ranking that is in no figure, because its responses are tied or it was not scored"
 
 
 def _by_prompt(rankings: Rankings) -> dict[str, list[EvaluatedRanking]]:

@@ -12,6 +12,7 @@ from kwise.publish import publish_text
 
 class _Header(msgspec.Struct):
     schema_version: int
+    differences: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # only comparisons have them
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:
@@ -38,7 +39,10 @@ def read_json(path: Path) -> Evaluation:
     """
     content = path.read_bytes()
     try:
-        version = msgspec.json.decode(content, type=_Header).schema_version
+        header = msgspec.json.decode(content, type=_Header)
+        version = header.schema_version
+        if header.differences is not msgspec.UNSET:
+            raise ConfigError(f"{path}: is a comparison of two results; give a result of one model")
         if version != SCHEMA_VERSION:
             raise ConfigError(
                 f"{path}: has schema version {version}, and this version of kwise reads "

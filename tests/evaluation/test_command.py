@@ -218,6 +218,10 @@ def test_a_file_that_is_not_a_result_is_refused(results: tuple[Path, Path], caps
         ("no JSON", "is not a result of kwise eval: JSON is malformed"),
         ("{}", "is not a result of kwise eval: Object missing required field `schema_version`"),
         ('{"schema_version": 99}', "has schema version 99, and this version of kwise reads 1"),
+        (
+            '{"schema_version": 1, "differences": []}',
+            "is a comparison of two results; give a result of one model",
+        ),
         ('{"schema_version": 1}', "is not a result of kwise eval: Object missing required field"),
     ):
         b.write_text(content)

@@ -15,6 +15,7 @@ from kwise.evaluation.result import (
     DataRecord,
     EvaluatedRanking,
     Evaluation,
+    LeftOut,
     ModelRecord,
     Settings,
 )
@@ -76,6 +77,16 @@ def test_the_difference_changes_its_sign_with_the_order_of_the_models() -> None:
         assert one.p_value == pytest.approx(other.p_value)
 
 
+def test_rounding_errors_are_no_difference() -> None:
+    """All of one sign had p = 0.005, beside a difference of +0.000."""
+    rewards = np.random.default_rng(3).normal(size=50)
+    a, b = (evaluation(rankings_with((rewards + error).tolist())) for error in (0, 5e-4))
+    assert [difference.p_value for difference in compare(a, b, QUICK).differences] == [1.0] * 4
+    c = evaluation(rankings_with((rewards + 5e-3).tolist()))
+    p_of_nll = compare(a, c, QUICK).differences[1].p_value
+    assert p_of_nll is not None and p_of_nll < 0.05
+
+
 def test_the_p_value_counts_the_observed_sample() -> None:
     assert p_value(np.ones(99)) == 0.02
     assert p_value(np.zeros(99)) == 1.0
@@ -127,10 +138,22 @@ FIRST, *REST = RANKINGS
         ([replace(FIRST, responses_sha256="x"), *REST], "the responses of 1 rankings differ"),
         ([replace(FIRST, ranks=(2, 1)), *REST], "the ranks of 1 rankings differ, first f:1 of A"),
         ([replace(FIRST, scores=(2.0, 1.0)), *REST], "the scores of 1 rankings differ, first f:1"),
-        (RANKINGS[::-1], "the order of their rankings, or a ranking that was left out"),
+        (RANKINGS[::-1], "the order of their rankings"),
+        (RANKINGS, "a ranking that is in no figure, because its responses are tied or it was not"),
     ],
 )
 def test_results_of_different_data_are_refused(other: list[EvaluatedRanking], what: str) -> None:
     with pytest.raises(ConfigError) as refused:
         compare(evaluation(RANKINGS), evaluation(other, data="other"), QUICK)
     assert what in str(refused.value)
+
+
+def test_rankings_without_a_figure_are_counted_if_they_differ() -> None:
+    a, b = (evaluation(RANKINGS, data=name, num_read=4) for name in ("one", "other"))
+    a = replace(a, data=replace(a.data, num_tied=1))
+    left_out = LeftOut(origin="f:4", reason="too long", is_overlong=True)
+    b = replace(b, data=replace(b.data, left_out=(left_out,)))
+    with pytest.raises(ConfigError) as refused:
+        compare(a, b, QUICK)
+    what = "A has 1 rankings whose responses are all tied and 0 that could not be scored, and B has"
+    assert f"{what} 0 and 1" in str(refused.value)
