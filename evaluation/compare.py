@@ -16,7 +16,7 @@ import numpy as np
 
 from kwise.errors import ConfigError
 from kwise.evaluation.estimate import Estimate
-from kwise.evaluation.metrics.bootstrap import PromptBootstrap
+from kwise.evaluation.metrics.bootstrap import ROUNDING, PromptBootstrap
 from kwise.evaluation.metrics.calibration import negative_log_likelihood
 from kwise.evaluation.metrics.labelled import Floats, pairs_of_all
 from kwise.evaluation.metrics.rank_correlation import kendall_tau, ndcg, values_of
@@ -110,7 +110,10 @@ def _difference(a: _Totals, b: _Totals, bootstrap: PromptBootstrap) -> Differenc
     elif np.all(np.abs(difference_R) <= _ROUNDING * a.denominator_R):
         p = 1.0  # the sign of rounding errors says nothing of the models
     else:
-        p = p_value(resampled_B)
+        # With few prompts resamples agree too often. By the test of signs, no outcome of m prompts
+        # that differ is rarer than this.
+        least = 2.0 ** (1 - bootstrap.num_prompts_other_than_0(difference_R))
+        p = min(max(p_value(resampled_B), least), 1.0)
     return Difference(
         figure=a.figure,
         a=values[0],
@@ -127,10 +130,12 @@ def p_value(resampled_B: Floats) -> float:
     """Return the two-sided p-value of the hypothesis that the difference is 0.
 
     It is never 0: the observed sample counts as a resample (Davison and Hinkley, 1997, section
-    4.2).
+    4.2). Gains and losses that cancel count on both sides, although their sum in float64 may be as
+    large as a rounding error.
     """
+    zero = ROUNDING * np.abs(resampled_B).max(initial=0)
     num_low, num_high = (
-        1 + int(np.count_nonzero(side_B)) for side_B in (resampled_B <= 0, resampled_B >= 0)
+        1 + int(np.count_nonzero(side_B)) for side_B in (resampled_B <= zero, resampled_B >= -zero)
     )
     return min(2 * min(num_low, num_high) / (len(resampled_B) + 1), 1.0)
 

@@ -87,6 +87,27 @@ def test_rounding_errors_are_no_difference() -> None:
     assert p_of_nll is not None and p_of_nll < 0.05
 
 
+@pytest.mark.parametrize(("num_prompts", "least"), [(2, 0.5), (3, 0.25), (5, 0.0625)])
+def test_few_prompts_show_no_difference(num_prompts: int, least: float) -> None:
+    """Two prompts of two, right for A and wrong for B, had p = 0.001."""
+    a, b = (evaluation(rankings_with([reward] * num_prompts)) for reward in (1.0, -1.0))
+    comparison = compare(a, b, QUICK)
+    assert [difference.p_value for difference in comparison.differences] == [least] * 4
+    assert "the data do not show that they differ" in comparison.conclusion
+
+
+def test_figures_that_differ_by_a_factor_have_the_same_p_value() -> None:
+    """Sums that cancel were on one side only where float64 does not sum them to 0."""
+    signs = np.asarray([1.0] * 11 + [-1.0] * 9)
+    bootstrap = PromptBootstrap([str(number) for number in range(20)], Settings(num_resamples=2000))
+    p_values = set()
+    for factor in (1, 1 / 3, 0.1, 1e-3 / 7):
+        resampled = bootstrap.resampled_ratios(signs * factor, np.ones(20))
+        assert resampled is not None
+        p_values.add(p_value(resampled))
+    assert len(p_values) == 1
+
+
 def test_the_p_value_counts_the_observed_sample() -> None:
     assert p_value(np.ones(99)) == 0.02
     assert p_value(np.zeros(99)) == 1.0
