@@ -16,7 +16,7 @@ import numpy as np
 
 from kwise.errors import ConfigError
 from kwise.evaluation.estimate import Estimate
-from kwise.evaluation.metrics.bootstrap import ROUNDING, PromptBootstrap
+from kwise.evaluation.metrics.bootstrap import PromptBootstrap
 from kwise.evaluation.metrics.calibration import negative_log_likelihood
 from kwise.evaluation.metrics.labelled import Floats, pairs_of_all
 from kwise.evaluation.metrics.rank_correlation import kendall_tau, ndcg, values_of
@@ -32,9 +32,11 @@ from kwise.train.report.pairs import shares_right
 
 Rankings: TypeAlias = Sequence[EvaluatedRanking]
 
-# The largest difference of a figure of a ranking, per pair, that is rounding. Rewards of one model
-# in two runtimes differ by up to 1e-4 in fp32 (docs/precisions.md).
-_ROUNDING = 1e-3
+# A prompt whose figure differs by no more has the same rewards but for rounding. Rewards of one
+# model in two runtimes differ by up to 1e-4 in fp32 (docs/precisions.md).
+_SAME_REWARDS = 1e-3
+# Gains and losses that cancel have a sum in float64 of no more, relative to the largest sum.
+_CANCELLED = 1e-12
 
 
 def compare(a: Evaluation, b: Evaluation, settings: Settings) -> ModelComparison:
@@ -105,15 +107,10 @@ def _difference(a: _Totals, b: _Totals, bootstrap: PromptBootstrap) -> Differenc
     # The denominators of A and B are the same, so the difference is a ratio too.
     difference_R = a.numerator_R - b.numerator_R
     resampled_B = bootstrap.resampled_ratios(difference_R, a.denominator_R)
-    if resampled_B is None:
-        p = None
-    elif np.all(np.abs(difference_R) <= _ROUNDING * a.denominator_R):
-        p = 1.0  # the sign of rounding errors says nothing of the models
-    else:
-        # With few prompts resamples agree too often. By the test of signs, no outcome of m prompts
-        # that differ is rarer than this.
-        least = 2.0 ** (1 - bootstrap.num_prompts_other_than_0(difference_R))
-        p = min(max(p_value(resampled_B), least), 1.0)
+    # The signs of rounding errors say nothing of the models, and resamples of few prompts agree too
+    # often. By the test of signs, no outcome of m prompts that differ is rarer than this.
+    num_differing = bootstrap.num_prompts_above(difference_R, _SAME_REWARDS * a.denominator_R)
+    least_p = min(2.0 ** (1 - num_differing), 1.0)
     return Difference(
         figure=a.figure,
         a=values[0],
@@ -122,7 +119,7 @@ def _difference(a: _Totals, b: _Totals, bootstrap: PromptBootstrap) -> Differenc
             value=float(difference_R.sum() / a.denominator_R.sum()),
             interval=None if resampled_B is None else bootstrap.interval(resampled_B),
         ),
-        p_value=p,
+        p_value=None if resampled_B is None else max(p_value(resampled_B), least_p),
     )
 
 
@@ -133,7 +130,7 @@ def p_value(resampled_B: Floats) -> float:
     4.2). Gains and losses that cancel count on both sides, although their sum in float64 may be as
     large as a rounding error.
     """
-    zero = ROUNDING * np.abs(resampled_B).max(initial=0)
+    zero = _CANCELLED * np.abs(resampled_B).max(initial=0)
     num_low, num_high = (
         1 + int(np.count_nonzero(side_B)) for side_B in (resampled_B <= zero, resampled_B >= -zero)
     )

@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 from kwise.evaluation.estimate import Estimate, Interval
 from kwise.evaluation.result import Settings
 
-ROUNDING = 1e-12
-"""Sums of float64 that are smaller than this, relative to the largest of their kind, are 0."""
-
 _BATCH_BYTES = 64 << 20
 _MAX_COUNT = np.iinfo(np.uint8).max
 
@@ -73,10 +70,9 @@ class PromptBootstrap:
         ratios: NDArray[np.float64] = defined_B2[:, 0] / defined_B2[:, 1]
         return ratios
 
-    def num_prompts_other_than_0(self, values_R: NDArray[Any]) -> int:
-        """Return the number of prompts whose sum of the values is not 0, rounding aside."""
-        totals_C = np.abs(self._totals(values_R))
-        return int(np.count_nonzero(totals_C > ROUNDING * totals_C.max(initial=0)))
+    def num_prompts_above(self, values_R: NDArray[Any], limits_R: NDArray[Any]) -> int:
+        """Return the number of prompts whose values have a larger sum, by size, than the limits."""
+        return int(np.count_nonzero(np.abs(self._totals(values_R)) > self._totals(limits_R)))
 
     def _totals(self, values_R: NDArray[Any]) -> NDArray[np.float64]:
         """Return the sum over the rankings of each prompt, float64[C]."""
